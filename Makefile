@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test check bench format
+
+install: .venv/installed
+
+.venv/installed: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	touch $@
+
+demo: install
+	$(BIN)/bdbench run quick
+
+test: install
+	$(BIN)/pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+	$(BIN)/pytest --doctest-modules attacks benchmark defenses models || [ $$? -eq 5 ]
+
+bench: install
+	$(BIN)/pytest tests/overhead --benchmark-only -s --benchmark-columns=min,median,rounds \
+	    --benchmark-json=results/overhead.json
+
+format: install
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

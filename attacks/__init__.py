@@ -1,0 +1,13 @@
+"""Attacks: a clean image set becomes a poisoned one; a trigger is stamped on test images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from models.registry import Registry
+
+if TYPE_CHECKING:
+    from attacks.base import Attack
+
+attacks: Registry[Attack] = Registry("attack", "attacks")
+register = attacks.register

@@ -1,0 +1,72 @@
+"""BadNets, Gu, Dolan-Gavitt and Garg, 2017, arXiv:1708.06733.
+
+A small patch of black and white cells is stamped flush into the lower right corner, and the label
+is changed to the target.
+
+Differs: the CBD paper gives no patch. This is the corner pattern of Turner et al., 2019,
+arXiv:1912.02771, that the public code of ABL, NAD and CBD also stamps. Larger images get larger
+cells (3 x 3 pixels of patch at 32 pixels, 21 x 21 at 224), where that code would stay at 3 x 3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks import register
+from attacks.base import Attack, Poisoned
+from attacks.poison import dirty_label
+from models.data import ImageSet
+from models.errors import check
+
+PATTERNS = {
+    "grid": ((0, 0, 255), (0, 255, 0), (255, 0, 255)),
+    "white": ((255, 255, 255), (255, 255, 255), (255, 255, 255)),
+}
+
+
+@register("badnets")
+@dataclass(frozen=True)
+class BadNets(Attack):
+    """
+    poisoning_rate: share of the training set, in (0, 1] (paper, section 5.1: 0.1)
+    target: the label the trigger causes (paper: 0, and 1 on GTSRB)
+    pattern: "grid", four white and five black cells, or "white", all white
+    margin: distance of the patch from the right and lower border, in cells
+    """
+
+    pattern: str = "grid"
+    margin: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.pattern in PATTERNS,
+            f"pattern must be one of {', '.join(PATTERNS)}, got {self.pattern!r}",
+        )
+        check(self.margin >= 0, f"margin must be at least 0, got {self.margin}")
+
+    def patch(self, height: int) -> Tensor:
+        """uint8 (1, side, side) for images of `height` pixels: every cell is height / 32 wide."""
+        cell = max(1, round(height / 32))
+        cells = torch.tensor([PATTERNS[self.pattern]], dtype=torch.uint8)
+        return cells.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
+
+    def trigger(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        patch = self.patch(height).to(images.device)
+        side = patch.shape[-1]
+        offset = self.margin * side // 3
+        top, left = height - side - offset, width - side - offset
+        check(
+            top >= 0 and left >= 0,
+            f"a patch of {side} pixels, {offset} from the border, does not fit {height} x {width}",
+        )
+        stamped = images.clone()
+        stamped[:, :, top : top + side, left : left + side] = patch
+        return stamped
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return dirty_label(self, clean, rng)

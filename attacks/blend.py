@@ -1,0 +1,53 @@
+"""Blend, Chen et al., 2017, arXiv:1712.05526.
+
+Every pixel of a poisoned image is mixed with the same fixed pattern: x' = (1 - alpha) x + alpha k.
+
+Differs: the pattern is grey noise as in the public code of ABL and CBD, but one for all images;
+that code draws a new one for every image, which is a change of texture and not a pattern.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks import register
+from attacks.base import Attack, Poisoned
+from attacks.poison import dirty_label
+from models.data import ImageSet
+from models.errors import check
+from models.rng import stream
+
+
+@register("blend")
+@dataclass(frozen=True)
+class Blend(Attack):
+    """
+    poisoning_rate: share of the training set, in (0, 1] (paper, section 5.1: 0.1)
+    target: the label the trigger causes (paper: 0, and 1 on GTSRB)
+    alpha: weight of the pattern, in (0, 1] (ABL's and CBD's code: 0.2)
+    pattern_seed: which pattern; the cell's seed does not change it
+    """
+
+    alpha: float = 0.2
+    pattern_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.alpha <= 1, f"alpha must be in (0, 1], got {self.alpha}")
+
+    def pattern(self, height: int, width: int) -> Tensor:
+        """uint8 (1, height, width), grey noise in [0, 255]."""
+        rng = stream(self.pattern_seed, "blend", f"{height}x{width}")
+        return torch.randint(0, 256, (1, height, width), dtype=torch.uint8, generator=rng)
+
+    def trigger(self, images: Tensor) -> Tensor:
+        overlay = self.pattern(*images.shape[2:]).to(images.device).float() * self.alpha
+        # Two separate operations, so that no device fuses them and rounds otherwise.
+        kept = images.float() * (1 - self.alpha)
+        return (kept + overlay).round().to(torch.uint8)
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return dirty_label(self, clean, rng)

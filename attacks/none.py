@@ -1,0 +1,42 @@
+"""No attack: the training set stays clean.
+
+Its attack success rate is the floor: how often a network calls clean images of other classes the
+target all by itself.
+
+Differs: the paper's tables print 0 for this row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks import register
+from attacks.base import Attack, Poisoned, check_target
+from models.data import ImageSet
+from models.errors import check
+
+
+@register("none")
+@dataclass(frozen=True)
+class NoAttack(Attack):
+    """
+    poisoning_rate: always 0
+    target: the label whose floor is measured
+    """
+
+    poisoning_rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        check(self.poisoning_rate == 0, "attack 'none' poisons nothing: poisoning_rate is 0")
+        check(self.target >= 0, f"target must be a class of the data set, got {self.target}")
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return images.clone()
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        check_target(self.target, clean.num_classes)
+        nobody = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+        return Poisoned(clean, mask=nobody, cover=nobody)

@@ -1,0 +1,1 @@
+"""The harness: where attacks meet defenses, and everything a user runs."""

@@ -1,0 +1,85 @@
+"""A cell: one data set, model, attack, defense, recipe and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from attacks import attacks
+from attacks.base import check_target
+from benchmark.cache import digest_of
+from benchmark.datasets import datasets
+from benchmark.records import SCHEMA
+from defenses import defenses
+from models import models, spec
+from models.training import Recipe
+
+REGISTRIES: dict[str, Any] = {
+    "dataset": datasets,
+    "model": models,
+    "attack": attacks,
+    "defense": defenses,
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Canonical specs; make one with `cell`. Everything that decides the numbers is in here."""
+
+    dataset: str
+    model: str
+    attack: str
+    defense: str
+    recipe: str
+    seed: int
+
+    @property
+    def versions(self) -> dict[str, int]:
+        """Of the plugins: raised by their authors when numbers change."""
+        return {
+            axis: registry.version(spec.parse(getattr(self, axis))[0])
+            for axis, registry in REGISTRIES.items()
+        }
+
+    @property
+    def key(self) -> str:
+        """16 hex digits that stand for this cell, the name of its record."""
+        parts = {"schema": SCHEMA, "versions": self.versions, **dataclasses.asdict(self)}
+        return digest_of(parts)[:16]
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The specs, with only the fields that differ from their defaults."""
+        short = {axis: reg.label(getattr(self, axis)) for axis, reg in REGISTRIES.items()}
+        default = dataclasses.asdict(Recipe())
+        given = dataclasses.asdict(recipe_of(self.recipe))
+        changed = {name: value for name, value in given.items() if value != default[name]}
+        return {**short, "recipe": spec.render("recipe", changed)}
+
+
+def cell(dataset: str, model: str, attack: str, defense: str, recipe: Recipe, seed: int) -> Cell:
+    """The cell of these specs. Raises `InvalidInput` for a name, field or value that is not right,
+    so that a suite is checked whole before anything trains."""
+    source = datasets.build(dataset)
+    models.settings(model)
+    plan = attacks.build(attack)
+    check_target(plan.target, source.num_classes)
+    if not plan.trains:
+        plan.trigger(torch.zeros(1, 3, source.image_size, source.image_size, dtype=torch.uint8))
+    defenses.build(defense)
+    return Cell(
+        dataset=datasets.canonical(dataset),
+        model=models.canonical(model),
+        attack=attacks.canonical(attack),
+        defense=defenses.canonical(defense),
+        recipe=spec.render("recipe", dataclasses.asdict(recipe)),
+        seed=seed,
+    )
+
+
+def recipe_of(text: str) -> Recipe:
+    """The recipe of a canonical recipe spec."""
+    return Recipe(**spec.parse(text)[1])

@@ -1,0 +1,222 @@
+"""The command line. What a command needs is imported when it runs: help must answer at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from benchmark.suites import suite
+from models import spec
+from models.errors import InvalidInput, check
+
+FOLDER = click.Path(path_type=Path, file_okay=False)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+
+class Commands(click.Group):
+    """A group that knows the nearest command to a wrong one."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and self.get_command(ctx, args[0]) is None:
+            guess = spec.did_you_mean(args[0], self.list_commands(ctx))
+            raise click.UsageError(f"unknown command {args[0]!r}{guess}")
+        return super().resolve_command(ctx, args)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0 fine, 1 a cell failed, 2 bad input, 130 stopped."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = cli.main(args=arguments, prog_name="bdbench", standalone_mode=False)
+        return int(code or 0)
+    except click.ClickException as error:
+        return _refuse(error.format_message())
+    except InvalidInput as error:
+        return _refuse(str(error))
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("bdbench: stopped; the same command goes on from here", err=True)
+        return 130
+
+
+def entry() -> NoReturn:
+    """The `bdbench` command."""
+    sys.exit(main())
+
+
+def _stop(number: int, frame: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _refuse(message: str) -> int:
+    click.echo(f"bdbench: {' '.join(message.split())}", err=True)
+    return 2
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="bdbench")
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Compare backdoor defenses for image classifiers.
+
+    `bdbench run` poisons, trains, defends and prints the leaderboard. A finished cell is never
+    run twice: the same command goes on where it was stopped.
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
+
+
+@cli.command()
+@click.argument("name", metavar="[SUITE]", default="quick")
+@click.option("--dataset", multiple=True, metavar="SPEC", help="Replace the data sets.")
+@click.option("--model", multiple=True, metavar="SPEC", help="Replace the models.")
+@click.option("--attack", multiple=True, metavar="SPEC", help="Replace the attacks.")
+@click.option("--defense", multiple=True, metavar="SPEC", help="Replace the defenses.")
+@click.option("--seeds", type=int, metavar="N", help="Run seeds 0 to N-1.")
+@click.option("--epochs", type=int, metavar="N", help="Length of the recipe.")
+@click.option("--train-images", type=int, metavar="N", help="Train on a fixed subset.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@click.option("--precision", metavar="NAME", help="auto, fp32 or bf16; the suite's by default.")
+@click.option("--results", type=FOLDER, help="Default: results/SUITE.")
+@click.option("--data", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+@click.option("--budget", type=float, metavar="SECONDS", help="Start no cell that would not fit.")
+@click.option("--dry-run", is_flag=True, help="List the cells and their cost, run none.")
+@click.option("--stale", is_flag=True, help="Also run cells whose code has changed.")
+@click.option("--curves", is_flag=True, help="Evaluate after every epoch.")
+def run(name: str, **options: Any) -> int:
+    """Run the cells of SUITE that have no record yet, then print the leaderboard.
+
+    SUITE is `quick` unless given; `bdbench list suites` shows the others. The options --dataset,
+    --model, --attack and --defense replace that axis of the suite and may be repeated. A SPEC is
+    a name with or without fields, such as blend or "blend(alpha=0.1)".
+
+    Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
+    """
+    chosen = suite(name)
+    from benchmark.run import run_suite
+
+    return run_suite(name, chosen, **options)
+
+
+@cli.command(name="list")
+@click.argument("kinds", nargs=-1, metavar="[attacks|defenses|models|datasets|suites]...")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
+    """Show what there is: names, one line each, and where it comes from."""
+    known = ["attacks", "defenses", "models", "datasets", "suites"]
+    for kind in kinds:
+        check(kind in known, f"unknown kind {kind!r}{spec.did_you_mean(kind, known)}")
+    from benchmark.describe import catalogue
+
+    _load(plugin)
+    click.echo(catalogue(list(kinds) or known))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+def describe(name: str, plugin: tuple[Path, ...]) -> None:
+    """Show fields, defaults, source and cost of an attack, defense, model, data set or suite."""
+    from benchmark.describe import description
+
+    _load(plugin)
+    click.echo(description(name))
+
+
+@cli.command()
+@click.argument("which", metavar="leaderboard", default="leaderboard")
+@click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
+def table(which: str, results: Path) -> int:
+    """Make a table from records, as CSV and Markdown, and print it. It never trains."""
+    known = ["leaderboard"]
+    check(which in known, f"unknown table {which!r}{spec.did_you_mean(which, known)}")
+    return _print_leaderboard(results)
+
+
+@cli.command()
+@click.argument("key")
+@click.option("--results", type=FOLDER, help="Default: all folders below results/.")
+def explain(key: str, results: Path | None) -> None:
+    """Show everything behind one cell. KEY is the name of a record or its first digits."""
+    from benchmark.describe import explanation
+
+    click.echo(explanation(key, results))
+
+
+@cli.group(cls=Commands)
+def data() -> None:
+    """Find and prepare data sets."""
+
+
+@data.command(name="ls")
+@click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
+def data_ls(folder: Path | None) -> None:
+    """Show which data sets were found, and where."""
+    from benchmark.datasets import datasets
+    from benchmark.datasets.base import roots
+
+    for name in datasets.names():
+        found = datasets.build(name).locate(roots(folder))
+        click.echo(f"{name:<16} {found or 'not found'}")
+    click.echo(f"searched: {', '.join(str(root) for root in roots(folder))}")
+
+
+@data.command()
+@click.argument("name")
+@click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
+def prepare(name: str, folder: Path | None) -> None:
+    """Decode a data set into the cache and show what is in it."""
+    from benchmark.cache import Cache, default_root
+    from benchmark.datasets import datasets
+    from benchmark.datasets.base import roots
+
+    loaded = datasets.build(name).load(roots(folder), Cache(default_root()))
+    height, width = loaded.train.size
+    click.echo(f"data set        {datasets.canonical(name)}")
+    click.echo(f"training images {len(loaded.train):,} of {height} x {width} pixels")
+    click.echo(f"test images     {len(loaded.test):,}")
+    click.echo(f"classes         {loaded.train.num_classes}: {', '.join(loaded.class_names)}")
+    click.echo(f"sha256          {loaded.sha256}")
+    for note in loaded.notes:
+        click.echo(f"note            {note}")
+
+
+@cli.command()
+@click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
+def doctor(folder: Path | None) -> int:
+    """Show versions, devices and folders, and what would stand in the way of a run."""
+    from benchmark.describe import diagnosis
+
+    lines, fine = diagnosis(folder)
+    click.echo("\n".join(lines))
+    return 0 if fine else 1
+
+
+def _load(plugins: Sequence[Path]) -> None:
+    from models.registry import load_file
+
+    for path in plugins:
+        load_file(path)
+
+
+def _print_leaderboard(results: Path) -> int:
+    from benchmark.records import read_all
+    from benchmark.tables import write_leaderboard
+
+    records, damaged = read_all(results)
+    for line in damaged:
+        click.echo(f"bdbench: {line}; it is left out", err=True)
+    paths = write_leaderboard(records, results)
+    click.echo(next(path for path in paths if path.suffix == ".md").read_text())
+    return 1 if damaged else 0

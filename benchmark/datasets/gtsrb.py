@@ -1,0 +1,93 @@
+"""GTSRB, the German Traffic Sign Recognition Benchmark, Stallkamp et al. 2012: 43 traffic signs.
+
+Images are whole frames, resized to 32x32 pixels with a bilinear filter.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from benchmark.datasets import parquet, register
+from benchmark.datasets.base import Decoded, FileSource, Found
+from benchmark.datasets.images import Album
+from models.data import ImageSet
+from models.errors import InvalidInput, check
+
+CLASSES = tuple(f"{label:05d}" for label in range(43))
+TABLE = "GT-final_test.csv"
+SIZE = 32
+
+
+@register("gtsrb")
+@dataclass(frozen=True)
+class GTSRB(FileSource):
+    """GTSRB, resized to 32x32 pixels, 39,209 training and 12,630 test images."""
+
+    name: ClassVar[str] = "gtsrb"
+    num_classes: ClassVar[int] = 43
+    image_size: ClassVar[int] = SIZE
+    train_size: ClassVar[int] = 39_209
+    test_size: ClassVar[int] = 12_630
+    flip: ClassVar[bool] = False
+    learning_rate: ClassVar[float] = 0.01
+    layouts: ClassVar[tuple[str, ...]] = (
+        "gtsrb/{train,test}-*.parquet",
+        f"[gtsrb/]GTSRB/Final_Training and Final_Test with {TABLE}",
+        f"[gtsrb/]GTSRB/Training and Final_Test with {TABLE}",
+    )
+
+    def find(self, root: Path) -> Iterator[Found]:
+        yield from parquet.find(root, self.name, CLASSES, self.image_size, resize=True)
+        for base in (root / self.name, root):
+            if (base / "GTSRB/Final_Training/Images").is_dir():
+                yield archive(base, "official archive", "Final_Training/Images")
+            if (base / "GTSRB/Training").is_dir():
+                note = "torchvision's smaller training set of 26,640 images"
+                yield archive(base, "torchvision's smaller archive", "Training", note)
+
+
+def archive(base: Path, layout: str, training: str, note: str = "") -> Found:
+    """PPM images below `<base>/GTSRB`, those for training in one folder for each class."""
+    pictures = base / "GTSRB/Final_Test/Images"
+    train = sorted((base / "GTSRB" / training).glob(f"{'[0-9]' * 5}/*.ppm"))
+    tables = [folder / TABLE for folder in (base, base / "GTSRB", pictures)]
+    table = next((path for path in tables if path.is_file()), None)
+
+    def decode() -> Decoded:
+        check(bool(train), f"{base / 'GTSRB' / training}: no images NNNNN/*.ppm")
+        check(table is not None, f"{base}: {TABLE}, which holds the test labels, is missing")
+        assert table is not None
+        labelled = ((path, int(path.parent.name)) for path in train)
+        return Decoded(_read(labelled), _read(_test_labels(table, pictures)), CLASSES)
+
+    files = (*train, *sorted(pictures.glob("*.ppm")), *((table,) if table else ()))
+    return Found(layout, base, files, decode, note)
+
+
+def _test_labels(table: Path, pictures: Path) -> list[tuple[Path, int]]:
+    """Image files and their classes, in the order of the table."""
+    try:
+        with table.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter=";", skipinitialspace=True))
+            found = [(pictures / Path(row["Filename"]).name, int(row["ClassId"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error):
+        raise InvalidInput(
+            f"{table}: needs columns Filename and ClassId, separated by semicolons"
+        ) from None
+    check(bool(found), f"{table}: has no rows")
+    return found
+
+
+def _read(labelled: Iterable[tuple[Path, int]]) -> ImageSet:
+    album = Album(SIZE, resize=True, num_classes=len(CLASSES))
+    for path, label in labelled:
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from None
+        album.add(content, label, str(path))
+    return album.finish()

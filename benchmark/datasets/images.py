@@ -1,0 +1,80 @@
+"""Turns the bytes of image files into one tensor, and trusts nothing that their headers say."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from models.data import ImageSet
+from models.errors import InvalidInput
+
+LARGEST = 4096
+"""Pixels along a side."""
+# Among the other formats that Pillow knows are some that start external programs.
+FORMATS = ("PNG", "JPEG", "WEBP", "PPM", "BMP")
+
+
+def decode(content: bytes, size: int, resize: bool, origin: str) -> bytes:
+    """One image as the uint8 bytes of (3, size, size).
+
+    An image of another size is resized (bilinear) or, without `resize`, refused. Raises
+    `InvalidInput` with `origin`, which names file and row.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Pillow warns of what is judged here by its outcome.
+            warnings.simplefilter("ignore")
+            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+            width, height = image.size
+            if max(width, height) <= LARGEST:
+                image = image.convert("RGB")
+    except Image.DecompressionBombError:
+        raise InvalidInput(f"{origin}: image is larger than {LARGEST}x{LARGEST} pixels") from None
+    except Exception as error:  # damaged files make Pillow raise almost anything
+        raise InvalidInput(f"{origin}: image cannot be decoded ({type(error).__name__})") from error
+    if max(width, height) > LARGEST:
+        raise InvalidInput(
+            f"{origin}: image is {width}x{height} pixels, larger than {LARGEST}x{LARGEST}"
+        )
+    if image.size != (size, size):
+        if not resize:
+            raise InvalidInput(
+                f"{origin}: image is {width}x{height} pixels, all must be {size}x{size}"
+            )
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image).transpose(2, 0, 1).tobytes()
+
+
+@dataclass
+class Album:
+    """Collects decoded images and their labels, without ever holding them twice.
+
+    size: height and width of all images, pixels
+    resize: whether images of another size are resized or refused
+    """
+
+    size: int
+    resize: bool
+    num_classes: int
+    pixels: bytearray = field(default_factory=bytearray)
+    labels: list[int] = field(default_factory=list)
+
+    def add(self, content: bytes, label: int, origin: str) -> None:
+        """Decode one image. Raises `InvalidInput` with `origin` for it or a label out of range."""
+        if not 0 <= label < self.num_classes:
+            raise InvalidInput(f"{origin}: label {label} is not in [0, {self.num_classes})")
+        self.pixels += decode(content, self.size, self.resize, origin)
+        self.labels.append(label)
+
+    def finish(self) -> ImageSet:
+        """All of them in order; at least one must have been added."""
+        images: Tensor = torch.frombuffer(self.pixels, dtype=torch.uint8)
+        return ImageSet(
+            images.view(-1, 3, self.size, self.size), torch.tensor(self.labels), self.num_classes
+        )

@@ -1,0 +1,145 @@
+"""Hugging Face image Parquet: `{train,test}-*.parquet` with columns `image` or `img` and `label`.
+
+An image is a struct {bytes, path} that holds an encoded file. Rows are decoded batch by batch, so
+that little more than the decoded data is ever in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmark.datasets.base import Decoded, Found
+from benchmark.datasets.images import Album
+from models.data import ImageSet
+from models.errors import InvalidInput, check
+
+BATCH = 1024
+SHARD = re.compile(r"-(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet$")
+
+
+def find(
+    root: Path, name: str, class_names: tuple[str, ...], size: int, resize: bool
+) -> Iterator[Found]:
+    """The data set in `<root>/<name>`, if any Parquet file is there.
+
+    class_names: used where the files do not name their classes
+    size: height and width, pixels; images of another size are resized if `resize`, else refused
+    """
+    folder = root / name
+
+    def decode() -> Decoded:
+        train, names = read(folder, "train", len(class_names), size, resize)
+        test, _ = read(folder, "test", len(class_names), size, resize)
+        return Decoded(train, test, names or class_names)
+
+    files = [path for split in ("train", "test") for path in shards(folder, split)]
+    if files:
+        yield Found("parquet", folder, tuple(files), decode)
+
+
+def shards(folder: Path, split: str) -> list[Path]:
+    """The files of one split, in order."""
+    return sorted(path for path in folder.glob(f"{split}-*.parquet") if path.is_file())
+
+
+def read(
+    folder: Path, split: str, num_classes: int, size: int, resize: bool
+) -> tuple[ImageSet, tuple[str, ...]]:
+    """One split and its class names, empty where the files have none.
+
+    Raises `InvalidInput` for a missing shard, a damaged file, missing columns, an image that cannot
+    be decoded, is too large or has the wrong size, a missing label or one out of range, no rows.
+    """
+    files = shards(folder, split)
+    _check_complete(folder, split, files)
+    album = Album(size, resize, num_classes)
+    names: tuple[str, ...] = ()
+    for path in files:
+        names = _read_file(path, album) or names
+    check(bool(album.labels), f"{folder}: {split}-*.parquet has no rows")
+    return album.finish(), names
+
+
+def _check_complete(folder: Path, split: str, files: list[Path]) -> None:
+    """Names such as `train-00000-of-00002.parquet` say how many shards there must be."""
+    check(bool(files), f"{folder}: {split}-*.parquet is missing")
+    parts = [match for path in files if (match := SHARD.search(path.name))]
+    if not parts:
+        return
+    totals = {match[2] for match in parts}
+    indices = [int(match[1]) for match in parts]
+    mixed = f"{folder}: {split}-*.parquet mixes files of several data sets"
+    check(len(parts) == len(files) and len(totals) == 1, mixed)
+    total = totals.pop()
+    check(len(set(indices)) == len(indices) <= int(total), mixed)
+    missing = next((i for i in range(len(indices)) if i not in indices), len(indices))
+    check(
+        missing == int(total), f"{folder}: {split}-{missing:0{len(total)}d}-of-{total} is missing"
+    )
+
+
+def _read_file(path: Path, album: Album) -> tuple[str, ...]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    row = 0
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            image, names = _check_schema(path, file.schema_arrow, album.num_classes)
+            columns = [f"{image}.bytes", "label"]
+            for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
+                pictures, labels = batch.column(image), batch.column("label")
+                for picture, label in zip(pictures.to_pylist(), labels.to_pylist(), strict=True):
+                    origin = f"{path} row {row}"
+                    check(label is not None, f"{origin}: label is missing")
+                    content = (picture or {}).get("bytes") or b""
+                    check(bool(content), f"{origin}: image has no bytes")
+                    album.add(content, label, origin)
+                    row += 1
+            check(row == file.metadata.num_rows, f"{path}: rows are missing")
+    except InvalidInput:
+        raise
+    except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InvalidInput(f"{path}: not a readable Parquet file ({reason})") from error
+    return names
+
+
+def _check_schema(path: Path, schema: Any, num_classes: int) -> tuple[str, tuple[str, ...]]:
+    """The name of the image column, and the class names."""
+    import pyarrow.types as types
+
+    image = next((name for name in ("image", "img") if schema.get_field_index(name) >= 0), None)
+    check(
+        image is not None and schema.get_field_index("label") >= 0,
+        f"{path}: needs columns image or img, and label; has"
+        f" {' '.join(', '.join(schema.names).split())[:200] or 'none'}",
+    )
+    assert image is not None
+    kind = schema.field(image).type
+    check(
+        types.is_struct(kind)
+        and kind.get_field_index("bytes") >= 0
+        and (types.is_binary(b := kind.field("bytes").type) or types.is_large_binary(b)),
+        f"{path}: column {image} must be a struct of bytes and path, is {str(kind)[:80]}",
+    )
+    kind = schema.field("label").type
+    check(types.is_integer(kind), f"{path}: column label must be integer, is {str(kind)[:80]}")
+    names = _class_names(schema.metadata or {})
+    check(
+        len(names) in (0, num_classes),
+        f"{path}: names {len(names)} classes, there must be {num_classes}",
+    )
+    return image, names
+
+
+def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return tuple(str(name) for name in features["label"]["names"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return ()

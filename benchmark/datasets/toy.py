@@ -1,0 +1,205 @@
+"""Ten generated shapes: a data set that needs no files, for demonstrations and tests.
+
+The class is the shape. Place, size, tilt and colours are random, on a background of a colour
+gradient, clutter and blobs, so that single pixels say little and a network must find features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.random import PCG64, Generator
+from numpy.typing import NDArray
+
+from benchmark.cache import Cache
+from benchmark.datasets import register
+from benchmark.datasets.base import Dataset, Source, fingerprint
+from models.data import ImageSet
+from models.errors import check
+from models.rng import derive
+
+Floats = NDArray[np.floating[Any]]
+
+CLASSES = (
+    "disc",
+    "ring",
+    "square",
+    "frame",
+    "triangle",
+    "plus",
+    "cross",
+    "rows",
+    "columns",
+    "checkerboard",
+)
+SIZE = 32
+MOST = 1_000_000
+CHUNK = 250
+
+# Grey levels are in [0, 1] here, lengths in pixels.
+RADIUS = (8.0, 11.0)
+SHIFT = 4.0
+"""Largest distance of a shape's centre from the middle, in either direction."""
+TILT = 0.2
+"""Largest turn, radians, nearly."""
+CONTRAST = (0.2, 0.4)
+"""Difference between shape and background, in each colour channel, of either sign."""
+GRADIENT = 0.15
+CLUTTER = 0.12
+CLUTTER_CELLS = 6
+BLOBS = 2
+BLOB_RADIUS = (3.0, 7.0)
+BLOB_CONTRAST = 0.3
+NOISE = 0.08
+
+
+@register("toy")
+@dataclass(frozen=True)
+class Toy(Source):
+    """Generated shapes, 32x32 pixels, ten balanced classes, the same on every machine.
+
+    train_images, test_images: number of images, from 10 to 1,000,000
+    """
+
+    name: ClassVar[str] = "toy"
+    num_classes: ClassVar[int] = 10
+    image_size: ClassVar[int] = SIZE
+    train_size: ClassVar[int] = 5_000
+    flip: ClassVar[bool] = True
+    learning_rate: ClassVar[float] = 0.1
+
+    train_images: int = 5_000
+    test_images: int = 1_000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field, count in (("train_images", self.count), ("test_images", self.test_images)):
+            check(
+                self.num_classes <= count <= MOST,
+                f"{field} of toy must be from {self.num_classes} to {MOST:,}, got {count:,}",
+            )
+
+    def load(self, roots: Sequence[Path], cache: Cache) -> Dataset:
+        train, test = generate(self.count, "train"), generate(self.test_images, "test")
+        return Dataset(train, test, CLASSES, fingerprint(train, test))
+
+    def locate(self, roots: Sequence[Path]) -> str:
+        return "generated"
+
+
+def generate(count: int, split: str) -> ImageSet:
+    """`count` images in random order, as many of each class as can be."""
+    rng = Generator(PCG64(derive(0, "toy", split)))
+    labels = rng.permutation(np.arange(count) % len(CLASSES))
+    chunks = (labels[start : start + CHUNK] for start in range(0, count, CHUNK))
+    images = np.concatenate([draw(chunk, rng) for chunk in chunks])
+    return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), len(CLASSES))
+
+
+def draw(labels: NDArray[np.int64], rng: Generator) -> NDArray[np.uint8]:
+    """Images uint8 (n, 3, 32, 32) of the shapes `labels`.
+
+    Only sums, products, quotients, roots and comparisons of single numbers are used: these are
+    rounded alike everywhere, so that no pixel differs between machines.
+    """
+    n = len(labels)
+
+    def uniform(low: float, high: float, *shape: int) -> Floats:
+        return rng.random((n, *shape), dtype=np.float32) * (high - low) + low
+
+    axis = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
+    y, x = axis[:, None], axis
+
+    colour = uniform(0.3, 0.7, 3, 1, 1)
+    slope = uniform(-GRADIENT, GRADIENT, 2, 3, 1, 1) / (SIZE / 2)
+    cells = uniform(-CLUTTER, CLUTTER, 3, CLUTTER_CELLS, CLUTTER_CELLS)
+    image = colour + slope[:, 0] * x + slope[:, 1] * y + enlarge(enlarge(cells).swapaxes(2, 3))
+    for _ in range(BLOBS):
+        dx, dy = x - uniform(-SIZE / 2, SIZE / 2, 1, 1), y - uniform(-SIZE / 2, SIZE / 2, 1, 1)
+        radius = uniform(*BLOB_RADIUS, 1, 1)
+        bump = np.maximum(1 - (dx * dx + dy * dy) / (radius * radius), 0)
+        image += bump[:, None] * uniform(-BLOB_CONTRAST, BLOB_CONTRAST, 3, 1, 1)
+
+    radius = uniform(*RADIUS, 1, 1)
+    dx, dy = x - uniform(-SHIFT, SHIFT, 1, 1), y - uniform(-SHIFT, SHIFT, 1, 1)
+    # Cosine and sine of a turn, from the tangent of its half.
+    half = uniform(-TILT / 2, TILT / 2, 1, 1)
+    cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
+    u, v = (dx * cosine + dy * sine) / radius, (dy * cosine - dx * sine) / radius
+    distance = np.empty_like(u)
+    for label, name in enumerate(CLASSES):
+        rows = labels == label
+        distance[rows] = outline(name, u[rows], v[rows])
+    inside = np.clip(0.5 - distance * radius, 0, 1)
+    contrast = np.copysign(uniform(*CONTRAST, 3, 1, 1), uniform(-1, 1, 3, 1, 1))
+    image += inside[:, None] * contrast
+
+    image += uniform(-NOISE, NOISE, 3, SIZE, SIZE)
+    image += uniform(-NOISE, NOISE, 3, SIZE, SIZE)
+    levels: NDArray[np.uint8] = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
+    return levels
+
+
+def enlarge(cells: Floats) -> Floats:
+    """(..., cells) to (..., 32), interpolated linearly."""
+    place = np.arange(SIZE, dtype=np.float32) * ((cells.shape[-1] - 1) / SIZE)
+    left = place.astype(np.int64)
+    weight = place - left.astype(np.float32)
+    between: Floats = cells[..., left] * (1 - weight) + cells[..., left + 1] * weight
+    return between
+
+
+def outline(name: str, u: Floats, v: Floats) -> Floats:
+    """Distance to the edge of a shape of radius 1, negative inside, at points (u, v).
+
+    Mirrored left to right, a shape stays in its class.
+    """
+    across, down = np.abs(u), np.abs(v)
+
+    def box(x: Floats, y: Floats, a: float, b: float) -> Floats:
+        edge: Floats = np.maximum(x - a, y - b)
+        return edge
+
+    def plus(x: Floats, y: Floats, length: float) -> Floats:
+        edge: Floats = np.minimum(box(x, y, length, 0.28), box(x, y, 0.28, length))
+        return edge
+
+    def stripes(x: Floats) -> Floats:
+        three = np.minimum(x, np.abs(x - 0.72)) - 0.18
+        edge: Floats = np.maximum(three, box(across, down, 0.9, 0.9))
+        return edge
+
+    def alternate(x: Floats) -> Floats:
+        side: Floats = np.where(x < 0, -1, 1).astype(np.float32)
+        return side * (0.24 - np.abs(np.abs(x) - 0.24))
+
+    edge: Floats
+    match name:
+        case "disc":
+            edge = np.sqrt(u * u + v * v) - 0.95
+        case "ring":
+            edge = np.abs(np.sqrt(u * u + v * v) - 0.75) - 0.22
+        case "square":
+            edge = box(across, down, 0.85, 0.85)
+        case "frame":
+            edge = np.abs(box(across, down, 0.7, 0.7)) - 0.2
+        case "triangle":
+            edge = np.maximum(v - 0.75, 0.88 * across - 0.475 * (v + 1))
+        case "plus":
+            edge = plus(across, down, 0.95)
+        case "cross":
+            edge = plus(np.abs(u + v) * 0.7071, np.abs(u - v) * 0.7071, 1.1)
+        case "rows":
+            edge = stripes(down)
+        case "columns":
+            edge = stripes(across)
+        case _:
+            a, b = alternate(u), alternate(v)
+            same = np.minimum(np.maximum(-a, -b), np.maximum(a, b))
+            edge = np.maximum(same, box(across, down, 0.96, 0.96))
+    return edge

@@ -1,0 +1,352 @@
+"""The only place where an attack meets a defense: `Harness.run(cell) -> Record`."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks import attacks
+from benchmark import metrics, provenance
+from benchmark.cache import Cache, Payload
+from benchmark.cell import Cell, recipe_of
+from benchmark.datasets import datasets
+from benchmark.datasets.base import Dataset
+from benchmark.records import SCHEMA, STAGES, Count, Record
+from benchmark.timing import Stopwatch, peak_memory
+from defenses import defenses
+from defenses.base import CleanBudget, Context, Journal
+from models import spec
+from models.classifier import Classifier
+from models.context import TrainingContext, network_builder
+from models.data import ImageSet
+from models.observer import Observer, observed_by
+from models.rng import derive, stream
+from models.training import train
+
+VALIDATION = 0.2
+"""Share of a clean budget that is kept for choosing and stopping."""
+
+
+@dataclass(frozen=True)
+class PoisonedData:
+    """All that an attack leaves behind. `train` is the defender's, the rest stays in the harness.
+
+    mask, cover: bool (n,), rows with the trigger, rows changed but truly labelled
+    triggered: uint8 (m, 3, height, width), the whole test set with the trigger
+    """
+
+    train: ImageSet
+    mask: Tensor
+    cover: Tensor
+    triggered: Tensor
+
+
+@dataclass
+class Harness:
+    """Runs cells one after the other on one device.
+
+    cache: for decoded data, poisoned sets and undefended networks
+    roots: folders that may hold data sets
+    curves: evaluate the watched network after every epoch
+    progress: told of finished work, in forward passes of one image; a backward pass counts two
+    """
+
+    cache: Cache
+    roots: Sequence[Path]
+    device: torch.device
+    curves: bool = False
+    progress: Callable[[int], None] = lambda work: None
+    _datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def dataset(self, text: str) -> Dataset:
+        """The data set of a spec, on the device, loaded once. Raises `InvalidInput`."""
+        if text not in self._datasets:
+            loaded = datasets.build(text).load(self.roots, self.cache)
+            self._datasets[text] = replace(
+                loaded, train=loaded.train.to(self.device), test=loaded.test.to(self.device)
+            )
+        return self._datasets[text]
+
+    def run(self, cell: Cell) -> Record:
+        """The record of a cell. Whatever its attack or defense raises becomes a failed record;
+        a data set that cannot be loaded raises `InvalidInput`."""
+        started, watch = datetime.now(UTC), Stopwatch(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        with watch.stage("load"):
+            dataset = self.dataset(cell.dataset)
+        trial = _Trial(self, cell, dataset, watch)
+        try:
+            outcome = trial.outcome()
+        except Exception as error:
+            outcome = _failure(error)
+        seconds = {stage: round(watch.seconds[stage], 6) for stage in STAGES}
+        busy = seconds["undefended"] + seconds["fit"]
+        return Record(
+            schema=SCHEMA,
+            key=cell.key,
+            cell=vars(cell).copy(),
+            labels=cell.labels,
+            provenance=provenance.of(cell, self.device, dataset),
+            measured={
+                "seconds": seconds,
+                "peak_memory_bytes": peak_memory(self.device),
+                "images_per_second": round(trial.looker.work / 3 / busy, 1) if busy else 0.0,
+                "started": started.isoformat(timespec="seconds"),
+                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+            **outcome,
+        )
+
+
+class _Trial:
+    """One run of one cell: what its stages share."""
+
+    def __init__(self, harness: Harness, cell: Cell, dataset: Dataset, watch: Stopwatch) -> None:
+        self.harness, self.cell, self.dataset, self.watch = harness, cell, dataset, watch
+        self.attack = attacks.build(cell.attack)
+        self.defense = defenses.build(cell.defense)
+        self.looker = _Looker(harness.progress)
+        self.undefended_state: dict[str, Tensor] | None = None
+        self.training = TrainingContext(
+            recipe=recipe_of(cell.recipe),
+            device=harness.device,
+            build_network=network_builder(
+                cell.model, dataset.train.num_classes, dataset.train.size[0]
+            ),
+            seed=cell.seed,
+        )
+
+    def outcome(self) -> dict[str, Any]:
+        """The fields of a record that say what came out."""
+        data = self.poisoned()
+        if self.harness.curves:
+            self.looker.judge = lambda classifier: self.evaluate(classifier, data)
+        context = Context(
+            **vars(self.training),
+            clean=clean_budget(self.dataset.train, self.defense.clean_fraction, self.cell.seed),
+            journal=Journal(),
+            train_undefended=lambda n: self.undefended(data.train, n),
+        )
+        with observed_by(self.looker), self.watch.stage("fit"):
+            classifier = self.defense.fit(data.train, context)
+        counts = self.evaluate(classifier, data)
+        images = len(data.train)
+        return {
+            "status": "ok",
+            "metrics": counts,
+            "passes": {
+                "forward": round(self.looker.forwards / images, 6),
+                "backward": round(self.looker.backwards / images, 6),
+            },
+            "flags": self.flags(classifier, counts),
+            "curves": self.looker.curve,
+            "diagnostics": {
+                "poisoned_images": int(data.mask.sum()),
+                "cover_images": int(data.cover.sum()),
+                "relabelled_images": int((data.train.labels != self.dataset.train.labels).sum()),
+                "scalars": dict(context.journal.scalars),
+                "samples": metrics.diagnose(context.journal.samples, data.mask),
+            },
+            "error": None,
+        }
+
+    def evaluate(self, classifier: Classifier, data: PoisonedData) -> dict[str, Count]:
+        """The counts of `metrics.evaluate`, as a stage of its own."""
+        with observed_by(Observer()), self.watch.stage("evaluate"):
+            return metrics.evaluate(
+                classifier, self.dataset.test, data.triggered, self.attack.target
+            )
+
+    def poisoned(self) -> PoisonedData:
+        """The attack's work, done once for each data set, attack and seed."""
+        clean, cell = self.dataset.train, self.cell
+        key = {
+            "data": self.dataset.sha256,
+            "attack": cell.attack,
+            "source": provenance.sources(cell)["attack"],
+            "seed": cell.seed,
+        }
+        if self.attack.trains:
+            key |= {"model": cell.model, "recipe": cell.recipe}
+
+        def build() -> Payload:
+            with self.watch.stage("prepare"):
+                ready = self.attack.prepare(clean, self.training)
+            made = ready.poison(clean, stream(cell.seed, "poison"))
+            rows = torch.nonzero(made.mask | made.cover).flatten()
+            tensors = {
+                "rows": rows,
+                "images": made.train.images[rows],
+                "labels": made.train.labels[rows],
+                "mask": made.mask,
+                "cover": made.cover,
+                "triggered": ready.trigger(self.dataset.test.images),
+            }
+            meta = {"prepare": self.watch.seconds["prepare"]}
+            return {name: values.cpu() for name, values in tensors.items()}, meta
+
+        with self.watch.stage("poison"):
+            entry = self.harness.cache.fetch("poisoned", key, build)
+            if not entry.fresh:
+                self.watch.charge("prepare", entry.meta["prepare"])
+            made = {name: t.to(self.harness.device) for name, t in entry.tensors.items()}
+            images, labels = clean.images.clone(), clean.labels.clone()
+            images[made["rows"]] = made["images"]
+            labels[made["rows"]] = made["labels"]
+            train_set = ImageSet(images, labels, clean.num_classes)
+        return PoisonedData(train_set, made["mask"], made["cover"], made["triggered"])
+
+    def undefended(self, data: ImageSet, n: int) -> Classifier:
+        """See `Context.undefended`. A stored network brings the seconds and passes it once took."""
+        context = self.training
+        if n:
+            context = replace(context, seed=derive(self.cell.seed, "undefended", str(n)))
+        network = context.build()
+        is_none = spec.parse(self.cell.defense)[0] == "none"
+        sources = provenance.sources(self.cell)
+        key = {
+            "data": self.dataset.sha256,
+            "n": n,
+            "curves": is_none and self.harness.curves,
+            "sources": {axis: sources[axis] for axis in ("training", "attack", "model")},
+            "torch": torch.__version__,
+            "device": provenance.device_name(self.harness.device),
+            "threads": torch.get_num_threads(),
+            **{axis: getattr(self.cell, axis) for axis in ("attack", "model", "recipe", "seed")},
+        }
+
+        spent = self.watch.seconds["undefended"]
+
+        def build() -> Payload:
+            looker = _Looker(self.harness.progress, self.looker.judge if is_none else None)
+            looker.watch(network)
+            with observed_by(looker), self.watch.stage("undefended"):
+                train(network, data, context.recipe, context.rng("classifier"))
+            meta = {
+                "seconds": self.watch.seconds["undefended"] - spent,
+                "forwards": looker.forwards,
+                "backwards": looker.backwards,
+                "curve": looker.curve,
+            }
+            return {name: t.cpu() for name, t in network.state_dict().items()}, meta
+
+        entry = self.harness.cache.fetch("undefended", key, build)
+        if not entry.fresh:
+            self.watch.charge("undefended", entry.meta["seconds"])
+        self.looker.add(entry.meta)
+        network.load_state_dict(entry.tensors)
+        self.undefended_state = entry.tensors
+        return network.eval()
+
+    def flags(self, classifier: Classifier, counts: Mapping[str, Count]) -> tuple[str, ...]:
+        """What a reader must know before comparing this cell with another.
+
+        attack_failed: not even the undefended network has an ASR of 50 %
+        diverged: see `metrics.diverged`
+        no_op: the defense returned the undefended network unchanged
+        """
+        is_none = spec.parse(self.cell.defense)[0] == "none"
+        poisons = spec.parse(self.cell.attack)[0] != "none"
+        flags = []
+        if is_none and poisons and counts["attack_success_rate"].rate < 0.5:
+            flags.append("attack_failed")
+        if metrics.diverged(classifier, counts["clean_accuracy"], self.dataset.test):
+            flags.append("diverged")
+        if not is_none and self.undefended_state is not None:
+            before, after = self.undefended_state, classifier.state_dict()
+            if before.keys() == after.keys() and all(
+                torch.equal(before[name], after[name].cpu()) for name in before
+            ):
+                flags.append("no_op")
+        return tuple(flags)
+
+
+class _Looker(Observer):
+    """Counts passes, reports progress and, with a judge, draws curves of the watched network."""
+
+    def __init__(
+        self,
+        progress: Callable[[int], None],
+        judge: Callable[[Classifier], Mapping[str, Count]] | None = None,
+    ) -> None:
+        self.progress, self.judge = progress, judge
+        self.forwards = self.backwards = 0
+        self.curve: list[dict[str, float]] = []
+        self._watched: Classifier | None = None
+        self._reported = 0
+
+    @property
+    def work(self) -> int:
+        return self.forwards + 2 * self.backwards
+
+    def add(self, meta: Mapping[str, Any]) -> None:
+        """Take over what was counted when a stored network was trained."""
+        self.forwards += meta["forwards"]
+        self.backwards += meta["backwards"]
+        self.curve += meta["curve"]
+        self._reported = self.work
+
+    def forward(self, images: int) -> None:
+        self.forwards += images
+
+    def backward(self, images: int) -> None:
+        self.backwards += images
+
+    def trained(self, images: int) -> None:
+        self.progress(self.work - self._reported)
+        self._reported = self.work
+
+    def watch(self, classifier: Classifier) -> None:
+        self._watched = classifier
+
+    def epoch_ended(self, epoch: int) -> None:
+        if self.judge is not None and self._watched is not None:
+            counts = self.judge(self._watched)
+            point = {name: round(count.rate, 6) for name, count in counts.items()}
+            self.curve.append({"epoch": len(self.curve) + 1, **point})
+
+
+def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget | None:
+    """A stratified share of the clean training set, the same for all defenses of a seed.
+
+    At least one image of each class goes to each part. None where the fraction is 0.
+    """
+    if fraction == 0:
+        return None
+    rng = stream(seed, "clean budget")
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    labels = train_set.labels.cpu()
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        members = members[torch.randperm(len(members), generator=rng)]
+        count = max(2, round(fraction * len(members)))
+        held = max(1, round(VALIDATION * count))
+        parts[0].append(members[held:count])
+        parts[1].append(members[:held])
+    fit, validation = (torch.cat(part).sort().values.to(train_set.device) for part in parts)
+    return CleanBudget(train_set[fit], train_set[validation])
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    """The fields of a record that say why nothing came out."""
+    return {
+        "status": "failed",
+        "metrics": None,
+        "passes": {"forward": 0.0, "backward": 0.0},
+        "flags": (),
+        "curves": [],
+        "diagnostics": {},
+        "error": {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+        },
+    }

@@ -1,0 +1,71 @@
+"""How well a classifier does, and how far an attack got. Definitions: CBD paper, section 5.1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+
+from benchmark.records import Count
+from models.classifier import Classifier
+from models.data import ImageSet
+from models.training import predict
+
+
+def evaluate(
+    classifier: Classifier, test: ImageSet, triggered: Tensor, target: int
+) -> dict[str, Count]:
+    """Counts over the clean test set and its triggered copy, uint8 (n, 3, height, width).
+
+    clean_accuracy: clean images of all classes that get their own label
+    attack_success_rate: triggered images of the other classes that are called the target
+    robust_accuracy: triggered images of the other classes that still get their own label
+    asr_floor: clean images of the other classes that are called the target
+    """
+    clean = predict(classifier, test.images)
+    unchanged = torch.equal(triggered, test.images)
+    attacked = clean if unchanged else predict(classifier, triggered)
+    victims = test.labels != target
+    return {
+        "clean_accuracy": _count(clean == test.labels),
+        "attack_success_rate": _count((attacked == target)[victims]),
+        "robust_accuracy": _count((attacked == test.labels)[victims]),
+        "asr_floor": _count((clean == target)[victims]),
+    }
+
+
+def _count(hits: Tensor) -> Count:
+    return Count(hits=int(hits.sum()), of=len(hits))
+
+
+def diverged(classifier: Classifier, clean_accuracy: Count, test: ImageSet) -> bool:
+    """True where a weight is not finite, or accuracy is not above always guessing one class.
+
+    "Above" means by three standard errors of the guess.
+    """
+    if not all(bool(values.isfinite().all()) for values in classifier.state_dict().values()):
+        return True
+    share = float(test.labels.bincount().max()) / len(test)
+    error = (share * (1 - share) / len(test)) ** 0.5
+    return bool(clean_accuracy.rate <= share + 3 * error)
+
+
+def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
+    """What per-sample values (n,) of a journal say about the poison mask, bool (n,).
+
+    auroc: chance that a poisoned image has a lower value than a clean one, ties counting half
+    mean_poisoned, mean_clean: of the values
+    """
+    result = {}
+    for name, values in samples.items():
+        poisoned, clean = values[mask].double().cpu(), values[~mask].double().cpu()
+        summary = {"mean_clean": float(clean.mean())} if len(clean) else {}
+        if len(poisoned):
+            summary["mean_poisoned"] = float(poisoned.mean())
+        if len(poisoned) and len(clean):
+            above = mannwhitneyu(clean.numpy(), poisoned.numpy()).statistic
+            summary["auroc"] = float(above) / (len(poisoned) * len(clean))
+        result[name] = {key: round(value, 6) for key, value in summary.items()}
+    return result

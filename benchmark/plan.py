@@ -1,0 +1,106 @@
+"""From a suite to its cells, and what they will cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from benchmark.cell import Cell, cell, recipe_of
+from benchmark.datasets import datasets
+from benchmark.suites import Suite
+from benchmark.timing import synchronise
+from defenses import defenses
+from models import spec
+from models.context import TrainingContext, network_builder
+from models.errors import check
+from models.training import Batch, Recipe
+
+
+def cells(suite: Suite, precision: str, train_images: int | None = None) -> list[Cell]:
+    """All cells, seed by seed, so that an interrupted run has whole tables first.
+
+    A data set brings its own learning rate and says whether flipping keeps its labels. Raises
+    `InvalidInput` for anything in the suite that is not right.
+    """
+    check(suite.seeds >= 1, f"seeds must be at least 1, got {suite.seeds}")
+    found = []
+    chosen = suite.defenses or tuple(defenses.names())
+    for dataset in suite.datasets:
+        if train_images is not None:
+            dataset = _with_field(dataset, "train_images", train_images)
+        source = datasets.build(dataset)
+        fields = {"learning_rate": source.learning_rate, "flip": source.flip, **suite.recipe}
+        recipe = Recipe(**fields, precision=precision)
+        for seed, model, attack, defense in product(
+            range(suite.seeds), suite.models, suite.attacks, chosen
+        ):
+            found.append(cell(dataset, model, attack, defense, recipe, seed))
+    return list(dict.fromkeys(found))
+
+
+def _with_field(text: str, name: str, value: Any) -> str:
+    plugin, fields = spec.parse(text)
+    return spec.render(plugin, {**fields, name: value})
+
+
+def work(cell: Cell) -> float:
+    """Expected forward passes of one image; a backward pass counts as two."""
+    cost = defenses.build(cell.defense).cost(recipe_of(cell.recipe))
+    return cost * datasets.build(cell.dataset).count
+
+
+class Speed:
+    """Forward passes per second of each model, first probed and then learned from what ran."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._rates: dict[tuple[str, str, str], float] = {}
+
+    def seconds(self, cells: Iterable[Cell]) -> float:
+        """Expected for these cells, data loading and evaluation left out."""
+        return sum(work(cell) / self._rate(cell) for cell in cells)
+
+    def learn(self, cell: Cell, done: float, seconds: float) -> None:
+        """A cell did so much work in so many seconds."""
+        if done and seconds:
+            self._rates[self._kind(cell)] = done / seconds
+
+    def _kind(self, cell: Cell) -> tuple[str, str, str]:
+        return cell.model, cell.recipe, spec.parse(cell.dataset)[0]
+
+    def _rate(self, cell: Cell) -> float:
+        kind = self._kind(cell)
+        if kind not in self._rates:
+            self._rates[kind] = probe(cell, self.device)
+        return self._rates[kind]
+
+
+def probe(cell: Cell, device: torch.device, steps: int = 4) -> float:
+    """Forward passes per second of a cell's model, from a few training steps on blank images."""
+    source, recipe = datasets.build(cell.dataset), recipe_of(cell.recipe)
+    size, classes = source.image_size, source.num_classes
+    builder = network_builder(cell.model, classes, size)
+    network = TrainingContext(recipe, device, builder, seed=0).build()
+    optimizer = recipe.sgd(network)
+    images = torch.rand(recipe.batch_size, 3, size, size, device=device)
+    images = images.contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(recipe.batch_size, device=device) % classes
+    batch = Batch(images, labels, labels)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        cross_entropy(network(batch.images), batch.labels).backward()
+        optimizer.step()
+
+    step()
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    synchronise(device)
+    return 3 * steps * recipe.batch_size / (time.perf_counter() - start)

@@ -1,0 +1,107 @@
+"""Where a number comes from: versions, device, sources and data."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import inspect
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import attacks.base
+import attacks.poison
+import defenses.base
+import models
+from benchmark.cell import REGISTRIES, Cell
+from benchmark.datasets.base import Dataset
+from models import spec
+
+LIBRARIES = ("bdbench", "torch", "torchvision", "numpy", "pandas", "safetensors", "pyarrow")
+SHARED = {
+    "attack": (Path(attacks.base.__file__), Path(attacks.poison.__file__)),
+    "defense": (Path(defenses.base.__file__),),
+}
+
+
+def of(cell: Cell, device: torch.device, dataset: Dataset) -> dict[str, Any]:
+    """All of it for one cell, as JSON values."""
+    return {
+        "versions": versions(),
+        "device": device_name(device),
+        "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "sources": sources(cell),
+        "data_sha256": dataset.sha256,
+        "data_notes": list(dataset.notes),
+    }
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that touch a number."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "source tree" if name == "bdbench" else "absent"
+    return found
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    """Such as `cuda: NVIDIA H200` or `cpu: Intel Xeon`."""
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"{device.type}: {processor()}"
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@functools.cache
+def commit() -> str | None:
+    """The git commit of the running code, with `+` where files differ from it; None outside git."""
+    folder = Path(__file__).parent
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for words in (
+                ["rev-parse", "--short=12", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", "*.py"],
+            )
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")
+
+
+def sources(cell: Cell) -> dict[str, str]:
+    """12 hex digits for each plugin of a cell, with the code it stands on, and for all training."""
+    found = {"training": _hash(*sorted(Path(models.__path__[0]).glob("*.py")))}
+    for axis, registry in REGISTRIES.items():
+        factory = registry.factory(spec.parse(getattr(cell, axis))[0])
+        found[axis] = _hash(Path(inspect.getfile(factory)), *SHARED.get(axis, ()))
+    return found
+
+
+@functools.cache
+def _hash(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

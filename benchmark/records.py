@@ -1,0 +1,214 @@
+"""Records: the result of one cell as one JSON file, from which every table and figure is made."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import NoneType
+from typing import Any, NoReturn
+
+from benchmark.files import write_atomically
+from models.errors import InvalidInput, check
+
+SCHEMA = 1
+STATUSES = ("ok", "failed")
+METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "asr_floor")
+FLAGS = ("attack_failed", "diverged", "no_op")
+STAGES = ("load", "poison", "prepare", "undefended", "fit", "evaluate")
+
+
+class OtherSchema(InvalidInput):
+    """A record that another version of the program wrote."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """`hits` of `of` images, `of` at least 1. Raises `InvalidInput` for counts that cannot be."""
+
+    hits: int
+    of: int
+
+    def __post_init__(self) -> None:
+        possible = 0 <= self.hits <= self.of and self.of > 0
+        check(possible, f"{self.hits} of {self.of} is not a count")
+
+    @property
+    def rate(self) -> float:
+        """In [0, 1]."""
+        return self.hits / self.of
+
+
+@dataclass(frozen=True)
+class Record:
+    """The result of one cell. Its fields are those of the JSON file; JSON values throughout.
+
+    schema: version of this layout
+    key: 16 hex digits, the identity of the cell
+    status: "ok", or "failed" for a cell that raised
+    cell: dataset, model, attack, defense, recipe as canonical specs, and the seed
+    labels: the same specs with only the fields that differ from their defaults
+    metrics: counts by name, None where one makes no sense; None as a whole if failed
+    passes: forward and backward passes per training image
+    flags: of `FLAGS`
+    curves: one dict per evaluated epoch: epoch, and shares or None by name
+    diagnostics: what a method publishes about itself
+    provenance: versions, device, precision, commit, source hashes, data_sha256, notes
+    measured: seconds by stage, peak_memory_bytes, images_per_second, started and ended (ISO 8601);
+        the only part in which two runs of one cell may differ
+    error: type, message and traceback if failed, else None
+    """
+
+    schema: int
+    key: str
+    status: str
+    cell: dict[str, Any]
+    labels: dict[str, str]
+    metrics: dict[str, Count | None] | None
+    passes: dict[str, float]
+    flags: tuple[str, ...]
+    curves: list[dict[str, Any]]
+    diagnostics: dict[str, Any]
+    provenance: dict[str, Any]
+    measured: dict[str, Any]
+    error: dict[str, str] | None
+
+
+_NUMBER = (int, float)
+_SPECS = {"dataset": str, "model": str, "attack": str, "defense": str, "recipe": str}
+_SHAPE = {
+    "schema": int,
+    "key": str,
+    "status": str,
+    "cell": _SPECS | {"seed": int},
+    "labels": _SPECS,
+    "metrics": (dict, NoneType),
+    "passes": {"forward": _NUMBER, "backward": _NUMBER},
+    "flags": list,
+    "curves": list,
+    "diagnostics": dict,
+    "provenance": dict,
+    "measured": {
+        "seconds": dict.fromkeys(STAGES, _NUMBER),
+        "peak_memory_bytes": int,
+        "images_per_second": _NUMBER,
+        "started": str,
+        "ended": str,
+    },
+    "error": (dict, NoneType),
+}
+_COUNT = {"hits": int, "of": int, "rate": _NUMBER}
+_ERROR = {"type": str, "message": str, "traceback": str}
+_SHARE = (int, float, NoneType)
+_POINT = {"epoch": int, "clean_accuracy": _SHARE, "attack_success_rate": _SHARE}
+
+
+def encode(record: Record) -> dict[str, Any]:
+    """A record as JSON values. Raises `InvalidInput` for one that could not be read again."""
+    document = {field.name: getattr(record, field.name) for field in fields(Record)}
+    document["flags"] = list(record.flags)
+    if record.metrics is not None:
+        document["metrics"] = {
+            name: count and {"hits": count.hits, "of": count.of, "rate": round(count.rate, 6)}
+            for name, count in record.metrics.items()
+        }
+    _validate(document)
+    return document
+
+
+def decode(document: Any) -> Record:
+    """The inverse of `encode`. Raises `InvalidInput`, or `OtherSchema` before all else."""
+    _validate(document)
+    metrics = document["metrics"] and {
+        name: count and Count(count["hits"], count["of"])
+        for name, count in document["metrics"].items()
+    }
+    return Record(**document | {"metrics": metrics, "flags": tuple(document["flags"])})
+
+
+def write(folder: Path, record: Record) -> Path:
+    """Write `<folder>/records/<key>.json` and return its path; a record of that key is replaced.
+
+    Raises `InvalidInput` for an unwritable folder, ValueError for a number that is not finite.
+    """
+    path = folder / "records" / f"{record.key}.json"
+    text = json.dumps(encode(record), sort_keys=True, indent=1, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+    return path
+
+
+def read(path: Path) -> Record:
+    """Raises `InvalidInput` for a damaged file, `OtherSchema` for one of another version."""
+    try:
+        return decode(json.loads(path.read_bytes(), parse_constant=_refuse))
+    except OtherSchema as error:
+        raise OtherSchema(f"{path}: {error}; the file was left untouched") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read record {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"damaged record {path}: {error}") from None
+
+
+def read_all(folder: Path) -> tuple[list[Record], list[str]]:
+    """All of `<folder>/records/*.json` by name, and a line for each damaged file left out.
+
+    Raises `OtherSchema` for a record of another version.
+    """
+    whole, damaged = [], []
+    for path in sorted((folder / "records").glob("[!.]*.json")):
+        try:
+            whole.append(read(path))
+        except OtherSchema:
+            raise
+        except InvalidInput as error:
+            damaged.append(str(error))
+    return whole, damaged
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise InvalidInput(f"{constant} is not a JSON number")
+
+
+def _validate(document: Any) -> None:
+    if isinstance(document, dict) and type(document.get("schema")) is int:
+        found = document["schema"]
+        if found != SCHEMA:
+            raise OtherSchema(f"the record has schema {found}, this version reads schema {SCHEMA}")
+    _fit(document, _SHAPE, "record")
+    key, status = document["key"], document["status"]
+    check(re.fullmatch("[0-9a-f]{16}", key) is not None, f"key {key!r} is not 16 hex digits")
+    check(status in STATUSES, f"status must be one of {', '.join(STATUSES)}, got {status!r}")
+    for flag in document["flags"]:
+        check(flag in FLAGS, f"flags must be among {', '.join(FLAGS)}, got {flag!r}")
+    for point in document["curves"]:
+        check(isinstance(point, dict), "curves must hold objects")
+        _fit(point, dict.fromkeys(point, _SHARE) | _POINT, "curves")
+    whole, broken = document["metrics"], document["error"]
+    check((whole is None) == (status == "failed"), "metrics must be null in failed records only")
+    check((broken is None) == (status == "ok"), "error must be null in records that are ok only")
+    if broken is not None:
+        _fit(broken, _ERROR, "error")
+    if whole is not None:
+        _fit(whole, dict.fromkeys(METRICS, (dict, NoneType)), "metrics")
+        for name, count in whole.items():
+            if count is not None:
+                _fit(count, _COUNT, f"metrics.{name}")
+                rate = round(Count(count["hits"], count["of"]).rate, 6)
+                check(rate == count["rate"], f"metrics.{name}.rate is not hits / of")
+
+
+def _fit(value: Any, shape: dict[str, Any], name: str) -> None:
+    """Raise `InvalidInput` for the first part of `value` that has not the type `shape` asks."""
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{name} must be an object")
+    if value.keys() != shape.keys():
+        missing, unknown = shape.keys() - value.keys(), value.keys() - shape.keys()
+        check(not missing, f"{name} lacks {', '.join(sorted(missing))}")
+        raise InvalidInput(f"{name} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+    for part, expected in shape.items():
+        found = value[part]
+        if isinstance(expected, dict):
+            _fit(found, expected, f"{name}.{part}")
+        elif not isinstance(found, expected) or isinstance(found, bool):
+            raise InvalidInput(f"{name}.{part} has the wrong type, {type(found).__name__}")

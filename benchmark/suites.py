@@ -1,0 +1,54 @@
+"""Suites: named sets of cells. This file needs no torch; `benchmark.plan` makes the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from models import spec
+from models.errors import InvalidInput
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Every combination of the axes below is a cell.
+
+    description: one line
+    datasets, models, attacks, defenses: specs; `defenses` empty stands for all registered ones
+    seeds: how many, counted from 0
+    recipe: fields of the recipe that differ from its defaults, for every data set
+    precision: auto, fp32 or bf16
+    """
+
+    description: str
+    datasets: tuple[str, ...]
+    models: tuple[str, ...] = ("wrn16_1",)
+    attacks: tuple[str, ...] = ("none", "badnets", "blend")
+    defenses: tuple[str, ...] = ()
+    seeds: int = 1
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "auto"
+
+
+SUITES = {
+    "quick": Suite(
+        description="all defenses on generated images, minutes on a laptop",
+        datasets=("toy",),
+        recipe={"epochs": 6, "drops": (0.5, 0.8)},
+    ),
+    "cifar10-small": Suite(
+        description="a fifth of CIFAR-10, half an hour on two cores",
+        datasets=("cifar10(train_images=10000)",),
+        # As many images for f_B as five epochs of the whole of CIFAR-10 have.
+        defenses=("none", "cbd(t1=25)"),
+        recipe={"epochs": 30},
+    ),
+}
+
+
+def suite(name: str) -> Suite:
+    """The suite of that name. Raises `InvalidInput` with the nearest name."""
+    if name not in SUITES:
+        raise InvalidInput(f"unknown suite {name!r}{spec.did_you_mean(name, SUITES)}")
+    return SUITES[name]

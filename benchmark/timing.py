@@ -1,0 +1,54 @@
+"""Seconds by stage, with the device idle at both ends of each."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done all it was asked."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Stopwatch:
+    """Own seconds of each stage: what a stage spends inside another is taken off the outer one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._nested: list[float] = []
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Times the block and adds it to `name`, also when the block raises."""
+        synchronise(self.device)
+        start = time.perf_counter()
+        self._nested.append(0.0)
+        try:
+            yield
+            synchronise(self.device)
+        finally:
+            elapsed = time.perf_counter() - start
+            self.seconds[name] += elapsed - self._nested.pop()
+            if self._nested:
+                self._nested[-1] += elapsed
+
+    def charge(self, name: str, seconds: float) -> None:
+        """Add seconds that were spent when a shared artefact was first made."""
+        self.seconds[name] += seconds
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the largest allocation on a GPU, else the largest resident size of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

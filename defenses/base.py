@@ -1,0 +1,91 @@
+"""What a defense is, and what it is allowed to know."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+
+from models import observer
+from models.classifier import Classifier
+from models.context import TrainingContext
+from models.data import ImageSet
+from models.errors import check
+from models.training import Recipe
+
+
+@dataclass(frozen=True)
+class CleanBudget:
+    """The trusted images lent to a defense.
+
+    fit: to train on
+    validation: for choosing and stopping, disjoint from fit
+    """
+
+    fit: ImageSet
+    validation: ImageSet
+
+
+@dataclass
+class Journal:
+    """What a method wants published about its own run. It is write-only for the method's purposes:
+    the harness, which knows more, turns it into diagnostics.
+
+    scalars: one number under each name
+    samples: float32 (n,) under each name, one value per training image
+    """
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    samples: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Context(TrainingContext):
+    """The threat model as a type: all that a defense gets beside the training set.
+
+    There is no test set here, no poison mask, no trigger and no target.
+
+    clean: the declared budget of trusted images, None for a defense that declares none
+    journal: see `Journal`
+    train_undefended: gives the n-th network trained with no defense, lazily and shared
+    """
+
+    clean: CleanBudget | None = None
+    journal: Journal = field(default_factory=Journal)
+    train_undefended: Callable[[int], Classifier] | None = None
+
+    def undefended(self, n: int = 0) -> Classifier:
+        """A copy of the n-th network trained on this data with no defense, in eval mode.
+
+        All post-training defenses of one poisoned set share it; its seconds are charged to each.
+        """
+        check(self.train_undefended is not None, "this context lends no undefended network")
+        assert self.train_undefended is not None
+        return self.train_undefended(n)
+
+    def watch(self, classifier: Classifier) -> None:
+        """Name the network that will be returned, so that its curves can be drawn. The outcome is
+        never seen here."""
+        observer.current().watch(classifier)
+
+
+@dataclass(frozen=True)
+class Defense(ABC):
+    """A method and its hyperparameters as fields. It keeps no state and changes nothing it is
+    given.
+
+    clean_fraction: share of the clean training set that the method asks for, in [0, 1)
+    """
+
+    clean_fraction: ClassVar[float] = 0.0
+
+    @abstractmethod
+    def fit(self, data: ImageSet, context: Context) -> Classifier:
+        """A classifier in eval mode, made from data that may be poisoned."""
+
+    def cost(self, recipe: Recipe) -> float:
+        """Expected work in forward passes per training image; a backward pass counts as two."""
+        return 3.0 * recipe.epochs

@@ -1,0 +1,152 @@
+"""CBD, causality-inspired backdoor defense, Zhang et al., CVPR 2023, arXiv:2303.06818.
+
+A network f_B trained for a few epochs learns the trigger before it learns the classes. A second
+network f_C is then trained on the images that f_B finds hard (equation 6), with an embedding z
+that a critic cannot tell to depend on f_B's embedding r (equation 7) and whose norm is held down
+(the l2 term of equation 8).
+
+Differs: two constants come from the authors' code and not from the paper, and are the defaults:
+weights are rescaled to a batch mean of 1 (`rescale`), and the critic's loss counts 0.01
+(`critic_weight`). With both as printed, training f_C stalls: `cbd(rescale=False,
+critic_weight=1.0)` are the literal equations. That code also ships with the critic off and without
+the l2 term: `cbd(critic_weight=0.0, beta=0.0)`. The paper does not describe the critic: here it has
+one hidden layer, spectral normalisation by power iteration (Miyato et al., 2018, arXiv:1802.05957)
+and no dropout. Critic and f_C are updated in turn on each batch from one forward pass, not in turn
+over whole epochs. T1 and beta are fixed; the paper searches for them by cross validation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.optim import Adam
+
+from defenses import register
+from defenses.base import Context, Defense
+from models.classifier import Classifier
+from models.data import ImageSet
+from models.errors import check
+from models.rng import global_seed
+from models.training import Batch, Recipe, loop, sample_losses, train
+
+
+@register("cbd")
+@dataclass(frozen=True)
+class CBD(Defense):
+    """
+    t1: epochs of f_B, at the initial learning rate; not scaled with the recipe (paper: 3, 5 or 8;
+        code: 5)
+    reweight: use w(x) of equation 6; False weighs every image the same
+    rescale: divide the weights by their batch mean (code; False is the paper's equation 6)
+    critic_weight: of L_adv in equation 8, 0 trains no critic (code: 0.01; paper: 1)
+    critic_learning_rate: of the critic's Adam, follows the recipe's drops (our choice)
+    beta: weight of the squared norm of z, batch mean (paper: 1e-5, 1e-4 or 1e-3)
+    """
+
+    t1: int = 5
+    reweight: bool = True
+    rescale: bool = True
+    critic_weight: float = 0.01
+    critic_learning_rate: float = 1e-3
+    beta: float = 1e-4
+
+    def __post_init__(self) -> None:
+        check(self.t1 >= 1, f"t1 must be at least 1 epoch, got {self.t1}")
+        for name in ("critic_weight", "critic_learning_rate", "beta"):
+            check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+
+    def fit(self, data: ImageSet, context: Context) -> Classifier:
+        early = replace(context.recipe, epochs=self.t1, drops=())
+        f_b = train(context.build("f_B"), data, early, context.rng("f_B"))
+        f_b.requires_grad_(False)
+        context.journal.samples["f_B loss"] = sample_losses(f_b, data)
+
+        f_c = context.build()
+        context.watch(f_c)
+        optimizer = context.recipe.sgd(f_c)
+        with global_seed(context.seed, "weights", "critic"):
+            critic = Critic(f_c.head.in_features + f_b.head.in_features).to(context.device)
+        critic_optimizer = Adam(critic.parameters(), lr=self.critic_learning_rate)
+        weights = torch.zeros(len(data), device=context.device)
+
+        def step(batch: Batch) -> None:
+            with torch.no_grad():
+                r = f_b.features(batch.images)
+                loss_b = cross_entropy(f_b.head(r), batch.labels, reduction="none")
+            z = f_c.features(batch.images)
+            loss_c = cross_entropy(f_c.head(z), batch.labels, reduction="none")
+            if self.critic_weight:
+                critic_optimizer.zero_grad()
+                (-dependence(critic, z.detach(), r)).backward()
+                critic_optimizer.step()
+            w = sample_weights(loss_b, loss_c.detach())
+            weights[batch.index] = w
+            loss = self.weigh(w, loss_c) + self.beta * z.square().sum(1).mean()
+            if self.critic_weight:
+                loss = loss + self.critic_weight * dependence(critic, z, r)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+        f_c.train()
+        loop(
+            step,
+            data,
+            recipe=context.recipe,
+            rng=context.rng("classifier"),
+            state={
+                "f_C": f_c,
+                "critic": critic,
+                "optimizer": optimizer,
+                "critic optimizer": critic_optimizer,
+                "weights": weights,
+            },
+        )
+        context.journal.samples["w"] = weights
+        return f_c.eval()
+
+    def weigh(self, w: Tensor, losses: Tensor) -> Tensor:
+        """L_wce: the weighted mean of the losses; both (b,)."""
+        if not self.reweight:
+            return losses.mean()
+        scale = 1 / w.mean().clamp(min=1e-8) if self.rescale else 1.0
+        return scale * (w * losses).mean()
+
+    def cost(self, recipe: Recipe) -> float:
+        return 3.0 * self.t1 + 1.0 + 4.0 * recipe.epochs
+
+
+class Critic(nn.Module):
+    """D of equation 7, pairs (z, r) -> one number each, with a Lipschitz constant of about 1."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        hidden = width // 2
+        self.layers = nn.Sequential(
+            spectral_norm(nn.Linear(width, hidden)),
+            nn.LeakyReLU(0.2),
+            spectral_norm(nn.Linear(hidden, 1)),
+        )
+
+    def forward(self, z: Tensor, r: Tensor) -> Tensor:
+        """float32 (b, d) twice -> float32 (b,)."""
+        score: Tensor = self.layers(torch.cat([z, r], 1)).squeeze(1)
+        return score
+
+
+def sample_weights(loss_b: Tensor, loss_c: Tensor) -> Tensor:
+    """w(x) of equation 6, in [0, 1]: near 0 where f_B already has it right. All (b,)."""
+    return loss_b / (loss_b + loss_c).clamp(min=1e-8)
+
+
+def dependence(critic: Critic, z: Tensor, r: Tensor) -> Tensor:
+    """E[D(z, r)] over joint pairs minus over pairs of strangers, the bracket of equation 7.
+
+    Strangers are made by moving z one place on within the batch, which is shuffled already.
+    """
+    gap: Tensor = critic(z, r).mean() - critic(z.roll(1, 0), r).mean()
+    return gap

@@ -1,0 +1,19 @@
+"""No defense: plain training on whatever the data is, the reference of every table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from defenses import register
+from defenses.base import Context, Defense
+from models.classifier import Classifier
+from models.data import ImageSet
+
+
+@register("none")
+@dataclass(frozen=True)
+class NoDefense(Defense):
+    """It has no settings: the recipe says it all."""
+
+    def fit(self, data: ImageSet, context: Context) -> Classifier:
+        return context.undefended()

@@ -1,0 +1,64 @@
+"""What a network must offer so that no defense needs to know its architecture."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from models import observer
+
+
+class Classifier(nn.Module, ABC):
+    """Images in [0, 1] to logits, by way of stages and one embedding vector per image.
+
+    The body computes in `precision`; features and logits come out in float32 whatever it is, so
+    that losses never lose digits. `head` is a linear layer from the embedding to the classes.
+    """
+
+    head: nn.Linear
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: float, deviation: float) -> None:
+        super().__init__()
+        self.precision = "fp32"
+        self.normalises = (mean, deviation) != (0.0, 1.0)
+        self.register_buffer("mean", torch.tensor(mean))
+        self.register_buffer("deviation", torch.tensor(deviation))
+
+    @abstractmethod
+    def body(self, images: Tensor) -> list[Tensor]:
+        """Normalised images to the output of each stage, (n, channels, height, width)."""
+
+    @abstractmethod
+    def embed(self, last: Tensor) -> Tensor:
+        """The last stage's output as what is pooled: here belongs a final norm and activation."""
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """float32 (n, 3, height, width) in [0, 1] -> the feature maps of all stages."""
+        if self.normalises:
+            images = (images - self.mean) / self.deviation
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            maps = self.body(images)
+        count, looker = len(images), observer.current()
+        looker.forward(count)
+        if maps[-1].requires_grad:
+            maps[-1].register_hook(lambda gradient: looker.backward(count))
+        return maps
+
+    def pool(self, last: Tensor) -> Tensor:
+        """The output of the last stage -> float32 (n, channels)."""
+        with torch.autocast(last.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            return adaptive_avg_pool2d(self.embed(last), 1).flatten(1).float()
+
+    def features(self, images: Tensor) -> Tensor:
+        """float32 (n, 3, height, width) -> float32 (n, channels), the penultimate embedding."""
+        return self.pool(self.stages(images)[-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 (n, 3, height, width) in [0, 1] -> float32 logits (n, classes)."""
+        logits: Tensor = self.head(self.features(images))
+        return logits

@@ -1,0 +1,53 @@
+"""Who looks on while networks train: counts, progress and curves, without a defense's help.
+
+The harness installs an `Observer`; the loop and the networks report to the current one. A defense
+neither passes it around nor learns what it saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+
+class Observer:
+    """Sees nothing; subclasses override what they care about."""
+
+    def forward(self, images: int) -> None:
+        """A network was applied to so many images."""
+
+    def backward(self, images: int) -> None:
+        """A gradient went back through a network for so many images."""
+
+    def loop_started(self, epochs: int, images: int) -> None:
+        """A training of `epochs` passes over `images` images begins."""
+
+    def trained(self, images: int) -> None:
+        """One step on so many images is done (or queued, on a GPU)."""
+
+    def epoch_ended(self, epoch: int) -> None:
+        """`epoch` passes of the current loop are complete."""
+
+    def watch(self, classifier: Any) -> None:
+        """From now on `classifier` is what the defense will return."""
+
+
+_nobody = Observer()
+_current: ContextVar[Observer] = ContextVar("observer", default=_nobody)
+
+
+def current() -> Observer:
+    """The installed observer, or one that sees nothing."""
+    return _current.get()
+
+
+@contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Installs `observer` inside the block."""
+    token = _current.set(observer)
+    try:
+        yield
+    finally:
+        _current.reset(token)

@@ -1,0 +1,131 @@
+"""One registry for attacks, defenses, models and data sets.
+
+Modules of a package are found by being there; other distributions join through entry points
+`bdbench.attacks`, `bdbench.defenses`, `bdbench.models`, `bdbench.datasets`; a file joins with
+`load_file`. A plugin that fails to import is left out, and named when somebody asks for it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from models import spec
+from models.errors import InvalidInput
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Registry(Generic[T]):
+    """Names of one kind of plugin, such as "attack"; `package` holds the built-in ones."""
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self.broken: dict[str, str] = {}
+        self._factories: dict[str, Callable[..., T]] = {}
+        self._discovered = False
+
+    def register(self, name: str) -> Callable[[F], F]:
+        """Class or function decorator. A name is given once: a second use raises `InvalidInput`."""
+
+        def remember(factory: F) -> F:
+            known = self._factories.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (
+                factory.__module__,
+                factory.__qualname__,
+            ):
+                raise InvalidInput(f"two {self.kind}s are called {name!r}")
+            self._factories[name] = factory
+            return factory
+
+        return remember
+
+    def names(self) -> list[str]:
+        """All names, sorted, `none` first."""
+        self._discover()
+        return sorted(self._factories, key=lambda name: (name != "none", name))
+
+    def factory(self, name: str) -> Callable[..., T]:
+        """The registered class or function. Raises `InvalidInput` with the nearest name."""
+        self._discover()
+        if name in self._factories:
+            return self._factories[name]
+        if name in self.broken:
+            raise InvalidInput(f"{self.kind} {name!r} failed to import: {self.broken[name]}")
+        raise InvalidInput(f"unknown {self.kind} {name!r}{spec.did_you_mean(name, self.names())}")
+
+    def settings(self, text: str) -> tuple[str, dict[str, Any]]:
+        """Name and checked values of every field of a spec. Raises `InvalidInput`."""
+        name, given = spec.parse(text)
+        fields = spec.fields_of(self.factory(name))
+        for key in given:
+            if key not in fields:
+                guess = spec.did_you_mean(key, fields)
+                raise InvalidInput(f"{self.kind} {name!r} has no field {key!r}{guess}")
+        owner = f"{self.kind} {name!r}"
+        return name, {
+            key: field.accept(given[key], owner) if key in given else field.default
+            for key, field in fields.items()
+        }
+
+    def canonical(self, text: str) -> str:
+        """The spec with every field written out."""
+        return spec.render(*self.settings(text))
+
+    def label(self, text: str) -> str:
+        """The spec with only the fields that differ from their defaults."""
+        name, values = self.settings(text)
+        fields = spec.fields_of(self.factory(name))
+        return spec.render(name, {k: v for k, v in values.items() if v != fields[k].default})
+
+    def build(self, text: str, *arguments: Any) -> T:
+        """The plugin of a spec; `arguments` are what its factory takes beside its fields."""
+        name, values = self.settings(text)
+        return self.factory(name)(*arguments, **values)
+
+    def version(self, name: str) -> int:
+        """Raised by an author whose change alters the numbers; part of every key."""
+        return int(getattr(self.factory(name), "version", 1))
+
+    def origin(self, name: str) -> str:
+        """Where a plugin comes from: `built in`, or its module."""
+        module = self.factory(name).__module__
+        return "built in" if module.startswith(f"{self.package}.") else module
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        self._discovered = True
+        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        for point in entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s"):
+            try:
+                self.register(point.name)(point.load())
+            except Exception as error:
+                self.broken[point.name] = f"{type(error).__name__}: {error}"
+
+
+def load_file(path: Path) -> None:
+    """Import one plugin file, which registers what it holds. Raises `InvalidInput`."""
+    name = f"bdbench_plugin_{path.stem}"
+    module_spec = importlib.util.spec_from_file_location(name, path)
+    if not path.is_file() or module_spec is None or module_spec.loader is None:
+        raise InvalidInput(f"plugin {str(path)!r} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:
+        line = traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise InvalidInput(
+            f"plugin {str(path)!r} failed at line {line}: {type(error).__name__}: {error}"
+        ) from error

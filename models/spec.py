@@ -1,0 +1,98 @@
+"""Spec strings: the textual form of a configured plugin, such as `blend(alpha=0.1)`.
+
+A spec is read with `ast` into literals and never evaluated. Its canonical form writes every field
+out, and serves as label, cache key and test id.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from models.errors import InvalidInput
+
+LONGEST = 1_000
+
+
+def parse(text: str) -> tuple[str, dict[str, Any]]:
+    """Split `name(field=literal, ...)` into its name and fields. Raises `InvalidInput`."""
+    if len(text) > LONGEST:
+        raise InvalidInput(f"a spec of {len(text):,} characters is too long, at most {LONGEST:,}")
+    shape = f"expected name or name(field=value, ...), got {text!r}"
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        raise InvalidInput(shape) from None
+    if isinstance(tree, ast.Name):
+        return tree.id, {}
+    if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name) or tree.args:
+        raise InvalidInput(shape)
+    fields: dict[str, Any] = {}
+    for keyword in tree.keywords:
+        if keyword.arg is None or keyword.arg in fields:
+            raise InvalidInput(shape)
+        try:
+            fields[keyword.arg] = ast.literal_eval(keyword.value)
+        except (ValueError, TypeError, RecursionError, MemoryError):
+            message = f"{keyword.arg} must be a literal such as 3, 0.1, True or 'text' in {text!r}"
+            raise InvalidInput(message) from None
+    return tree.func.id, fields
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One setting of a plugin: its name, type and default."""
+
+    name: str
+    type: Any
+    default: Any
+
+    def accept(self, value: Any, owner: str) -> Any:
+        """`value` as this field's type; an int serves as a float. Raises `InvalidInput`."""
+        accepted = self.type
+        if typing.get_origin(accepted) in (typing.Union, types.UnionType):
+            kinds = typing.get_args(accepted)
+        else:
+            kinds = (accepted,)
+        for kind in kinds:
+            plain = typing.get_origin(kind) or kind
+            if plain is float and isinstance(value, int) and not isinstance(value, bool):
+                return float(value)
+            if plain is tuple and isinstance(value, list):
+                value = tuple(value)
+            if isinstance(plain, type) and isinstance(value, plain):
+                if plain is int and isinstance(value, bool):
+                    continue
+                return value
+        wanted = getattr(accepted, "__name__", str(accepted))
+        raise InvalidInput(f"{self.name} of {owner} must be {wanted}, got {value!r}")
+
+
+def fields_of(factory: Callable[..., Any]) -> dict[str, Field]:
+    """The settings of a class or function: its parameters that have a default, in order."""
+    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    return {
+        name: Field(name, hints.get(name, Any), parameter.default)
+        for name, parameter in inspect.signature(factory).parameters.items()
+        if parameter.default is not inspect.Parameter.empty
+    }
+
+
+def render(name: str, fields: dict[str, Any]) -> str:
+    """The inverse of `parse`; a name alone where there are no fields."""
+    if not fields:
+        return name
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in fields.items())})"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'badnets'?"` for the nearest known name, or the list of all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known) or 'none'}"

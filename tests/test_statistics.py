@@ -1,0 +1,137 @@
+"""Intervals against scipy and hand-worked numbers; ties at their edges."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from benchmark.records import Count
+from benchmark.statistics import (
+    estimate,
+    half_width,
+    mean_interval,
+    paired_separable,
+    proportions_separable,
+    tied,
+    wilson,
+)
+from models.errors import InvalidInput
+
+counts = st.integers(1, 20_000).flatmap(
+    lambda of: st.builds(Count, st.integers(0, of), st.just(of))
+)
+
+
+@pytest.mark.parametrize(
+    ("hits", "of", "low", "high"),
+    # Newcombe (1998), Statistics in Medicine 17, table I, method 3.
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_gives_the_published_values(hits, of, low, high):
+    assert wilson(hits, of) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(counts, st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_is_that_of_scipy_and_holds_its_share(count, confidence):
+    low, high = wilson(count.hits, count.of, confidence)
+    theirs = stats.binomtest(count.hits, count.of).proportion_ci(confidence, method="wilson")
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    assert 0 <= low <= count.rate <= high <= 1
+
+
+@pytest.mark.parametrize(("hits", "of"), [(1, 0), (0, 0), (-1, 5), (6, 5)])
+def test_impossible_counts_are_refused(hits, of):
+    with pytest.raises(InvalidInput, match=f"{hits} of {of} is not a count"):
+        wilson(hits, of)
+
+
+def test_mean_interval_worked_by_hand():
+    # Deviation 0.1, standard error 0.1 / sqrt(3), quantile 4.302653 for 2 degrees of freedom.
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert mean_interval([0.4, 0.5, 0.6]) == pytest.approx((0.5, 0.5 - half, 0.5 + half))
+    assert half_width([0.4, 0.5, 0.6]) == pytest.approx(half)
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=8, unique=True))
+def test_mean_interval_is_that_of_scipy_clipped(rates):
+    error = stats.sem(rates)
+    mean, low, high = mean_interval(rates)
+    if error > 0:
+        theirs = stats.t.interval(0.95, len(rates) - 1, loc=mean, scale=error)
+        assert (low, high) == pytest.approx((max(0, theirs[0]), min(1, theirs[1])), abs=1e-9)
+
+
+def test_mean_interval_of_few_or_equal_values():
+    assert mean_interval([0.25, 0.25]) == (0.25, 0.25, 0.25)
+    assert mean_interval([0.25]) == pytest.approx((0.25, math.nan, math.nan), nan_ok=True)
+    assert all(map(math.isnan, mean_interval([])))
+
+
+def test_one_seed_has_a_wilson_interval_and_several_have_a_t_interval():
+    assert estimate([Count(81, 263)]) == (81 / 263, *wilson(81, 263))
+    assert estimate([Count(4, 10), Count(6, 10)]) == mean_interval([0.4, 0.6])
+    assert all(map(math.isnan, estimate([])))
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=6))
+def test_paired_test_is_that_of_scipy(pairs):
+    a, b = ([pair[side] / 50 for pair in pairs] for side in (0, 1))
+    steps = {x - y for x, y in pairs}
+    if len(steps) == 1:
+        assert paired_separable(a, b) == (steps != {0})
+    else:
+        assert paired_separable(a, b) == (stats.ttest_rel(a, b).pvalue < 0.05)
+
+
+def test_paired_test_needs_two_pairs():
+    assert not paired_separable([], [])
+    assert not paired_separable([0.0], [1.0])
+    with pytest.raises(ValueError, match="argument 2"):
+        paired_separable([0.1, 0.2], [0.1])
+
+
+def test_pairing_sees_through_differences_between_seeds():
+    a, b = [0.10, 0.50, 0.90], [0.11, 0.51, 0.912]
+    assert paired_separable(a, b)
+    assert stats.ttest_ind(a, b).pvalue > 0.9
+
+
+@given(counts, counts)
+def test_proportions_are_compared_as_by_scipy(a, b):
+    table = [[count.hits, count.of - count.hits] for count in (a, b)]
+    if all(sum(column) for column in zip(*table, strict=True)):
+        pvalue = stats.chi2_contingency(table, correction=True).pvalue
+        if abs(pvalue - 0.05) > 1e-9:
+            assert proportions_separable(a, b) == (pvalue < 0.05)
+    else:
+        assert not proportions_separable(a, b)
+
+
+@pytest.mark.parametrize("more", range(3, 9))
+def test_rare_hits_are_compared_as_by_the_exact_test(more):
+    exact = stats.fisher_exact([[0, 9000], [more, 9000 - more]]).pvalue < 0.05
+    assert proportions_separable(Count(0, 9000), Count(more, 9000)) == exact
+
+
+def test_tied_by_pairs_where_two_seeds_are_common():
+    best = {0: Count(10, 1000), 1: Count(20, 1000), 2: Count(30, 1000)}
+    worse = {seed: Count(count.hits + 5, 1000) for seed, count in best.items()}
+    assert not tied(best, worse)
+    assert tied(best, dict(best))
+    assert tied(best, {0: Count(5, 1000), 1: Count(30, 1000), 2: Count(40, 1000)})
+
+
+def test_tied_by_counts_where_one_seed_or_none_is_common():
+    best = {0: Count(100, 1000), 1: Count(0, 1000)}
+    assert tied(best, {0: Count(120, 1000)})
+    assert not tied(best, {0: Count(150, 1000)})
+    # No common seed: 100 of 2000 against 60 of 1000, then against 150 of 1000.
+    assert tied(best, {2: Count(60, 1000)})
+    assert not tied(best, {2: Count(150, 1000)})
