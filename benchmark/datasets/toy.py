@@ -47,15 +47,15 @@ SHIFT = 4.0
 """Largest distance of a shape's centre from the middle, in either direction."""
 TILT = 0.2
 """Largest turn, radians, nearly."""
-CONTRAST = (0.2, 0.4)
+CONTRAST = (0.1, 0.25)
 """Difference between shape and background, in each colour channel, of either sign."""
 GRADIENT = 0.15
-CLUTTER = 0.12
+CLUTTER = 0.15
 CLUTTER_CELLS = 6
-BLOBS = 2
+BLOBS = 3
 BLOB_RADIUS = (3.0, 7.0)
 BLOB_CONTRAST = 0.3
-NOISE = 0.08
+NOISE = 0.03
 
 
 @register("toy")
@@ -69,11 +69,11 @@ class Toy(Source):
     name: ClassVar[str] = "toy"
     num_classes: ClassVar[int] = 10
     image_size: ClassVar[int] = SIZE
-    train_size: ClassVar[int] = 5_000
+    train_size: ClassVar[int] = 4_000
     flip: ClassVar[bool] = True
-    learning_rate: ClassVar[float] = 0.1
+    learning_rate: ClassVar[float] = 0.02
 
-    train_images: int = 5_000
+    train_images: int = 4_000
     test_images: int = 1_000
 
     def __post_init__(self) -> None:

@@ -1,0 +1,38 @@
+"""What several test files share: a small data set, a fast network and an isolated cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.data import ImageSet
+from models.rng import stream
+
+
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's cache or data."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("BDBENCH_CACHE", str(folder))
+    monkeypatch.delenv("BDBENCH_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> Iterator[None]:
+    """Tests train tiny networks, where a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """60 random images of 32 x 32 pixels, six of each of ten classes."""
+    rng = stream(0, "test images")
+    pixels = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    return ImageSet(pixels, torch.arange(60) % 10, 10)
