@@ -52,7 +52,10 @@ def test_the_square_is_two_pixels_wide_and_cut_at_the_border() -> None:
     tape = Tape(
         torch.arange(3), nothing, nothing, nothing, torch.tensor([4, 0, 7]), torch.tensor([4, 0, 7])
     )
-    zeros = [{tuple(p) for p in (image[0] == 0).nonzero().tolist()} for image in augment(images, tape, how)]
+    zeros = [
+        {tuple(p) for p in (image[0] == 0).nonzero().tolist()}
+        for image in augment(images, tape, how)
+    ]
     assert zeros[0] == {(3, 3), (3, 4), (4, 3), (4, 4)}
     assert zeros[1] == {(0, 0)}
     assert zeros[2] == {(6, 6), (6, 7), (7, 6), (7, 7)}

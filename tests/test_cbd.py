@@ -1,0 +1,217 @@
+"""CBD against its equations, written slowly."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import defenses.cbd
+from attacks.badnets import BadNets
+from benchmark.metrics import diagnose
+from defenses.base import Context
+from defenses.cbd import CBD, Critic, dependence, sample_weights
+from models.classifier import Classifier
+from models.context import network_builder
+from models.data import ImageSet
+from models.errors import InvalidInput
+from models.rng import global_seed, stream
+from models.training import Recipe, train
+
+RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)
+
+
+def context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
+    return Context(recipe, torch.device("cpu"), network_builder("wrn16_1", 10, 32), seed)
+
+
+def test_weights_are_equation_6() -> None:
+    b, c = torch.tensor([0.0, 1.0, 3.0, 100.0, 0.0]), torch.tensor([2.0, 1.0, 1.0, 0.001, 0.0])
+    expected = [0.0, 0.5, 0.75, 100 / 100.001, 0.0]
+    assert sample_weights(b, c).tolist() == pytest.approx(expected)
+
+
+def test_the_weighted_loss_is_a_mean_and_may_be_rescaled() -> None:
+    w, losses = torch.tensor([0.1, 0.5, 0.9, 0.3]), torch.tensor([4.0, 3.0, 2.0, 1.0])
+    literal = (0.4 + 1.5 + 1.8 + 0.3) / 4
+    assert float(CBD(rescale=False).weigh(w, losses)) == pytest.approx(literal)
+    assert float(CBD().weigh(w, losses)) == pytest.approx(literal / 0.45)
+    assert float(CBD(reweight=False).weigh(w, losses)) == pytest.approx(2.5)
+    nothing = torch.zeros(4)
+    assert math.isfinite(float(CBD().weigh(nothing, losses)))
+
+
+def test_equal_losses_of_f_b_leave_plain_training_up_to_scale() -> None:
+    losses = torch.tensor([4.0, 3.0, 2.0, 1.0])
+    assert float(CBD().weigh(torch.full((4,), 0.2), losses)) == pytest.approx(2.5)
+
+
+def test_dependence_is_the_bracket_of_equation_7() -> None:
+    with global_seed(0, "critic"):
+        critic = Critic(8).eval()
+    z, r = torch.rand(5, 4, generator=stream(0, "z")), torch.rand(5, 4, generator=stream(0, "r"))
+    joint = sum(float(critic(z[n : n + 1], r[n : n + 1])) for n in range(5)) / 5
+    strangers = sum(float(critic(z[n - 1 : n or None], r[n : n + 1])) for n in range(5)) / 5
+    assert float(dependence(critic, z, r)) == pytest.approx(joint - strangers, abs=1e-6)
+
+
+def test_the_critic_rises_and_f_c_lowers_the_same_estimate() -> None:
+    with global_seed(0, "critic"):
+        critic = Critic(16)
+    z = torch.randn(256, 8, generator=stream(0, "z")).requires_grad_()
+    r = z.detach().clone()
+    optimizer = torch.optim.Adam(critic.parameters(), lr=0.01)
+    before = float(dependence(critic, z, r))
+    for _ in range(50):
+        optimizer.zero_grad()
+        (-dependence(critic, z.detach(), r)).backward()
+        optimizer.step()
+    risen = float(dependence(critic, z, r))
+    assert risen > before + 0.05
+    gradient = torch.autograd.grad(dependence(critic, z, r), z)[0]
+    assert float(dependence(critic, z - 0.5 * gradient * len(z), r)) < risen
+    independent = torch.randn(256, 8, generator=stream(1, "r"))
+    assert float(dependence(critic, z, independent)) < risen
+
+
+def test_the_critic_is_nearly_one_lipschitz() -> None:
+    with global_seed(0, "critic"):
+        critic = Critic(16)
+    with torch.no_grad():
+        for layer in critic.layers:
+            if isinstance(layer, nn.Linear):
+                layer.parametrizations.weight.original.mul_(20)
+        for _ in range(100):
+            critic(torch.zeros(2, 8), torch.zeros(2, 8))
+    critic.eval()
+    a = torch.randn(200, 16, generator=stream(0, "a"))
+    b = torch.randn(200, 16, generator=stream(0, "b"))
+    gap = (critic(a[:, :8], a[:, 8:]) - critic(b[:, :8], b[:, 8:])).abs()
+    assert bool((gap <= 1.05 * (a - b).norm(dim=1)).all())
+
+
+def fitted(images: ImageSet, **fields: float) -> tuple[Classifier, Context]:
+    lent = context()
+    return CBD(t1=1, **fields).fit(images, lent), lent  # type: ignore[arg-type]
+
+
+def test_f_c_equals_a_slow_reading_of_the_equations(images: ImageSet) -> None:
+    """Re-weighting and the l2 term, image by image, with the literal constants."""
+    lent = context()
+    early = Recipe(epochs=1, batch_size=20, learning_rate=0.05, drops=())
+    f_b = train(lent.build("f_B"), images, early, lent.rng("f_B"))
+    f_c = lent.build()
+    optimizer = RECIPE.sgd(f_c)
+    from models.training import loop
+
+    def step(batch) -> None:  # type: ignore[no-untyped-def]
+        z = f_c.features(batch.images)
+        total = torch.zeros(())
+        with torch.no_grad():
+            theirs = f_b(batch.images)
+        for n in range(len(z)):
+            ours = f_c.head(z[n])
+            loss_c = cross_entropy(ours, batch.labels[n])
+            loss_b = cross_entropy(theirs[n], batch.labels[n])
+            w = float(loss_b / (loss_b + loss_c))
+            total = total + w * loss_c + 0.001 * (z[n] ** 2).sum()
+        optimizer.zero_grad()
+        (total / len(z)).backward()
+        optimizer.step()
+
+    f_c.train()
+    loop(step, images, recipe=RECIPE, rng=lent.rng("classifier"), state={"optimizer": optimizer})
+    ours, _ = fitted(images, rescale=False, critic_weight=0.0, beta=0.001)
+    for name, values in f_c.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-3, atol=1e-4)
+
+
+def test_f_b_is_frozen_with_its_buffers(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    held: dict[str, object] = {}
+    plain = defenses.cbd.train
+
+    def remember(model: Classifier, *rest: object) -> Classifier:
+        trained = plain(model, *rest)  # type: ignore[arg-type]
+        held["network"] = trained
+        held["state"] = {name: t.clone() for name, t in trained.state_dict().items()}
+        return trained
+
+    monkeypatch.setattr(defenses.cbd, "train", remember)
+    fitted(images)
+    network, before = held["network"], held["state"]
+    assert isinstance(network, Classifier)
+    assert isinstance(before, dict)
+    assert not network.training
+    for name, values in network.state_dict().items():
+        assert torch.equal(values, before[name]), name
+
+
+def test_variants_differ_and_the_published_ones_are_specs(images: ImageSet) -> None:
+    variants = {
+        "default": {},
+        "literal": {"rescale": False, "critic_weight": 1.0},
+        "released": {"critic_weight": 0.0, "beta": 0.0},
+        "no weights": {"reweight": False},
+    }
+    heads = {name: fitted(images, **how)[0].head.weight for name, how in variants.items()}
+    names = list(heads)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            assert not torch.equal(heads[one], heads[other]), (one, other)
+
+
+def test_without_all_three_terms_it_is_plain_training(images: ImageSet) -> None:
+    lent = context()
+    plain = train(lent.build(), images, RECIPE, lent.rng("classifier"))
+    ours, _ = fitted(images, reweight=False, critic_weight=0.0, beta=0.0)
+    for name, values in plain.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-4, atol=1e-6)
+
+
+def test_the_journal_holds_one_value_for_each_image(images: ImageSet) -> None:
+    _, lent = fitted(images)
+    assert {name: values.shape for name, values in lent.journal.samples.items()} == {
+        "f_B loss": (60,),
+        "w": (60,),
+    }
+    weights = lent.journal.samples["w"]
+    assert bool(((weights >= 0) & (weights <= 1)).all())
+
+
+def test_diagnostics_by_hand() -> None:
+    values = {"loss": torch.tensor([0.1, 0.9, 0.5, 0.5])}
+    found = diagnose(values, torch.tensor([True, False, True, False]))["loss"]
+    assert found["auroc"] == pytest.approx((1 + 1 + 1 + 0.5) / 4)
+    assert found["mean_poisoned"] == pytest.approx(0.3)
+    assert found["mean_clean"] == pytest.approx(0.7)
+
+
+@pytest.mark.slow
+def test_it_starves_poisoned_images_when_f_b_knows_the_trigger() -> None:
+    from benchmark.cache import Cache
+    from benchmark.datasets import datasets
+
+    toy = datasets.build("toy").load([], Cache.__new__(Cache))
+    made = BadNets().poison(toy.train, stream(0, "poison"))
+    recipe = Recipe(epochs=6, batch_size=64, learning_rate=0.02, drops=(0.75,), padding=0, cutout=0)
+    lent = context(recipe)
+    CBD().fit(made.train, lent)
+    found = diagnose(lent.journal.samples, made.mask)
+    assert found["f_B loss"]["auroc"] > 0.9
+    assert found["w"]["mean_poisoned"] < 0.3 * found["w"]["mean_clean"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"t1": 0}, "t1 must be at least 1"),
+        ({"beta": -1.0}, "beta must be at least 0"),
+        ({"critic_weight": -0.1}, "critic_weight must be at least 0"),
+    ],
+)
+def test_a_bad_setting_is_refused(fields: dict[str, float], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        CBD(**fields)  # type: ignore[arg-type]

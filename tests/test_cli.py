@@ -1,0 +1,278 @@
+"""The command line as a user meets it: answers, exit codes, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmark.cli import main
+
+TINY = [
+    "--dataset=toy(train_images=100, test_images=50)",
+    "--attack=badnets",
+    "--epochs=1",
+    "--precision=fp32",
+    "--device=cpu",
+]
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands write below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a command refuses with."""
+    assert main(arguments) == 2
+    streams = capsys.readouterr()
+    lines = streams.err.splitlines()
+    assert len(lines) == 1, streams.err
+    assert lines[0].startswith("bdbench: ")
+    assert "Traceback" not in streams.err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
+        (["data", "sl"], "unknown command 'sl'"),
+        (["run", "quik"], "unknown suite 'quik'; did you mean 'quick'?"),
+        (["run", "--atack", "none"], "--atack"),
+        (["run", "--attack", "badnet"], "unknown attack 'badnet'; did you mean 'badnets'?"),
+        (["run", "--defense", "cdb"], "unknown defense 'cdb'; did you mean 'cbd'?"),
+        (["run", "--model", "wrn16"], "unknown model 'wrn16'; did you mean 'wrn16_1'?"),
+        (["run", "--dataset", "cifr10"], "unknown data set 'cifr10'; did you mean 'cifar10'?"),
+        (["run", "--defense", "cbd(t2=1)"], "has no field 't2'; did you mean 't1'?"),
+        (["run", "--attack", "badnets(poisoning_rate=2)"], "must be in (0, 1], got 2.0"),
+        (["run", "--attack", "badnets(target=10)"], "0 to 9, got 10"),
+        (["run", "--device", "cuda:9"], "device 'cuda:9' is not there"),
+        (["run", "--precision", "fp61"], "unknown precision 'fp61'"),
+        (["run", "--seeds", "0"], "seeds must be at least 1"),
+        (["run", "--seeds", "many"], "'many' is not a valid integer"),
+        (["run", "--epochs", "0"], "epochs must be at least 1"),
+        (["run", "--train-images", "3"], "train_images of toy must be at least 10"),
+        (["run", "--plugin", "absent.py"], "plugin 'absent.py' is not a Python file"),
+        (["describe", "badnet"], "nothing is called 'badnet'; did you mean 'badnets'?"),
+        (["list", "attack"], "unknown kind 'attack'; did you mean 'attacks'?"),
+        (["table", "leaderbord"], "unknown table 'leaderbord'; did you mean 'leaderboard'?"),
+        (["table"], "no records in results/quick/records"),
+        (["explain", "0123"], "no record '0123'"),
+        (["explain", "../x"], "no record '../x'"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert complaint in refused(capsys, *arguments)
+
+
+def test_missing_data_names_folder_and_layouts(
+    capsys: pytest.CaptureFixture[str], own_folder: Path
+) -> None:
+    line = refused(capsys, "run", "--dataset=cifar10", "--data", str(own_folder / "nowhere"))
+    assert str(own_folder / "nowhere") in line
+    assert "parquet" in line
+    assert "cifar-10-batches-py" in line
+
+
+def test_unwritable_folders_are_refused_before_training(
+    capsys: pytest.CaptureFixture[str], own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = own_folder / "file"
+    blocked.write_text("in the way")
+    assert "cannot write" in refused(capsys, "run", *TINY, "--results", str(blocked / "results"))
+    monkeypatch.setenv("BDBENCH_CACHE", str(blocked / "cache"))
+    assert "cannot write" in refused(capsys, "run", *TINY)
+
+
+def run(*arguments: str) -> int:
+    return main(["run", *TINY, *arguments])
+
+
+def stamps(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "records").iterdir()}
+
+
+def test_a_run_is_resumed_and_extended_without_repeating_anything(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = own_folder / "results" / "quick"
+    assert run("--defense=none") == 0
+    first = stamps(results)
+    assert len(first) == 1
+    assert run("--defense=none") == 0
+    assert "all 1 cells have records" in capsys.readouterr().out
+    assert stamps(results) == first
+    assert run("--defense=none", "--seeds=2") == 0
+    second = stamps(results)
+    assert len(second) == 2
+    assert {name: second[name] for name in first} == first
+    assert "1 of 2 cells to run" in capsys.readouterr().out
+    assert {path.name for path in (results / "tables").iterdir()} == {
+        "leaderboard.csv",
+        "leaderboard.md",
+    }
+    assert not list(own_folder.rglob("*.tmp"))
+
+
+def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--dry-run") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert "2 of 2 cells to run" in lines[-1]
+    assert not (own_folder / "results").exists()
+
+
+def test_a_budget_leaves_out_what_does_not_fit(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--defense=none", "--budget=0") == 0
+    assert "1 cells did not fit" in capsys.readouterr().out
+    assert not list((own_folder / "results").rglob("*.json"))
+
+
+def test_table_explain_list_describe_doctor_and_data_answer(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--defense=none") == 0
+    key = next((own_folder / "results/quick/records").iterdir()).stem
+    written = (own_folder / "results/quick/tables/leaderboard.md").read_bytes()
+    capsys.readouterr()
+    assert main(["table", "leaderboard"]) == 0
+    assert "badnets ASR" in capsys.readouterr().out
+    assert (own_folder / "results/quick/tables/leaderboard.md").read_bytes() == written
+    assert main(["explain", key[:6]]) == 0
+    shown = capsys.readouterr().out
+    assert key in shown
+    assert "data_sha256" in shown
+    assert '--attack "badnets"' in shown
+    assert main(["list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("badnets", "cbd", "wrn16_1", "gtsrb", "cifar10-small"))
+    assert main(["describe", "cbd"]) == 0
+    shown = capsys.readouterr().out
+    assert "critic_weight" in shown
+    assert "2303.06818" in shown
+    assert main(["describe", "none"]) == 0
+    shown = capsys.readouterr().out
+    assert "attack none" in shown
+    assert "defense none" in shown
+    assert main(["doctor"]) == 0
+    assert "writable" in capsys.readouterr().out
+    assert main(["data", "ls"]) == 0
+    assert "generated" in capsys.readouterr().out
+    assert main(["data", "prepare", "toy(train_images=100)"]) == 0
+    assert "100 of 32 x 32 pixels" in capsys.readouterr().out
+
+
+def test_a_record_of_another_version_stops_the_run_and_is_left_alone(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--defense=none") == 0
+    path = next((own_folder / "results/quick/records").iterdir())
+    document = json.loads(path.read_text()) | {"schema": 999}
+    path.write_text(json.dumps(document))
+    capsys.readouterr()
+    line = refused(capsys, "run", *TINY, "--defense=none")
+    assert "schema 999" in line
+    assert json.loads(path.read_text()) == document
+
+
+def test_a_damaged_record_is_named_and_the_others_are_shown(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--defense=none", "--seeds=2") == 0
+    paths = sorted((own_folder / "results/quick/records").iterdir())
+    paths[0].write_text(paths[0].read_text()[:200])
+    capsys.readouterr()
+    assert main(["table"]) == 1
+    streams = capsys.readouterr()
+    assert paths[0].name in streams.err
+    assert "badnets ASR" in streams.out
+
+
+BROKEN = """
+from dataclasses import dataclass
+from defenses import register
+from defenses.base import Defense
+
+@register("breaks")
+@dataclass(frozen=True)
+class Breaks(Defense):
+    def fit(self, data, context):
+        raise RuntimeError("no such luck")
+"""
+
+
+def test_a_cell_that_fails_leaves_the_others_alone(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from defenses import defenses
+
+    (own_folder / "breaks.py").write_text(BROKEN)
+    try:
+        code = run("--plugin=breaks.py", "--defense=breaks", "--defense=none")
+    finally:
+        defenses._factories.pop("breaks")
+    assert code == 1
+    shown = capsys.readouterr().out
+    assert "FAILED" in shown
+    assert "RuntimeError: no such luck" in shown
+    records = [
+        json.loads(path.read_text()) for path in (own_folder / "results/quick/records").iterdir()
+    ]
+    assert sorted(record["status"] for record in records) == ["failed", "ok"]
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmark", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_keeps_what_is_finished(
+    number: signal.Signals, own_folder: Path
+) -> None:
+    arguments = ["run", *TINY, "--defense=none", "--seeds=500"]
+    process = start(*arguments)
+    records = own_folder / "results/quick/records"
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and not (records.exists() and any(records.glob("*.json"))):
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130, errors
+    assert errors.splitlines()[-1].startswith("bdbench: stopped")
+    assert "Traceback" not in errors
+    kept = list(records.glob("*.json"))
+    assert kept
+    assert all(json.loads(path.read_text())["status"] == "ok" for path in kept)
+    assert not list(own_folder.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], []])
+def test_help_answers_within_a_second(arguments: list[str]) -> None:
+    seconds = []
+    for _ in range(2):
+        begun = time.monotonic()
+        process = start(*arguments)
+        shown, errors = process.communicate(timeout=30)
+        seconds.append(time.monotonic() - begun)
+        assert process.returncode == 0, errors
+        assert "bdbench" in shown
+    assert min(seconds) < 1

@@ -1,0 +1,320 @@
+"""Whole runs at tiny size: records, caches, metrics by hand, resuming, and damage."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmark import metrics, plan
+from benchmark.cache import Cache, DamagedCache
+from benchmark.cell import Cell, cell, recipe_of
+from benchmark.harness import Harness
+from benchmark.records import Count, encode
+from benchmark.suites import SUITES, suite
+from benchmark.timing import Stopwatch
+from defenses import defenses
+from defenses.base import Context, Defense
+from models import spec
+from models.classifier import Classifier
+from models.data import ImageSet
+from models.errors import InvalidInput
+from models.training import Recipe
+
+DATASET = "toy(train_images=120, test_images=80)"
+RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
+CPU = torch.device("cpu")
+
+
+def tiny(attack: str = "badnets", defense: str = "none", seed: int = 0, **fields: object) -> Cell:
+    recipe = replace(RECIPE, **fields)  # type: ignore[arg-type]
+    return cell(DATASET, "wrn16_1", attack, defense, recipe, seed)
+
+
+@pytest.fixture
+def harness(cache_folder: Path) -> Harness:
+    return Harness(Cache(cache_folder), [], CPU)
+
+
+class Stub(Classifier):
+    """Calls an image the class that its first pixel names."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+        self.head = nn.Linear(10, 10, bias=False)
+        nn.init.eye_(self.head.weight)
+
+    def body(self, images: Tensor) -> list[Tensor]:
+        named = (images[:, 0, 0, 0] * 255).round().long()
+        return [nn.functional.one_hot(named, 10).float()[:, :, None, None]]
+
+    def embed(self, last: Tensor) -> Tensor:
+        return last
+
+
+def pictures(first_pixels: list[int]) -> Tensor:
+    images = torch.zeros(len(first_pixels), 3, 4, 4, dtype=torch.uint8)
+    images[:, 0, 0, 0] = torch.tensor(first_pixels, dtype=torch.uint8)
+    return images
+
+
+def test_metrics_by_hand() -> None:
+    """Six images, target 0: two of class 0, which no share of victims counts."""
+    test = ImageSet(pictures([0, 1, 1, 2, 0, 3]), torch.tensor([0, 0, 1, 2, 3, 4]), 10)
+    counts = metrics.evaluate(Stub(), test, pictures([0, 0, 0, 2, 0, 7]), target=0)
+    assert counts["clean_accuracy"] == Count(3, 6)
+    assert counts["attack_success_rate"] == Count(2, 4)
+    assert counts["robust_accuracy"] == Count(1, 4)
+    assert counts["asr_floor"] == Count(1, 4)
+
+
+def test_divergence_is_a_bad_weight_or_guessing() -> None:
+    test = ImageSet(pictures([0] * 100), torch.arange(100) % 10, 10)
+    model = Stub()
+    assert metrics.diverged(model, Count(10, 100), test)
+    assert metrics.diverged(model, Count(18, 100), test)
+    assert not metrics.diverged(model, Count(60, 100), test)
+    with torch.no_grad():
+        model.head.weight[0, 0] = torch.nan
+    assert metrics.diverged(model, Count(60, 100), test)
+
+
+@pytest.mark.parametrize("attack", ["none", "badnets", "blend"])
+@pytest.mark.parametrize("defense", defenses.names())
+def test_every_pair_gives_a_whole_record(attack: str, defense: str, harness: Harness) -> None:
+    record = harness.run(tiny(attack, defense))
+    assert record.error is None
+    assert record.metrics is not None
+    encode(record)
+    poisoned = 0 if attack == "none" else 12
+    assert record.diagnostics["poisoned_images"] == poisoned
+    of = {name: count.of for name, count in record.metrics.items() if count is not None}
+    assert of == {
+        "clean_accuracy": 80,
+        "attack_success_rate": 72,
+        "robust_accuracy": 72,
+        "asr_floor": 72,
+    }
+    if attack == "none":
+        assert record.metrics["attack_success_rate"] == record.metrics["asr_floor"]
+    assert record.passes["backward"] >= 1
+    assert len(record.provenance["data_sha256"]) == 64
+
+
+def content(record: object) -> str:
+    parts = vars(record).copy()
+    del parts["measured"]
+    return json.dumps(parts, default=repr, sort_keys=True)
+
+
+def test_the_same_cell_gives_the_same_bytes_with_and_without_a_cache(tmp_path: Path) -> None:
+    runs = []
+    for folder in ("a", "b"):
+        for _ in range(2):
+            harness = Harness(Cache(tmp_path / folder), [], CPU)
+            runs.append([content(harness.run(tiny(defense=d))) for d in ("none", "cbd")])
+    assert runs[0] == runs[1] == runs[2] == runs[3]
+
+
+def test_the_undefended_network_is_trained_once_and_charged_to_each(harness: Harness) -> None:
+    first = harness.run(tiny())
+    again = harness.run(tiny())
+    for record in (first, again):
+        assert record.measured["seconds"]["undefended"] > 0
+        assert record.measured["seconds"]["fit"] < record.measured["seconds"]["undefended"]
+    assert first.measured["seconds"]["undefended"] == again.measured["seconds"]["undefended"]
+    assert first.passes == again.passes == {"forward": 1.0, "backward": 1.0}
+    assert first.metrics == again.metrics
+
+
+def test_cbd_costs_what_it_says(harness: Harness) -> None:
+    made = tiny(defense="cbd(t1=2)", epochs=3)
+    record = harness.run(made)
+    passes = record.passes["forward"] + 2 * record.passes["backward"]
+    assert passes == pytest.approx(plan.work(made) / 120)
+
+
+def test_curves_have_a_point_for_each_epoch_and_end_where_the_record_does(
+    cache_folder: Path,
+) -> None:
+    harness = Harness(Cache(cache_folder), [], CPU, curves=True)
+    for defense in ("none", "cbd(t1=1)"):
+        for _ in range(2):
+            record = harness.run(tiny(defense=defense, epochs=3))
+            assert [point["epoch"] for point in record.curves] == [1, 2, 3]
+            assert record.metrics is not None
+            final = record.metrics["clean_accuracy"]
+            assert final is not None
+            assert record.curves[-1]["clean_accuracy"] == pytest.approx(final.rate, abs=1e-6)
+    plain = Harness(Cache(cache_folder), [], CPU).run(tiny(defense="cbd(t1=1)", epochs=3))
+    assert plain.metrics == record.metrics, "looking on changed the training"
+    assert plain.curves == []
+
+
+@dataclass(frozen=True)
+class Broken(Defense):
+    """Fails in a way of its own."""
+
+    how: str = "raise"
+
+    def fit(self, data: ImageSet, context: Context) -> Classifier:
+        if self.how == "raise":
+            raise RuntimeError("this defense is broken")
+        model = context.undefended()
+        if self.how == "nan":
+            with torch.no_grad():
+                model.head.weight.fill_(torch.nan)
+        return model
+
+
+@pytest.fixture
+def broken() -> object:
+    defenses.names()
+    defenses.register("broken")(Broken)
+    yield
+    del defenses._factories["broken"]
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_failing_defense_fails_its_own_cell(harness: Harness) -> None:
+    record = harness.run(tiny(defense="broken"))
+    encode(record)
+    assert record.status == "failed"
+    assert record.error is not None
+    assert record.error["message"] == "this defense is broken"
+    assert "in fit" in record.error["traceback"]
+    assert harness.run(tiny()).status == "ok"
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_diverged_network_and_an_unchanged_one_are_flagged(harness: Harness) -> None:
+    assert "diverged" in harness.run(tiny(defense="broken(how='nan')")).flags
+    assert "no_op" in harness.run(tiny(defense="broken(how='nothing')")).flags
+    assert "no_op" not in harness.run(tiny(defense="none")).flags
+
+
+def test_a_damaged_cache_entry_is_said_once_and_made_anew(
+    harness: Harness, cache_folder: Path
+) -> None:
+    expected = content(harness.run(tiny()))
+    files = sorted(cache_folder.rglob("*.safetensors"))
+    assert {file.parent.name for file in files} == {"poisoned", "undefended"}
+    for file in files:
+        damaged = bytearray(file.read_bytes())
+        damaged[len(damaged) // 2] ^= 1
+        file.write_bytes(damaged)
+    fresh = Harness(Cache(cache_folder), [], CPU)
+    with pytest.warns(DamagedCache) as said:
+        assert content(fresh.run(tiny())) == expected
+    assert len(said) == 2
+    fresh.run(tiny())
+
+
+@pytest.mark.parametrize("what", ["truncated", "no payload", "not json", "a pickle"])
+def test_any_damage_to_a_cache_entry_is_mended(tmp_path: Path, what: str) -> None:
+    cache, calls = Cache(tmp_path), []
+
+    def build() -> tuple[dict[str, Tensor], dict[str, int]]:
+        calls.append(1)
+        return {"x": torch.arange(100)}, {"n": 1}
+
+    assert cache.fetch("kind", {"a": 1}, build).fresh
+    assert not cache.fetch("kind", {"a": 1}, build).fresh
+    payload, description = (
+        next((tmp_path / "kind").glob(f"*.{s}")) for s in ("safetensors", "json")
+    )
+    if what == "truncated":
+        payload.write_bytes(payload.read_bytes()[:-7])
+    elif what == "no payload":
+        payload.unlink()
+    elif what == "not json":
+        description.write_text("{")
+    else:
+        torch.save({"x": 1}, payload)
+    with pytest.warns(DamagedCache, match="is damaged and is made anew"):
+        mended = cache.fetch("kind", {"a": 1}, build)
+    assert mended.fresh
+    assert torch.equal(cache.fetch("kind", {"a": 1}, build).tensors["x"], torch.arange(100))
+    assert len(calls) == 2
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_broken_off_build_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> tuple[dict[str, Tensor], dict[str, int]]:
+        raise KeyboardInterrupt
+
+    cache = Cache(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        cache.fetch("kind", {}, fail)
+    assert cache.fetch("kind", {}, lambda: ({"x": torch.zeros(1)}, {})).fresh
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InvalidInput, match=r"cache folder .* is not usable: Not a directory"):
+        Cache(tmp_path / "file").fetch("kind", {}, lambda: ({}, {}))
+
+
+def test_stages_keep_their_own_time_when_nested() -> None:
+    watch = Stopwatch(CPU)
+    with watch.stage("outer"):
+        time.sleep(0.02)
+        with watch.stage("inner"):
+            time.sleep(0.05)
+    assert 0.05 <= watch.seconds["inner"] < 0.09
+    assert 0.02 <= watch.seconds["outer"] < 0.05
+    with pytest.raises(ValueError, match="x"), watch.stage("failed"):
+        raise ValueError("x")
+    assert watch.seconds["failed"] > 0
+
+
+def test_a_cell_is_its_specs() -> None:
+    one = tiny("blend(alpha=0.3)")
+    assert one == tiny("blend(target=0, alpha=0.3)")
+    assert one.key == tiny("blend( alpha = 0.30 )").key
+    others = [
+        tiny("blend"),
+        tiny("blend(alpha=0.3)", "cbd"),
+        tiny("blend(alpha=0.3)", seed=1),
+        tiny("blend(alpha=0.3)", epochs=2),
+    ]
+    assert len({one.key, *(other.key for other in others)}) == 5
+    assert recipe_of(one.recipe) == RECIPE
+    assert one.labels["attack"] == "blend(alpha=0.3)"
+    assert one.labels["recipe"] == "recipe(epochs=1, batch_size=32, learning_rate=0.02)"
+
+
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        ({"attack": "badnets(target=10)"}, "0 to 9, got 10"),
+        ({"attack": "badnets(margin=20)"}, "does not fit 32 x 32"),
+        ({"dataset": "gtsrb", "attack": "badnets(target=43)"}, "0 to 42, got 43"),
+        ({"defense": "cbd(t1=0)"}, "t1 must be at least 1"),
+        ({"model": "wrn16_1(depth=3)"}, "has no field 'depth'"),
+    ],
+)
+def test_a_bad_cell_is_refused_before_anything_is_loaded(
+    parts: dict[str, str], complaint: str
+) -> None:
+    axes = {"dataset": "toy", "model": "wrn16_1", "attack": "badnets", "defense": "none"}
+    with pytest.raises(InvalidInput, match=complaint):
+        cell(**(axes | parts), recipe=RECIPE, seed=0)
+
+
+def test_suites_are_sound_and_bring_the_settings_of_their_data_set() -> None:
+    for name in SUITES:
+        cells = plan.cells(suite(name), "fp32")
+        assert len({made.key for made in cells}) == len(cells)
+    quick = plan.cells(suite("quick"), "fp32")
+    assert {spec.parse(made.defense)[0] for made in quick} == set(defenses.names())
+    signs = replace(suite("quick"), datasets=("gtsrb",))
+    recipe = recipe_of(plan.cells(signs, "fp32")[0].recipe)
+    assert (recipe.learning_rate, recipe.flip) == (0.01, False)
+    with pytest.raises(InvalidInput, match="seeds must be at least 1"):
+        plan.cells(replace(suite("quick"), seeds=0), "fp32")

@@ -1,0 +1,57 @@
+"""Who may know whom, and what must not be imported where."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ALLOWED = {
+    "models": {"models"},
+    "attacks": {"attacks", "models"},
+    "defenses": {"defenses", "models"},
+    "benchmark": {"benchmark", "attacks", "defenses", "models"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """First words of all modules that a file imports, wherever in the file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.add(node.module.split(".")[0])
+    return names
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_packages_import_only_what_they_may(package: str) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        ours = imported(path) & {*ALLOWED, "tests"}
+        assert ours <= ALLOWED[package], f"{path.relative_to(ROOT)} imports {ours}"
+
+
+@pytest.mark.parametrize("method", ["attacks", "defenses"])
+def test_methods_do_not_import_one_another(method: str) -> None:
+    """Every method is one file over the shared ones, so that each can be read on its own."""
+    shared = {"base", "poison", "__init__"}
+    for path in (ROOT / method).glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{method}."):
+                assert (node.module or "").split(".")[1] in shared, path.name
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import benchmark.cli", "import benchmark.tables, benchmark.records, benchmark.suites"],
+)
+def test_help_and_tables_need_no_torch(statement: str) -> None:
+    program = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

@@ -1,0 +1,202 @@
+"""The loop, the schedule, and what a training must and must not do."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from models import models
+from models.classifier import Classifier
+from models.data import ImageSet
+from models.errors import InvalidInput
+from models.observer import Observer, observed_by
+from models.rng import global_seed, stream
+from models.training import (
+    Batch,
+    Recipe,
+    logits,
+    loop,
+    predict,
+    sample_losses,
+    steps_per_epoch,
+    train,
+)
+
+SHORT = Recipe(epochs=2, batch_size=16, learning_rate=0.05)
+
+
+def network(seed: int = 0) -> Classifier:
+    with global_seed(seed, "test"):
+        return models.build("wrn16_1", 10, 32)
+
+
+def state(model: Classifier) -> dict[str, torch.Tensor]:
+    return {name: values.clone() for name, values in model.state_dict().items()}
+
+
+def same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_every_image_is_seen_once_an_epoch_with_its_own_label(images: ImageSet) -> None:
+    seen: list[Batch] = []
+    loop(seen.append, images, recipe=SHORT, rng=stream(0, "x"), state={})
+    for epoch in (seen[:4], seen[4:]):
+        index = torch.cat([batch.index for batch in epoch])
+        assert torch.equal(index.sort().values, torch.arange(60))
+        labels = torch.cat([batch.labels for batch in epoch])
+        assert torch.equal(labels, images.labels[index])
+    assert [len(batch.labels) for batch in seen[:4]] == [16, 16, 16, 12]
+    assert not torch.equal(seen[0].index, seen[4].index), "the second epoch has its own order"
+    assert all(float(b.images.min()) >= 0 and float(b.images.max()) <= 1 for b in seen)
+
+
+def test_a_last_batch_of_one_image_joins_the_one_before(images: ImageSet) -> None:
+    widths: list[int] = []
+    part = images[torch.arange(33)]
+    loop(
+        lambda batch: widths.append(len(batch.labels)),
+        part,
+        recipe=replace(SHORT, epochs=1),
+        rng=stream(0, "x"),
+        state={},
+    )
+    assert widths == [16, 17]
+    assert len(widths) == steps_per_epoch(33, 16)
+
+
+def test_a_second_set_is_drawn_beside_the_first_and_starts_anew(images: ImageSet) -> None:
+    pairs: list[tuple[Batch, Batch]] = []
+    small = images[torch.arange(20)]
+    loop(
+        lambda one, two: pairs.append((one, two)),
+        images,
+        small,
+        recipe=SHORT,
+        rng=stream(0, "x"),
+        state={},
+    )
+    assert [len(one.labels) for one, _ in pairs] == [16, 16, 16, 12] * 2
+    second = torch.cat([two.index for _, two in pairs])
+    for start in range(0, len(second) - 19, 20):
+        assert torch.equal(second[start : start + 20].sort().values, torch.arange(20))
+
+
+def test_the_learning_rate_falls_tenfold_at_the_given_shares(images: ImageSet) -> None:
+    recipe = Recipe(epochs=10, batch_size=60, learning_rate=0.5, drops=(0.2, 0.7))
+    model = network()
+    optimizer = recipe.sgd(model)
+    slow = torch.optim.Adam(model.parameters(), lr=0.01)
+    rates: list[tuple[float, float]] = []
+    loop(
+        lambda batch: rates.append((optimizer.param_groups[0]["lr"], slow.param_groups[0]["lr"])),
+        images,
+        recipe=recipe,
+        rng=stream(0, "x"),
+        state={"optimizer": optimizer, "slow": slow},
+    )
+    expected = [1.0] * 2 + [0.1] * 5 + [0.01] * 3
+    assert rates == pytest.approx([(0.5 * e, 0.01 * e) for e in expected])
+    paper = Recipe()
+    assert [paper.decay(e) for e in (0, 19, 20, 69, 70, 99)] == pytest.approx(
+        [1, 1, 0.1, 0.1, 0.01, 0.01]
+    )
+
+
+def test_training_equals_a_plain_loop(images: ImageSet) -> None:
+    """Against torch alone: same batches, SGD with Nesterov's momentum, no loop of ours."""
+    batches: list[Batch] = []
+    loop(batches.append, images, recipe=SHORT, rng=stream(4, "x"), state={})
+    reference = network().train()
+    optimizer = torch.optim.SGD(
+        reference.parameters(), lr=0.05, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+    for number, batch in enumerate(batches):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (0.1 if number >= 4 else 1.0)
+        optimizer.zero_grad()
+        cross_entropy(reference(batch.images), batch.labels).backward()
+        optimizer.step()
+    recipe = replace(SHORT, drops=(0.5,))
+    trained = train(network(), images, recipe, stream(4, "x"))
+    assert same(state(reference), state(trained))
+    assert not trained.training
+
+
+def test_the_same_seed_gives_the_same_network_and_another_does_not(images: ImageSet) -> None:
+    one, two, other = (train(network(), images, SHORT, stream(seed, "x")) for seed in (0, 0, 1))
+    assert same(state(one), state(two))
+    assert not same(state(one), state(other))
+
+
+def test_it_learns_a_few_images_by_heart(images: ImageSet) -> None:
+    recipe = Recipe(epochs=40, batch_size=20, learning_rate=0.05, padding=0, flip=False, cutout=0)
+    model = train(network(), images, recipe, stream(0, "x"))
+    assert float((predict(model, images.images) == images.labels).float().mean()) > 0.95
+
+
+def test_training_does_not_write_the_data(images: ImageSet) -> None:
+    before = images.images.clone(), images.labels.clone()
+    train(network(), images, SHORT, stream(0, "x"))
+    assert torch.equal(images.images, before[0])
+    assert torch.equal(images.labels, before[1])
+
+
+def test_asking_changes_nothing_and_does_not_depend_on_the_rest(images: ImageSet) -> None:
+    model = network().train()
+    before = state(model)
+    together = logits(model, images.images)
+    assert same(before, state(model))
+    assert model.training
+    alone = torch.cat([logits(model, images.images[n : n + 1]) for n in range(5)])
+    torch.testing.assert_close(together[:5], alone, rtol=1e-4, atol=1e-5)
+    assert torch.equal(predict(model, images.images), together.argmax(1))
+    expected = [float(cross_entropy(together[n], images.labels[n])) for n in range(60)]
+    assert sample_losses(model, images).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_an_observer_hears_of_every_step_and_epoch(images: ImageSet) -> None:
+    heard: list[object] = []
+
+    class Witness(Observer):
+        def loop_started(self, epochs: int, images: int) -> None:
+            heard.append(("start", epochs, images))
+
+        def trained(self, images: int) -> None:
+            heard.append(images)
+
+        def epoch_ended(self, epoch: int) -> None:
+            heard.append(("end", epoch))
+
+    with observed_by(Witness()):
+        train(network(), images, SHORT, stream(0, "x"))
+    assert heard == [("start", 2, 60), *([16, 16, 16, 12, ("end", 1)]), 16, 16, 16, 12, ("end", 2)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"batch_size": 1}, "batch_size must be at least 2"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0"),
+        ({"drops": (0.2, 1.5)}, "drops must be shares"),
+        ({"precision": "fp16"}, "precision must be one of fp32, bf16"),
+    ],
+)
+def test_a_bad_recipe_is_refused(fields: dict[str, object], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        Recipe(**fields)  # type: ignore[arg-type]
+
+
+def test_a_bad_image_set_is_refused(images: ImageSet) -> None:
+    with pytest.raises(InvalidInput, match=r"labels must be in \[0, 9\), got 0..9"):
+        ImageSet(images.images, images.labels, 9)
+    with pytest.raises(InvalidInput, match="images must be uint8"):
+        ImageSet(images.images.float(), images.labels, 10)
+    with pytest.raises(InvalidInput, match=r"labels must be int64 \(60,\)"):
+        ImageSet(images.images, images.labels[:5], 10)
+    with pytest.raises(InvalidInput, match="a training needs images"):
+        train(network(), images[torch.arange(0)], SHORT, stream(0, "x"))
