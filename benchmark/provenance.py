@@ -17,7 +17,7 @@ import attacks.base
 import attacks.poison
 import defenses.base
 import models
-from benchmark.cell import REGISTRIES, Cell
+from benchmark.cell import REGISTRIES, Cell, recipe_of
 from benchmark.datasets.base import Dataset
 from models import spec
 
@@ -33,6 +33,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset) -> dict[str, Any]:
     return {
         "versions": versions(),
         "device": device_name(device),
+        "precision": recipe_of(cell.recipe).precision,
         "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
         "threads": torch.get_num_threads(),
         "commit": commit(),
