@@ -120,10 +120,10 @@ class Block:
         parts = [
             self.groups[0].names["dataset"],
             self.groups[0].names["model"],
-            *([f"{settings['epochs']} epochs"] if "epochs" in settings else []),
+            *([_several(settings["epochs"], "epoch")] if "epochs" in settings else []),
             *([spec.render(name, altered)] if altered else []),
             *sorted(precisions),
-            f"{seeds} seed{'s' * (seeds > 1)}",
+            _several(seeds, "seed"),
         ]
         return " · ".join(parts)
 
@@ -188,6 +188,10 @@ class Block:
             ]
             if places:
                 yield f"{mark} {flag}, {meaning}: {', '.join(places)}"
+
+
+def _several(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _asr(group: Group) -> float:

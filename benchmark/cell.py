@@ -15,6 +15,7 @@ from benchmark.datasets import datasets
 from benchmark.records import SCHEMA
 from defenses import defenses
 from models import models, spec
+from models.errors import InvalidInput
 from models.training import Recipe
 
 REGISTRIES: dict[str, Any] = {
@@ -81,5 +82,17 @@ def cell(dataset: str, model: str, attack: str, defense: str, recipe: Recipe, se
 
 
 def recipe_of(text: str) -> Recipe:
-    """The recipe of a canonical recipe spec."""
-    return Recipe(**spec.parse(text)[1])
+    """The recipe of a recipe spec. Raises `InvalidInput`."""
+    return Recipe(**recipe_fields(text))
+
+
+def recipe_fields(text: str) -> dict[str, Any]:
+    """The fields that a recipe spec gives, checked. Raises `InvalidInput`."""
+    name, given = spec.parse(text)
+    fields = spec.fields_of(Recipe)
+    if name != "recipe":
+        raise InvalidInput(f"a recipe is written recipe(field=value, ...), got {text!r}")
+    for key in given:
+        if key not in fields:
+            raise InvalidInput(f"the recipe has no field {key!r}{spec.did_you_mean(key, fields)}")
+    return {key: fields[key].accept(value, "the recipe") for key, value in given.items()}

@@ -83,6 +83,7 @@ def cli(ctx: click.Context) -> None:
 @click.option("--attack", multiple=True, metavar="SPEC", help="Replace the attacks.")
 @click.option("--defense", multiple=True, metavar="SPEC", help="Replace the defenses.")
 @click.option("--seeds", type=int, metavar="N", help="Run seeds 0 to N-1.")
+@click.option("--recipe", metavar="SPEC", help='Replace the recipe, "recipe(epochs=20, ...)".')
 @click.option("--epochs", type=int, metavar="N", help="Length of the recipe.")
 @click.option("--train-images", type=int, metavar="N", help="Train on a fixed subset.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+import shlex
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +39,15 @@ def catalogue(kinds: Sequence[str]) -> str:
     """A table of names with one line each, for every kind asked for."""
     parts = []
     for kind in kinds:
-        rows = [
-            (name, _first_line(registry.factory(name)), registry.origin(name))
-            for registry in [REGISTRIES[kind]] * (kind in REGISTRIES)
-            for name in registry.names()
-        ]
         if kind == "suites":
             rows = [(name, suite.description, "built in") for name, suite in SUITES.items()]
-        parts.append(tabulate(rows, headers=[kind, "", "from"], tablefmt="plain"))
+        else:
+            registry = REGISTRIES[kind]
+            rows = [
+                (name, _first_line(registry.factory(name)), registry.origin(name))
+                for name in registry.names()
+            ]
+        parts.append(_plain(rows, headers=[kind, "", "from"]))
     broken = [
         f"{registry.kind} {name} failed to import: {reason}"
         for registry in REGISTRIES.values()
@@ -63,8 +65,9 @@ def description(name: str) -> str:
         if name in registry.names():
             parts.append(_describe(registry, name))
     if name in SUITES:
-        rows = [(key, value) for key, value in vars(SUITES[name]).items()]
-        parts.append(f"suite {name}\n\n{tabulate(rows, tablefmt='plain')}")
+        fields = vars(SUITES[name])
+        rows = [(key, value or "all, or the defaults") for key, value in fields.items()]
+        parts.append(f"suite {name}\n\n{_plain(rows)}")
     check(bool(parts), f"nothing is called {name!r}{spec.did_you_mean(name, dict.fromkeys(known))}")
     return "\n\n\n".join(parts)
 
@@ -80,7 +83,7 @@ def _describe(registry: Registry[Any], name: str) -> str:
         f"{registry.kind} {name} (version {registry.version(name)}, {registry.origin(name)})",
         inspect.getdoc(module) or "",
         inspect.getdoc(factory) or "",
-        tabulate(rows, headers=["field", "type", "default"], tablefmt="plain") if rows else "",
+        _plain(rows, headers=["field", "type", "default"]) if rows else "",
     ]
     if registry is REGISTRIES["defenses"]:
         recipe, defense = Recipe(), defenses.build(name)
@@ -115,14 +118,14 @@ def explanation(key: str, results: Path | None) -> str:
 
 def _explain(record: Record, path: Path) -> str:
     parts = [f"cell {record.key}, {record.status}, {path}"]
-    parts.append(tabulate(record.cell.items(), tablefmt="plain"))
+    parts.append(_plain(record.cell.items()))
     if record.metrics is not None:
         rows = [
             (name, f"{100 * count.rate:.2f} %", f"{count.hits:,} of {count.of:,}")
             for name, count in record.metrics.items()
             if count is not None
         ]
-        parts.append(tabulate(rows, tablefmt="plain"))
+        parts.append(_plain(rows))
     if record.flags:
         parts.append(f"flags: {', '.join(record.flags)}")
     for title in ("passes", "diagnostics", "curves", "measured", "provenance"):
@@ -137,17 +140,14 @@ def _explain(record: Record, path: Path) -> str:
 
 def command(record: Record) -> str:
     """The command that runs this cell, and the seeds before it."""
-    from benchmark.cell import recipe_of
+    axes = ("dataset", "model", "attack", "defense", "recipe")
+    chosen = " ".join(f"--{axis} {shlex.quote(record.cell[axis])}" for axis in axes)
+    return f"bdbench run {chosen} --seeds {record.cell['seed'] + 1}"
 
-    recipe = recipe_of(record.cell["recipe"])
-    axes = " ".join(
-        f"--{axis} {json.dumps(record.labels[axis])}"
-        for axis in ("dataset", "model", "attack", "defense")
-    )
-    return (
-        f"bdbench run {axes} --epochs {recipe.epochs} --precision {recipe.precision} "
-        f"--seeds {record.cell['seed'] + 1}"
-    )
+
+def _plain(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> str:
+    """Aligned columns of text; numbers stay as they are written."""
+    return tabulate(rows, headers=headers, tablefmt="plain", disable_numparse=True)
 
 
 def diagnosis(data: Path | None) -> tuple[list[str], bool]:
@@ -172,7 +172,8 @@ def diagnosis(data: Path | None) -> tuple[list[str], bool]:
         rows.append((f"data {name}", datasets.build(name).locate(searched) or "not found"))
     rows.append(("data folders", ", ".join(map(str, searched))))
     for registry in REGISTRIES.values():
+        registry.names()
         for name, reason in registry.broken.items():
             fine = False
             rows.append((f"{registry.kind} {name}", f"PROBLEM: failed to import: {reason}"))
-    return tabulate(rows, tablefmt="plain").splitlines(), fine
+    return _plain(rows).splitlines(), fine

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -74,6 +74,13 @@ class Harness:
             )
         return self._datasets[text]
 
+    def check_data(self, cells: Iterable[Cell]) -> None:
+        """Raises `InvalidInput` for the first data set that is nowhere, before hours are spent."""
+        for text in dict.fromkeys(cell.dataset for cell in cells):
+            source = datasets.build(text)
+            if source.locate(self.roots) is None:
+                source.load(self.roots, self.cache)
+
     def run(self, cell: Cell) -> Record:
         """The record of a cell. Whatever its attack or defense raises becomes a failed record;
         a data set that cannot be loaded raises `InvalidInput`."""
@@ -121,7 +128,8 @@ class _Trial:
             build_network=network_builder(
                 cell.model, dataset.train.num_classes, dataset.train.size[0]
             ),
-            seed=cell.seed,
+            # A seed of its own: from the cell's, a defense could draw who is poisoned.
+            seed=derive(cell.seed, "training"),
         )
 
     def outcome(self) -> dict[str, Any]:
@@ -208,7 +216,7 @@ class _Trial:
         """See `Context.undefended`. A stored network brings the seconds and passes it once took."""
         context = self.training
         if n:
-            context = replace(context, seed=derive(self.cell.seed, "undefended", str(n)))
+            context = replace(context, seed=derive(context.seed, "undefended", str(n)))
         network = context.build()
         is_none = spec.parse(self.cell.defense)[0] == "none"
         sources = provenance.sources(self.cell)

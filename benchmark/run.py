@@ -12,7 +12,7 @@ from rich.console import Console
 
 from benchmark import plan, provenance
 from benchmark.cache import Cache, default_root
-from benchmark.cell import Cell
+from benchmark.cell import Cell, recipe_fields
 from benchmark.datasets.base import roots
 from benchmark.devices import device_of, precision_of
 from benchmark.files import check_writable
@@ -34,6 +34,7 @@ def run_suite(
     attack: Sequence[str] = (),
     defense: Sequence[str] = (),
     seeds: int | None = None,
+    recipe: str | None = None,
     epochs: int | None = None,
     train_images: int | None = None,
     device: str = "auto",
@@ -53,6 +54,10 @@ def run_suite(
     console = Console()
     for path in plugin:
         load_file(path)
+    fields = dict(suite.recipe) if recipe is None else recipe_fields(recipe)
+    stated = fields.pop("precision", suite.precision)
+    if epochs is not None:
+        fields["epochs"] = epochs
     chosen = replace(
         suite,
         datasets=tuple(dataset) or suite.datasets,
@@ -60,13 +65,13 @@ def run_suite(
         attacks=tuple(attack) or suite.attacks,
         defenses=tuple(defense) or suite.defenses,
         seeds=suite.seeds if seeds is None else seeds,
-        recipe=suite.recipe if epochs is None else {**suite.recipe, "epochs": epochs},
+        recipe=fields,
     )
     place = device_of(device)
-    exact = precision_of(precision or suite.precision, place)
+    exact = precision_of(precision or stated, place)
     cells = plan.cells(chosen, exact, train_images)
     folder = results or Path("results") / name
-    missing = [cell for cell in cells if not _finished(cell, folder, stale)]
+    missing = [cell for cell in cells if not _finished(cell, folder, stale, curves)]
     speed = plan.Speed(place)
 
     if dry_run:
@@ -82,6 +87,7 @@ def run_suite(
         check_writable(folder)
         check_writable(default_root())
         harness = Harness(Cache(default_root()), roots(data), place, curves)
+        harness.check_data(missing)
         code = _run_cells(missing, harness, folder, speed, budget, console)
     else:
         console.print(f"{name}: all {len(cells)} cells have records in {folder}", highlight=False)
@@ -89,13 +95,15 @@ def run_suite(
     return max(code, _show(folder, console))
 
 
-def _finished(cell: Cell, folder: Path, stale: bool) -> bool:
+def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
     """Whether the cell needs no run. Raises `InvalidInput` for another version's record."""
     path = folder / "records" / f"{cell.key}.json"
     if not path.exists():
         return False
     record = read(path)
     if stale and record.provenance["sources"] != provenance.sources(cell):
+        return False
+    if curves and not record.curves:
         return False
     return record.status == "ok"
 
@@ -133,7 +141,7 @@ def _run_cells(
                     seconds = record.measured["seconds"]
                     speed.learn(cell, plan.work(cell), seconds["undefended"] + seconds["fit"])
     if left_out:
-        console.print(f"{left_out} cells did not fit the budget of {budget:.0f} s and are left")
+        console.print(f"over the budget, so left out: {left_out} of {len(cells)} cells")
     if any(record.error and record.error["type"] == InvalidInput.__name__ for record in failed):
         return 2
     return 1 if failed else 0

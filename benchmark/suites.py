@@ -16,7 +16,7 @@ class Suite:
 
     description: one line
     datasets, models, attacks, defenses: specs; `defenses` empty stands for all registered ones
-    settings: specs that take the place of bare names when all registered defenses run
+    settings: specs that take the place of a defense's bare name
     seeds: how many, counted from 0
     recipe: fields of the recipe that differ from its defaults, for every data set
     precision: auto, fp32 or bf16
@@ -46,7 +46,8 @@ SUITES = {
         description="a fifth of CIFAR-10, half an hour on two cores",
         datasets=("cifar10(train_images=10000)",),
         # As many images for f_B as five epochs of the whole of CIFAR-10 have.
-        defenses=("none", "cbd(t1=25)"),
+        defenses=("none", "cbd"),
+        settings={"cbd": "cbd(t1=25)"},
         # A batch as in CBD's code and late drops: fewer images still get enough steps.
         recipe={"epochs": 25, "batch_size": 64, "drops": (0.6, 0.85)},
     ),

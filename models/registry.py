@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import pkgutil
 import sys
 import traceback
+import zlib
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,6 +23,7 @@ from models import spec
 from models.errors import InvalidInput
 
 T = TypeVar("T")
+PLUGIN = "bdbench_plugin_"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -97,9 +100,12 @@ class Registry(Generic[T]):
         return int(getattr(self.factory(name), "version", 1))
 
     def origin(self, name: str) -> str:
-        """Where a plugin comes from: `built in`, or its module."""
-        module = self.factory(name).__module__
-        return "built in" if module.startswith(f"{self.package}.") else module
+        """Where a plugin comes from: `built in`, its module, or its file."""
+        factory = self.factory(name)
+        if factory.__module__.startswith(f"{self.package}."):
+            return "built in"
+        loaded_from_file = factory.__module__.startswith(PLUGIN)
+        return inspect.getfile(factory) if loaded_from_file else factory.__module__
 
     def _discover(self) -> None:
         if self._discovered:
@@ -116,7 +122,7 @@ class Registry(Generic[T]):
 
 def load_file(path: Path) -> None:
     """Import one plugin file, which registers what it holds. Raises `InvalidInput`."""
-    name = f"bdbench_plugin_{path.stem}"
+    name = f"{PLUGIN}{path.stem}_{zlib.crc32(bytes(path.resolve())):08x}"
     module_spec = importlib.util.spec_from_file_location(name, path)
     if not path.is_file() or module_spec is None or module_spec.loader is None:
         raise InvalidInput(f"plugin {str(path)!r} is not a Python file")

@@ -510,14 +510,14 @@ def shapes() -> tuple[Dataset, float]:
 def test_toy_is_quick_balanced_and_shuffled(shapes: tuple[Dataset, float]) -> None:
     data, seconds = shapes
     assert seconds < 5
-    assert data.train.labels.bincount().tolist() == [500] * 10
+    assert data.train.labels.bincount().tolist() == [400] * 10
     assert data.test.labels.bincount().tolist() == [100] * 10
     assert data.train.size == (32, 32)
     assert len(data.train.labels[:100].unique()) == 10
-    assert len(data.train.images.flatten(1).unique(dim=0)) == 5000
+    assert len(data.train.images.flatten(1).unique(dim=0)) == 4000
     assert len(data.class_names) == 10
     assert datasets.build("toy").locate([]) == "generated"
-    assert datasets.build("toy").count == 5000
+    assert datasets.build("toy").count == 4000
 
 
 def test_toy_is_the_same_every_time(shapes: tuple[Dataset, float]) -> None:

@@ -293,7 +293,7 @@ def test_a_cell_is_its_specs() -> None:
     ("parts", "complaint"),
     [
         ({"attack": "badnets(target=10)"}, "0 to 9, got 10"),
-        ({"attack": "badnets(margin=20)"}, "does not fit 32 x 32"),
+        ({"attack": "badnets(margin=30)"}, "does not fit 32 x 32"),
         ({"dataset": "gtsrb", "attack": "badnets(target=43)"}, "0 to 42, got 43"),
         ({"defense": "cbd(t1=0)"}, "t1 must be at least 1"),
         ({"model": "wrn16_1(depth=3)"}, "has no field 'depth'"),

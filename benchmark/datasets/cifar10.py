@@ -33,7 +33,10 @@ FOLDER = "cifar-10-batches-py"
 @register("cifar10")
 @dataclass(frozen=True)
 class CIFAR10(FileSource):
-    """CIFAR-10, 32x32 pixels, 50,000 training and 10,000 test images."""
+    """CIFAR-10, 32x32 pixels, 50,000 training and 10,000 test images.
+
+    train_images: number of training images to use, None for all; a fixed stratified subset
+    """
 
     name: ClassVar[str] = "cifar10"
     num_classes: ClassVar[int] = 10

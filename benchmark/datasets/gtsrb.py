@@ -25,7 +25,10 @@ SIZE = 32
 @register("gtsrb")
 @dataclass(frozen=True)
 class GTSRB(FileSource):
-    """GTSRB, resized to 32x32 pixels, 39,209 training and 12,630 test images."""
+    """GTSRB, resized to 32x32 pixels, 39,209 training and 12,630 test images.
+
+    train_images: number of training images to use, None for all; a fixed stratified subset
+    """
 
     name: ClassVar[str] = "gtsrb"
     num_classes: ClassVar[int] = 43
