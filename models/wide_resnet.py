@@ -34,10 +34,10 @@ class PreActivationBlock(nn.Module):
         self.shortcut = nn.Conv2d(inside, outside, 1, stride, bias=False) if changes else None
 
     def forward(self, maps: Tensor) -> Tensor:
-        active = relu(self.norm1(maps))
+        active = relu(self.norm1(maps), inplace=True)
         skipped = maps if self.shortcut is None else self.shortcut(active)
-        deep: Tensor = self.conv2(relu(self.norm2(self.conv1(active))))
-        return deep + skipped
+        deep: Tensor = self.conv2(relu(self.norm2(self.conv1(active)), inplace=True))
+        return deep.add_(skipped)
 
 
 class PreActivationResNet(Classifier):
@@ -72,7 +72,7 @@ class PreActivationResNet(Classifier):
         return maps[1:]
 
     def embed(self, last: Tensor) -> Tensor:
-        return relu(self.norm(last))
+        return relu(self.norm(last), inplace=True)
 
 
 def _stage(inside: int, outside: int, depth: int, stride: int) -> nn.Sequential:
