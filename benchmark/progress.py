@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     Progress,
@@ -17,6 +18,8 @@ from rich.progress import (
 
 from benchmark.records import Record
 
+WIDEST = 26
+"""Characters of a cell's short name, so that the bar and the time left fit 80 columns."""
 PAUSE = 30.0
 """Seconds between two lines about one cell where there is no bar."""
 
@@ -31,7 +34,7 @@ class Reporter:
         self.cells, self.work, self.console = cells, work, console
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=16),
             TextColumn("{task.percentage:>3.0f}%"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -58,13 +61,15 @@ class Reporter:
     ) -> None:
         self._bar.stop()
 
-    def begin(self, name: str, work: float) -> None:
-        """A cell that is expected to take `work` forward passes starts."""
+    def begin(self, name: str, short: str, work: float) -> None:
+        """A cell that is expected to take `work` forward passes starts; `short` is for the bar."""
         self._number += 1
-        self._name, self._expected = f"[{self._number}/{self.cells}] {name}", work
+        number = f"[{self._number}/{self.cells}]"
+        self._name, self._expected = f"{number} {name}", work
         self._done = 0.0
         self._spoken = time.monotonic()
-        self._bar.update(self._task, description=self._escaped(self._name))
+        fitting = short if len(short) <= WIDEST else f"{short[: WIDEST - 1]}…"
+        self._bar.update(self._task, description=escape(f"{number} {fitting}"))
 
     def advance(self, work: float) -> None:
         """So many forward passes are done."""
@@ -92,10 +97,6 @@ class Reporter:
     def say(self, line: str) -> None:
         """One line, above the bar where there is one."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    @staticmethod
-    def _escaped(text: str) -> str:
-        return text.replace("[", r"\[")
 
 
 def summary(record: Record) -> str:

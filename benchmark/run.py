@@ -130,7 +130,8 @@ def _run_cells(
                     reporter.skip(plan.work(cell))
                     left_out += 1
                     continue
-                reporter.begin(_title(cell), plan.work(cell))
+                short = f"{cell.labels['attack']} · {cell.labels['defense']}"
+                reporter.begin(_title(cell), short, plan.work(cell))
                 record = harness.run(cell)
                 write(folder, record)
                 reporter.end(record)

@@ -47,7 +47,7 @@ SHIFT = 4.0
 """Largest distance of a shape's centre from the middle, in either direction."""
 TILT = 0.2
 """Largest turn, radians, nearly."""
-CONTRAST = (0.1, 0.25)
+CONTRAST = (0.15, 0.3)
 """Difference between shape and background, in each colour channel, of either sign."""
 GRADIENT = 0.15
 CLUTTER = 0.15
@@ -71,7 +71,7 @@ class Toy(Source):
     image_size: ClassVar[int] = SIZE
     train_size: ClassVar[int] = 4_000
     flip: ClassVar[bool] = True
-    learning_rate: ClassVar[float] = 0.02
+    learning_rate: ClassVar[float] = 0.01
 
     train_images: int = 4_000
     test_images: int = 1_000
