@@ -18,7 +18,7 @@ from benchmark.devices import device_of, precision_of
 from benchmark.files import check_writable
 from benchmark.harness import Harness
 from benchmark.progress import Reporter, duration
-from benchmark.records import Record, read, read_all, write
+from benchmark.records import OtherSchema, Record, read, read_all, write
 from benchmark.suites import Suite
 from benchmark.tables import write_leaderboard
 from models.errors import InvalidInput
@@ -96,11 +96,16 @@ def run_suite(
 
 
 def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
-    """Whether the cell needs no run. Raises `InvalidInput` for another version's record."""
+    """Whether the cell needs no run; a damaged record does. Raises `OtherSchema`."""
     path = folder / "records" / f"{cell.key}.json"
     if not path.exists():
         return False
-    record = read(path)
+    try:
+        record = read(path)
+    except OtherSchema:
+        raise
+    except InvalidInput:
+        return False
     if stale and record.provenance["sources"] != provenance.sources(cell):
         return False
     if curves and not record.curves:

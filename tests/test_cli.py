@@ -202,6 +202,11 @@ def test_a_damaged_record_is_named_and_the_others_are_shown(
     streams = capsys.readouterr()
     assert paths[0].name in streams.err
     assert "badnets ASR" in streams.out
+    whole = stamps(own_folder / "results/quick")
+    assert run("--defense=none", "--seeds=2") == 0
+    assert "1 of 2 cells to run" in capsys.readouterr().out
+    mended = stamps(own_folder / "results/quick")
+    assert [name for name in whole if mended[name] != whole[name]] == [paths[0].name]
 
 
 BROKEN = """
