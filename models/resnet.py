@@ -7,12 +7,16 @@ the 7x7 stem of ImageNet.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
-from torchvision.models import resnet
 
 from models import register
 from models.classifier import Classifier
 from models.wide_resnet import PreActivationResNet
+
+if TYPE_CHECKING:
+    from torchvision.models import resnet
 
 SMALL = 64
 
@@ -53,6 +57,8 @@ def resnet18(
 
     mean, deviation: every pixel becomes (pixel - mean) / deviation
     """
+    from torchvision.models import resnet  # as slow to import as torch, and seldom needed
+
     return ResNet(resnet.resnet18(num_classes=num_classes), image_size, mean, deviation)
 
 
@@ -64,6 +70,8 @@ def resnet34(
 
     mean, deviation: every pixel becomes (pixel - mean) / deviation
     """
+    from torchvision.models import resnet
+
     return ResNet(resnet.resnet34(num_classes=num_classes), image_size, mean, deviation)
 
 
