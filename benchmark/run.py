@@ -77,6 +77,10 @@ def run_suite(
     if dry_run:
         return _list(cells, missing, speed, console)
     if missing:
+        check_writable(folder)
+        check_writable(default_root())
+        harness = Harness(Cache(default_root()), roots(data), place, curves)
+        harness.check_data(missing)
         console.print(
             f"{name}: {len(missing)} of {len(cells)} cells to run, about "
             f"{duration(speed.seconds(missing))} on {provenance.device_name(place)} in {exact}",
@@ -84,10 +88,6 @@ def run_suite(
             highlight=False,
             soft_wrap=True,
         )
-        check_writable(folder)
-        check_writable(default_root())
-        harness = Harness(Cache(default_root()), roots(data), place, curves)
-        harness.check_data(missing)
         code = _run_cells(missing, harness, folder, speed, budget, console)
     else:
         console.print(f"{name}: all {len(cells)} cells have records in {folder}", highlight=False)
