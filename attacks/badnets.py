@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attacks import register
 from attacks.base import Attack, Poisoned
+from attacks.patch import enlarge, place
 from attacks.poison import dirty_label
 from models.data import ImageSet
 from models.errors import check
@@ -48,24 +49,12 @@ class BadNets(Attack):
         )
         check(self.margin >= 0, f"margin must be at least 0, got {self.margin}")
 
-    def patch(self, height: int) -> Tensor:
-        """uint8 (1, side, side) for images of `height` pixels: every cell is height / 32 wide."""
-        cell = max(1, round(height / 32))
-        cells = torch.tensor([PATTERNS[self.pattern]], dtype=torch.uint8)
-        return cells.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-
     def trigger(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]
-        patch = self.patch(height).to(images.device)
-        side = patch.shape[-1]
-        offset = self.margin * side // 3
-        top, left = height - side - offset, width - side - offset
-        check(
-            top >= 0 and left >= 0,
-            f"a patch of {side} pixels, {offset} from the border, does not fit {height} x {width}",
-        )
+        patch = enlarge(torch.tensor([PATTERNS[self.pattern]], dtype=torch.uint8), height)
+        rows, columns = place(height, width, patch, self.margin)
         stamped = images.clone()
-        stamped[:, :, top : top + side, left : left + side] = patch
+        stamped[:, :, rows, columns] = patch.to(images.device)
         return stamped
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:

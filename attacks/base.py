@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,11 +22,13 @@ class Poisoned:
     train: the images and labels that a defender is given
     mask: bool (n,), True where the trigger was stamped
     cover: bool (n,), True where an image was changed but keeps its true label; disjoint from mask
+    facts: numbers about the attack's own training that belong in the record
     """
 
     train: ImageSet
     mask: Tensor
     cover: Tensor
+    facts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,6 @@ class Attack(ABC):
     target: the label the trigger causes, in [0, classes)
     """
 
-    trains: ClassVar[bool] = False
-
     poisoning_rate: float = 0.1
     target: int = 0
 
@@ -46,6 +47,18 @@ class Attack(ABC):
         check(0 < rate <= 1, f"poisoning_rate must be in (0, 1], got {rate}")
         check(self.target >= 0, f"target must be a class of the data set, got {self.target}")
 
+    @property
+    def trains(self) -> bool:
+        """Whether the attack must be prepared, anew for each model, recipe and seed."""
+        return False
+
+    def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
+        """The attack made ready on the clean training set; one that needs it says so in `trains`.
+
+        rng: in the state in which `poison` will be given it
+        """
+        return self
+
     @abstractmethod
     def trigger(self, images: Tensor) -> Tensor:
         """uint8 (n, 3, height, width) -> the same with the trigger, as a test image gets it.
@@ -53,16 +66,29 @@ class Attack(ABC):
         Pure and deterministic, on any device.
         """
 
+    def training_trigger(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """The same for a poisoned training image, where an attack treats those otherwise."""
+        return self.trigger(images)
+
+    def disguise(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """What an attack with cover images makes of them; they keep their labels."""
+        return self.training_trigger(images, rng)
+
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        """int64 (n,) -> the label that the trigger is to cause in an image of each label.
+
+        Success is counted over the test images for which the two differ.
+        """
+        return torch.full_like(labels, self.target)
+
     @abstractmethod
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
         """The poisoned training set. `rng` decides who is poisoned, never what the trigger is."""
 
-    def prepare(self, clean: ImageSet, context: TrainingContext) -> Self:
-        """The attack made ready on the clean training set; most attacks are ready as they are.
 
-        One that overrides this sets `trains`, and is prepared anew for each model, recipe and seed.
-        """
-        return self
+def prepared() -> Any:
+    """A dataclass field for what `prepare` made; it is no setting and no part of a spec."""
+    return field(default=None, repr=False, compare=False)
 
 
 def check_target(target: int, num_classes: int) -> None:

@@ -16,32 +16,33 @@ from models.errors import check
 RATE_BASES = ("target_class", "dataset")
 
 
-def dirty_label(attack: Attack, clean: ImageSet, rng: torch.Generator) -> Poisoned:
-    """int(rate * n) images of any class get the trigger and the target label.
+def dirty_label(
+    attack: Attack, clean: ImageSet, rng: torch.Generator, cover_rate: float = 0.0
+) -> Poisoned:
+    """int(rate * n) images of any class get the trigger and the label that is its goal.
 
     Images of the target class take part, as in the public code of ABL, NAD and CBD: about one in
-    `num_classes` of the poisoned images keeps its label.
+    `num_classes` of the poisoned images keeps its label. cover_rate: share of the training set, of
+    other images, that are disguised and keep their labels.
     """
     check_target(attack.target, clean.num_classes)
     count = int(attack.poisoning_rate * len(clean))
     check(count >= 1, f"poisoning_rate {attack.poisoning_rate} of {len(clean)} images is none")
-    chosen = torch.randperm(len(clean), generator=rng)[:count]
-    return stamp(attack, clean, chosen, relabel=True)
+    order = torch.randperm(len(clean), generator=rng)
+    covered = order[count : count + int(cover_rate * len(clean))]
+    return apply(attack, clean, order[:count], covered, rng)
 
 
 def clean_label(
     attack: Attack, clean: ImageSet, rng: torch.Generator, rate_basis: str = "target_class"
 ) -> Poisoned:
-    """Only images of the target class get the trigger, and all labels stay true.
+    """Only images of the target class get the trigger, so all labels stay true.
 
     rate_basis: what the rate is a share of, the "target_class" or the whole "dataset". Raises
     `InvalidInput` where the class has too few images, and names the largest feasible rate.
     """
     check_target(attack.target, clean.num_classes)
-    check(
-        rate_basis in RATE_BASES,
-        f"rate_basis must be one of {', '.join(RATE_BASES)}, got {rate_basis!r}",
-    )
+    check_rate_basis(rate_basis)
     members = torch.nonzero(clean.labels.cpu() == attack.target).flatten()
     whole = len(members) if rate_basis == "target_class" else len(clean)
     count = int(attack.poisoning_rate * whole)
@@ -53,16 +54,41 @@ def clean_label(
         f"{len(members) / len(clean):.4g}",
     )
     chosen = members[torch.randperm(len(members), generator=rng)[:count]]
-    return stamp(attack, clean, chosen, relabel=False)
+    return apply(attack, clean, chosen, chosen[:0], rng)
 
 
-def stamp(attack: Attack, clean: ImageSet, chosen: Tensor, relabel: bool) -> Poisoned:
-    """Copies of the tensors in which the rows `chosen` (int64) carry the trigger."""
-    rows = chosen.to(clean.device)
+def apply(
+    attack: Attack, clean: ImageSet, chosen: Tensor, covered: Tensor, rng: torch.Generator
+) -> Poisoned:
+    """Copies of the tensors in which the rows `chosen` (int64) carry the trigger and its goal, and
+    the rows `covered` (int64) are disguised."""
     images, labels = clean.images.clone(), clean.labels.clone()
-    images[rows] = attack.trigger(clean.images[rows])
-    if relabel:
-        labels[rows] = attack.target
     mask = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
-    mask[rows] = True
-    return Poisoned(ImageSet(images, labels, clean.num_classes), mask, cover=torch.zeros_like(mask))
+    cover = torch.zeros_like(mask)
+    if len(chosen):
+        rows = chosen.to(clean.device)
+        images[rows] = attack.training_trigger(clean.images[rows], rng)
+        labels[rows] = attack.goal(clean.labels[rows], clean.num_classes)
+        mask[rows] = True
+    if len(covered):
+        rows = covered.to(clean.device)
+        images[rows] = attack.disguise(clean.images[rows], rng)
+        cover[rows] = True
+    return Poisoned(ImageSet(images, labels, clean.num_classes), mask, cover)
+
+
+def check_rate_basis(rate_basis: str) -> None:
+    """Raises `InvalidInput` for a basis that does not exist."""
+    check(
+        rate_basis in RATE_BASES,
+        f"rate_basis must be one of {', '.join(RATE_BASES)}, got {rate_basis!r}",
+    )
+
+
+def check_cover_rate(cover_rate: float, poisoning_rate: float) -> None:
+    """Raises `InvalidInput` for a share that is none, or that leaves too few images."""
+    check(
+        0 <= cover_rate <= 1 - poisoning_rate,
+        f"cover_rate must be in [0, {1 - poisoning_rate:g}], what poisoning_rate leaves, "
+        f"got {cover_rate}",
+    )

@@ -40,12 +40,14 @@ class PoisonedData:
 
     mask, cover: bool (n,), rows with the trigger, rows changed but truly labelled
     triggered: uint8 (m, 3, height, width), the whole test set with the trigger
+    facts: what the attack says about its own training
     """
 
     train: ImageSet
     mask: Tensor
     cover: Tensor
     triggered: Tensor
+    facts: Mapping[str, float]
 
 
 @dataclass
@@ -157,9 +159,8 @@ class _Trial:
             "flags": self.flags(classifier, counts),
             "curves": self.looker.curve,
             "diagnostics": {
-                "poisoned_images": int(data.mask.sum()),
-                "cover_images": int(data.cover.sum()),
-                "relabelled_images": int((data.train.labels != self.dataset.train.labels).sum()),
+                **self.extent(data),
+                "attack": dict(data.facts),
                 "scalars": dict(context.journal.scalars),
                 "samples": metrics.diagnose(context.journal.samples, data.mask),
             },
@@ -169,9 +170,21 @@ class _Trial:
     def evaluate(self, classifier: Classifier, data: PoisonedData) -> dict[str, Count]:
         """The counts of `metrics.evaluate`, as a stage of its own."""
         with observed_by(Observer()), self.watch.stage("evaluate"):
-            return metrics.evaluate(
-                classifier, self.dataset.test, data.triggered, self.attack.target
-            )
+            test = self.dataset.test
+            goal = self.attack.goal(test.labels, test.num_classes)
+            return metrics.evaluate(classifier, test, data.triggered, goal)
+
+    def extent(self, data: PoisonedData) -> dict[str, float]:
+        """How much of the training set the attack changed."""
+        before = self.dataset.train.labels
+        members = before == self.attack.target
+        return {
+            "poisoned_images": int(data.mask.sum()),
+            "cover_images": int(data.cover.sum()),
+            "relabelled_images": int((data.train.labels != before).sum()),
+            "share_of_dataset": round(float(data.mask.double().mean()), 6),
+            "share_of_target_class": round(float(data.mask[members].double().mean()), 6),
+        }
 
     def poisoned(self) -> PoisonedData:
         """The attack's work, done once for each data set, attack and seed."""
@@ -186,8 +199,10 @@ class _Trial:
             key |= {"model": cell.model, "recipe": cell.recipe}
 
         def build() -> Payload:
+            # Nor may a defense, whose networks start from the training seed, meet the attacker's.
+            means = replace(self.training, seed=derive(cell.seed, "attack"))
             with self.watch.stage("prepare"):
-                ready = self.attack.prepare(clean, self.training)
+                ready = self.attack.prepare(clean, means, stream(cell.seed, "poison"))
             made = ready.poison(clean, stream(cell.seed, "poison"))
             rows = torch.nonzero(made.mask | made.cover).flatten()
             tensors = {
@@ -198,7 +213,7 @@ class _Trial:
                 "cover": made.cover,
                 "triggered": ready.trigger(self.dataset.test.images),
             }
-            meta = {"prepare": self.watch.seconds["prepare"]}
+            meta = {"prepare": self.watch.seconds["prepare"], "facts": dict(made.facts)}
             return {name: values.cpu() for name, values in tensors.items()}, meta
 
         with self.watch.stage("poison"):
@@ -210,7 +225,9 @@ class _Trial:
             images[made["rows"]] = made["images"]
             labels[made["rows"]] = made["labels"]
             train_set = ImageSet(images, labels, clean.num_classes)
-        return PoisonedData(train_set, made["mask"], made["cover"], made["triggered"])
+        return PoisonedData(
+            train_set, made["mask"], made["cover"], made["triggered"], entry.meta["facts"]
+        )
 
     def undefended(self, data: ImageSet, n: int) -> Classifier:
         """See `Context.undefended`. A stored network brings the seconds and passes it once took."""

@@ -15,24 +15,27 @@ from models.training import predict
 
 
 def evaluate(
-    classifier: Classifier, test: ImageSet, triggered: Tensor, target: int
+    classifier: Classifier, test: ImageSet, triggered: Tensor, goal: Tensor
 ) -> dict[str, Count]:
     """Counts over the clean test set and its triggered copy, uint8 (n, 3, height, width).
 
+    goal: int64 (n,), what the trigger is to make of each image; for most attacks the target. Where
+    it is the true label, the image counts for the clean accuracy only.
+
     clean_accuracy: clean images of all classes that get their own label
-    attack_success_rate: triggered images of the other classes that are called the target
-    robust_accuracy: triggered images of the other classes that still get their own label
-    asr_floor: clean images of the other classes that are called the target
+    attack_success_rate: triggered images that get the label that is the goal
+    robust_accuracy: triggered images that still get their own label
+    asr_floor: clean images that get the label that is the goal
     """
     clean = predict(classifier, test.images)
     unchanged = torch.equal(triggered, test.images)
     attacked = clean if unchanged else predict(classifier, triggered)
-    victims = test.labels != target
+    victims = test.labels != goal
     return {
         "clean_accuracy": _count(clean == test.labels),
-        "attack_success_rate": _count((attacked == target)[victims]),
+        "attack_success_rate": _count((attacked == goal)[victims]),
         "robust_accuracy": _count((attacked == test.labels)[victims]),
-        "asr_floor": _count((clean == target)[victims]),
+        "asr_floor": _count((clean == goal)[victims]),
     }
 
 

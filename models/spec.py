@@ -75,12 +75,16 @@ class Field:
 
 
 def fields_of(factory: Callable[..., Any]) -> dict[str, Field]:
-    """The settings of a class or function: its parameters that have a default, in order."""
+    """The settings of a class or function: its parameters that have a default, in order. A
+    dataclass field that its `repr` leaves out is no setting."""
     hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
+    hidden = set()
+    if dataclasses.is_dataclass(factory):
+        hidden = {field.name for field in dataclasses.fields(factory) if not field.repr}
     return {
         name: Field(name, hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.default is not inspect.Parameter.empty
+        if parameter.default is not inspect.Parameter.empty and name not in hidden
     }
 
 

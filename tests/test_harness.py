@@ -66,7 +66,8 @@ def pictures(first_pixels: list[int]) -> Tensor:
 def test_metrics_by_hand() -> None:
     """Six images, target 0: two of class 0, which no share of victims counts."""
     test = ImageSet(pictures([0, 1, 1, 2, 0, 3]), torch.tensor([0, 0, 1, 2, 3, 4]), 10)
-    counts = metrics.evaluate(Stub(), test, pictures([0, 0, 0, 2, 0, 7]), target=0)
+    target = torch.zeros(6, dtype=torch.int64)
+    counts = metrics.evaluate(Stub(), test, pictures([0, 0, 0, 2, 0, 7]), target)
     assert counts["clean_accuracy"] == Count(3, 6)
     assert counts["attack_success_rate"] == Count(2, 4)
     assert counts["robust_accuracy"] == Count(1, 4)
