@@ -13,6 +13,7 @@ from torch import Tensor
 from models.context import TrainingContext
 from models.data import ImageSet
 from models.errors import check
+from models.training import Recipe
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class Attack(ABC):
     def trains(self) -> bool:
         """Whether the attack must be prepared, anew for each model, recipe and seed."""
         return False
+
+    def cost(self, recipe: Recipe) -> float:
+        """Expected forward passes of `prepare` per training image, a backward pass counting two."""
+        return 0.0
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         """The attack made ready on the clean training set; one that needs it says so in `trains`.

@@ -85,10 +85,10 @@ def check_rate_basis(rate_basis: str) -> None:
     )
 
 
-def check_cover_rate(cover_rate: float, poisoning_rate: float) -> None:
+def check_cover_rate(cover_rate: float, poisoning_rate: float, name: str = "cover_rate") -> None:
     """Raises `InvalidInput` for a share that is none, or that leaves too few images."""
     check(
         0 <= cover_rate <= 1 - poisoning_rate,
-        f"cover_rate must be in [0, {1 - poisoning_rate:g}], what poisoning_rate leaves, "
+        f"{name} must be in [0, {1 - poisoning_rate:g}], what poisoning_rate leaves, "
         f"got {cover_rate}",
     )

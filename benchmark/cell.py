@@ -38,12 +38,14 @@ class Cell:
     seed: int
 
     @property
-    def versions(self) -> dict[str, int]:
-        """Of the plugins: raised by their authors when numbers change."""
-        return {
-            axis: registry.version(spec.parse(getattr(self, axis))[0])
-            for axis, registry in REGISTRIES.items()
-        }
+    def versions(self) -> dict[str, Any]:
+        """Of the plugins: raised by their authors when numbers change. A list of them where one
+        plugin holds another."""
+        found = {}
+        for axis, registry in REGISTRIES.items():
+            versions = [registry.version(name) for name in registry.parts(getattr(self, axis))]
+            found[axis] = versions if len(versions) > 1 else versions[0]
+        return found
 
     @property
     def key(self) -> str:

@@ -49,6 +49,17 @@ class PoisonedData:
     triggered: Tensor
     facts: Mapping[str, float]
 
+    def extent(self, clean: ImageSet, target: int) -> dict[str, float]:
+        """How much of the training set `clean` the attack changed."""
+        members = clean.labels == target
+        return {
+            "poisoned_images": int(self.mask.sum()),
+            "cover_images": int(self.cover.sum()),
+            "relabelled_images": int((self.train.labels != clean.labels).sum()),
+            "share_of_dataset": round(float(self.mask.double().mean()), 6),
+            "share_of_target_class": round(float(self.mask[members].double().mean()), 6),
+        }
+
 
 @dataclass
 class Harness:
@@ -82,6 +93,11 @@ class Harness:
             source = datasets.build(text)
             if source.locate(self.roots) is None:
                 source.load(self.roots, self.cache)
+
+    def poisoned(self, cell: Cell) -> PoisonedData:
+        """What the attack of a cell makes of its data set, the same that `run` defends against."""
+        dataset, watch = self.dataset(cell.dataset), Stopwatch(self.device)
+        return _Trial(self, cell, dataset, watch).poisoned()
 
     def run(self, cell: Cell) -> Record:
         """The record of a cell. Whatever its attack or defense raises becomes a failed record;
@@ -159,7 +175,7 @@ class _Trial:
             "flags": self.flags(classifier, counts),
             "curves": self.looker.curve,
             "diagnostics": {
-                **self.extent(data),
+                **data.extent(self.dataset.train, self.attack.target),
                 "attack": dict(data.facts),
                 "scalars": dict(context.journal.scalars),
                 "samples": metrics.diagnose(context.journal.samples, data.mask),
@@ -173,18 +189,6 @@ class _Trial:
             test = self.dataset.test
             goal = self.attack.goal(test.labels, test.num_classes)
             return metrics.evaluate(classifier, test, data.triggered, goal)
-
-    def extent(self, data: PoisonedData) -> dict[str, float]:
-        """How much of the training set the attack changed."""
-        before = self.dataset.train.labels
-        members = before == self.attack.target
-        return {
-            "poisoned_images": int(data.mask.sum()),
-            "cover_images": int(data.cover.sum()),
-            "relabelled_images": int((data.train.labels != before).sum()),
-            "share_of_dataset": round(float(data.mask.double().mean()), 6),
-            "share_of_target_class": round(float(data.mask[members].double().mean()), 6),
-        }
 
     def poisoned(self) -> PoisonedData:
         """The attack's work, done once for each data set, attack and seed."""
@@ -201,7 +205,8 @@ class _Trial:
         def build() -> Payload:
             # Nor may a defense, whose networks start from the training seed, meet the attacker's.
             means = replace(self.training, seed=derive(cell.seed, "attack"))
-            with self.watch.stage("prepare"):
+            looker = _Looker(self.harness.progress)
+            with observed_by(looker), self.watch.stage("prepare"):
                 ready = self.attack.prepare(clean, means, stream(cell.seed, "poison"))
             made = ready.poison(clean, stream(cell.seed, "poison"))
             rows = torch.nonzero(made.mask | made.cover).flatten()

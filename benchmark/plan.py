@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
+from attacks import attacks
 from benchmark.cell import Cell, cell, recipe_of
 from benchmark.datasets import datasets
 from benchmark.suites import Suite
@@ -24,8 +25,7 @@ from models.training import Recipe
 def cells(suite: Suite, precision: str, train_images: int | None = None) -> list[Cell]:
     """All cells, seed by seed, so that an interrupted run has whole tables first.
 
-    A data set brings its own learning rate and says whether flipping keeps its labels. Raises
-    `InvalidInput` for anything in the suite that is not right.
+    Raises `InvalidInput` for anything in the suite that is not right.
     """
     check(suite.seeds >= 1, f"seeds must be at least 1, got {suite.seeds}")
     found = []
@@ -33,14 +33,20 @@ def cells(suite: Suite, precision: str, train_images: int | None = None) -> list
     for dataset in suite.datasets:
         if train_images is not None:
             dataset = _with_field(dataset, "train_images", train_images)
-        source = datasets.build(dataset)
-        fields = {"learning_rate": source.learning_rate, "flip": source.flip, **suite.recipe}
-        recipe = Recipe(**fields, precision=precision)
+        recipe = recipe_for(dataset, suite.recipe, precision)
         for seed, model, attack, defense in product(
             range(suite.seeds), suite.models, suite.attacks, chosen
         ):
             found.append(cell(dataset, model, attack, defense, recipe, seed))
     return list(dict.fromkeys(found))
+
+
+def recipe_for(dataset: str, fields: Mapping[str, Any], precision: str) -> Recipe:
+    """The recipe of a data set, which brings its own learning rate and says whether flipping keeps
+    its labels; `fields` come before either. Raises `InvalidInput`."""
+    source = datasets.build(dataset)
+    brought = {"learning_rate": source.learning_rate, "flip": source.flip}
+    return Recipe(**{**brought, **fields}, precision=precision)
 
 
 def _with_field(text: str, name: str, value: Any) -> str:
@@ -50,7 +56,8 @@ def _with_field(text: str, name: str, value: Any) -> str:
 
 def work(cell: Cell) -> float:
     """Expected forward passes of one image; a backward pass counts as two."""
-    cost = defenses.build(cell.defense).cost(recipe_of(cell.recipe))
+    recipe = recipe_of(cell.recipe)
+    cost = attacks.build(cell.attack).cost(recipe) + defenses.build(cell.defense).cost(recipe)
     return cost * datasets.build(cell.dataset).count
 
 

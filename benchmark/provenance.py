@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import importlib.metadata
+import importlib.util
 import inspect
 import platform
 import subprocess
@@ -13,19 +15,12 @@ from typing import Any
 
 import torch
 
-import attacks.base
-import attacks.poison
-import defenses.base
 import models
 from benchmark.cell import REGISTRIES, Cell, recipe_of
 from benchmark.datasets.base import Dataset
-from models import spec
 
+PLUGINS = ("attacks.", "defenses.", "benchmark.datasets.")
 LIBRARIES = ("bdbench", "torch", "torchvision", "numpy", "pandas", "safetensors", "pyarrow")
-SHARED = {
-    "attack": (Path(attacks.base.__file__), Path(attacks.poison.__file__)),
-    "defense": (Path(defenses.base.__file__),),
-}
 
 
 def of(cell: Cell, device: torch.device, dataset: Dataset) -> dict[str, Any]:
@@ -95,9 +90,22 @@ def sources(cell: Cell) -> dict[str, str]:
     """12 hex digits for each plugin of a cell, with the code it stands on, and for all training."""
     found = {"training": _hash(*sorted(Path(models.__path__[0]).glob("*.py")))}
     for axis, registry in REGISTRIES.items():
-        factory = registry.factory(spec.parse(getattr(cell, axis))[0])
-        found[axis] = _hash(Path(inspect.getfile(factory)), *SHARED.get(axis, ()))
+        parts = [registry.factory(name) for name in registry.parts(getattr(cell, axis))]
+        files = {file for part in parts for file in imported(Path(inspect.getfile(part)))}
+        found[axis] = _hash(*sorted(files))
     return found
+
+
+@functools.cache
+def imported(file: Path) -> frozenset[Path]:
+    """The file and all files of attacks, defenses and data sets that it imports, however far."""
+    found = {file}
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PLUGINS):
+            module = importlib.util.find_spec(node.module or "")
+            if module is not None and module.origin is not None:
+                found |= imported(Path(module.origin))
+    return frozenset(found)
 
 
 @functools.cache

@@ -145,7 +145,8 @@ def _run_cells(
                     reporter.say(f"  bdbench explain {record.key} shows the traceback")
                 else:
                     seconds = record.measured["seconds"]
-                    speed.learn(cell, plan.work(cell), seconds["undefended"] + seconds["fit"])
+                    busy = sum(seconds[stage] for stage in ("prepare", "undefended", "fit"))
+                    speed.learn(cell, plan.work(cell), busy)
     if left_out:
         console.print(f"over the budget, so left out: {left_out} of {len(cells)} cells")
     if any(record.error and record.error["type"] == InvalidInput.__name__ for record in failed):

@@ -14,7 +14,7 @@ import pkgutil
 import sys
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -75,10 +75,32 @@ class Registry(Generic[T]):
                 guess = spec.did_you_mean(key, fields)
                 raise InvalidInput(f"{self.kind} {name!r} has no field {key!r}{guess}")
         owner = f"{self.kind} {name!r}"
-        return name, {
+        values = {
             key: field.accept(given[key], owner) if key in given else field.default
             for key, field in fields.items()
         }
+        for key, kept in self._nested(name).items():
+            values[key] = self._inner(values[key], kept, owner)
+        return name, values
+
+    def _nested(self, name: str) -> Mapping[str, Sequence[str]]:
+        """The fields of a plugin that hold specs of this registry, as the plugin declares them in
+        `nested`, each with the fields that are the outer plugin's to set."""
+        nested: Mapping[str, Sequence[str]] = getattr(self.factory(name), "nested", {})
+        return nested
+
+    def _inner(self, text: str, kept: Sequence[str], owner: str) -> str:
+        for key in kept:
+            if key in spec.parse(text)[1]:
+                raise InvalidInput(f"{key} is a field of {owner}, not of what it holds: {text!r}")
+        name, values = self.settings(text)
+        return spec.render(name, {k: v for k, v in values.items() if k not in kept})
+
+    def parts(self, text: str) -> list[str]:
+        """The name in a spec, and those in the specs that it holds."""
+        name, values = self.settings(text)
+        inner = [part for key in self._nested(name) for part in self.parts(values[key])]
+        return [name, *inner]
 
     def canonical(self, text: str) -> str:
         """The spec with every field written out."""
@@ -87,8 +109,12 @@ class Registry(Generic[T]):
     def label(self, text: str) -> str:
         """The spec with only the fields that differ from their defaults."""
         name, values = self.settings(text)
-        fields = spec.fields_of(self.factory(name))
-        return spec.render(name, {k: v for k, v in values.items() if v != fields[k].default})
+        defaults = self.settings(name)[1]
+        shown = {key: value for key, value in values.items() if value != defaults[key]}
+        for key in self._nested(name):
+            if key in shown:
+                shown[key] = self.label(shown[key])
+        return spec.render(name, shown)
 
     def build(self, text: str, *arguments: Any) -> T:
         """The plugin of a spec; `arguments` are what its factory takes beside its fields."""

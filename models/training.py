@@ -99,8 +99,16 @@ Step = Callable[..., Any]
 State = Mapping[str, nn.Module | Optimizer | Tensor]
 
 
-def loop(step: Step, *data: ImageSet, recipe: Recipe, rng: torch.Generator, state: State) -> None:
-    """Call `step` with one `Batch` per image set until the first set has been seen `epochs` times.
+def loop(
+    step: Step,
+    *data: ImageSet,
+    recipe: Recipe,
+    rng: torch.Generator,
+    state: State,
+    until: Callable[[], bool] = lambda: False,
+) -> None:
+    """Call `step` with one `Batch` per image set until the first set has been seen `epochs` times,
+    or until `until`, which is asked after every epoch and may wait for the device, says so.
 
     Every set is reshuffled each time it is used up; a shorter one starts anew. `state` names all
     that a step changes. The optimizers in it follow the recipe's decay, each from its own initial
@@ -123,6 +131,8 @@ def loop(step: Step, *data: ImageSet, recipe: Recipe, rng: torch.Generator, stat
             step(batch, *(next(feed) for feed in feeds))
             looker.trained(len(batch.labels))
         looker.epoch_ended(epoch + 1)
+        if until():
+            break
 
 
 def _pass(data: ImageSet, recipe: Recipe, rng: torch.Generator) -> Iterator[Batch]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from attacks import attacks
+from attacks.adaptive import Adaptive
 from attacks.base import Attack
 from benchmark.datasets import datasets
 from benchmark.harness import clean_budget
@@ -73,20 +74,22 @@ def test_an_attack_is_frozen_and_its_trigger_pure(name: str, images: ImageSet) -
 @pytest.mark.parametrize("name", attacks.names())
 @pytest.mark.parametrize(("size", "classes"), [(32, 10), (32, 43), (64, 10)])
 def test_an_attack_poisons_what_it_says(name: str, size: int, classes: int) -> None:
-    rng = stream(0, "contract")
-    pixels = torch.randint(0, 256, (200, 3, size, size), dtype=torch.uint8, generator=rng)
-    clean = ImageSet(pixels, torch.arange(200) % classes, classes)
+    attack, rng = attacks.build(name), stream(0, "contract")
+    count = 100 if attack.trains else 430
+    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=rng)
+    clean = ImageSet(pixels, torch.arange(count) % classes, classes)
     copy = clean.images.clone(), clean.labels.clone()
     lent = TrainingContext(RECIPE, CPU, network_builder("wrn16_1", classes, size), seed=0)
-    attack = attacks.build(name).prepare(clean, lent, stream(7, "poison"))
+    attack = attack.prepare(clean, lent, stream(7, "poison"))
     made, again = (attack.poison(clean, stream(7, "poison")) for _ in range(2))
     assert made.mask.dtype == made.cover.dtype == torch.bool
-    assert made.mask.shape == made.cover.shape == (200,)
+    assert made.mask.shape == made.cover.shape == (count,)
     assert not (made.mask & made.cover).any()
     touched = made.mask | made.cover
     assert torch.equal(made.train.images[~touched], clean.images[~touched])
     assert torch.equal(made.train.labels[~made.mask], clean.labels[~made.mask])
-    if type(attack).training_trigger is Attack.training_trigger:
+    stamps_alike = type(attack).training_trigger is Attack.training_trigger
+    if stamps_alike and not isinstance(attack, Adaptive):
         assert torch.equal(made.train.images[made.mask], attack.trigger(clean.images[made.mask]))
     goal = attack.goal(clean.labels, classes)
     assert torch.equal(made.train.labels[made.mask], goal[made.mask])

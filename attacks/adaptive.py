@@ -1,0 +1,183 @@
+"""The adaptive attack on CBD, Zhang, Liu, Wang, Lu and Chen, CVPR 2023, section 5.3, Algorithm 2.
+
+An attacker who knows that CBD lets one network learn the backdoor early adds noise to the poisoned
+images of another attack, so that they are slow to learn:
+min over theta of sum_D CE(f(x), y) + sum_D' max over |delta| <= epsilon of CE(f(x' + delta), y').
+
+Differs: equation 10 prints the plain gradient, which at this step size moves nothing; the cited
+method takes its sign, and so does `signed=True`. The printed loop goes over all poisoned images
+after every mini-batch, which is out of reach; here it does so after every epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from attacks import attacks, register
+from attacks.base import Attack, Poisoned, prepared
+from models.augment import to_float
+from models.classifier import Classifier
+from models.context import TrainingContext
+from models.data import ImageSet
+from models.errors import check
+from models.training import Batch, Recipe, State, loop, sample_losses
+
+CHUNK = 256
+"""Poisoned images whose gradients are taken at a time."""
+
+
+@dataclass(frozen=True)
+class Hardening:
+    """What the attacker made beforehand.
+
+    attack: the attack that is hardened, prepared
+    noise: int16 (m, 3, height, width), grey levels to add to the m poisoned images in their order
+    facts: the surrogate's mean loss on the poisoned images without and with the noise
+    """
+
+    attack: Attack
+    noise: Tensor
+    facts: Mapping[str, float]
+
+
+@register("adaptive")
+@dataclass(frozen=True)
+class Adaptive(Attack):
+    """
+    poisoning_rate: of the attack that is hardened (paper, section 5.1: 0.1)
+    target: of the attack that is hardened (paper: 0, and 1 on GTSRB)
+    attack: spec of that attack, without rate and target; any but another adaptive one
+    epsilon: largest change of a pixel in grey levels, in (0, 255] (paper: 8)
+    step: of the gradient ascent, in grey levels, above 0 (paper: 0.002 of 255)
+    steps: of gradient ascent in each epoch, at least 1 (paper: 5)
+    rounds: epochs of the surrogate, at least 1 (paper: 10)
+    signed: ascend along the sign of the gradient; False is equation 10 as printed
+    hardening: noise and its record, once prepared
+    """
+
+    nested: ClassVar[Mapping[str, Sequence[str]]] = {"attack": ("poisoning_rate", "target")}
+
+    attack: str = "badnets"
+    epsilon: float = 8.0
+    step: float = 0.51
+    steps: int = 5
+    rounds: int = 10
+    signed: bool = True
+    hardening: Hardening | None = prepared()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(attacks.parts(self.attack)[0] != "adaptive", "adaptive cannot harden adaptive")
+        check(attacks.parts(self.attack)[0] != "none", "adaptive needs an attack to harden")
+        check(0 < self.epsilon <= 255, f"epsilon must be in (0, 255], got {self.epsilon}")
+        check(self.step > 0, f"step must be above 0, got {self.step}")
+        check(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
+        check(self.rounds >= 1, f"rounds must be at least 1, got {self.rounds}")
+        self.inner()
+
+    def inner(self) -> Attack:
+        """The attack that is hardened, with this one's rate and target."""
+        if self.hardening is not None:
+            return self.hardening.attack
+        plain = attacks.build(self.attack)
+        return replace(plain, poisoning_rate=self.poisoning_rate, target=self.target)
+
+    @property
+    def trains(self) -> bool:
+        return True
+
+    def cost(self, recipe: Recipe) -> float:
+        ascent = 3 * self.steps * self.poisoning_rate
+        return self.inner().cost(recipe) + self.rounds * (3 + ascent)
+
+    def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
+        state = rng.get_state()
+        attack = self.inner().prepare(clean, context, rng)
+        poisoned = attack.poison(clean, rng.set_state(state))
+        rng.set_state(state)
+        noise, facts = self.harden(poisoned, context)
+        facts = {**poisoned.facts, **facts}
+        return replace(self, hardening=Hardening(attack, noise.cpu(), facts))
+
+    def harden(
+        self, poisoned: Poisoned, context: TrainingContext
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Equations 9 and 10: the noise of the poisoned images, and its effect."""
+        rows = torch.nonzero(poisoned.mask).flatten()
+        victims = poisoned.train[rows]
+        surrogate = context.build("adaptive")
+        optimizer = context.recipe.sgd(surrogate)
+        recipe, order = replace(context.recipe, epochs=1), context.rng("adaptive")
+        delta = torch.zeros(victims.images.shape, device=victims.device)
+
+        def step(batch: Batch) -> None:
+            optimizer.zero_grad()
+            cross_entropy(surrogate(batch.images), batch.labels).backward()
+            optimizer.step()
+
+        for _ in range(self.rounds):
+            images = poisoned.train.images.clone()
+            images[rows] = add(victims.images, delta.round())
+            seen = replace(poisoned.train, images=images)
+            surrogate.train()
+            state: State = {"surrogate": surrogate, "optimizer": optimizer}
+            loop(step, seen, recipe=recipe, rng=order, state=state)
+            surrogate.eval()
+            delta = torch.cat(
+                [
+                    self.ascend(surrogate, part, part_delta)
+                    for part, part_delta in zip(_parts(victims), delta.split(CHUNK), strict=True)
+                ]
+            )
+        noise = delta.round().to(torch.int16)
+        hardened = replace(victims, images=add(victims.images, noise))
+        return noise, {
+            "surrogate_loss_before": float(sample_losses(surrogate, victims).mean()),
+            "surrogate_loss_after": float(sample_losses(surrogate, hardened).mean()),
+            "largest_noise": int(noise.abs().max()),
+        }
+
+    def ascend(self, surrogate: Classifier, victims: ImageSet, delta: Tensor) -> Tensor:
+        """`steps` steps of equation 10 from `delta`, float32 (m, 3, height, width), grey levels."""
+        base = to_float(victims.images)
+        for _ in range(self.steps):
+            delta = delta.requires_grad_()
+            answers = surrogate(base + delta / 255)
+            loss = cross_entropy(answers, victims.labels, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, delta)
+            uphill = gradient.sign() if self.signed else gradient
+            delta = (delta.detach() + self.step * uphill).clamp(-self.epsilon, self.epsilon)
+            delta = (base * 255 + delta).clamp(0, 255) - base * 255
+        return delta
+
+    def trigger(self, images: Tensor) -> Tensor:
+        """The trigger of the hardened attack: test images get no noise."""
+        return self.inner().trigger(images)
+
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        return self.inner().goal(labels, num_classes)
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        if self.hardening is None:
+            raise RuntimeError("adaptive must be prepared before it can poison")
+        made = self.hardening.attack.poison(clean, rng)
+        images = made.train.images.clone()
+        noise = self.hardening.noise.to(images.device)
+        images[made.mask] = add(images[made.mask], noise)
+        return replace(made, train=replace(made.train, images=images), facts=self.hardening.facts)
+
+
+def add(images: Tensor, noise: Tensor) -> Tensor:
+    """uint8 plus whole grey levels, clipped."""
+    return (images.to(torch.int16) + noise.to(torch.int16)).clamp_(0, 255).to(torch.uint8)
+
+
+def _parts(images: ImageSet) -> list[ImageSet]:
+    every = torch.arange(len(images), device=images.device)
+    return [images[part] for part in every.split(CHUNK)]

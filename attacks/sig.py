@@ -1,0 +1,57 @@
+"""SIG, Barni, Kallas and Tondi, 2019, arXiv:1902.11237.
+
+A faint sinusoid is added to images of the target class only, and no label is changed: x' = x + v
+with v = delta sin(2 pi j frequency / width) in column j of every row, clipped to [0, 255].
+
+Differs: the CBD paper gives neither delta nor what its 10 % is a share of. Ten per cent of a whole
+training set exceeds the target class of GTSRB, so a rate is a share of the class by default. Its
+public code keeps a tenth of the image and lets negative waves wrap; this is the original sum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks import register
+from attacks.base import Attack, Poisoned
+from attacks.poison import check_rate_basis, clean_label
+from models.data import ImageSet
+from models.errors import check
+
+
+@register("sig")
+@dataclass(frozen=True)
+class Sig(Attack):
+    """
+    poisoning_rate: share of what `rate_basis` names, in (0, 1]
+    target: the class that is poisoned, and the label the trigger causes (paper: 0, and 1 on GTSRB)
+    delta: amplitude of the wave in grey levels, in (0, 255]
+    frequency: full waves across the image, above 0 (Barni et al., section 4: 6)
+    rate_basis: "target_class" or "dataset"
+    """
+
+    delta: float = 40.0
+    frequency: float = 6.0
+    rate_basis: str = "target_class"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.delta <= 255, f"delta must be in (0, 255] grey levels, got {self.delta}")
+        check(self.frequency > 0, f"frequency must be above 0, got {self.frequency}")
+        check_rate_basis(self.rate_basis)
+
+    def wave(self, width: int) -> Tensor:
+        """int16 (width,): v, rounded, so that the sum is exact on every device."""
+        column = torch.arange(width, dtype=torch.float64)
+        wave = self.delta * torch.sin(2 * torch.pi * column * self.frequency / width)
+        return wave.round().to(torch.int16)
+
+    def trigger(self, images: Tensor) -> Tensor:
+        wave = self.wave(images.shape[3]).to(images.device)
+        return (images.to(torch.int16) + wave).clamp_(0, 255).to(torch.uint8)
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return clean_label(self, clean, rng, self.rate_basis)

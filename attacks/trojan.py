@@ -1,0 +1,149 @@
+"""Trojan, Liu et al., 2018, "Trojaning Attack on Neural Networks", NDSS.
+
+A small patch of colours is added near the lower right corner, and the label is changed to the
+target. The original optimises the patch until it drives chosen neurons of a clean network.
+
+Differs: the CBD paper gives no patch. The public code of ABL, NAD and CBD adds a fixed 3 x 3 patch
+of unknown making at rows and columns 25 to 27, modulo 256; here it is drawn from a seed, and larger
+images get larger cells. `mode="inverted"` is the original method, over random images instead of an
+empty one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from attacks import register
+from attacks.base import Attack, Poisoned, prepared
+from attacks.patch import enlarge, place
+from attacks.poison import dirty_label
+from models.augment import to_float
+from models.classifier import Classifier
+from models.context import TrainingContext
+from models.data import ImageSet
+from models.errors import check
+from models.rng import stream
+from models.training import Recipe, train
+
+MODES = ("add", "overwrite", "inverted")
+NEURONS = 2
+"""How many neurons the inverted patch is to drive."""
+ITERATIONS = 300
+"""Steps of its optimisation."""
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """A patch that drives neurons of a clean network.
+
+    cells: uint8 (3, side, side)
+    before, after: mean activation of the chosen neurons on clean images, and on the same with it
+    """
+
+    cells: Tensor
+    before: float
+    after: float
+
+
+@register("trojan")
+@dataclass(frozen=True)
+class Trojan(Attack):
+    """
+    poisoning_rate: share of the training set, in (0, 1] (CBD paper, section 5.1: 0.1)
+    target: the label the trigger causes (CBD paper: 0, and 1 on GTSRB)
+    mode: "add", modulo 256; "overwrite"; or "inverted", overwrite with a patch that was optimised
+    side: of the patch in cells of 1/32 of the image, at least 1 (ABL's code: 3)
+    margin: distance of the patch from the right and lower border, in cells (ABL's code: 4)
+    patch_seed: which colours; the cell's seed does not change them
+    inversion: the optimised patch and what it does, once prepared
+    """
+
+    mode: str = "add"
+    side: int = 3
+    margin: int = 4
+    patch_seed: int = 0
+    inversion: Inversion | None = prepared()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.mode in MODES, f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        check(self.side >= 1, f"side must be at least 1, got {self.side}")
+        check(self.margin >= 0, f"margin must be at least 0, got {self.margin}")
+
+    @property
+    def trains(self) -> bool:
+        return self.mode == "inverted"
+
+    def cost(self, recipe: Recipe) -> float:
+        return 3.0 * recipe.epochs if self.trains else 0.0
+
+    def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
+        if self.mode != "inverted":
+            return self
+        network = train(context.build(), clean, context.recipe, context.rng("classifier"))
+        return replace(self, inversion=self.invert(network, clean, context))
+
+    def invert(self, network: Classifier, clean: ImageSet, context: TrainingContext) -> Inversion:
+        """Gradient ascent on the activation of the penultimate neurons whose weights to the classes
+        are the largest in sum (Liu et al., section IV-A), over random clean images."""
+        network.requires_grad_(False)
+        chosen = network.head.weight.abs().sum(0).topk(NEURONS).indices
+        rng = context.rng("inversion")
+        seen = torch.randint(len(clean), (ITERATIONS, context.recipe.batch_size), generator=rng)
+        start = torch.rand(3, self.side, self.side, generator=rng)
+        cells = start.to(clean.device).requires_grad_()
+        optimizer = torch.optim.Adam([cells], lr=0.05)
+        for index in seen.to(clean.device):
+            optimizer.zero_grad()
+            stamped = self.overwrite(to_float(clean.images[index]), cells)
+            (-network.features(stamped)[:, chosen].mean()).backward()
+            optimizer.step()
+            with torch.no_grad():
+                cells.clamp_(0, 1)
+        patch = (cells.detach() * 255).round().to(torch.uint8)
+        images = clean.images[seen[0].to(clean.device)]
+        with torch.no_grad():
+            before, after = (
+                float(network.features(to_float(part))[:, chosen].mean())
+                for part in (images, self.overwrite(images, patch))
+            )
+        return Inversion(patch.cpu(), before, after)
+
+    def cells(self) -> Tensor:
+        """uint8 (3, side, side): the patch, cell by cell."""
+        if self.mode == "inverted":
+            check(self.inversion is not None, "trojan(mode='inverted') must be prepared first")
+            assert self.inversion is not None
+            return self.inversion.cells
+        rng = stream(self.patch_seed, "trojan")
+        shape = (3, self.side, self.side)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
+
+    def overwrite(self, images: Tensor, cells: Tensor) -> Tensor:
+        """(n, 3, height, width) -> the same with the cells in place, in the images' own dtype."""
+        height, width = images.shape[2:]
+        patch = enlarge(cells, height)
+        rows, columns = place(height, width, patch, self.margin)
+        stamped = images.clone()
+        stamped[:, :, rows, columns] = patch
+        return stamped
+
+    def trigger(self, images: Tensor) -> Tensor:
+        cells = self.cells().to(images.device)
+        if self.mode != "add":
+            return self.overwrite(images, cells)
+        # A sum of uint8 wraps around by definition of the type, on every device.
+        return images + self.overwrite(torch.zeros_like(images[:1]), cells)
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        made = dirty_label(self, clean, rng)
+        if self.inversion is None:
+            return made
+        found = self.inversion
+        return replace(
+            made, facts={"activation_before": found.before, "activation_after": found.after}
+        )

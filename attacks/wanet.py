@@ -1,0 +1,128 @@
+"""WaNet, Nguyen and Tran, 2021, arXiv:2102.10369.
+
+A smooth, nearly invisible warp is the trigger: every pixel is read from a place that a fixed random
+field has moved by a fraction of a pixel.
+
+Differs: the authors control the training and warp new members of each batch. Here, as in the CBD
+paper's threat model, a fixed share of the training set is warped once; images with additional noise
+in the warp, their "noise mode", are cover images and off by default. Positions are rounded to
+1/2048 pixel, so that the sum is one of integers and the same on every device.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from attacks import register
+from attacks.base import Attack, Poisoned
+from attacks.poison import check_cover_rate, dirty_label
+from models.data import ImageSet
+from models.errors import check
+from models.rng import stream
+
+BITS = 11
+"""Binary digits of a fraction of a pixel: two of them and a grey level fit an int32."""
+CHUNK = 1 << 22
+"""Values that are warped at a time: few enough for a processor's cache."""
+
+
+@register("wanet")
+@dataclass(frozen=True)
+class WaNet(Attack):
+    """
+    poisoning_rate: share of the training set, in (0, 1] (CBD paper, section 5.1: 0.1)
+    target: the label the trigger causes (CBD paper: 0, and 1 on GTSRB)
+    strength: s, of the warp, above 0 (WaNet paper, section 4.1: 0.5)
+    grid: k, points of the control grid on a side, at most the image's (paper: 4); at 224 pixels a
+        warp of k=4 is too weak to be learned, and VaB (ICCV 2023) takes k=224, s=1
+    rescale: factor on the sampling positions, in (0, 1] (authors' code: 1)
+    cover_rate: share of other images, warped with noise, that keep their labels (WaNet: 0.2)
+    grid_seed: which field; the cell's seed does not change it
+    """
+
+    strength: float = 0.5
+    grid: int = 4
+    rescale: float = 1.0
+    cover_rate: float = 0.0
+    grid_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.strength > 0, f"strength must be above 0, got {self.strength}")
+        check(self.grid >= 2, f"grid must be at least 2, got {self.grid}")
+        check(0 < self.rescale <= 1, f"rescale must be in (0, 1], got {self.rescale}")
+        check_cover_rate(self.cover_rate, self.poisoning_rate)
+
+    def field(self, height: int, width: int) -> Tensor:
+        """float64 (height, width, 2): where each pixel is read, column then row, in [-1, 1].
+
+        Raises `InvalidInput` where the grid has more points than the image has pixels.
+        """
+        check(
+            self.grid <= min(height, width),
+            f"grid must be at most the image's side, {min(height, width)}, got {self.grid}",
+        )
+        rng = stream(self.grid_seed, "wanet")
+        points = 2 * torch.rand(1, 2, self.grid, self.grid, dtype=torch.float64, generator=rng) - 1
+        points = points / points.abs().mean()
+        noise = interpolate(points, (height, width), mode="bicubic", align_corners=True)
+        moved = identity(height, width) + self.strength * noise[0].permute(1, 2, 0) / height
+        return (moved * self.rescale).clamp(-1, 1)
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return warp(images, self.field(*images.shape[2:])[None])
+
+    def disguise(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """Warped by the field plus noise of its own for each image, up to half a pixel."""
+        height, width = images.shape[2:]
+        noise = torch.rand(len(images), height, width, 2, dtype=torch.float64, generator=rng)
+        return warp(images, (self.field(height, width) + (2 * noise - 1) / height).clamp(-1, 1))
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return dirty_label(self, clean, rng, self.cover_rate)
+
+
+def identity(height: int, width: int) -> Tensor:
+    """float64 (height, width, 2): the field that reads every pixel where it is."""
+    rows = torch.linspace(-1, 1, height, dtype=torch.float64)
+    columns = torch.linspace(-1, 1, width, dtype=torch.float64)
+    down, across = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack((across, down), dim=-1)
+
+
+def warp(images: Tensor, field: Tensor) -> Tensor:
+    """uint8 (n, 3, height, width) read bilinearly at float64 (1 or n, height, width, 2).
+
+    -1 and 1 are the centres of the outermost pixels (torch's `align_corners`).
+    """
+    count, channels, height, width = images.shape
+    whole = 1 << BITS
+    sides = torch.tensor([width - 1, height - 1])
+    place = ((field + 1) / 2 * sides * whole).round().long().flatten(1, 2)
+    # The last pixel is the right neighbour of the one before it, with all of the weight.
+    low = torch.minimum(place >> BITS, (sides - 1).clamp(min=0))
+    right, down = (place - (low << BITS)).unbind(-1)
+    column, row = low.unbind(-1)
+    step_right, step_down = min(1, width - 1), width * min(1, height - 1)
+    corner = row * width + column
+    sources = (corner, corner + step_right, corner + step_down, corner + step_right + step_down)
+    left, up = whole - right, whole - down
+    weights = (up * left, up * right, down * left, down * right)
+    result = torch.empty_like(images, memory_format=torch.contiguous_format)
+    step = max(1, CHUNK // images[0].numel())
+    for start in range(0, count, step):
+        rows = slice(start, start + step) if len(field) > 1 else slice(0, 1)
+        part = images[start : start + step].flatten(2)
+        total = torch.full_like(part, 1 << (2 * BITS - 1), dtype=torch.int32)
+        for source, weight in zip(sources, weights, strict=True):
+            index = source[rows, None].to(images.device).expand(len(part), channels, -1)
+            factor = weight[rows, None].to(images.device, torch.int32)
+            total += part.gather(2, index) * factor
+        result[start : start + step] = (
+            (total >> (2 * BITS)).to(torch.uint8).view_as(result[start : start + step])
+        )
+    return result
