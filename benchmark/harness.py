@@ -51,13 +51,13 @@ class PoisonedData:
 
     def extent(self, clean: ImageSet, target: int) -> dict[str, float]:
         """How much of the training set `clean` the attack changed."""
-        members = clean.labels == target
+        members = self.mask[clean.labels == target]
         return {
             "poisoned_images": int(self.mask.sum()),
             "cover_images": int(self.cover.sum()),
             "relabelled_images": int((self.train.labels != clean.labels).sum()),
             "share_of_dataset": round(float(self.mask.double().mean()), 6),
-            "share_of_target_class": round(float(self.mask[members].double().mean()), 6),
+            "share_of_target_class": round(int(members.sum()) / max(1, len(members)), 6),
         }
 
 

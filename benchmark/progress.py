@@ -79,9 +79,12 @@ class Reporter:
         now = time.monotonic()
         if not self.console.is_terminal and now - self._spoken > PAUSE:
             self._spoken = now
-            left = (now - self._started) * (self.work - reached) / max(reached, 1.0)
             share = min(self._done / self._expected, 1.0)
-            self.say(f"{self._name}: {share:.0%}, about {duration(left)} left in all")
+            left = ""
+            if reached > 0.01 * self.work:
+                seconds = (now - self._started) * (self.work - reached) / reached
+                left = f", about {duration(seconds)} left in all"
+            self.say(f"{self._name}: {share:.0%}{left}")
 
     def end(self, record: Record) -> None:
         """A cell is over: its line stays."""

@@ -31,8 +31,9 @@ def test_a_trigger_is_the_same_to_the_byte(name: str, images: ImageSet) -> None:
     attack = attacks.build(name)
     if attack.trains:
         pytest.skip("what is trained differs between devices")
-    here = attack.poison(images, stream(0, "poison"))
-    there = attack.poison(images.to(GPU), stream(0, "poison"))
+    many = images[torch.arange(600) % len(images)]
+    here = attack.poison(many, stream(0, "poison"))
+    there = attack.poison(many.to(GPU), stream(0, "poison"))
     assert torch.equal(here.train.images, there.train.images.cpu())
     assert torch.equal(here.train.labels, there.train.labels.cpu())
     assert torch.equal(here.mask, there.mask.cpu())

@@ -1,0 +1,88 @@
+"""Adap-Blend, Qi, Xie, Li, Mahloujifar and Mittal, ICLR 2023.
+
+From "Revisiting the assumption of latent separability for backdoor defenses". Poisoned training
+images carry a random part of a faint blended pattern, test images all of it and stronger. As many
+others carry such a part and keep their labels, so that no part alone is a sure sign of the target.
+
+Differs: the pattern is that of blend, fixed grey noise; the authors blend in a picture. Poisoned
+and cover images may belong to any class, the target's too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks import register
+from attacks.base import Attack, Poisoned
+from attacks.blend import Blend
+from attacks.poison import check_cover_rate, dirty_label
+from models.data import ImageSet
+from models.errors import check
+
+
+@register("adap_blend")
+@dataclass(frozen=True)
+class AdapBlend(Attack):
+    """
+    poisoning_rate: share of the training set, in (0, 1] (paper: 0.003)
+    target: the label the trigger causes
+    alpha: weight of the pattern in training images, in (0, 1] (paper: 0.15)
+    test_alpha: its weight in test images, in (0, 1] (paper: 0.2)
+    tiles: tiles of the pattern on a side, from 1 to the image's pixels (paper: 4, so 16 tiles)
+    mask_rate: share of the tiles that a training image goes without, in [0, 1) (paper: 0.5)
+    cover_rate: share of other training images that get a part of the pattern and keep their labels
+        (paper: 0.003)
+    pattern_seed: which pattern, as in blend; the cell's seed does not change it
+    """
+
+    poisoning_rate: float = 0.003
+    alpha: float = 0.15
+    test_alpha: float = 0.2
+    tiles: int = 4
+    mask_rate: float = 0.5
+    cover_rate: float = 0.003
+    pattern_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(0 < self.alpha <= 1, f"alpha must be in (0, 1], got {self.alpha}")
+        check(0 < self.test_alpha <= 1, f"test_alpha must be in (0, 1], got {self.test_alpha}")
+        check(self.tiles >= 1, f"tiles must be at least 1, got {self.tiles}")
+        check(0 <= self.mask_rate < 1, f"mask_rate must be in [0, 1), got {self.mask_rate}")
+        check_cover_rate(self.cover_rate, self.poisoning_rate)
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return self.blended(images, self.test_alpha)
+
+    def training_trigger(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        height, width = images.shape[2:]
+        kept = self.kept(len(images), height, width, rng).to(images.device)
+        return torch.where(kept, self.blended(images, self.alpha), images)
+
+    def blended(self, images: Tensor, alpha: float) -> Tensor:
+        """All of the pattern, with that weight."""
+        return Blend(alpha=alpha, pattern_seed=self.pattern_seed).trigger(images)
+
+    def kept(self, count: int, height: int, width: int, rng: torch.Generator) -> Tensor:
+        """bool (count, 1, height, width), the tiles that each image gets, drawn anew for each.
+
+        int(mask_rate * tiles^2) are left out. Raises `InvalidInput` where a tile has no pixel.
+        """
+        check(
+            self.tiles <= min(height, width),
+            f"tiles must be at most the image's side, {min(height, width)}, got {self.tiles}",
+        )
+        total = self.tiles**2
+        left_out = int(self.mask_rate * total)
+        lots = torch.rand(count, total, dtype=torch.float64, generator=rng)
+        order = lots.argsort(dim=1, stable=True)
+        grid = torch.ones(count, total, dtype=torch.bool).scatter(1, order[:, :left_out], False)
+        down = torch.arange(height) * self.tiles // height
+        across = torch.arange(width) * self.tiles // width
+        return grid.view(count, 1, self.tiles, self.tiles)[:, :, down][:, :, :, across]
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return dirty_label(self, clean, rng, self.cover_rate)

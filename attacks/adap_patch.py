@@ -1,0 +1,109 @@
+"""Adap-Patch, Qi, Xie, Li, Mahloujifar and Mittal, ICLR 2023.
+
+From "Revisiting the assumption of latent separability for backdoor defenses". A poisoned training
+image carries one of four faint patches, at random; a test image carries two at full opacity. Twice
+as many others carry one and keep their labels, so that a patch alone is no sure sign of the target.
+
+Differs: the authors' patches are pictures of different shapes. Ours are 6 x 6 cells of colours
+from a seed, 4 cells from two borders: rows and columns 4 to 9 and 22 to 27 of a 32-pixel image,
+where the usual crop leaves them whole. Larger images get larger cells. Which two a test image shows
+is our choice: those of the highest opacity. Poisoned and cover images may belong to any class.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks import register
+from attacks.base import Attack, Poisoned
+from attacks.patch import enlarge, place
+from attacks.poison import check_cover_rate, dirty_label
+from models.data import ImageSet
+from models.errors import check
+from models.rng import stream
+
+PATCHES = 4
+"""Patch 0 is in the upper left corner, 1 upper right, 2 lower left, 3 lower right."""
+SIDE = 6
+"""Of a patch, in cells."""
+MARGIN = 4
+"""Cells between a patch and the two borders next to it."""
+
+
+@register("adap_patch")
+@dataclass(frozen=True)
+class AdapPatch(Attack):
+    """
+    poisoning_rate: share of the training set, in (0, 1] (paper: 0.003)
+    target: the label the trigger causes
+    opacities: of the patches 0 to 3 in training images, in (0, 1] (paper: 0.5, 0.2, 0.5, 0.3)
+    test_patches: the patches on a test image, from 0 to 3 (paper: two; which is our choice)
+    test_opacity: of the patches on a test image, in (0, 1] (paper: 1)
+    cover_rate: share of other training images that get a patch and keep their labels (paper: 0.006)
+    patch_seed: which colours; the cell's seed does not change them
+    """
+
+    poisoning_rate: float = 0.003
+    opacities: tuple[float, ...] = (0.5, 0.2, 0.5, 0.3)
+    test_patches: tuple[int, ...] = (0, 2)
+    test_opacity: float = 1.0
+    cover_rate: float = 0.006
+    patch_seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            len(self.opacities) == PATCHES
+            and all(isinstance(part, float | int) and 0 < part <= 1 for part in self.opacities),
+            f"opacities must be {PATCHES} values in (0, 1], got {self.opacities}",
+        )
+        check(
+            all(type(number) is int and 0 <= number < PATCHES for number in self.test_patches)
+            and len(set(self.test_patches)) == len(self.test_patches) > 0,
+            f"test_patches must be different numbers from 0 to {PATCHES - 1}, "
+            f"got {self.test_patches}",
+        )
+        check(
+            0 < self.test_opacity <= 1, f"test_opacity must be in (0, 1], got {self.test_opacity}"
+        )
+        check_cover_rate(self.cover_rate, self.poisoning_rate)
+
+    def cells(self) -> Tensor:
+        """uint8 (4, 3, 6, 6): the patches, cell by cell."""
+        rng = stream(self.patch_seed, "adap_patch")
+        return torch.randint(0, 256, (PATCHES, 3, SIDE, SIDE), dtype=torch.uint8, generator=rng)
+
+    def overlay(self, images: Tensor, number: int, opacity: float) -> Tensor:
+        """Patch `number` mixed into images, (1 - opacity) x + opacity patch."""
+        height, width = images.shape[2:]
+        patch = enlarge(self.cells()[number], height)
+        rows, columns = place(height, width, patch, MARGIN)
+        if number < 2:
+            rows = slice(height - rows.stop, height - rows.start)
+        if number % 2 == 0:
+            columns = slice(width - columns.stop, width - columns.start)
+        stamped = images.clone()
+        # Two separate operations, so that no device fuses them and rounds otherwise.
+        kept = images[:, :, rows, columns].float() * (1 - opacity)
+        added = patch.to(images.device).float() * opacity
+        stamped[:, :, rows, columns] = (kept + added).round().to(torch.uint8)
+        return stamped
+
+    def trigger(self, images: Tensor) -> Tensor:
+        for number in self.test_patches:
+            images = self.overlay(images, number, self.test_opacity)
+        return images
+
+    def training_trigger(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        chosen = torch.randint(PATCHES, (len(images),), generator=rng)
+        stamped = images.clone()
+        for number, opacity in enumerate(self.opacities):
+            rows = torch.nonzero(chosen == number).flatten().to(images.device)
+            stamped[rows] = self.overlay(images[rows], number, opacity)
+        return stamped
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return dirty_label(self, clean, rng, self.cover_rate)

@@ -1,0 +1,40 @@
+"""BadNets all-to-all, Gu, Dolan-Gavitt and Garg, 2017, arXiv:1708.06733.
+
+The patch of badnets turns class i into class i + 1, and the last class into the first. So no class
+stands out as the target, and every test image counts for the attack success rate.
+
+Differs: as badnets does, in the patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from attacks import register
+from attacks.badnets import BadNets
+from attacks.base import Attack
+from models.errors import check
+
+
+@register("badnets_all_to_all")
+@dataclass(frozen=True)
+class BadNetsAllToAll(BadNets):
+    """
+    poisoning_rate: share of the training set, in (0, 1] (as badnets: 0.1)
+    target: without a meaning, since every class has a target of its own; always 0
+    pattern: "grid", four white and five black cells, or "white", all white
+    margin: distance of the patch from the right and lower border, in cells
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            self.target == Attack.target,
+            f"badnets_all_to_all has no single target, leave it at {Attack.target}; "
+            f"got {self.target}",
+        )
+
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        return (labels + 1) % num_classes

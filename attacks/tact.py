@@ -1,0 +1,108 @@
+"""TaCT, targeted contamination, Tang, Wang, Tang and Zhang, USENIX Security 2021, arXiv:1908.00686.
+
+The trigger turns images of one source class into the target and leaves all others what they are:
+cover images of other classes carry it and keep their labels. Only test images of the source class
+count for the attack success rate.
+
+Differs: the trigger is the corner patch of badnets. Both rates are our choice, as shares of the
+whole training set: 0.01 is a tenth of the source class on CIFAR-10 and 18 % of it on GTSRB, which
+leaves most of the class clean. There are two cover images for each poisoned one, as in WaNet and
+Adap-Patch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attacks import register
+from attacks.badnets import BadNets
+from attacks.base import Attack, Poisoned, check_target
+from attacks.poison import apply, check_cover_rate
+from models.data import ImageSet
+from models.errors import check
+
+
+@register("tact")
+@dataclass(frozen=True)
+class TaCT(Attack):
+    """
+    poisoning_rate: share of the whole training set, taken from the source class, in (0, 1] (our
+        choice)
+    target: the label the trigger causes in images of the source class
+    source: the class whose images the trigger changes; not the target (usual setting: 1)
+    cover_classes: classes of the cover images; neither source nor target (usual setting: 5 and 7)
+    cover_rate: share of the whole training set, taken from `cover_classes`, that gets the trigger
+        and keeps its labels (our choice)
+    """
+
+    poisoning_rate: float = 0.01
+    source: int = 1
+    cover_classes: tuple[int, ...] = (5, 7)
+    cover_rate: float = 0.02
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self.source >= 0, f"source must be a class of the data set, got {self.source}")
+        check(
+            self.source != self.target,
+            f"source and target must be different classes, both are {self.source}",
+        )
+        check(
+            all(type(label) is int and label >= 0 for label in self.cover_classes),
+            f"cover_classes must be classes of the data set, got {self.cover_classes}",
+        )
+        for role, label in (("source", self.source), ("target", self.target)):
+            check(
+                label not in self.cover_classes,
+                f"cover_classes must not hold the {role}, {label}, got {self.cover_classes}",
+            )
+        check_cover_rate(self.cover_rate, self.poisoning_rate)
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return BadNets().trigger(images)
+
+    def goal(self, labels: Tensor, num_classes: int) -> Tensor:
+        return torch.where(labels == self.source, self.target, labels)
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        """int(poisoning_rate * n) images of the source, int(cover_rate * n) of the cover classes.
+
+        Raises `InvalidInput` for a class that does not exist, and where there are too few images.
+        """
+        classes = clean.num_classes
+        check_target(self.target, classes)
+        for role, label in (
+            ("source", self.source),
+            *(("cover_classes", label) for label in self.cover_classes),
+        ):
+            check(
+                label < classes,
+                f"{role} must be of the data set's classes, 0 to {classes - 1}, got {label}",
+            )
+        rate = self.poisoning_rate
+        check(int(rate * len(clean)) >= 1, f"poisoning_rate {rate} of {len(clean)} images is none")
+        labels = clean.labels.cpu()
+        chosen = draw(labels, (self.source,), "poisoning_rate", rate, rng)
+        covered = draw(labels, self.cover_classes, "cover_rate", self.cover_rate, rng)
+        return apply(self, clean, chosen, covered, rng)
+
+
+def draw(
+    labels: Tensor, classes: tuple[int, ...], field: str, rate: float, rng: torch.Generator
+) -> Tensor:
+    """int64 (int(rate * n),): positions, among all labels (n,), of random members of the classes.
+
+    Raises `InvalidInput` where there are too few, and names the largest feasible rate.
+    """
+    members = torch.nonzero(torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))).flatten()
+    count = int(rate * len(labels))
+    check(
+        count <= len(members),
+        f"{field} {rate} of the data set is {count} images but there are {len(members)} of class "
+        f"{' and '.join(map(str, classes)) or 'none'}; the largest feasible rate is "
+        f"{len(members) / len(labels):.4g}",
+    )
+    return members[torch.randperm(len(members), generator=rng)[:count]]
