@@ -116,8 +116,8 @@ class Trojan(Attack):
     def cells(self) -> Tensor:
         """uint8 (3, side, side): the patch, cell by cell."""
         if self.mode == "inverted":
-            check(self.inversion is not None, "trojan(mode='inverted') must be prepared first")
-            assert self.inversion is not None
+            if self.inversion is None:
+                raise RuntimeError("trojan(mode='inverted') must be prepared before it can stamp")
             return self.inversion.cells
         rng = stream(self.patch_seed, "trojan")
         shape = (3, self.side, self.side)

@@ -118,7 +118,7 @@ def test_wanet_reads_every_pixel_where_torch_would() -> None:
 
 
 def test_a_warp_by_hand() -> None:
-    """Half a pixel to the right mixes neighbours; a quarter down takes a quarter of the next row."""
+    """Half a pixel to the right mixes two neighbours, a quarter up mixes two rows."""
     images = torch.tensor([[0, 100], [40, 200]], dtype=torch.uint8).expand(1, 3, 2, 2)
     field = identity(2, 2)[None].clone()
     field[0, 0, 0] = torch.tensor([0.0, -1.0], dtype=torch.float64)

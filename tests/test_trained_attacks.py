@@ -1,0 +1,311 @@
+"""The attacks that train first: Dynamic, the adaptive attack and the inverted Trojan patch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from attacks import attacks
+from attacks.adaptive import Adaptive
+from attacks.badnets import BadNets
+from attacks.dynamic import Drawer, Dynamic, binary, blend, diversity
+from attacks.trojan import Trojan
+from benchmark.cache import Cache
+from benchmark.cell import cell
+from benchmark.datasets import datasets
+from benchmark.harness import Harness
+from models.augment import to_float
+from models.classifier import Classifier
+from models.context import TrainingContext, network_builder
+from models.data import ImageSet
+from models.errors import InvalidInput
+from models.rng import stream
+from models.training import Recipe
+
+CPU = torch.device("cpu")
+
+
+def lent(epochs: int = 4, seed: int = 0) -> TrainingContext:
+    recipe = Recipe(epochs, batch_size=20, learning_rate=0.01)
+    return TrainingContext(recipe, CPU, network_builder("wrn16_1", 10, 32), seed)
+
+
+def poison_stream() -> torch.Generator:
+    return stream(0, "poison")
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    source = datasets.build("toy(train_images=300, test_images=100)")
+    return source.load([], Cache(tmp_path_factory.mktemp("toy"))).train
+
+
+@pytest.fixture(scope="module")
+def dynamic(toy: ImageSet) -> Dynamic:
+    return Dynamic(mask_epochs=150, joint_epochs=1).prepare(toy, lent(), poison_stream())
+
+
+@pytest.fixture(scope="module")
+def adaptive(toy: ImageSet) -> Adaptive:
+    return Adaptive(rounds=4).prepare(toy, lent(), poison_stream())
+
+
+def test_the_drawing_networks_have_the_known_size() -> None:
+    """The published networks have as many parameters."""
+    assert sum(values.numel() for values in Drawer(3).parameters()) == 723_273
+    assert sum(values.numel() for values in Drawer(1).parameters()) == 722_691
+    images = torch.rand(2, 3, 40, 32)
+    assert Drawer(3)(images).shape == images.shape
+    assert Drawer(1)(images).shape == (2, 1, 40, 32)
+
+
+def test_a_trigger_of_its_own_for_each_image(dynamic: Dynamic, toy: ImageSet) -> None:
+    assert dynamic.networks is not None
+    images = to_float(toy.images[:20])
+    with torch.no_grad():
+        masks = binary(dynamic.networks.mask(images))
+        patterns = dynamic.networks.pattern(images)
+        stamped = blend(images, images, dynamic.networks)
+    assert bool(((masks >= 0) & (masks <= 1)).all())
+    assert bool(((patterns >= 0) & (patterns <= 1)).all())
+    by_hand = (1 - masks) * images + masks * patterns
+    torch.testing.assert_close(stamped, by_hand, rtol=0, atol=1e-6)
+    written = dynamic.trigger(toy.images[:20])
+    assert float((written / 255 - by_hand).abs().max()) <= 0.5 / 255 + 1e-5
+    assert float((masks[0] - masks[1]).abs().max()) > 0.01
+    assert float((patterns[0] - patterns[1]).abs().max()) > 0.01
+
+
+def test_a_finished_trigger_does_not_depend_on_the_batch(dynamic: Dynamic, toy: ImageSet) -> None:
+    together = dynamic.trigger(toy.images[:70])
+    alone = torch.cat([dynamic.trigger(toy.images[n : n + 1]) for n in range(3)])
+    assert torch.equal(together[:3], alone)
+    assert not any(module.training for module in parts(dynamic))
+
+
+def parts(attack: Dynamic) -> list[nn.Module]:
+    assert attack.networks is not None
+    return [*attack.networks.mask.modules(), *attack.networks.pattern.modules()]
+
+
+def test_dynamic_is_a_function_of_its_seed(toy: ImageSet) -> None:
+    short, few = Dynamic(mask_epochs=1, joint_epochs=1), toy[torch.arange(60)]
+    one, two, other = (
+        short.prepare(few, lent(seed=seed), poison_stream()).trigger(toy.images[:5])
+        for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, two)
+    assert not torch.equal(one, other)
+
+
+def test_dynamic_learns_small_masks_and_reports_how_well_it_did(dynamic: Dynamic) -> None:
+    assert dynamic.networks is not None
+    facts = dynamic.networks.facts
+    assert set(facts) == {
+        "surrogate_accuracy",
+        "surrogate_success",
+        "surrogate_cross_accuracy",
+        "mask_density",
+        "mask_binary",
+    }
+    assert all(0 <= value <= 1 for value in facts.values())
+    assert facts["mask_density"] < 0.25
+
+
+def test_diversity_by_hand() -> None:
+    """Root mean squares of the differences, 0.5 / 0.25 over 0.1, then averaged with 1 / 0.25 over
+    0.2."""
+    one, other = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
+    one[0], one[1] = 0.5, 1.0
+    drawn, drawn_other = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
+    drawn[0], drawn[1] = 0.1, 0.2
+    assert float(diversity(one, other, drawn, drawn_other)) == pytest.approx(20, rel=1e-3)
+
+
+def test_cross_images_get_anothers_trigger_and_keep_their_labels(
+    dynamic: Dynamic, toy: ImageSet
+) -> None:
+    made = replace(dynamic, cross_rate=0.2).poison(toy, poison_stream())
+    assert int(made.mask.sum()) == 30
+    assert int(made.cover.sum()) == 60
+    assert torch.equal(made.train.labels[made.cover], toy.labels[made.cover])
+    own = dynamic.trigger(toy.images[made.cover])
+    assert not torch.equal(made.train.images[made.cover], own)
+    assert torch.equal(made.mask, BadNets().poison(toy, poison_stream()).mask)
+
+
+def test_training_ends_when_the_trigger_works(
+    toy: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def works(attack: Dynamic, classifier: Classifier, clean: ImageSet) -> dict[str, float]:
+        asked.append(len(clean))
+        success = 0.96 if len(asked) < 2 else 0.97
+        return {
+            "surrogate_success": success,
+            "surrogate_accuracy": 0.9,
+            "surrogate_cross_accuracy": 0.83,
+        }
+
+    monkeypatch.setattr("attacks.dynamic.judge", works)
+    Dynamic(mask_epochs=1).prepare(toy[torch.arange(60)], lent(epochs=6), poison_stream())
+    assert len(asked) == 2, "4 epochs were to come"
+
+
+def test_noise_stays_within_its_bound_and_on_the_poisoned_images(
+    adaptive: Adaptive, toy: ImageSet
+) -> None:
+    plain = BadNets().poison(toy, poison_stream())
+    made = adaptive.poison(toy, poison_stream())
+    assert torch.equal(made.mask, plain.mask)
+    assert torch.equal(made.train.labels, plain.train.labels)
+    assert torch.equal(made.train.images[~made.mask], toy.images[~made.mask])
+    noise = (made.train.images.int() - plain.train.images.int())[made.mask]
+    assert int(noise.abs().max()) <= 8
+    assert float((noise != 0).float().mean()) > 0.5
+    error = noise.float().square().mean((1, 2, 3))
+    assert float((10 * torch.log10(255**2 / error)).min()) >= 30.07
+
+
+def test_the_test_trigger_has_no_noise(adaptive: Adaptive, toy: ImageSet) -> None:
+    assert torch.equal(adaptive.trigger(toy.images), BadNets().trigger(toy.images))
+
+
+def test_noise_raises_the_surrogates_loss_and_the_record_says_so(adaptive: Adaptive) -> None:
+    assert adaptive.hardening is not None
+    facts = adaptive.hardening.facts
+    assert facts["surrogate_loss_after"] > facts["surrogate_loss_before"]
+    assert facts["largest_noise"] <= 8
+
+
+class Linear(Classifier):
+    """One weight for each pixel, so that gradients are known."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+        self.head = nn.Linear(12, 10)
+
+    def body(self, images: Tensor) -> list[Tensor]:
+        return [images.reshape(len(images), 12, 1, 1)]
+
+    def embed(self, last: Tensor) -> Tensor:
+        return last
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_one_step_of_equation_10_by_hand(signed: bool) -> None:
+    torch.manual_seed(0)
+    network = Linear().eval()
+    images = torch.randint(20, 230, (4, 3, 2, 2), dtype=torch.uint8)
+    victims = ImageSet(images, torch.tensor([0, 1, 2, 3]), 10)
+    attack = Adaptive(signed=signed, steps=1, step=2.0)
+    delta = attack.ascend(network, victims, torch.zeros(4, 3, 2, 2))
+    for n in range(4):
+        pixels = (images[n].float() / 255).flatten()
+        shares = network.head(pixels).softmax(0)
+        shares[n] -= 1
+        gradient = (network.head.weight.T @ shares).view(3, 2, 2) / 255
+        step = gradient.sign() if signed else gradient
+        torch.testing.assert_close(delta[n], 2 * step, rtol=1e-3, atol=1e-4)
+
+
+def test_noise_stops_at_black_and_white() -> None:
+    network = Linear().eval()
+    images = torch.zeros(2, 3, 2, 2, dtype=torch.uint8)
+    images[1] = 255
+    victims = ImageSet(images, torch.tensor([0, 1]), 10)
+    attack = Adaptive(steps=30, step=2.0)
+    delta = attack.ascend(network, victims, torch.zeros(2, 3, 2, 2))
+    assert float(delta[0].min()) >= 0
+    assert float(delta[1].max()) <= 0
+    assert float(delta.abs().max()) <= 8
+
+
+def test_adaptive_hardens_any_attack_and_keeps_rate_and_target() -> None:
+    attack = attacks.build("adaptive(attack='blend(alpha=0.1)', poisoning_rate=0.05, target=3)")
+    assert isinstance(attack, Adaptive)
+    inner = attack.inner()
+    assert (inner.poisoning_rate, inner.target) == (0.05, 3)
+    assert attack.attack == "blend(alpha=0.1, pattern_seed=0)"
+    assert attacks.label("adaptive") == "adaptive"
+    short = "adaptive(attack='blend(alpha=0.1)')"
+    assert attacks.label(short) == short
+    assert attacks.canonical("adaptive") == attacks.canonical("adaptive(attack='badnets()')")
+    assert attacks.parts("adaptive(attack='trojan')") == ["adaptive", "trojan"]
+
+
+def test_adaptive_over_a_trained_attack(toy: ImageSet) -> None:
+    text = "adaptive(attack='dynamic(mask_epochs=1, joint_epochs=1)', rounds=1)"
+    attack = attacks.build(text).prepare(toy, lent(epochs=1), poison_stream())
+    made = attack.poison(toy, poison_stream())
+    noise = made.train.images[made.mask].int() - attack.trigger(toy.images[made.mask]).int()
+    assert 0 < int(noise.abs().max()) <= 8
+    assert {"mask_density", "surrogate_loss_after"} <= set(made.facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("adaptive(attack='adaptive')", "adaptive cannot harden adaptive"),
+        ("adaptive(attack='none')", "adaptive needs an attack to harden"),
+        ("adaptive(attack='badnet')", "unknown attack 'badnet'; did you mean 'badnets'"),
+        ("adaptive(attack='blend(alpha=2)')", r"alpha must be in \(0, 1\]"),
+        ("adaptive(attack='blend(poisoning_rate=0.2)')", "poisoning_rate is a field of attack"),
+        ("adaptive(epsilon=0)", r"epsilon must be in \(0, 255\]"),
+        ("adaptive(step=0)", "step must be above 0"),
+        ("adaptive(steps=0)", "steps must be at least 1"),
+        ("adaptive(rounds=0)", "rounds must be at least 1"),
+        ("dynamic(density=0)", r"density must be in \(0, 1\)"),
+        ("dynamic(cross_rate=-0.1)", r"cross_rate must be in \[0, 0.9\]"),
+        ("dynamic(mask_epochs=0)", "mask_epochs must be at least 1"),
+        ("dynamic(joint_epochs=0)", "joint_epochs must be at least 1"),
+    ],
+)
+def test_a_value_out_of_range_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        attacks.build(text)
+
+
+def test_dynamic_refuses_sides_that_cannot_be_halved_three_times() -> None:
+    pixels = torch.zeros(4, 3, 36, 32, dtype=torch.uint8)
+    with pytest.raises(InvalidInput, match="multiples of 8"):
+        Dynamic().prepare(ImageSet(pixels, torch.arange(4), 10), lent(), poison_stream())
+
+
+def test_an_inverted_patch_drives_its_neurons(toy: ImageSet) -> None:
+    attack = Trojan(mode="inverted").prepare(toy, lent(), poison_stream())
+    made = attack.poison(toy, poison_stream())
+    assert made.facts["activation_after"] > made.facts["activation_before"]
+    stamped = attack.trigger(toy.images[:3])
+    assert torch.equal(stamped[:, :, 25:28, 25:28], attack.cells().expand(3, 3, 3, 3))
+    assert not torch.equal(attack.cells(), Trojan().cells())
+
+
+@pytest.mark.parametrize("text", ["dynamic", "adaptive", "trojan(mode='inverted')"])
+def test_an_unprepared_attack_says_so(text: str) -> None:
+    attack = attacks.build(text)
+    assert attack.trains
+    assert attack.cost(Recipe()) > 0
+    clean = ImageSet(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 10, 10)
+    with pytest.raises(RuntimeError, match="must be prepared"):
+        attack.poison(clean, poison_stream())
+
+
+def test_a_prepared_attack_is_kept_in_the_cache_with_its_seconds(cache_folder: Path) -> None:
+    recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.01)
+    spec = "dynamic(mask_epochs=1, joint_epochs=1)"
+    made = cell("toy(train_images=100, test_images=50)", "wrn16_1", spec, "none", recipe, 0)
+    records = [Harness(Cache(cache_folder), [], CPU).run(made) for _ in range(2)]
+    seconds = [record.measured["seconds"]["prepare"] for record in records]
+    assert seconds[0] > 0.05
+    assert seconds[0] == pytest.approx(seconds[1], abs=1e-5), "the stored trigger brings its time"
+    assert records[0].metrics == records[1].metrics
+    assert records[0].diagnostics["attack"] == records[1].diagnostics["attack"]
+    assert "mask_density" in records[0].diagnostics["attack"]
+    other = replace(made, seed=1)
+    assert Harness(Cache(cache_folder), [], CPU).run(other).metrics is not None
