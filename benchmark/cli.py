@@ -16,6 +16,7 @@ from models.errors import InvalidInput, check
 
 FOLDER = click.Path(path_type=Path, file_okay=False)
 FILE = click.Path(path_type=Path, dir_okay=False)
+TRAINED = "For an attack that trains."
 
 
 class Commands(click.Group):
@@ -157,7 +158,7 @@ def explain(key: str, results: Path | None) -> None:
 
 @cli.group(cls=Commands)
 def data() -> None:
-    """Find and prepare data sets."""
+    """Find, prepare and poison data sets."""
 
 
 @data.command(name="ls")
@@ -191,6 +192,32 @@ def prepare(name: str, folder: Path | None) -> None:
     click.echo(f"sha256          {loaded.sha256}")
     for note in loaded.notes:
         click.echo(f"note            {note}")
+
+
+@data.command()
+@click.argument("attack")
+@click.option("--dataset", default="toy", show_default=True, metavar="SPEC")
+@click.option("--count", default=8, show_default=True, metavar="N", help="Test images to show.")
+@click.option("--seed", default=0, show_default=True, metavar="N")
+@click.option(
+    "--out", type=FILE, help="Where to draw: .png, .pdf or .svg. [default: preview-ATTACK.png]"
+)
+@click.option("--data", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+@click.option("--model", default="wrn16_1", show_default=True, metavar="SPEC", help=TRAINED)
+@click.option("--epochs", default=10, show_default=True, metavar="N", help=TRAINED)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+def preview(attack: str, plugin: tuple[Path, ...], **options: Any) -> None:
+    """Draw images before and after ATTACK, and measure what it changes.
+
+    The data are poisoned as in a run with this seed. "Seen" and "energy left" are what the random
+    crop, flip and cutout of the default recipe leave of the trigger.
+    """
+    from benchmark import preview as previews
+
+    _load(plugin)
+    for line in previews.preview(attack, **options):
+        click.echo(line)
 
 
 @cli.command()
