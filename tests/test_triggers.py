@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from attacks import attacks
+from attacks.blend import Blend
 from attacks.sig import Sig
 from attacks.trojan import Trojan
 from attacks.wanet import WaNet, identity, warp
@@ -221,3 +222,16 @@ def test_50_000_images_are_stamped_at_once(text: str, seconds: float) -> None:
     start = time.perf_counter()
     attack.trigger(images)
     assert time.perf_counter() - start <= seconds
+
+
+def test_blend_per_image_gives_each_image_noise_of_its_own() -> None:
+    attack, grey = attacks.build("blend_per_image"), every_grey()
+    stamped = attack.trigger(grey)
+    noise = (stamped.float() - 0.8 * grey) / 0.2
+    assert float(noise.min()) > -3
+    assert float(noise.max()) < 258
+    assert torch.equal(stamped[:, :1].expand_as(stamped), stamped), "the noise is grey"
+    alike = torch.corrcoef(noise[:20, 0].flatten(1))
+    assert float((alike - torch.eye(20)).abs().max()) < 0.2
+    assert torch.equal(attack.trigger(grey[7:9]), stamped[7:9])
+    assert not torch.equal(stamped, Blend().trigger(grey))
