@@ -12,7 +12,8 @@ critic_weight=1.0)` are the literal equations. That code also ships with the cri
 the l2 term: `cbd(critic_weight=0.0, beta=0.0)`. The paper does not describe the critic: here it has
 one hidden layer, spectral normalisation by power iteration (Miyato et al., 2018, arXiv:1802.05957)
 and no dropout. Critic and f_C are updated in turn on each batch from one forward pass, not in turn
-over whole epochs. T1 and beta are fixed; the paper searches for them by cross validation.
+over whole epochs. T1 and beta are fixed unless `select="cv"`, the paper's search. Its measure is
+accuracy on held-out images that may be poisoned themselves, which rewards keeping the backdoor.
 """
 
 from __future__ import annotations
@@ -30,8 +31,13 @@ from defenses.base import Context, Defense
 from models.classifier import Classifier
 from models.data import ImageSet
 from models.errors import check
-from models.rng import global_seed
-from models.training import Batch, Recipe, loop, sample_losses, train
+from models.rng import derive, global_seed
+from models.training import Batch, Recipe, loop, predict, sample_losses, train
+
+T1S = (3, 5, 8)
+BETAS = (1e-5, 1e-4, 1e-3)
+"""What the paper searches (section 5.1)."""
+SELECTIONS = ("fixed", "cv")
 
 
 @register("cbd")
@@ -45,6 +51,8 @@ class CBD(Defense):
     critic_weight: of L_adv in equation 8, 0 trains no critic (code: 0.01; paper: 1)
     critic_learning_rate: of the critic's Adam, follows the recipe's drops (our choice)
     beta: weight of the squared norm of z, batch mean (paper: 1e-5, 1e-4 or 1e-3)
+    select: "fixed" takes t1 and beta as they are; "cv" searches for them (paper, section 5.1)
+    folds: parts of the training set in that search, at least 2 (paper: 5)
     """
 
     t1: int = 5
@@ -53,20 +61,62 @@ class CBD(Defense):
     critic_weight: float = 0.01
     critic_learning_rate: float = 1e-3
     beta: float = 1e-4
+    select: str = "fixed"
+    folds: int = 5
 
     def __post_init__(self) -> None:
+        check(
+            self.select in SELECTIONS,
+            f"select must be one of {', '.join(SELECTIONS)}, got {self.select!r}",
+        )
+        check(self.folds >= 2, f"folds must be at least 2, got {self.folds}")
         check(self.t1 >= 1, f"t1 must be at least 1 epoch, got {self.t1}")
         for name in ("critic_weight", "critic_learning_rate", "beta"):
             check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
-        early = replace(context.recipe, epochs=self.t1, drops=())
-        f_b = train(context.build("f_B"), data, early, context.rng("f_B"))
-        f_b.requires_grad_(False)
+        chosen = self.search(data, context) if self.select == "cv" else self
+        f_b = chosen.train_f_b(data, context)
         context.journal.samples["f_B loss"] = sample_losses(f_b, data)
-
         f_c = context.build()
         context.watch(f_c)
+        context.journal.samples["w"] = chosen.train_f_c(f_c, f_b, data, context)
+        return f_c
+
+    def search(self, data: ImageSet, context: Context) -> CBD:
+        """T1 and beta by the share of images, labels as given, that are right in the fold that was
+        held out. The earliest of equals wins."""
+        check(len(data) >= self.folds, f"{self.folds} folds need as many images, got {len(data)}")
+        order = torch.randperm(len(data), generator=context.rng("folds")).to(data.device)
+        parts = order.tensor_split(self.folds)
+        right = {replace(self, t1=t1, beta=beta, select="fixed"): 0 for t1 in T1S for beta in BETAS}
+        for fold, held in enumerate(parts):
+            apart = replace(context, seed=derive(context.seed, "fold", str(fold)))
+            rest = data[torch.cat([*parts[:fold], *parts[fold + 1 :]])]
+            early = {t1: replace(self, t1=t1).train_f_b(rest, apart) for t1 in T1S}
+            for candidate in right:
+                f_c = apart.build()
+                candidate.train_f_c(f_c, early[candidate.t1], rest, apart)
+                correct = predict(f_c, data.images[held]) == data.labels[held]
+                right[candidate] += int(correct.sum())
+        for candidate, count in right.items():
+            name = f"accuracy at t1={candidate.t1}, beta={candidate.beta:g}"
+            context.journal.scalars[name] = round(count / len(data), 6)
+        best = max(right, key=lambda candidate: right[candidate])
+        context.journal.scalars |= {"chosen t1": best.t1, "chosen beta": best.beta}
+        return best
+
+    def train_f_b(self, data: ImageSet, context: Context) -> Classifier:
+        """The network that learns the trigger first, frozen."""
+        recipe = replace(context.recipe, epochs=self.t1, drops=())
+        f_b = train(context.build("f_B"), data, recipe, context.rng("f_B"))
+        return f_b.requires_grad_(False)
+
+    def train_f_c(
+        self, f_c: Classifier, f_b: Classifier, data: ImageSet, context: Context
+    ) -> Tensor:
+        """Algorithm 1, second stage: trains f_C against f_B and leaves it in eval mode. Returns the
+        last weight of each image, float32 (n,)."""
         optimizer = context.recipe.sgd(f_c)
         with global_seed(context.seed, "weights", "critic"):
             critic = Critic(f_c.head.in_features + f_b.head.in_features).to(context.device)
@@ -106,8 +156,8 @@ class CBD(Defense):
                 "weights": weights,
             },
         )
-        context.journal.samples["w"] = weights
-        return f_c.eval()
+        f_c.eval()
+        return weights
 
     def weigh(self, w: Tensor, losses: Tensor) -> Tensor:
         """L_wce: the weighted mean of the losses; both (b,)."""
@@ -117,7 +167,12 @@ class CBD(Defense):
         return scale * (w * losses).mean()
 
     def cost(self, recipe: Recipe) -> float:
-        return 3.0 * self.t1 + 1.0 + 4.0 * recipe.epochs
+        once = 3.0 * self.t1 + 1.0 + 4.0 * recipe.epochs
+        if self.select == "fixed":
+            return once
+        candidates = len(T1S) * len(BETAS)
+        fold = 3.0 * sum(T1S) + 4.0 * recipe.epochs * candidates
+        return once + (self.folds - 1) * fold + candidates
 
 
 class Critic(nn.Module):

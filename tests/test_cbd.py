@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import defenses.cbd
@@ -99,9 +100,9 @@ def test_the_critic_is_nearly_one_lipschitz() -> None:
     assert bool((gap <= 1.05 * (a - b).norm(dim=1)).all())
 
 
-def fitted(images: ImageSet, **fields: float) -> tuple[Classifier, Context]:
+def fitted(images: ImageSet, **fields: Any) -> tuple[Classifier, Context]:
     lent = context()
-    return CBD(t1=1, **fields).fit(images, lent), lent  # type: ignore[arg-type]
+    return CBD(**{"t1": 1, **fields}).fit(images, lent), lent
 
 
 def test_f_c_equals_a_slow_reading_of_the_equations(images: ImageSet) -> None:
@@ -187,6 +188,36 @@ def test_the_journal_holds_one_value_for_each_image(images: ImageSet) -> None:
     assert bool(((weights >= 0) & (weights <= 1)).all())
 
 
+def test_the_search_takes_the_best_of_nine_on_images_held_out(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    train_f_c = CBD.train_f_c
+
+    def spy(self: CBD, f_c: Classifier, f_b: Classifier, data: ImageSet, lent: Context) -> Tensor:
+        seen.append(len(data))
+        return train_f_c(self, f_c, f_b, data, lent)
+
+    monkeypatch.setattr(CBD, "train_f_c", spy)
+    found, lent = fitted(images, select="cv", folds=2)
+    assert seen == [30] * 18 + [60], "nine candidates on each half, then all images"
+    scalars = lent.journal.scalars
+    accuracies = {name: value for name, value in scalars.items() if name.startswith("accuracy")}
+    t1, beta = int(scalars["chosen t1"]), scalars["chosen beta"]
+    assert len(accuracies) == 9
+    assert accuracies[f"accuracy at t1={t1}, beta={beta:g}"] == max(accuracies.values())
+    fixed, _ = fitted(images, t1=t1, beta=beta)
+    for name, values in fixed.state_dict().items():
+        assert torch.equal(found.state_dict()[name], values), name
+
+
+def test_the_search_costs_what_it_says(images: ImageSet) -> None:
+    recipe = Recipe(epochs=100)
+    assert CBD(t1=5).cost(recipe) == 15 + 1 + 400
+    folds = 4 * (3 * (3 + 5 + 8) + 9 * 400)
+    assert CBD(t1=5, select="cv").cost(recipe) == 416 + folds + 9
+
+
 def test_diagnostics_by_hand() -> None:
     values = {"loss": torch.tensor([0.1, 0.9, 0.5, 0.5])}
     found = diagnose(values, torch.tensor([True, False, True, False]))["loss"]
@@ -215,9 +246,11 @@ def test_it_starves_poisoned_images_when_f_b_knows_the_trigger() -> None:
     [
         ({"t1": 0}, "t1 must be at least 1"),
         ({"beta": -1.0}, "beta must be at least 0"),
+        ({"select": "best"}, "select must be one of fixed, cv"),
+        ({"folds": 1}, "folds must be at least 2"),
         ({"critic_weight": -0.1}, "critic_weight must be at least 0"),
     ],
 )
-def test_a_bad_setting_is_refused(fields: dict[str, float], complaint: str) -> None:
+def test_a_bad_setting_is_refused(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
-        CBD(**fields)  # type: ignore[arg-type]
+        CBD(**fields)
