@@ -1,4 +1,4 @@
-"""The adaptive attack on CBD, Zhang, Liu, Wang, Lu and Chen, CVPR 2023, section 5.3, Algorithm 2.
+"""The adaptive attack on CBD, Zhang, Liu, Wang, Lu and Hu, CVPR 2023, section 5.3, Algorithm 2.
 
 An attacker who knows that CBD lets one network learn the backdoor early adds noise to the poisoned
 images of another attack, so that they are slow to learn:

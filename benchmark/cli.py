@@ -33,7 +33,9 @@ class Commands(click.Group):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 fine, 1 a cell failed, 2 bad input, 130 stopped."""
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Also where a shell started this in the background, which has it ignore the first.
+        signal.signal(number, _stop)
     try:
         code = cli.main(args=arguments, prog_name="bdbench", standalone_mode=False)
         return int(code or 0)
@@ -154,6 +156,28 @@ def explain(key: str, results: Path | None) -> None:
     from benchmark.describe import explanation
 
     click.echo(explanation(key, results))
+
+
+@cli.command(name="check")
+@click.argument("what", metavar="FILE_OR_NAME")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+def check_plugin(what: str, plugin: tuple[Path, ...]) -> int:
+    """Test a plugin against the contract: a file that registers some, or a name.
+
+    Exit codes: 0 every promise is kept, 1 one is broken, 2 there is no such plugin.
+    """
+    from benchmark.contract import broken, found
+
+    _load(plugin)
+    failures = 0
+    for kind, name in found(what):
+        click.echo(f"{kind} {name}")
+        for each, how in broken(kind, name):
+            click.echo(f"  {'ok     ' if how is None else 'BROKEN '}{each.sentence}")
+            if how is not None:
+                failures += 1
+                click.echo(f"         {how}")
+    return 1 if failures else 0
 
 
 @cli.group(cls=Commands)

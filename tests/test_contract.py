@@ -2,131 +2,37 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import fields, is_dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from attacks import attacks
-from attacks.adaptive import Adaptive
-from attacks.base import Attack
+from attacks.badnets import BadNets
+from attacks.base import Attack, Poisoned
+from benchmark import contract
+from benchmark.cli import main
+from benchmark.contract import REGISTRIES, Broken, context, promises
 from benchmark.datasets import datasets
 from benchmark.harness import clean_budget
 from defenses import defenses
-from defenses.base import Context
-from models import models
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
 from models.data import ImageSet
 from models.registry import Registry
-from models.rng import stream
-from models.training import Recipe, logits, predict
 
-REGISTRIES: list[Registry[Any]] = [attacks, defenses, models, datasets]
-ALL = [(registry, name) for registry in REGISTRIES for name in registry.names()]
-RECIPE = Recipe(epochs=1, batch_size=20, learning_rate=0.05)
-CPU = torch.device("cpu")
-
-
-def context(images: ImageSet, clean_fraction: float, seed: int = 0) -> Context:
-    training = TrainingContext(RECIPE, CPU, network_builder("wrn16_1", 10, 32), seed)
-    return Context(
-        **vars(training),
-        clean=clean_budget(images, clean_fraction, seed),
-        train_undefended=lambda n: replace(training, seed=seed + 100 * n).build().eval(),
-    )
+ALL = [
+    pytest.param(kind, name, each, id=f"{kind} {name}: {each.test.__name__}")
+    for kind, registry in REGISTRIES.items()
+    for name in registry.names()
+    for each in promises(kind)
+]
 
 
-@pytest.mark.parametrize(("registry", "name"), ALL, ids=[f"{r.kind} {n}" for r, n in ALL])
-def test_a_plugin_documents_itself_and_its_fields(registry: Registry[Any], name: str) -> None:
-    factory = registry.factory(name)
-    assert registry.canonical(name) == registry.canonical(registry.canonical(name))
-    assert registry.label(name) == name
-    assert registry.version(name) >= 1
-    module = inspect.getdoc(inspect.getmodule(factory)) or ""
-    assert module.splitlines()[0].rstrip().endswith((".", ":")), "a first line that is a sentence"
-    doc = inspect.getdoc(factory) or ""
-    for field in inspect.signature(factory).parameters.values():
-        if field.default is not inspect.Parameter.empty:
-            assert field.name in doc, f"{name} does not say what {field.name} is"
-
-
-@pytest.mark.parametrize("name", attacks.names())
-def test_an_attack_is_frozen_and_its_trigger_pure(name: str, images: ImageSet) -> None:
-    attack = attacks.build(name)
-    assert is_dataclass(attack)
-    first = fields(attack)[0].name
-    with pytest.raises(AttributeError):
-        setattr(attack, first, 1)
-    attack = attack.prepare(images, context(images, 0.0), stream(0, "poison"))
-    before = images.images.clone()
-    once, again = attack.trigger(images.images), attack.trigger(images.images)
-    assert once.dtype == torch.uint8
-    assert once.shape == images.images.shape
-    assert torch.equal(once, again)
-    assert torch.equal(images.images, before), "the trigger wrote its input"
-    alone = torch.cat([attack.trigger(images.images[n : n + 1]) for n in range(5)])
-    assert torch.equal(once[:5], alone), "an image's trigger depends on its neighbours"
-
-
-@pytest.mark.parametrize("name", attacks.names())
-@pytest.mark.parametrize(("size", "classes"), [(32, 10), (32, 43), (64, 10)])
-def test_an_attack_poisons_what_it_says(name: str, size: int, classes: int) -> None:
-    attack, rng = attacks.build(name), stream(0, "contract")
-    count = 100 if attack.trains else 430
-    pixels = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=rng)
-    clean = ImageSet(pixels, torch.arange(count) % classes, classes)
-    copy = clean.images.clone(), clean.labels.clone()
-    lent = TrainingContext(RECIPE, CPU, network_builder("wrn16_1", classes, size), seed=0)
-    attack = attack.prepare(clean, lent, stream(7, "poison"))
-    made, again = (attack.poison(clean, stream(7, "poison")) for _ in range(2))
-    assert made.mask.dtype == made.cover.dtype == torch.bool
-    assert made.mask.shape == made.cover.shape == (count,)
-    assert not (made.mask & made.cover).any()
-    touched = made.mask | made.cover
-    assert torch.equal(made.train.images[~touched], clean.images[~touched])
-    assert torch.equal(made.train.labels[~made.mask], clean.labels[~made.mask])
-    stamps_alike = type(attack).training_trigger is Attack.training_trigger
-    if stamps_alike and not isinstance(attack, Adaptive):
-        assert torch.equal(made.train.images[made.mask], attack.trigger(clean.images[made.mask]))
-    goal = attack.goal(clean.labels, classes)
-    assert torch.equal(made.train.labels[made.mask], goal[made.mask])
-    assert torch.equal(made.train.images, again.train.images), "not a function of the seed"
-    assert torch.equal(clean.images, copy[0])
-    assert torch.equal(clean.labels, copy[1])
-    assert bool(made.mask.any()) == (attack.poisoning_rate > 0)
-
-
-@pytest.mark.parametrize("name", defenses.names())
-def test_a_defense_gives_a_classifier_and_changes_nothing(name: str, images: ImageSet) -> None:
-    defense = defenses.build(name)
-    before = images.images.clone(), images.labels.clone(), repr(defense)
-    torch.manual_seed(3)
-    follows = torch.rand(1)
-    torch.manual_seed(3)
-    made = defense.fit(images, context(images, defense.clean_fraction))
-    assert torch.equal(torch.rand(1), follows), "drew from the global generator"
-    assert isinstance(made, Classifier)
-    assert not made.training
-    assert logits(made, images.images).shape == (60, 10)
-    assert bool(logits(made, images.images).isfinite().all())
-    assert torch.equal(images.images, before[0])
-    assert torch.equal(images.labels, before[1])
-    assert repr(defense) == before[2]
-    assert 0 <= defense.clean_fraction < 1
-    assert defense.cost(RECIPE) > 0
-
-
-@pytest.mark.parametrize("name", defenses.names())
-def test_a_defense_is_a_function_of_its_seed(name: str, images: ImageSet) -> None:
-    defense = defenses.build(name)
-    one, two, other = (
-        defense.fit(images, context(images, defense.clean_fraction, seed)) for seed in (0, 0, 1)
-    )
-    assert torch.equal(logits(one, images.images), logits(two, images.images))
-    assert not torch.equal(logits(one, images.images), logits(other, images.images))
+@pytest.mark.parametrize(("kind", "name", "promise"), ALL)
+def test_a_plugin_keeps_its_promises(kind: str, name: str, promise: contract.Promise) -> None:
+    promise.test(REGISTRIES[kind], name)
 
 
 @pytest.mark.parametrize("name", defenses.names())
@@ -134,30 +40,6 @@ def test_nothing_a_defense_gets_names_what_it_must_not_know(name: str, images: I
     lent = context(images, defenses.build(name).clean_fraction)
     known = set(dir(lent)) | set(dir(images))
     assert not known & {"mask", "poisoned", "trigger", "target", "attack", "test", "triggered"}
-
-
-@pytest.mark.parametrize("name", models.names())
-def test_a_model_is_a_classifier_of_any_size(name: str) -> None:
-    lent = TrainingContext(RECIPE, CPU, network_builder(name, 7, 48), seed=0)
-    one, two = lent.build(), lent.build()
-    other = lent.build("other")
-    images = torch.randint(0, 256, (3, 3, 48, 48), dtype=torch.uint8)
-    assert predict(one, images).shape == (3,)
-    weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in (one, two, other)]
-    assert torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[0], weights[2])
-
-
-@pytest.mark.parametrize("name", datasets.names())
-def test_a_data_set_says_beforehand_what_it_is(name: str) -> None:
-    source = datasets.build(name)
-    assert source.name == name
-    assert source.num_classes > 1
-    assert source.image_size >= 8
-    assert source.count == source.train_size
-    assert source.learning_rate > 0
-    assert isinstance(source.flip, bool)
-    assert datasets.build(f"{name}(train_images=500)").count == 500
 
 
 def test_signs_are_never_mirrored() -> None:
@@ -176,3 +58,129 @@ def test_the_clean_budget_is_stratified_disjoint_and_fixed(images: ImageSet) -> 
     seen = {image.numpy().tobytes() for image in one.fit.images}
     assert not seen & {image.numpy().tobytes() for image in one.validation.images}
     assert clean_budget(images, 0.0, 0) is None
+
+
+FINE = '''"""A defense that trains and does nothing else, nobody, 2026."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from defenses import register
+from defenses.base import Context, Defense
+from models.classifier import Classifier
+from models.data import ImageSet
+from models.training import train
+
+
+@register("mine")
+@dataclass(frozen=True)
+class Mine(Defense):
+    """
+    strength: of nothing
+    """
+
+    strength: float = 1.0
+
+    def fit(self, data: ImageSet, context: Context) -> Classifier:
+        network = train(context.build(), data, context.recipe, context.rng("classifier"))
+        return network
+'''
+
+
+CHANCE = "(lambda rng: (rng.seed(), rng)[1])(torch.Generator())"
+"""A random stream that no seed decides."""
+
+
+def checked(
+    folder: Path, capsys: pytest.CaptureFixture[str], old: str = "", new: str = ""
+) -> tuple[int, str]:
+    """What `bdbench check` says of `FINE` with one thing changed."""
+    assert old in FINE
+    name = f"mine{abs(hash(new))}"
+    path = folder / f"{name}.py"
+    path.write_text(FINE.replace(old, new, 1).replace('"mine"', f'"{name}"'))
+    code = main(["check", str(path)])
+    defenses._factories.pop(name, None)
+    return code, capsys.readouterr().out
+
+
+def test_a_plugin_that_keeps_all_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = checked(tmp_path, capsys)
+    assert code == 0, said
+    assert said.count("  ok ") == len(promises("defense"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("strength: of nothing", "", "its docstring does not say what strength is"),
+        ("return network", "return network.train()", "is in training mode; call eval()"),
+        ("return network", "return network.head", "fit returns Linear, not a Classifier"),
+        ("return network", "data.labels.zero_(); return network", "writes into the training set"),
+        ("return network", "torch.rand(1); return network", "draws from torch's global generator"),
+        ("return network", "return 1 / 0", "ZeroDivisionError in mine"),
+        ('context.rng("classifier")', CHANCE, "the same seed gives another network"),
+        ("nobody, 2026.", "nobody, 2026", "is not a sentence"),
+    ],
+)
+def test_a_broken_promise_is_said_in_words(
+    old: str, new: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = checked(tmp_path, capsys, old, new)
+    assert code == 1
+    assert complaint in said, said
+
+
+def test_check_wants_a_plugin_that_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for what, complaint in (
+        ("badnet", "nothing is called 'badnet'; did you mean 'badnets'?"),
+        ("nowhere/mine.py", "is not a Python file"),
+    ):
+        assert main(["check", what]) == 2
+        assert complaint in capsys.readouterr().err
+    empty = tmp_path / "empty.py"
+    empty.write_text('"""Nothing."""\n')
+    assert main(["check", str(empty)]) == 2
+    assert "registers nothing" in capsys.readouterr().err
+    empty.write_text("import nothing_of_that_name\n")
+    assert main(["check", str(empty)]) == 2
+    assert "failed at line 1: ModuleNotFoundError" in capsys.readouterr().err
+
+
+class Sloppy(BadNets):
+    """Changes a label that the mask does not own up to."""
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        made = super().poison(clean, rng)
+        labels = made.train.labels.clone()
+        labels[torch.nonzero(~made.mask)[0]] += 1
+        return replace(made, train=replace(made.train, labels=labels % clean.num_classes))
+
+
+class Neighbourly(BadNets):
+    """Stamps the first image of a batch on all of them."""
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return super().trigger(images[:1]).expand_as(images)
+
+
+@pytest.mark.parametrize(
+    ("attack", "promise", "complaint"),
+    [
+        (Sloppy, contract.honest_poison, "labels outside the mask were changed"),
+        (Neighbourly, contract.pure_trigger, "depends on the others in its batch"),
+    ],
+)
+def test_check_finds_what_is_wrong_with_an_attack(
+    attack: type[Attack], promise: Callable[[Registry[Any], str], None], complaint: str
+) -> None:
+    registry: Registry[Any] = Registry("attack", "attacks")
+    registry.register("wrong")(attack)
+    with pytest.raises(Broken, match=complaint):
+        promise(registry, "wrong")
