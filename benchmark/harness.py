@@ -266,7 +266,8 @@ class _Trial:
                 "backwards": looker.backwards,
                 "curve": looker.curve,
             }
-            return {name: t.cpu() for name, t in network.state_dict().items()}, meta
+            # Copies: a defense may go on training the very network that is handed out.
+            return {name: t.cpu().clone() for name, t in network.state_dict().items()}, meta
 
         entry = self.harness.cache.fetch("undefended", key, build)
         if not entry.fresh:

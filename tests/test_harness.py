@@ -167,9 +167,11 @@ class Broken(Defense):
         if self.how == "raise":
             raise RuntimeError("this defense is broken")
         model = context.undefended()
-        if self.how == "nan":
-            with torch.no_grad():
+        with torch.no_grad():
+            if self.how == "nan":
                 model.head.weight.fill_(torch.nan)
+            if self.how == "in place":
+                model.head.weight.mul_(0.5)
         return model
 
 
@@ -194,6 +196,7 @@ def test_a_failing_defense_fails_its_own_cell(harness: Harness) -> None:
 
 @pytest.mark.usefixtures("broken")
 def test_a_diverged_network_and_an_unchanged_one_are_flagged(harness: Harness) -> None:
+    assert "no_op" not in harness.run(tiny(defense="broken(how='in place')")).flags
     assert "diverged" in harness.run(tiny(defense="broken(how='nan')")).flags
     assert "no_op" in harness.run(tiny(defense="broken(how='nothing')")).flags
     assert "no_op" not in harness.run(tiny(defense="none")).flags

@@ -1,0 +1,146 @@
+"""FP, fine-pruning, Liu, Dolan-Gavitt and Garg, RAID 2018, arXiv:1805.12185.
+
+A backdoor may live in channels that clean images leave dormant. The channels are therefore removed
+in the order of their mean activation on clean images, weakest first, until accuracy falls too far.
+Fine-tuning on the same images repairs what was lost.
+
+Differs: the paper prunes the last convolution. In a residual network the identity path would bring
+such a channel back, so what is pruned here is the pooled embedding that the head reads. Channels
+are ranked and the network is fine-tuned on one part of the clean images, and the other part decides
+when to stop. No code for fine-tuning was released: the schedule is our choice, at the learning rate
+of BackdoorBench. The lengths are epochs of the clean images and are not scaled with the recipe.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, linear
+
+from defenses import register
+from defenses.base import Context, Defense
+from models.augment import to_float
+from models.classifier import Classifier
+from models.data import ImageSet
+from models.errors import check
+from models.training import Batch, Recipe, loop, predict
+
+
+@register("fp")
+@dataclass(frozen=True)
+class FinePruning(Defense):
+    """
+    max_drop: how far validation accuracy may fall by pruning, in [0, 1) (paper: a preset
+        threshold; its value is our choice)
+    epochs: of fine-tuning, passes over the clean images; 0 prunes only (our choice)
+    learning_rate: of fine-tuning, constant, above 0 (BackdoorBench: 0.01)
+    batch_size: of fine-tuning, images, at least 2 (our choice, as in `ft`)
+    """
+
+    clean_fraction: ClassVar[float] = 0.05
+
+    max_drop: float = 0.04
+    epochs: int = 10
+    learning_rate: float = 0.01
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        check(0 <= self.max_drop < 1, f"max_drop must be in [0, 1), got {self.max_drop}")
+        check(self.epochs >= 0, f"epochs must be at least 0, got {self.epochs}")
+        check(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        check(self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}")
+
+    def fit(self, data: ImageSet, context: Context) -> Classifier:
+        check(context.clean is not None, "fp needs clean images, and this context lends none")
+        assert context.clean is not None
+        fit, validation = context.clean.fit, context.clean.validation
+        network = deepcopy(context.undefended())
+
+        order = embed(network, fit.images).mean(0).argsort(stable=True)
+        z = embed(network, validation.images)
+        hits = sweep(network.head, z, validation.labels, order)
+        count = level(hits, self.max_drop * len(validation))
+        pruned = torch.zeros_like(order, dtype=torch.bool)
+        pruned[order[:count]] = True
+        with torch.no_grad():
+            network.head.weight.masked_fill_(pruned, 0.0)
+
+        context.watch(network)
+        after = hits[count]
+        if self.epochs:
+            self.tune(network, pruned, fit, context)
+            after = int((predict(network, validation.images) == validation.labels).sum())
+        context.journal.scalars |= {
+            "channels": len(order),
+            "pruned channels": count,
+            "validation accuracy before": hits[0] / len(validation),
+            "validation accuracy pruned": hits[count] / len(validation),
+            "validation accuracy after": after / len(validation),
+        }
+        return network
+
+    def tune(self, network: Classifier, pruned: Tensor, fit: ImageSet, context: Context) -> None:
+        """Fine-tune `network` in place; the head's columns where `pruned`, bool (channels,), stay
+        exactly 0."""
+        recipe = replace(
+            context.recipe,
+            epochs=self.epochs,
+            learning_rate=self.learning_rate,
+            drops=(),
+            batch_size=self.batch_size,
+        )
+        optimizer, weight = recipe.sgd(network), network.head.weight
+
+        def step(batch: Batch) -> None:
+            optimizer.zero_grad()
+            cross_entropy(network(batch.images), batch.labels).backward()
+            assert weight.grad is not None
+            # Momentum would otherwise gather what the mask takes away after each step.
+            weight.grad.masked_fill_(pruned, 0.0)
+            optimizer.step()
+            with torch.no_grad():
+                weight.masked_fill_(pruned, 0.0)
+
+        network.train()
+        loop(
+            step,
+            fit,
+            recipe=recipe,
+            rng=context.rng("fine-tuning"),
+            state={"network": network, "optimizer": optimizer},
+        )
+        network.eval()
+
+    def cost(self, recipe: Recipe) -> float:
+        # Four fifths of the clean images are ranked by and trained on, one fifth judges.
+        judged = 0.2 * (1 + (self.epochs > 0))
+        own = self.clean_fraction * (0.8 * (1 + 3.0 * self.epochs) + judged)
+        return 3.0 * recipe.epochs + own
+
+
+@torch.no_grad()
+def embed(network: Classifier, images: Tensor) -> Tensor:
+    """uint8 (n, 3, height, width) -> float32 (n, channels), the embedding of images as they are."""
+    return torch.cat([network.features(to_float(part)) for part in images.split(500)])
+
+
+@torch.no_grad()
+def sweep(head: nn.Linear, z: Tensor, labels: Tensor, order: Tensor) -> list[int]:
+    """How many of the embeddings z (n, channels) are classified right when the first 0, 1, 2, ...
+    channels of `order` (channels,) are zero. The last one always stays."""
+    weight, hits = head.weight.clone(), []
+    for channel in order.tolist():
+        hits.append((linear(z, weight, head.bias).argmax(1) == labels).sum())
+        weight[:, channel] = 0
+    return [int(count) for count in torch.stack(hits).tolist()]
+
+
+def level(hits: list[int], allowed: float) -> int:
+    """How many channels go before more than `allowed` of the first hits are lost."""
+    # 0.29 * 100 is 28.999999999999996, but 29 images may be lost.
+    lost = [hits[0] - count > allowed + 1e-6 for count in hits]
+    return lost.index(True) - 1 if True in lost else len(hits) - 1

@@ -1,0 +1,378 @@
+"""Fine-tuning and fine-pruning: the clean images only, the mask exact, the shared network whole."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from benchmark.cache import Cache
+from benchmark.cell import cell
+from benchmark.harness import Harness, clean_budget
+from defenses import defenses
+from defenses.base import Context, Defense
+from defenses.fp import FinePruning, embed, level, sweep
+from defenses.ft import FineTuning
+from models.augment import to_float
+from models.classifier import Classifier
+from models.context import TrainingContext, network_builder
+from models.data import ImageSet
+from models.errors import InvalidInput
+from models.observer import Observer, observed_by
+from models.rng import stream
+from models.training import Recipe, logits, predict, train
+
+RECIPE = Recipe(epochs=3, batch_size=20, learning_rate=0.05)
+CPU = torch.device("cpu")
+ALL = [FineTuning(epochs=2), FinePruning(epochs=2), FinePruning(max_drop=0.3, epochs=0)]
+
+
+@pytest.fixture(scope="module")
+def striped() -> ImageSet:
+    """200 noisy images of ten classes: the class is where a bright stripe lies."""
+    labels = torch.arange(200) % 10
+    pixels = torch.randint(0, 160, (200, 3, 32, 32), generator=stream(0, "stripes"))
+    for row, label in enumerate(labels.tolist()):
+        pixels[row, :, 3 * label : 3 * label + 3] += 90
+    return ImageSet(pixels.to(torch.uint8), labels, 10)
+
+
+@pytest.fixture(scope="module")
+def undefended(striped: ImageSet) -> Classifier:
+    """A network that has learned the stripes in part."""
+    lent = TrainingContext(RECIPE, CPU, network_builder("wrn16_1", 10, 32), seed=0)
+    plain = Recipe(epochs=8, batch_size=20, learning_rate=0.05, padding=0, cutout=0, flip=False)
+    return train(lent.build(), striped, plain, lent.rng("classifier"))
+
+
+def context(network: Classifier, images: ImageSet, recipe: Recipe = RECIPE) -> Context:
+    """One that hands out the very same network every time."""
+    training = TrainingContext(recipe, CPU, network_builder("wrn16_1", 10, 32), seed=0)
+    return Context(
+        **vars(training),
+        clean=clean_budget(images, 0.5, 0),
+        train_undefended=lambda n: network,
+    )
+
+
+def parts(lent: Context) -> tuple[ImageSet, ImageSet]:
+    assert lent.clean is not None
+    return lent.clean.fit, lent.clean.validation
+
+
+def same(one: Classifier, other: Classifier) -> bool:
+    """Whether all weights and buffers are equal bit for bit."""
+    a, b = one.state_dict(), other.state_dict()
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def fitted(
+    defense: Defense, network: Classifier, images: ImageSet, recipe: Recipe = RECIPE
+) -> tuple[Classifier, Context]:
+    lent = context(network, images, recipe)
+    return defense.fit(images, lent), lent
+
+
+def silent(made: Classifier) -> Tensor:
+    """bool (channels,): the head has no weight for them."""
+    return (made.head.weight == 0).all(0)
+
+
+def ranked(network: Classifier, images: ImageSet) -> list[int]:
+    """Channels by their mean activation, weakest first, image by image."""
+    with torch.no_grad():
+        z = [network.features(to_float(images.images[n : n + 1]))[0] for n in range(len(images))]
+    mean = sum(z) / len(z)
+    return sorted(range(len(mean)), key=lambda channel: float(mean[channel]))
+
+
+def test_ft_is_train_on_the_clean_images(undefended: Classifier, striped: ImageSet) -> None:
+    made, lent = fitted(FineTuning(epochs=5), undefended, striped)
+    recipe = replace(RECIPE, epochs=5, drops=(0.2,), batch_size=64)
+    fit, _ = parts(lent)
+    expected = train(deepcopy(undefended), fit, recipe, lent.rng("fine-tuning"))
+    assert same(made, expected)
+    assert not same(made, undefended)
+
+
+def test_ft_starts_at_its_own_learning_rate_or_the_recipes() -> None:
+    recipe = Recipe(learning_rate=0.03, cutout=7)
+    assert FineTuning().schedule(recipe).learning_rate == 0.03
+    own = FineTuning(learning_rate=0.2).schedule(recipe)
+    assert [own.learning_rate * own.decay(epoch) for epoch in (0, 1)] == [0.2, 0.2]
+    assert own.learning_rate * own.decay(2) == pytest.approx(0.02)
+    assert own.decay(9) == pytest.approx(0.1)
+    assert (own.epochs, own.batch_size, own.cutout) == (10, 64, 7)
+
+
+@pytest.mark.parametrize("defense", ALL, ids=repr)
+def test_the_shared_network_stays_as_it_was(
+    defense: Defense, undefended: Classifier, striped: ImageSet
+) -> None:
+    """With the buffers of its norms."""
+    before = deepcopy(undefended)
+    made, _ = fitted(defense, undefended, striped)
+    assert same(undefended, before)
+    assert not undefended.training
+    assert not same(made, before)
+    assert type(made) is type(before)
+    assert made.state_dict().keys() == before.state_dict().keys()
+    ours = {parameter.data_ptr() for parameter in made.parameters()}
+    assert not ours & {parameter.data_ptr() for parameter in undefended.parameters()}
+
+
+@pytest.mark.parametrize("defense", ALL, ids=repr)
+def test_only_the_clean_images_are_looked_at(
+    defense: Defense, undefended: Classifier, striped: ImageSet
+) -> None:
+    expected, _ = fitted(defense, undefended, striped)
+    wrong = ImageSet(255 - striped.images, (striped.labels + 1) % 10, 10)
+    made = defense.fit(wrong, context(undefended, striped))
+    assert same(made, expected)
+
+
+def test_ft_never_sees_the_validation_part(undefended: Classifier, striped: ImageSet) -> None:
+    lent = context(undefended, striped)
+    fit, _ = parts(lent)
+    assert lent.clean is not None
+    other = replace(lent, clean=replace(lent.clean, validation=fit))
+    assert same(FineTuning(epochs=2).fit(striped, lent), FineTuning(epochs=2).fit(striped, other))
+
+
+@pytest.mark.parametrize("epochs", [0, 3])
+def test_pruned_channels_are_out_of_the_network_for_good(
+    epochs: int, undefended: Classifier, striped: ImageSet
+) -> None:
+    """Heavy weight decay, momentum and learning rate do not bring them back."""
+    recipe = replace(RECIPE, weight_decay=0.1)
+    defense = FinePruning(max_drop=0.3, epochs=epochs, learning_rate=0.1)
+    made, lent = fitted(defense, undefended, striped, recipe)
+    scalars, pruned = lent.journal.scalars, silent(made)
+    assert int(pruned.sum()) == scalars["pruned channels"] > 0
+    assert scalars["channels"] == len(pruned) == 64
+    assert not (undefended.head.weight == 0).any()
+
+    fit, validation = parts(lent)
+    order = ranked(undefended, fit)
+    assert set(pruned.nonzero().flatten().tolist()) == set(order[: int(pruned.sum())])
+
+    z = embed(made, validation.images)
+    disturbed = z.clone()
+    disturbed[:, pruned] += 1e3 * torch.randn(len(z), int(pruned.sum()), generator=stream(0, "z"))
+    assert torch.equal(made.head(z), made.head(disturbed))
+    assert torch.allclose(made.head(z), logits(made, validation.images), atol=1e-4)
+
+
+def test_momentum_gathers_nothing_for_pruned_channels(
+    undefended: Classifier, striped: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = []
+    plain = Recipe.sgd
+
+    def remember(self: Recipe, model: Classifier) -> torch.optim.SGD:
+        held.append((plain(self, model), model))
+        return held[-1][0]
+
+    monkeypatch.setattr(Recipe, "sgd", remember)
+    made, _ = fitted(FinePruning(max_drop=0.3, epochs=2), undefended, striped)
+    ((optimizer, network),) = held
+    assert network is made
+    momentum = optimizer.state[made.head.weight]["momentum_buffer"]
+    assert torch.equal((momentum == 0).all(0), silent(made))
+    assert not silent(made).all()
+
+
+def accuracy(network: Classifier, images: ImageSet) -> float:
+    return int((predict(network, images.images) == images.labels).sum()) / len(images)
+
+
+@pytest.fixture(scope="module")
+def levels(undefended: Classifier, striped: ImageSet) -> list[tuple[Classifier, float]]:
+    """The whole network after each channel that is zeroed, and its validation accuracy."""
+    fit, validation = parts(context(undefended, striped))
+    found = [(undefended, accuracy(undefended, validation))]
+    for channel in ranked(undefended, fit)[:-1]:
+        network = deepcopy(found[-1][0])
+        with torch.no_grad():
+            network.head.weight[:, channel] = 0
+        found.append((network, accuracy(network, validation)))
+    return found
+
+
+@pytest.mark.parametrize("max_drop", [0.0, 0.04, 0.1, 0.2, 0.3, 0.5, 0.99])
+def test_the_stop_rule_is_the_slow_one(
+    max_drop: float,
+    undefended: Classifier,
+    striped: ImageSet,
+    levels: list[tuple[Classifier, float]],
+) -> None:
+    """Zero one column after another until the network has lost too much, and take one back."""
+    start, count = levels[0][1], 0
+    while count < 63 and levels[count + 1][1] >= start - max_drop - 1e-9:
+        count += 1
+    made, lent = fitted(FinePruning(max_drop=max_drop, epochs=0), undefended, striped)
+    assert same(made, levels[count][0])
+    assert lent.journal.scalars == {
+        "channels": 64,
+        "pruned channels": count,
+        "validation accuracy before": start,
+        "validation accuracy pruned": levels[count][1],
+        "validation accuracy after": levels[count][1],
+    }
+
+
+def test_the_slow_levels_are_a_test(levels: list[tuple[Classifier, float]]) -> None:
+    accuracies = [found for _, found in levels]
+    assert accuracies[0] > 0.6
+    assert len(set(accuracies)) > 5
+
+
+def test_the_accuracy_after_is_that_of_the_returned_network(
+    undefended: Classifier, striped: ImageSet
+) -> None:
+    made, lent = fitted(FinePruning(epochs=2), undefended, striped)
+    _, validation = parts(lent)
+    assert lent.journal.scalars["validation accuracy after"] == accuracy(made, validation)
+
+
+def test_the_sweep_counts_hits_with_columns_zeroed() -> None:
+    rng = stream(0, "sweep")
+    head = torch.nn.Linear(6, 4)
+    with torch.no_grad():
+        head.weight.copy_(torch.randn(4, 6, generator=rng))
+        head.bias.copy_(torch.randn(4, generator=rng))
+    before = head.weight.clone()
+    z, labels = torch.rand(50, 6, generator=rng), torch.randint(0, 4, (50,), generator=rng)
+    order = torch.randperm(6, generator=rng)
+    expected = []
+    for count in range(6):
+        less = z.clone()
+        less[:, order[:count]] = 0
+        found = linear(less, before, head.bias).argmax(1)
+        expected.append(sum(int(found[n] == labels[n]) for n in range(50)))
+    assert sweep(head, z, labels, order) == expected
+    assert torch.equal(head.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("hits", "allowed", "count"),
+    [
+        ([10, 10, 9, 8, 7], 2.0, 3),
+        ([10, 10, 9, 8, 7], 0.0, 1),
+        ([10, 9, 10, 10], 0.0, 0),
+        ([10, 11, 12, 8, 12], 1.0, 2),
+        ([10, 9, 8], 5.0, 2),
+        ([100, 71, 70], 0.29 * 100, 1),
+        ([3], 0.0, 0),
+    ],
+)
+def test_levels_by_hand(hits: list[int], allowed: float, count: int) -> None:
+    assert level(hits, allowed) == count
+
+
+@pytest.fixture
+def no_drop(undefended: Classifier, striped: ImageSet) -> Classifier:
+    """A network that errs without its weakest channel, so that none may go."""
+    fit, validation = parts(context(undefended, striped))
+    network = deepcopy(undefended)
+    weakest = ranked(network, fit)[0]
+    with torch.no_grad():
+        # Without the channel, a bias that nothing balances makes every answer class 9.
+        network.head.bias[9] += 1e4
+        typical = embed(network, validation.images)[:, weakest].mean()
+        network.head.weight[9, weakest] -= 2e4 / typical
+    return network
+
+
+def test_nothing_pruned_and_nothing_tuned_is_the_identity(
+    no_drop: Classifier, striped: ImageSet
+) -> None:
+    made, lent = fitted(FinePruning(max_drop=0.0, epochs=0), no_drop, striped)
+    assert lent.journal.scalars["pruned channels"] == 0
+    assert same(made, no_drop)
+
+
+def test_with_nothing_pruned_fp_is_ft(no_drop: Classifier, striped: ImageSet) -> None:
+    ours, lent = fitted(FinePruning(max_drop=0.0, epochs=2), no_drop, striped)
+    assert lent.journal.scalars["pruned channels"] == 0
+    plain = FineTuning(epochs=2, learning_rate=0.01, drops=())
+    assert same(ours, fitted(plain, no_drop, striped)[0])
+
+
+class Count(Observer):
+    def __init__(self) -> None:
+        self.work = 0
+
+    def forward(self, images: int) -> None:
+        self.work += images
+
+    def backward(self, images: int) -> None:
+        self.work += 2 * images
+
+
+@pytest.mark.parametrize(
+    "defense", [FineTuning(epochs=2), FinePruning(epochs=2), FinePruning(epochs=0)], ids=repr
+)
+def test_the_cost_is_the_work(defense: Defense, undefended: Classifier) -> None:
+    rng = stream(0, "cost")
+    pixels = torch.randint(0, 256, (1000, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    images = ImageSet(pixels, torch.arange(1000) % 10, 10)
+    lent = replace(context(undefended, images), clean=clean_budget(images, 0.05, 0))
+    with observed_by(count := Count()):
+        defense.fit(images, lent)
+    plain = 3.0 * RECIPE.epochs
+    assert defense.cost(RECIPE) - plain == pytest.approx(count.work / len(images))
+
+
+@pytest.mark.parametrize("name", ["ft", "fp"])
+@pytest.mark.parametrize("epochs", [30, 100])
+def test_repairing_costs_little_beside_training(name: str, epochs: int) -> None:
+    plain = defenses.build("none").cost(Recipe(epochs=epochs))
+    assert plain < defenses.build(name).cost(Recipe(epochs=epochs)) <= 1.06 * plain
+
+
+@pytest.mark.parametrize("name", ["ft", "fp"])
+def test_without_clean_images_the_complaint_says_so(
+    name: str, undefended: Classifier, striped: ImageSet
+) -> None:
+    lent = replace(context(undefended, striped), clean=None)
+    with pytest.raises(InvalidInput, match=f"{name} needs clean images"):
+        defenses.build(name).fit(striped, lent)
+
+
+@pytest.mark.parametrize("defense", ["ft(epochs=1)", "fp(epochs=1, max_drop=0.5)"])
+def test_a_repaired_network_is_not_flagged_as_unchanged(defense: str, cache_folder: Path) -> None:
+    """Neither when its start was just trained nor when it came from the cache."""
+    recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
+    cells = cell("toy(train_images=120, test_images=80)", "wrn16_1", "badnets", defense, recipe, 0)
+    records = [Harness(Cache(cache_folder), [], CPU).run(cells) for _ in range(2)]
+    for record in records:
+        assert record.error is None
+        assert "no_op" not in record.flags
+    assert records[0].metrics == records[1].metrics
+    assert records[0].diagnostics == records[1].diagnostics
+    assert records[0].passes == records[1].passes
+
+
+@pytest.mark.parametrize(
+    ("spec", "complaint"),
+    [
+        ("ft(epochs=0)", "epochs must be at least 1"),
+        ("ft(learning_rate=0.0)", "learning_rate must be above 0"),
+        ("ft(drops=(1.5,))", "drops must be shares of the epochs"),
+        ("ft(batch_size=1)", "batch_size must be at least 2"),
+        ("fp(max_drop=-0.1)", r"max_drop must be in \[0, 1\)"),
+        ("fp(max_drop=1.0)", r"max_drop must be in \[0, 1\)"),
+        ("fp(epochs=-1)", "epochs must be at least 0"),
+        ("fp(learning_rate=-0.1)", "learning_rate must be above 0"),
+        ("fp(batch_size=1)", "batch_size must be at least 2"),
+    ],
+)
+def test_a_bad_setting_is_refused(spec: str, complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        defenses.build(spec)
