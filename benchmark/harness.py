@@ -21,7 +21,7 @@ from benchmark.datasets.base import Dataset
 from benchmark.records import SCHEMA, STAGES, Count, Record
 from benchmark.timing import Stopwatch, peak_memory
 from defenses import defenses
-from defenses.base import CleanBudget, Context, Journal
+from defenses.base import VALIDATION, CleanBudget, Context, Journal
 from models import spec
 from models.classifier import Classifier
 from models.context import TrainingContext, network_builder
@@ -29,9 +29,6 @@ from models.data import ImageSet
 from models.observer import Observer, observed_by
 from models.rng import derive, stream
 from models.training import train
-
-VALIDATION = 0.2
-"""Share of a clean budget that is kept for choosing and stopping."""
 
 
 @dataclass(frozen=True)

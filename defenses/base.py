@@ -16,6 +16,9 @@ from models.data import ImageSet
 from models.errors import check
 from models.training import Recipe
 
+VALIDATION = 0.2
+"""Share of a clean budget that is kept for choosing and stopping."""
+
 
 @dataclass(frozen=True)
 class CleanBudget:
@@ -66,6 +69,12 @@ class Context(TrainingContext):
         assert self.train_undefended is not None
         return self.train_undefended(n)
 
+    def trusted(self) -> CleanBudget:
+        """The clean images. Raises `InvalidInput` where none are lent."""
+        check(self.clean is not None, "this defense needs clean images, and none are lent")
+        assert self.clean is not None
+        return self.clean
+
     def watch(self, classifier: Classifier) -> None:
         """Name the network that will be returned, so that its curves can be drawn. The outcome is
         never seen here."""
@@ -85,6 +94,11 @@ class Defense(ABC):
     @abstractmethod
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         """A classifier in eval mode, made from data that may be poisoned."""
+
+    @property
+    def lent(self) -> tuple[float, float]:
+        """Shares of the training set in the clean images to fit and those to validate."""
+        return self.clean_fraction * (1 - VALIDATION), self.clean_fraction * VALIDATION
 
     def cost(self, recipe: Recipe) -> float:
         """Expected work in forward passes per training image; a backward pass counts as two."""

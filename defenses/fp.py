@@ -55,9 +55,8 @@ class FinePruning(Defense):
         check(self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}")
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
-        check(context.clean is not None, "fp needs clean images, and this context lends none")
-        assert context.clean is not None
-        fit, validation = context.clean.fit, context.clean.validation
+        clean = context.trusted()
+        fit, validation = clean.fit, clean.validation
         network = deepcopy(context.undefended())
 
         order = embed(network, fit.images).mean(0).argsort(stable=True)
@@ -116,10 +115,9 @@ class FinePruning(Defense):
         network.eval()
 
     def cost(self, recipe: Recipe) -> float:
-        # Four fifths of the clean images are ranked by and trained on, one fifth judges.
-        judged = 0.2 * (1 + (self.epochs > 0))
-        own = self.clean_fraction * (0.8 * (1 + 3.0 * self.epochs) + judged)
-        return 3.0 * recipe.epochs + own
+        fit, validation = self.lent
+        judged = 2 if self.epochs else 1
+        return 3.0 * recipe.epochs + fit * (1 + 3.0 * self.epochs) + validation * judged
 
 
 @torch.no_grad()

@@ -22,7 +22,6 @@ from defenses import register
 from defenses.base import Context, Defense
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
 from models.training import Recipe, train
 
 
@@ -59,13 +58,12 @@ class FineTuning(Defense):
         )
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
-        check(context.clean is not None, "ft needs clean images, and this context lends none")
-        assert context.clean is not None
+        clean = context.trusted()
         network = deepcopy(context.undefended())
         context.watch(network)
         recipe = self.schedule(context.recipe)
-        return train(network, context.clean.fit, recipe, context.rng("fine-tuning"))
+        return train(network, clean.fit, recipe, context.rng("fine-tuning"))
 
     def cost(self, recipe: Recipe) -> float:
-        # Four fifths of the clean images are lent for training.
-        return 3.0 * recipe.epochs + 0.8 * self.clean_fraction * 3.0 * self.epochs
+        fit, _ = self.lent
+        return 3.0 * recipe.epochs + 3.0 * self.epochs * fit

@@ -341,7 +341,7 @@ def test_without_clean_images_the_complaint_says_so(
     name: str, undefended: Classifier, striped: ImageSet
 ) -> None:
     lent = replace(context(undefended, striped), clean=None)
-    with pytest.raises(InvalidInput, match=f"{name} needs clean images"):
+    with pytest.raises(InvalidInput, match="needs clean images, and none are lent"):
         defenses.build(name).fit(striped, lent)
 
 

@@ -1,0 +1,193 @@
+"""ABL, anti-backdoor learning, Li et al., NeurIPS 2021, arXiv:2110.11571.
+
+Images with a trigger are fitted long before the others. Stage 1 pushes every loss that sinks below
+gamma up again, which only they escape, so that the lowest losses isolate some of them. Stage 2
+learns from the rest and unlearns the isolated images by gradient ascent.
+
+Differs: stage 2 of the paper is one objective, E_rest[l] - E_isolated[l], for the remaining 80
+epochs. As in the authors' code, descent and ascent come one after the other here. That code's stage
+1 is Flooding of the batch mean: `abl(isolation="flooding")`. Its ascent lets normalisation layers
+estimate their statistics from the isolated images alone, which all later images are then judged by:
+`abl(freeze_norm=False)`. Every stage here has a fresh optimizer; the code carries momentum into the
+ascent, and of its five ascent epochs the first only tests. Neither has the two limits that end the
+ascent here: `abl(loss_limit=1e9, drop_limit=1.0)` turns them off.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from defenses import register
+from defenses.base import Context, Defense
+from models.classifier import Classifier
+from models.data import ImageSet
+from models.errors import check
+from models.training import Batch, Recipe, loop, predict, sample_losses, train
+
+ISOLATIONS = ("lga", "flooding")
+
+
+@register("abl")
+@dataclass(frozen=True)
+class ABL(Defense):
+    """
+    isolation: loss of stage 1, "lga", local gradient ascent (paper), or "flooding" (code)
+    gamma: loss that stage 1 holds images at, or batches under flooding, at least 0 (paper: 0.5)
+    augment: whether stage 1 augments (code: False; paper of CBD: True for all defenses)
+    isolation_rate: share of the training set that is isolated, in (0, 1) (paper: 0.01)
+    isolation_epochs: of stage 1, at the initial learning rate; of 100 (paper: 20; code: 10)
+    finetuning_epochs: of the descent on the rest, of 100; the learning rate falls tenfold after two
+        thirds of them (code: 60 and 40)
+    unlearning_epochs: of the ascent on the isolated images, which are few: not scaled with the
+        recipe, 0 for none (code: 5)
+    unlearning_rate: learning rate of the ascent (code: 5e-4)
+    freeze_norm: hold the statistics of normalisation layers during the ascent (code: False)
+    loss_limit: the ascent ends when the mean isolated loss exceeds this many times log(classes)
+        (our choice)
+    drop_limit: the ascent ends, and its last epoch is undone, when accuracy on the rest, labels as
+        given, falls by more than this, in [0, 1] (our choice)
+    """
+
+    isolation: str = "lga"
+    gamma: float = 0.5
+    augment: bool = False
+    isolation_rate: float = 0.01
+    isolation_epochs: int = 20
+    finetuning_epochs: int = 60
+    unlearning_epochs: int = 5
+    unlearning_rate: float = 5e-4
+    freeze_norm: bool = True
+    loss_limit: float = 10.0
+    drop_limit: float = 0.05
+
+    def __post_init__(self) -> None:
+        check(
+            self.isolation in ISOLATIONS,
+            f"isolation must be one of {', '.join(ISOLATIONS)}, got {self.isolation!r}",
+        )
+        check(self.gamma >= 0, f"gamma must be at least 0, got {self.gamma}")
+        rate = self.isolation_rate
+        check(0 < rate < 1, f"isolation_rate must be above 0 and below 1, got {rate}")
+        for name, least in (
+            ("isolation_epochs", 1),
+            ("finetuning_epochs", 1),
+            ("unlearning_epochs", 0),
+        ):
+            value = getattr(self, name)
+            check(value >= least, f"{name} must be at least {least}, got {value}")
+        for name in ("unlearning_rate", "loss_limit"):
+            check(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
+        drop = self.drop_limit
+        check(0 <= drop <= 1, f"drop_limit must be from 0 to 1, got {drop}")
+
+    def fit(self, data: ImageSet, context: Context) -> Classifier:
+        network, recipe, journal = context.build(), context.recipe, context.journal
+        context.watch(network)
+
+        early = replace(recipe if self.augment else still(recipe), drops=())
+        early = replace(early, epochs=context.epochs(self.isolation_epochs))
+        train(network, data, early, context.rng("isolation"), self.isolation_loss)
+        losses = sample_losses(network, data)
+        journal.samples["isolation loss"] = losses
+        suspects = lowest(losses, self.isolation_rate)
+        # 1 for the rest: the harness expects lower values on poisoned images.
+        journal.samples["kept"] = (~suspects).float()
+        isolated, rest = data[suspects], data[~suspects]
+        journal.scalars["isolated images"] = len(isolated)
+
+        late = replace(recipe, epochs=context.epochs(self.finetuning_epochs), drops=(2 / 3,))
+        train(network, rest, late, context.rng("classifier"))
+
+        journal.scalars["isolated loss before ascent"] = mean_loss(network, isolated)
+        journal.scalars["ascent epochs"] = self.ascend(network, isolated, rest, context)
+        journal.scalars["isolated loss after ascent"] = mean_loss(network, isolated)
+        return network
+
+    def isolation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """E[sign(l - gamma) l] over the images of a batch, or |E[l] - gamma| + gamma."""
+        losses = cross_entropy(logits, labels, reduction="none")
+        if self.isolation == "lga":
+            return ((losses.detach() - self.gamma).sign() * losses).mean()
+        return (losses.mean() - self.gamma).abs() + self.gamma
+
+    def ascend(
+        self, network: Classifier, isolated: ImageSet, rest: ImageSet, context: Context
+    ) -> int:
+        """Maximise the mean loss over `isolated`; the number of epochs that were not undone."""
+        if self.unlearning_epochs == 0:
+            return 0
+        recipe = replace(
+            still(context.recipe),
+            epochs=self.unlearning_epochs,
+            learning_rate=self.unlearning_rate,
+            drops=(),
+        )
+        optimizer = recipe.sgd(network)
+
+        def step(batch: Batch) -> None:
+            optimizer.zero_grad()
+            (-cross_entropy(network(batch.images), batch.labels)).backward()
+            optimizer.step()
+
+        most_loss = self.loss_limit * math.log(rest.num_classes)
+        least_accuracy = accuracy(network, rest) - self.drop_limit
+        good, epochs = copy_state(network), 0
+
+        def enough() -> bool:
+            nonlocal good, epochs
+            if accuracy(network, rest) < least_accuracy:
+                network.load_state_dict(good)
+                return True
+            good, epochs = copy_state(network), epochs + 1
+            # Not >, so that a loss that is not a number ends the ascent too.
+            return not mean_loss(network, isolated) <= most_loss
+
+        network.train(not self.freeze_norm)
+        loop(
+            step,
+            isolated,
+            recipe=recipe,
+            rng=context.rng("ascent"),
+            state={"network": network, "optimizer": optimizer},
+            until=enough,
+        )
+        network.eval()
+        return epochs
+
+    def cost(self, recipe: Recipe) -> float:
+        rate, unlearning = self.isolation_rate, self.unlearning_epochs
+        trained = self.isolation_epochs + (1 - rate) * self.finetuning_epochs
+        guarded = 1 + (1 + 3 * rate) * unlearning if unlearning else 0
+        return 3.0 * trained * recipe.epochs / 100 + 1 + guarded
+
+
+def still(recipe: Recipe) -> Recipe:
+    """The same without augmentation."""
+    return replace(recipe, padding=0, flip=False, cutout=0)
+
+
+def lowest(losses: Tensor, rate: float) -> Tensor:
+    """bool (n,), True at the floor(rate n) lowest of the losses (n,), at least one; of equal losses
+    the first."""
+    # Rounded, because 0.29 * 100 is a little less than 29.
+    count = max(1, int(round(rate * len(losses), 6)))
+    chosen = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
+    chosen[losses.argsort(stable=True)[:count]] = True
+    return chosen
+
+
+def mean_loss(network: Classifier, data: ImageSet) -> float:
+    return float(sample_losses(network, data).mean())
+
+
+def accuracy(network: Classifier, data: ImageSet) -> float:
+    return float((predict(network, data.images) == data.labels).double().mean())
+
+
+def copy_state(network: Classifier) -> dict[str, Tensor]:
+    return {name: values.clone() for name, values in network.state_dict().items()}

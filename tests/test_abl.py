@@ -1,0 +1,333 @@
+"""ABL: its losses written slowly, what is isolated, and when the ascent ends."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+import defenses.abl
+from attacks import attacks
+from benchmark.datasets.toy import generate
+from benchmark.metrics import diagnose
+from defenses.abl import ABL, accuracy, copy_state, lowest, mean_loss
+from defenses.base import Context
+from models.classifier import Classifier
+from models.context import network_builder
+from models.data import ImageSet
+from models.errors import InvalidInput
+from models.rng import stream
+from models.training import Batch, Recipe, loop, sample_losses, train
+
+RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)
+STILL = replace(RECIPE, drops=(), padding=0, flip=False, cutout=0)
+
+
+def context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
+    return Context(recipe, torch.device("cpu"), network_builder("wrn16_1", 10, 32), seed)
+
+
+def fitted(images: ImageSet, **fields: float | str) -> tuple[Classifier, Context]:
+    lent = context()
+    return ABL(**fields).fit(images, lent), lent  # type: ignore[arg-type]
+
+
+def same(one: Classifier, other: Classifier) -> bool:
+    states = one.state_dict(), other.state_dict()
+    return all(torch.equal(values, states[1][name]) for name, values in states[0].items())
+
+
+def gradient(defense: ABL, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    logits = logits.clone().requires_grad_()
+    return torch.autograd.grad(defense.isolation_loss(logits, labels), logits)[0]
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of 12 images, six of them with a loss below 0.5."""
+    logits, labels = torch.randn(12, 5, generator=stream(0, "logits")), torch.arange(12) % 5
+    logits[torch.arange(6), labels[:6]] += 5
+    logits[torch.arange(6, 12), labels[6:]] -= 1
+    below = cross_entropy(logits, labels, reduction="none") < 0.5
+    assert below.tolist() == [True] * 6 + [False] * 6
+    return logits, labels
+
+
+def test_local_ascent_turns_the_gradient_of_each_image_below_gamma(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    logits, labels = batch
+    found = gradient(ABL(), logits, labels)
+    total = 0.0
+    for n in range(12):
+        row = logits[n].clone().requires_grad_()
+        loss = -torch.log(torch.exp(row[labels[n]]) / torch.exp(row).sum())
+        plain = torch.autograd.grad(loss, row)[0] / 12
+        torch.testing.assert_close(found[n], -plain if n < 6 else plain, rtol=1e-4, atol=1e-6)
+        total += (-1 if n < 6 else 1) * float(loss.detach()) / 12
+    assert float(ABL().isolation_loss(logits, labels)) == pytest.approx(total, rel=1e-5)
+
+
+def test_flooding_turns_the_gradient_of_a_whole_batch_below_gamma(
+    batch: tuple[torch.Tensor, torch.Tensor],
+) -> None:
+    logits, labels = batch
+    for part, sign in ((slice(0, 6), -1), (slice(6, 12), 1), (slice(0, 12), 1)):
+        rows = logits[part].clone().requires_grad_()
+        mean = cross_entropy(rows, labels[part])
+        assert (float(mean.detach()) > 0.5) == (sign > 0)
+        plain = torch.autograd.grad(mean, rows)[0]
+        flooding = ABL(isolation="flooding")
+        found = gradient(flooding, logits[part], labels[part])
+        torch.testing.assert_close(found, sign * plain)
+        value = float(flooding.isolation_loss(logits[part], labels[part]))
+        assert value == pytest.approx(abs(float(mean.detach()) - 0.5) + 0.5)
+
+
+@pytest.mark.parametrize("isolation", ["lga", "flooding"])
+def test_without_gamma_stage_1_is_plain_training(
+    isolation: str, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    plain = gradient(ABL(gamma=0.0, isolation=isolation), *batch)
+    logits = batch[0].clone().requires_grad_()
+    mean = cross_entropy(logits, batch[1])
+    torch.testing.assert_close(plain, torch.autograd.grad(mean, logits)[0])
+
+
+@pytest.mark.parametrize(
+    ("rate", "images", "count"),
+    [(0.01, 50_000, 500), (0.01, 39_209, 392), (0.01, 199, 1), (0.01, 60, 1), (0.29, 100, 29)],
+)
+def test_the_lowest_losses_are_isolated_exactly_so_many(
+    rate: float, images: int, count: int
+) -> None:
+    losses = torch.rand(images, generator=stream(0, "losses"))
+    isolated = lowest(losses, rate)
+    assert int(isolated.sum()) == count
+    assert float(losses[isolated].max()) <= float(losses[~isolated].min())
+
+
+def test_of_equal_losses_the_first_are_isolated_and_what_is_no_number_never() -> None:
+    losses = torch.tensor([math.nan, 1.0, 0.0, 0.0, 1.0, 0.0, math.inf, 2.0])
+    assert torch.nonzero(lowest(losses, 0.25)).flatten().tolist() == [2, 3]
+    assert torch.nonzero(lowest(losses, 0.55)).flatten().tolist() == [1, 2, 3, 5]
+    assert torch.nonzero(lowest(torch.full((9,), math.nan), 0.25)).flatten().tolist() == [0, 1]
+
+
+class Spy:
+    """Stands in for the trainings of ABL, and remembers what each was given."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.trained: list[tuple[ImageSet, Recipe]] = []
+        self.ascended: list[ImageSet] = []
+        self.recipes: list[Recipe] = []
+        self.batches: list[Batch] = []
+        self.modes: list[bool] = []
+
+        def see(model, data, recipe, *rest):  # type: ignore[no-untyped-def]
+            self.trained.append((data, recipe))
+            return train(model, data, recipe, *rest)
+
+        def follow(step, data, **how):  # type: ignore[no-untyped-def]
+            self.ascended.append(data)
+            self.recipes.append(how["recipe"])
+
+            def watched(batch: Batch) -> None:
+                self.batches.append(batch)
+                self.modes.append(how["state"]["network"].training)
+                step(batch)
+
+            loop(watched, data, **how)
+
+        monkeypatch.setattr(defenses.abl, "train", see)
+        monkeypatch.setattr(defenses.abl, "loop", follow)
+
+
+def rows_of(part: ImageSet, whole: ImageSet) -> list[int]:
+    """Where the images of `part` stand in `whole`, which has no two alike."""
+    found = (part.images[:, None] == whole.images[None]).flatten(2).all(2)
+    assert bool((found.sum(1) == 1).all())
+    rows = found.int().argmax(1)
+    assert torch.equal(part.labels, whole.labels[rows])
+    return rows.tolist()
+
+
+def test_each_stage_sees_its_own_images(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    _, lent = fitted(images, isolation_rate=0.21, drop_limit=1.0, loss_limit=1e9)
+    (first, _), (rest, _) = spy.trained
+    assert first is images
+    isolated = rows_of(spy.ascended[0], images)
+    kept = rows_of(rest, images)
+    assert len(isolated) == math.floor(0.21 * 60)
+    assert sorted(isolated + kept) == list(range(60))
+    losses = lent.journal.samples["isolation loss"]
+    assert losses[isolated].max() <= losses[kept].min()
+    assert lent.journal.samples["kept"].nonzero().flatten().tolist() == kept
+    assert lent.journal.scalars["isolated images"] == 12
+    assert lent.journal.scalars["ascent epochs"] == 5
+    assert len(spy.batches) == 5
+    for batch in spy.batches:
+        assert batch.index.sort().values.tolist() == list(range(12))
+        own = images[torch.tensor(isolated)[batch.index]]
+        assert torch.equal((batch.images * 255).round().to(torch.uint8), own.images)
+        assert torch.equal(batch.labels, own.labels)
+
+
+def test_each_stage_has_its_recipe(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy = Spy(monkeypatch)
+    short = replace(RECIPE, epochs=5)
+    ABL(unlearning_epochs=1).fit(images, context(short))
+    (_, first), (_, late) = spy.trained
+    assert first == replace(STILL, epochs=1)
+    assert late == replace(short, epochs=3, drops=(2 / 3,))
+    assert [replace(late, epochs=60).decay(epoch) for epoch in (0, 39, 40, 59)] == pytest.approx(
+        [1, 1, 0.1, 0.1]
+    )
+    assert spy.recipes == [replace(STILL, epochs=1, learning_rate=5e-4)]
+    assert spy.modes == [False]
+    ABL(unlearning_epochs=1, augment=True, freeze_norm=False).fit(images, context(short))
+    assert spy.trained[2][1] == replace(short, epochs=1, drops=())
+    assert spy.modes == [False, True]
+
+
+def test_without_ascent_the_rest_is_plain_training(images: ImageSet) -> None:
+    lent = context()
+    defense = ABL(unlearning_epochs=0, isolation_rate=1e-6)
+    network = train(
+        lent.build(),
+        images,
+        replace(STILL, epochs=1),
+        lent.rng("isolation"),
+        defense.isolation_loss,
+    )
+    losses = sample_losses(network, images)
+    rest = images[torch.arange(60) != int(losses.argmin())]
+    late = replace(RECIPE, epochs=1, drops=(2 / 3,))
+    train(network, rest, late, lent.rng("classifier"))
+    ours, used = fitted(images, unlearning_epochs=0, isolation_rate=1e-6)
+    assert same(ours, network)
+    assert torch.equal(used.journal.samples["isolation loss"], losses)
+    assert used.journal.scalars["ascent epochs"] == 0
+    before, after = (
+        used.journal.scalars[f"isolated loss {at} ascent"] for at in ("before", "after")
+    )
+    assert before == after
+
+
+def learned(images: ImageSet) -> Classifier:
+    """A network that knows the first 40 images by heart."""
+    recipe = replace(STILL, epochs=15)
+    return train(context().build(), images[torch.arange(40)], recipe, stream(0, "learned"))
+
+
+def ascended(images: ImageSet, **fields: float) -> tuple[Classifier, dict[str, torch.Tensor], int]:
+    """After an ascent on 8 of its images beside the 32 others: network, state before, epochs."""
+    network = learned(images)
+    before = copy_state(network)
+    defense = ABL(**fields)  # type: ignore[arg-type]
+    epochs = defense.ascend(
+        network, images[torch.arange(8)], images[torch.arange(8, 40)], context()
+    )
+    assert not network.training
+    return network, before, epochs
+
+
+def test_the_ascent_raises_the_isolated_loss_and_may_hold_the_statistics(images: ImageSet) -> None:
+    isolated, rising = images[torch.arange(8)], []
+    for epochs in (0, 1, 3, 5):
+        network, before, done = ascended(images, unlearning_epochs=epochs, drop_limit=1.0)
+        assert done == epochs
+        rising.append(mean_loss(network, isolated))
+    assert rising == sorted(set(rising))
+    held = [name for name in before if "running" in name or "num_batches" in name]
+    assert len(held) > 10
+    assert all(torch.equal(network.state_dict()[name], before[name]) for name in held)
+    assert not torch.equal(network.head.weight, before["head.weight"])
+    moving, before, _ = ascended(images, freeze_norm=False, drop_limit=1.0)
+    assert not any(torch.equal(moving.state_dict()[name], before[name]) for name in held)
+
+
+def test_the_ascent_ends_at_the_largest_loss(images: ImageSet) -> None:
+    fields = {"unlearning_rate": 0.02, "unlearning_epochs": 50, "drop_limit": 1.0}
+    network, _, epochs = ascended(images, **fields, loss_limit=2.0)
+    isolated, limit = images[torch.arange(8)], 2 * math.log(10)
+    assert 1 <= epochs < 50
+    assert mean_loss(network, isolated) > limit
+    one_less = {**fields, "unlearning_epochs": epochs - 1}
+    network, _, _ = ascended(images, **one_less, loss_limit=2.0)
+    assert mean_loss(network, isolated) <= limit
+
+
+def test_an_epoch_that_costs_accuracy_is_undone(images: ImageSet) -> None:
+    rest = images[torch.arange(8, 40)]
+    before = accuracy(learned(images), rest)
+    assert before > 0.9
+    fields = {"unlearning_rate": 0.005, "loss_limit": 1e9}
+    network, _, epochs = ascended(images, **fields, unlearning_epochs=200)
+    assert 1 <= epochs < 200
+    assert accuracy(network, rest) >= before - 0.05
+    as_far, _, _ = ascended(images, **fields, unlearning_epochs=epochs)
+    assert same(network, as_far)
+    further, _, _ = ascended(images, **fields, unlearning_epochs=epochs + 1, drop_limit=1.0)
+    assert accuracy(further, rest) < before - 0.05
+
+
+def test_a_first_epoch_that_costs_accuracy_leaves_the_network_as_it_was(images: ImageSet) -> None:
+    network, before, epochs = ascended(images, unlearning_rate=100.0)
+    assert epochs == 0
+    assert all(torch.equal(values, before[name]) for name, values in network.state_dict().items())
+
+
+def test_a_training_that_diverges_is_not_an_error(images: ImageSet) -> None:
+    lent = context(replace(RECIPE, learning_rate=1e30))
+    network = ABL().fit(images, lent)
+    assert not bool(torch.cat([p.flatten() for p in network.parameters()]).isfinite().all())
+    assert math.isnan(lent.journal.scalars["isolated loss after ascent"])
+    assert lent.journal.scalars["ascent epochs"] == 1
+
+
+@pytest.mark.parametrize("isolation", ["lga", "flooding"])
+def test_poisoned_images_are_isolated(isolation: str) -> None:
+    clean = generate(3_000, "train")
+    made = attacks.build("badnets").poison(clean, stream(0, "poison"))
+    lent = context(Recipe(epochs=4, batch_size=64, learning_rate=0.02))
+    defense = ABL(isolation=isolation, isolation_epochs=100, finetuning_epochs=1)
+    defense.fit(made.train, lent)
+    found = diagnose(lent.journal.samples, made.mask)
+    isolated = (1 - found["kept"]["mean_poisoned"]) * int(made.mask.sum())
+    assert isolated / lent.journal.scalars["isolated images"] > 0.9
+    assert found["kept"]["auroc"] > 0.5
+    assert found["isolation loss"]["auroc"] > 0.9
+
+
+def test_it_costs_less_than_plain_training() -> None:
+    for epochs in (9, 30, 100):
+        recipe = Recipe(epochs=epochs)
+        assert ABL().cost(recipe) <= 1.1 * 3 * epochs
+    by_hand = 3 * 20 + 1 + 3 * 60 * 0.99 + 1 + 5 * (1 + 3 * 0.01)
+    assert ABL().cost(Recipe()) == pytest.approx(by_hand)
+    assert ABL(unlearning_epochs=0).cost(Recipe()) == pytest.approx(3 * 20 + 1 + 3 * 60 * 0.99)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"isolation": "lda"}, "isolation must be one of lga, flooding, got 'lda'"),
+        ({"gamma": -0.5}, "gamma must be at least 0"),
+        ({"isolation_rate": 0.0}, "isolation_rate must be above 0 and below 1"),
+        ({"isolation_rate": 1.0}, "isolation_rate must be above 0 and below 1"),
+        ({"isolation_epochs": 0}, "isolation_epochs must be at least 1"),
+        ({"finetuning_epochs": 0}, "finetuning_epochs must be at least 1"),
+        ({"unlearning_epochs": -1}, "unlearning_epochs must be at least 0"),
+        ({"unlearning_rate": 0.0}, "unlearning_rate must be above 0"),
+        ({"loss_limit": 0.0}, "loss_limit must be above 0"),
+        ({"drop_limit": 1.5}, "drop_limit must be from 0 to 1"),
+    ],
+)
+def test_a_bad_setting_is_refused(fields: dict[str, float], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        ABL(**fields)  # type: ignore[arg-type]

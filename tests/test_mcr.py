@@ -1,0 +1,416 @@
+"""MCR against its equations, written slowly."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+from torch.optim import SGD
+
+from defenses.base import CleanBudget, Context
+from defenses.mcr import MCR, POINTS, curve, settle, weights
+from models.classifier import Classifier
+from models.context import TrainingContext, network_builder
+from models.data import ImageSet
+from models.errors import InvalidInput
+from models.observer import Observer, observed_by
+from models.rng import stream
+from models.training import Batch, Recipe, logits, loop, train
+
+RECIPE = Recipe(epochs=3, batch_size=20, learning_rate=0.05, weight_decay=0.01)
+STILL = replace(RECIPE, padding=0, flip=False, cutout=0)
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """60 small images of noise, six of each of ten classes."""
+    rng = stream(0, "test images")
+    pixels = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8, generator=rng)
+    return ImageSet(pixels, torch.arange(60) % 10, 10)
+
+
+def lend(images: ImageSet, recipe: Recipe = RECIPE) -> Context:
+    """40 clean images to fit, 10 for validation and networks that have seen the data once."""
+    training = TrainingContext(recipe, torch.device("cpu"), network_builder("wrn16_1", 10, 16), 0)
+
+    @functools.cache
+    def ready(n: int) -> Classifier:
+        own = replace(training, seed=n)
+        network = train(own.build(), images, replace(STILL, epochs=1), own.rng("classifier"))
+        network.zero_grad()
+        return network
+
+    return Context(
+        **vars(training),
+        clean=CleanBudget(images[torch.arange(40)], images[torch.arange(40, 50)]),
+        train_undefended=lambda n: deepcopy(ready(n)),
+    )
+
+
+def clean_of(context: Context) -> CleanBudget:
+    assert context.clean is not None
+    return context.clean
+
+
+def state_of(network: Classifier) -> dict[str, Tensor]:
+    return {name: values.clone() for name, values in network.state_dict().items()}
+
+
+def assert_same_state(network: Classifier, expected: dict[str, Tensor]) -> None:
+    for name, values in network.state_dict().items():
+        assert torch.equal(values, expected[name]), name
+
+
+def test_the_curve_is_its_formula() -> None:
+    w1, theta, w2 = ({"w": torch.tensor([x, 2 * x])} for x in (1.0, 10.0, -3.0))
+    for t in (0.0, 0.1, 0.35, 0.5, 1.0):
+        expected = (1 - t) * (1 - t) * 1 + 2 * t * (1 - t) * 10 + t * t * -3
+        for given in (t, torch.tensor(t)):
+            assert curve(given, w1, theta, w2)["w"].tolist() == pytest.approx(
+                [expected, 2 * expected], abs=1e-5
+            )
+        one = {"w": torch.ones(1)}
+        assert float(curve(t, one, one, one)["w"]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("t", [0.0, torch.tensor(0.0), 1.0, torch.tensor(1.0)])
+def test_the_curve_ends_exactly_at_the_ends(t: float | Tensor, images: ImageSet) -> None:
+    lent = lend(images)
+    ends = first, second = lent.undefended(0), lent.undefended(1)
+    theta = weights(lent.build("theta"))
+    phi, end = curve(t, weights(first), theta, weights(second)), ends[int(t)]
+    assert phi.keys() == dict(end.named_parameters()).keys()
+    for name, values in end.named_parameters():
+        assert torch.equal(phi[name], values), name
+        if values.ndim == 4:
+            assert phi[name].is_contiguous(memory_format=torch.channels_last)
+    pixels = images.images.float() / 255
+    with torch.no_grad():
+        assert torch.equal(functional_call(end, phi, pixels), end(pixels))
+
+
+def test_settling_at_an_end_is_settling_a_copy_of_it(images: ImageSet) -> None:
+    lent = lend(images)
+    first, second = lent.undefended(0), lent.undefended(1)
+    one, other = deepcopy(first), deepcopy(second)
+    with torch.no_grad():
+        for name, values in curve(0.0, weights(first), weights(second), weights(second)).items():
+            other.get_parameter(name).copy_(values)
+    for network in (one, other):
+        settle(network, clean_of(lent).fit, STILL, lent.rng("statistics"))
+    assert_same_state(one, state_of(other))
+    assert not torch.equal(one.norm.running_mean, first.norm.running_mean)  # type: ignore[union-attr]
+
+
+def test_settled_statistics_are_means_over_batches_of_the_fit_part(images: ImageSet) -> None:
+    """Batches of 18, 18 and 4; the first layer's input does not depend on any statistics."""
+    lent = lend(images)
+    fit, network = clean_of(lent).fit, lent.undefended()
+    how = replace(STILL, batch_size=18)
+    batches: list[Batch] = []
+    loop(batches.append, fit, recipe=replace(how, epochs=1), rng=lent.rng("s"), state={})
+    assert [len(batch.labels) for batch in batches] == [18, 18, 4]
+
+    def expected(layer_input: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        mean = variance = torch.zeros(())
+        for batch in batches:
+            with torch.no_grad():
+                maps = layer_input(batch.images)
+            flat = maps.transpose(0, 1).flatten(1)
+            middle = flat.sum(1) / flat.shape[1]
+            spread = ((flat - middle[:, None]) ** 2).sum(1) / (flat.shape[1] - 1)
+            mean = mean + len(maps) / 40 * middle
+            variance = variance + len(maps) / 40 * spread
+        return mean, variance
+
+    still = state_of(network)
+    settle(network, fit, how, lent.rng("s"))
+    first = network.groups[0][0].norm1  # type: ignore[union-attr,index]
+    mean, variance = expected(network.stem)  # type: ignore[arg-type]
+    torch.testing.assert_close(first.running_mean, mean)
+    torch.testing.assert_close(first.running_var, variance)
+    training = deepcopy(network).train()
+    mean, variance = expected(lambda pixels: training.stages(pixels)[-1])
+    torch.testing.assert_close(network.norm.running_mean, mean)
+    torch.testing.assert_close(network.norm.running_var, variance)
+    assert not network.training
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.momentum == 0.1
+            assert int(module.num_batches_tracked or 0) == 3
+    for name, values in network.named_parameters():
+        assert torch.equal(values, still[name]), name
+        assert values.grad is None
+
+
+def test_statistics_come_from_the_fit_part_alone(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lent, seen, plain = lend(images), [], Classifier.forward
+
+    def remember(network: Classifier, pixels: Tensor) -> Tensor:
+        if network.training and not torch.is_grad_enabled():
+            seen.extend((pixels * 255).round().to(torch.uint8).contiguous().unbind())
+        return plain(network, pixels)
+
+    monkeypatch.setattr(Classifier, "forward", remember)
+    MCR().fit(images, lent)
+    assert len(seen) == 40 * (len(POINTS) + 1)
+    assert {image.numpy().tobytes() for image in seen} == {
+        image.numpy().tobytes() for image in clean_of(lent).fit.images
+    }
+
+
+def test_the_ends_are_not_changed(images: ImageSet) -> None:
+    lent, defense = lend(images), MCR(ends="two")
+    first, second = lent.undefended(0), lent.undefended(1)
+    before = state_of(first), state_of(second)
+    theta = defense.bend(first, second, clean_of(lent), lent)
+    assert_same_state(first, before[0])
+    assert_same_state(second, before[1])
+    middle = {name: (before[0][name] + before[1][name]) / 2 for name in weights(first)}
+    assert all(not torch.equal(values, middle[name]) for name, values in weights(theta).items())
+    tuned = MCR().other_end(first, clean_of(lent), lent)
+    assert_same_state(first, before[0])
+    assert not torch.equal(tuned.head.weight, first.head.weight)
+    assert all(p.grad is None for p in (*first.parameters(), *second.parameters()))
+
+
+class Still(SGD):
+    """Remembers every gradient and takes no step."""
+
+    gradients: list[list[Tensor]]
+
+    def step(self, closure: Any = None) -> None:
+        values = [p for group in self.param_groups for p in group["params"]]
+        self.gradients.append([p.grad.clone() for p in values])
+
+
+def test_gradients_are_those_at_phi_times_2t_1_minus_t_and_do_not_pile_up(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """theta stays where it starts, so that every step can be repeated on its own."""
+    lent, defense = lend(images), MCR(ends="two", epochs=100, batch_size=20)
+    first, second = lent.undefended(0), lent.undefended(1)
+    gradients: list[list[Tensor]] = []
+
+    def sgd(recipe: Recipe, model: nn.Module) -> SGD:
+        assert recipe.weight_decay == 0, "the decay acts on phi(t), not on theta"
+        optimizer = Still(model.parameters(), lr=recipe.learning_rate)
+        optimizer.gradients = gradients
+        return optimizer
+
+    monkeypatch.setattr(Recipe, "sgd", sgd)
+    defense.bend(first, second, clean_of(lent), lent)
+    assert len(gradients) == 3 * 2
+    draws = iter(torch.rand(6, generator=lent.rng("t")).tolist())
+    expected: list[list[Tensor]] = []
+
+    def step(batch: Batch) -> None:
+        t, network = next(draws), deepcopy(first).train()
+        with torch.no_grad():
+            for p, q in zip(network.parameters(), second.parameters(), strict=True):
+                middle = (p + q) / 2
+                p.copy_((1 - t) ** 2 * p + 2 * t * (1 - t) * middle + t**2 * q)
+        loss = cross_entropy(network(batch.images), batch.labels)
+        for p in network.parameters():
+            loss = loss + 0.5 * 0.01 * (p**2).sum()
+        loss.backward()
+        expected.append([2 * t * (1 - t) * p.grad for p in network.parameters()])
+
+    how = defense.recipe(lent, 100)
+    loop(step, clean_of(lent).fit, recipe=how, rng=lent.rng("curve"), state={})
+    for ours, theirs in zip(gradients, expected, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            # Rounding turns a few activations on or off. A sum of two gradients is far away.
+            assert float((a - b).norm()) <= 0.05 * float(b.norm())
+
+
+def test_the_gradient_of_theta_is_the_slope_of_the_loss() -> None:
+    """A linear network in double precision, against finite differences."""
+    rng = stream(0, "slope")
+    network = nn.Linear(5, 3).double()
+    w1, theta, w2 = (
+        {
+            name: torch.randn(p.shape, generator=rng, dtype=torch.float64)
+            for name, p in network.named_parameters()
+        }
+        for _ in range(3)
+    )
+    x = torch.randn(7, 5, generator=rng, dtype=torch.float64)
+    labels = torch.arange(7) % 3
+
+    def loss(t: float, bend: dict[str, Tensor]) -> Tensor:
+        return cross_entropy(functional_call(network, curve(t, w1, bend, w2), x), labels)
+
+    for t in (0.0, 0.2, 0.5, 0.9, 1.0):
+        bend = {name: values.clone().requires_grad_() for name, values in theta.items()}
+        loss(t, bend).backward()
+        for name, values in theta.items():
+            for place in range(values.numel()):
+                moved = []
+                for by in (-1e-6, 1e-6):
+                    near = {key: part.clone() for key, part in theta.items()}
+                    near[name].view(-1)[place] += by
+                    moved.append(float(loss(t, near)))
+                slope = (moved[1] - moved[0]) / 2e-6
+                gradient = bend[name].grad
+                assert gradient is not None
+                assert float(gradient.view(-1)[place]) == pytest.approx(slope, abs=1e-7)
+
+
+def test_a_trained_curve_lies_below_the_straight_line() -> None:
+    """Ten patterns under noise: both ends know them, and the mean of their weights does not."""
+    rng, labels = stream(0, "patterns"), torch.arange(200) % 10
+    patterns = torch.randint(0, 256, (10, 3, 16, 16), generator=rng)
+    noise = torch.randint(0, 256, (200, 3, 16, 16), generator=rng)
+    data = ImageSet(((patterns[labels] + noise) // 2).to(torch.uint8), labels, 10)
+    recipe = replace(STILL, epochs=15, batch_size=32, learning_rate=0.1, weight_decay=1e-4)
+    context = lend(data, recipe)
+    first, second = (train(context.build(n), data, recipe, context.rng(n)) for n in ("a", "b"))
+    defense = MCR(learning_rate=0.05, batch_size=32)
+    bend = defense.bend(first, second, CleanBudget(data, data), context)
+    w1, w2, found = weights(first), weights(second), []
+    middle = {name: (w1[name] + w2[name]) / 2 for name in w1}
+    for theta in (weights(bend), middle):
+        network = deepcopy(first)
+        with torch.no_grad():
+            for name, values in curve(0.5, w1, theta, w2).items():
+                network.get_parameter(name).copy_(values)
+        settle(network, data, recipe, context.rng("statistics"))
+        found.append(float(cross_entropy(logits(network, data.images), labels)))
+    assert found[0] < 0.3 * found[1]
+
+
+@pytest.mark.parametrize(
+    ("ends", "accuracies", "chosen"),
+    [
+        ("single", {0.1: 0.90, 0.5: 0.89, 0.9: 0.885}, 0.9),
+        ("single", {0.1: 0.90, 0.5: 0.89, 0.9: 0.88}, 0.9),
+        ("single", {0.1: 0.90, 0.5: 0.89, 0.9: 0.87}, 0.5),
+        ("single", {0.1: 0.90, 0.5: 0.80, 0.9: 0.87}, 0.1),
+        ("two", {0.1: 0.90, 0.4: 0.89, 0.5: 0.87, 0.6: 0.88}, 0.4),
+        ("two", {0.1: 0.90, 0.4: 0.88, 0.5: 0.87, 0.6: 0.89}, 0.6),
+        ("two", {0.3: 0.88, 0.7: 0.89, 0.9: 0.90}, 0.7),
+        ("two", {0.1: 0.90, 0.5: 0.88, 0.9: 0.95}, 0.9),
+        ("two", dict.fromkeys(POINTS, 0.5), 0.5),
+    ],
+)
+def test_t_is_the_farthest_of_the_good_ones(
+    ends: str, accuracies: dict[float, float], chosen: float
+) -> None:
+    assert MCR(ends=ends).choose(accuracies) == chosen
+
+
+@pytest.mark.parametrize("ends", ["single", "two"])
+def test_the_network_is_a_settled_point_of_the_curve(ends: str, images: ImageSet) -> None:
+    lent, defense = lend(images), MCR(ends=ends)
+    made = defense.fit(images, lent)
+    scalars = lent.journal.scalars
+    accuracies = {t: scalars[f"validation accuracy at t = {t}"] for t in POINTS}
+    assert set(scalars) == {*(f"validation accuracy at t = {t}" for t in POINTS), "t"}
+    assert scalars["t"] == defense.choose(accuracies)
+
+    first, clean = lent.undefended(0), clean_of(lent)
+    second = defense.other_end(first, clean, lent)
+    theta = weights(defense.bend(first, second, clean, lent))
+    for t, accuracy in accuracies.items():
+        network = deepcopy(first)
+        with torch.no_grad():
+            for name, values in curve(t, weights(first), theta, weights(second)).items():
+                network.get_parameter(name).copy_(values)
+        settle(network, clean.fit, replace(STILL, batch_size=128), lent.rng("statistics"))
+        found = logits(network, clean.validation.images).argmax(1)
+        assert float((found == clean.validation.labels).double().mean()) == accuracy
+        if t == scalars["t"]:
+            assert_same_state(made, state_of(network))
+
+
+def test_only_validation_images_choose(images: ImageSet) -> None:
+    """Other validation labels can change t and nothing before it; the data are not looked at."""
+    lent, other = lend(images), lend(images)
+    fit, held = clean_of(other).fit, clean_of(other).validation
+    defense, at = MCR(tolerance=0.999), "validation accuracy at t = 0.9"
+    one = defense.fit(images, lent)
+    predicted = replace(held, labels=logits(one, held.images).argmax(1))
+    other = replace(other, clean=CleanBudget(fit, predicted))
+    two = defense.fit(images[torch.arange(20)], other)
+    assert lent.journal.scalars["t"] == other.journal.scalars["t"] == 0.9
+    assert lent.journal.scalars[at] < other.journal.scalars[at] == 1
+    assert_same_state(one, state_of(two))
+
+
+@pytest.mark.parametrize("ends", ["single", "two"])
+def test_it_runs_in_bf16(ends: str, images: ImageSet) -> None:
+    lent = lend(images, replace(RECIPE, precision="bf16"))
+    made = MCR(ends=ends).fit(images, lent)
+    assert made.precision == "bf16"
+    assert all(bool(values.isfinite().all()) for values in made.state_dict().values())
+    assert made.head.weight.dtype == torch.float32
+    plain = MCR(ends=ends).fit(images, lend(images))
+    assert not torch.equal(plain.head.weight, made.head.weight)
+
+
+class Counter(Observer):
+    def __init__(self) -> None:
+        self.work = 0
+
+    def forward(self, images: int) -> None:
+        self.work += images
+
+    def backward(self, images: int) -> None:
+        self.work += 2 * images
+
+
+@pytest.mark.parametrize(("ends", "networks"), [("single", 1), ("two", 2)])
+def test_it_costs_what_it_says(ends: str, networks: int, images: ImageSet) -> None:
+    defense, counter, lent = MCR(ends=ends), Counter(), lend(images)
+    for n in range(2):
+        lent.undefended(n)
+    with observed_by(counter):
+        defense.fit(images, lent)
+    own = defense.cost(RECIPE) - networks * 3 * RECIPE.epochs
+    # 40 images are 4 % of 1,000.
+    assert counter.work == pytest.approx(1000 * own)
+
+
+@pytest.mark.parametrize("epochs", [30, 100])
+def test_its_own_part_is_small(epochs: int) -> None:
+    plain = 3.0 * epochs
+    assert 0 < MCR().cost(Recipe(epochs=epochs)) - plain <= 0.15 * plain
+    assert 0 < MCR(ends="two").cost(Recipe(epochs=epochs)) - 2 * plain <= 0.15 * plain
+
+
+def test_lengths_scale_with_the_recipe_and_rates_fall_twice(images: ImageSet) -> None:
+    lent = lend(images, replace(RECIPE, epochs=30))
+    how = MCR().recipe(lent, 100)
+    assert how.epochs == 30
+    rates = [how.decay(epoch) for epoch in range(30)]
+    assert rates == pytest.approx([1.0] * 21 + [0.1] * 6 + [0.01] * 3)
+    straight = [min(1.0, max(0.01, 1 - 0.99 * (e / 30 - 0.5) / 0.4)) for e in range(30)]
+    assert sum(rates) == pytest.approx(sum(straight), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"ends": "three"}, "ends must be one of single, two, got 'three'"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"tuning_epochs": 0}, "tuning_epochs must be at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"tolerance": 1.0}, "tolerance must be at least 0 and below 1, got 1.0"),
+        ({"tolerance": -0.1}, "tolerance must be at least 0 and below 1, got -0.1"),
+    ],
+)
+def test_a_bad_setting_is_refused(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        MCR(**fields)

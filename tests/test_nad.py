@@ -1,0 +1,291 @@
+"""NAD against its equations, written slowly."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import defenses.nad
+from defenses.base import CleanBudget, Context
+from defenses.nad import NAD, attention
+from models.classifier import Classifier
+from models.context import TrainingContext, network_builder
+from models.data import ImageSet
+from models.errors import InvalidInput
+from models.observer import Observer, observed_by
+from models.rng import stream
+from models.training import Recipe, loop, train
+
+RECIPE = Recipe(epochs=4, batch_size=20, learning_rate=0.05)
+SHORT: dict[str, Any] = {"teacher_epochs": 2, "epochs": 3, "batch_size": 20, "learning_rate": 0.02}
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """60 small images of noise, six of each of ten classes."""
+    rng = stream(0, "test images")
+    pixels = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8, generator=rng)
+    return ImageSet(pixels, torch.arange(60) % 10, 10)
+
+
+def lend(
+    images: ImageSet, recipe: Recipe = RECIPE, model: str = "wrn16_1", seed: int = 0
+) -> Context:
+    """40 clean images to fit, 10 for validation and an untrained network."""
+    size = images.size[0]
+    training = TrainingContext(recipe, torch.device("cpu"), network_builder(model, 10, size), seed)
+    return Context(
+        **vars(training),
+        clean=CleanBudget(images[torch.arange(40)], images[torch.arange(40, 50)]),
+        train_undefended=lambda n: training.build().eval(),
+    )
+
+
+def clean_of(context: Context) -> CleanBudget:
+    assert context.clean is not None
+    return context.clean
+
+
+def slow_attention(F: Tensor, p: float) -> Tensor:  # noqa: N803
+    """One image, (channels, height, width) -> (height, width), pixel by pixel."""
+    _, height, width = F.shape
+    rows = []
+    for y in range(height):
+        pixels = []
+        for x in range(width):
+            total = torch.zeros(())
+            for value in F[:, y, x]:
+                total = total + value.abs() ** p
+            pixels.append(total)
+        rows.append(torch.stack(pixels))
+    A = torch.stack(rows)  # noqa: N806
+    return A / (A**2).sum().sqrt()
+
+
+def random_maps(seed: int = 0, stages: int = 3) -> list[Tensor]:
+    rng = stream(seed, "maps")
+    shapes = [(3, 2, 12, 12), (3, 2, 8, 6), (3, 4, 4, 4), (3, 6, 2, 2)][-stages:]
+    return [torch.randn(shape, generator=rng) for shape in shapes]
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_attention_is_its_formula(p: float) -> None:
+    for maps in random_maps():
+        ours = attention(maps, p)
+        for n, F in enumerate(maps):  # noqa: N806
+            torch.testing.assert_close(ours[n], slow_attention(F, p).flatten())
+
+
+def test_attention_does_not_see_the_scale_of_its_maps() -> None:
+    for maps in random_maps():
+        scales = torch.tensor([0.01, 1.0, 70.0]).view(3, 1, 1, 1)
+        torch.testing.assert_close(attention(maps, 2.0), attention(scales * maps, 2.0))
+        torch.testing.assert_close(attention(maps, 2.0).norm(dim=1), torch.ones(3))
+
+
+def test_the_distillation_loss_is_its_formula() -> None:
+    ours, theirs, betas = random_maps(0), random_maps(1), (1.0, 20.0, 300.0)
+    expected = 0.0
+    for beta, F_S, F_T in zip(betas, ours, theirs, strict=True):  # noqa: N806
+        squares = [
+            float(((slow_attention(s, 2.0) - slow_attention(t, 2.0)) ** 2).mean())
+            for s, t in zip(F_S, F_T, strict=True)
+        ]
+        expected += beta * sum(squares) / len(squares)
+    found = NAD(betas=betas).distillation(ours, theirs)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_it_is_zero_for_the_teacher_itself() -> None:
+    maps = random_maps()
+    assert float(NAD().distillation(maps, [part.clone() for part in maps])) == 0
+
+
+def test_of_four_stages_the_last_three_count() -> None:
+    ours, theirs = random_maps(0, stages=4), random_maps(1, stages=4)
+    last = NAD().distillation(ours[1:], theirs[1:])
+    assert torch.equal(NAD().distillation(ours, theirs), last)
+    assert ours[0].shape[2:] == (12, 12)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_each_term_reaches_the_first_stage_and_the_stem(stage: int, images: ImageSet) -> None:
+    lent = lend(images)
+    student, teacher = lent.build(), lent.build("teacher")
+    betas = tuple(float(n == stage) for n in range(3))
+    pixels = images.images[:8].float() / 255
+    with torch.no_grad():
+        F_T = teacher.stages(pixels)  # noqa: N806
+    NAD(betas=betas).distillation(student.stages(pixels), F_T).backward()  # type: ignore[arg-type]
+    reached = {name.split(".")[0] for name, p in student.named_parameters() if p.grad is not None}
+    assert "stem" in reached
+    first = next(p for name, p in student.named_parameters() if name.startswith("groups.0"))
+    assert first.grad is not None
+    assert float(first.grad.abs().sum()) > 0
+    assert "head" not in reached
+
+
+def test_the_student_equals_a_slow_reading_of_the_paper(images: ImageSet) -> None:
+    """Every image by itself, from the paper's sentences; the schedule is 2 fast epochs of 3."""
+    lent, betas = lend(images, replace(RECIPE, padding=0)), (5.0, 10.0, 20.0)
+    ours = NAD(betas=betas, **SHORT).fit(images, lent)
+
+    fast = replace(lent.recipe, epochs=2, learning_rate=0.02, drops=())
+    teacher = train(lent.undefended(), clean_of(lent).fit, fast, lent.rng("teacher"))
+    student = lent.undefended().train()
+    optimizer = fast.sgd(student)
+
+    def step(batch) -> None:  # type: ignore[no-untyped-def]
+        with torch.no_grad():
+            F_T = teacher.stages(batch.images)  # noqa: N806
+        F_S = student.stages(batch.images)  # noqa: N806
+        logits = student.head(student.pool(F_S[-1]))
+        total = torch.zeros(())
+        for n in range(len(batch.labels)):
+            total = total + cross_entropy(logits[n], batch.labels[n])
+            for beta, s, t in zip(betas, F_S, F_T, strict=True):
+                A_S, A_T = ((F[n] ** 2).sum(0) for F in (s, t))  # noqa: N806
+                gap = A_S / (A_S**2).sum().sqrt() - A_T / (A_T**2).sum().sqrt()
+                total = total + beta * (gap**2).sum() / gap.numel()
+        optimizer.zero_grad()
+        (total / len(batch.labels)).backward()
+        optimizer.step()
+
+    slow = replace(fast, epochs=3, drops=(2 / 3,))
+    state = {"student": student, "optimizer": optimizer}
+    loop(step, clean_of(lent).fit, recipe=slow, rng=lent.rng("student"), state=state)
+    for name, values in student.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-3, atol=1e-4)
+
+
+def test_the_teacher_is_frozen_with_its_buffers(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: dict[str, Any] = {}
+    plain = defenses.nad.train
+
+    def remember(model: Classifier, *rest: Any) -> Classifier:
+        held["teacher"] = plain(model, *rest)
+        held["state"] = {name: t.clone() for name, t in model.state_dict().items()}
+        return model
+
+    monkeypatch.setattr(defenses.nad, "train", remember)
+    lent = lend(images)
+    made = NAD(**SHORT).fit(images, lent)
+    teacher = held["teacher"]
+    assert made is not teacher
+    assert not teacher.training
+    assert all(p.grad is None or not p.requires_grad for p in teacher.parameters())
+    for name, values in teacher.state_dict().items():
+        assert torch.equal(values, held["state"][name]), name
+    assert not torch.equal(made.head.weight, teacher.head.weight)
+    # Training it has moved it away from where both started, in a copy.
+    assert not torch.equal(teacher.head.weight, lent.undefended().head.weight)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_without_attention_it_is_fine_tuning(precision: str, images: ImageSet) -> None:
+    lent = lend(images, replace(RECIPE, precision=precision))
+    ours = NAD(betas=(0.0, 0.0, 0.0), **SHORT).fit(images, lent)
+    how = replace(lent.recipe, epochs=3, batch_size=20, learning_rate=0.02, drops=(2 / 3,))
+    tuned = train(lent.undefended(), clean_of(lent).fit, how, lent.rng("student"))
+    for name, values in tuned.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], values), name
+    with_attention = NAD(**SHORT).fit(images, lent)
+    assert not torch.equal(with_attention.head.weight, tuned.head.weight)
+    assert all(bool(values.isfinite().all()) for values in with_attention.parameters())
+
+
+def test_the_student_meets_each_batch_once(images: ImageSet) -> None:
+    made = NAD(**SHORT).fit(images, lend(images))
+    counts = [
+        int(values)
+        for name, values in made.state_dict().items()
+        if name.endswith("num_batches_tracked")
+    ]
+    assert counts
+    assert set(counts) == {3 * 2}, "epochs times batches of 20 of the 40 images"
+
+
+def test_the_training_set_is_not_looked_at(images: ImageSet) -> None:
+    one = NAD(**SHORT).fit(images, lend(images))
+    other = NAD(**SHORT).fit(images[torch.arange(20)], lend(images))
+    assert torch.equal(one.head.weight, other.head.weight)
+
+
+def test_the_learning_rate_falls_once() -> None:
+    lent = lend(ImageSet(torch.zeros(60, 3, 32, 32, dtype=torch.uint8), torch.arange(60) % 10, 10))
+    for epochs in (10, 20):
+        rates = [NAD().recipe(lent, epochs).decay(epoch) for epoch in range(epochs)]
+        assert rates == pytest.approx([1.0] * 2 + [0.1] * (epochs - 2))
+    assert NAD().recipe(lent, 2).drops == ()
+    assert NAD().recipe(lent, 20).epochs == 20, "not scaled with the recipe"
+
+
+class Counter(Observer):
+    def __init__(self) -> None:
+        self.work = 0
+
+    def forward(self, images: int) -> None:
+        self.work += images
+
+    def backward(self, images: int) -> None:
+        self.work += 2 * images
+
+
+def test_it_costs_what_it_says(images: ImageSet) -> None:
+    defense, counter = NAD(**SHORT), Counter()
+    with observed_by(counter):
+        defense.fit(images, lend(images))
+    own = defense.cost(RECIPE) - 3 * RECIPE.epochs
+    # 40 images are 4 % of 1,000.
+    assert counter.work == pytest.approx(1000 * own)
+
+
+@pytest.mark.parametrize("epochs", [30, 100])
+def test_its_own_part_is_small(epochs: int) -> None:
+    plain = 3.0 * epochs
+    assert 0 < NAD().cost(Recipe(epochs=epochs)) - plain <= 0.06 * plain
+
+
+def test_the_teacher_is_judged_on_validation_images(images: ImageSet) -> None:
+    lent = lend(images)
+    NAD(**SHORT).fit(images, lent)
+    (name, value), *rest = lent.journal.scalars.items()
+    assert name == "teacher validation accuracy"
+    assert value in {n / 10 for n in range(11)}
+    assert not rest
+
+
+def test_maps_of_one_pixel_are_refused() -> None:
+    with pytest.raises(InvalidInput, match="more than one pixel"):
+        attention(torch.rand(2, 5, 1, 1), 2.0)
+    pixels = torch.randint(0, 256, (60, 3, 4, 4), dtype=torch.uint8, generator=stream(0, "small"))
+    small = ImageSet(pixels, torch.arange(60) % 10, 10)
+    with pytest.raises(InvalidInput, match="take larger images"):
+        NAD(**SHORT).fit(small, lend(small))
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"betas": (1.0, 2.0)}, "betas must be three numbers of at least 0, got"),
+        ({"betas": (1.0, 2.0, -1.0)}, "betas must be three numbers of at least 0, got"),
+        ({"betas": (1.0, 2.0, math.nan)}, "betas must be three numbers of at least 0, got"),
+        ({"p": 0.5}, "p must be at least 1, got 0.5"),
+        ({"teacher_epochs": 0}, "teacher_epochs must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"drop_epoch": 0}, "drop_epoch must be at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+    ],
+)
+def test_a_bad_setting_is_refused(fields: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        NAD(**fields)
