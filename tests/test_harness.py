@@ -172,6 +172,8 @@ class Broken(Defense):
                 model.head.weight.fill_(torch.nan)
             if self.how == "in place":
                 model.head.weight.mul_(0.5)
+            if self.how == "twice":
+                assert context.undefended() is not model
         return model
 
 
@@ -192,6 +194,16 @@ def test_a_failing_defense_fails_its_own_cell(harness: Harness) -> None:
     assert record.error["message"] == "this defense is broken"
     assert "in fit" in record.error["traceback"]
     assert harness.run(tiny()).status == "ok"
+
+
+@pytest.mark.usefixtures("broken")
+def test_an_undefended_network_is_charged_once(harness: Harness) -> None:
+    once = harness.run(tiny(defense="broken(how='nothing')"))
+    twice = harness.run(tiny(defense="broken(how='twice')"))
+    assert twice.error is None
+    assert twice.passes == once.passes
+    seconds = [record.measured["seconds"]["undefended"] for record in (once, twice)]
+    assert seconds[0] == pytest.approx(seconds[1], abs=1e-5)
 
 
 @pytest.mark.usefixtures("broken")
