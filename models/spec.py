@@ -98,5 +98,7 @@ def render(name: str, fields: dict[str, Any]) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'badnets'?"` for the nearest known name, or the list of all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    # Of equally near names, the one with its letters exchanged: cdb is cbd and not dbd.
+    near.sort(key=lambda other: sorted(other) != sorted(name))
     return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known) or 'none'}"
