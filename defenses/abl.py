@@ -6,11 +6,10 @@ learns from the rest and unlearns the isolated images by gradient ascent.
 
 Differs: stage 2 of the paper is one objective, E_rest[l] - E_isolated[l], for the remaining 80
 epochs. As in the authors' code, descent and ascent come one after the other here. That code's stage
-1 is Flooding of the batch mean: `abl(isolation="flooding")`. Its ascent lets normalisation layers
-estimate their statistics from the isolated images alone, which all later images are then judged by:
-`abl(freeze_norm=False)`. Every stage here has a fresh optimizer; the code carries momentum into the
-ascent, and of its five ascent epochs the first only tests. Neither has the two limits that end the
-ascent here: `abl(loss_limit=1e9, drop_limit=1.0)` turns them off.
+1 is Flooding of the batch mean: `abl(isolation="flooding")`. Every stage here has a fresh
+optimizer; the code carries momentum into the ascent, and of its five ascent epochs the first only
+tests. Neither has the two limits that end the ascent here, because it can wreck the network:
+`abl(loss_limit=1e9, drop_limit=1.0)` turns them off.
 """
 
 from __future__ import annotations
@@ -46,11 +45,12 @@ class ABL(Defense):
     unlearning_epochs: of the ascent on the isolated images, which are few: not scaled with the
         recipe, 0 for none (code: 5)
     unlearning_rate: learning rate of the ascent (code: 5e-4)
-    freeze_norm: hold the statistics of normalisation layers during the ascent (code: False)
+    freeze_norm: normalise by the statistics of all images during the ascent, and hold them, instead
+        of by those of the isolated images (code: False)
     loss_limit: the ascent ends when the mean isolated loss exceeds this many times log(classes)
         (our choice)
     drop_limit: the ascent ends, and its last epoch is undone, when accuracy on the rest, labels as
-        given, falls by more than this, in [0, 1] (our choice)
+        given, falls by more than this, in [0, 1]; see `bystanders` (our choice)
     """
 
     isolation: str = "lga"
@@ -61,7 +61,7 @@ class ABL(Defense):
     finetuning_epochs: int = 60
     unlearning_epochs: int = 5
     unlearning_rate: float = 5e-4
-    freeze_norm: bool = True
+    freeze_norm: bool = False
     loss_limit: float = 10.0
     drop_limit: float = 0.05
 
@@ -135,19 +135,21 @@ class ABL(Defense):
             optimizer.step()
 
         most_loss = self.loss_limit * math.log(rest.num_classes)
-        least_accuracy = accuracy(network, rest) - self.drop_limit
+        judges = bystanders(rest, isolated)
+        least_accuracy = accuracy(network, judges) - self.drop_limit
         good, epochs = copy_state(network), 0
 
         def enough() -> bool:
             nonlocal good, epochs
-            if accuracy(network, rest) < least_accuracy:
+            if accuracy(network, judges) < least_accuracy:
                 network.load_state_dict(good)
                 return True
             good, epochs = copy_state(network), epochs + 1
             # Not >, so that a loss that is not a number ends the ascent too.
             return not mean_loss(network, isolated) <= most_loss
 
-        network.train(not self.freeze_norm)
+        # Batch statistics of a single image are not defined.
+        network.train(len(isolated) > 1 and not self.freeze_norm)
         loop(
             step,
             isolated,
@@ -179,6 +181,16 @@ def lowest(losses: Tensor, rate: float) -> Tensor:
     chosen = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
     chosen[losses.argsort(stable=True)[:count]] = True
     return chosen
+
+
+def bystanders(rest: ImageSet, isolated: ImageSet) -> ImageSet:
+    """The images of the rest that lack the commonest label of the isolated ones, if there are any.
+
+    Most poisoned images are in the rest and have that label. An ascent that works gives them other
+    classes, which would look like lost accuracy.
+    """
+    others = rest.labels != isolated.labels.bincount().argmax()
+    return rest[others] if bool(others.any()) else rest
 
 
 def mean_loss(network: Classifier, data: ImageSet) -> float:
