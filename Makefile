@@ -14,14 +14,17 @@ install: .venv/installed
 demo: install
 	$(BIN)/bdbench run quick
 
+# A process for each core; a file stays in one, for what its tests share.
+PYTEST := $(BIN)/pytest -n auto --dist loadfile
+
 test: install
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(PYTEST)
 	$(BIN)/pytest --doctest-modules attacks benchmark defenses models || [ $$? -eq 5 ]
 
 bench: install

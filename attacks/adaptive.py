@@ -22,11 +22,12 @@ from torch.nn.functional import cross_entropy
 from attacks import attacks, register
 from attacks.base import Attack, Poisoned, prepared
 from models.augment import to_float
+from models.checkpoints import State, resumable
 from models.classifier import Classifier
 from models.context import TrainingContext
 from models.data import ImageSet
 from models.errors import check
-from models.training import Batch, Recipe, State, loop, sample_losses
+from models.training import Batch, Recipe, loop, sample_losses
 
 CHUNK = 256
 """Poisoned images whose gradients are taken at a time."""
@@ -121,20 +122,16 @@ class Adaptive(Attack):
             cross_entropy(surrogate(batch.images), batch.labels).backward()
             optimizer.step()
 
-        for _ in range(self.rounds):
+        state: State = {"surrogate": surrogate, "optimizer": optimizer}
+        for _ in resumable(self.rounds, {**state, "delta": delta, "order": order}):
             images = poisoned.train.images.clone()
             images[rows] = add(victims.images, delta.round())
             seen = replace(poisoned.train, images=images)
             surrogate.train()
-            state: State = {"surrogate": surrogate, "optimizer": optimizer}
             loop(step, seen, recipe=recipe, rng=order, state=state)
             surrogate.eval()
-            delta = torch.cat(
-                [
-                    self.ascend(surrogate, part, part_delta)
-                    for part, part_delta in zip(_parts(victims), delta.split(CHUNK), strict=True)
-                ]
-            )
+            parts = zip(_parts(victims), delta.split(CHUNK), strict=True)
+            delta.copy_(torch.cat([self.ascend(surrogate, *part) for part in parts]))
         noise = delta.round().to(torch.int16)
         hardened = replace(victims, images=add(victims.images, noise))
         return noise, {

@@ -25,12 +25,13 @@ from attacks.base import Attack, Poisoned, prepared
 from attacks.poison import check_cover_rate, dirty_label
 from models import observer
 from models.augment import to_float
+from models.checkpoints import State
 from models.classifier import Classifier
 from models.context import TrainingContext
 from models.data import ImageSet
 from models.errors import check
 from models.rng import global_seed
-from models.training import Batch, Recipe, State, logits, loop
+from models.training import Batch, Recipe, logits, loop
 
 DEVIATION = 0.25
 """Of the pixels of natural images: networks see (x - 1/2) / 0.25."""
@@ -252,6 +253,7 @@ def train_pattern(
     state: State = {
         "classifier": classifier,
         "pattern": pattern,
+        "facts": networks.facts,
         **{f"optimizer {n}": optimizer for n, optimizer in enumerate(optimizers)},
     }
     rng = context.rng("pattern")

@@ -71,7 +71,7 @@ class Trojan(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.mode in MODES, f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
-        check(self.side >= 1, f"side must be at least 1, got {self.side}")
+        check(1 <= self.side <= 224, f"side must be from 1 to 224, got {self.side}")
         check(self.margin >= 0, f"margin must be at least 0, got {self.margin}")
 
     @property

@@ -1,7 +1,7 @@
 """`python -m benchmark` is `bdbench`."""
 
-import sys
+from benchmark.cli import entry
 
-from benchmark.cli import main
-
-sys.exit(main())
+# Worker processes import this file, too.
+if __name__ == "__main__":
+    entry()

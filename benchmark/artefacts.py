@@ -7,6 +7,7 @@ needs no torch; the harness writes, figures read.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from benchmark.files import write_atomically
+from benchmark.records import KEY
+from models.errors import check
 
+FOLDER = "artefacts"
 Arrays = dict[str, NDArray[numpy.generic]]
 
 
@@ -31,32 +35,36 @@ def save(record_key: str, root: Path, arrays: Mapping[str, NDArray[numpy.generic
     embedding/<name>/before, embedding/<name>/after: float32 (m, d), of a network before and after
         its training; z is the network that a defense returns, r is CBD's f_B
 
-    Raises `InvalidInput` for an unwritable folder.
+    Raises `InvalidInput` for an unwritable folder, and for a key that is none.
     """
+    files = _files(record_key, root)
     whole = {name: numpy.ascontiguousarray(array) for name, array in arrays.items()}
     content = safetensors.numpy.save(whole)
-    path = _folder(root) / f"{record_key}-{_digest(content)}.safetensors"
+    path = root / FOLDER / f"{record_key}-{_digest(content)}.safetensors"
     write_atomically(path, content)
-    for other in _folder(root).glob(f"{record_key}-*.safetensors"):
-        if other != path:
+    for other in files:
+        if other != path and not other.is_dir():
             other.unlink(missing_ok=True)
     return path
 
 
 def load(record_key: str, root: Path) -> Arrays | None:
-    """What `save` kept, or None where nothing is, or nothing whole."""
-    for path in sorted(_folder(root).glob(f"{record_key}-*.safetensors")):
-        content = path.read_bytes()
-        if path.stem == f"{record_key}-{_digest(content)}":
-            try:
+    """What `save` kept, or None where nothing is, or nothing whole. Raises `InvalidInput` for a key
+    that is none."""
+    for path in _files(record_key, root):
+        try:
+            content = path.read_bytes() if path.is_file() else b""
+            if path.stem == f"{record_key}-{_digest(content)}":
                 return dict(safetensors.numpy.load(content))
-            except SafetensorError:
-                continue
+        except (OSError, SafetensorError):
+            continue
     return None
 
 
-def _folder(root: Path) -> Path:
-    return root / "artefacts"
+def _files(record_key: str, root: Path) -> list[Path]:
+    """Whatever bears the name of a cell."""
+    check(re.fullmatch(KEY, record_key) is not None, f"key {record_key!r} is not 16 hex digits")
+    return sorted((root / FOLDER).glob(f"{record_key}-*.safetensors"))
 
 
 def _digest(content: bytes) -> str:

@@ -12,13 +12,23 @@ import click
 
 from benchmark.suites import suite
 from models import spec
-from models.errors import InvalidInput, check
+from models.errors import InvalidInput, check, one_line
 
 if TYPE_CHECKING:
     from benchmark.records import Record
 
-FOLDER = click.Path(path_type=Path, file_okay=False)
-FILE = click.Path(path_type=Path, dir_okay=False)
+
+class PathWithoutNul(click.Path):
+    """What no system takes for a path is said here, and not by whoever opens it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "\0" in str(value):
+            self.fail(f"{str(value)!r} is no path", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+FOLDER = PathWithoutNul(path_type=Path, file_okay=False)
+FILE = PathWithoutNul(path_type=Path, dir_okay=False)
 TRAINED = "For an attack that trains."
 
 
@@ -61,7 +71,7 @@ def _stop(number: int, frame: Any) -> NoReturn:
 
 
 def _refuse(message: str) -> int:
-    click.echo(f"bdbench: {' '.join(message.split())}", err=True)
+    click.echo(f"bdbench: {one_line(message)}", err=True)
     return 2
 
 
@@ -97,7 +107,13 @@ def cli(ctx: click.Context) -> None:
 @click.option("--results", type=FOLDER, help="Default: results/SUITE.")
 @click.option("--data", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+@click.option("--jobs", type=int, metavar="N", help="Run N cells at once, in N processes.")
+@click.option("--engine", default="local", show_default=True, help="local, ray or slurm.")
+@click.option("--cores", type=int, metavar="N", help="Cores for each cell on a cluster.")
+@click.option("--gpus", type=float, metavar="N", help="GPUs for each cell on a cluster: 1 or 0.25.")
+@click.option("--option", multiple=True, metavar="KEY=VALUE", help="For the cluster's library.")
 @click.option("--budget", type=float, metavar="SECONDS", help="Start no cell that would not fit.")
+@click.option("--limit", type=float, metavar="SECONDS", help="Stop any cell that takes longer.")
 @click.option("--dry-run", is_flag=True, help="List the cells and their cost, run none.")
 @click.option("--stale", is_flag=True, help="Also run cells whose code has changed.")
 @click.option("--curves", is_flag=True, help="Evaluate after every epoch.")
@@ -347,6 +363,55 @@ def preview(attack: str, plugin: tuple[Path, ...], **options: Any) -> None:
     _load(plugin)
     for line in previews.preview(attack, **options):
         click.echo(line)
+
+
+@cli.group(cls=Commands)
+def cache() -> None:
+    """See what the cache holds, check it and keep it small."""
+
+
+@cache.command(name="ls")
+@click.argument("kind", required=False, metavar="[KIND]")
+def cache_ls(kind: str | None) -> None:
+    """Show what there is and how large it is.
+
+    Of a KIND, everything is listed, last used first.
+    """
+    from benchmark.cache import Cache, listing
+    from benchmark.files import cache_root
+
+    click.echo(listing(Cache(cache_root()), kind))
+
+
+@cache.command(name="verify")
+def cache_verify() -> int:
+    """Compare everything with its hashes. Nothing is removed.
+
+    Exit codes: 0 all is whole, 1 something is damaged; a run makes it anew.
+    """
+    from benchmark.cache import Cache, verify
+    from benchmark.files import cache_root
+
+    lines, whole = verify(Cache(cache_root()))
+    click.echo("\n".join(lines))
+    return 0 if whole else 1
+
+
+@cache.command()
+@click.option("--max-size", metavar="SIZE", help="Such as 500M or 10G: remove until all fits.")
+@click.option("--kind", "kinds", multiple=True, metavar="KIND", help="Only this; repeatable.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, remove nothing.")
+def gc(max_size: str | None, kinds: tuple[str, ...], dry_run: bool) -> None:
+    """Remove what no run can use, and more with --max-size.
+
+    The first is what is damaged or half written, and checkpoints that are a week old; the other is
+    what was not used for the longest time. What figures are drawn from stays unless --kind
+    artefacts is given: only running a cell makes it anew. What a command holds that runs now stays.
+    """
+    from benchmark.cache import Cache, sweep
+    from benchmark.files import cache_root
+
+    click.echo("\n".join(sweep(Cache(cache_root()), kinds, max_size, dry_run)))
 
 
 @cli.command()

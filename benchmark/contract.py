@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +22,7 @@ from benchmark.cache import Cache
 from benchmark.cell import cell
 from benchmark.datasets import datasets
 from benchmark.harness import Harness, clean_budget
-from benchmark.records import decode, encode
+from benchmark.records import Record, decode, encode
 from defenses import defenses
 from defenses.base import Context
 from models import models
@@ -286,6 +287,53 @@ def whole_cell(attack: str, defense: str) -> None:
     error = record.error or {"type": "", "message": ""}
     expect(record.status == "ok", f"it fails with {error['type']}: {error['message']}")
     decode(encode(record))
+
+
+@promise("attack", "broken off while it is prepared, it goes on and ends the same")
+def attack_goes_on(registry: Registry[Any], name: str) -> None:
+    if registry.build(name).trains:
+        goes_on(name, "none")
+
+
+@promise("defense", "broken off anywhere, it goes on and ends the same")
+def defense_goes_on(registry: Registry[Any], name: str) -> None:
+    goes_on("badnets", name)
+
+
+def goes_on(attack: str, defense: str, curves: bool = False) -> int:
+    """How often work went on from a checkpoint. Raises `Broken` where a cell that is broken off
+    again and again has another record than one that is not."""
+    source, recipe = "toy(train_images=64, test_images=20)", replace(RECIPE, epochs=3)
+    chosen = cell(source, "wrn16_1", attack, defense, recipe, seed=0)
+
+    def attempt(folder: str, progress: Callable[[int], None]) -> Record:
+        # Patience below 0: every round is kept.
+        return Harness(Cache(Path(folder)), [], CPU, curves, progress, -1.0).run(chosen)
+
+    steps = [0]
+    with TemporaryDirectory() as folder:
+        whole = attempt(folder, lambda work: steps.append(steps.pop() + 1))
+    with TemporaryDirectory() as folder:
+        again, share = None, max(4, steps[0] // 4)
+        while again is None:
+            left = iter(range(share))
+
+            def progress(work: int, left: Iterator[int] = left) -> None:
+                if next(left, None) is None:
+                    raise KeyboardInterrupt
+
+            with suppress(KeyboardInterrupt):
+                again = attempt(folder, progress)
+            # Loops that are restored report their progress, too.
+            share += 4
+    one, two = ({**encode(record), "measured": None} for record in (whole, again))
+    expect(
+        one == two,
+        "it ends otherwise than when it is not broken off; name all that a step changes in the "
+        "state of its loop, and put a `for` with loops inside into models.checkpoints.resumable",
+    )
+    resumed: int = again.measured["resumed"]
+    return resumed
 
 
 @promise("model", "it is a classifier for images of any size, with weights that follow the seed")

@@ -22,7 +22,7 @@ from benchmark.reproduce import command
 from benchmark.suites import SUITES
 from defenses import defenses
 from models import models, spec
-from models.errors import InvalidInput, check
+from models.errors import InvalidInput, check, visible
 from models.registry import Registry
 from models.training import Recipe
 
@@ -107,9 +107,14 @@ def _first_line(factory: Any) -> str:
 def explanation(key: str, results: Path | None) -> str:
     """The record whose key begins with `key`. Raises `InvalidInput` for none or several."""
     folders = [results] if results else sorted(Path("results").glob("*"))
-    paths = [path for folder in folders for path in (folder / "records").glob(f"{key}*.json")]
+    # A key is no pattern and no path.
+    wanted = f"{key}*.json" if key.isascii() and key.isalnum() else ""
+    try:
+        paths = [p for folder in folders if wanted for p in (folder / "records").glob(wanted)]
+    except OSError as error:
+        raise InvalidInput(f"cannot read {results}: {error.strerror or error}") from None
     where = ", ".join(map(str, folders)) or "results"
-    check(bool(key.isalnum() and paths), f"no record {key!r} in {where}")
+    check(bool(paths), f"no record {key!r} in {where}")
     names = sorted({path.stem for path in paths})
     check(len(names) == 1, f"{key!r} is short for {', '.join(names)}")
     return _explain(read(paths[0]), paths[0])
@@ -132,7 +137,7 @@ def _explain(record: Record, path: Path) -> str:
         if content:
             parts.append(f"{title}\n{json.dumps(content, indent=2, ensure_ascii=False)}")
     if record.error is not None:
-        parts.append(record.error["traceback"].rstrip())
+        parts.append("\n".join(map(visible, record.error["traceback"].rstrip().splitlines())))
     parts.append(f"run it again with\n  {command(record)}")
     return "\n\n".join(parts)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from attacks import attacks
 from benchmark import artefacts, metrics, provenance
-from benchmark.cache import Cache, Payload
+from benchmark.cache import Cache, Payload, digest_of
 from benchmark.cell import Cell, recipe_of
+from benchmark.checkpoints import PATIENCE, Checkpoints, discard
 from benchmark.datasets import datasets
 from benchmark.datasets.base import Dataset
 from benchmark.records import METRICS, SCHEMA, STAGES, Count, Record
@@ -23,6 +25,7 @@ from benchmark.timing import Stopwatch, peak_memory
 from defenses import defenses
 from defenses.base import VALIDATION, CleanBudget, Context, Journal
 from models import spec
+from models.checkpoints import kept_by
 from models.classifier import Classifier
 from models.context import TrainingContext, network_builder
 from models.data import ImageSet
@@ -73,6 +76,7 @@ class Harness:
     roots: folders that may hold data sets
     curves: evaluate the watched network after every epoch; a defense that trains none has one point
     progress: told of finished work, in forward passes of one image; a backward pass counts two
+    patience: see `Checkpoints`
     """
 
     cache: Cache
@@ -80,6 +84,7 @@ class Harness:
     device: torch.device
     curves: bool = False
     progress: Callable[[int], None] = lambda work: None
+    patience: float = PATIENCE
     _datasets: dict[str, Dataset] = field(default_factory=dict)
 
     def dataset(self, text: str) -> Dataset:
@@ -103,9 +108,14 @@ class Harness:
         dataset, watch = self.dataset(cell.dataset), Stopwatch(self.device)
         return _Trial(self, cell, dataset, watch).poisoned()
 
-    def run(self, cell: Cell) -> Record:
+    def run(self, cell: Cell, retries: Sequence[str] = ()) -> Record:
         """The record of a cell. Whatever its attack or defense raises becomes a failed record;
-        a data set that cannot be loaded raises `InvalidInput`."""
+        a data set that cannot be loaded raises `InvalidInput`.
+
+        A run that was broken off goes on from its last checkpoint. The checkpoints stay until
+        `discard`, which is for when the record is in a safe place. `retries` say why earlier
+        attempts of the same command ended.
+        """
         started, watch = datetime.now(UTC), Stopwatch(self.device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -114,25 +124,63 @@ class Harness:
         trial = _Trial(self, cell, dataset, watch)
         try:
             outcome = trial.outcome()
-        except Exception as error:
+        except (Exception, TimeLimit) as error:
             outcome = _failure(error)
         seconds = {stage: round(watch.seconds[stage], 6) for stage in STAGES}
         busy = seconds["undefended"] + seconds["fit"]
-        return Record(
-            schema=SCHEMA,
-            key=cell.key,
-            cell=vars(cell).copy(),
-            labels=cell.labels,
-            provenance=provenance.of(cell, self.device, dataset),
-            measured={
-                "seconds": seconds,
-                "peak_memory_bytes": peak_memory(self.device),
-                "images_per_second": round(trial.looker.work / 3 / busy, 1) if busy else 0.0,
-                "started": started.isoformat(timespec="seconds"),
-                "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-            },
-            **outcome,
-        )
+        measured = {
+            "seconds": seconds,
+            "peak_memory_bytes": peak_memory(self.device),
+            "images_per_second": round(trial.looker.work / 3 / busy, 1) if busy else 0.0,
+            "resumed": trial.resumed,
+            "retries": list(retries),
+            "started": started.isoformat(timespec="seconds"),
+            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return _record(cell, provenance.of(cell, self.device, dataset), measured, outcome)
+
+    def discard(self, cell: Cell) -> None:
+        """Remove the checkpoints of a cell."""
+        dataset = self.dataset(cell.dataset)
+        discard(_Trial(self, cell, dataset, Stopwatch(self.device)).folder("fit"))
+
+
+class TimeLimit(BaseException):
+    """The time for a cell is up. Not an Exception, so that no plugin takes it for its own."""
+
+
+class WorkerDied(Exception):
+    """The process that ran a cell ended before it was done."""
+
+
+def lost(cell: Cell, device: torch.device, retries: Sequence[str]) -> Record:
+    """The record of a cell none of whose attempts lived long enough to write one."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    measured = {
+        "seconds": dict.fromkeys(STAGES, 0.0),
+        "peak_memory_bytes": 0,
+        "images_per_second": 0.0,
+        "resumed": 0,
+        "retries": list(retries),
+        "started": now,
+        "ended": now,
+    }
+    error = WorkerDied(f"the worker was {retries[-1]}, in attempt {len(retries)} of as many")
+    return _record(cell, provenance.of(cell, device, None), measured, _failure(error))
+
+
+def _record(
+    cell: Cell, origin: dict[str, Any], measured: dict[str, Any], outcome: dict[str, Any]
+) -> Record:
+    return Record(
+        schema=SCHEMA,
+        key=cell.key,
+        cell=vars(cell).copy(),
+        labels=cell.labels,
+        provenance=origin,
+        measured=measured,
+        **outcome,
+    )
 
 
 class _Trial:
@@ -144,6 +192,7 @@ class _Trial:
         self.defense = defenses.build(cell.defense)
         self.looker = _Looker(harness.progress)
         self.undefended_states: dict[int, dict[str, Tensor]] = {}
+        self.resumed = 0
         self.training = TrainingContext(
             recipe=recipe_of(cell.recipe),
             device=harness.device,
@@ -166,7 +215,7 @@ class _Trial:
             journal=Journal(),
             train_undefended=lambda n: self.undefended(data.train, n),
         )
-        with observed_by(self.looker), self.watch.stage("fit"):
+        with self.resumable("fit", self.folder("fit"), self.looker):
             classifier = self.defense.fit(data.train, context)
         counts = self.evaluate(classifier, data)
         if self.harness.curves and not self.looker.curve:
@@ -250,12 +299,13 @@ class _Trial:
         }
         if self.attack.trains:
             key |= {"model": cell.model, "recipe": cell.recipe}
+        folder = self.folder("prepare", **key)
 
         def build() -> Payload:
             # Nor may a defense, whose networks start from the training seed, meet the attacker's.
             means = replace(self.training, seed=derive(cell.seed, "attack"))
             looker = _Looker(self.harness.progress)
-            with observed_by(looker), self.watch.stage("prepare"):
+            with self.resumable("prepare", folder, looker):
                 ready = self.attack.prepare(clean, means, stream(cell.seed, "poison"))
             made = ready.poison(clean, stream(cell.seed, "poison"))
             rows = torch.nonzero(made.mask | made.cover).flatten()
@@ -272,6 +322,7 @@ class _Trial:
 
         with self.watch.stage("poison"):
             entry = self.harness.cache.fetch("poisoned", key, build)
+            discard(folder)
             if not entry.fresh:
                 self.watch.charge("prepare", entry.meta["prepare"])
             made = {name: t.to(self.harness.device) for name, t in entry.tensors.items()}
@@ -300,12 +351,11 @@ class _Trial:
             "n": n,
             "curve": POINT if is_none and self.harness.curves else (),
             "sources": {axis: sources[axis] for axis in ("training", "attack", "model")},
-            "torch": torch.__version__,
-            "device": provenance.device_name(self.harness.device),
-            "threads": torch.get_num_threads(),
+            **self.machine(),
             **{axis: getattr(self.cell, axis) for axis in ("attack", "model", "recipe", "seed")},
         }
 
+        folder = self.folder("undefended", **key)
         if is_none:
             self.looker.watch(network)
         spent = self.watch.seconds["undefended"]
@@ -314,24 +364,58 @@ class _Trial:
             looker = _Looker(self.harness.progress)
             looker.judge = self.looker.judge if is_none else None
             looker.watch(network)
-            with observed_by(looker), self.watch.stage("undefended"):
+            with self.resumable("undefended", folder, looker):
                 train(network, data, context.recipe, context.rng("classifier"))
-            meta = {
-                "seconds": self.watch.seconds["undefended"] - spent,
-                "forwards": looker.forwards,
-                "backwards": looker.backwards,
-                "curve": looker.curve,
-            }
+            meta = {"seconds": self.watch.seconds["undefended"] - spent, **looker.counts()}
             # Copies: a defense may go on training the very network that is handed out.
             return {name: t.cpu().clone() for name, t in network.state_dict().items()}, meta
 
         entry = self.harness.cache.fetch("undefended", key, build)
+        discard(folder)
         if not entry.fresh:
             self.watch.charge("undefended", entry.meta["seconds"])
         self.looker.add(entry.meta)
         network.load_state_dict(entry.tensors)
         self.undefended_states[n] = entry.tensors
         return network.eval()
+
+    @contextmanager
+    def resumable(self, stage: str, folder: Path, looker: _Looker) -> Iterator[None]:
+        """A stage whose loops are kept in a folder, with what was counted and the seconds so far;
+        those of an earlier attempt count as if there had been none between."""
+        start = self.watch.own(stage)
+
+        def note() -> dict[str, Any]:
+            seconds = self.watch.own(stage) - start
+            return {"seconds": seconds, "resumed": self.resumed, **looker.counts()}
+
+        def recall(noted: dict[str, Any]) -> None:
+            self.watch.charge(stage, noted["seconds"] - (self.watch.own(stage) - start))
+            self.resumed = max(self.resumed, noted["resumed"] + 1)
+            looker.go_on(noted)
+
+        keeper = Checkpoints(folder, note, recall, self.harness.patience)
+        with observed_by(looker), self.watch.stage(stage), kept_by(keeper):
+            yield
+
+    def folder(self, stage: str, **key: Any) -> Path:
+        """Where the checkpoints of a stage lie: those of a stage without a key are the cell's."""
+        own = key or {
+            "cell": self.cell.key,
+            "data": self.dataset.sha256,
+            "sources": provenance.sources(self.cell),
+            "curves": self.harness.curves,
+        }
+        digest = digest_of({"stage": stage, **own, **self.machine()})
+        return self.harness.cache.root / "checkpoints" / digest
+
+    def machine(self) -> dict[str, Any]:
+        """What the last bits of a number depend on beside code and data."""
+        return {
+            "torch": torch.__version__,
+            "device": provenance.device_name(self.harness.device),
+            "threads": torch.get_num_threads(),
+        }
 
     def flags(self, classifier: Classifier, counts: Mapping[str, Count]) -> tuple[str, ...]:
         """What a reader must know before comparing this cell with another.
@@ -374,6 +458,16 @@ class _Looker(Observer):
     @property
     def work(self) -> int:
         return self.forwards + 2 * self.backwards
+
+    def counts(self) -> dict[str, Any]:
+        """All that was counted, as JSON values."""
+        return {"forwards": self.forwards, "backwards": self.backwards, "curve": self.curve}
+
+    def go_on(self, counts: Mapping[str, Any]) -> None:
+        """From these, whatever was counted until now."""
+        self.forwards, self.backwards = counts["forwards"], counts["backwards"]
+        self.curve = list(counts["curve"])
+        self.trained(0)
 
     def add(self, meta: Mapping[str, Any]) -> None:
         """Take over what was counted when a stored network was trained."""
@@ -439,7 +533,7 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _failure(error: Exception) -> dict[str, Any]:
+def _failure(error: BaseException) -> dict[str, Any]:
     """The fields of a record that say why nothing came out."""
     return {
         "status": "failed",

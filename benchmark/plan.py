@@ -62,10 +62,13 @@ def work(cell: Cell) -> float:
 
 
 class Speed:
-    """Forward passes per second of each model, first probed and then learned from what ran."""
+    """Forward passes per second of each model, first probed and then learned from what ran.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    threads: of a processor, None for as many as torch takes
+    """
+
+    def __init__(self, device: torch.device, threads: int | None = None) -> None:
+        self.device, self.threads = device, threads
         self._rates: dict[tuple[str, str, str], float] = {}
 
     def seconds(self, cells: Iterable[Cell]) -> float:
@@ -83,7 +86,12 @@ class Speed:
     def _rate(self, cell: Cell) -> float:
         kind = self._kind(cell)
         if kind not in self._rates:
-            self._rates[kind] = probe(cell, self.device)
+            usual = torch.get_num_threads()
+            torch.set_num_threads(self.threads or usual)
+            try:
+                self._rates[kind] = probe(cell, self.device)
+            finally:
+                torch.set_num_threads(usual)
         return self._rates[kind]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +23,17 @@ WIDEST = 26
 """Characters of a cell's short name, so that the bar and the time left fit 80 columns."""
 PAUSE = 30.0
 """Seconds between two lines about one cell where there is no bar."""
+
+
+@dataclass
+class _Running:
+    """A cell that is being run: what it is called, and how far it is, in forward passes."""
+
+    name: str
+    short: str
+    expected: float
+    spoken: float
+    done: float = 0.0
 
 
 class Reporter:
@@ -44,10 +56,10 @@ class Reporter:
             transient=True,
         )
         self._task = self._bar.add_task("", total=work)
-        self._started = self._spoken = time.monotonic()
-        self._number = 0
-        self._finished = self._done = 0.0
-        self._name, self._expected = "", 0.0
+        self._started = time.monotonic()
+        self._running: dict[str, _Running] = {}
+        self._finished = 0.0
+        self._numbers: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -61,45 +73,60 @@ class Reporter:
     ) -> None:
         self._bar.stop()
 
-    def begin(self, name: str, short: str, work: float) -> None:
+    def begin(self, key: str, name: str, short: str, work: float) -> None:
         """A cell that is expected to take `work` forward passes starts; `short` is for the bar."""
-        self._number += 1
-        number = f"[{self._number}/{self.cells}]"
-        self._name, self._expected = f"{number} {name}", work
-        self._done = 0.0
-        self._spoken = time.monotonic()
-        fitting = short if len(short) <= WIDEST else f"{short[: WIDEST - 1]}…"
-        self._bar.update(self._task, description=escape(f"{number} {fitting}"))
+        number = self._numbers.setdefault(key, len(self._numbers) + 1)
+        name = f"[{number}/{self.cells}] {name}"
+        self._running[key] = _Running(name, short, work, time.monotonic())
+        self._draw()
 
-    def advance(self, work: float) -> None:
-        """So many forward passes are done."""
-        self._done += work
-        reached = self._finished + min(self._done, self._expected)
-        self._bar.update(self._task, completed=reached)
+    def advance(self, key: str, work: float) -> None:
+        """So many forward passes of a cell are done."""
+        running = self._running.get(key)
+        if running is None:
+            return
+        running.done += work
+        self._draw()
         now = time.monotonic()
-        if not self.console.is_terminal and now - self._spoken > PAUSE:
-            self._spoken = now
-            share = min(self._done / self._expected, 1.0)
-            left = ""
+        if not self.console.is_terminal and now - running.spoken > PAUSE:
+            running.spoken = now
+            share = min(running.done / running.expected, 1.0)
+            left, reached = "", self._reached()
             if reached > 0.01 * self.work:
                 seconds = (now - self._started) * (self.work - reached) / reached
                 left = f", about {duration(seconds)} left in all"
-            self.say(f"{self._name}: {share:.0%}{left}")
+            self.say(f"{running.name}: {share:.0%}{left}")
 
-    def end(self, record: Record) -> None:
+    def end(self, key: str, line: str) -> None:
         """A cell is over: its line stays."""
-        self._finished += self._expected
-        self._bar.update(self._task, completed=self._finished)
-        self.say(f"{self._name}: {summary(record)}")
+        running = self._running.pop(key)
+        self._finished += running.expected
+        self._draw()
+        self.say(f"{running.name}: {line}")
 
-    def skip(self, work: float) -> None:
+    def again(self, key: str, line: str) -> None:
+        """A cell is not over, but nobody is at it now."""
+        self.say(f"{self._running.pop(key).name}: {line}")
+
+    def skip(self, key: str, work: float) -> None:
         """A cell will not be run after all."""
-        self._number += 1
+        self._numbers.setdefault(key, len(self._numbers) + 1)
         self._finished += work
 
     def say(self, line: str) -> None:
         """One line, above the bar where there is one."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _reached(self) -> float:
+        at_it = list(self._running.values())
+        return self._finished + sum(min(cell.done, cell.expected) for cell in at_it)
+
+    def _draw(self) -> None:
+        at_it = list(self._running.values())
+        short = at_it[0].short if len(at_it) == 1 else f"{len(at_it)} at once"
+        fitting = short if len(short) <= WIDEST else f"{short[: WIDEST - 1]}…"
+        text = f"[{len(self._numbers)}/{self.cells}] {fitting if at_it else ''}"
+        self._bar.update(self._task, description=escape(text), completed=self._reached())
 
 
 def summary(record: Record) -> str:

@@ -23,8 +23,8 @@ PLUGINS = ("attacks.", "defenses.", "benchmark.datasets.")
 LIBRARIES = ("bdbench", "torch", "torchvision", "numpy", "pandas", "safetensors", "pyarrow")
 
 
-def of(cell: Cell, device: torch.device, dataset: Dataset) -> dict[str, Any]:
-    """All of it for one cell, as JSON values."""
+def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, Any]:
+    """All of it for one cell, as JSON values; without a data set where none was loaded."""
     return {
         "versions": versions(),
         "device": device_name(device),
@@ -33,8 +33,8 @@ def of(cell: Cell, device: torch.device, dataset: Dataset) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "sources": sources(cell),
-        "data_sha256": dataset.sha256,
-        "data_notes": list(dataset.notes),
+        "data_sha256": dataset and dataset.sha256,
+        "data_notes": list(dataset.notes) if dataset else [],
     }
 
 

@@ -1,21 +1,32 @@
-"""Records: the result of one cell as one JSON file, from which every table and figure is made."""
+"""Records: the result of one cell as one JSON file, from which every table and figure is made.
+
+The file has one field more than the record, `checksum`: the sha256 of all others. A file without it
+is taken as it is, which is how older versions wrote them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, fields
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from types import NoneType
 from typing import Any, NoReturn
 
 from benchmark.files import write_atomically
+from models import spec
 from models.errors import InvalidInput, check
 
 SCHEMA = 1
+KEY = "[0-9a-f]{16}"
 STATUSES = ("ok", "failed")
 METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "asr_floor")
 FLAGS = ("attack_failed", "diverged", "no_op")
+LARGEST_FILE = 2**24
+LARGEST_NUMBER = 1e100
+DEEPEST = 50
 STAGES = ("load", "poison", "prepare", "undefended", "fit", "evaluate")
 
 
@@ -56,7 +67,8 @@ class Record:
     diagnostics: what a method publishes about itself
     provenance: versions, device, precision, commit, source hashes, data_sha256, notes
     measured: seconds by stage, peak_memory_bytes, images_per_second, started and ended (ISO 8601);
-        the only part in which two runs of one cell may differ
+        resumed, how often work went on from a checkpoint, whose seconds are counted; retries, why
+        earlier attempts ended; the only part in which two runs of one cell may differ
     error: type, message and traceback if failed, else None
     """
 
@@ -95,6 +107,8 @@ _SHAPE = {
         "images_per_second": _NUMBER,
         "started": str,
         "ended": str,
+        "resumed?": int,
+        "retries?": list,
     },
     "error": (dict, NoneType),
 }
@@ -132,16 +146,40 @@ def write(folder: Path, record: Record) -> Path:
 
     Raises `InvalidInput` for an unwritable folder, ValueError for a number that is not finite.
     """
-    path = folder / "records" / f"{record.key}.json"
-    text = json.dumps(encode(record), sort_keys=True, indent=1, allow_nan=False)
+    path = path_of(folder, record.key)
+    document = encode(record)
+    document["checksum"] = _checksum(document)
+    _bound(document)
+    text = json.dumps(document, sort_keys=True, indent=1, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
     return path
 
 
+def path_of(folder: Path, key: str) -> Path:
+    """Where the record of a cell is, or would be."""
+    return folder / "records" / f"{key}.json"
+
+
 def read(path: Path) -> Record:
-    """Raises `InvalidInput` for a damaged file, `OtherSchema` for one of another version."""
+    """The record in `<key>.json`. Raises `InvalidInput` for a damaged file or one of another name,
+    `OtherSchema` for one of another version."""
     try:
-        return decode(json.loads(path.read_bytes(), parse_constant=_refuse))
+        status = path.stat()
+        # To open a pipe is to wait for somebody who writes to it.
+        check(S_ISREG(status.st_mode) or S_ISDIR(status.st_mode), "it is no file")
+        check(status.st_size <= LARGEST_FILE, f"it has more than {LARGEST_FILE:,} bytes")
+        document = json.loads(
+            path.read_bytes(), parse_constant=_refuse, object_pairs_hook=_without_duplicates
+        )
+        _bound(document)
+        stated = document.pop("checksum", None) if isinstance(document, dict) else None
+        record = decode(document)
+        fits = stated is None or stated == _checksum(document)
+        check(fits, "its checksum is of another content")
+        check(record.key == path.stem, f"it is the record of cell {record.key}")
+        for text in map(str, (*record.cell.values(), *record.labels.values())):
+            check(text.isprintable() and len(text) <= spec.LONGEST, f"{text!r} is no spec")
+        return record
     except OtherSchema as error:
         raise OtherSchema(f"{path}: {error}; the file was left untouched") from None
     except OSError as error:
@@ -153,10 +191,15 @@ def read(path: Path) -> Record:
 def read_all(folder: Path) -> tuple[list[Record], list[str]]:
     """All of `<folder>/records/*.json` by name, and a line for each damaged file left out.
 
-    Raises `OtherSchema` for a record of another version.
+    Raises `OtherSchema` for a record of another version, `InvalidInput` for a folder that no system
+    would open.
     """
     whole, damaged = [], []
-    for path in sorted((folder / "records").glob("[!.]*.json"), key=str):
+    try:
+        paths = sorted((folder / "records").glob("[!.]*.json"), key=str)
+    except OSError as error:
+        raise InvalidInput(f"cannot read {folder}: {error.strerror or error}") from None
+    for path in paths:
         try:
             whole.append(read(path))
         except OtherSchema:
@@ -166,8 +209,29 @@ def read_all(folder: Path) -> tuple[list[Record], list[str]]:
     return whole, damaged
 
 
+def _checksum(document: dict[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _refuse(constant: str) -> NoReturn:
     raise InvalidInput(f"{constant} is not a JSON number")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    check(len(found) == len(pairs), "a field is given twice")
+    return found
+
+
+def _bound(value: Any, depth: int = 0) -> None:
+    """Raise `InvalidInput` for what whoever computes with records could not bear."""
+    if isinstance(value, (dict, list)):
+        check(depth < DEEPEST, f"it is nested more than {DEEPEST} deep")
+        for part in value.values() if isinstance(value, dict) else value:
+            _bound(part, depth + 1)
+    elif isinstance(value, (int, float)) and abs(value) > LARGEST_NUMBER:
+        raise InvalidInput(f"{value} is too large a number")
 
 
 def _validate(document: Any) -> None:
@@ -177,8 +241,10 @@ def _validate(document: Any) -> None:
             raise OtherSchema(f"the record has schema {found}, this version reads schema {SCHEMA}")
     _fit(document, _SHAPE, "record")
     key, status = document["key"], document["status"]
-    check(re.fullmatch("[0-9a-f]{16}", key) is not None, f"key {key!r} is not 16 hex digits")
+    check(re.fullmatch(KEY, key) is not None, f"key {key!r} is not 16 hex digits")
     check(status in STATUSES, f"status must be one of {', '.join(STATUSES)}, got {status!r}")
+    spent = document["measured"]["seconds"] | document["passes"]
+    check(min(spent.values()) >= 0, "seconds and passes must be at least 0")
     for flag in document["flags"]:
         check(flag in FLAGS, f"flags must be among {', '.join(FLAGS)}, got {flag!r}")
     for point in document["curves"]:
@@ -199,14 +265,20 @@ def _validate(document: Any) -> None:
 
 
 def _fit(value: Any, shape: dict[str, Any], name: str) -> None:
-    """Raise `InvalidInput` for the first part of `value` that has not the type `shape` asks."""
+    """Raise `InvalidInput` for a part of `value` that has not the type `shape` asks. The name of a
+    part that may be absent ends with a question mark."""
     if not isinstance(value, dict):
         raise InvalidInput(f"{name} must be an object")
-    if value.keys() != shape.keys():
-        missing, unknown = shape.keys() - value.keys(), value.keys() - shape.keys()
+    optional = {part.removesuffix("?") for part in shape if part.endswith("?")}
+    shape = {part.removesuffix("?"): expected for part, expected in shape.items()}
+    if value.keys() | optional != shape.keys():
+        missing = shape.keys() - value.keys() - optional
+        unknown = value.keys() - shape.keys()
         check(not missing, f"{name} lacks {', '.join(sorted(missing))}")
         raise InvalidInput(f"{name} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
     for part, expected in shape.items():
+        if part not in value:
+            continue
         found = value[part]
         if isinstance(expected, dict):
             _fit(found, expected, f"{name}.{part}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +12,24 @@ from benchmark import plan, provenance
 from benchmark.cache import Cache
 from benchmark.cell import Cell, recipe_fields
 from benchmark.datasets.base import roots
-from benchmark.devices import device_of, precision_of
+from benchmark.devices import precision_of
+from benchmark.engines import Place, options_of
+from benchmark.engines.base import Ear
 from benchmark.files import cache_root, check_writable
 from benchmark.harness import Harness
+from benchmark.needs import Need, check_needs, estimate
 from benchmark.progress import Reporter, duration
-from benchmark.records import OtherSchema, Record, read, read_all, write
+from benchmark.records import OtherSchema, path_of, read, read_all
+from benchmark.schedule import Schedule, title
 from benchmark.suites import Suite
 from benchmark.tables import write_leaderboard
-from models.errors import InvalidInput
+from benchmark.worker import Job
+from models import spec
+from models.errors import InvalidInput, check
 from models.registry import load_file
+from models.training import Recipe
+
+MOST_SEEDS = 10_000
 
 
 def run_suite(
@@ -42,7 +49,13 @@ def run_suite(
     results: Path | None = None,
     data: Path | None = None,
     plugin: Sequence[Path] = (),
+    jobs: int | None = None,
+    engine: str = "local",
+    cores: int | None = None,
+    gpus: float | None = None,
+    option: tuple[str, ...] = (),
     budget: float | None = None,
+    limit: float | None = None,
     dry_run: bool = False,
     stale: bool = False,
     curves: bool = False,
@@ -52,12 +65,16 @@ def run_suite(
     Raises `InvalidInput` before anything is trained or written, where that can be known.
     """
     console = Console()
+    where = Place(engine, jobs, cores, gpus, options_of(option))
+    check(where.is_here or budget is None, "--budget is for --engine local")
+    check(seeds is None or seeds <= MOST_SEEDS, f"--seeds must be at most {MOST_SEEDS:,}")
+    check(limit is None or limit > 0, f"--limit must be above 0 seconds, got {limit}")
     for path in plugin:
         load_file(path)
     fields = dict(suite.recipe) if recipe is None else recipe_fields(recipe)
     stated = fields.pop("precision", suite.precision)
     if epochs is not None:
-        fields["epochs"] = epochs
+        fields["epochs"] = spec.fields_of(Recipe)["epochs"].accept(epochs, "the recipe")
     chosen = replace(
         suite,
         datasets=tuple(dataset) or suite.datasets,
@@ -67,28 +84,42 @@ def run_suite(
         seeds=suite.seeds if seeds is None else seeds,
         recipe=fields,
     )
-    place = device_of(device)
-    exact = precision_of(precision or stated, place)
+    processor = where.device(device)
+    exact = precision_of(precision or stated, processor)
     cells = plan.cells(chosen, exact, train_images)
     folder = results or Path("results") / name
     missing = [cell for cell in cells if not _finished(cell, folder, stale, curves)]
-    speed = plan.Speed(place)
+    speed = plan.Speed(processor, where.threads)
+    at_once = max(1, min(jobs or 1, len(missing)))
 
     if dry_run:
-        return _list(cells, missing, speed, console)
+        needs = estimate(missing, processor, folder, cache_root(), curves, at_once)
+        return _list(cells, missing, speed, at_once, needs, console)
     if missing:
         check_writable(folder)
-        check_writable(cache_root())
-        harness = Harness(Cache(cache_root()), roots(data), place, curves)
-        harness.check_data(missing)
-        console.print(
-            f"{name}: {len(missing)} of {len(cells)} cells to run, about "
-            f"{duration(speed.seconds(missing))} on {provenance.device_name(place)} in {exact}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+        job = Job(
+            results=folder.absolute(),
+            cache=cache_root().absolute(),
+            roots=tuple(root.absolute() for root in roots(data)),
+            device=str(processor),
+            plugins=tuple(path.absolute() for path in plugin),
+            curves=curves,
+            limit=limit,
+            threads=where.threads,
         )
-        code = _run_cells(missing, harness, folder, speed, budget, console)
+        line = f"{name}: {len(missing)} of {len(cells)} cells to run"
+        if where.is_here:
+            check_writable(job.cache)
+            check_needs(missing, processor, folder, job.cache, curves, at_once)
+            Harness(Cache(job.cache), job.roots, processor).check_data(missing)
+            line += f", about {duration(speed.seconds(missing) / at_once)} on "
+            line += f"{provenance.device_name(processor)} in {exact}"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with Reporter(len(missing), sum(map(plan.work, missing)), console) as reporter:
+            ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
+            schedule = Schedule(missing, job.results, speed, budget, reporter)
+            with where.start(job, ear) as started:
+                code = schedule.run(started)
     else:
         console.print(f"{name}: all {len(cells)} cells have records in {folder}", highlight=False)
         code = 0
@@ -97,7 +128,7 @@ def run_suite(
 
 def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
     """Whether the cell needs no run; a damaged record does. Raises `OtherSchema`."""
-    path = folder / "records" / f"{cell.key}.json"
+    path = path_of(folder, cell.key)
     if not path.exists():
         return False
     try:
@@ -113,66 +144,23 @@ def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
     return record.status == "ok"
 
 
-def _run_cells(
+def _list(
     cells: Sequence[Cell],
-    harness: Harness,
-    folder: Path,
+    missing: Sequence[Cell],
     speed: plan.Speed,
-    budget: float | None,
+    at_once: int,
+    needs: Sequence[Need],
     console: Console,
 ) -> int:
-    """Each cell in turn; one that fails stops nobody else. Returns the exit code."""
-    start = time.monotonic()
-    failed: list[Record] = []
-    left_out = 0
-    with Reporter(len(cells), sum(map(plan.work, cells)), console) as reporter:
-        harness.progress = reporter.advance
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *where: reporter.say(f"warning: {message}")
-            for cell in cells:
-                spent = time.monotonic() - start
-                if budget is not None and spent + speed.seconds([cell]) > budget:
-                    reporter.skip(plan.work(cell))
-                    left_out += 1
-                    continue
-                short = f"{cell.labels['attack']} · {cell.labels['defense']}"
-                reporter.begin(_title(cell), short, plan.work(cell))
-                record = harness.run(cell)
-                write(folder, record)
-                reporter.end(record)
-                if record.status == "failed":
-                    failed.append(record)
-                    reporter.say(f"  bdbench explain {record.key} shows the traceback")
-                else:
-                    seconds = record.measured["seconds"]
-                    busy = sum(seconds[stage] for stage in ("prepare", "undefended", "fit"))
-                    speed.learn(cell, plan.work(cell), busy)
-    if left_out:
-        console.print(f"over the budget, so left out: {left_out} of {len(cells)} cells")
-    if any(record.error and record.error["type"] == InvalidInput.__name__ for record in failed):
-        return 2
-    return 1 if failed else 0
-
-
-def _title(cell: Cell) -> str:
-    labels = cell.labels
-    axes = (labels[axis] for axis in ("dataset", "model", "attack", "defense"))
-    return f"{' · '.join(axes)} · seed {cell.seed}"
-
-
-def _list(
-    cells: Sequence[Cell], missing: Sequence[Cell], speed: plan.Speed, console: Console
-) -> int:
-    """One line for each cell, and the sum."""
+    """One line for each cell, the sum, and what it takes of memory and disk."""
     for cell in cells:
         cost = f"about {duration(speed.seconds([cell]))}" if cell in missing else "has its record"
         console.print(
-            f"{cell.key}  {_title(cell)}: {cost}", markup=False, highlight=False, soft_wrap=True
+            f"{cell.key}  {title(cell)}: {cost}", markup=False, highlight=False, soft_wrap=True
         )
-    console.print(
-        f"{len(missing)} of {len(cells)} cells to run, about {duration(speed.seconds(missing))}",
-        highlight=False,
-    )
+    hours = duration(speed.seconds(missing) / at_once)
+    for line in (f"{len(missing)} of {len(cells)} cells to run, about {hours}", *map(str, needs)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

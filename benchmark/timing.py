@@ -8,6 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 
@@ -18,28 +19,45 @@ def synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+@dataclass
+class _Stage:
+    """When it began, and the seconds of the stages inside of it that are over."""
+
+    name: str
+    start: float
+    inner: float = 0.0
+
+
 class Stopwatch:
     """Own seconds of each stage: what a stage spends inside another is taken off the outer one."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.seconds: dict[str, float] = defaultdict(float)
-        self._nested: list[float] = []
+        self._open: list[_Stage] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Times the block and adds it to `name`, also when the block raises."""
         synchronise(self.device)
-        start = time.perf_counter()
-        self._nested.append(0.0)
+        stage = _Stage(name, time.perf_counter())
+        self._open.append(stage)
         try:
             yield
             synchronise(self.device)
         finally:
-            elapsed = time.perf_counter() - start
-            self.seconds[name] += elapsed - self._nested.pop()
-            if self._nested:
-                self._nested[-1] += elapsed
+            elapsed = time.perf_counter() - stage.start
+            self._open.pop()
+            self.seconds[name] += elapsed - stage.inner
+            if self._open:
+                self._open[-1].inner += elapsed
+
+    def own(self, name: str) -> float:
+        """Seconds of a stage until now, when no other is open inside of it."""
+        running = self._open[-1] if self._open else None
+        if running is None or running.name != name:
+            return self.seconds[name]
+        return self.seconds[name] + time.perf_counter() - running.start - running.inner
 
     def charge(self, name: str, seconds: float) -> None:
         """Add seconds that were spent when a shared artefact was first made."""

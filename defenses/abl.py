@@ -140,14 +140,14 @@ class ABL(Defense):
         most_loss = self.loss_limit * math.log(rest.num_classes)
         judges = sample(bystanders(rest, isolated), JUDGES, context.rng("judges"))
         least_accuracy = accuracy(network, judges) - self.drop_limit
-        good, epochs = copy_state(network), 0
+        good, done = copy_state(network), {"epochs": 0}
 
         def enough() -> bool:
-            nonlocal good, epochs
             if accuracy(network, judges) < least_accuracy:
                 network.load_state_dict(good)
                 return True
-            good, epochs = copy_state(network), epochs + 1
+            good.update(copy_state(network))
+            done["epochs"] += 1
             # Not >, so that a loss that is not a number ends the ascent too.
             return not mean_loss(network, isolated) <= most_loss
 
@@ -158,11 +158,11 @@ class ABL(Defense):
             isolated,
             recipe=recipe,
             rng=context.rng("ascent"),
-            state={"network": network, "optimizer": optimizer},
+            state={"network": network, "optimizer": optimizer, "good": good, "done": done},
             until=enough,
         )
         network.eval()
-        return epochs
+        return done["epochs"]
 
     def cost(self, recipe: Recipe) -> float:
         # Of the ascent only what is trained: its judges are few.

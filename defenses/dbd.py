@@ -32,6 +32,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from defenses import register
 from defenses.base import Context, Defense
 from models.augment import Tape, augment, draw_tape, to_float
+from models.checkpoints import State, resumable
 from models.classifier import Classifier
 from models.data import ImageSet
 from models.errors import check
@@ -145,23 +146,19 @@ class DBD(Defense):
 
         network.train()
         rng, choices = context.rng("simclr"), context.rng("views")
-        for _ in range(epochs):
+        state: State = {
+            "network": network,
+            "projector": projector,
+            "optimizer": optimizer,
+            "losses": losses,
+        }
+        ours: State = {"schedule": schedule, "order": rng, "views": choices}
+        for _ in resumable(epochs, {**state, **ours}):
             tapes = [
                 draw_views(len(data), data.size, context.recipe.flip, choices).to(context.device)
                 for _ in range(2)
             ]
-            loop(
-                step,
-                data,
-                recipe=recipe,
-                rng=rng,
-                state={
-                    "network": network,
-                    "projector": projector,
-                    "optimizer": optimizer,
-                    "losses": losses,
-                },
-            )
+            loop(step, data, recipe=recipe, rng=rng, state=state)
             schedule.step()
         context.journal.scalars["last SimCLR loss"] = float(losses.mean())
 
@@ -214,9 +211,13 @@ class DBD(Defense):
 
         rng = context.rng("classifier")
         mixing = numpy.random.default_rng(context.rng("mixing").initial_seed())
-        for _ in range(epochs):
-            losses = self.losses(logits(network, data.images), data.labels)
+        losses, labels_kept = torch.zeros(2, len(data), device=context.device)
+        state: State = {"network": network, "optimizer": optimizer, "clock": clock}
+        ours: State = {"losses": losses, "kept": labels_kept, "order": rng, "mixing": mixing}
+        for _ in resumable(epochs, {**state, **ours}):
+            losses.copy_(self.losses(logits(network, data.images), data.labels))
             kept, rest = split(losses, self.alpha)
+            labels_kept.zero_().index_fill_(0, kept, 1.0)
             labelled = data[draw_rows(kept, steps * size, rng)]
             unlabelled = without_labels(data[draw_rows(rest, steps * size, rng)])
             tape = draw_tape(len(unlabelled), data.size, recipe.augmentation, rng)
@@ -225,16 +226,9 @@ class DBD(Defense):
             shares = torch.from_numpy(drawn).float().to(context.device)
             partners = torch.rand(steps, 3 * size, generator=rng).argsort(1).to(context.device)
             network.train()
-            loop(
-                step,
-                labelled,
-                unlabelled,
-                recipe=recipe,
-                rng=rng,
-                state={"network": network, "optimizer": optimizer, "clock": clock},
-            )
+            loop(step, labelled, unlabelled, recipe=recipe, rng=rng, state=state)
         context.journal.samples["split loss"] = losses
-        context.journal.samples["label kept"] = torch.zeros_like(losses).index_fill(0, kept, 1.0)
+        context.journal.samples["label kept"] = labels_kept
 
     def mixmatch(
         self,

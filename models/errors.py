@@ -1,15 +1,36 @@
 """The one exception a user can cause and mend."""
 
+LONGEST = 1_000
+
 
 class InvalidInput(ValueError):
     """A request that cannot be met: an unknown name, a value out of range, a damaged file.
 
     Its message is one line that says what is wrong and what would be right. The command line
-    prints it as it is and exits with code 2.
+    prints it as it is and exits with code 2. Whatever it quotes, it is shown by `one_line`.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 def check(condition: bool, message: str) -> None:
     """Raise `InvalidInput(message)` unless `condition` holds."""
     if not condition:
         raise InvalidInput(message)
+
+
+def one_line(text: str) -> str:
+    """`text` for a terminal: spaces for white space, escapes for what cannot be seen, and of a text
+    of more than `LONGEST` characters its beginning and its end."""
+    return _cut(visible(" ".join(_cut(text).split())))
+
+
+def visible(text: str) -> str:
+    """`text` with escapes for what cannot be printed, such as a terminal's commands."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def _cut(text: str) -> str:
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[5 - half :]}"

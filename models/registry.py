@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from models import spec
-from models.errors import InvalidInput
+from models.errors import InvalidInput, check
 
 T = TypeVar("T")
 PLUGIN = "bdbench_plugin_"
@@ -142,21 +142,29 @@ class Registry(Generic[T]):
         for point in entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s"):
             try:
                 self.register(point.name)(point.load())
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.broken[point.name] = f"{type(error).__name__}: {error}"
 
 
 def load_file(path: Path) -> None:
-    """Import one plugin file, which registers what it holds. Raises `InvalidInput`."""
+    """Import one plugin file, which registers what it holds, once. Raises `InvalidInput`."""
+    complaint = f"plugin {str(path)!r} is not a Python file"
+    try:
+        check(path.is_file(), complaint)
+    except OSError:  # a name that is too long, for example
+        raise InvalidInput(complaint) from None
     name = f"{PLUGIN}{path.stem}_{zlib.crc32(bytes(path.resolve())):08x}"
+    if name in sys.modules:
+        return
     module_spec = importlib.util.spec_from_file_location(name, path)
-    if not path.is_file() or module_spec is None or module_spec.loader is None:
-        raise InvalidInput(f"plugin {str(path)!r} is not a Python file")
+    if module_spec is None or module_spec.loader is None:
+        raise InvalidInput(complaint)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
     try:
         module_spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
         line = traceback.extract_tb(error.__traceback__)[-1].lineno
         raise InvalidInput(
             f"plugin {str(path)!r} failed at line {line}: {type(error).__name__}: {error}"

@@ -10,14 +10,17 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import math
 import types
 import typing
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from models.errors import InvalidInput
+from models.errors import InvalidInput, check
 
 LONGEST = 1_000
+LARGEST = 2**63 - 1
 
 
 def parse(text: str) -> tuple[str, dict[str, Any]]:
@@ -26,7 +29,10 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
         raise InvalidInput(f"a spec of {len(text):,} characters is too long, at most {LONGEST:,}")
     shape = f"expected name or name(field=value, ...), got {text!r}"
     try:
-        tree = ast.parse(text.strip(), mode="eval").body
+        with warnings.catch_warnings():
+            # What Python only warns of, such as 1if, is no literal either.
+            warnings.simplefilter("error")
+            tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         raise InvalidInput(shape) from None
     if isinstance(tree, ast.Name):
@@ -61,17 +67,29 @@ class Field:
         else:
             kinds = (accepted,)
         for kind in kinds:
-            plain = typing.get_origin(kind) or kind
-            if plain is float and isinstance(value, int) and not isinstance(value, bool):
-                return float(value)
-            if plain is tuple and isinstance(value, list):
-                value = tuple(value)
-            if isinstance(plain, type) and isinstance(value, plain):
+            plain, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+            if plain is tuple and parts and isinstance(value, list | tuple):
+                expected = parts[:1] * len(value) if parts[-1] is ... else parts
+                if len(expected) == len(value):
+                    pairs = zip(expected, value, strict=True)
+                    return tuple(Field(self.name, p, None).accept(v, owner) for p, v in pairs)
+            elif plain is float and isinstance(value, int) and not isinstance(value, bool):
+                return float(self._bounded(value, owner))
+            elif isinstance(plain, type) and isinstance(value, plain):
                 if plain is int and isinstance(value, bool):
                     continue
-                return value
+                return self._bounded(value, owner)
         wanted = getattr(accepted, "__name__", str(accepted))
         raise InvalidInput(f"{self.name} of {owner} must be {wanted}, got {value!r}")
+
+    def _bounded(self, value: Any, owner: str) -> Any:
+        """No number that the arithmetic behind it could not hold."""
+        if isinstance(value, float):
+            check(math.isfinite(value), f"{self.name} of {owner} must be finite, got {value!r}")
+        if isinstance(value, int):
+            fits = abs(value) <= LARGEST
+            check(fits, f"{self.name} of {owner} must be below 2**63, got {value!r}")
+        return value
 
 
 def fields_of(factory: Callable[..., Any]) -> dict[str, Field]:
@@ -98,7 +116,7 @@ def render(name: str, fields: dict[str, Any]) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'badnets'?"` for the nearest known name, or the list of all of them."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=5, cutoff=0.5)
+    near = difflib.get_close_matches(name[:LONGEST], known, n=5, cutoff=0.5)
     # Of equally near names, the one with its letters exchanged: cdb is cbd and not dbd.
     near.sort(key=lambda other: sorted(other) != sorted(name))
     return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known) or 'none'}"

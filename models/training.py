@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,14 @@ from torch.optim import SGD, Optimizer
 
 from models import observer
 from models.augment import Augmentation, Tape, augment, draw_tape, to_float
+from models.checkpoints import State, resumable
 from models.classifier import Classifier
 from models.data import ImageSet
 from models.errors import check
 
 PRECISIONS = ("fp32", "bf16")
+LARGEST_BATCH = 2**20
+LARGEST_EDGE = 1_000
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,13 @@ class Recipe:
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
         check(self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}")
+        check(self.batch_size <= LARGEST_BATCH, f"batch_size must be at most {LARGEST_BATCH:,}")
         check(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        for name in ("padding", "cutout"):
+            value = getattr(self, name)
+            check(
+                0 <= value <= LARGEST_EDGE, f"{name} must be from 0 to {LARGEST_EDGE}, got {value}"
+            )
         check(
             all(0 < drop < 1 for drop in self.drops),
             f"drops must be shares of the epochs between 0 and 1, got {self.drops}",
@@ -96,7 +105,6 @@ class Batch:
 
 
 Step = Callable[..., Any]
-State = Mapping[str, nn.Module | Optimizer | Tensor]
 
 
 def loop(
@@ -111,8 +119,9 @@ def loop(
     or until `until`, which is asked after every epoch and may wait for the device, says so.
 
     Every set is reshuffled each time it is used up; a shorter one starts anew. `state` names all
-    that a step changes. The optimizers in it follow the recipe's decay, each from its own initial
-    learning rate.
+    that `step` and `until` change: a training that was broken off goes on from a stored copy of it
+    (`models.checkpoints`). The optimizers in it follow the recipe's decay, each from its own
+    initial learning rate.
 
     A step must not wait for the device: no `.item()`, no branch on a tensor.
     """
@@ -122,24 +131,28 @@ def loop(
     first, *others = data
     looker = observer.current()
     looker.loop_started(recipe.epochs, len(first))
-    feeds = [_endless(part, recipe, rng) for part in others]
-    for epoch in range(recipe.epochs):
+    feeds = [_Feed(part, recipe, rng) for part in others]
+    # A slash, so that they differ from a step's own names.
+    ours: State = {"loop/rng": rng, **{f"loop/feed {n}": feed for n, feed in enumerate(feeds)}}
+    for epoch in resumable(recipe.epochs, {**state, **ours}, until):
         for optimizer, rates in zip(optimizers, initial, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * recipe.decay(epoch)
         for batch in _pass(first, recipe, rng):
-            step(batch, *(next(feed) for feed in feeds))
+            step(batch, *(feed.draw() for feed in feeds))
             looker.trained(len(batch.labels))
         looker.epoch_ended(epoch + 1)
-        if until():
-            break
 
 
 def _pass(data: ImageSet, recipe: Recipe, rng: torch.Generator) -> Iterator[Batch]:
     """All batches of one epoch."""
-    tape = draw_tape(len(data), data.size, recipe.augmentation, rng).to(data.device)
+    tape = _draw(data, recipe, rng)
     for start, stop in _spans(len(data), recipe.batch_size):
         yield _batch(data, tape.slice(start, stop), recipe)
+
+
+def _draw(data: ImageSet, recipe: Recipe, rng: torch.Generator) -> Tape:
+    return draw_tape(len(data), data.size, recipe.augmentation, rng).to(data.device)
 
 
 def _spans(count: int, batch_size: int) -> Iterator[tuple[int, int]]:
@@ -154,9 +167,30 @@ def _spans(count: int, batch_size: int) -> Iterator[tuple[int, int]]:
         start = stop
 
 
-def _endless(data: ImageSet, recipe: Recipe, rng: torch.Generator) -> Iterator[Batch]:
-    while True:
-        yield from _pass(data, recipe, rng)
+class _Feed:
+    """Batches of one set without end. Its state is how far the current pass has come."""
+
+    def __init__(self, data: ImageSet, recipe: Recipe, rng: torch.Generator) -> None:
+        self.data, self.recipe, self.rng = data, recipe, rng
+        self.spans = list(_spans(len(data), recipe.batch_size))
+        self.used = len(self.spans)
+        self.tape: Tape | None = None
+
+    def draw(self) -> Batch:
+        """The next batch."""
+        if self.used == len(self.spans):
+            self.used, self.tape = 0, _draw(self.data, self.recipe, self.rng)
+        assert self.tape is not None
+        span, self.used = self.spans[self.used], self.used + 1
+        return _batch(self.data, self.tape.slice(*span), self.recipe)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"used": self.used, "tape": None if self.tape is None else vars(self.tape)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        tape = state["tape"]
+        self.used = state["used"]
+        self.tape = None if tape is None else Tape(**tape).to(self.data.device)
 
 
 def _batch(data: ImageSet, tape: Tape, recipe: Recipe) -> Batch:

@@ -129,8 +129,9 @@ def test_a_run_is_resumed_and_extended_without_repeating_anything(
 def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dry-run", "--defense=none", "--defense=cbd") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    assert "2 of 2 cells to run" in lines[-1]
+    assert len(lines) == 5
+    assert "2 of 2 cells to run" in lines[2]
+    assert "free there" in lines[3]
     assert not (own_folder / "results").exists()
 
 

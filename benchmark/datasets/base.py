@@ -205,6 +205,8 @@ def content_of(found: Found) -> str:
     """The sha256 of names and bytes of all files. Raises `InvalidInput` for an unreadable one."""
     digest = hashlib.sha256()
     for path in sorted(found.files):
+        # To open a pipe is to wait for somebody who writes to it.
+        check(path.is_file() or path.is_dir() or not path.exists(), f"{path}: is not a file")
         try:
             line = f"{path.relative_to(found.folder).as_posix()}\0{sha256_of(path)}\n"
         except OSError as error:

@@ -82,6 +82,9 @@ def _test_labels(table: Path, pictures: Path) -> list[tuple[Path, int]]:
             f"{table}: needs columns Filename and ClassId, separated by semicolons"
         ) from None
     check(bool(found), f"{table}: has no rows")
+    # Other files would be read, but not be part of what the data set is known by.
+    other = next((path.name for path, _ in found if path.suffix != ".ppm"), None)
+    check(other is None, f"{table}: {other!r} is not a file *.ppm")
     return found
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from models.data import ImageSet
-from models.errors import InvalidInput
+from models.errors import InvalidInput, check
 
 LARGEST = 10_000
 """Pixels along a side: enough for photographs as cameras make them."""
@@ -36,29 +37,36 @@ def decode(content: bytes, size: int, resize: Resize | None, origin: str) -> byt
     An image of another size is resized or, without `resize`, refused. Raises `InvalidInput` with
     `origin`, which names file and row.
     """
+    with _refusal(origin):
+        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+        width, height = image.size
+        found = f"{origin}: image is {width}x{height} pixels"
+        check(max(width, height) <= LARGEST, f"{found}, larger than {LARGEST}x{LARGEST}")
+        fits = image.size == (size, size)
+        check(fits or resize is not None, f"{found}, all must be {size}x{size}")
+        if image.format == "PNG":
+            # Decoding compares no checksum of the pixels, and what is verified is used up.
+            image.verify()
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = image.convert("RGB")
+        if resize is not None and not fits:
+            image = resize(image, size)
+    return np.asarray(image).transpose(2, 0, 1).tobytes()
+
+
+@contextmanager
+def _refusal(origin: str) -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             # Pillow warns of what is judged here by its outcome.
             warnings.simplefilter("ignore")
-            image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-            width, height = image.size
-            if max(width, height) <= LARGEST:
-                image = image.convert("RGB")
+            yield
+    except InvalidInput:
+        raise
     except Image.DecompressionBombError:
         raise InvalidInput(f"{origin}: image is larger than {LARGEST}x{LARGEST} pixels") from None
     except Exception as error:  # damaged files make Pillow raise almost anything
         raise InvalidInput(f"{origin}: image cannot be decoded ({type(error).__name__})") from error
-    if max(width, height) > LARGEST:
-        raise InvalidInput(
-            f"{origin}: image is {width}x{height} pixels, larger than {LARGEST}x{LARGEST}"
-        )
-    if image.size != (size, size):
-        if resize is None:
-            raise InvalidInput(
-                f"{origin}: image is {width}x{height} pixels, all must be {size}x{size}"
-            )
-        image = resize(image, size)
-    return np.asarray(image).transpose(2, 0, 1).tobytes()
 
 
 @dataclass
@@ -88,6 +96,8 @@ class Album:
             content = path.read_bytes()
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from None
+        except ValueError as error:  # a name with a NUL
+            raise InvalidInput(f"cannot read {path}: {error}") from None
         self.add(content, label, str(path))
 
     def finish(self) -> ImageSet:

@@ -18,6 +18,8 @@ from models.data import ImageSet
 from models.errors import InvalidInput, check
 
 BATCH = 1024
+LARGEST_CHUNK = 2**26
+"""Bytes of one column in one row group that may be stored in less than a hundredth of them."""
 SHARD = re.compile(r"-(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet$")
 
 
@@ -95,6 +97,7 @@ def _read_file(path: Path, album: Album) -> tuple[str, ...]:
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             image, names = _check_schema(path, file.schema_arrow, album.num_classes)
+            _check_sizes(path, file.metadata)
             columns = [f"{image}.bytes", "label"]
             for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
                 pictures, labels = batch.column(image), batch.column("label")
@@ -140,6 +143,17 @@ def _check_schema(path: Path, schema: Any, num_classes: int) -> tuple[str, tuple
         f"{path}: names {len(names)} classes, there must be {num_classes}",
     )
     return image, names
+
+
+def _check_sizes(path: Path, metadata: Any) -> None:
+    """Images are compressed already: what becomes much larger still is made to fill the memory."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    for chunk in (group.column(index) for group in groups for index in range(group.num_columns)):
+        whole, stored = chunk.total_uncompressed_size, chunk.total_compressed_size
+        check(
+            whole <= max(LARGEST_CHUNK, 100 * stored),
+            f"{path}: {stored:,} bytes of column {chunk.path_in_schema} would become {whole:,}",
+        )
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:

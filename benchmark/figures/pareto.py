@@ -110,7 +110,9 @@ def _results(block: Block) -> pd.DataFrame:
             row: dict[str, Any] = {axis: group.names[axis] for axis in ("defense", "attack")}
             row |= {"seed": record.cell["seed"], "seconds": seconds_total(record)}
             rows.append(row | {name: count and count.rate for name, count in shares.items()})
-    return pd.DataFrame(rows, columns=["defense", "attack", "seed", "seconds", ASR, CA]).dropna()
+    found = pd.DataFrame(rows, columns=["defense", "attack", "seed", "seconds", ASR, CA]).dropna()
+    # Times are shown on a logarithmic axis.
+    return found[found["seconds"] > 0]
 
 
 def _compare(pairs: pd.DataFrame) -> dict[str, float]:

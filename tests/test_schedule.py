@@ -1,0 +1,231 @@
+"""Which cell is run when, with an engine that trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from io import StringIO
+from pathlib import Path
+
+import made
+import pytest
+import torch
+from rich.console import Console
+
+from benchmark import plan, records
+from benchmark.cell import Cell, cell
+from benchmark.engines.base import Died, Engine
+from benchmark.engines.processes import how
+from benchmark.harness import lost
+from benchmark.progress import Reporter
+from benchmark.schedule import ATTEMPTS, Schedule
+from benchmark.worker import Attempt, claimed, stamp
+from models.training import Recipe
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=1)
+
+
+def grid(*defenses: str, attacks: Sequence[str] = ("none",), seeds: int = 1) -> list[Cell]:
+    return [
+        cell("toy", "wrn16_1", attack, defense, RECIPE, seed)
+        for seed in range(seeds)
+        for attack in attacks
+        for defense in defenses
+    ]
+
+
+def record(chosen: Cell, failed: bool = False) -> records.Record:
+    """That of a cell which took a minute, or which failed."""
+    source = made.cell("none", "none", ca=None if failed else 900)
+    return records.Record(**{**vars(source), "key": chosen.key, "cell": vars(chosen)})
+
+
+class Scripted(Engine):
+    """Answers when its slots are full, the longest waiting first, as `answer` says."""
+
+    def __init__(self, slots: int, answer: Callable[[Cell, Sequence[str]], Attempt]) -> None:
+        self.slots, self.answer = slots, answer
+        self.begun: list[Cell] = []
+        self._open: list[tuple[Future[Attempt], Cell, Sequence[str]]] = []
+
+    def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
+        self.begun.append(cell)
+        future: Future[Attempt] = Future()
+        self._open.append((future, cell, list(retries)))
+        if len(self._open) == self.slots:
+            self.settle()
+        return future
+
+    def settle(self) -> None:
+        future, chosen, retries = self._open.pop(0)
+        try:
+            future.set_result(self.answer(chosen, retries))
+        except Died as death:
+            future.set_exception(death)
+
+
+def run(
+    cells: Sequence[Cell], folder: Path, engine: Engine, budget: float | None = None
+) -> tuple[int, str]:
+    """The exit code, and all that was said."""
+    said = StringIO()
+    speed = plan.Speed(CPU)
+    speed.seconds = lambda chosen: 10.0 * len(list(chosen))  # type: ignore[method-assign]
+    with Reporter(len(cells), 1.0, Console(file=said, width=200)) as reporter:
+        code = Schedule(cells, folder, speed, budget, reporter).run(engine)
+    return code, said.getvalue()
+
+
+def test_every_cell_is_begun_once_and_a_failed_one_stops_nobody(tmp_path: Path) -> None:
+    cells = grid("none", "fp", "cbd", seeds=2)
+    engine = Scripted(1, lambda c, _: Attempt(record(c, failed=c == cells[1]), mine=True))
+    code, said = run(cells, tmp_path, engine)
+    assert engine.begun == cells
+    assert code == 1
+    assert said.count("FAILED") == 1
+    assert f"bdbench explain {cells[1].key}" in said
+
+
+def test_cells_that_would_wait_for_the_same_network_are_not_run_at_once(tmp_path: Path) -> None:
+    cells = grid("none", "fp", "nad", attacks=("none", "badnets"))
+    engine = Scripted(2, lambda c, _: Attempt(record(c), mine=True))
+    engine_end = engine.submit
+
+    def submit(cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
+        future = engine_end(cell, before, retries)
+        if len(engine.begun) == len(cells):
+            engine.settle()
+        return future
+
+    engine.submit = submit  # type: ignore[method-assign]
+    assert run(cells, tmp_path, engine)[0] == 0
+    assert sorted(engine.begun, key=cells.index) == cells
+    attacks = [c.labels["attack"] for c in engine.begun]
+    assert attacks == ["none", "badnets"] * 3
+
+
+def test_a_cell_whose_worker_dies_goes_on_in_another(tmp_path: Path) -> None:
+    cells = grid("none", "cbd")
+    heard = []
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        heard.append((chosen.defense, list(retries)))
+        if chosen == cells[0] and len(retries) < ATTEMPTS - 1:
+            raise Died("killed by SIGKILL")
+        return Attempt(record(chosen), mine=True)
+
+    code, said = run(cells, tmp_path, Scripted(1, answer))
+    assert code == 0
+    assert [len(retries) for name, retries in heard if name == "none"] == list(range(ATTEMPTS))
+    assert heard[1] == ("none", ["killed by SIGKILL"])
+    assert said.count("its worker was killed by SIGKILL; it goes on in another") == ATTEMPTS - 1
+
+
+def test_a_cell_whose_workers_always_die_has_a_record_that_says_so(tmp_path: Path) -> None:
+    cells = grid("none", "cbd")
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        if chosen == cells[0]:
+            raise Died("killed by SIGKILL")
+        return Attempt(record(chosen), mine=True)
+
+    engine = Scripted(1, answer)
+    code, _ = run(cells, tmp_path, engine)
+    assert code == 1
+    assert engine.begun == [cells[0]] * ATTEMPTS + [cells[1]]
+    kept = records.read(records.path_of(tmp_path, cells[0].key))
+    assert kept.status == "failed"
+    assert kept.error is not None
+    assert kept.error["type"] == "WorkerDied"
+    assert "killed by SIGKILL" in kept.error["message"]
+    assert kept.measured["retries"] == ["killed by SIGKILL"] * ATTEMPTS
+
+
+def test_cells_at_another_run_are_left_to_it_until_it_is_gone(tmp_path: Path) -> None:
+    """The other run makes the first record, and dies over the second."""
+    cells = grid("none", "fp", "cbd")
+    seen: dict[Cell, int] = {}
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        seen[chosen] = seen.get(chosen, 0) + 1
+        if chosen == cells[2] or seen[chosen] == 2:
+            return Attempt(record(chosen), mine=chosen != cells[0])
+        return Attempt(None)
+
+    code, said = run(cells, tmp_path, Scripted(1, answer))
+    assert code == 0
+    assert seen == {cells[0]: 2, cells[1]: 2, cells[2]: 1}
+    assert said.count("another run is at it") == 2
+    assert said.count("another run has made its record") == 1
+
+
+def test_a_claimed_cell_is_not_begun_again_before_it_is_free(tmp_path: Path) -> None:
+    cells = grid("none", "fp")
+    asked = []
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        asked.append(chosen)
+        if chosen == cells[0] and len(asked) == 1:
+            claim.__enter__()
+            return Attempt(None)
+        if chosen == cells[1]:
+            claim.__exit__(None, None, None)
+        return Attempt(record(chosen), mine=True)
+
+    claim = claimed(tmp_path, cells[0].key)
+    assert run(cells, tmp_path, Scripted(1, answer))[0] == 0
+    assert asked == [cells[0], cells[1], cells[0]]
+
+
+def test_what_does_not_fit_the_budget_is_left_out(tmp_path: Path) -> None:
+    cells = grid("none", "fp", "cbd")
+    engine = Scripted(1, lambda c, _: Attempt(record(c), mine=True))
+    code, said = run(cells, tmp_path, engine, budget=5.0)
+    assert code == 0
+    assert engine.begun == []
+    assert "over the budget, so left out: 3 of 3 cells" in said
+
+
+def test_a_claim_keeps_others_out_and_sweeps_up_what_a_dead_owner_left(tmp_path: Path) -> None:
+    key = "0123456789abcdef"
+    with claimed(tmp_path, key) as mine:
+        assert mine
+        half = tmp_path / "records" / f".{key}.json.77.tmp"
+        half.write_text("{")
+        with claimed(tmp_path, key) as other:
+            assert not other
+        assert half.exists()
+    with claimed(tmp_path, key) as mine:
+        assert mine
+        assert not half.exists()
+    assert list((tmp_path / "records").iterdir()) == []
+
+
+def test_a_stamp_tells_a_later_record(tmp_path: Path) -> None:
+    (chosen,) = grid("none")
+    assert stamp(tmp_path, chosen.key) is None
+    records.write(tmp_path, record(chosen))
+    first = stamp(tmp_path, chosen.key)
+    assert first is not None
+    records.write(tmp_path, record(chosen))
+    assert stamp(tmp_path, chosen.key) != first
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-9, "killed by SIGKILL, perhaps for want of memory"),
+        (-11, "killed by SIGSEGV"),
+        (3, "gone with exit code 3"),
+        (None, "gone with exit code None"),
+    ],
+)
+def test_a_death_is_told_in_words(code: int | None, words: str) -> None:
+    assert how(code) == words
+
+
+def test_the_record_of_a_lost_cell_can_be_written_and_read(tmp_path: Path) -> None:
+    (chosen,) = grid("cbd")
+    path = records.write(tmp_path, lost(chosen, CPU, ["killed by SIGKILL"]))
+    assert records.read(path).provenance["data_sha256"] is None
