@@ -103,7 +103,7 @@ def test_submitit_runs_cells_and_says_when_a_job_is_lost(tmp_path: Path) -> None
     from benchmark.engines.slurm import Slurm
 
     first, second = cells(2)
-    with Slurm(job(tmp_path), 2, 1, 0, {"timeout_min": "9"}, cluster="local") as engine:
+    with Slurm(job(tmp_path), 2, 1, 0, {"timeout_min": 9}, cluster="local") as engine:
         future = engine.submit(first, None, [])
         with claimed(tmp_path / "results", second.key):
             taken = engine.submit(second, None, [])
@@ -131,4 +131,8 @@ def test_a_cluster_that_is_not_there_is_one_line(
     with pytest.raises(InvalidInput, match="sbatch"):
         Place("slurm").start(job(tmp_path), ear)
     with pytest.raises(InvalidInput, match="whole GPUs"):
-        Place("slurm", gpus=0.5, options={}).start(job(tmp_path), ear)
+        Place("slurm", gpus=0.5).start(job(tmp_path), ear)
+    from benchmark.engines.slurm import Slurm
+
+    with pytest.raises(InvalidInput, match="submitit refuses the options"):
+        Slurm(job(tmp_path), 1, 1, 0, {"tiem": 9}, cluster="local")

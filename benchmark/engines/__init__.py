@@ -31,7 +31,7 @@ class Place:
     jobs: int | None = None
     cores: int | None = None
     gpus: float | None = None
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         known = self.engine in ENGINES
@@ -89,8 +89,8 @@ class Place:
 
 
 def options_of(texts: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE each. Raises `InvalidInput` for anything else."""
+    """KEY=VALUE each; a value of digits is a number. Raises `InvalidInput` for anything else."""
     pairs = [text.partition("=") for text in texts]
     for key, equals, _ in pairs:
         check(bool(key.isidentifier() and equals), f"--option is written KEY=VALUE, got {key!r}")
-    return {key: value for key, _, value in pairs}
+    return {key: int(value) if value.isdecimal() else value for key, _, value in pairs}

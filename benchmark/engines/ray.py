@@ -20,6 +20,7 @@ from benchmark.cell import Cell
 from benchmark.engines.base import Died, Engine
 from benchmark.records import Record, path_of, read, write
 from benchmark.worker import Attempt, Job, Worker, claimed, stamp
+from models.errors import InvalidInput
 
 MANY = 10_000
 
@@ -38,7 +39,10 @@ class Ray(Engine):
         self.job, self.slots = job, slots or MANY
         self._ours = not ray.is_initialized()
         if self._ours:
-            ray.init(log_to_driver=False, **options)
+            try:
+                ray.init(log_to_driver=False, **options)
+            except (OSError, RuntimeError, TypeError, ValueError) as error:
+                raise InvalidInput(f"Ray does not start: {error}") from error
         # Of Ray's own retries the record would know nothing.
         self._task = ray.remote(_run).options(num_cpus=cores, num_gpus=gpus, max_retries=0)
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from types import TracebackType
+from typing import Any
 
 import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
@@ -17,7 +18,7 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 from benchmark.cell import Cell
 from benchmark.engines.base import Died, Engine
 from benchmark.worker import Attempt, Job, Worker
-from models.errors import check
+from models.errors import InvalidInput, check
 
 PAUSE = 1.0
 """Seconds between two looks at the jobs."""
@@ -39,7 +40,7 @@ class Slurm(Engine):
         slots: int | None,
         cores: int,
         gpus: float,
-        options: Mapping[str, str],
+        options: Mapping[str, Any],
         cluster: str = "slurm",
     ) -> None:
         check(gpus == int(gpus), f"slurm gives whole GPUs, got --gpus {gpus}")
@@ -48,7 +49,10 @@ class Slurm(Engine):
         self.job, self.slots = job, slots or MANY
         self._executor = submitit.AutoExecutor(job.results / "slurm", cluster=cluster)
         asked = {"cpus_per_task": cores, "gpus_per_node": int(gpus), "name": "bdbench"}
-        self._executor.update_parameters(**{**asked, **options})
+        try:
+            self._executor.update_parameters(**{**asked, **options})
+        except (AssertionError, NameError, TypeError, ValueError) as error:
+            raise InvalidInput(f"submitit refuses the options: {error}") from error
         self._open: dict[Future[Attempt], submitit.Job[Attempt]] = {}
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
