@@ -240,8 +240,18 @@ def clean_hands(registry: Registry[Any], name: str) -> None:
     torch.manual_seed(3)
     follows = torch.rand(1)
     torch.manual_seed(3)
-    means = context(data, fraction)
-    made = defense.fit(data, means)
+    means, asked = context(data, fraction), set()
+
+    def lend(n: int) -> Classifier:
+        asked.add(n)
+        return context(data, fraction).undefended(n)
+
+    made = defense.fit(data, replace(means, train_undefended=lend))
+    expect(
+        asked == set(range(defense.undefended)),
+        f"it says that it asks for {defense.undefended} undefended networks, and asks for those "
+        f"numbered {sorted(asked)}",
+    )
     expect(
         torch.equal(torch.rand(1), follows),
         "it draws from torch's global generator; use context.rng or models.rng.global_seed",

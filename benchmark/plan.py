@@ -61,6 +61,27 @@ def work(cell: Cell) -> float:
     return cost * datasets.build(cell.dataset).count
 
 
+def shares(cells: Iterable[Cell]) -> dict[Cell, float]:
+    """The work of each cell where what several need is the first one's alone: the training of an
+    attack, and the networks trained with no defense. As `work`."""
+    done: set[tuple[Any, ...]] = set()
+    found = {}
+    for each in cells:
+        recipe, count = recipe_of(each.recipe), datasets.build(each.dataset).count
+        defense = defenses.build(each.defense)
+        networks = {shared(each, n): 3.0 * recipe.epochs for n in range(defense.undefended)}
+        parts = {shared(each, "attack"): attacks.build(each.attack).cost(recipe), **networks}
+        own = defense.cost(recipe) - sum(networks.values())
+        found[each] = count * (own + sum(parts[part] for part in parts.keys() - done))
+        done |= parts.keys()
+    return found
+
+
+def shared(cell: Cell, part: int | str) -> tuple[Any, ...]:
+    """The same for cells that share the part: "attack", or an undefended network's number."""
+    return cell.dataset, cell.model, cell.attack, cell.recipe, cell.seed, part
+
+
 class Speed:
     """Forward passes per second of each model, first probed and then learned from what ran.
 
@@ -73,7 +94,7 @@ class Speed:
 
     def seconds(self, cells: Iterable[Cell]) -> float:
         """Expected for these cells, data loading and evaluation left out."""
-        return sum(work(cell) / self._rate(cell) for cell in cells)
+        return sum(share / self._rate(cell) for cell, share in shares(cells).items())
 
     def learn(self, cell: Cell, done: float, seconds: float) -> None:
         """A cell did so much work in so many seconds."""

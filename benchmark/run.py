@@ -115,7 +115,7 @@ def run_suite(
             line += f", about {duration(speed.seconds(missing) / at_once)} on "
             line += f"{provenance.device_name(processor)} in {exact}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-        with Reporter(len(missing), sum(map(plan.work, missing)), console) as reporter:
+        with Reporter(len(missing), sum(plan.shares(missing).values()), console) as reporter:
             ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
             schedule = Schedule(missing, job.results, speed, budget, reporter)
             with where.start(job, ear) as started:

@@ -42,6 +42,7 @@ class Schedule:
     ) -> None:
         self.results, self.speed, self.budget, self.reporter = results, speed, budget, reporter
         self._waiting, self._elsewhere = deque(cells), list[Cell]()
+        self._shares = plan.shares(cells)
         self._before = {cell: stamp(results, cell.key) for cell in cells}
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
         self._running: dict[Future[Attempt], Cell] = {}
@@ -73,19 +74,20 @@ class Schedule:
     def _next(self) -> Cell:
         """The first in line that shares no undefended network with a running cell, which would make
         it wait; else the first."""
-        busy = {shared(cell) for cell in self._running.values()}
-        chosen = next((c for c in self._waiting if shared(c) not in busy), self._waiting[0])
+        busy = {plan.shared(cell, 0) for cell in self._running.values()}
+        free = (cell for cell in self._waiting if plan.shared(cell, 0) not in busy)
+        chosen = next(free, self._waiting[0])
         self._waiting.remove(chosen)
         return chosen
 
     def _begin(self, cell: Cell, engine: Engine) -> None:
         spent = time.monotonic() - self._start
         if self.budget is not None and spent + self.speed.seconds([cell]) > self.budget:
-            self.reporter.skip(cell.key, plan.work(cell))
+            self.reporter.skip(cell.key, self._shares[cell])
             self._left_out += 1
             return
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
-        self.reporter.begin(cell.key, title(cell), short, plan.work(cell))
+        self.reporter.begin(cell.key, title(cell), short, self._shares[cell])
         self._running[engine.submit(cell, self._before[cell], self._deaths[cell])] = cell
 
     def _end(self, cell: Cell, future: Future[Attempt]) -> None:
@@ -128,11 +130,6 @@ class Schedule:
                 if free:
                     self._elsewhere.remove(cell)
                     self._waiting.append(cell)
-
-
-def shared(cell: Cell) -> tuple[str | int, ...]:
-    """The same for cells that start from the same network."""
-    return cell.dataset, cell.model, cell.attack, cell.recipe, cell.seed
 
 
 def title(cell: Cell) -> str:

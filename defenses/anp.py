@@ -50,6 +50,7 @@ class ANP(Defense):
     """
 
     clean_fraction: ClassVar[float] = 0.05
+    undefended = 1
 
     threshold: float = 0.2
     epsilon: float = 0.4

@@ -104,6 +104,12 @@ class Defense(ABC):
         """Shares of the training set in the clean images to fit and those to validate."""
         return self.clean_fraction * (1 - VALIDATION), self.clean_fraction * VALIDATION
 
+    @property
+    def undefended(self) -> int:
+        """How many networks trained with no defense `fit` asks for."""
+        return 0
+
     def cost(self, recipe: Recipe) -> float:
-        """Expected work in forward passes per training image; a backward pass counts as two."""
+        """Expected work in forward passes per training image; a backward pass counts as two. That
+        of the undefended networks is a part of it."""
         return 3.0 * recipe.epochs

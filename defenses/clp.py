@@ -37,6 +37,8 @@ class CLP(Defense):
         no more than a share of 1 / (1 + u^2) of a layer can be (paper: 3)
     """
 
+    undefended = 1
+
     u: float = 3.0
 
     def __post_init__(self) -> None:

@@ -42,6 +42,7 @@ class FinePruning(Defense):
     """
 
     clean_fraction: ClassVar[float] = 0.05
+    undefended = 1
 
     max_drop: float = 0.04
     epochs: int = 10

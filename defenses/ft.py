@@ -37,6 +37,7 @@ class FineTuning(Defense):
     """
 
     clean_fraction: ClassVar[float] = 0.05
+    undefended = 1
 
     epochs: int = 10
     learning_rate: float | None = None

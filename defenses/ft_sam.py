@@ -47,6 +47,7 @@ class FTSAM(Defense):
     """
 
     clean_fraction: ClassVar[float] = 0.05
+    undefended = 1
 
     rho: float = 2.0
     epochs: int = 100

@@ -153,6 +153,10 @@ class MCR(Defense):
             drops=(0.7, 0.9),
         )
 
+    @property
+    def undefended(self) -> int:
+        return 1 if self.ends == "single" else 2
+
     def choose(self, accuracies: Mapping[float, float]) -> float:
         """The t farthest from the backdoored ends among those nearly as accurate as the best."""
         # Shares of images are compared, of which 0.9 - 0.02 should reach 0.88.

@@ -48,6 +48,7 @@ class NAD(Defense):
     """
 
     clean_fraction: ClassVar[float] = 0.05
+    undefended = 1
 
     betas: tuple[float, float, float] = (500.0, 1000.0, 1000.0)
     p: float = 2.0

@@ -15,5 +15,7 @@ from models.data import ImageSet
 class NoDefense(Defense):
     """It has no settings: the recipe says it all."""
 
+    undefended = 1
+
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         return context.undefended()

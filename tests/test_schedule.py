@@ -229,3 +229,19 @@ def test_the_record_of_a_lost_cell_can_be_written_and_read(tmp_path: Path) -> No
     (chosen,) = grid("cbd")
     path = records.write(tmp_path, lost(chosen, CPU, ["killed by SIGKILL"]))
     assert records.read(path).provenance["data_sha256"] is None
+
+
+def test_what_cells_share_is_counted_once() -> None:
+    plain, fp, mcr, cbd = cells = grid("none", "fp", "mcr(ends='two')", "cbd")
+    other = grid("fp", attacks=("badnets",))[0]
+    found = plan.shares([*cells, other])
+    one = 3.0 * RECIPE.epochs * 4000
+    assert found[plain] == one == plan.work(plain)
+    assert found[fp] == pytest.approx(plan.work(fp) - one)
+    assert found[mcr] == pytest.approx(plan.work(mcr) - one)
+    assert found[cbd] == pytest.approx(plan.work(cbd))
+    assert found[other] == pytest.approx(plan.work(other))
+    first, again = grid("cbd", "abl", attacks=("adaptive",))
+    shares = plan.shares([first, again])
+    assert shares[first] == pytest.approx(plan.work(first))
+    assert shares[again] < plan.work(again) - 10 * one
