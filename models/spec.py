@@ -9,12 +9,13 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+import functools
 import inspect
 import math
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from models.errors import InvalidInput, check
@@ -92,18 +93,20 @@ class Field:
         return value
 
 
-def fields_of(factory: Callable[..., Any]) -> dict[str, Field]:
+@functools.cache
+def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
     """The settings of a class or function: its parameters that have a default, in order. A
     dataclass field that its `repr` leaves out is no setting."""
     hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
     hidden = set()
     if dataclasses.is_dataclass(factory):
         hidden = {field.name for field in dataclasses.fields(factory) if not field.repr}
-    return {
+    found = {
         name: Field(name, hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(factory).parameters.items()
         if parameter.default is not inspect.Parameter.empty and name not in hidden
     }
+    return types.MappingProxyType(found)
 
 
 def render(name: str, fields: dict[str, Any]) -> str:

@@ -196,7 +196,7 @@ KINDS = ("none", "cbd", "ft", "docile(deed='train')")
 
 
 def killed_until_done(folder: Path, arguments: list[str], whom: str, moments: int) -> int:
-    """Start a run again and again, kill it after a random while; how often it was killed."""
+    """Start a run again and again, kill or stop it after a random while; how often that was."""
     chance = random.Random(5)
     kills = 0
     for _ in range(moments):
@@ -206,6 +206,11 @@ def killed_until_done(folder: Path, arguments: list[str], whom: str, moments: in
             break
         except subprocess.TimeoutExpired:
             kills += 1
+            if whom == "nobody":
+                run.send_signal(chance.choice([signal.SIGTERM, signal.SIGINT]))
+                out, _ = run.communicate(timeout=60)
+                assert run.returncode in (0, 130), out
+                continue
             children = subprocess.run(
                 ["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=False
             ).stdout.split()
@@ -226,7 +231,13 @@ def killed_until_done(folder: Path, arguments: list[str], whom: str, moments: in
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("whom", "moments", "jobs"),
-    [("parent", 10, 2), ("everything", 10, 2), ("everything", 10, None), ("worker", 1, 2)],
+    [
+        ("parent", 10, 2),
+        ("everything", 10, 2),
+        ("everything", 10, None),
+        ("worker", 1, 2),
+        ("nobody", 5, 2),
+    ],
 )
 def test_whatever_is_killed_the_records_are_those_of_an_undisturbed_run(
     folder: Path, whom: str, moments: int, jobs: int | None

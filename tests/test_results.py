@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmark import plan
+from benchmark.datasets import datasets
 from benchmark.figures import make
 from benchmark.records import read_all
+from benchmark.suites import SUITES
 from benchmark.tables import write_leaderboard, write_table
 from benchmark.verify import write_verification
+from models.training import Recipe
 
 ROOT = Path(__file__).parent.parent
 # By name, as a user's own runs lie beside them.
@@ -50,3 +55,24 @@ def test_published_figures_have_the_data_of_the_published_records(tmp_path: Path
     drawn, published = (path / "figures/pareto.csv" for path in (tmp_path, folder))
     assert drawn.read_bytes() == published.read_bytes()
     assert f'--recipe "{FP32}"' in (ROOT / "README.md").read_text()
+
+
+def test_the_planning_page_says_what_the_suites_cost() -> None:
+    """Plain trainings for one seed, and those of DBD."""
+    rows = re.findall(
+        r"^\| (\S+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$",
+        (ROOT / "results/PLANNING.md").read_text(),
+        re.MULTILINE,
+    )
+    assert len(rows) == 5
+    for name, count, total, dbd in rows:
+        cells = plan.cells(replace(SUITES[name], seeds=1), "fp32")
+        recipe, images = Recipe(), 50_000
+        if name == "table1-imagenet":
+            images = datasets.build(cells[0].dataset).count
+        unit = 3 * recipe.epochs * images
+        shares = plan.shares(cells)
+        assert len(cells) == int(count)
+        assert f"{sum(shares.values()) / unit:.1f}" == total
+        of_dbd = sum(share for cell, share in shares.items() if cell.labels["defense"] == "dbd")
+        assert f"{of_dbd / unit:.1f}" == dbd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from io import StringIO
@@ -14,11 +15,13 @@ from rich.console import Console
 
 from benchmark import plan, records
 from benchmark.cell import Cell, cell
+from benchmark.cli import main
 from benchmark.engines.base import Died, Engine
 from benchmark.engines.processes import how
 from benchmark.harness import lost
 from benchmark.progress import Reporter
 from benchmark.schedule import ATTEMPTS, Schedule
+from benchmark.suites import Suite
 from benchmark.worker import Attempt, claimed, stamp
 from models.training import Recipe
 
@@ -229,6 +232,22 @@ def test_the_record_of_a_lost_cell_can_be_written_and_read(tmp_path: Path) -> No
     (chosen,) = grid("cbd")
     path = records.write(tmp_path, lost(chosen, CPU, ["killed by SIGKILL"]))
     assert records.read(path).provenance["data_sha256"] is None
+
+
+def test_finished_cells_are_seen_soon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At most 50 ms for each, on any machine that could train one."""
+    for chosen in plan.cells(
+        Suite("", ("toy",), attacks=("none",), defenses=("none",), seeds=300, precision="fp32"),
+        "fp32",
+    ):
+        found = record(chosen)
+        records.write(tmp_path, records.Record(**{**vars(found), "labels": chosen.labels}))
+    began = time.monotonic()
+    arguments = ["--attack=none", "--defense=none", "--seeds=300", "--precision=fp32"]
+    recipe = "--recipe=recipe()"
+    assert main(["run", *arguments, recipe, f"--results={tmp_path}", "--device=cpu"]) == 0
+    assert time.monotonic() - began < 300 * 0.05
+    assert "all 300 cells have records" in capsys.readouterr().out
 
 
 def test_what_cells_share_is_counted_once() -> None:
