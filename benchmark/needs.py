@@ -34,7 +34,7 @@ from models.classifier import Classifier
 from models.context import TrainingContext, network_builder
 from models.errors import check
 from models.rng import global_seed
-from models.training import Recipe
+from models.training import ASKED, Recipe
 
 CPU = torch.device("cpu")
 LABEL = 8
@@ -45,8 +45,6 @@ COPIES = 8
 """What a cell holds of networks, in sizes of one: two, with gradient, momentum and a copy each."""
 LIBRARIES = 650_000_000
 """Bytes that a process of its own has before its first cell, and a GPU keeps for it."""
-EVALUATED = {"cpu": 256, "cuda": 2_000}
-"""Images of an evaluation batch, as `models.training.logits` takes them."""
 RECORD = 20_000
 """Bytes of a record with curves."""
 SAMPLES = 4
@@ -258,7 +256,7 @@ def _cell_memory(cell: Cell, device: torch.device) -> int:
     # As much as the largest tensors of a network: gradients on their way, inputs and workspaces.
     passing = 3 * network.largest + 2 * 4 * _image(source)
     trained = _widest(cell) * (network.saved + passing)
-    evaluated = EVALUATED.get(device.type, EVALUATED["cuda"]) * passing
+    evaluated = ASKED.get(device.type, ASKED["cuda"]) * passing
     return copies + COPIES * network.state + max(trained, evaluated)
 
 

@@ -20,6 +20,8 @@ from models.data import ImageSet
 from models.errors import check
 
 PRECISIONS = ("fp32", "bf16")
+ASKED = {"cpu": 256, "cuda": 2_000}
+"""Images that a network is asked about at once, by device."""
 LARGEST_BATCH = 2**20
 LARGEST_EDGE = 1_000
 
@@ -232,7 +234,7 @@ def features(model: Classifier, images: Tensor) -> Tensor:
 def _ask(model: Classifier, question: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     training = model.training
     model.eval()
-    wide = 256 if images.device.type == "cpu" else 2_000
+    wide = ASKED[images.device.type]
     parts = [question(to_float(part)) for part in images.split(wide)]
     model.train(training)
     return torch.cat(parts)

@@ -60,6 +60,9 @@ class Scripted(Engine):
             self.settle()
         return future
 
+    def close(self, broken: bool) -> None:
+        assert not self._open
+
     def settle(self) -> None:
         future, chosen, retries = self._open.pop(0)
         try:

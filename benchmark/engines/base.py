@@ -54,7 +54,11 @@ class Engine(ABC):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        return None
+        self.close(kind is not None)
+
+    @abstractmethod
+    def close(self, broken: bool) -> None:
+        """Let go of all workers; `broken` where some may be at work still."""
 
 
 class Here(Engine):
@@ -69,3 +73,6 @@ class Here(Engine):
             warnings.showwarning = lambda message, *where: self._ear.warning(str(message))
             future.set_result(self._worker.attempt(cell, before, retries))
         return future
+
+    def close(self, broken: bool) -> None:
+        """Nothing is at work outside of `submit`."""

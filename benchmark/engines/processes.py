@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from multiprocessing.connection import Client, Connection, Listener
-from types import TracebackType
 from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
@@ -56,16 +55,11 @@ class Processes(Engine):
         made.add_done_callback(over)
         return future
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if kind is None:
-            self._pool.close()
-        else:
+    def close(self, broken: bool) -> None:
+        if broken:
             self._pool.stop()
+        else:
+            self._pool.close()
         self._pool.join()
         self._listener.close()
 

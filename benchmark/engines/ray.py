@@ -10,7 +10,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any
 
 import ray
@@ -75,12 +74,7 @@ class Ray(Engine):
         self._task.remote(self.job, cell, list(retries)).future().add_done_callback(over)
         return future
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self, broken: bool) -> None:
         if self._ours:
             ray.shutdown()
 

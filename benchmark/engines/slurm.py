@@ -9,7 +9,6 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from types import TracebackType
 from typing import Any
 
 import submitit
@@ -62,12 +61,7 @@ class Slurm(Engine):
         self._open[future] = self._executor.submit(_attempt, self.job, cell, before, list(retries))
         return future
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self, broken: bool) -> None:
         self._stopped.set()
         for job in self._open.values():
             job.cancel()
