@@ -151,9 +151,10 @@ def load_file(path: Path) -> None:
     complaint = f"plugin {str(path)!r} is not a Python file"
     try:
         check(path.is_file(), complaint)
+        identity = bytes(path.resolve()) + path.read_bytes()
     except OSError:  # a name that is too long, for example
         raise InvalidInput(complaint) from None
-    name = f"{PLUGIN}{path.stem}_{zlib.crc32(bytes(path.resolve())):08x}"
+    name = f"{PLUGIN}{path.stem}_{zlib.crc32(identity):08x}"
     if name in sys.modules:
         return
     module_spec = importlib.util.spec_from_file_location(name, path)
