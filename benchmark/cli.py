@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -63,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The `bdbench` command."""
+    warnings.showwarning = lambda message, *where: click.echo(
+        f"bdbench: warning: {one_line(str(message))}", err=True
+    )
     sys.exit(main())
 
 
