@@ -161,7 +161,7 @@ def test_wanet_covers_other_images_with_noise_of_their_own() -> None:
     ("text", "complaint"),
     [
         ("trojan(mode='xor')", "mode must be one of add, overwrite, inverted"),
-        ("trojan(side=0)", "side must be at least 1"),
+        ("trojan(side=0)", "side must be from 1 to 224"),
         ("trojan(margin=-1)", "margin must be at least 0"),
         ("sig(delta=0)", r"delta must be in \(0, 255\]"),
         ("sig(frequency=0)", "frequency must be above 0"),
