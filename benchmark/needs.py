@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,16 +98,9 @@ class Footprint:
     embedding: int
 
 
-def check_needs(
-    cells: Sequence[Cell],
-    device: torch.device,
-    results: Path,
-    cache_root: Path,
-    curves: bool = False,
-    jobs: int = 1,
-) -> None:
-    """Raises `InvalidInput`, with the numbers, for a run that cannot fit; see `estimate`."""
-    for need in estimate(cells, device, results, cache_root, curves, jobs):
+def check_needs(needs: Iterable[Need]) -> None:
+    """Raises `InvalidInput`, with the numbers, for what does not fit."""
+    for need in needs:
         check(need.fits, f"the run needs {need}; {need.remedy}")
 
 

@@ -53,9 +53,10 @@ def versions() -> dict[str, str]:
 @functools.cache
 def device_name(device: torch.device) -> str:
     """Such as `cuda: NVIDIA H200` or `cpu: Intel Xeon`."""
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"{device.type}: {processor()}"
+    # The GPUs of a cluster have no name here.
+    return f"cpu: {processor()}" if device.type == "cpu" else device.type
 
 
 def processor() -> str:

@@ -92,9 +92,13 @@ def run_suite(
     speed = plan.Speed(processor, where.threads)
     at_once = max(1, min(jobs or 1, len(missing)))
 
-    if dry_run:
+    # Of a cluster's speed, memory and disks nothing is known here.
+    needs, expected = [], ""
+    if where.is_here and (dry_run or missing):
         needs = estimate(missing, processor, folder, cache_root(), curves, at_once)
-        return _list(cells, missing, speed, at_once, needs, console)
+        expected = f", about {duration(speed.seconds(missing) / at_once)}"
+    if dry_run:
+        return _list(cells, missing, speed if where.is_here else None, expected, needs, console)
     if missing:
         check_writable(folder)
         job = Job(
@@ -110,10 +114,9 @@ def run_suite(
         line = f"{name}: {len(missing)} of {len(cells)} cells to run"
         if where.is_here:
             check_writable(job.cache)
-            check_needs(missing, processor, folder, job.cache, curves, at_once)
+            check_needs(needs)
             Harness(Cache(job.cache), job.roots, processor).check_data(missing)
-            line += f", about {duration(speed.seconds(missing) / at_once)} on "
-            line += f"{provenance.device_name(processor)} in {exact}"
+            line += f"{expected} on {provenance.device_name(processor)} in {exact}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         with Reporter(len(missing), sum(plan.shares(missing).values()), console) as reporter:
             ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
@@ -147,19 +150,21 @@ def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
 def _list(
     cells: Sequence[Cell],
     missing: Sequence[Cell],
-    speed: plan.Speed,
-    at_once: int,
+    speed: plan.Speed | None,
+    expected: str,
     needs: Sequence[Need],
     console: Console,
 ) -> int:
-    """One line for each cell, the sum, and what it takes of memory and disk."""
+    """One line for each cell, the sum, and what it takes of time, memory and disk, where that is
+    known."""
     for cell in cells:
-        cost = f"about {duration(speed.seconds([cell]))}" if cell in missing else "has its record"
+        cost = "has its record"
+        if cell in missing:
+            cost = f"about {duration(speed.seconds([cell]))}" if speed else "to be run"
         console.print(
             f"{cell.key}  {title(cell)}: {cost}", markup=False, highlight=False, soft_wrap=True
         )
-    hours = duration(speed.seconds(missing) / at_once)
-    for line in (f"{len(missing)} of {len(cells)} cells to run, about {hours}", *map(str, needs)):
+    for line in (f"{len(missing)} of {len(cells)} cells to run{expected}", *map(str, needs)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     return 0
 

@@ -126,6 +126,13 @@ def test_a_run_is_resumed_and_extended_without_repeating_anything(
     assert not list(own_folder.rglob("*.tmp"))
 
 
+def test_a_dry_run_for_a_cluster_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--dry-run", "--defense=none", "--engine=ray", "--gpus=1", "--device=cuda") == 0
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.endswith("to be run")
+    assert last == "1 of 1 cells to run"
+
+
 def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dry-run", "--defense=none", "--defense=cbd") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -170,7 +170,7 @@ def test_a_full_disk_is_refused_with_the_numbers(
     cells = [made(dataset="cifar10")]
     cache, results = tmp_path / "not" / "made", tmp_path / "results"
     with pytest.raises(InvalidInput) as refusal:
-        check_needs(cells, CPU, results, cache)
+        check_needs(estimate(cells, CPU, results, cache))
     assert str(refusal.value) == (
         f"the run needs about 238.3 MB in {cache} and {results}, 3.1 MB are free there; "
         "BDBENCH_CACHE names another folder"
@@ -178,7 +178,7 @@ def test_a_full_disk_is_refused_with_the_numbers(
     systems = {cache: 1, results: 2}
     monkeypatch.setattr(needs, "_file_system", systems.__getitem__)
     with pytest.raises(InvalidInput, match=rf"in {cache}, 3.1 MB are free there; BDBENCH_CACHE"):
-        check_needs(cells, CPU, results, cache)
+        check_needs(estimate(cells, CPU, results, cache))
     small = [made(defense=f"cbd(t1={n})") for n in range(1, 200)]
     *_, written = estimate(small, CPU, results, cache)
     assert str(written) == f"about 4.0 MB in {results}, 3.1 MB are free there"
@@ -191,9 +191,9 @@ def test_too_little_memory_is_refused_and_unknown_memory_is_not(
 ) -> None:
     monkeypatch.setattr(needs, "free_memory", lambda device: 5_000_000)
     with pytest.raises(InvalidInput, match=r"the run needs about \d.* MB in memory, 5.0 MB are"):
-        check_needs([made()], CPU, tmp_path, tmp_path)
+        check_needs(estimate([made()], CPU, tmp_path, tmp_path))
     monkeypatch.setattr(needs, "free_memory", lambda device: None)
-    check_needs([made()], CPU, tmp_path, tmp_path)
+    check_needs(estimate([made()], CPU, tmp_path, tmp_path))
     assert str(estimate([made()], CPU, tmp_path, tmp_path)[0]).endswith(" in memory")
 
 

@@ -231,9 +231,11 @@ def test_a_death_is_told_in_words(code: int | None, words: str) -> None:
     assert how(code) == words
 
 
-def test_the_record_of_a_lost_cell_can_be_written_and_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_record_of_a_lost_cell_can_be_written_and_read(tmp_path: Path, device: str) -> None:
+    """Also where the GPUs are those of a cluster."""
     (chosen,) = grid("cbd")
-    path = records.write(tmp_path, lost(chosen, CPU, ["killed by SIGKILL"]))
+    path = records.write(tmp_path, lost(chosen, torch.device(device), ["killed by SIGKILL"]))
     assert records.read(path).provenance["data_sha256"] is None
 
 
