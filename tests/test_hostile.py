@@ -362,7 +362,7 @@ def test_a_column_that_would_fill_the_memory_is_never_read(
     monkeypatch.setattr(parquet, "LARGEST_CHUNK", 1_000_000)
     assert len(write_shard(path, [bytes(1_000_000)], compression="zstd")) < 10_000
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("it is read"))
-    with pytest.raises(InvalidInput, match=r"bytes of column img\.bytes would become 1,000,\d\d\d"):
+    with pytest.raises(InvalidInput, match=r"a file of [\d,]+ bytes would become 1,000,\d\d\d"):
         parquet.read(own_folder, "train", 10, 8, None)
 
 
