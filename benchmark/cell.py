@@ -78,7 +78,7 @@ def cell(dataset: str, model: str, attack: str, defense: str, recipe: Recipe, se
         model=models.canonical(model),
         attack=attacks.canonical(attack),
         defense=defenses.canonical(defense),
-        recipe=spec.render("recipe", dataclasses.asdict(recipe)),
+        recipe=spec.canonical("recipe", vars(recipe), spec.fields_of(Recipe)),
         seed=seed,
     )
 

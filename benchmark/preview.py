@@ -202,7 +202,7 @@ def survival(before: Tensor, after: Tensor, tape: Tape, augmentation: Augmentati
     """
     found = []
     for start in range(0, len(tape), CHUNK):
-        part = tape.slice(start, start + CHUNK)
+        part = tape[start : start + CHUNK]
         pair = [images[part.order % len(images)] for images in (before, after)]
         pixels, energy = _sizes(*pair)
         pixels_left, energy_left = _sizes(*(augment(x, part, augmentation) for x in pair))

@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 import numpy
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize, one_hot
+from torch.nn.functional import cross_entropy, normalize
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
@@ -250,7 +250,7 @@ class DBD(Defense):
         with torch.no_grad():
             guesses = network(images[count:]).softmax(1).view(2, count, -1).mean(0)
             guesses = sharpen(guesses, self.sharpening)
-        known = one_hot(labels, guesses.shape[1]).float()
+        known = one_hot(labels, guesses.shape[1])
         images, targets = mix(images, torch.cat([known, guesses, guesses]), shares, partners)
         output = network(images)
         loss_known = cross_entropy(output[:count], targets[:count])
@@ -297,9 +297,15 @@ def symmetric_cross_entropy(
 ) -> Tensor:
     """Wang et al., ICCV 2019, arXiv:1908.06112: CE, and CE with prediction and label exchanged,
     where the logarithm of a label's zeros is that of 1e-4. float32 (b,)."""
-    labelled = one_hot(labels, output.shape[1]).float().clamp(min=1e-4)
+    labelled = one_hot(labels, output.shape[1]).clamp(min=1e-4)
     reverse = -(output.softmax(1) * labelled.log()).sum(1)
     return ce_weight * cross_entropy(output, labels, reduction="none") + rce_weight * reverse
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    """int64 (b,) -> float32 (b, classes)."""
+    # That of torch looks at the labels first, for which some devices must wait.
+    return torch.eye(classes, device=labels.device)[labels]
 
 
 def count_kept(count: int, alpha: float) -> int:
@@ -323,8 +329,7 @@ def draw_rows(rows: Tensor, count: int, rng: torch.Generator) -> Tensor:
 
 def second_view(data: ImageSet, tape: Tape, rows: Tensor, recipe: Recipe) -> Tensor:
     """The images of `rows` as a batch, augmented by their own choices on `tape`."""
-    chosen = Tape(*(values[rows] for values in vars(tape).values()))
-    return to_float(augment(data.images[rows], chosen, recipe.augmentation))
+    return to_float(augment(data.images[rows], tape[rows], recipe.augmentation))
 
 
 def sharpen(p: Tensor, temperature: float) -> Tensor:

@@ -49,9 +49,9 @@ class Tape:
     def to(self, device: torch.device) -> Tape:
         return Tape(*(values.to(device) for values in vars(self).values()))
 
-    def slice(self, start: int, stop: int) -> Tape:
-        """The choices of one batch."""
-        return Tape(*(values[start:stop] for values in vars(self).values()))
+    def __getitem__(self, rows: Tensor | slice) -> Tape:
+        """The choices at these places."""
+        return Tape(*(values[rows] for values in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.order)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,9 @@ from models import observer
 class Classifier(nn.Module, ABC):
     """Images in [0, 1] to logits, by way of stages and one embedding vector per image.
 
-    The body computes in `precision`; features and logits come out in float32 whatever it is, so
-    that losses never lose digits. `head` is a linear layer from the embedding to the classes.
+    The body computes in `precision`, by way of torch.compile if it is to be `compiled`; features
+    and logits come out in float32 whatever it is, so that losses never lose digits. `head` is a
+    linear layer from the embedding to the classes.
     """
 
     head: nn.Linear
@@ -25,6 +28,7 @@ class Classifier(nn.Module, ABC):
     def __init__(self, mean: float, deviation: float) -> None:
         super().__init__()
         self.precision = "fp32"
+        self.compiled = False
         self.normalises = (mean, deviation) != (0.0, 1.0)
         self.register_buffer("mean", torch.tensor(mean))
         self.register_buffer("deviation", torch.tensor(deviation))
@@ -42,7 +46,7 @@ class Classifier(nn.Module, ABC):
         if self.normalises:
             images = (images - self.mean) / self.deviation
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            maps = self.body(images)
+            maps = compiled(type(self))(self, images) if self.compiled else self.body(images)
         count, looker = len(images), observer.current()
         looker.forward(count)
         if maps[-1].requires_grad:
@@ -62,3 +66,10 @@ class Classifier(nn.Module, ABC):
         """float32 (n, 3, height, width) in [0, 1] -> float32 logits (n, classes)."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+
+@functools.cache
+def compiled(kind: type[Classifier]) -> Callable[[Classifier, Tensor], list[Tensor]]:
+    """The body of all networks of a class, which copies of a network share."""
+    body: Callable[[Classifier, Tensor], list[Tensor]] = torch.compile(kind.body, dynamic=False)
+    return body

@@ -34,7 +34,9 @@ class TrainingContext:
         with global_seed(self.seed, "weights", purpose):
             network = self.build_network()
         network.precision = self.recipe.precision
-        network = network.to(memory_format=torch.channels_last)
+        network.compiled = self.recipe.compiled
+        if self.recipe.loader != "reference":
+            network = network.to(memory_format=torch.channels_last)
         return network.to(self.device)
 
     def rng(self, purpose: str) -> torch.Generator:

@@ -7,7 +7,7 @@ neither passes it around nor learns what it saw.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -29,6 +29,10 @@ class Observer:
 
     def epoch_ended(self, epoch: int) -> None:
         """`epoch` passes of the current loop are complete."""
+
+    def capture(self) -> AbstractContextManager[None]:
+        """Around the recording or compiling of a step, which is no training."""
+        return nullcontext()
 
     def watch(self, classifier: Any) -> None:
         """From now on `classifier` is what the defense will return."""

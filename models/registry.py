@@ -94,7 +94,8 @@ class Registry(Generic[T]):
             if key in spec.parse(text)[1]:
                 raise InvalidInput(f"{key} is a field of {owner}, not of what it holds: {text!r}")
         name, values = self.settings(text)
-        return spec.render(name, {k: v for k, v in values.items() if k not in kept})
+        outer = {key: value for key, value in values.items() if key not in kept}
+        return spec.canonical(name, outer, spec.fields_of(self.factory(name)))
 
     def parts(self, text: str) -> list[str]:
         """The name in a spec, and those in the specs that it holds."""
@@ -103,8 +104,9 @@ class Registry(Generic[T]):
         return [name, *inner]
 
     def canonical(self, text: str) -> str:
-        """The spec with every field written out."""
-        return spec.render(*self.settings(text))
+        """The spec with every field written out, but see `spec.added`."""
+        name, values = self.settings(text)
+        return spec.canonical(name, values, spec.fields_of(self.factory(name)))
 
     def label(self, text: str) -> str:
         """The spec with only the fields that differ from their defaults."""

@@ -62,13 +62,9 @@ class ViewTape:
     def to(self, device: torch.device) -> ViewTape:
         return ViewTape(*(values.to(device) for values in vars(self).values()))
 
-    def __getitem__(self, rows: Tensor) -> ViewTape:
-        """The choices at integer positions."""
+    def __getitem__(self, rows: Tensor | slice) -> ViewTape:
+        """The choices at these places."""
         return ViewTape(*(values[rows] for values in vars(self).values()))
-
-    def slice(self, start: int, stop: int) -> ViewTape:
-        """The choices of consecutive views."""
-        return ViewTape(*(values[start:stop] for values in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.top)
@@ -136,7 +132,7 @@ def make_views(images: Tensor, tape: ViewTape) -> Tensor:
     # Some thirty passes over the pixels: on a CPU, in parts that stay in its cache.
     wide = 64 if images.device.type == "cpu" else len(images)
     parts = [
-        _make_views(images[start : start + wide], tape.slice(start, start + wide))
+        _make_views(images[start : start + wide], tape[start : start + wide])
         for start in range(0, len(images), wide)
     ]
     return torch.cat(parts).contiguous(memory_format=torch.channels_last)

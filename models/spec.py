@@ -1,7 +1,7 @@
 """Spec strings: the textual form of a configured plugin, such as `blend(alpha=0.1)`.
 
 A spec is read with `ast` into literals and never evaluated. Its canonical form writes every field
-out, and serves as label, cache key and test id.
+out, and serves as cache key and test id; a field that came later is `added`.
 """
 
 from __future__ import annotations
@@ -54,11 +54,12 @@ def parse(text: str) -> tuple[str, dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One setting of a plugin: its name, type and default."""
+    """One setting of a plugin: its name, type and default, and whether it was `added`."""
 
     name: str
     type: Any
     default: Any
+    added: bool = False
 
     def accept(self, value: Any, owner: str) -> Any:
         """`value` as this field's type; an int serves as a float. Raises `InvalidInput`."""
@@ -93,16 +94,23 @@ class Field:
         return value
 
 
+def added(default: Any) -> Any:
+    """A dataclass field that came after records were made: the canonical spec leaves it out at its
+    default, which must do what was done without the field. So these records keep their keys."""
+    return dataclasses.field(default=default, metadata={"added": True})
+
+
 @functools.cache
 def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
     """The settings of a class or function: its parameters that have a default, in order. A
     dataclass field that its `repr` leaves out is no setting."""
     hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    hidden = set()
+    hidden, later = set(), set()
     if dataclasses.is_dataclass(factory):
         hidden = {field.name for field in dataclasses.fields(factory) if not field.repr}
+        later = {field.name for field in dataclasses.fields(factory) if field.metadata.get("added")}
     found = {
-        name: Field(name, hints.get(name, Any), parameter.default)
+        name: Field(name, hints.get(name, Any), parameter.default, name in later)
         for name, parameter in inspect.signature(factory).parameters.items()
         if parameter.default is not inspect.Parameter.empty and name not in hidden
     }
@@ -114,6 +122,16 @@ def render(name: str, fields: dict[str, Any]) -> str:
     if not fields:
         return name
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in fields.items())})"
+
+
+def canonical(name: str, values: Mapping[str, Any], fields: Mapping[str, Field]) -> str:
+    """The one spec of these values."""
+    written = {
+        key: value
+        for key, value in values.items()
+        if not (fields[key].added and value == fields[key].default)
+    }
+    return render(name, written)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,19 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 
 from models import observer
-from models.augment import Augmentation, Tape, augment, draw_tape, to_float
+from models.augment import Augmentation, to_float
+from models.capture import Pace, Runner, recorder_for
 from models.checkpoints import State, resumable
 from models.classifier import Classifier
 from models.data import ImageSet
 from models.errors import check
+from models.feed import Batch as Batch
+from models.feed import Feed, ReferenceFeed
+from models.feed import steps_per_epoch as steps_per_epoch
+from models.spec import added
 
 PRECISIONS = ("fp32", "bf16")
+FEEDS: dict[str, type[Feed]] = {"resident": Feed, "reference": ReferenceFeed}
 ASKED = {"cpu": 256, "cuda": 2_000}
 """Images that a network is asked about at once, by device."""
 LARGEST_BATCH = 2**20
@@ -40,6 +46,10 @@ class Recipe:
     flip: mirror left-right at random; a data set whose labels do not survive it turns it off
     cutout: side of the zeroed square in pixels (the paper gives none; the code zeroes 2 x 2)
     precision: of the network's body, fp32 or bf16; losses and updates are always fp32
+    loader: "resident" gathers batches where the images are; "reference" makes the same batches as
+        public code does, image by image in worker processes, and lays networks out as it does, for
+        comparing seconds
+    compiled: the network's body goes through torch.compile, which rounds otherwise
     """
 
     epochs: int = 100
@@ -53,6 +63,8 @@ class Recipe:
     flip: bool = True
     cutout: int = 2
     precision: str = "fp32"
+    loader: str = added("resident")
+    compiled: bool = added(False)
 
     def __post_init__(self) -> None:
         check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
@@ -71,6 +83,9 @@ class Recipe:
         check(
             self.precision in PRECISIONS,
             f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}",
+        )
+        check(
+            self.loader in FEEDS, f"loader must be one of {', '.join(FEEDS)}, got {self.loader!r}"
         )
 
     @property
@@ -92,20 +107,6 @@ class Recipe:
         )
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What a step sees of one image set.
-
-    images: float32 (b, 3, height, width) in [0, 1], augmented, channels last
-    labels: int64 (b,)
-    index: int64 (b,), positions in the image set
-    """
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-
-
 Step = Callable[..., Any]
 
 
@@ -125,79 +126,33 @@ def loop(
     (`models.checkpoints`). The optimizers in it follow the recipe's decay, each from its own
     initial learning rate.
 
-    A step must not wait for the device: no `.item()`, no branch on a tensor.
+    On a GPU the step is recorded (`models.capture`), so it must not wait for the device: no
+    `.item()`, no branch on a tensor. What it keeps it changes in place.
     """
     check(bool(data) and all(len(part) > 0 for part in data), "a training needs images")
-    optimizers = [part for part in state.values() if isinstance(part, Optimizer)]
-    initial = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    first, *others = data
-    looker = observer.current()
-    looker.loop_started(recipe.epochs, len(first))
-    feeds = [_Feed(part, recipe, rng) for part in others]
+    feed_of = FEEDS[recipe.loader]
+    feeds = [feed_of(part, recipe.augmentation, recipe.batch_size, rng) for part in data]
+    first, *others = feeds
     # A slash, so that they differ from a step's own names.
-    ours: State = {"loop/rng": rng, **{f"loop/feed {n}": feed for n, feed in enumerate(feeds)}}
-    for epoch in resumable(recipe.epochs, {**state, **ours}, until):
-        for optimizer, rates in zip(optimizers, initial, strict=True):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * recipe.decay(epoch)
-        for batch in _pass(first, recipe, rng):
-            step(batch, *(feed.draw() for feed in feeds))
-            looker.trained(len(batch.labels))
-        looker.epoch_ended(epoch + 1)
+    ours: State = {"loop/rng": rng, **{f"loop/feed {n}": feed for n, feed in enumerate(others)}}
 
+    def take_and_step(*sizes: int) -> None:
+        step(*(feed.take(size) for feed, size in zip(feeds, sizes, strict=True)))
 
-def _pass(data: ImageSet, recipe: Recipe, rng: torch.Generator) -> Iterator[Batch]:
-    """All batches of one epoch."""
-    tape = _draw(data, recipe, rng)
-    for start, stop in _spans(len(data), recipe.batch_size):
-        yield _batch(data, tape.slice(start, stop), recipe)
-
-
-def _draw(data: ImageSet, recipe: Recipe, rng: torch.Generator) -> Tape:
-    return draw_tape(len(data), data.size, recipe.augmentation, rng).to(data.device)
-
-
-def _spans(count: int, batch_size: int) -> Iterator[tuple[int, int]]:
-    """Consecutive ranges that cover `count`; a last range of one image joins the one before,
-    because batch statistics of a single image are not defined."""
-    start = 0
-    while start < count:
-        stop = min(start + batch_size, count)
-        if count - stop == 1:
-            stop = count
-        yield start, stop
-        start = stop
-
-
-class _Feed:
-    """Batches of one set without end. Its state is how far the current pass has come."""
-
-    def __init__(self, data: ImageSet, recipe: Recipe, rng: torch.Generator) -> None:
-        self.data, self.recipe, self.rng = data, recipe, rng
-        self.spans = list(_spans(len(data), recipe.batch_size))
-        self.used = len(self.spans)
-        self.tape: Tape | None = None
-
-    def draw(self) -> Batch:
-        """The next batch."""
-        if self.used == len(self.spans):
-            self.used, self.tape = 0, _draw(self.data, self.recipe, self.rng)
-        assert self.tape is not None
-        span, self.used = self.spans[self.used], self.used + 1
-        return _batch(self.data, self.tape.slice(*span), self.recipe)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"used": self.used, "tape": None if self.tape is None else vars(self.tape)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        tape = state["tape"]
-        self.used = state["used"]
-        self.tape = None if tape is None else Tape(**tape).to(self.data.device)
-
-
-def _batch(data: ImageSet, tape: Tape, recipe: Recipe) -> Batch:
-    images = augment(data.images[tape.order], tape, recipe.augmentation)
-    return Batch(to_float(images), data.labels[tape.order], tape.order)
+    recorder = recorder_for(first.data.device) if feed_of.recordable else None
+    run = Runner(take_and_step, recorder, recipe.compiled)
+    pace = Pace([part for part in state.values() if isinstance(part, Optimizer)], recorder)
+    looker = observer.current()
+    looker.loop_started(recipe.epochs, len(first.data))
+    with recorder.prepared() if recorder else nullcontext():
+        for epoch in resumable(recipe.epochs, {**state, **ours}, until):
+            pace.set(recipe.decay(epoch))
+            for _ in first.sizes:
+                sizes = [feed.advance() for feed in feeds]
+                run(*sizes)
+                looker.trained(sizes[0])
+            looker.epoch_ended(epoch + 1)
+        pace.release()
 
 
 def train(
@@ -248,8 +203,3 @@ def predict(model: Classifier, images: Tensor) -> Tensor:
 def sample_losses(model: Classifier, data: ImageSet) -> Tensor:
     """float32 (n,): cross entropy of every image as it is, in eval mode."""
     return cross_entropy(logits(model, data.images), data.labels, reduction="none")
-
-
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """How many batches one pass over `count` images has."""
-    return math.ceil(count / batch_size) - (count > 1 and count % batch_size == 1)

@@ -116,7 +116,7 @@ def test_views_stay_in_range_and_differ() -> None:
 def test_a_view_does_not_depend_on_its_neighbours() -> None:
     images, tape = pictures(150, (32, 32)), draw_views(150, (32, 32), True, stream(4, "tape"))
     together = make_views(images, tape)
-    alone = torch.cat([make_views(images[n : n + 1], tape.slice(n, n + 1)) for n in range(150)])
+    alone = torch.cat([make_views(images[n : n + 1], tape[n : n + 1]) for n in range(150)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
     rows = torch.tensor([140, 3, 77])
     torch.testing.assert_close(make_views(images[rows], tape[rows]), together[rows])

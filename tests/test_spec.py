@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from defenses import defenses
 from models import models, spec
 from models.errors import InvalidInput
 from models.registry import Registry, load_file
+from models.spec import added
 
 
 def test_a_spec_is_a_name_with_literal_fields() -> None:
@@ -110,6 +112,23 @@ def test_a_plugin_file_registers_and_a_broken_one_says_where(tmp_path: Path) -> 
         load_file(bad)
     with pytest.raises(InvalidInput, match="is not a Python file"):
         load_file(tmp_path / "absent.py")
+
+
+def test_an_added_field_is_written_only_where_it_is_not_at_its_default() -> None:
+    @dataclass(frozen=True)
+    class Thing:
+        first: int = 1
+        later: str = added("as ever")
+
+    registry: Registry[object] = Registry("thing", "models")
+    registry._discovered = True
+    registry.register("thing")(Thing)
+    assert registry.canonical("thing") == "thing(first=1)"
+    assert registry.canonical("thing(later='as ever')") == "thing(first=1)"
+    assert registry.canonical("thing(later='x')") == "thing(first=1, later='x')"
+    assert registry.label("thing(later='x')") == "thing(later='x')"
+    assert registry.build("thing(later='x')") == Thing(later="x")
+    assert registry.build("thing") == Thing()
 
 
 def test_two_plugins_of_one_name_are_refused() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -10,11 +12,14 @@ from torch.nn.functional import cross_entropy
 
 from models import models
 from models.classifier import Classifier
+from models.context import TrainingContext, network_builder
 from models.data import ImageSet
 from models.errors import InvalidInput
+from models.feed import Feed
 from models.observer import Observer, observed_by
 from models.rng import global_seed, stream
 from models.training import (
+    FEEDS,
     Batch,
     Recipe,
     logits,
@@ -201,3 +206,70 @@ def test_a_bad_image_set_is_refused(images: ImageSet) -> None:
         ImageSet(images.images, images.labels[:5], 10)
     with pytest.raises(InvalidInput, match="a training needs images"):
         train(network(), images[torch.arange(0)], SHORT, stream(0, "x"))
+
+
+def test_public_codes_loader_gives_the_same_batches(images: ImageSet) -> None:
+    seen: dict[str, list[tuple[Batch, Batch]]] = {"resident": [], "reference": []}
+    small = images[torch.arange(20)]
+    for loader, pairs in seen.items():
+        recipe = replace(SHORT, loader=loader)
+        loop(
+            lambda one, two, pairs=pairs: pairs.append((one, two)),
+            images,
+            small,
+            recipe=recipe,
+            rng=stream(0, "x"),
+            state={},
+        )
+    assert len(seen["resident"]) == 8
+    for ours, theirs in zip(seen["resident"], seen["reference"], strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one.images, other.images)
+            assert torch.equal(one.labels, other.labels)
+            assert torch.equal(one.index, other.index)
+            assert one.images.is_contiguous(memory_format=torch.channels_last)
+            assert other.images.is_contiguous()
+
+
+@pytest.mark.parametrize("loader", ["resident", "reference"])
+def test_a_feed_goes_on_in_the_middle_of_a_pass(loader: str, images: ImageSet) -> None:
+    def feed() -> Feed:
+        return FEEDS[loader](images, SHORT.augmentation, 16, stream(0, "x"))
+
+    whole, part, resumed = feed(), feed(), feed()
+    expected = [whole.take(whole.advance()) for _ in range(4)]
+    for _ in range(2):
+        part.take(part.advance())
+    resumed.load_state_dict(part.state_dict())
+    for batch in expected[2:]:
+        again = resumed.take(resumed.advance())
+        assert torch.equal(batch.images, again.images)
+        assert torch.equal(batch.index, again.index)
+
+
+def test_networks_are_laid_out_as_their_loader_likes(images: ImageSet) -> None:
+    builder = network_builder("wrn16_1", 10, 32)
+    weights = {}
+    for loader in FEEDS:
+        recipe = replace(SHORT, loader=loader)
+        made = TrainingContext(recipe, torch.device("cpu"), builder, seed=0).build()
+        weights[loader] = next(p for p in made.parameters() if p.ndim == 4 and p.shape[1] > 1)
+    assert torch.equal(*weights.values())
+    assert weights["reference"].is_contiguous()
+    assert weights["resident"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
+def test_a_compiled_body_differs_in_rounding_only(images: ImageSet) -> None:
+    builder = network_builder("wrn16_1", 10, 32)
+    found = []
+    for compiled in (False, True):
+        recipe = replace(SHORT, epochs=1, learning_rate=0.01, compiled=compiled)
+        lent = TrainingContext(recipe, torch.device("cpu"), builder, seed=0)
+        made = deepcopy(lent.build())
+        assert made.compiled is compiled
+        train(made, images, recipe, lent.rng("classifier"))
+        found.append(logits(made, images.images))
+    torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
+    assert not torch.equal(*found)

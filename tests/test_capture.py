@@ -1,0 +1,211 @@
+"""Recorded steps against the same steps as they are, by way of a CUDA graph without a GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from host_graph import HostGraph
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from benchmark.cache import Cache
+from benchmark.cell import cell
+from benchmark.harness import Harness
+from benchmark.records import Record
+from defenses import defenses
+from models import capture, models
+from models.classifier import Classifier
+from models.data import ImageSet
+from models.observer import Observer, observed_by
+from models.rng import global_seed, stream
+from models.training import Batch, Recipe, loop, train
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05, drops=(0.7,))
+NEVER = 10**9
+
+
+def network() -> Classifier:
+    with global_seed(0, "test"):
+        return models.build("wrn16_1", 10, 32)
+
+
+@pytest.fixture
+def graph(monkeypatch: pytest.MonkeyPatch) -> HostGraph:
+    """What records from now on, after one step of each shape."""
+    recorder = HostGraph()
+    monkeypatch.setattr("models.training.recorder_for", lambda device: recorder)
+    monkeypatch.setattr(capture, "REHEARSALS", 1)
+    return recorder
+
+
+def equal(one: nn.Module, other: nn.Module) -> bool:
+    first, second = one.state_dict(), other.state_dict()
+    return all(torch.equal(values, second[name]) for name, values in first.items())
+
+
+def test_a_replayed_training_is_the_training(
+    images: ImageSet, graph: HostGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replayed = train(network(), images, RECIPE, stream(0, "x"))
+    # 3 epochs of 3 batches of 16 and one of 12: the first of each shape is a rehearsal.
+    assert (graph.recorded, graph.replayed) == (2, 10)
+    monkeypatch.setattr(capture, "REHEARSALS", NEVER)
+    stepped = train(network(), images, RECIPE, stream(0, "x"))
+    assert (graph.recorded, graph.replayed) == (2, 10)
+    assert equal(replayed, stepped)
+    assert not equal(replayed, network())
+
+
+def test_optimizers_that_may_be_recorded_differ_in_rounding_only(
+    images: ImageSet, graph: HostGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(RECIPE, epochs=1)
+    replayed = train(network(), images, short, stream(0, "x"))
+    monkeypatch.setattr("models.training.recorder_for", lambda device: None)
+    usual = train(network(), images, short, stream(0, "x"))
+    for ours, theirs in zip(replayed.parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+class Seen(Observer):
+    def __init__(self) -> None:
+        self.forwards = self.backwards = self.steps = self.captures = 0
+
+    def forward(self, images: int) -> None:
+        self.forwards += images
+
+    def backward(self, images: int) -> None:
+        self.backwards += images
+
+    def trained(self, images: int) -> None:
+        self.steps += 1
+
+    def capture(self) -> object:  # type: ignore[override]
+        self.captures += 1
+        return super().capture()
+
+
+def test_an_observer_hears_of_every_step(images: ImageSet, graph: HostGraph) -> None:
+    with observed_by(seen := Seen()):
+        train(network(), images, RECIPE, stream(0, "x"))
+    assert (seen.forwards, seen.backwards, seen.steps) == (180, 180, 12)
+    assert seen.captures == graph.recorded == 2
+
+
+def test_rates_follow_the_recipe_and_are_numbers_afterwards(
+    images: ImageSet, graph: HostGraph
+) -> None:
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+
+    def step(batch: Batch) -> None:
+        optimizer.zero_grad()
+        weight.sum().backward()
+        optimizer.step()
+
+    recipe = replace(RECIPE, epochs=4, batch_size=60, drops=(0.5,))
+    loop(step, images, recipe=recipe, rng=stream(0, "x"), state={"optimizer": optimizer})
+    assert graph.replayed == 3
+    assert weight.item() == pytest.approx(-(1 + 1 + 0.1 + 0.1))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
+    assert isinstance(optimizer.param_groups[0]["lr"], float)
+
+
+def test_two_sets_of_other_lengths_are_drawn_as_ever(
+    images: ImageSet, graph: HostGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sums() -> list[float]:
+        total = torch.zeros(60)
+
+        def step(one: Batch, two: Batch) -> None:
+            total[one.index] += one.images.sum((1, 2, 3)) + two.images.mean() + two.labels.sum()
+
+        small = images[torch.arange(20)]
+        loop(step, images, small, recipe=RECIPE, rng=stream(0, "x"), state={"total": total})
+        return total.tolist()  # type: ignore[no-any-return]
+
+    replayed = sums()
+    # 16 and 16 images at a time, 16 and 4, and 12 and 4.
+    assert graph.recorded == 3
+    monkeypatch.setattr(capture, "REHEARSALS", NEVER)
+    assert replayed == sums()
+
+
+def test_a_step_that_waits_for_the_device_says_so_once_and_runs_as_it_is(
+    images: ImageSet, graph: HostGraph
+) -> None:
+    model = network()
+    optimizer = RECIPE.sgd(model)
+    losses = []
+
+    def step(batch: Batch) -> None:
+        loss = cross_entropy(model(batch.images), batch.labels)
+        losses.append(loss.item())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    state = {"model": model, "optimizer": optimizer}
+    with pytest.warns(UserWarning, match="a step runs without a CUDA graph: .*permitted") as said:
+        loop(step, images, recipe=RECIPE, rng=stream(0, "x"), state=state)
+    assert len(said) == 1
+    assert len(losses) == 12
+    assert graph.replayed == 0
+
+
+def test_a_recording_that_fails_leaves_no_trace(
+    images: ImageSet, graph: HostGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fit() -> Classifier:
+        model = network()
+        optimizer = RECIPE.sgd(model)
+
+        def step(batch: Batch) -> None:
+            optimizer.zero_grad()
+            cross_entropy(model(batch.images), batch.labels).backward()
+            optimizer.step()
+            next(model.parameters()).sum().item()
+
+        state = {"model": model, "optimizer": optimizer}
+        loop(step, images, recipe=RECIPE, rng=stream(0, "x"), state=state)
+        return model
+
+    with pytest.warns(UserWarning, match="without a CUDA graph"):
+        failed = fit()
+    monkeypatch.setattr(capture, "REHEARSALS", NEVER)
+    assert equal(failed, fit())
+
+
+def run(attack: str, defense: str, folder: Path) -> Record:
+    dataset = "toy(train_images=100, test_images=50)"
+    recipe = Recipe(epochs=2, batch_size=20, learning_rate=0.02)
+    made = cell(dataset, "wrn16_1", attack, defense, recipe, seed=0)
+    return Harness(Cache(folder), [], CPU).run(made)
+
+
+def outcome(record: Record) -> object:
+    assert record.error is None, record.error
+    return record.metrics, record.passes, record.diagnostics, record.flags
+
+
+@pytest.mark.parametrize(
+    ("attack", "defense"),
+    [("badnets", name) for name in defenses.names()]
+    + [("badnets", "mcr(ends='two')")]
+    + [("adaptive(rounds=2, steps=1)", "none"), ("dynamic", "none"), ("trojan", "none")],
+)
+def test_every_step_can_be_replayed(
+    attack: str,
+    defense: str,
+    graph: HostGraph,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    replayed = outcome(run(attack, defense, tmp_path / "replayed"))
+    assert graph.replayed > graph.recorded > 0
+    monkeypatch.setattr(capture, "REHEARSALS", NEVER)
+    assert replayed == outcome(run(attack, defense, tmp_path / "stepped"))
