@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check bench format
+.PHONY: install demo test check bench bench-baseline gpu-bench format
 
 install: .venv/installed
 
@@ -27,9 +27,19 @@ check: install
 	$(PYTEST)
 	$(BIN)/pytest --doctest-modules attacks benchmark defenses models || [ $$? -eq 5 ]
 
+BENCH := $(BIN)/pytest tests/overhead --benchmark-only -s \
+    --benchmark-columns=min,median,rounds --benchmark-json=results/overhead.json
+
 bench: install
-	$(BIN)/pytest tests/overhead --benchmark-only -s --benchmark-columns=min,median,rounds \
-	    --benchmark-json=results/overhead.json
+	$(BENCH)
+	$(BIN)/python tests/overhead/compare.py results/overhead.json results/overhead-baseline.json
+
+bench-baseline: install
+	$(BENCH)
+	cp results/overhead.json results/overhead-baseline.json
+
+gpu-bench: install
+	$(BIN)/python tests/overhead/gpu.py --json results/gpu-bench.json
 
 format: install
 	$(BIN)/ruff format .

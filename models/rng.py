@@ -6,10 +6,14 @@ Every random choice is drawn on the CPU, so that all devices see the same number
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+
+
+_global = threading.RLock()
 
 
 def derive(seed: int, *purpose: str) -> int:
@@ -26,7 +30,7 @@ def stream(seed: int, *purpose: str) -> torch.Generator:
 @contextmanager
 def global_seed(seed: int, *purpose: str) -> Iterator[None]:
     """Seeds torch's global CPU generator inside the block (layers draw their weights from it), and
-    restores it afterwards."""
-    with torch.random.fork_rng(devices=[]):
+    restores it afterwards. Other threads wait for their turn."""
+    with _global, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, *purpose))
         yield

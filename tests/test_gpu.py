@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,15 @@ import torch
 from attacks import attacks
 from benchmark.cache import Cache
 from benchmark.cell import cell
-from benchmark.harness import Harness
+from benchmark.harness import Harness, clean_budget
+from benchmark.records import read_all
+from benchmark.run import run_suite
+from benchmark.suites import suite
 from defenses import defenses
+from defenses.base import Context
+from models import capture
 from models.augment import Augmentation, augment, draw_tape, to_float
+from models.classifier import Classifier
 from models.context import TrainingContext, network_builder
 from models.data import ImageSet
 from models.rng import stream
@@ -56,6 +63,116 @@ def test_a_short_training_ends_close_to_the_processors(images: ImageSet) -> None
         made = train(lent.build(), images.to(device), recipe, lent.rng("classifier"))
         found.append(torch.cat([values.flatten().cpu() for values in made.parameters()]))
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-2
+
+
+STEPS = 200
+"""At least, of the longest stage of a defense."""
+
+
+def fit(defense: str, seed: int = 0, **fields: object) -> Classifier:
+    """What a defense makes of noise."""
+    count, batch_size = 640, 32
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "n"))
+    data = ImageSet(pixels, torch.arange(count) % 10, 10).to(GPU)
+    epochs = STEPS * batch_size // count
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, learning_rate=0.01, **fields)  # type: ignore[arg-type]
+    lent = TrainingContext(recipe, GPU, network_builder("wrn16_1", 10, 32), seed)
+    made = defenses.build(defense)
+
+    def undefended(n: int) -> Classifier:
+        return train(lent.build(), data, replace(recipe, epochs=2), lent.rng(f"undefended {n}"))
+
+    context = Context(
+        **vars(lent),
+        clean=clean_budget(data, made.clean_fraction, seed),
+        train_undefended=undefended,
+    )
+    return made.fit(data, context)
+
+
+def numbers(network: Classifier) -> torch.Tensor:
+    return torch.cat([values.double().flatten().cpu() for values in network.state_dict().values()])
+
+
+def apart(one: torch.Tensor, other: torch.Tensor) -> float:
+    """0 for equal bits, else the relative error."""
+    return 0.0 if torch.equal(one, other) else float((one - other).norm() / other.norm())
+
+
+@pytest.fixture
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+
+
+# clp takes no steps.
+@pytest.mark.parametrize("defense", [name for name in defenses.names() if name != "clp"])
+def test_steps_of_every_defense_as_a_graph_are_those_steps(
+    defense: str, deterministic: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorded: list[object] = []
+    record = capture.CudaRecorder.record
+    monkeypatch.setattr(
+        capture.CudaRecorder,
+        "record",
+        lambda self, work: recorded.append(work) or record(self, work),
+    )
+    # A warning that a step cannot be recorded is an error here.
+    replayed = numbers(fit(defense))
+    assert recorded
+    monkeypatch.setattr(capture, "REHEARSALS", 10**9)
+    before = len(recorded)
+    assert apart(replayed, numbers(fit(defense))) < 1e-5
+    assert len(recorded) == before
+
+
+@pytest.mark.parametrize("defense", ["none", "cbd", "nad"])
+def test_side_by_side_gives_the_numbers_of_each_alone(defense: str, deterministic: None) -> None:
+    alone = [numbers(fit(defense, seed)) for seed in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda seed: numbers(fit(defense, seed)), range(3)))
+    for one, other in zip(alone, together, strict=True):
+        assert apart(one, other) < 1e-5
+    assert apart(alone[0], alone[1]) > 1e-3
+
+
+def test_two_workers_on_one_gpu_make_the_records_of_one(tmp_path: Path) -> None:
+    found = []
+    for jobs in (1, 2):
+        folder = tmp_path / str(jobs)
+        code = run_suite(
+            "quick",
+            suite("quick"),
+            dataset=["toy(train_images=200, test_images=100)"],
+            attack=["badnets", "blend"],
+            defense=["none", "ft"],
+            epochs=2,
+            device="cuda:0",
+            precision="fp32",
+            results=folder,
+            jobs=jobs,
+        )
+        assert code == 0
+        records, damaged = read_all(folder)
+        assert not damaged
+        found.append({record.key: record.metrics for record in records})
+    assert found[0] == found[1]
+    assert len(found[0]) == 4
+
+
+def test_eight_trainings_at_once_fit_in_8_gb() -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(GPU)
+    pixels = torch.zeros((50_000, 3, 32, 32), dtype=torch.uint8, device=GPU)
+    data = ImageSet(pixels, torch.arange(50_000, device=GPU) % 10, 10)
+    recipe = Recipe(epochs=1)
+
+    def one(seed: int) -> None:
+        lent = TrainingContext(recipe, GPU, network_builder("wrn16_1", 10, 32), seed)
+        train(lent.build(), data, recipe, lent.rng("classifier"))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(one, range(8)))
+    assert torch.cuda.max_memory_reserved(GPU) <= 8e9
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -1,0 +1,52 @@
+"""Two results of `make bench`: `python compare.py NOW BASELINE`.
+
+Prints the ratios of both, then a line for each that is worse by more than 15 %. Exit code 1 if
+there is one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from tabulate import tabulate
+
+LIMIT = 0.15
+
+
+def ratios(document: dict[str, Any]) -> dict[str, float]:
+    """All of a file by name; more is better."""
+    return {name: value for b in document["benchmarks"] for name, value in b["ratios"].items()}
+
+
+def shown(value: float, form: str = ",.2f") -> str:
+    return "-" if math.isnan(value) else f"{value:{form}}"
+
+
+def main(now: Path, baseline: Path) -> int:
+    made = json.loads(now.read_text())
+    known = json.loads(baseline.read_text()) if baseline.exists() else {"benchmarks": []}
+    ours, theirs = ratios(made), ratios(known)
+    rows, worse = [], []
+    for name in dict.fromkeys([*ours, *theirs]):
+        one, other = ours.get(name, math.nan), theirs.get(name, math.nan)
+        change = one / other - 1
+        rows.append((name, shown(one), shown(other), shown(change, "+.0%")))
+        if change < -LIMIT:
+            worse.append(f"worse: {name} is {shown(one)} and was {shown(other)}")
+    headers = ["ratio of speeds, more is better", "now", "baseline", "change"]
+    print(tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * 3)))
+    if not theirs:
+        print(f"no baseline in {baseline.name}; `make bench-baseline` records one")
+    elif made["threads"] != known["threads"]:
+        print(f"the baseline has {known['threads']} threads and this machine {made['threads']}")
+    for line in worse:
+        print(line)
+    return 1 if worse else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(Path, sys.argv[1:])))

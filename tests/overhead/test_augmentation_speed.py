@@ -1,0 +1,32 @@
+"""Crop, flip and cutout of whole batches, and image by image through PIL."""
+
+from __future__ import annotations
+
+from turns import BATCH, ROUNDS, TINY, keep, pictures, take_turns
+
+from models.augment import Augmentation, augment, draw_tape, to_float
+from models.reference_loader import batches
+from models.rng import stream
+
+COUNT = BATCH * (2 if TINY else 16)
+
+
+def test_augmentation(benchmark: object) -> None:
+    data, how = pictures(COUNT), Augmentation()
+    tape = draw_tape(COUNT, data.size, how, stream(0, "tape"))
+    spans = [(start, start + BATCH) for start in range(0, COUNT, BATCH)]
+
+    def ours() -> None:
+        for start, stop in spans:
+            part = tape[start:stop]
+            to_float(augment(data.images[part.order], part, how))
+
+    def reference() -> None:
+        for _ in batches(data.images, data.labels, tape, spans, how, workers=0):
+            pass
+
+    best = take_turns(benchmark, {"reference": reference, "ours": ours}, ROUNDS)
+    for name, seconds in best.items():
+        print(f"\naugmentation, {name}: {COUNT / seconds:,.0f} images/s")
+    ratio = best["reference"] / best["ours"]
+    keep(benchmark, {"augmentation / PIL without workers": ratio}, images=COUNT, batch_size=BATCH)

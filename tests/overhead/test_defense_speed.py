@@ -1,0 +1,84 @@
+"""A training step of every defense, in images that are trained on.
+
+Timed is what happens inside the loops of a short `fit`, steps and batches, for each image of each
+pass. What lies between two loops is not. A defense without a loop is timed as a whole.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import pytest
+from turns import BARE_STEPS, BATCH, ROUNDS, TINY, bare, keep, lend, pictures, take_turns
+
+from defenses import defenses
+from defenses.base import CleanBudget, Context
+from models.classifier import Classifier
+from models.observer import Observer, observed_by
+from models.training import train
+
+COUNT = 64 if TINY else 1_024
+FIT, VALIDATION = COUNT // 4, COUNT // 16
+SPECS = {
+    "anp": "anp(epochs=400)",
+    "cbd": "cbd(t1=1)",
+    "fp": "fp(epochs=4)",
+    "ft": "ft(epochs=4)",
+    "ft_sam": "ft_sam(epochs=400)",
+    "mcr": "mcr(epochs=400, tuning_epochs=100)",
+    "nad": "nad(teacher_epochs=1, epochs=4)",
+}
+"""Where by default the method's own step would be a small part, or very many."""
+
+
+class Stopwatch(Observer):
+    """seconds: inside loops. images: trained on there, each as often as it was."""
+
+    def __init__(self) -> None:
+        self.seconds, self.images, self._begun = 0.0, 0, 0.0
+
+    def loop_started(self, epochs: int, images: int) -> None:
+        self._begun = time.perf_counter()
+
+    def trained(self, images: int) -> None:
+        self.images += images
+        now = time.perf_counter()
+        self.seconds += now - self._begun
+        self._begun = now
+
+
+@pytest.mark.parametrize("name", defenses.names())
+def test_step(name: str, benchmark: object) -> None:
+    defense, data, lent = defenses.build(SPECS.get(name, name)), pictures(COUNT), lend()
+    clean = CleanBudget(pictures(FIT), pictures(VALIDATION))
+
+    def undefended(n: int) -> Classifier:
+        network = replace(lent, seed=n).build().eval()
+        # Its steps are those of `none`, and of nobody else.
+        return train(network, data, lent.recipe, lent.rng("x")) if name == "none" else network
+
+    context = Context(
+        **vars(lent),
+        clean=clean if defense.clean_fraction else None,
+        train_undefended=undefended,
+    )
+    watches: list[Stopwatch] = []
+
+    def fit() -> None:
+        watches.append(Stopwatch())
+        with observed_by(watches[-1]):
+            defense.fit(data, context)
+
+    best = take_turns(benchmark, {"bare": bare(), "fit": fit}, ROUNDS)
+    if watches[0].images:
+        title, reference = f"step, {name} / bare step", BARE_STEPS * BATCH
+        speed = max(watch.images / watch.seconds for watch in watches[1:])
+        print(f"\nstep, {name}: {1e6 / speed:,.0f} us for an image and pass")
+    else:
+        title, reference = f"fits, {name} / bare step", BARE_STEPS
+        speed = 1 / best["fit"]
+    ratio = speed / (reference / best["bare"])
+    keep(benchmark, {title: ratio}, images=watches[0].images, batch_size=BATCH)
+    if name == "none" and not TINY:
+        assert ratio > 0.7

@@ -1,0 +1,97 @@
+"""What the benches share: sizes, the bare step, and candidates that take turns.
+
+Machines are noisy, so a number is the ratio of two speeds that were measured side by side, in items
+per second and each from its best round: more is better. `BENCH_TINY=1` makes everything tiny, which
+shows in a minute whether the benches run and nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from models.augment import to_float
+from models.context import TrainingContext, network_builder
+from models.data import ImageSet
+from models.rng import stream
+from models.training import Recipe
+
+TINY = bool(os.environ.get("BENCH_TINY"))
+ROUNDS = 1 if TINY else 5
+BATCH = 16 if TINY else 128
+BARE_STEPS = 4
+CPU = torch.device("cpu")
+
+Work = Callable[[], object]
+
+
+def pictures(count: int) -> ImageSet:
+    """Random images of the shape of CIFAR-10: what they show does not change the work."""
+    pixels = torch.randint(
+        0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "bench")
+    )
+    return ImageSet(pixels, torch.arange(count) % 10, 10)
+
+
+def lend(precision: str = "fp32", batch_size: int = BATCH) -> TrainingContext:
+    """A training of one epoch of WRN-16-1 on the processor."""
+    recipe = Recipe(epochs=1, batch_size=batch_size, precision=precision)
+    return TrainingContext(recipe, CPU, network_builder("wrn16_1", 10, 32), seed=0)
+
+
+def bare() -> Work:
+    """Steps on one batch that is a float tensor already: the least that training can cost."""
+    lent, images = lend(), pictures(BATCH)
+    model = lent.build().train()
+    optimizer = lent.recipe.sgd(model)
+    batch = to_float(images.images)
+
+    def steps() -> None:
+        for _ in range(BARE_STEPS):
+            optimizer.zero_grad()
+            cross_entropy(model(batch), images.labels).backward()
+            optimizer.step()
+
+    return steps
+
+
+def seconds_of(work: Work) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def take_turns(benchmark: Any, candidates: dict[str, Work], rounds: int) -> dict[str, float]:
+    """Seconds of each in its best round, after a round that does not count. The last is the one
+    that `benchmark` shows."""
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    *others, shown = candidates
+
+    def before() -> None:
+        for name in others:
+            seconds[name].append(seconds_of(candidates[name]))
+
+    def last() -> None:
+        seconds[shown].append(seconds_of(candidates[shown]))
+
+    benchmark.pedantic(last, setup=before, rounds=rounds, warmup_rounds=1)
+    return {name: min(times[1:]) for name, times in seconds.items()}
+
+
+def beside_bare(benchmark: Any, name: str, work: Work, count: int, unit: str = "images") -> None:
+    """Times `work`, which handles so many, in turn with the bare step, and keeps the ratio."""
+    best = take_turns(benchmark, {"bare": bare(), "work": work}, ROUNDS)
+    speed = count / best["work"]
+    print(f"\n{name}: {speed:,.0f} {unit}/s")
+    ratio = speed / (BARE_STEPS * BATCH / best["bare"])
+    keep(benchmark, {f"{name} / bare step": ratio}, **{unit: count})
+
+
+def keep(benchmark: Any, ratios: dict[str, float], **sizes: int) -> None:
+    """For the results: ratios under names of their own, and what they were measured with."""
+    benchmark.extra_info.update(ratios=ratios, sizes=sizes)
