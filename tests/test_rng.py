@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-import torch
+from concurrent.futures import ThreadPoolExecutor
 
+import torch
+from torch import Tensor
+
+from models.context import TrainingContext, network_builder
+from models.data import ImageSet
 from models.rng import derive, global_seed, stream
+from models.training import Recipe, train
+
+CPU = torch.device("cpu")
 
 
 def draw(generator: torch.Generator) -> list[int]:
@@ -30,3 +38,19 @@ def test_the_global_generator_is_lent_and_given_back() -> None:
     assert torch.equal(torch.rand(3), expected)
     with global_seed(0, "weights"):
         assert torch.equal(torch.rand(3), first)
+
+
+def test_threads_that_train_side_by_side_do_not_meet(images: ImageSet) -> None:
+    recipe = Recipe(epochs=1, batch_size=20, learning_rate=0.05)
+
+    def one(seed: int) -> Tensor:
+        torch.set_num_threads(1)
+        lent = TrainingContext(recipe, CPU, network_builder("wrn16_1", 10, 32), seed)
+        made = train(lent.build(), images, recipe, lent.rng("classifier"))
+        return torch.cat([values.detach().flatten() for values in made.parameters()])
+
+    alone = [one(seed) for seed in range(3)]
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(one, range(3)))
+    assert all(map(torch.equal, alone, together))
+    assert not torch.equal(alone[0], alone[1])
