@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from tabulate import tabulate
 
 from benchmark.groups import Group, is_none, mean, name_order, seconds_total
+from benchmark.records import Record
 from benchmark.statistics import half_width, tied
 from models import spec
 
@@ -216,21 +217,30 @@ class Block:
         return "tied" if tied(best.counts(ASR), group.counts(ASR)) else ""
 
     def footnotes(self) -> Iterator[str]:
-        """A line for each mark: what it means and which cells have it; and one if seconds cannot be
-        compared."""
-        for flag, (mark, meaning) in FOOTNOTES.items():
-            places = [
-                f"{group.names['defense']} on {group.names['attack']} ({_seeds(group, flag)})"
-                for defense in self.defenses
-                for attack in self.attacks
-                if (group := self.cells.get((defense, attack))) and flag in group.flagged
-            ]
-            if places:
-                yield f"{mark} {flag}, {meaning}: {', '.join(places)}"
+        """A line for each mark; and one if seconds cannot be compared."""
+        yield from self.marked(FOOTNOTES, lambda group: group.flagged)
         used = (record for group in self.groups for record in group.used)
         devices = sorted({str(record.provenance.get("device")) for record in used})
         if len(devices) > 1:
             yield f"seconds were measured on several devices: {', '.join(devices)}"
+
+    def marked(
+        self,
+        footnotes: Mapping[str, tuple[str, str]],
+        flagged: Callable[[Group], Mapping[str, Sequence[Record]]],
+    ) -> Iterator[str]:
+        """A line for each mark: what it means and which cells have it. `flagged` gives the records
+        of a group by flag."""
+        for flag, (mark, meaning) in footnotes.items():
+            places = [
+                f"{group.names['defense']} on {group.names['attack']} ({_seeds(group, those)})"
+                for defense in self.defenses
+                for attack in self.attacks
+                if (group := self.cells.get((defense, attack)))
+                and (those := flagged(group).get(flag))
+            ]
+            if places:
+                yield f"{mark} {flag}, {meaning}: {', '.join(places)}"
 
 
 def _several(count: int, noun: str) -> str:
@@ -269,8 +279,8 @@ def decimal(value: float) -> str:
     return MISSING if math.isnan(value) else f"{value:.1f}"
 
 
-def _seeds(group: Group, flag: str) -> str:
-    those, everyone = group.flagged[flag], len(group.records)
+def _seeds(group: Group, those: Sequence[Record]) -> str:
+    everyone = len(group.records)
     numbers = ", ".join(str(record.cell["seed"]) for record in those)
     raised = sorted({record.error["type"] for record in those if record.error})
     text = f"seed{'s' * (len(those) > 1)} {numbers}"

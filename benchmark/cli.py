@@ -106,6 +106,9 @@ def cli(ctx: click.Context) -> None:
 @click.option("--recipe", metavar="SPEC", help='Replace the recipe, "recipe(epochs=20, ...)".')
 @click.option("--epochs", type=int, metavar="N", help="Length of the recipe.")
 @click.option("--train-images", type=int, metavar="N", help="Train on a fixed subset.")
+@click.option(
+    "--loader", metavar="NAME", help="resident or reference: how public code makes batches."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 @click.option("--precision", metavar="NAME", help="auto, fp32 or bf16; the suite's by default.")
 @click.option("--results", type=FOLDER, help="Default: results/SUITE.")
@@ -381,8 +384,9 @@ def cache_ls(kind: str | None) -> None:
 
     Of a KIND, everything is listed, last used first.
     """
-    from benchmark.cache import Cache, listing
+    from benchmark.cache import Cache
     from benchmark.files import cache_root
+    from benchmark.housekeeping import listing
 
     click.echo(listing(Cache(cache_root()), kind))
 
@@ -393,8 +397,9 @@ def cache_verify() -> int:
 
     Exit codes: 0 all is whole, 1 something is damaged; a run makes it anew.
     """
-    from benchmark.cache import Cache, verify
+    from benchmark.cache import Cache
     from benchmark.files import cache_root
+    from benchmark.housekeeping import verify
 
     lines, whole = verify(Cache(cache_root()))
     click.echo("\n".join(lines))
@@ -412,8 +417,9 @@ def gc(max_size: str | None, kinds: tuple[str, ...], dry_run: bool) -> None:
     what was not used for the longest time. What figures are drawn from stays unless --kind
     artefacts is given: only running a cell makes it anew. What a command holds that runs now stays.
     """
-    from benchmark.cache import Cache, sweep
+    from benchmark.cache import Cache
     from benchmark.files import cache_root
+    from benchmark.housekeeping import sweep
 
     click.echo("\n".join(sweep(Cache(cache_root()), kinds, max_size, dry_run)))
 

@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import FrozenInstanceError, dataclass, fields, is_dataclass, replace
@@ -22,10 +24,12 @@ from benchmark.cache import Cache
 from benchmark.cell import cell
 from benchmark.datasets import datasets
 from benchmark.harness import Harness, clean_budget
+from benchmark.host_graph import HostGraph
 from benchmark.records import Record, decode, encode
 from defenses import defenses
 from defenses.base import Context
 from models import models
+from models.capture import recorded_by
 from models.classifier import Classifier
 from models.context import TrainingContext, network_builder
 from models.data import ImageSet
@@ -344,6 +348,57 @@ def goes_on(attack: str, defense: str, curves: bool = False) -> int:
     )
     resumed: int = again.measured["resumed"]
     return resumed
+
+
+@promise("attack", "its steps can be recorded for a GPU, and replayed")
+def attack_replays(registry: Registry[Any], name: str) -> None:
+    attack, data = registry.build(name), pictures(60, 32, 10)
+
+    def prepare() -> Tensor:
+        means = replace(lent(data), recipe=replace(RECIPE, epochs=2))
+        made = attack.prepare(data, means, stream(0, "poison"))
+        poisoned: Tensor = made.poison(data, stream(0, "poison")).train.images
+        return torch.cat([poisoned, made.trigger(data.images)])
+
+    if attack.trains:
+        replays(prepare)
+
+
+@promise("defense", "its steps can be recorded for a GPU, and replayed")
+def defense_replays(registry: Registry[Any], name: str) -> None:
+    defense, data = registry.build(name), pictures(60, 32, 10)
+
+    def fit() -> Tensor:
+        means = context(data, defense.clean_fraction)
+        means = replace(means, recipe=replace(RECIPE, epochs=2))
+        return logits(defense.fit(data, means), data.images)
+
+    replays(fit)
+
+
+def replays(work: Callable[[], Tensor]) -> HostGraph:
+    """What recorded. Raises `Broken` where work whose steps are replayed, as on a GPU, has another
+    result than when they are run."""
+
+    def attempt(graph: HostGraph) -> Tensor:
+        with recorded_by(lambda device: graph), warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*without a CUDA graph")
+            try:
+                return work()
+            except UserWarning as warning:
+                raise Broken(
+                    f"{warning}; a step must not wait for the device: no .item(), no branch on a "
+                    "tensor, no number brought to it"
+                ) from warning
+
+    often = HostGraph()
+    found = [attempt(often), attempt(HostGraph(rehearsals=sys.maxsize))]
+    expect(
+        torch.equal(*found),
+        "it ends otherwise when its steps are replayed; what a step keeps must be in tensors that "
+        "it changes in place, for nothing else is done again",
+    )
+    return often
 
 
 @promise("model", "it is a classifier for images of any size, with weights that follow the seed")

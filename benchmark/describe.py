@@ -65,7 +65,10 @@ def description(name: str) -> str:
             parts.append(_describe(registry, name))
     if name in SUITES:
         fields = vars(SUITES[name])
-        rows = [(key, value or "all, or the defaults") for key, value in fields.items()]
+        rows = [
+            (key, "all, or the defaults" if value in ({}, ()) else value)
+            for key, value in fields.items()
+        ]
         parts.append(f"suite {name}\n\n{_plain(rows)}")
     check(bool(parts), f"nothing is called {name!r}{spec.did_you_mean(name, dict.fromkeys(known))}")
     return "\n\n\n".join(parts)

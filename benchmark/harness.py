@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +21,7 @@ from benchmark.checkpoints import PATIENCE, Checkpoints, discard
 from benchmark.datasets import datasets
 from benchmark.datasets.base import Dataset
 from benchmark.records import METRICS, SCHEMA, STAGES, Count, Record
-from benchmark.timing import Stopwatch, peak_memory
+from benchmark.timing import Others, Stopwatch, peak_memory, worst
 from defenses import defenses
 from defenses.base import VALIDATION, CleanBudget, Context, Journal
 from models import spec
@@ -117,6 +117,7 @@ class Harness:
         attempts of the same command ended.
         """
         started, watch = datetime.now(UTC), Stopwatch(self.device)
+        others = Others(self.device)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         with watch.stage("load"):
@@ -128,10 +129,13 @@ class Harness:
             outcome = _failure(error)
         seconds = {stage: round(watch.seconds[stage], 6) for stage in STAGES}
         busy = seconds["undefended"] + seconds["fit"]
+        taken = worst([others.meanwhile(), *trial.taken])
         measured = {
             "seconds": seconds,
             "peak_memory_bytes": peak_memory(self.device),
+            "images": round(trial.looker.work / 3),
             "images_per_second": round(trial.looker.work / 3 / busy, 1) if busy else 0.0,
+            "others": None if taken is None else round(taken, 3),
             "resumed": trial.resumed,
             "retries": list(retries),
             "started": started.isoformat(timespec="seconds"),
@@ -159,7 +163,9 @@ def lost(cell: Cell, device: torch.device, retries: Sequence[str]) -> Record:
     measured = {
         "seconds": dict.fromkeys(STAGES, 0.0),
         "peak_memory_bytes": 0,
+        "images": 0,
         "images_per_second": 0.0,
+        "others": None,
         "resumed": 0,
         "retries": list(retries),
         "started": now,
@@ -184,15 +190,20 @@ def _record(
 
 
 class _Trial:
-    """One run of one cell: what its stages share."""
+    """One run of one cell: what its stages share.
+
+    taken: what others took of the device while seconds were spent that count here, but at another
+        time; None for those of an earlier attempt
+    """
 
     def __init__(self, harness: Harness, cell: Cell, dataset: Dataset, watch: Stopwatch) -> None:
         self.harness, self.cell, self.dataset, self.watch = harness, cell, dataset, watch
         self.attack = attacks.build(cell.attack)
         self.defense = defenses.build(cell.defense)
-        self.looker = _Looker(harness.progress)
+        self.looker = _Looker(harness.progress, watch)
         self.undefended_states: dict[int, dict[str, Tensor]] = {}
         self.resumed = 0
+        self.taken: list[float | None] = []
         self.training = TrainingContext(
             recipe=recipe_of(cell.recipe),
             device=harness.device,
@@ -304,7 +315,7 @@ class _Trial:
         def build() -> Payload:
             # Nor may a defense, whose networks start from the training seed, meet the attacker's.
             means = replace(self.training, seed=derive(cell.seed, "attack"))
-            looker = _Looker(self.harness.progress)
+            looker = _Looker(self.harness.progress, self.watch)
             with self.resumable("prepare", folder, looker):
                 ready = self.attack.prepare(clean, means, stream(cell.seed, "poison"))
             made = ready.poison(clean, stream(cell.seed, "poison"))
@@ -361,12 +372,18 @@ class _Trial:
         spent = self.watch.seconds["undefended"]
 
         def build() -> Payload:
-            looker = _Looker(self.harness.progress)
+            # To look for others takes a second on some machines, which is nobody's.
+            with self.watch.stage("others"):
+                others = Others(self.harness.device)
+            looker = _Looker(self.harness.progress, self.watch)
             looker.judge = self.looker.judge if is_none else None
             looker.watch(network)
             with self.resumable("undefended", folder, looker):
                 train(network, data, context.recipe, context.rng("classifier"))
-            meta = {"seconds": self.watch.seconds["undefended"] - spent, **looker.counts()}
+            with self.watch.stage("others"):
+                taken = worst([others.meanwhile(), *self.taken])
+            seconds = self.watch.seconds["undefended"] - spent
+            meta = {"seconds": seconds, "others": taken, **looker.counts()}
             # Copies: a defense may go on training the very network that is handed out.
             return {name: t.cpu().clone() for name, t in network.state_dict().items()}, meta
 
@@ -374,6 +391,7 @@ class _Trial:
         discard(folder)
         if not entry.fresh:
             self.watch.charge("undefended", entry.meta["seconds"])
+            self.taken.append(entry.meta.get("others"))
         self.looker.add(entry.meta)
         network.load_state_dict(entry.tensors)
         self.undefended_states[n] = entry.tensors
@@ -392,6 +410,7 @@ class _Trial:
         def recall(noted: dict[str, Any]) -> None:
             self.watch.charge(stage, noted["seconds"] - (self.watch.own(stage) - start))
             self.resumed = max(self.resumed, noted["resumed"] + 1)
+            self.taken.append(None)
             looker.go_on(noted)
 
         keeper = Checkpoints(folder, note, recall, self.harness.patience)
@@ -438,15 +457,15 @@ class _Trial:
 
 
 class _Looker(Observer):
-    """Counts passes and reports progress.
+    """Counts passes, times captures and reports progress.
 
     judge: if given, gives a point of the watched network's curve after every epoch
     sketch: if given, gives the embedding of a network that a defense watches or shows
     shown: those networks by name, each with its embedding from before its training
     """
 
-    def __init__(self, progress: Callable[[int], None]) -> None:
-        self.progress = progress
+    def __init__(self, progress: Callable[[int], None], watch: Stopwatch) -> None:
+        self.progress, self.stopwatch = progress, watch
         self.judge: Callable[[Classifier], dict[str, float | None]] | None = None
         self.sketch: Callable[[Classifier], Tensor] | None = None
         self.shown: dict[str, tuple[Classifier, Tensor]] = {}
@@ -485,6 +504,9 @@ class _Looker(Observer):
     def trained(self, images: int) -> None:
         self.progress(self.work - self._reported)
         self._reported = self.work
+
+    def capture(self) -> AbstractContextManager[None]:
+        return self.stopwatch.stage("capture")
 
     def watch(self, classifier: Classifier) -> None:
         self._watched = classifier

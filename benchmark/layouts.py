@@ -10,12 +10,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
+from statistics import median
 
-from benchmark.blocks import ASR, CA, FLOOR, MISSING, Block, plus_minus
+from benchmark.blocks import ASR, CA, FLOOR, MISSING, Block, decimal, plus_minus
 from benchmark.groups import AXES, Group, is_none, mean, seconds_total
 from benchmark.published import RATE, reference
+from benchmark.records import ALONE, STAGES, Record
 from benchmark.sheets import NOTHING, Entry, Sheet
-from benchmark.statistics import half_width
+from benchmark.statistics import Estimate, half_width
 from benchmark.suites import ATTACKS, DEFENSES
 from models import spec
 
@@ -33,8 +35,19 @@ all), the paper's too."""
 TIMING = """\
 Seconds of training, with the undefended network where a defense starts from one; more: than with \
 no defense on the same data, paired by seed; passes: forward passes of one image, of which a \
-backward pass costs two, relative to no defense. ±: half width of the 95 % t interval over seeds. \
-In brackets: what the paper prints for one V100, and by how much ours is more."""
+backward pass costs two, relative to no defense. Median over the seeds and, in square brackets, \
+the range from the least to the largest: that of n repeats holds the median of all possible ones \
+with a probability of 1 - 2^(1-n), 94 % for five. In round brackets: what the paper prints for one \
+V100, and by how much ours is more. Apart from training: reading the data, poisoning them, \
+training the attack (prepare), recording and compiling steps (capture) and evaluating; what was at \
+hand already took no time."""
+APART = tuple(stage for stage in STAGES if stage not in ("undefended", "fit"))
+"""What a cell spends time on beside training."""
+COMPANY = {
+    "shared": ("‖", "others used the device meanwhile"),
+    "unwatched": ("?", "not known whether others used the device meanwhile"),
+}
+"""Marks of seconds, by what is known of `measured.others`."""
 
 
 def table_1(block: Block, groups: Sequence[Group]) -> Sheet:
@@ -86,6 +99,21 @@ def table_3(block: Block, groups: Sequence[Group]) -> Sheet:
     return Sheet(block.title(), ("attack",), tuple(columns), tuple(rows), _notes(groups, 3))
 
 
+def apart(block: Block, groups: Sequence[Group]) -> Sheet:
+    """Seconds of the other stages of the cells of Table 3."""
+    attacks = _in_order({g.names["attack"] for g in groups}, _plugins(ATTACKS))
+    defenses = _in_order({g.names["defense"] for g in groups}, DEFENSES)
+    rows = [
+        ((attack, defense), tuple(Entry(_with_range(stage_seconds(group, s))) for s in APART))
+        for attack in attacks
+        for defense in defenses
+        if (group := block.cells.get((defense, attack))) and group.used
+    ]
+    columns = tuple(("seconds", stage) for stage in APART)
+    title = f"{block.title()} · apart from training"
+    return Sheet(title, ("attack", "defense"), columns, tuple(rows))
+
+
 def table_5(block: Block, groups: Sequence[Group]) -> Sheet:
     """Defenses by attacks."""
     attacks = _in_order({g.names["attack"] for g in groups}, ["adaptive"])
@@ -126,23 +154,23 @@ def hardened(groups: Sequence[Group]) -> list[Group]:
     return [group for group in groups if _adaptive(group)]
 
 
-TABLES: Mapping[int, tuple[Selection, Layout]] = {
-    1: (of_one_rate, table_1),
-    2: (of_many_rates, table_2),
-    3: (with_a_reference, table_3),
-    5: (hardened, table_5),
+TABLES: Mapping[int, tuple[Selection, tuple[Layout, ...]]] = {
+    1: (of_one_rate, (table_1,)),
+    2: (of_many_rates, (table_2,)),
+    3: (with_a_reference, (table_3, apart)),
+    5: (hardened, (table_5,)),
 }
 
 
-def sheets(table: int, groups: Sequence[Group]) -> list[tuple[Sheet, list[Group]]]:
-    """A sheet for each data set, model and recipe that has something for the table, with the groups
-    that are in it."""
-    select, lay_out = TABLES[table]
+def sheets(table: int, groups: Sequence[Group]) -> list[tuple[list[Sheet], list[Group]]]:
+    """The sheets of each data set, model and recipe that has something for the table, with the
+    groups that are in them."""
+    select, layouts = TABLES[table]
     made = []
     for _, members in groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]]):
         block = Block(tuple(members))
         if chosen := select(block.groups):
-            made.append((lay_out(block, chosen), chosen))
+            made.append(([lay_out(block, chosen) for lay_out in layouts], chosen))
     return made
 
 
@@ -208,13 +236,15 @@ def _timing(group: Group | None, bare: Group, undefended: bool) -> list[Entry]:
     """Seconds; for a defense also by how much they are more, and its passes relative to none's."""
     if group is None or not group.used:
         return [NOTHING] * (1 if undefended else 3)
-    first = Entry(_with_interval(list(_seconds(group).values())), _paper_seconds(group))
+    marks = "".join(COMPANY[flag][0] for flag in company(group))
+    seconds = list(training_seconds(group).values())
+    first = Entry(_with_range(seconds), _paper_seconds(group), marks=marks)
     if undefended:
         return [first]
     more = overhead(group, bare)
     return [
         first,
-        Entry(_with_interval(more), _paper_increase(group, bare, more)),
+        Entry(_with_range(more), _paper_increase(group, bare, more)),
         Entry(_ratio(passes_ratio(group, bare))),
     ]
 
@@ -225,7 +255,7 @@ def _ratio(value: float) -> str:
 
 def overhead(group: Group, bare: Group) -> list[float]:
     """By how much more seconds than no defense it trains, percent, for each seed that both have."""
-    seconds, base = _seconds(group), _seconds(bare)
+    seconds, base = training_seconds(group), training_seconds(bare)
     common = sorted(seconds.keys() & base.keys())
     return [100 * (seconds[seed] / base[seed] - 1) for seed in common if base[seed]]
 
@@ -235,8 +265,32 @@ def passes_ratio(group: Group, bare: Group) -> float:
     return _passes(group) / _passes(bare) if _passes(bare) else math.nan
 
 
-def _seconds(group: Group) -> dict[int, float]:
+def training_seconds(group: Group) -> dict[int, float]:
+    """By seed, with the undefended network that a defense starts from."""
     return {record.cell["seed"]: seconds_total(record) for record in group.used}
+
+
+def stage_seconds(group: Group, stage: str) -> list[float]:
+    """Of each used record; older ones have no capture, as they captured nothing."""
+    return [float(record.measured["seconds"].get(stage, 0)) for record in group.used]
+
+
+def company(group: Group) -> dict[str, list[Record]]:
+    """The used records of each flag of `COMPANY` that occurs."""
+    found: dict[str, list[Record]] = {flag: [] for flag in COMPANY}
+    for record in group.used:
+        others = record.measured.get("others")
+        if others is None:
+            found["unwatched"].append(record)
+        elif others > ALONE:
+            found["shared"].append(record)
+    return {flag: those for flag, those in found.items() if those}
+
+
+def spread(values: Sequence[float]) -> Estimate:
+    """(median, least, largest). One value has no range (nan), none at all has no median either."""
+    middle = median(values) if values else math.nan
+    return (middle, min(values), max(values)) if len(values) > 1 else (middle, math.nan, math.nan)
 
 
 def _passes(group: Group) -> float:
@@ -244,8 +298,11 @@ def _passes(group: Group) -> float:
     return group.mean(lambda r: r.passes["forward"] + 2 * r.passes["backward"])
 
 
-def _with_interval(values: Sequence[float]) -> str:
-    return plus_minus(mean(values), half_width(values))
+def _with_range(values: Sequence[float]) -> str:
+    """Whole numbers from 100 on, where tenths are beside the point."""
+    found = spread(values)
+    middle, low, high = (f"{v:.0f}" if found[0] >= 100 else decimal(v) for v in found)
+    return f"{middle} [{low}, {high}]" if len(values) > 1 else middle
 
 
 def _published_seconds(group: Group) -> float | None:
@@ -262,7 +319,7 @@ def _paper_increase(group: Group, bare: Group, ours: Sequence[float]) -> str:
     theirs, base = _published_seconds(group), _published_seconds(bare)
     if theirs is None or base is None:
         return ""
-    return _comparison(round(100 * (theirs / base - 1), 1), mean(ours))
+    return _comparison(round(100 * (theirs / base - 1), 1), spread(ours)[0])
 
 
 def _under(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
@@ -279,7 +336,9 @@ def _notes(groups: Sequence[Group], table: int) -> tuple[str, ...]:
         if row and row.published.note
     )
     other = [f"otherwise than in the paper: {'; '.join(departures)}"] if departures else []
-    return (*Block(tuple(groups)).footnotes(), *other, *remarks)
+    block = Block(tuple(groups))
+    disturbed = block.marked(COMPANY, company) if table == 3 else ()
+    return (*block.footnotes(), *disturbed, *other, *remarks)
 
 
 def _undefended(group: Group) -> bool:

@@ -29,6 +29,7 @@ from benchmark.cache import DAMAGE, Cache
 from benchmark.cell import Cell, recipe_of
 from benchmark.datasets import datasets
 from benchmark.datasets.base import FileSource, Source
+from benchmark.housekeeping import contents
 from defenses import defenses
 from models.classifier import Classifier
 from models.context import TrainingContext, network_builder
@@ -311,10 +312,9 @@ def _entries(cache: Cache) -> dict[Identity, int]:
     """Bytes of what the cache has, the largest of several that look the same."""
     found: dict[Identity, int] = {}
     for kind in ("datasets", "poisoned", "undefended"):
-        for stored in cache.contents(kind):
+        for stored in contents(cache, kind):
             with suppress(*DAMAGE):
-                key = cache.key_of(stored)
-                made = _identity(kind, key)
+                made = _identity(kind, stored.key())
                 found[made] = max(stored.size, found.get(made, 0))
     return found
 

@@ -1,9 +1,12 @@
-"""What a run tells its user: a bar with the time left on a terminal, plain lines elsewhere."""
+"""What a run tells its user: a bar with speed and time left on a terminal, else plain lines."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Self
 
 from rich.console import Console
@@ -18,21 +21,47 @@ from rich.progress import (
 
 from benchmark.records import Record
 
-WIDEST = 26
-"""Characters of a cell's short name, so that the bar and the time left fit 80 columns."""
+WIDEST = 20
+"""Characters of a cell's short name, so that bar, speed and time left fit 80 columns."""
 PAUSE = 30.0
 """Seconds between two lines about one cell where there is no bar."""
+LOOK = 0.1
+"""Seconds between two looks at a cell, however short its steps are."""
+WINDOW = 10.0
+"""Seconds of which the speed is told."""
 
 
 @dataclass
 class _Running:
-    """A cell that is being run: what it is called, and how far it is, in forward passes."""
+    """A cell that is being run: what it is called, and how far it is, in forward passes.
+
+    looks: seconds and how far it was then, the last ones
+    """
 
     name: str
     short: str
     expected: float
     spoken: float
     done: float = 0.0
+    looks: deque[tuple[float, float]] = field(default_factory=deque)
+
+    def look(self, now: float) -> bool:
+        """Whether it was time for another look."""
+        if self.looks and now - self.looks[-1][0] < LOOK:
+            return False
+        self.looks.append((now, self.done))
+        while self.looks[0][0] < now - WINDOW and len(self.looks) > 2:
+            self.looks.popleft()
+        return True
+
+    @property
+    def speed(self) -> float:
+        """Images per second, a forward and a backward pass each: the median between two looks,
+        which neither a checkpoint that was found nor a pause changes."""
+        # A copy, as each cell may have a thread that looks.
+        looks = pairwise(list(self.looks))
+        rates = [(after - before) / (end - start) for (start, before), (end, after) in looks]
+        return median(rates) / 3 if rates else 0.0
 
 
 class Reporter:
@@ -45,8 +74,9 @@ class Reporter:
         self.cells, self.work, self.console = cells, work, console
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=16),
+            BarColumn(bar_width=8),
             TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
@@ -54,7 +84,7 @@ class Reporter:
             disable=not console.is_terminal,
             transient=True,
         )
-        self._task = self._bar.add_task("", total=work)
+        self._task = self._bar.add_task("", total=work, speed="")
         self._started = time.monotonic()
         self._running: dict[str, _Running] = {}
         self._finished = 0.0
@@ -80,8 +110,10 @@ class Reporter:
         if running is None:
             return
         running.done += work
-        self._draw()
         now = time.monotonic()
+        if not running.look(now):
+            return
+        self._draw()
         if not self.console.is_terminal and now - running.spoken > PAUSE:
             running.spoken = now
             share = min(running.done / running.expected, 1.0)
@@ -89,7 +121,7 @@ class Reporter:
             if reached > 0.01 * self.work:
                 seconds = (now - self._started) * (self.work - reached) / reached
                 left = f", about {duration(seconds)} left in all"
-            self.say(f"{running.name}: {share:.0%}{left}")
+            self.say(f"{running.name}: {share:.0%}, {running.speed:,.0f} images/s{left}")
 
     def end(self, key: str, line: str) -> None:
         """A cell is over: its line stays."""
@@ -120,7 +152,13 @@ class Reporter:
         short = at_it[0].short if len(at_it) == 1 else f"{len(at_it)} at once"
         fitting = short if len(short) <= WIDEST else f"{short[: WIDEST - 1]}…"
         text = f"[{len(self._numbers)}/{self.cells}] {fitting if at_it else ''}"
-        self._bar.update(self._task, description=escape(text), completed=self._reached())
+        speed = sum(cell.speed for cell in at_it)
+        self._bar.update(
+            self._task,
+            description=escape(text),
+            completed=self._reached(),
+            speed=f"{speed:,.0f} img/s" if speed else "",
+        )
 
 
 def summary(record: Record) -> str:

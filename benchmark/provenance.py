@@ -29,6 +29,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "versions": versions(),
         "device": device_name(device),
         "precision": recipe_of(cell.recipe).precision,
+        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
         "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
         "threads": torch.get_num_threads(),
         "commit": commit(),

@@ -27,7 +27,10 @@ FLAGS = ("attack_failed", "diverged", "no_op")
 LARGEST_FILE = 2**24
 LARGEST_NUMBER = 1e100
 DEEPEST = 50
-STAGES = ("load", "poison", "prepare", "undefended", "fit", "evaluate")
+STAGES = ("load", "poison", "prepare", "capture", "undefended", "fit", "evaluate")
+ALONE = 0.2
+"""Of `others`, the most that leaves seconds as they are: a step ends with its slowest thread, so a
+fifth of one core counts on a machine with many."""
 
 
 class OtherSchema(InvalidInput):
@@ -66,9 +69,12 @@ class Record:
     curves: one dict per evaluated epoch: epoch, and shares or None by name
     diagnostics: what a method publishes about itself
     provenance: versions, device, precision, commit, source hashes, data_sha256, notes
-    measured: seconds by stage, peak_memory_bytes, images_per_second, started and ended (ISO 8601);
-        resumed, how often work went on from a checkpoint, whose seconds are counted; retries, why
-        earlier attempts ended; the only part in which two runs of one cell may differ
+    measured: seconds by stage; peak_memory_bytes; images, a third of all forward passes, of which a
+        backward pass counts two; images_per_second, these by seconds of training; started and ended
+        (ISO 8601); resumed, how often work went on from a checkpoint, whose seconds are counted;
+        retries, why earlier attempts ended; others, how many cores of the processor other processes
+        kept busy meanwhile, or how many of them were on the GPU, None if not known; older records
+        lack capture, images and others; the only part in which two runs of one cell may differ
     error: type, message and traceback if failed, else None
     """
 
@@ -102,13 +108,15 @@ _SHAPE = {
     "diagnostics": dict,
     "provenance": dict,
     "measured": {
-        "seconds": dict.fromkeys(STAGES, _NUMBER),
+        "seconds": {f"{stage}?" if stage == "capture" else stage: _NUMBER for stage in STAGES},
         "peak_memory_bytes": int,
         "images_per_second": _NUMBER,
         "started": str,
         "ended": str,
         "resumed?": int,
         "retries?": list,
+        "images?": int,
+        "others?": (*_NUMBER, NoneType),
     },
     "error": (dict, NoneType),
 }

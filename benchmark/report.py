@@ -51,6 +51,7 @@ STAGE_WORDS = {
     "load": "reading the data",
     "poison": "poisoning them",
     "prepare": "training the attack",
+    "capture": "recording and compiling steps",
     "undefended": "training without defense",
     "fit": "training the defense",
     "evaluate": "testing",

@@ -14,15 +14,16 @@ from benchmark.cell import Cell, recipe_fields
 from benchmark.datasets.base import roots
 from benchmark.devices import precision_of
 from benchmark.engines import Place, options_of
-from benchmark.engines.base import Ear
+from benchmark.engines.base import Ear, Here
 from benchmark.files import cache_root, check_writable
 from benchmark.harness import Harness
 from benchmark.needs import Need, check_needs, estimate
 from benchmark.progress import Reporter, duration
-from benchmark.records import OtherSchema, path_of, read, read_all
+from benchmark.records import ALONE, OtherSchema, path_of, read, read_all
 from benchmark.schedule import Schedule, title
 from benchmark.suites import Suite
 from benchmark.tables import write_leaderboard
+from benchmark.timing import Others
 from benchmark.worker import Job
 from models import spec
 from models.errors import InvalidInput, check
@@ -44,6 +45,7 @@ def run_suite(
     recipe: str | None = None,
     epochs: int | None = None,
     train_images: int | None = None,
+    loader: str | None = None,
     device: str = "auto",
     precision: str | None = None,
     results: Path | None = None,
@@ -67,6 +69,11 @@ def run_suite(
     console = Console()
     where = Place(engine, jobs, cores, gpus, options_of(option))
     check(where.is_here or budget is None, "--budget is for --engine local")
+    check(
+        not suite.timed or (where.is_here and jobs in (None, 1)),
+        f"seconds of {name} would not be comparable: its cells run one after the other on this "
+        "machine, so leave out --jobs and --engine",
+    )
     check(seeds is None or seeds <= MOST_SEEDS, f"--seeds must be at most {MOST_SEEDS:,}")
     check(limit is None or limit > 0, f"--limit must be above 0 seconds, got {limit}")
     for path in plugin:
@@ -75,6 +82,8 @@ def run_suite(
     stated = fields.pop("precision", suite.precision)
     if epochs is not None:
         fields["epochs"] = spec.fields_of(Recipe)["epochs"].accept(epochs, "the recipe")
+    if loader is not None:
+        fields["loader"] = loader
     chosen = replace(
         suite,
         datasets=tuple(dataset) or suite.datasets,
@@ -90,6 +99,7 @@ def run_suite(
     folder = results or Path("results") / name
     missing = [cell for cell in cells if not _finished(cell, folder, stale, curves)]
     speed = plan.Speed(processor, where.threads)
+    others = Others(processor) if suite.timed and missing and not dry_run else None
     at_once = max(1, min(jobs or 1, len(missing)))
 
     # Of a cluster's speed, memory and disks nothing is known here.
@@ -119,9 +129,13 @@ def run_suite(
             line += f"{expected} on {provenance.device_name(processor)} in {exact}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
         with Reporter(len(missing), sum(plan.shares(missing).values()), console) as reporter:
+            if others is not None and (taken := others.meanwhile() or 0) > ALONE:
+                unit = "cores" if processor.type == "cpu" else "processes"
+                reporter.say(f"warning: others use the device, {taken:.2g} {unit}; that costs time")
             ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
             schedule = Schedule(missing, job.results, speed, budget, reporter)
-            with where.start(job, ear) as started:
+            # A timed suite trains in this process, which the probes of its speed have warmed up.
+            with Here(job, ear) if suite.timed else where.start(job, ear) as started:
                 code = schedule.run(started)
     else:
         console.print(f"{name}: all {len(cells)} cells have records in {folder}", highlight=False)

@@ -17,6 +17,7 @@ SIGNS = {
     "¶": r"\P{}",
     "‡": r"\ddag{}",
     "§": r"\S{}",
+    "‖": r"$\parallel$",
     "·": r"$\cdot$",
 }
 
@@ -28,7 +29,7 @@ class Entry:
     ours: with its interval, `MISSING` where there is none
     paper: what the paper prints, and by how much ours is more; empty where it prints nothing
     best, tied: see `blocks.Field.standing`
-    marks: of `blocks.FOOTNOTES`
+    marks: of `blocks.FOOTNOTES` or `layouts.COMPANY`
     """
 
     ours: str

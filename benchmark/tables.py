@@ -6,7 +6,7 @@ The same records give the same bytes, in whatever order they come.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from pathlib import Path
@@ -18,7 +18,15 @@ from benchmark.blocks import LEGEND, Block
 from benchmark.files import write_atomically
 from benchmark.groups import AXES, Group, collect, is_none, mean, seconds_own, seconds_total
 from benchmark.layouts import LEGEND as PAPER_LEGEND
-from benchmark.layouts import TIMING, overhead, passes_ratio, sheets
+from benchmark.layouts import (
+    TIMING,
+    overhead,
+    passes_ratio,
+    sheets,
+    spread,
+    stage_seconds,
+    training_seconds,
+)
 from benchmark.published import reference
 from benchmark.records import STAGES, Record
 from benchmark.statistics import half_width, tied
@@ -105,16 +113,17 @@ def write_table(
             f"no record in {folder / 'records'} belongs into table {table}; "
             f"`bdbench run {SUITES_OF[table]}` makes them"
         )
+    every = [sheet for several, _ in made for sheet in several]
     groups = [group for _, chosen in made for group in chosen]
     legend = TIMING if table == 3 else PAPER_LEGEND
     texts = {
-        f"table{table}.md": "\n\n".join([*(s.markdown() for s, _ in made), legend]) + "\n",
+        f"table{table}.md": "\n\n".join([*(s.markdown() for s in every), legend]) + "\n",
         f"table{table}.csv": _csv(_long_form(groups, table)),
     }
     if table != 3:
         texts[f"table{table}-differences.csv"] = _csv(_differences(groups))
     if latex:
-        texts[f"table{table}.tex"] = "\n".join(sheet.latex() for sheet, _ in made)
+        texts[f"table{table}.tex"] = "\n".join(sheet.latex() for sheet in every)
     for name, text in texts.items():
         write_atomically(folder / "tables" / name, text.encode())
     return [folder / "tables" / name for name in texts]
@@ -164,21 +173,24 @@ def _long_form(groups: Sequence[Group], table: int) -> pd.DataFrame:
 
 
 def _timing(group: Group, bare: Group) -> dict[str, float]:
-    """Seconds by stage; with their 95 % t interval, by what share they are more than with no
-    defense; and the passes relative to it."""
-    stages = {f"seconds_{stage}": group.mean(_stage(stage)) for stage in STAGES}
-    more = [percent / 100 for percent in overhead(group, bare)]
-    middle, half = mean(more), half_width(more)
-    interval = {"seconds_more": middle, "more_low": middle - half, "more_high": middle + half}
-    return stages | interval | {"passes_ratio": passes_ratio(group, bare)}
+    """Medians with the ranges from the least to the largest: seconds, by stage, too; by what share
+    they are more than with no defense. And the passes relative to it, and what others took of the
+    device at most."""
+    total = spread(list(training_seconds(group).values()))
+    more = spread([percent / 100 for percent in overhead(group, bare)])
+    others: list[Any] = [record.measured.get("others") for record in group.used]
+    return {
+        "seconds_own": spread(stage_seconds(group, "fit"))[0],
+        **dict(zip((f"seconds_total{part}" for part in ("", "_low", "_high")), total, strict=True)),
+        **{f"seconds_{stage}": spread(stage_seconds(group, stage))[0] for stage in STAGES},
+        **dict(zip(("seconds_more", "more_low", "more_high"), more, strict=True)),
+        "passes_ratio": passes_ratio(group, bare),
+        "others": math.nan if None in others else max(others),
+    }
 
 
 def _data_of(group: Group) -> tuple[str, ...]:
     return tuple(group.names[axis] for axis in AXES if axis != "defense")
-
-
-def _stage(stage: str) -> Callable[[Record], float]:
-    return lambda record: float(record.measured["seconds"][stage])
 
 
 def _differences(groups: Sequence[Group]) -> pd.DataFrame:

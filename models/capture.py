@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -23,14 +24,19 @@ from models import observer
 from models.errors import one_line
 
 REHEARSALS = 3
-"""Steps of each shape that run as they are before one is recorded: optimizers make their state in
-the first, and libraries choose their algorithms."""
+"""Optimizers make their state in the first step, and libraries choose their algorithms."""
 
 Work = Callable[[], None]
 
 
 class Recorder(ABC):
-    """Records what is asked of a device."""
+    """Records what is asked of a device.
+
+    rehearsals: steps of each shape that run as they are before one is recorded
+    """
+
+    def __init__(self, rehearsals: int = REHEARSALS) -> None:
+        self.rehearsals = rehearsals
 
     @abstractmethod
     def record(self, work: Work) -> Work:
@@ -57,7 +63,8 @@ class CudaRecorder(Recorder):
     _streams = _Streams()
     _one_at_a_time = threading.Lock()
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, rehearsals: int = REHEARSALS) -> None:
+        super().__init__(rehearsals)
         known = self._streams.by_device
         if device not in known:
             known[device] = torch.cuda.Stream(device)
@@ -87,9 +94,30 @@ class CudaRecorder(Recorder):
             outside.wait_stream(self.stream)
 
 
-def recorder_for(device: torch.device) -> Recorder | None:
+Choice = Callable[[torch.device], Recorder | None]
+
+
+def by_device(device: torch.device) -> Recorder | None:
     """None where there is nothing to gain."""
     return CudaRecorder(device) if device.type == "cuda" else None
+
+
+_choice: ContextVar[Choice] = ContextVar("choice", default=by_device)
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What records the steps of a training on this device; None for nothing."""
+    return _choice.get()(device)
+
+
+@contextmanager
+def recorded_by(choice: Choice) -> Iterator[None]:
+    """Another choice of the recorder inside the block."""
+    token = _choice.set(choice)
+    try:
+        yield
+    finally:
+        _choice.reset(token)
 
 
 class Runner:
@@ -112,7 +140,7 @@ class Runner:
         if sizes in self._replays:
             self._replays[sizes]()
             return
-        if self.recorder is None or self._seen[sizes] < REHEARSALS:
+        if self.recorder is None or self._seen[sizes] < self.recorder.rehearsals:
             apart = self.compiles and not self._seen[sizes]
             self._seen[sizes] += 1
             with observer.current().capture() if apart else nullcontext():

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 
 import torch
 
-
 _global = threading.RLock()
 
 

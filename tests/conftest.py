@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,8 @@ import torch
 from models.data import ImageSet
 from models.observer import Observer, observed_by
 from models.rng import stream
+
+ROOT = str(Path(__file__).parents[1])
 
 
 @pytest.fixture(autouse=True)
@@ -29,6 +36,33 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `bdbench` with some arguments, as the first of a group of processes, which does not
+    outlive the test."""
+
+    def end(run: subprocess.Popen[str]) -> None:
+        if run.poll() is None:
+            os.killpg(run.pid, signal.SIGKILL)
+
+    with ExitStack() as started:
+
+        def start(*arguments: str) -> subprocess.Popen[str]:
+            run = subprocess.Popen(
+                [sys.executable, "-m", "benchmark", *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
+                start_new_session=True,
+            )
+            started.enter_context(run)
+            started.callback(end, run)
+            return run
+
+        yield start
 
 
 @pytest.fixture

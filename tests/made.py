@@ -37,7 +37,9 @@ def cell(defense, attack, ca=None, asr=None, floor=10, seed=0, flags=(), seconds
         measured={
             "seconds": dict.fromkeys(records.STAGES, 1.0) | {"undefended": undefended, "fit": fit},
             "peak_memory_bytes": 1024,
+            "images": 600,
             "images_per_second": 10.5,
+            "others": 0.0,
             "started": "2030-01-01T00:00:00+00:00",
             "ended": "2030-01-01T00:01:00+00:00",
         },

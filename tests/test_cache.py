@@ -24,9 +24,10 @@ from filelock import FileLock
 from torch import Tensor
 
 from benchmark import artefacts
-from benchmark.cache import Cache, DamagedCache, digest_of, parse_size, sha256_of, sweep, verify
+from benchmark.cache import Cache, DamagedCache, digest_of, sha256_of
 from benchmark.cli import main
 from benchmark.files import write_atomically
+from benchmark.housekeeping import contents, parse_size, sweep, verify
 from models.errors import InvalidInput
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -192,10 +193,10 @@ def test_the_next_writer_removes_what_a_dead_one_left_of_the_same_entry(tmp_path
 
 def test_a_hit_counts_as_use(tmp_path: Path) -> None:
     description, _ = fill(tmp_path, age=DAY)
-    assert Cache(tmp_path).contents("poisoned")[0].age == pytest.approx(DAY, abs=60)
+    assert contents(Cache(tmp_path), "poisoned")[0].age == pytest.approx(DAY, abs=60)
     fill(tmp_path, key={"a": 2}, age=60.0)
     Cache(tmp_path).fetch("poisoned", KEY, build)
-    newest, oldest = Cache(tmp_path).contents("poisoned")
+    newest, oldest = contents(Cache(tmp_path), "poisoned")
     assert newest.name == description.stem
     assert newest.age < 50 < oldest.age
 
@@ -286,8 +287,8 @@ def test_a_builder_that_is_killed_while_it_writes_holds_nobody_up(tmp_path: Path
     while not (tmp_path / "writing").exists():
         assert time.monotonic() < until
         time.sleep(0.05)
-    (entry,) = Cache(tmp_path).contents("poisoned")
-    with Cache(tmp_path).claim(entry) as free:
+    (entry,) = contents(Cache(tmp_path), "poisoned")
+    with entry.claim() as free:
         assert not free
     assert "removed 0 bytes" in sweep(Cache(tmp_path), max_size="0")[0]
     assert len(list(tmp_path.rglob(".*.tmp"))) == 1
@@ -350,7 +351,7 @@ def test_the_least_recently_used_go_until_the_rest_fits(tmp_path: Path) -> None:
     checkpoint(tmp_path, "running", 60.0)
     artefact(tmp_path, 100 * DAY)
     cache = Cache(tmp_path)
-    one = cache.contents("poisoned")[0].size
+    one = contents(cache, "poisoned")[0].size
     lines = sweep(cache, max_size=str(2 * one + 10))
     assert [line.split(", ")[0] for line in lines[:-1]] == [
         f"removed datasets/{digest_of({'a': 4})}",
@@ -358,12 +359,12 @@ def test_the_least_recently_used_go_until_the_rest_fits(tmp_path: Path) -> None:
         "removed checkpoints/paused",
     ]
     assert {
-        stored.name for kind in ("datasets", "poisoned") for stored in cache.contents(kind)
+        stored.name for kind in ("datasets", "poisoned") for stored in contents(cache, kind)
     } == {
         digest_of({"a": 1}),
         digest_of({"a": 2}),
     }
-    assert [stored.name for stored in cache.contents("checkpoints")] == ["running"]
+    assert [stored.name for stored in contents(cache, "checkpoints")] == ["running"]
     assert sweep(cache, max_size="0")[-1] == "that is more than 0: the rest is in use"
     assert {name.split("/")[0] for name in names(tmp_path)} == {"checkpoints", "artefacts"}
     assert not list(tmp_path.rglob("*.lock"))

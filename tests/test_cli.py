@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -250,19 +249,9 @@ def test_a_cell_that_fails_leaves_the_others_alone(
     assert sorted(record["status"] for record in records) == ["failed", "ok"]
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmark", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"},
-    )
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_keeps_what_is_finished(
-    number: signal.Signals, own_folder: Path
+    number: signal.Signals, own_folder: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
     arguments = ["run", *TINY, "--defense=none", "--seeds=500"]
     process = start(*arguments)
@@ -282,7 +271,9 @@ def test_an_interrupted_run_keeps_what_is_finished(
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], []])
-def test_help_answers_within_a_second(arguments: list[str]) -> None:
+def test_help_answers_within_a_second(
+    arguments: list[str], start: Callable[..., subprocess.Popen[str]]
+) -> None:
     seconds = []
     for _ in range(2):
         begun = time.monotonic()

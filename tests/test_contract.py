@@ -89,6 +89,27 @@ class Mine(Defense):
 '''
 
 
+TRAINING = 'network = train(context.build(), data, context.recipe, context.rng("classifier"))'
+
+
+def own_loop(weight: str) -> str:
+    """In place of `TRAINING`, a step that takes its loss times this."""
+    return f"""from models.training import loop
+        network, seen = context.build().train(), {{"steps": 0}}
+        optimizer = context.recipe.sgd(network)
+
+        def step(batch):
+            seen["steps"] += 1
+            loss = network(batch.images).square().mean()
+            optimizer.zero_grad()
+            (loss * {weight}).backward()
+            optimizer.step()
+
+        state = {{"network": network, "optimizer": optimizer, "seen": seen}}
+        loop(step, data, recipe=context.recipe, rng=context.rng("classifier"), state=state)
+        network.eval()"""
+
+
 CHANCE = "(lambda rng: (rng.seed(), rng)[1])(torch.Generator())"
 """A random stream that no seed decides."""
 
@@ -125,6 +146,8 @@ def test_a_plugin_that_keeps_all_is_told_so(
         ("return network", "return 1 / 0", "ZeroDivisionError in mine"),
         ('context.rng("classifier")', CHANCE, "the same seed gives another network"),
         ("nobody, 2026.", "nobody, 2026", "is not a sentence"),
+        (TRAINING, own_loop('seen["steps"]'), "it ends otherwise when its steps are replayed"),
+        (TRAINING, own_loop("(loss.item() > 0)"), "a step must not wait for the device"),
     ],
 )
 def test_a_broken_promise_is_said_in_words(

@@ -7,14 +7,18 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmark.cache import sha256_of
 from benchmark.cli import main
 
 PLUGIN = '''"""A defense for tests that trains nothing and does as it is told, nobody, 2026."""
@@ -62,39 +66,61 @@ class Docile(Defense):
             return train(context.build(), data, context.recipe, context.rng("classifier"))
         return context.build().eval()
 '''
+VULNERABLE = '''"""For tests of kills: every epoch is kept, and the disk is slow, nobody, 2026."""
+from __future__ import annotations
+
+import os
+import time
+
+from benchmark import harness
+from benchmark.checkpoints import Checkpoints
+
+sync = os.fsync
+
+
+class Always(Checkpoints):
+    def __init__(self, folder, note, recall, patience):
+        super().__init__(folder, note, recall, patience=-1.0)
+
+
+def slowly(descriptor):
+    time.sleep(0.1)
+    sync(descriptor)
+
+
+harness.Checkpoints = Always
+os.fsync = slowly
+'''
 SIZES = "--dataset=toy(train_images=100, test_images=50)"
+Start = Callable[..., subprocess.Popen[str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("plugin") / "docile.py"
-    path.write_text(PLUGIN)
-    return path
+def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plugins")
+    (folder / "docile.py").write_text(PLUGIN)
+    (folder / "vulnerable.py").write_text(VULNERABLE)
+    return folder
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where results go."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "docile.py").symlink_to(plugin)
-    monkeypatch.setenv("DEEDS", str(tmp_path / "deeds"))
+    enter(tmp_path, plugins, monkeypatch)
     return tmp_path
 
 
-def command(*more: str, defenses: tuple[str, ...] = ()) -> list[str]:
-    fixed = ["run", SIZES, "--attack=none", "--epochs=1", "--device=cpu", "--precision=fp32"]
-    return [*fixed, "--plugin=docile.py", *(f"--defense={text}" for text in defenses), *more]
+def enter(folder: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    for path in plugins.glob("*.py"):
+        (folder / path.name).symlink_to(path)
+    monkeypatch.setenv("DEEDS", str(folder / "deeds"))
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "benchmark", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
-        start_new_session=True,
-    )
+def command(*more: str, defenses: tuple[str, ...] = (), epochs: int = 1) -> list[str]:
+    fixed = ["run", SIZES, "--attack=none", "--device=cpu", "--precision=fp32"]
+    chosen = [f"--epochs={epochs}", *(f"--defense={text}" for text in defenses)]
+    return [*fixed, "--plugin=docile.py", *chosen, *more]
 
 
 def results(folder: Path, name: str = "results/quick") -> dict[str, dict[str, Any]]:
@@ -179,76 +205,175 @@ def test_impossible_options_are_one_line(
 
 
 @pytest.mark.slow
-def test_two_runs_of_two_workers_run_each_cell_once(folder: Path) -> None:
+def test_two_runs_of_two_workers_run_each_cell_once(folder: Path, start: Start) -> None:
     arguments = command(
         "--jobs=2", "--seeds=20", defenses=tuple(f"docile(number={n})" for n in range(3))
     )
     runs = [start(*arguments) for _ in range(2)]
     for run in runs:
-        out, _ = run.communicate(timeout=300)
-        assert run.returncode == 0, out
+        said = run.communicate(timeout=300)
+        assert run.returncode == 0, said
     assert len(results(folder)) == 60
     assert Counter((folder / "deeds").read_text().splitlines()) == {f" {n}": 20 for n in range(3)}
     assert strays(folder) == []
 
 
-KINDS = ("none", "cbd", "ft", "docile(deed='train')")
+# Runs that are killed
+
+SUITE = command("--seeds=2", defenses=("none", "cbd", "ft", "docile(deed='train')"), epochs=3)
+ENDS = {"parent": -signal.SIGKILL, "worker": 1, "everything": -signal.SIGKILL, "nobody": 130}
+"""Who is killed, and how a run ends that is not finished."""
 
 
-def killed_until_done(folder: Path, arguments: list[str], whom: str, moments: int) -> int:
-    """Start a run again and again, kill or stop it after a random while; how often that was."""
-    chance = random.Random(5)
-    kills = 0
-    for _ in range(moments):
-        run = start(*arguments)
-        try:
-            run.communicate(timeout=chance.uniform(1, 12))
-            break
-        except subprocess.TimeoutExpired:
-            kills += 1
-            if whom == "nobody":
-                run.send_signal(chance.choice([signal.SIGTERM, signal.SIGINT]))
-                out, _ = run.communicate(timeout=60)
-                assert run.returncode in (0, 130), out
-                continue
-            children = subprocess.run(
-                ["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=False
-            ).stdout.split()
-            victims = {"parent": [], "everything": children, "worker": children[-1:]}[whom]
-            for pid in victims:
-                os.kill(int(pid), signal.SIGKILL)
-            if whom == "worker":
-                run.communicate(timeout=300)
-                break
-            os.kill(run.pid, signal.SIGKILL)
-            run.communicate(timeout=60)
-    last = start(*arguments)
-    out, _ = last.communicate(timeout=300)
-    assert last.returncode == 0, out
-    return kills
+@dataclass
+class Moment:
+    """When to kill a run.
+
+    where: "records" or "cache", while a file is written there; "anywhere", whatever it does
+    writes: how many files it begins to write before that
+    pause: seconds that it then goes on, where it is not to be caught writing
+    """
+
+    where: str
+    writes: int
+    pause: float
+
+
+def half_written(suite: Path) -> set[str]:
+    """Records and files of the cache, relative to the folder of the suite."""
+    patterns = ("results/quick/records/.*.tmp", "cache/*/.*.tmp", "cache/checkpoints/*/.*.tmp")
+    return {path for pattern in patterns for path in glob(pattern, root_dir=suite)}
+
+
+def reached(moment: Moment, run: subprocess.Popen[str], suite: Path) -> str | None:
+    """Wait for a moment of a run. Returns the file that is being written, or "" where none need be;
+    None where the run ends before, and then the moment becomes a sooner one."""
+    old, begun = half_written(suite), set[str]()
+    while run.poll() is None:
+        now = half_written(suite) - old
+        wanted = [path for path in now if f"{moment.where}/" in path]
+        if len(begun) >= moment.writes and wanted:
+            return wanted[0]
+        begun |= now
+        if len(begun) >= moment.writes and moment.where == "anywhere":
+            time.sleep(moment.pause)
+            return "" if run.poll() is None else None
+        time.sleep(0.01)
+    moment.writes, moment.pause = moment.writes // 2, moment.pause / 2
+    return None
+
+
+def processes(*options: str) -> list[int]:
+    asked = subprocess.run(["pgrep", *options], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in asked.stdout.split()]
+
+
+def has_open(pid: int, path: Path) -> bool:
+    with suppress(OSError):
+        return any(link.readlink() == path for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+def kill(whom: str, run: subprocess.Popen[str], path: Path, chance: random.Random) -> int | None:
+    """Returns who was killed: of the workers the one that writes the file, if any does; None where
+    there is no worker."""
+    victim = run.pid
+    if whom == "worker":
+        workers = processes("-P", str(run.pid), "-f", "spawn_main")
+        if not workers:
+            return None
+        victim = chance.choice([pid for pid in workers if has_open(pid, path)] or workers)
+    if whom == "everything":
+        os.killpg(victim, signal.SIGKILL)
+    elif whom == "nobody":
+        os.kill(victim, chance.choice([signal.SIGTERM, signal.SIGINT]))
+    else:
+        os.kill(victim, signal.SIGKILL)
+    return victim
+
+
+def died(whom: str, run: subprocess.Popen[str], victim: int) -> bool:
+    """Wait until the victim is gone, with all of the run unless it goes on without. Returns whether
+    it was killed, and not at its end before that."""
+    if whom == "worker":
+        while victim in processes("-P", str(run.pid)):
+            time.sleep(0.05)
+        return run.poll() is None
+    code = run.wait(60)
+    while processes("-g", str(run.pid)):
+        time.sleep(0.05)
+    return code == ENDS[whom]
+
+
+def made(folder: Path) -> dict[str, str]:
+    """All files of a run, with the hashes of networks and of other tensors."""
+    found = {}
+    for path in (path for top in ("results", "cache") for path in (folder / top).rglob("*")):
+        if path.is_file():
+            tensors = path.suffix == ".safetensors"
+            found[str(path.relative_to(folder))] = sha256_of(path) if tensors else ""
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(plugins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the suite was run and nobody was killed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        enter(folder, plugins, patch)
+        patch.setenv("BDBENCH_CACHE", str(folder / "cache"))
+        assert main(SUITE) == 0
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("whom", "moments", "jobs"),
-    [
-        ("parent", 10, 2),
-        ("everything", 10, 2),
-        ("everything", 10, None),
-        ("worker", 1, 2),
-        ("nobody", 5, 2),
-    ],
-)
-def test_whatever_is_killed_the_records_are_those_of_an_undisturbed_run(
-    folder: Path, whom: str, moments: int, jobs: int | None
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("whom", ENDS)
+def test_whoever_is_killed_the_records_are_those_of_an_undisturbed_run(
+    whom: str,
+    folder: Path,
+    plugins: Path,
+    undisturbed: Path,
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    more = ["--seeds=2"] + ([f"--jobs={jobs}"] if jobs else [])
-    assert killed_until_done(folder, command(*more, defenses=KINDS), whom, moments) > 0
-    killed = numbers(results(folder))
-    assert len(killed) == 2 * len(KINDS)
-    assert strays(folder) == []
-    undisturbed = command("--seeds=2", "--results=undisturbed", defenses=KINDS)
-    cache = {**os.environ, "BDBENCH_CACHE": str(folder / "other cache"), "OMP_NUM_THREADS": "1"}
-    cache["PYTHONPATH"] = str(Path(__file__).parents[1])
-    subprocess.run([sys.executable, "-m", "benchmark", *undisturbed], env=cache, check=True)
-    assert killed == numbers(results(folder, "undisturbed"))
+    """Every kill is of a living run: a suite that is finished starts over in a fresh folder. Where
+    it is of nobody, the run is stopped with SIGTERM or Ctrl-C."""
+    chance, times = random.Random(whom), 5 if whom == "nobody" else 10
+    places = (times // 5) * ["records", "cache", "cache", "anywhere", "anywhere"]
+    chance.shuffle(places)
+    moments = [Moment(place, chance.randint(1, 8), chance.uniform(0, 3)) for place in places]
+    kills, starts, resumed, caught = 0, 0, 0, Counter[str]()
+    for number in range(times):
+        suite = folder / f"suite {number}"
+        suite.mkdir()
+        enter(suite, plugins, monkeypatch)
+        monkeypatch.setenv("BDBENCH_CACHE", str(suite / "cache"))
+        code = None
+        while code != 0:
+            apart = whom in ("parent", "worker") or starts % 2 == 0
+            run = start(*SUITE, "--plugin=vulnerable.py", *(["--jobs=2"] if apart else []))
+            starts += 1
+            while moments and run.poll() is None:
+                name = reached(moments[-1], run, suite)
+                if name is None:
+                    break
+                path = suite / name
+                victim = kill(whom, run, path, chance)
+                writing = path.is_file()
+                if victim is not None and died(whom, run, victim):
+                    kills += 1
+                    caught[moments.pop().where] += writing
+            said = run.communicate(timeout=300)
+            code = run.returncode
+            assert code in (0, ENDS[whom]), said
+        assert numbers(results(suite)) == numbers(results(undisturbed))
+        assert made(suite) == made(undisturbed)
+        resumed += sum(found["measured"]["resumed"] for found in results(suite).values())
+        if not moments:
+            break
+    print(f"{whom}: {kills} kills, while writing {dict(caught)}; resumed {resumed}")
+    assert kills == times
+    assert resumed > 0
+    assert caught["records"]
+    assert caught["cache"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +19,8 @@ from benchmark.run import run_suite
 from benchmark.suites import suite
 from defenses import defenses
 from defenses.base import Context
-from models import capture
 from models.augment import Augmentation, augment, draw_tape, to_float
+from models.capture import CudaRecorder, Work, recorded_by
 from models.classifier import Classifier
 from models.context import TrainingContext, network_builder
 from models.data import ImageSet
@@ -107,22 +108,21 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
 # clp takes no steps.
 @pytest.mark.parametrize("defense", [name for name in defenses.names() if name != "clp"])
 def test_steps_of_every_defense_as_a_graph_are_those_steps(
-    defense: str, deterministic: None, monkeypatch: pytest.MonkeyPatch
+    defense: str, deterministic: None
 ) -> None:
     recorded: list[object] = []
-    record = capture.CudaRecorder.record
-    monkeypatch.setattr(
-        capture.CudaRecorder,
-        "record",
-        lambda self, work: recorded.append(work) or record(self, work),
-    )
+
+    class Recorder(CudaRecorder):
+        def record(self, work: Work) -> Work:
+            recorded.append(work)
+            return super().record(work)
+
     # A warning that a step cannot be recorded is an error here.
-    replayed = numbers(fit(defense))
+    with recorded_by(Recorder):
+        replayed = numbers(fit(defense))
     assert recorded
-    monkeypatch.setattr(capture, "REHEARSALS", 10**9)
-    before = len(recorded)
-    assert apart(replayed, numbers(fit(defense))) < 1e-5
-    assert len(recorded) == before
+    with recorded_by(lambda device: CudaRecorder(device, sys.maxsize)):
+        assert apart(replayed, numbers(fit(defense))) < 1e-5
 
 
 @pytest.mark.parametrize("defense", ["none", "cbd", "nad"])

@@ -10,7 +10,6 @@ import torch
 from click.testing import CliRunner
 from overhead import gpu
 
-
 SMALL = ["--device", "cpu", "--images", "48", "--epochs", "1", "--batch-size", "16"]
 
 

@@ -12,9 +12,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmark import needs, plan
-from benchmark.cache import KINDS, Cache, sweep
+from benchmark.cache import Cache
 from benchmark.cell import Cell, cell
 from benchmark.harness import Harness
+from benchmark.housekeeping import KINDS, contents, sweep
 from benchmark.needs import Need, cache_growth, check_needs, estimate, footprint, free_memory
 from benchmark.records import write
 from benchmark.suites import suite
@@ -74,7 +75,7 @@ def test_disk_is_what_a_tiny_run_writes(tmp_path: Path) -> None:
     expected = cache_growth(cells, cache)
     for each in cells:
         write(results, harness.run(each))
-    written = {kind: sum(stored.size for stored in cache.contents(kind)) for kind in KINDS}
+    written = {kind: sum(stored.size for stored in contents(cache, kind)) for kind in KINDS}
     checkpoints = needs.COPIES * state
     assert written.pop("checkpoints") < checkpoints
     assert 1 < (expected - checkpoints) / sum(written.values()) < 1.2
@@ -104,7 +105,7 @@ def test_an_entry_of_other_data_is_taken_off_by_its_size_only(tmp_path: Path) ->
     before = cache_growth(cells, Cache(tmp_path))
     key = {"data": "of a toy", "attack": cells[0].attack, "source": "x", "seed": 0}
     Cache(tmp_path).fetch("poisoned", key, lambda: ({"images": torch.zeros(1000)}, {}))
-    (stored,) = Cache(tmp_path).contents("poisoned")
+    (stored,) = contents(Cache(tmp_path), "poisoned")
     assert before - cache_growth(cells, Cache(tmp_path)) == stored.size
     Cache(tmp_path).fetch("poisoned", {**key, "seed": 1}, lambda: ({"x": torch.zeros(1000)}, {}))
     assert before - cache_growth(cells, Cache(tmp_path)) == stored.size

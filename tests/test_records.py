@@ -48,7 +48,9 @@ def any_record(draw):
         measured={
             "seconds": {stage: draw(finite) for stage in records.STAGES},
             "peak_memory_bytes": draw(st.integers(0)),
+            "images": draw(st.integers(0)),
             "images_per_second": draw(finite),
+            "others": draw(st.none() | st.integers(0, 9) | finite),
             "started": "2030-01-01T00:00:00+00:00",
             "ended": "2030-01-01T00:01:00+00:00",
         },
@@ -85,7 +87,9 @@ def record():
         measured={
             "seconds": dict.fromkeys(records.STAGES, 1.5),
             "peak_memory_bytes": 1024,
+            "images": 600,
             "images_per_second": 10.5,
+            "others": 0.05,
             "started": "2030-01-01T00:00:00+00:00",
             "ended": "2030-01-01T00:01:00+00:00",
         },
@@ -219,6 +223,31 @@ def test_a_field_of_the_wrong_type_is_named(written, changes, complaint):
     assert str(written) in str(raised.value)
     assert complaint in str(raised.value)
     assert records.read_all(written.parent.parent) == ([], [str(raised.value)])
+
+
+def test_older_records_without_captures_images_and_others_are_read(record, written):
+    document = json.loads(written.read_text())
+    del document["checksum"], document["measured"]["seconds"]["capture"]
+    del document["measured"]["images"], document["measured"]["others"]
+    written.write_text(json.dumps(document))
+    kept = {k: v for k, v in record.measured.items() if k not in ("images", "others")}
+    kept["seconds"] = {k: v for k, v in kept["seconds"].items() if k != "capture"}
+    assert records.read(written) == replace(record, measured=kept)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"others": "many"}, "record.measured.others has the wrong type, str"),
+        ({"images": 1.5}, "record.measured.images has the wrong type, float"),
+        ({"seconds": dict.fromkeys(records.STAGES, -1.0)}, "seconds and passes must be at least 0"),
+        ({"seconds": {"capture": 1.0}}, "record.measured.seconds lacks evaluate, fit, load"),
+    ],
+)
+def test_a_measure_that_cannot_be_is_named(record, written, changes, complaint):
+    edit(written, measured=record.measured | changes)
+    with pytest.raises(InvalidInput, match=complaint):
+        records.read(written)
 
 
 @pytest.mark.parametrize("missing", list(Record.__dataclass_fields__))

@@ -238,6 +238,17 @@ def test_a_cell_page_says_what_went_wrong(number, words, results):
     assert words in " ".join(page.text.split())
 
 
+def test_a_cell_page_has_the_stages_that_were_measured(results):
+    new, old = SOME[:2]
+    seconds = {k: v for k, v in old.measured["seconds"].items() if k != "capture"}
+    old = replace(old, measured=old.measured | {"seconds": seconds})
+    pages = report(results, [new, old])
+    row = ["recording and compiling steps capture", "1.0 s"]
+    assert row in pages[f"cells/{new.key}.html"].rows
+    assert "capture" not in pages[f"cells/{old.key}.html"].text
+    assert ["testing evaluate", "1.0 s"] in pages[f"cells/{old.key}.html"].rows
+
+
 def test_seeds_of_a_cell_lead_to_one_another(results):
     page = report(results, SEEDS)[f"cells/{SEEDS[1].key}.html"]
     assert {f"{SEEDS[0].key}.html", f"{SEEDS[2].key}.html"} <= set(page.links)

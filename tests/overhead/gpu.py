@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -34,8 +35,8 @@ from benchmark.provenance import device_name
 from benchmark.timing import synchronise
 from defenses.base import Context
 from defenses.cbd import CBD
-from models import capture
 from models.augment import to_float
+from models.capture import CudaRecorder, Recorder, recorded_by
 from models.context import TrainingContext, network_builder
 from models.data import ImageSet
 from models.observer import Observer, observed_by
@@ -44,7 +45,6 @@ from models.training import Recipe, steps_per_epoch, train
 
 FULL = 100
 """Epochs whose seconds are told."""
-NEVER = 10**9
 
 
 class Apart(Observer):
@@ -151,14 +151,9 @@ def seconds_of(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begun
 
 
-@contextmanager
-def kernel_by_kernel() -> Iterator[None]:
-    before = capture.REHEARSALS
-    capture.REHEARSALS = NEVER
-    try:
-        yield
-    finally:
-        capture.REHEARSALS = before
+def kernel_by_kernel(device: torch.device) -> Recorder | None:
+    """What never records."""
+    return CudaRecorder(device, sys.maxsize) if device.type == "cuda" else None
 
 
 def in_threads(bench: Bench, many: int, data: ImageSet, epochs: int) -> None:
@@ -324,7 +319,7 @@ def main(
     bench.measure("none, fp32, graph", none, data, epochs=epochs)
     bench.measure("cbd, fp32, graph", cbd, data, epochs=epochs)
     bench.measure("none, bf16, graph", none, data, epochs=epochs, precision="bf16")
-    with kernel_by_kernel():
+    with recorded_by(kernel_by_kernel):
         bench.measure("none, fp32, kernel by kernel", none, data, epochs=few)
         bench.measure("cbd, fp32, kernel by kernel", cbd, data, epochs=few)
     for number in many:

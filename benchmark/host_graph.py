@@ -3,6 +3,8 @@ they changed is undone, and a replay runs them again on the very same memory.
 
 So a step that waits for the device fails, and one that keeps something on the host, or in another
 tensor each time, goes wrong as it would on a GPU.
+
+Of torch's own functions, those that wait on a processor alone, such as `one_hot`, fail here too.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ class HostGraph(Recorder):
     recorded, replayed: how often
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rehearsals: int = 1) -> None:
+        super().__init__(rehearsals)
         self.recorded = self.replayed = 0
 
     def record(self, work: Work) -> Work:
@@ -60,7 +63,7 @@ class HostGraph(Recorder):
 
 class _Log(TorchDispatchMode):
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.lines: list[tuple[Any, Any, Any, list[Tensor]]] = []
         self.made: dict[int, Tensor] = {}
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
@@ -123,4 +126,5 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _place(values: Tensor) -> int:
-    return values.untyped_storage()._cdata
+    place: int = values.untyped_storage()._cdata
+    return place

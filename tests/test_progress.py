@@ -1,0 +1,95 @@
+"""What a run says about its speed, on a clock that is set by hand."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+import pytest
+from rich.console import Console
+
+from benchmark import progress
+from benchmark.progress import Reporter
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Its only element is what the clock shows, in seconds."""
+    shown = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: shown[0])
+    return shown
+
+
+def lines(
+    clock: list[float], advances: list[tuple[float, float]], console: Console | None = None
+) -> list[str]:
+    """All that is said of a cell of 300,000 forward passes that advances so, after so many seconds
+    each time; without a bar."""
+    console = console or Console(file=StringIO(), width=200)
+    with Reporter(1, 3e5, console) as reporter:
+        reporter.begin("a", "cell", "short", 3e5)
+        for seconds, work in advances:
+            clock[0] += seconds
+            reporter.advance("a", work)
+        reporter.end("a", "done")
+    return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+
+
+def test_a_line_tells_images_per_second_beside_what_is_left(clock: list[float]) -> None:
+    """300 forward passes in a second are 100 images, a forward and a backward pass each."""
+    said = lines(clock, [(1.0, 300.0)] * 31)
+    assert said == ["[1/1] cell: 3%, 100 images/s, about 16 min left in all", "[1/1] cell: done"]
+
+
+def test_the_speed_is_that_of_the_last_seconds(clock: list[float]) -> None:
+    said = lines(clock, [(1.0, 300.0)] * 15 + [(1.0, 3000.0)] * 16)
+    assert "1,000 images/s" in said[0]
+
+
+@pytest.mark.parametrize("where", [0, 20, 28])
+def test_neither_a_checkpoint_nor_a_pause_is_speed(clock: list[float], where: int) -> None:
+    """What an earlier attempt did comes at once; while a network is tested nothing advances."""
+    advances = [(1.0, 300.0)] * 31
+    advances[where] = (0.5, 60_000.0)
+    advances[where + 1] = (6.0, 300.0)
+    assert "100 images/s" in lines(clock, advances)[0]
+
+
+def test_short_steps_are_not_looked_at_one_by_one(clock: list[float]) -> None:
+    """Steps that are queued in bursts, as on a GPU: each takes a millisecond or none."""
+    said = lines(clock, [(0.0 if n % 2 else 0.002, 0.3) for n in range(32_000)])
+    assert said[0] == "[1/1] cell: 3%, 100 images/s, about 16 min left in all"
+    reporter = Reporter(1, 3e5, Console(file=StringIO()))
+    reporter.begin("a", "cell", "short", 3e5)
+    for _ in range(100_000):
+        clock[0] += 0.001
+        reporter.advance("a", 0.3)
+    assert len(reporter._running["a"].looks) <= progress.WINDOW / progress.LOOK + 2
+
+
+def bar(reporter: Reporter, console: Console) -> str:
+    """The one line of it."""
+    (line,) = console.render_lines(reporter._bar.get_renderable(), pad=False)
+    return "".join(segment.text for segment in line)
+
+
+def test_the_bar_sums_the_speed_of_all_cells_and_fits_80_columns(clock: list[float]) -> None:
+    console = Console(file=StringIO(), force_terminal=True, width=80)
+    with Reporter(128, 3e7, console) as reporter:
+        for key in "ab":
+            reporter.begin(key, "cell", "badnets · a long name of a defense", 1e7)
+        for _ in range(9):
+            clock[0] += 1.0
+            reporter.advance("a", 3 * 60_000.0)
+            reporter.advance("b", 3 * 63_456.0)
+        assert "[2/128] 2 at once" in bar(reporter, console)
+        assert "123,456 img/s" in bar(reporter, console)
+        reporter.end("a", "done")
+        for _ in range(19):
+            clock[0] += 1.0
+            reporter.advance("b", 3 * 234_567.0)
+        shown = bar(reporter, console)
+        assert shown.startswith("[2/128] badnets · a long na… ")
+        assert "234,567 img/s 0:00:00 left 0:00:" in shown
+        assert shown.count("…") == 1
+        reporter.end("b", "done")
+        assert reporter._bar.tasks[0].fields["speed"] == ""
