@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from benchmark.cell import Cell, recipe_of
 from benchmark.checkpoints import PATIENCE, Checkpoints, discard
 from benchmark.datasets import datasets
 from benchmark.datasets.base import Dataset
+from benchmark.looker import Looker
 from benchmark.records import METRICS, SCHEMA, STAGES, Count, Record
 from benchmark.timing import Others, Stopwatch, peak_memory, worst
 from defenses import defenses
@@ -127,20 +129,15 @@ class Harness:
             outcome = trial.outcome()
         except (Exception, TimeLimit) as error:
             outcome = _failure(error)
-        seconds = {stage: round(watch.seconds[stage], 6) for stage in STAGES}
-        busy = seconds["undefended"] + seconds["fit"]
-        taken = worst([others.meanwhile(), *trial.taken])
-        measured = {
-            "seconds": seconds,
-            "peak_memory_bytes": peak_memory(self.device),
-            "images": round(trial.looker.work / 3),
-            "images_per_second": round(trial.looker.work / 3 / busy, 1) if busy else 0.0,
-            "others": None if taken is None else round(taken, 3),
-            "resumed": trial.resumed,
-            "retries": list(retries),
-            "started": started.isoformat(timespec="seconds"),
-            "ended": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        measured = _measured(
+            started,
+            retries,
+            seconds=watch.seconds,
+            memory=peak_memory(self.device),
+            work=trial.looker.work,
+            others=worst([others.meanwhile(), *trial.taken]),
+            resumed=trial.resumed,
+        )
         return _record(cell, provenance.of(cell, self.device, dataset), measured, outcome)
 
     def discard(self, cell: Cell) -> None:
@@ -159,20 +156,35 @@ class WorkerDied(Exception):
 
 def lost(cell: Cell, device: torch.device, retries: Sequence[str]) -> Record:
     """The record of a cell none of whose attempts lived long enough to write one."""
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    measured = {
-        "seconds": dict.fromkeys(STAGES, 0.0),
-        "peak_memory_bytes": 0,
-        "images": 0,
-        "images_per_second": 0.0,
-        "others": None,
-        "resumed": 0,
-        "retries": list(retries),
-        "started": now,
-        "ended": now,
-    }
     error = WorkerDied(f"the worker was {retries[-1]}, in attempt {len(retries)} of as many")
+    measured = _measured(datetime.now(UTC), retries)
     return _record(cell, provenance.of(cell, device, None), measured, _failure(error))
+
+
+def _measured(
+    started: datetime,
+    retries: Sequence[str],
+    *,
+    seconds: Mapping[str, float] = MappingProxyType({}),
+    memory: int = 0,
+    work: int = 0,
+    others: float | None = None,
+    resumed: int = 0,
+) -> dict[str, Any]:
+    """The part of a record that another run would not repeat."""
+    spent = {stage: round(seconds.get(stage, 0.0), 6) for stage in STAGES}
+    busy = spent["undefended"] + spent["fit"]
+    return {
+        "seconds": spent,
+        "peak_memory_bytes": memory,
+        "images": round(work / 3),
+        "images_per_second": round(work / 3 / busy, 1) if busy else 0.0,
+        "others": None if others is None else round(others, 3),
+        "resumed": resumed,
+        "retries": list(retries),
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _record(
@@ -200,7 +212,7 @@ class _Trial:
         self.harness, self.cell, self.dataset, self.watch = harness, cell, dataset, watch
         self.attack = attacks.build(cell.attack)
         self.defense = defenses.build(cell.defense)
-        self.looker = _Looker(harness.progress, watch)
+        self.looker = Looker(harness.progress, watch)
         self.undefended_states: dict[int, dict[str, Tensor]] = {}
         self.resumed = 0
         self.taken: list[float | None] = []
@@ -315,7 +327,7 @@ class _Trial:
         def build() -> Payload:
             # Nor may a defense, whose networks start from the training seed, meet the attacker's.
             means = replace(self.training, seed=derive(cell.seed, "attack"))
-            looker = _Looker(self.harness.progress, self.watch)
+            looker = Looker(self.harness.progress, self.watch)
             with self.resumable("prepare", folder, looker):
                 ready = self.attack.prepare(clean, means, stream(cell.seed, "poison"))
             made = ready.poison(clean, stream(cell.seed, "poison"))
@@ -375,7 +387,7 @@ class _Trial:
             # To look for others takes a second on some machines, which is nobody's.
             with self.watch.stage("others"):
                 others = Others(self.harness.device)
-            looker = _Looker(self.harness.progress, self.watch)
+            looker = Looker(self.harness.progress, self.watch)
             looker.judge = self.looker.judge if is_none else None
             looker.watch(network)
             with self.resumable("undefended", folder, looker):
@@ -398,7 +410,7 @@ class _Trial:
         return network.eval()
 
     @contextmanager
-    def resumable(self, stage: str, folder: Path, looker: _Looker) -> Iterator[None]:
+    def resumable(self, stage: str, folder: Path, looker: Looker) -> Iterator[None]:
         """A stage whose loops are kept in a folder, with what was counted and the seconds so far;
         those of an earlier attempt count as if there had been none between."""
         start = self.watch.own(stage)
@@ -454,71 +466,6 @@ class _Trial:
         if not is_none and any(_equal(b, after) for b in self.undefended_states.values()):
             flags.append("no_op")
         return tuple(flags)
-
-
-class _Looker(Observer):
-    """Counts passes, times captures and reports progress.
-
-    judge: if given, gives a point of the watched network's curve after every epoch
-    sketch: if given, gives the embedding of a network that a defense watches or shows
-    shown: those networks by name, each with its embedding from before its training
-    """
-
-    def __init__(self, progress: Callable[[int], None], watch: Stopwatch) -> None:
-        self.progress, self.stopwatch = progress, watch
-        self.judge: Callable[[Classifier], dict[str, float | None]] | None = None
-        self.sketch: Callable[[Classifier], Tensor] | None = None
-        self.shown: dict[str, tuple[Classifier, Tensor]] = {}
-        self.forwards = self.backwards = 0
-        self.curve: list[dict[str, float | None]] = []
-        self._watched: Classifier | None = None
-        self._reported = 0
-
-    @property
-    def work(self) -> int:
-        return self.forwards + 2 * self.backwards
-
-    def counts(self) -> dict[str, Any]:
-        """All that was counted, as JSON values."""
-        return {"forwards": self.forwards, "backwards": self.backwards, "curve": self.curve}
-
-    def go_on(self, counts: Mapping[str, Any]) -> None:
-        """From these, whatever was counted until now."""
-        self.forwards, self.backwards = counts["forwards"], counts["backwards"]
-        self.curve = list(counts["curve"])
-        self.trained(0)
-
-    def add(self, meta: Mapping[str, Any]) -> None:
-        """Take over what was counted when a stored network was trained."""
-        self.forwards += meta["forwards"]
-        self.backwards += meta["backwards"]
-        self.curve += meta["curve"]
-        self._reported = self.work
-
-    def forward(self, images: int) -> None:
-        self.forwards += images
-
-    def backward(self, images: int) -> None:
-        self.backwards += images
-
-    def trained(self, images: int) -> None:
-        self.progress(self.work - self._reported)
-        self._reported = self.work
-
-    def capture(self) -> AbstractContextManager[None]:
-        return self.stopwatch.stage("capture")
-
-    def watch(self, classifier: Classifier) -> None:
-        self._watched = classifier
-        self.show("z", classifier)
-
-    def show(self, name: str, classifier: Classifier) -> None:
-        if self.sketch is not None:
-            self.shown[name] = classifier, self.sketch(classifier)
-
-    def epoch_ended(self, epoch: int) -> None:
-        if self.judge is not None and self._watched is not None:
-            self.curve.append({"epoch": len(self.curve) + 1, **self.judge(self._watched)})
 
 
 def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget | None:

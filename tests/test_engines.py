@@ -375,5 +375,4 @@ def test_whoever_is_killed_the_records_are_those_of_an_undisturbed_run(
     print(f"{whom}: {kills} kills, while writing {dict(caught)}; resumed {resumed}")
     assert kills == times
     assert resumed > 0
-    assert caught["records"]
-    assert caught["cache"]
+    assert whom == "nobody" or (caught["records"] and caught["cache"])
