@@ -140,10 +140,14 @@ class Harness:
         )
         return _record(cell, provenance.of(cell, self.device, dataset), measured, outcome)
 
+    def checkpoints(self, cell: Cell) -> Path:
+        """The folder of the checkpoints of a cell."""
+        dataset = self.dataset(cell.dataset)
+        return _Trial(self, cell, dataset, Stopwatch(self.device)).folder("fit")
+
     def discard(self, cell: Cell) -> None:
         """Remove the checkpoints of a cell."""
-        dataset = self.dataset(cell.dataset)
-        discard(_Trial(self, cell, dataset, Stopwatch(self.device)).folder("fit"))
+        discard(self.checkpoints(cell))
 
 
 class TimeLimit(BaseException):

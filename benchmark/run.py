@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from benchmark import plan, provenance
@@ -24,7 +26,7 @@ from benchmark.schedule import Schedule, title
 from benchmark.suites import Suite
 from benchmark.tables import write_leaderboard
 from benchmark.timing import Others
-from benchmark.worker import Job
+from benchmark.worker import Job, claimed, lock_of
 from models import spec
 from models.errors import InvalidInput, check
 from models.registry import load_file
@@ -109,18 +111,19 @@ def run_suite(
         expected = f", about {duration(speed.seconds(missing) / at_once)}"
     if dry_run:
         return _list(cells, missing, speed if where.is_here else None, expected, needs, console)
+    job = Job(
+        results=folder.absolute(),
+        cache=cache_root().absolute(),
+        roots=tuple(root.absolute() for root in roots(data)),
+        device=str(processor),
+        plugins=tuple(path.absolute() for path in plugin),
+        curves=curves,
+        limit=limit,
+        threads=where.threads,
+    )
+    _tidy([cell for cell in cells if cell not in missing], job)
     if missing:
         check_writable(folder)
-        job = Job(
-            results=folder.absolute(),
-            cache=cache_root().absolute(),
-            roots=tuple(root.absolute() for root in roots(data)),
-            device=str(processor),
-            plugins=tuple(path.absolute() for path in plugin),
-            curves=curves,
-            limit=limit,
-            threads=where.threads,
-        )
         line = f"{name}: {len(missing)} of {len(cells)} cells to run"
         if where.is_here:
             check_writable(job.cache)
@@ -159,6 +162,16 @@ def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
     if curves and not record.curves:
         return False
     return record.status == "ok"
+
+
+def _tidy(finished: Sequence[Cell], job: Job) -> None:
+    """Remove what a run left that was killed right after it had written the record of a cell."""
+    for cell in finished:
+        if not lock_of(job.results, cell.key).exists():
+            continue
+        with claimed(job.results, cell.key) as mine, suppress(InvalidInput):
+            if mine:
+                Harness(Cache(job.cache), job.roots, torch.device(job.device)).discard(cell)
 
 
 def _list(

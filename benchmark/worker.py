@@ -100,7 +100,7 @@ class Worker:
 def claimed(results: Path, key: str) -> Iterator[bool]:
     """Whether no other process is at the cell; none can be inside the block. The system takes the
     claim of a dead process back."""
-    path = results / "records" / f".{key}.lock"
+    path = lock_of(results, key)
     lock = FileLock(path, blocking=False)
     try:
         lock.acquire()
@@ -119,6 +119,11 @@ def claimed(results: Path, key: str) -> Iterator[bool]:
         # Whoever waits for this very file finds the record when it has it.
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def lock_of(results: Path, key: str) -> Path:
+    """The file that a claim locks. It is there while a cell is run, and after a kill."""
+    return results / "records" / f".{key}.lock"
 
 
 def stamp(results: Path, key: str) -> int | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.augment import Augmentation, Tape, augment, draw_tape, to_float
 from models.data import ImageSet
+from models.reference_loader import batches
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,6 @@ class ReferenceFeed(Feed):
 
     def _open(self, first: int = 0) -> None:
         """Workers for the batches of this pass from the first on."""
-        # Here, because torchvision takes as long to import as torch.
-        from models.reference_loader import batches
-
         ends = [0, *accumulate(self.sizes)]
         self.batches = batches(
             self.data.images,

@@ -7,6 +7,7 @@ in public code, every pass has new workers, and nothing lies in pinned memory.
 
 from __future__ import annotations
 
+import importlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import functional
 
 from models.augment import Augmentation, Tape
 
@@ -51,6 +51,9 @@ def batches(
 
     The workers start with the first batch, and end with the last or when the iterator is dropped.
     """
+    # Before workers start, which would import it anew. Not above, because that takes as long as to
+    # import torch, and whoever asks for a model imports this file.
+    importlib.import_module("torchvision.transforms.functional")
     with warnings.catch_warnings():
         # Public code has four workers on any machine, and torch finds that many for two cores.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
@@ -88,6 +91,8 @@ class Pictures(Dataset[tuple[Tensor, int, int]]):
         self.augmentation = augmentation
 
     def __getitem__(self, choice: Choice) -> tuple[Tensor, int, int]:
+        from torchvision.transforms import functional
+
         how, pixels = self.augmentation, self.images[choice.position]
         height, width, _ = pixels.shape
         picture = functional.pad(functional.to_pil_image(pixels), how.padding)

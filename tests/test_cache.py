@@ -300,6 +300,32 @@ def test_a_builder_that_is_killed_while_it_writes_holds_nobody_up(tmp_path: Path
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
+def hang_in_a_table(path: Path) -> None:
+    def hang(descriptor: int) -> None:
+        path.with_name("writing").touch()
+        time.sleep(60)
+
+    os.fsync = hang
+    write_atomically(path, b"half")
+
+
+def test_a_file_that_is_written_again_has_nothing_of_a_killed_writer(tmp_path: Path) -> None:
+    path = tmp_path / "table[1].md"
+    child = SPAWN.Process(target=hang_in_a_table, args=(path,))
+    child.start()
+    until = time.monotonic() + 60
+    while not (tmp_path / "writing").exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    write_atomically(path, b"whole")
+    assert len(list(tmp_path.glob(".*.tmp"))) == 1, "its writer is alive"
+    child.kill()
+    child.join()
+    write_atomically(path, b"whole")
+    assert names(tmp_path) == {path.name, "writing"}
+    assert path.read_bytes() == b"whole"
+
+
 # Keeping it small
 
 

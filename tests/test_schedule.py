@@ -14,15 +14,16 @@ import torch
 from rich.console import Console
 
 from benchmark import plan, records
+from benchmark.cache import Cache
 from benchmark.cell import Cell, cell
 from benchmark.cli import main
 from benchmark.engines.base import Died, Engine
 from benchmark.engines.processes import how
-from benchmark.harness import lost
+from benchmark.harness import Harness, lost
 from benchmark.progress import Reporter
 from benchmark.schedule import ATTEMPTS, Schedule
 from benchmark.suites import Suite
-from benchmark.worker import Attempt, claimed, stamp
+from benchmark.worker import Attempt, claimed, lock_of, stamp
 from models.training import Recipe
 
 CPU = torch.device("cpu")
@@ -253,6 +254,35 @@ def test_finished_cells_are_seen_soon(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["run", *arguments, recipe, f"--results={tmp_path}", "--device=cpu"]) == 0
     assert time.monotonic() - began < 300 * 0.05
     assert "all 300 cells have records" in capsys.readouterr().out
+
+
+def test_what_a_run_left_that_died_right_after_its_record_is_removed(
+    tmp_path: Path, cache_folder: Path
+) -> None:
+    one = Suite("", ("toy(train_images=20)",), attacks=("none",), defenses=("none",))
+    (chosen,) = plan.cells(one, "fp32")
+    found = record(chosen)
+    records.write(tmp_path, records.Record(**{**vars(found), "labels": chosen.labels}))
+    harness = Harness(Cache(cache_folder), [], CPU)
+    left = harness.checkpoints(chosen)
+    left.mkdir(parents=True)
+    (left / "0.safetensors").touch()
+    lock_of(tmp_path, chosen.key).touch()
+    arguments = [
+        "--dataset=toy(train_images=20)",
+        "--attack=none",
+        "--defense=none",
+        "--device=cpu",
+    ]
+    recipe = "--recipe=recipe(precision='fp32')"
+    command = ["run", *arguments, recipe, f"--results={tmp_path}"]
+    with claimed(tmp_path, chosen.key):
+        assert main(command) == 0
+    assert left.exists(), "somebody is at it"
+    lock_of(tmp_path, chosen.key).touch()
+    assert main(command) == 0
+    assert not left.exists()
+    assert not lock_of(tmp_path, chosen.key).exists()
 
 
 def test_what_cells_share_is_counted_once() -> None:

@@ -28,7 +28,7 @@ from models.reference_loader import batches
 from models.rng import stream
 from models.training import train
 
-COUNT = 256 if TINY else 6_400
+COUNT = 256 if TINY else 2_560
 BATCHES = (64, 128)
 PRECISIONS = ("fp32", "bf16") if has_bf16() else ("fp32",)
 
