@@ -231,16 +231,23 @@ class Block:
     ) -> Iterator[str]:
         """A line for each mark: what it means and which cells have it. `flagged` gives the records
         of a group by flag."""
+        groups = [
+            group
+            for defense in self.defenses
+            for attack in self.attacks
+            if (group := self.cells.get((defense, attack)))
+        ]
         for flag, (mark, meaning) in footnotes.items():
+            found = [(group, those) for group in groups if (those := flagged(group).get(flag))]
+            if not found:
+                continue
+            whole = all(len(flagged(group).get(flag, ())) == len(group.records) for group in groups)
             places = [
                 f"{group.names['defense']} on {group.names['attack']} ({_seeds(group, those)})"
-                for defense in self.defenses
-                for attack in self.attacks
-                if (group := self.cells.get((defense, attack)))
-                and (those := flagged(group).get(flag))
+                for group, those in found
             ]
-            if places:
-                yield f"{mark} {flag}, {meaning}: {', '.join(places)}"
+            where = "all cells" if whole and len(groups) > 1 else ", ".join(places)
+            yield f"{mark} {flag}, {meaning}: {where}"
 
 
 def _several(count: int, noun: str) -> str:

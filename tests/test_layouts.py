@@ -16,9 +16,10 @@ import pytest
 from made import cell
 from scipy import stats
 
+from benchmark.blocks import Block
 from benchmark.cli import main
 from benchmark.groups import collect
-from benchmark.layouts import TABLES, TIMING, sheets
+from benchmark.layouts import COMPANY, TABLES, TIMING, company, sheets
 from benchmark.records import ALONE, read_all, write
 from benchmark.sheets import Entry, Sheet
 from benchmark.tables import write_table
@@ -389,3 +390,14 @@ def test_records_that_do_not_belong_together_are_not_merged(tmp_path: Path, caps
 def test_tables_need_no_torch():
     code = "import sys, benchmark.tables, benchmark.merge; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_mark_of_all_cells_names_none_of_them() -> None:
+    records = [on_cifar10(cell("none", attack, 850, 990)) for attack in ("badnets", "trojan")]
+    block = Block(tuple(collect([older(record) for record in records])))
+    assert list(block.marked(COMPANY, company)) == [
+        "? unwatched, not known whether others used the device meanwhile: all cells"
+    ]
+    block = Block(tuple(collect([older(records[0]), records[1]])))
+    (line,) = block.marked(COMPANY, company)
+    assert line.endswith(": none on badnets (seed 0)")
