@@ -29,7 +29,7 @@ from models.rng import stream
 from models.training import train
 
 COUNT = 256 if TINY else 2_560
-BATCHES = (64, 128)
+BATCH = 64
 PRECISIONS = ("fp32", "bf16") if has_bf16() else ("fp32",)
 
 
@@ -43,7 +43,7 @@ def passes(lent: TrainingContext, data: ImageSet) -> Iterator[Iterator[tuple[Ten
 
 
 def public_none(data: ImageSet) -> Work:
-    lent = lend("fp32", BATCHES[0])
+    lent = lend("fp32", BATCH)
     model = lent.build_network().train()
     optimizer, loader = lent.recipe.sgd(model), passes(lent, data)
 
@@ -62,7 +62,7 @@ def public_none(data: ImageSet) -> Work:
 
 
 def public_cbd(data: ImageSet) -> Work:
-    lent, settings = lend("fp32", BATCHES[0]), CBD()
+    lent, settings = lend("fp32", BATCH), CBD()
     f_b = lent.build_network().eval().requires_grad_(False)
     f_c = lent.build_network().train()
     critic = Critic(f_b.head.in_features + f_c.head.in_features)
@@ -98,15 +98,15 @@ def public_cbd(data: ImageSet) -> Work:
     return epoch
 
 
-def our_none(data: ImageSet, precision: str, batch_size: int) -> Work:
-    lent = lend(precision, batch_size)
+def our_none(data: ImageSet, precision: str) -> Work:
+    lent = lend(precision, BATCH)
     model = lent.build()
     return lambda: train(model, data, lent.recipe, lent.rng("classifier"))
 
 
-def our_cbd(data: ImageSet, precision: str, batch_size: int) -> Work:
+def our_cbd(data: ImageSet, precision: str) -> Work:
     """f_C with weights, critic and l2 term."""
-    context = Context(**vars(lend(precision, batch_size)))
+    context = Context(**vars(lend(precision, BATCH)))
     f_b = context.build("f_B").eval().requires_grad_(False)
     f_c = context.build()
     return lambda: CBD().train_f_c(f_c, f_b, data, context)
@@ -117,10 +117,9 @@ def test_loaders(benchmark: object) -> None:
     data = pictures(COUNT)
     public = {"none": public_none(data), "cbd": public_cbd(data)}
     ours = {
-        f"{method}, {precision}, batch {batch_size}": make(data, precision, batch_size)
+        f"{method}, {precision}": make(data, precision)
         for method, make in {"none": our_none, "cbd": our_cbd}.items()
         for precision in PRECISIONS
-        for batch_size in BATCHES
     }
     named = {f"{method}, reference loader": work for method, work in public.items()} | ours
     best = take_turns(benchmark, named, 1 if TINY else 3)

@@ -22,7 +22,7 @@ from models.rng import stream
 from models.training import Recipe
 
 TINY = bool(os.environ.get("BENCH_TINY"))
-ROUNDS = 1 if TINY else 5
+ROUNDS = 1 if TINY else 3
 BATCH = 16 if TINY else 128
 BARE_STEPS = 4
 CPU = torch.device("cpu")
