@@ -237,17 +237,17 @@ class Block:
             for attack in self.attacks
             if (group := self.cells.get((defense, attack)))
         ]
+        flags = [flagged(group) for group in groups]
+        everyone = sum(len(group.records) for group in groups)
         for flag, (mark, meaning) in footnotes.items():
-            found = [(group, those) for group in groups if (those := flagged(group).get(flag))]
-            if not found:
-                continue
-            whole = all(len(flagged(group).get(flag, ())) == len(group.records) for group in groups)
-            places = [
+            marked = [(group, f[flag]) for group, f in zip(groups, flags, strict=True) if flag in f]
+            places = ", ".join(
                 f"{group.names['defense']} on {group.names['attack']} ({_seeds(group, those)})"
-                for group, those in found
-            ]
-            where = "all cells" if whole and len(groups) > 1 else ", ".join(places)
-            yield f"{mark} {flag}, {meaning}: {where}"
+                for group, those in marked
+            )
+            whole = len(groups) > 1 and sum(len(those) for _, those in marked) == everyone
+            if places:
+                yield f"{mark} {flag}, {meaning}: {'all cells' if whole else places}"
 
 
 def _several(count: int, noun: str) -> str:

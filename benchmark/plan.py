@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -107,13 +108,20 @@ class Speed:
     def _rate(self, cell: Cell) -> float:
         kind = self._kind(cell)
         if kind not in self._rates:
-            usual = torch.get_num_threads()
-            torch.set_num_threads(self.threads or usual)
-            try:
+            with threaded(self.threads):
                 self._rates[kind] = probe(cell, self.device)
-            finally:
-                torch.set_num_threads(usual)
         return self._rates[kind]
+
+
+@contextmanager
+def threaded(threads: int | None) -> Iterator[None]:
+    """As many threads as a worker has inside the block; None changes nothing."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
 
 
 def probe(cell: Cell, device: torch.device, steps: int = 8) -> float:

@@ -121,7 +121,7 @@ def run_suite(
         limit=limit,
         threads=where.threads,
     )
-    _tidy([cell for cell in cells if cell not in missing], job)
+    _tidy([cell for cell in cells if cell not in missing], job, where.is_here)
     if missing:
         check_writable(folder)
         line = f"{name}: {len(missing)} of {len(cells)} cells to run"
@@ -164,14 +164,17 @@ def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
     return record.status == "ok"
 
 
-def _tidy(finished: Sequence[Cell], job: Job) -> None:
-    """Remove what a run left that was killed right after it had written the record of a cell."""
+def _tidy(finished: Sequence[Cell], job: Job, here: bool) -> None:
+    """Remove what a run left that was killed right after it had written the record of a cell. On a
+    cluster, whose devices are not known here, checkpoints stay until `bdbench cache gc`."""
     for cell in finished:
         if not lock_of(job.results, cell.key).exists():
             continue
         with claimed(job.results, cell.key) as mine, suppress(InvalidInput):
-            if mine:
-                Harness(Cache(job.cache), job.roots, torch.device(job.device)).discard(cell)
+            if mine and here:
+                harness = Harness(Cache(job.cache), job.roots, torch.device(job.device))
+                with plan.threaded(job.threads):
+                    harness.discard(cell)
 
 
 def _list(

@@ -13,7 +13,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from models import observer
 from models.errors import one_line
+from models.scope import bound
 
 REHEARSALS = 3
 """Optimizers make their state in the first step, and libraries choose their algorithms."""
@@ -110,14 +111,9 @@ def recorder_for(device: torch.device) -> Recorder | None:
     return _choice.get()(device)
 
 
-@contextmanager
-def recorded_by(choice: Choice) -> Iterator[None]:
+def recorded_by(choice: Choice) -> AbstractContextManager[None]:
     """Another choice of the recorder inside the block."""
-    token = _choice.set(choice)
-    try:
-        yield
-    finally:
-        _choice.reset(token)
+    return bound(_choice, choice)
 
 
 class Runner:
@@ -182,8 +178,8 @@ class _Counter(observer.Observer):
 
 
 class Pace:
-    """Learning rates of optimizers, each from where it is. Inside the block they can be recorded:
-    then a rate is a tensor, which a replay reads anew."""
+    """Learning rates of optimizers, each from where it is when this is made. Where steps are
+    recorded, `set` makes a rate a tensor, which a replay reads anew, until `release`."""
 
     def __init__(self, optimizers: list[Optimizer], recorder: Recorder | None) -> None:
         self.optimizers = optimizers
@@ -208,7 +204,7 @@ class Pace:
         return self._tensors[n, m]
 
     def release(self) -> None:
-        """Numbers again, as schedules outside of the block expect them."""
+        """Numbers again, as schedules outside of the loop expect them."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = float(group["lr"])

@@ -10,7 +10,7 @@ between two loops is done again, so it must be deterministic, and should be chea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +18,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy
 import torch
 from torch import Tensor
+
+from models.scope import bound
 
 
 @runtime_checkable
@@ -70,14 +72,9 @@ class _Work:
 _current: ContextVar[_Work | None] = ContextVar("work", default=None)
 
 
-@contextmanager
-def kept_by(keeper: Keeper) -> Iterator[None]:
+def kept_by(keeper: Keeper) -> AbstractContextManager[None]:
     """Installs `keeper` inside the block, whose loops are counted anew."""
-    token = _current.set(_Work(keeper))
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return bound(_current, _Work(keeper))
 
 
 def resumable(count: int, state: State, until: Callable[[], bool] = lambda: False) -> Iterator[int]:

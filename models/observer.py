@@ -6,10 +6,11 @@ neither passes it around nor learns what it saw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
+
+from models.scope import bound
 
 
 class Observer:
@@ -50,11 +51,6 @@ def current() -> Observer:
     return _current.get()
 
 
-@contextmanager
-def observed_by(observer: Observer) -> Iterator[None]:
+def observed_by(observer: Observer) -> AbstractContextManager[None]:
     """Installs `observer` inside the block."""
-    token = _current.set(observer)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return bound(_current, observer)

@@ -271,6 +271,13 @@ def test_of_two_processes_one_builds_and_both_have_it(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("built by *"))) == 1
 
 
+def wait_for(path: Path) -> None:
+    until = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
 def hang_while_writing(root: Path) -> None:
     def hang(descriptor: int) -> None:
         (root / "writing").touch()
@@ -283,10 +290,7 @@ def hang_while_writing(root: Path) -> None:
 def test_a_builder_that_is_killed_while_it_writes_holds_nobody_up(tmp_path: Path) -> None:
     child = SPAWN.Process(target=hang_while_writing, args=(tmp_path,))
     child.start()
-    until = time.monotonic() + 60
-    while not (tmp_path / "writing").exists():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(tmp_path / "writing")
     (entry,) = contents(Cache(tmp_path), "poisoned")
     with entry.claim() as free:
         assert not free
@@ -313,10 +317,7 @@ def test_a_file_that_is_written_again_has_nothing_of_a_killed_writer(tmp_path: P
     path = tmp_path / "table[1].md"
     child = SPAWN.Process(target=hang_in_a_table, args=(path,))
     child.start()
-    until = time.monotonic() + 60
-    while not (tmp_path / "writing").exists():
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(tmp_path / "writing")
     write_atomically(path, b"whole")
     assert len(list(tmp_path.glob(".*.tmp"))) == 1, "its writer is alive"
     child.kill()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import gpu
 import pytest
 import torch
 from click.testing import CliRunner
-from overhead import gpu
 
 SMALL = ["--device", "cpu", "--images", "48", "--epochs", "1", "--batch-size", "16"]
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from turns import pictures, seconds_of
 
 from benchmark.provenance import device_name
 from benchmark.timing import synchronise
@@ -40,7 +41,6 @@ from models.capture import CudaRecorder, Recorder, recorded_by
 from models.context import TrainingContext, network_builder
 from models.data import ImageSet
 from models.observer import Observer, observed_by
-from models.rng import stream
 from models.training import Recipe, steps_per_epoch, train
 
 FULL = 100
@@ -127,12 +127,6 @@ class Bench:
         print(f"{row.name}: {1e6 * row.seconds / row.steps:,.0f} us/batch", flush=True)
 
 
-def pictures(count: int) -> ImageSet:
-    shape = (count, 3, 32, 32)
-    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream(0, "bench"))
-    return ImageSet(pixels, torch.arange(count) % 10, 10)
-
-
 def none(lent: Context, data: ImageSet) -> object:
     return train(lent.build(), data, lent.recipe, lent.rng("classifier"))
 
@@ -141,14 +135,6 @@ def cbd(lent: Context, data: ImageSet) -> object:
     """f_C against an f_B that is not trained: its five epochs are those of `none`."""
     f_b = lent.build("f_B").eval().requires_grad_(False)
     return CBD().train_f_c(lent.build(), f_b, data, lent)
-
-
-def seconds_of(work: Callable[[], object], device: torch.device) -> float:
-    synchronise(device)
-    begun = time.perf_counter()
-    work()
-    synchronise(device)
-    return time.perf_counter() - begun
 
 
 def kernel_by_kernel(device: torch.device) -> Recorder | None:

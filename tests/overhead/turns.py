@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
+from benchmark.timing import synchronise
 from models.augment import to_float
 from models.context import TrainingContext, network_builder
 from models.data import ImageSet
@@ -60,9 +61,11 @@ def bare() -> Work:
     return steps
 
 
-def seconds_of(work: Work) -> float:
+def seconds_of(work: Work, device: torch.device = CPU) -> float:
+    synchronise(device)
     begun = time.perf_counter()
     work()
+    synchronise(device)
     return time.perf_counter() - begun
 
 
