@@ -5,6 +5,7 @@ That every attack and defense ends the same wherever it is broken off is a promi
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmark.cache import Cache
 from benchmark.cell import Cell, cell
 from benchmark.checkpoints import Checkpoints, decode, encode
 from benchmark.contract import goes_on
+from benchmark.files import write_atomically
 from benchmark.harness import Harness, TimeLimit
 from benchmark.timing import Stopwatch
 from models.checkpoints import Keeper, Kept, State, capture, kept_by, restore, resumable
@@ -326,3 +328,32 @@ def test_own_seconds_of_a_running_stage(monkeypatch: pytest.MonkeyPatch) -> None
             assert watch.own("fit") == 0
         assert watch.own("fit") == 20  # looked at 30
     assert watch.seconds == {"evaluate": 10, "fit": 30}
+
+
+@pytest.mark.slow
+def test_checkpoints_take_two_percent_of_a_real_cell_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spent, written, offer = [], [], Checkpoints.offer
+
+    def timed(*words: Any) -> None:
+        begun = time.perf_counter()
+        offer(*words)
+        spent.append(time.perf_counter() - begun)
+
+    def noted(path: Path, content: bytes) -> None:
+        write_atomically(path, content)
+        written.append(path)
+
+    monkeypatch.setattr(Checkpoints, "offer", timed)
+    monkeypatch.setattr("benchmark.checkpoints.write_atomically", noted)
+    recipe = Recipe(epochs=10, batch_size=64, learning_rate=0.01)
+    source = "toy(train_images=2000, test_images=200)"
+    chosen = cell(source, "wrn16_1", "badnets", "none", recipe, seed=0)
+    begun = time.perf_counter()
+    assert Harness(Cache(tmp_path), [], CPU).run(chosen).status == "ok"
+    whole = time.perf_counter() - begun
+    print(f"{len(written)} of {len(spent)} checkpoints, {sum(spent):.3f} s of {whole:.1f} s")
+    assert len(spent) == 10
+    assert written
+    assert sum(spent) < 0.02 * whole
