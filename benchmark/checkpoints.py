@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -50,8 +51,9 @@ class Checkpoints(Keeper):
         self.folder, self.note, self.recall, self.patience = folder, note, recall, patience
         self._next = time.monotonic() + patience
         self._found = dict(self._whole())
+        self._writing = threading.Lock()
 
-    def find(self, loop: int) -> Kept | None:
+    def find(self, loop: str) -> Kept | None:
         path = self._found.get(loop)
         if path is None:
             return None
@@ -63,10 +65,17 @@ class Checkpoints(Keeper):
         self.recall(document["note"])
         return kept
 
-    def offer(self, loop: int, rounds: int, finished: bool, state: State) -> None:
-        started = time.monotonic()
-        if started < self._next:
+    def offer(self, loop: str, rounds: int, finished: bool, state: State) -> None:
+        # One at a time, as the share is that of all branches; the others need not wait for it.
+        if time.monotonic() < self._next or not self._writing.acquire(blocking=self.patience < 0):
             return
+        try:
+            self._keep(loop, rounds, finished, state)
+        finally:
+            self._writing.release()
+
+    def _keep(self, loop: str, rounds: int, finished: bool, state: State) -> None:
+        started = time.monotonic()
         note = {"rounds": rounds, "finished": finished, "note": self.note()}
         content = encode(note, capture(state))
         path = self.folder / f"{loop}-{rounds}-{hash_of(content)}.safetensors"
@@ -83,13 +92,14 @@ class Checkpoints(Keeper):
             ended = time.monotonic()
             self._next = ended + (ended - started) / SHARE
 
-    def _whole(self) -> list[tuple[int, Path]]:
+    def _whole(self) -> list[tuple[str, Path]]:
         """Loops and their files, the last for each loop last; what is damaged is removed."""
         found = []
         for path in self.folder.glob("*"):
             loop, rounds, digest = (*path.stem.split("-"), "", "")[:3]
-            if loop.isdecimal() and rounds.isdecimal() and hash_of(path.read_bytes()) == digest:
-                found.append((int(loop), int(rounds), path))
+            numbers = [*loop.split("."), rounds]
+            if all(map(str.isdecimal, numbers)) and hash_of(path.read_bytes()) == digest:
+                found.append((loop, int(rounds), path))
             else:
                 path.unlink(missing_ok=True)
         return [(loop, path) for loop, _, path in sorted(found)]

@@ -26,7 +26,7 @@ from benchmark.records import METRICS, SCHEMA, STAGES, Count, Record
 from benchmark.timing import Others, Stopwatch, peak_memory, worst
 from defenses import defenses
 from defenses.base import VALIDATION, CleanBudget, Context, Journal
-from models import spec
+from models import observer, spec
 from models.checkpoints import kept_by
 from models.classifier import Classifier
 from models.context import TrainingContext, network_builder
@@ -421,13 +421,16 @@ class _Trial:
 
         def note() -> dict[str, Any]:
             seconds = self.watch.own(stage) - start
-            return {"seconds": seconds, "resumed": self.resumed, **looker.counts()}
+            # Of a branch, where the work has parted.
+            counts = observer.current().counts()
+            return {"seconds": seconds, "resumed": self.resumed, **counts}
 
         def recall(noted: dict[str, Any]) -> None:
-            self.watch.charge(stage, noted["seconds"] - (self.watch.own(stage) - start))
+            spent = self.watch.own(stage) - start
+            self.watch.charge(stage, max(0.0, noted["seconds"] - spent))
             self.resumed = max(self.resumed, noted["resumed"] + 1)
             self.taken.append(None)
-            looker.go_on(noted)
+            observer.current().go_on(noted)
 
         keeper = Checkpoints(folder, note, recall, self.harness.patience)
         with observed_by(looker), self.watch.stage(stage), kept_by(keeper):

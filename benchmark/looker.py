@@ -36,11 +36,9 @@ class Looker(Observer):
         return self.forwards + 2 * self.backwards
 
     def counts(self) -> dict[str, Any]:
-        """All that was counted, as JSON values."""
         return {"forwards": self.forwards, "backwards": self.backwards, "curve": self.curve}
 
     def go_on(self, counts: Mapping[str, Any]) -> None:
-        """From these, whatever was counted until now."""
         self.forwards, self.backwards = counts["forwards"], counts["backwards"]
         self.curve = list(counts["curve"])
         self.trained(0)

@@ -62,25 +62,29 @@ def work(cell: Cell) -> float:
     return cost * datasets.build(cell.dataset).count
 
 
+Part = tuple[Any, ...]
+
+
+def shared(cell: Cell) -> dict[Part, float]:
+    """The parts of a cell's work that other cells need too, each as `work`: the training of an
+    attack, and the networks trained with no defense."""
+    recipe, count = recipe_of(cell.recipe), datasets.build(cell.dataset).count
+    origin = cell.dataset, cell.model, cell.attack, cell.recipe, cell.seed
+    networks = range(defenses.build(cell.defense).undefended)
+    costs = {"attack": attacks.build(cell.attack).cost(recipe)}
+    costs |= {f"undefended {n}": 3.0 * recipe.epochs for n in networks}
+    return {(*origin, part): cost * count for part, cost in costs.items() if cost}
+
+
 def shares(cells: Iterable[Cell]) -> dict[Cell, float]:
-    """The work of each cell where what several need is the first one's alone: the training of an
-    attack, and the networks trained with no defense. As `work`."""
-    done: set[tuple[Any, ...]] = set()
+    """The work of each cell where what several need is the first one's alone."""
+    done: set[Part] = set()
     found = {}
     for each in cells:
-        recipe, count = recipe_of(each.recipe), datasets.build(each.dataset).count
-        defense = defenses.build(each.defense)
-        networks = {shared(each, n): 3.0 * recipe.epochs for n in range(defense.undefended)}
-        parts = {shared(each, "attack"): attacks.build(each.attack).cost(recipe), **networks}
-        own = defense.cost(recipe) - sum(networks.values())
-        found[each] = count * (own + sum(parts[part] for part in parts.keys() - done))
+        parts = shared(each)
+        found[each] = work(each) - sum(parts[part] for part in parts.keys() & done)
         done |= parts.keys()
     return found
-
-
-def shared(cell: Cell, part: int | str) -> tuple[Any, ...]:
-    """The same for cells that share the part: "attack", or an undefended network's number."""
-    return cell.dataset, cell.model, cell.attack, cell.recipe, cell.seed, part
 
 
 class Speed:
@@ -91,7 +95,7 @@ class Speed:
 
     def __init__(self, device: torch.device, threads: int | None = None) -> None:
         self.device, self.threads = device, threads
-        self._rates: dict[tuple[str, str, str], float] = {}
+        self._rates: dict[tuple[str, str, int], float] = {}
 
     def seconds(self, cells: Iterable[Cell]) -> float:
         """Expected for these cells, data loading and evaluation left out."""
@@ -102,8 +106,8 @@ class Speed:
         if done and seconds:
             self._rates[self._kind(cell)] = done / seconds
 
-    def _kind(self, cell: Cell) -> tuple[str, str, str]:
-        return cell.model, cell.recipe, spec.parse(cell.dataset)[0]
+    def _kind(self, cell: Cell) -> tuple[str, str, int]:
+        return cell.model, cell.recipe, datasets.build(cell.dataset).image_size
 
     def _rate(self, cell: Cell) -> float:
         kind = self._kind(cell)

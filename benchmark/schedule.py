@@ -46,6 +46,7 @@ class Schedule:
         self._before = {cell: stamp(results, cell.key) for cell in cells}
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
         self._running: dict[Future[Attempt], Cell] = {}
+        self._made = set[plan.Part]()
         self._failed: list[Record] = []
         self._left_out = 0
         self._start = time.monotonic()
@@ -72,10 +73,9 @@ class Schedule:
         return 1 if errors else 0
 
     def _next(self) -> Cell:
-        """The first in line that shares no undefended network with a running cell, which would make
-        it wait; else the first."""
-        busy = {plan.shared(cell, 0) for cell in self._running.values()}
-        free = (cell for cell in self._waiting if plan.shared(cell, 0) not in busy)
+        """The first in line that need not wait for what a running one makes; else the first."""
+        making = set().union(*map(plan.shared, self._running.values())) - self._made
+        free = (cell for cell in self._waiting if making.isdisjoint(plan.shared(cell)))
         chosen = next(free, self._waiting[0])
         self._waiting.remove(chosen)
         return chosen
@@ -119,6 +119,7 @@ class Schedule:
             self._failed.append(record)
             self.reporter.say(f"  bdbench explain {record.key} shows the traceback")
             return
+        self._made |= plan.shared(cell).keys()
         seconds = record.measured["seconds"]
         busy = sum(seconds[stage] for stage in ("prepare", "undefended", "fit"))
         self.speed.learn(cell, plan.work(cell), busy)

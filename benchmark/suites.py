@@ -57,7 +57,7 @@ FOUR = ("badnets", "trojan", "blend", "wanet")
 SUITES = {
     "quick": Suite(
         description="the paper's defenses on generated images, minutes on a laptop",
-        datasets=("toy",),
+        datasets=("toy(image_size=16)",),
         # The paper's condition for T1: f_B's loss is near 0 on poisoned images, not on clean ones.
         # ABL isolates by the same condition, and its ascent has 20 steps as on all of CIFAR-10.
         # An epoch for each stage of DBD: it would need more than all others together to learn here.

@@ -19,6 +19,8 @@ accuracy on held-out images that may be poisoned themselves, which rewards keepi
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -90,24 +92,33 @@ class CBD(Defense):
         check(len(data) >= self.folds, f"{self.folds} folds need as many images, got {len(data)}")
         order = torch.randperm(len(data), generator=context.rng("folds")).to(data.device)
         parts = order.tensor_split(self.folds)
-        right = {replace(self, t1=t1, beta=beta, select="fixed"): 0 for t1 in T1S for beta in BETAS}
-        for fold, held in enumerate(parts):
+
+        def right(fold: int, t1: int) -> list[int]:
+            """How many held-out images f_C has right, for each beta."""
+            held, others = parts[fold], [*parts[:fold], *parts[fold + 1 :]]
+            rest = data[torch.cat(others)]
             apart = replace(context, seed=derive(context.seed, "fold", str(fold)))
-            rest = data[torch.cat([*parts[:fold], *parts[fold + 1 :]])]
-            early = {t1: apart.build("f_B") for t1 in T1S}
-            for t1, f_b in early.items():
-                replace(self, t1=t1).train_f_b(f_b, rest, apart)
-            for candidate in right:
+            f_b, counts = apart.build("f_B"), []
+            replace(self, t1=t1).train_f_b(f_b, rest, apart)
+            for beta in BETAS:
                 f_c = apart.build()
-                candidate.train_f_c(f_c, early[candidate.t1], rest, apart)
-                correct = predict(f_c, data.images[held]) == data.labels[held]
-                right[candidate] += int(correct.sum())
-        for candidate, count in right.items():
-            name = f"accuracy at t1={candidate.t1}, beta={candidate.beta:g}"
-            context.journal.scalars[name] = round(count / len(data), 6)
-        best = max(right, key=lambda candidate: right[candidate])
-        context.journal.scalars |= {"chosen t1": best.t1, "chosen beta": best.beta}
-        return best
+                replace(self, beta=beta).train_f_c(f_c, f_b, rest, apart)
+                counts.append(int((predict(f_c, data.images[held]) == data.labels[held]).sum()))
+            return counts
+
+        pairs = list(product(range(self.folds), T1S))
+        found = context.side_by_side(*(partial(right, fold, t1) for fold, t1 in pairs))
+        total = dict.fromkeys(product(T1S, BETAS), 0)
+        for (_, t1), counts in zip(pairs, found, strict=True):
+            for beta, count in zip(BETAS, counts, strict=True):
+                total[t1, beta] += count
+        for (t1, beta), count in total.items():
+            context.journal.scalars[f"accuracy at t1={t1}, beta={beta:g}"] = round(
+                count / len(data), 6
+            )
+        t1, beta = max(total, key=lambda pair: total[pair])
+        context.journal.scalars |= {"chosen t1": t1, "chosen beta": beta}
+        return replace(self, t1=t1, beta=beta, select="fixed")
 
     def train_f_b(self, f_b: Classifier, data: ImageSet, context: Context) -> None:
         """Algorithm 1, first stage: f_B learns the trigger first, and is frozen then."""

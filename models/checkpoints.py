@@ -5,6 +5,8 @@ A `Keeper` is installed around a piece of work, such as the `fit` of a defense. 
 second attempt at the same work meets its loops in the same order. One that was finished is restored
 at once, one that was broken off goes on, and one that nothing was kept of runs again. Whatever lies
 between two loops is done again, so it must be deterministic, and should be cheap.
+
+Work may part into branches that run side by side (`models.branches`), each with loops of its own.
 """
 
 from __future__ import annotations
@@ -50,23 +52,32 @@ class Kept:
 
 
 class Keeper:
-    """Keeps nothing; a subclass overrides both methods. Loops count from 0."""
+    """Keeps nothing; a subclass overrides both methods, which several threads may call. Loops count
+    from 0: "2.5.0" is the first loop of the sixth branch, where the work parts after two loops."""
 
-    def find(self, loop: int) -> Kept | None:
+    def find(self, loop: str) -> Kept | None:
         """What is left of a loop from an earlier attempt."""
         return None
 
-    def offer(self, loop: int, rounds: int, finished: bool, state: State) -> None:
+    def offer(self, loop: str, rounds: int, finished: bool, state: State) -> None:
         """A loop has come so far. To keep this costs time, so a keeper need not."""
 
 
 @dataclass
 class _Work:
-    """A keeper, how many loops it has met, and whether the work is inside of one."""
+    """A keeper, how many loops and partings it has met, and whether the work is inside a loop.
+
+    branch: what the names of its loops begin with
+    """
 
     keeper: Keeper
-    loops: int = 0
+    branch: str = ""
+    met: int = 0
     inside: bool = False
+
+    def next(self) -> str:
+        self.met += 1
+        return f"{self.branch}{self.met - 1}"
 
 
 _current: ContextVar[_Work | None] = ContextVar("work", default=None)
@@ -75,6 +86,16 @@ _current: ContextVar[_Work | None] = ContextVar("work", default=None)
 def kept_by(keeper: Keeper) -> AbstractContextManager[None]:
     """Installs `keeper` inside the block, whose loops are counted anew."""
     return bound(_current, _Work(keeper))
+
+
+def branched(count: int) -> list[AbstractContextManager[None]]:
+    """Blocks for as many branches of the current work, each to be entered in its own context."""
+    work = _current.get()
+    if work is None or work.inside:
+        return [kept_by(Keeper()) for _ in range(count)]
+    parting = work.next()
+    branches = (_Work(work.keeper, f"{parting}.{n}.") for n in range(count))
+    return [bound(_current, branch) for branch in branches]
 
 
 def resumable(count: int, state: State, until: Callable[[], bool] = lambda: False) -> Iterator[int]:
@@ -93,7 +114,7 @@ def resumable(count: int, state: State, until: Callable[[], bool] = lambda: Fals
             if until():
                 return
         return
-    loop, work.loops = work.loops, work.loops + 1
+    loop = work.next()
     kept = work.keeper.find(loop)
     first = 0
     if kept is not None:

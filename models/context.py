@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from models import models
+from models.branches import side_by_side
 from models.classifier import Classifier
 from models.rng import global_seed, stream
 from models.training import Recipe
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,13 @@ class TrainingContext:
     def rng(self, purpose: str) -> torch.Generator:
         """A CPU generator of its own for each purpose, at its start on every call."""
         return stream(self.seed, "training", purpose)
+
+    def side_by_side(self, *works: Callable[[], T]) -> list[T]:
+        """What independent pieces of work return, in their order; see `models.branches`. On a
+        processor they run at the same time. On a GPU they do not, as nobody has measured it yet;
+        nor do loaders with processes of their own, or compilers."""
+        alone = self.recipe.compiled or self.recipe.loader == "reference"
+        return side_by_side(works, together=self.device.type == "cpu" and not alone)
 
     def epochs(self, count: int) -> int:
         """A stage length written for a recipe of 100 epochs, scaled to this one; at least 1."""

@@ -6,6 +6,7 @@ neither passes it around nor learns what it saw.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
@@ -30,6 +31,13 @@ class Observer:
 
     def epoch_ended(self, epoch: int) -> None:
         """`epoch` passes of the current loop are complete."""
+
+    def counts(self) -> dict[str, Any]:
+        """All that was counted, as JSON values, to be kept with a checkpoint."""
+        return {}
+
+    def go_on(self, counts: Mapping[str, Any]) -> None:
+        """From these, which were kept, whatever was counted until now."""
 
     def capture(self) -> AbstractContextManager[None]:
         """Around the recording or compiling of a step, which is no training."""

@@ -34,12 +34,12 @@ class Memory(Keeper):
     """Keeps everything, as files would hold it."""
 
     def __init__(self) -> None:
-        self.kept: dict[int, Kept] = {}
+        self.kept: dict[str, Kept] = {}
 
-    def find(self, loop: int) -> Kept | None:
+    def find(self, loop: str) -> Kept | None:
         return self.kept.get(loop)
 
-    def offer(self, loop: int, rounds: int, finished: bool, state: State) -> None:
+    def offer(self, loop: str, rounds: int, finished: bool, state: State) -> None:
         _, saved = decode(encode({}, capture(state)))
         self.kept[loop] = Kept(rounds, finished, saved)
 
@@ -155,7 +155,7 @@ def test_a_loop_inside_another_is_kept_with_it() -> None:
         for _ in resumable(1, {"total": total}):
             pass
     assert inner == [0, 1, 2, 0, 1, 2]
-    assert {number: kept.rounds for number, kept in memory.kept.items()} == {0: 2, 1: 1}
+    assert {number: kept.rounds for number, kept in memory.kept.items()} == {"0": 2, "1": 1}
 
 
 def test_until_ends_a_loop_for_good() -> None:
@@ -166,7 +166,7 @@ def test_until_ends_a_loop_for_good() -> None:
             for _ in resumable(9, {"total": total}, lambda total=total: float(total) >= 3):
                 total += 1
         assert float(total) == 3
-    assert memory.kept[0].finished
+    assert memory.kept["0"].finished
 
 
 def test_a_second_image_set_goes_on_in_the_middle_of_its_pass(images: ImageSet) -> None:
@@ -204,22 +204,22 @@ def notes(folder: Path, patience: float = -1.0) -> tuple[Checkpoints, list[Any]]
 def test_files_hold_the_last_round_of_each_loop(tmp_path: Path) -> None:
     keeper, _ = notes(tmp_path)
     for rounds in (1, 2, 3):
-        keeper.offer(0, rounds, rounds == 3, {"x": torch.full((2,), float(rounds))})
-    keeper.offer(1, 1, False, {"x": torch.zeros(2)})
+        keeper.offer("0", rounds, rounds == 3, {"x": torch.full((2,), float(rounds))})
+    keeper.offer("1", 1, False, {"x": torch.zeros(2)})
     assert sorted(path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()) == ["0-3", "1-1"]
 
     again, heard = notes(tmp_path)
-    kept = again.find(0)
+    kept = again.find("0")
     assert kept is not None
     assert (kept.rounds, kept.finished, kept.state["x"].tolist()) == (3, True, [3.0, 3.0])
     assert heard == [{"seconds": 1.5}]
-    assert again.find(2) is None
+    assert again.find("2") is None
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "other name", "temporary", "pickle"])
 def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: str) -> None:
     keeper, _ = notes(tmp_path)
-    keeper.offer(0, 1, False, {"x": torch.zeros(2)})
+    keeper.offer("0", 1, False, {"x": torch.zeros(2)})
     (path,) = tmp_path.iterdir()
     content = bytearray(path.read_bytes())
     if damage == "flip":
@@ -234,7 +234,7 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: str) -> None:
     else:
         torch.save({"x": 1}, path)
     again, heard = notes(tmp_path)
-    assert again.find(0) is None
+    assert again.find("0") is None
     assert heard == []
     assert list(tmp_path.iterdir()) == []
 
@@ -255,7 +255,7 @@ def test_checkpoints_take_a_small_share_of_the_time(
     keeper, _ = notes(tmp_path, patience=1.0)
     for rounds in range(1, 201):
         clock[0] += 10
-        keeper.offer(0, rounds, rounds == 200, {"x": torch.zeros(2)})
+        keeper.offer("0", rounds, rounds == 200, {"x": torch.zeros(2)})
     assert len(written) >= 10
     assert 3 * len(written) <= 0.02 * clock[0] + 3
 
@@ -269,8 +269,8 @@ def test_a_full_disk_ends_checkpoints_and_not_the_training(
     monkeypatch.setattr("os.fsync", full)
     keeper, _ = notes(tmp_path)
     with pytest.warns(UserWarning, match="without checkpoints: .*No space left"):
-        keeper.offer(0, 1, False, {"x": torch.zeros(2)})
-    keeper.offer(0, 2, True, {"x": torch.zeros(2)})
+        keeper.offer("0", 1, False, {"x": torch.zeros(2)})
+    keeper.offer("0", 2, True, {"x": torch.zeros(2)})
     assert list(tmp_path.iterdir()) == []
 
 

@@ -94,8 +94,19 @@ def test_every_cell_is_begun_once_and_a_failed_one_stops_nobody(tmp_path: Path) 
     assert f"bdbench explain {cells[1].key}" in said
 
 
-def test_cells_that_would_wait_for_the_same_network_are_not_run_at_once(tmp_path: Path) -> None:
-    cells = grid("none", "fp", "nad", attacks=("none", "badnets"))
+@pytest.mark.parametrize(
+    ("attacks", "order"),
+    [
+        (("badnets",), "none abl fp nad"),
+        (("none", "badnets"), "none abl fp nad none abl fp nad"),
+        # Its attacker's training is shared by all.
+        (("dynamic", "badnets"), "none none fp nad abl fp nad abl"),
+    ],
+)
+def test_a_cell_does_not_wait_for_what_another_makes(
+    attacks: tuple[str, ...], order: str, tmp_path: Path
+) -> None:
+    cells = grid("none", "fp", "nad", "abl", attacks=attacks)
     engine = Scripted(2, lambda c, _: Attempt(record(c), mine=True))
     engine_end = engine.submit
 
@@ -108,8 +119,7 @@ def test_cells_that_would_wait_for_the_same_network_are_not_run_at_once(tmp_path
     engine.submit = submit  # type: ignore[method-assign]
     assert run(cells, tmp_path, engine)[0] == 0
     assert sorted(engine.begun, key=cells.index) == cells
-    attacks = [c.labels["attack"] for c in engine.begun]
-    assert attacks == ["none", "badnets"] * 3
+    assert " ".join(c.labels["defense"] for c in engine.begun) == order
 
 
 def test_a_cell_whose_worker_dies_goes_on_in_another(tmp_path: Path) -> None:
@@ -249,9 +259,9 @@ def test_finished_cells_are_seen_soon(tmp_path: Path, capsys: pytest.CaptureFixt
         found = record(chosen)
         records.write(tmp_path, records.Record(**{**vars(found), "labels": chosen.labels}))
     began = time.monotonic()
-    arguments = ["--attack=none", "--defense=none", "--seeds=1000", "--precision=fp32"]
-    recipe = "--recipe=recipe()"
-    assert main(["run", *arguments, recipe, f"--results={tmp_path}", "--device=cpu"]) == 0
+    axes = ["--dataset=toy", "--attack=none", "--defense=none", "--seeds=1000"]
+    recipe = ["--precision=fp32", "--recipe=recipe()"]
+    assert main(["run", *axes, *recipe, f"--results={tmp_path}", "--device=cpu"]) == 0
     assert time.monotonic() - began < 1000 * 0.05
     assert "all 1000 cells have records" in capsys.readouterr().out
 

@@ -76,14 +76,10 @@ class Source(ABC):
 
     name: ClassVar[str]
     num_classes: ClassVar[int]
-    image_size: ClassVar[int]
-    """Height and width, pixels."""
     train_size: ClassVar[int]
     """Images of the full training set."""
     flip: ClassVar[bool]
     """Whether a horizontally flipped image keeps its label."""
-    learning_rate: ClassVar[float]
-    """The initial one, as the paper sets it for this data set."""
 
     train_images: int | None = None
 
@@ -93,6 +89,16 @@ class Source(ABC):
             f"train_images of {self.name} must be at least {self.num_classes}, one image for"
             f" each class, got {self.count}",
         )
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Height and width, pixels."""
+
+    @property
+    @abstractmethod
+    def learning_rate(self) -> float:
+        """The initial one, as the paper sets it for this data set."""
 
     @property
     def count(self) -> int:

@@ -22,6 +22,7 @@ from benchmark.datasets.base import Dataset, Source, fingerprint
 from models.data import ImageSet
 from models.errors import check
 from models.rng import derive
+from models.spec import added
 
 Floats = NDArray[np.floating[Any]]
 
@@ -38,10 +39,12 @@ CLASSES = (
     "checkerboard",
 )
 SIZE = 32
+RATES = {16: 0.03, 32: 0.01}
+"""The learning rate by the size of the images: DECISIONS.md says why."""
 MOST = 1_000_000
 CHUNK = 250
 
-# Grey levels are in [0, 1] here, lengths in pixels.
+# Grey levels are in [0, 1] here, lengths in pixels of an image of 32.
 RADIUS = (8.0, 11.0)
 SHIFT = 4.0
 """Largest distance of a shape's centre from the middle, in either direction."""
@@ -61,20 +64,20 @@ NOISE = 0.03
 @register("toy")
 @dataclass(frozen=True)
 class Toy(Source):
-    """Generated shapes, 32x32 pixels, ten balanced classes, the same on every machine.
+    """Generated shapes, ten balanced classes, the same on every machine.
 
     train_images, test_images: number of images, from 10 to 1,000,000
+    image_size: height and width, 16 or 32 pixels; the shapes grow with the image
     """
 
     name: ClassVar[str] = "toy"
     num_classes: ClassVar[int] = 10
-    image_size: ClassVar[int] = SIZE
     train_size: ClassVar[int] = 4_000
     flip: ClassVar[bool] = True
-    learning_rate: ClassVar[float] = 0.01
 
     train_images: int = 4_000
     test_images: int = 1_000
+    image_size: int = added(SIZE)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,26 +86,35 @@ class Toy(Source):
                 self.num_classes <= count <= MOST,
                 f"{field} of toy must be from {self.num_classes} to {MOST:,}, got {count:,}",
             )
+        check(
+            self.image_size in RATES,
+            f"image_size of toy must be 16 or 32, got {self.image_size:,}",
+        )
+
+    @property
+    def learning_rate(self) -> float:
+        return RATES[self.image_size]
 
     def load(self, roots: Sequence[Path], cache: Cache) -> Dataset:
-        train, test = generate(self.count, "train"), generate(self.test_images, "test")
+        train = generate(self.count, "train", self.image_size)
+        test = generate(self.test_images, "test", self.image_size)
         return Dataset(train, test, CLASSES, fingerprint(train, test))
 
     def locate(self, roots: Sequence[Path]) -> str:
         return "generated"
 
 
-def generate(count: int, split: str) -> ImageSet:
+def generate(count: int, split: str, size: int = SIZE) -> ImageSet:
     """`count` images in random order, as many of each class as can be."""
     rng = Generator(PCG64(derive(0, "toy", split)))
     labels = rng.permutation(np.arange(count) % len(CLASSES))
     chunks = (labels[start : start + CHUNK] for start in range(0, count, CHUNK))
-    images = np.concatenate([draw(chunk, rng) for chunk in chunks])
+    images = np.concatenate([draw(chunk, rng, size) for chunk in chunks])
     return ImageSet(torch.from_numpy(images), torch.from_numpy(labels), len(CLASSES))
 
 
-def draw(labels: NDArray[np.int64], rng: Generator) -> NDArray[np.uint8]:
-    """Images uint8 (n, 3, 32, 32) of the shapes `labels`.
+def draw(labels: NDArray[np.int64], rng: Generator, size: int = SIZE) -> NDArray[np.uint8]:
+    """Images uint8 (n, 3, size, size) of the shapes `labels`; `size` is a power of two.
 
     Only sums, products, quotients, roots and comparisons of single numbers are used: these are
     rounded alike everywhere, so that no pixel differs between machines.
@@ -112,13 +124,15 @@ def draw(labels: NDArray[np.int64], rng: Generator) -> NDArray[np.uint8]:
     def uniform(low: float, high: float, *shape: int) -> Floats:
         return rng.random((n, *shape), dtype=np.float32) * (high - low) + low
 
-    axis = np.arange(SIZE, dtype=np.float32) - (SIZE - 1) / 2
+    pixel = SIZE / size
+    axis = (np.arange(size, dtype=np.float32) - (size - 1) / 2) * pixel
     y, x = axis[:, None], axis
 
     colour = uniform(0.3, 0.7, 3, 1, 1)
     slope = uniform(-GRADIENT, GRADIENT, 2, 3, 1, 1) / (SIZE / 2)
     cells = uniform(-CLUTTER, CLUTTER, 3, CLUTTER_CELLS, CLUTTER_CELLS)
-    image = colour + slope[:, 0] * x + slope[:, 1] * y + enlarge(enlarge(cells).swapaxes(2, 3))
+    clutter = enlarge(enlarge(cells, size).swapaxes(2, 3), size)
+    image = colour + slope[:, 0] * x + slope[:, 1] * y + clutter
     for _ in range(BLOBS):
         dx, dy = x - uniform(-SIZE / 2, SIZE / 2, 1, 1), y - uniform(-SIZE / 2, SIZE / 2, 1, 1)
         radius = uniform(*BLOB_RADIUS, 1, 1)
@@ -135,19 +149,19 @@ def draw(labels: NDArray[np.int64], rng: Generator) -> NDArray[np.uint8]:
     for label, name in enumerate(CLASSES):
         rows = labels == label
         distance[rows] = outline(name, u[rows], v[rows])
-    inside = np.clip(0.5 - distance * radius, 0, 1)
+    inside = np.clip(0.5 - distance * radius / pixel, 0, 1)
     contrast = np.copysign(uniform(*CONTRAST, 3, 1, 1), uniform(-1, 1, 3, 1, 1))
     image += inside[:, None] * contrast
 
-    image += uniform(-NOISE, NOISE, 3, SIZE, SIZE)
-    image += uniform(-NOISE, NOISE, 3, SIZE, SIZE)
+    image += uniform(-NOISE, NOISE, 3, size, size)
+    image += uniform(-NOISE, NOISE, 3, size, size)
     levels: NDArray[np.uint8] = np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
     return levels
 
 
-def enlarge(cells: Floats) -> Floats:
-    """(..., cells) to (..., 32), interpolated linearly."""
-    place = np.arange(SIZE, dtype=np.float32) * ((cells.shape[-1] - 1) / SIZE)
+def enlarge(cells: Floats, size: int) -> Floats:
+    """(..., cells) to (..., size), interpolated linearly."""
+    place = np.arange(size, dtype=np.float32) * ((cells.shape[-1] - 1) / size)
     left = place.astype(np.int64)
     weight = place - left.astype(np.float32)
     between: Floats = cells[..., left] * (1 - weight) + cells[..., left + 1] * weight
