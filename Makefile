@@ -12,7 +12,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/bdbench run quick
+	$(BIN)/bdbench run quick --jobs 2
 
 # A process for each core; a file stays in one, for what its tests share.
 PYTEST := $(BIN)/pytest -n auto --dist loadfile

@@ -403,7 +403,9 @@ class _Trial:
             # Copies: a defense may go on training the very network that is handed out.
             return {name: t.cpu().clone() for name, t in network.state_dict().items()}, meta
 
-        entry = self.harness.cache.fetch("undefended", key, build)
+        # Another worker may be at it: to wait for it is no work of this cell.
+        with self.watch.stage("wait"):
+            entry = self.harness.cache.fetch("undefended", key, build)
         discard(folder)
         if not entry.fresh:
             self.watch.charge("undefended", entry.meta["seconds"])

@@ -48,6 +48,7 @@ class Memory(Keeper):
     ("attack", "defense", "curves"),
     [
         ("badnets", "cbd", True),
+        pytest.param("badnets", "cbd(select='cv', folds=2)", False, marks=pytest.mark.slow),
         ("badnets", "mcr(ends='two')", False),
         ("badnets", "abl(unlearning_epochs=3, isolation_rate=0.1)", False),
     ],

@@ -6,6 +6,7 @@ import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmark import artefacts, metrics, plan
-from benchmark.cache import Cache, DamagedCache
+from benchmark.cache import Cache, DamagedCache, Entry
 from benchmark.cell import Cell, cell, recipe_of
 from benchmark.harness import POINT, Harness, PoisonedData, clean_budget
 from benchmark.records import Count, encode, read, write
@@ -171,6 +172,22 @@ def test_the_undefended_network_is_trained_once_and_charged_to_each(harness: Har
     assert first.measured["seconds"]["undefended"] == again.measured["seconds"]["undefended"]
     assert first.passes == again.passes == {"forward": 1.0, "backward": 1.0}
     assert first.metrics == again.metrics
+
+
+def test_waiting_for_another_worker_is_not_charged(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    harness.run(tiny())
+    fetch = Cache.fetch
+
+    def late(self: Cache, kind: str, *rest: Any) -> Entry:
+        if kind == "undefended":
+            time.sleep(0.5)
+        return fetch(self, kind, *rest)
+
+    monkeypatch.setattr(Cache, "fetch", late)
+    seconds = harness.run(tiny(defense="ft(epochs=1)")).measured["seconds"]
+    assert 0 < seconds["fit"] < 0.4
 
 
 def test_cbd_costs_what_it_says(harness: Harness) -> None:
