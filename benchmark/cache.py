@@ -90,9 +90,6 @@ class Cache:
         try:
             entry = self._read(kind, digest)
             if entry is None:
-                for leftover in folder.glob(f".{digest}.*.tmp"):
-                    # Its writer was killed: a living one would hold the lock.
-                    leftover.unlink(missing_ok=True)
                 tensors, meta = build()
                 self._write(folder, digest, dict(key), tensors, meta)
                 entry = Entry(tensors, meta, fresh=True)

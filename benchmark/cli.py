@@ -6,6 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -134,9 +135,18 @@ def run(name: str, **options: Any) -> int:
     Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
     """
     chosen = suite(name)
-    from benchmark.run import run_suite
+    from benchmark.engines import Place, options_of
+    from benchmark.run import Changes, run_suite
 
-    return run_suite(name, chosen, **options)
+    place = Place(**_named(Place, options), options=options_of(options.pop("option")))
+    changes = Changes(**_named(Changes, options))
+    return run_suite(name, changes.of(chosen), place, **options)
+
+
+def _named(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have the names of fields of `kind`, taken out of `options`."""
+    names = options.keys() & {field.name for field in fields(kind)}
+    return {name: options.pop(name) for name in names}
 
 
 @cli.command(name="list")

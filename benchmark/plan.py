@@ -17,13 +17,12 @@ from benchmark.datasets import datasets
 from benchmark.suites import Suite
 from benchmark.timing import synchronise
 from defenses import defenses
-from models import spec
 from models.context import TrainingContext, network_builder
 from models.errors import check
 from models.training import Recipe
 
 
-def cells(suite: Suite, precision: str, train_images: int | None = None) -> list[Cell]:
+def cells(suite: Suite, precision: str) -> list[Cell]:
     """All cells, seed by seed, so that an interrupted run has whole tables first.
 
     Raises `InvalidInput` for anything in the suite that is not right.
@@ -32,8 +31,6 @@ def cells(suite: Suite, precision: str, train_images: int | None = None) -> list
     found = []
     chosen = [suite.settings.get(name, name) for name in suite.defenses]
     for dataset in suite.datasets:
-        if train_images is not None:
-            dataset = _with_field(dataset, "train_images", train_images)
         recipe = recipe_for(dataset, suite.recipe, precision)
         for seed, model, attack, defense in product(
             range(suite.seeds), suite.models, suite.attacks, chosen
@@ -48,11 +45,6 @@ def recipe_for(dataset: str, fields: Mapping[str, Any], precision: str) -> Recip
     source = datasets.build(dataset)
     brought = {"learning_rate": source.learning_rate, "flip": source.flip}
     return Recipe(**{**brought, **fields}, precision=precision)
-
-
-def _with_field(text: str, name: str, value: Any) -> str:
-    plugin, fields = spec.parse(text)
-    return spec.render(plugin, {**fields, name: value})
 
 
 def work(cell: Cell) -> float:

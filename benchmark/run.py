@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from benchmark.cache import Cache
 from benchmark.cell import Cell, recipe_fields
 from benchmark.datasets.base import roots
 from benchmark.devices import precision_of
-from benchmark.engines import Place, options_of
+from benchmark.engines import Place
 from benchmark.engines.base import Ear, Here
 from benchmark.files import cache_root, check_writable
 from benchmark.harness import Harness
@@ -35,82 +35,102 @@ from models.training import Recipe
 MOST_SEEDS = 10_000
 
 
+@dataclass(frozen=True)
+class Changes:
+    """What is to differ from a suite; None, and nothing, leave it as it is.
+
+    dataset, model, attack, defense: specs in place of those of an axis
+    seeds: how many, counted from 0
+    recipe: a spec in place of the fields that the suite sets
+    epochs, loader: fields of the recipe
+    train_images: of each data set
+    precision: auto, fp32 or bf16
+    """
+
+    dataset: Sequence[str] = ()
+    model: Sequence[str] = ()
+    attack: Sequence[str] = ()
+    defense: Sequence[str] = ()
+    seeds: int | None = None
+    recipe: str | None = None
+    epochs: int | None = None
+    train_images: int | None = None
+    loader: str | None = None
+    precision: str | None = None
+
+    def of(self, suite: Suite) -> Suite:
+        """The suite that is meant. Raises `InvalidInput`."""
+        seeds = suite.seeds if self.seeds is None else self.seeds
+        check(seeds <= MOST_SEEDS, f"--seeds must be at most {MOST_SEEDS:,}")
+        fields = dict(suite.recipe) if self.recipe is None else recipe_fields(self.recipe)
+        stated = fields.pop("precision", suite.precision)
+        if self.epochs is not None:
+            fields["epochs"] = spec.fields_of(Recipe)["epochs"].accept(self.epochs, "the recipe")
+        if self.loader is not None:
+            fields["loader"] = self.loader
+        datasets = tuple(self.dataset) or suite.datasets
+        if self.train_images is not None:
+            datasets = tuple(
+                spec.changed(each, train_images=self.train_images) for each in datasets
+            )
+        return replace(
+            suite,
+            datasets=datasets,
+            models=tuple(self.model) or suite.models,
+            attacks=tuple(self.attack) or suite.attacks,
+            defenses=tuple(self.defense) or suite.defenses,
+            seeds=seeds,
+            recipe=fields,
+            precision=self.precision or stated,
+        )
+
+
 def run_suite(
     name: str,
     suite: Suite,
+    place: Place,
     *,
-    dataset: Sequence[str] = (),
-    model: Sequence[str] = (),
-    attack: Sequence[str] = (),
-    defense: Sequence[str] = (),
-    seeds: int | None = None,
-    recipe: str | None = None,
-    epochs: int | None = None,
-    train_images: int | None = None,
-    loader: str | None = None,
     device: str = "auto",
-    precision: str | None = None,
     results: Path | None = None,
     data: Path | None = None,
     plugin: Sequence[Path] = (),
-    jobs: int | None = None,
-    engine: str = "local",
-    cores: int | None = None,
-    gpus: float | None = None,
-    option: tuple[str, ...] = (),
     budget: float | None = None,
     limit: float | None = None,
     dry_run: bool = False,
     stale: bool = False,
     curves: bool = False,
 ) -> int:
-    """See `bdbench run --help`, whose options these are. Returns the exit code.
+    """Run what is missing of a suite, and show the leaderboard of all there is. Returns the exit
+    code. The options are those of `bdbench run`.
 
     Raises `InvalidInput` before anything is trained or written, where that can be known.
     """
-    console = Console()
-    where = Place(engine, jobs, cores, gpus, options_of(option))
-    check(where.is_here or budget is None, "--budget is for --engine local")
+    check(place.is_here or budget is None, "--budget is for --engine local")
     check(
-        not suite.timed or (where.is_here and jobs in (None, 1)),
+        not suite.timed or (place.is_here and place.jobs in (None, 1)),
         f"seconds of {name} would not be comparable: its cells run one after the other on this "
         "machine, so leave out --jobs and --engine",
     )
-    check(seeds is None or seeds <= MOST_SEEDS, f"--seeds must be at most {MOST_SEEDS:,}")
     check(limit is None or limit > 0, f"--limit must be above 0 seconds, got {limit}")
     for path in plugin:
         load_file(path)
-    fields = dict(suite.recipe) if recipe is None else recipe_fields(recipe)
-    stated = fields.pop("precision", suite.precision)
-    if epochs is not None:
-        fields["epochs"] = spec.fields_of(Recipe)["epochs"].accept(epochs, "the recipe")
-    if loader is not None:
-        fields["loader"] = loader
-    chosen = replace(
-        suite,
-        datasets=tuple(dataset) or suite.datasets,
-        models=tuple(model) or suite.models,
-        attacks=tuple(attack) or suite.attacks,
-        defenses=tuple(defense) or suite.defenses,
-        seeds=suite.seeds if seeds is None else seeds,
-        recipe=fields,
-    )
-    processor = where.device(device)
-    exact = precision_of(precision or stated, processor)
-    cells = plan.cells(chosen, exact, train_images)
+    processor = place.device(device)
+    exact = precision_of(suite.precision, processor)
+    cells = plan.cells(suite, exact)
     folder = results or Path("results") / name
     missing = [cell for cell in cells if not _finished(cell, folder, stale, curves)]
-    speed = plan.Speed(processor, where.threads)
     others = Others(processor) if suite.timed and missing and not dry_run else None
-    at_once = max(1, min(jobs or 1, len(missing)))
+    console = Console()
 
+    speed = plan.Speed(processor, place.threads)
     # Of a cluster's speed, memory and disks nothing is known here.
     needs, expected = [], ""
-    if where.is_here and (dry_run or missing):
+    if place.is_here and (dry_run or missing):
+        at_once = max(1, min(place.jobs or 1, len(missing)))
         needs = estimate(missing, processor, folder, cache_root(), curves, at_once)
         expected = f", about {duration(speed.seconds(missing) / at_once)}"
     if dry_run:
-        return _list(cells, missing, speed if where.is_here else None, expected, needs, console)
+        return _list(cells, missing, speed if place.is_here else None, expected, needs, console)
     job = Job(
         results=folder.absolute(),
         cache=cache_root().absolute(),
@@ -119,30 +139,29 @@ def run_suite(
         plugins=tuple(path.absolute() for path in plugin),
         curves=curves,
         limit=limit,
-        threads=where.threads,
+        threads=place.threads,
     )
-    _tidy([cell for cell in cells if cell not in missing], job, where.is_here)
-    if missing:
-        check_writable(folder)
-        line = f"{name}: {len(missing)} of {len(cells)} cells to run"
-        if where.is_here:
-            check_writable(job.cache)
-            check_needs(needs)
-            Harness(Cache(job.cache), job.roots, processor).check_data(missing)
-            line += f"{expected} on {provenance.device_name(processor)} in {exact}"
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-        with Reporter(len(missing), sum(plan.shares(missing).values()), console) as reporter:
-            if others is not None and (taken := others.meanwhile() or 0) > ALONE:
-                unit = "cores" if processor.type == "cpu" else "processes"
-                reporter.say(f"warning: others use the device, {taken:.2g} {unit}; that costs time")
-            ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
-            schedule = Schedule(missing, job.results, speed, budget, reporter)
-            # A timed suite trains in this process, which the probes of its speed have warmed up.
-            with Here(job, ear) if suite.timed else where.start(job, ear) as started:
-                code = schedule.run(started)
-    else:
+    _tidy([cell for cell in cells if cell not in missing], job, place.is_here)
+    if not missing:
         console.print(f"{name}: all {len(cells)} cells have records in {folder}", highlight=False)
-        code = 0
+        return _show(folder, console)
+    check_writable(folder)
+    line = f"{name}: {len(missing)} of {len(cells)} cells to run"
+    if place.is_here:
+        check_writable(job.cache)
+        check_needs(needs)
+        Harness(Cache(job.cache), job.roots, processor).check_data(missing)
+        line += f"{expected} on {provenance.device_name(processor)} in {exact}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with Reporter(len(missing), sum(plan.shares(missing).values()), console) as reporter:
+        if others is not None and (taken := others.meanwhile() or 0) > ALONE:
+            unit = "cores" if processor.type == "cpu" else "processes"
+            reporter.say(f"warning: others use the device, {taken:.2g} {unit}; that costs time")
+        ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
+        schedule = Schedule(missing, job.results, speed, budget, reporter)
+        # A timed suite trains in this process, which the probes of its speed have warmed up.
+        with Here(job, ear) if suite.timed else place.start(job, ear) as engine:
+            code = schedule.run(engine)
     return max(code, _show(folder, console))
 
 

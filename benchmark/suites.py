@@ -46,7 +46,7 @@ def of_paper(description: str, dataset: str, attacks: Sequence[str], **fields: A
 
 def aimed(attacks: Sequence[str], target: int) -> list[str]:
     """The same attacks at another target."""
-    return [spec.render(name, {**f, "target": target}) for name, f in map(spec.parse, attacks)]
+    return [spec.changed(attack, target=target) for attack in attacks]
 
 
 # Those of Table 1 whose trigger is the same on every image, and all; then those of Tables 2, 3, 5.

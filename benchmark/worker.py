@@ -111,9 +111,6 @@ def claimed(results: Path, key: str) -> Iterator[bool]:
         reason = error.strerror or error
         raise InvalidInput(f"cannot write in {path.parent}: {reason}") from error
     try:
-        for leftover in path.parent.glob(f".{key}.json.*.tmp"):
-            # Of a process that was killed while it wrote the record.
-            leftover.unlink(missing_ok=True)
         yield True
     finally:
         # Whoever waits for this very file finds the record when it has it.

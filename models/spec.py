@@ -124,6 +124,12 @@ def render(name: str, fields: dict[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in fields.items())})"
 
 
+def changed(text: str, **fields: Any) -> str:
+    """The same spec with these fields. Raises `InvalidInput` for one that cannot be read."""
+    name, given = parse(text)
+    return render(name, {**given, **fields})
+
+
 def canonical(name: str, values: Mapping[str, Any], fields: Mapping[str, Field]) -> str:
     """The one spec of these values."""
     written = {

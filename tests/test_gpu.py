@@ -13,10 +13,11 @@ import torch
 from attacks import attacks
 from benchmark.cache import Cache
 from benchmark.cell import cell
+from benchmark.engines import Place
 from benchmark.harness import Harness, clean_budget
 from benchmark.records import read_all
 from benchmark.run import run_suite
-from benchmark.suites import suite
+from benchmark.suites import Suite
 from defenses import defenses
 from defenses.base import Context
 from models.augment import Augmentation, augment, draw_tape, to_float
@@ -139,18 +140,15 @@ def test_two_workers_on_one_gpu_make_the_records_of_one(tmp_path: Path) -> None:
     found = []
     for jobs in (1, 2):
         folder = tmp_path / str(jobs)
-        code = run_suite(
-            "quick",
-            suite("quick"),
-            dataset=["toy(train_images=200, test_images=100)"],
-            attack=["badnets", "blend"],
-            defense=["none", "ft"],
-            epochs=2,
-            device="cuda:0",
+        small = Suite(
+            "",
+            ("toy(train_images=200, test_images=100)",),
+            attacks=("badnets", "blend"),
+            defenses=("none", "ft"),
+            recipe={"epochs": 2},
             precision="fp32",
-            results=folder,
-            jobs=jobs,
         )
+        code = run_suite("quick", small, Place(jobs=jobs), device="cuda:0", results=folder)
         assert code == 0
         records, damaged = read_all(folder)
         assert not damaged

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmark import progress
-from benchmark.progress import Reporter
+from benchmark.progress import Reporter, by_stage
 
 
 @pytest.fixture
@@ -37,7 +37,10 @@ def lines(
 def test_a_line_tells_images_per_second_beside_what_is_left(clock: list[float]) -> None:
     """300 forward passes in a second are 100 images, a forward and a backward pass each."""
     said = lines(clock, [(1.0, 300.0)] * 31)
-    assert said == ["[1/1] cell: 3%, 100 images/s, about 16 min left in all", "[1/1] cell: done"]
+    assert said == [
+        "[1/1] cell: 3%, 3,100 images, 100 images/s, about 16 min left in all",
+        "[1/1] cell: done",
+    ]
 
 
 def test_the_speed_is_that_of_the_last_seconds(clock: list[float]) -> None:
@@ -57,7 +60,7 @@ def test_neither_a_checkpoint_nor_a_pause_is_speed(clock: list[float], where: in
 def test_short_steps_are_not_looked_at_one_by_one(clock: list[float]) -> None:
     """Steps that are queued in bursts, as on a GPU: each takes a millisecond or none."""
     said = lines(clock, [(0.0 if n % 2 else 0.002, 0.3) for n in range(32_000)])
-    assert said[0] == "[1/1] cell: 3%, 100 images/s, about 16 min left in all"
+    assert said[0].endswith(" images, 100 images/s, about 16 min left in all")
     reporter = Reporter(1, 3e5, Console(file=StringIO()))
     reporter.begin("a", "cell", "short", 3e5)
     for _ in range(100_000):
@@ -93,3 +96,11 @@ def test_the_bar_sums_the_speed_of_all_cells_and_fits_80_columns(clock: list[flo
         assert shown.count("…") == 1
         reporter.end("b", "done")
         assert reporter._bar.tasks[0].fields["speed"] == ""
+
+
+def test_the_stages_that_count_are_told() -> None:
+    assert by_stage({"load": 0.1, "undefended": 44.0, "fit": 3.2, "poison": 0.0}) == (
+        "47 s: undefended 44 s, fit 3 s"
+    )
+    assert by_stage({"load": 0.1, "fit": 7200.0, "evaluate": 1.0}) == "2.0 h"
+    assert by_stage({}) == "0 s"
