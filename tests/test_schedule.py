@@ -204,19 +204,21 @@ def test_what_does_not_fit_the_budget_is_left_out(tmp_path: Path) -> None:
     assert "over the budget, so left out: 3 of 3 cells" in said
 
 
-def test_a_claim_keeps_others_out_and_sweeps_up_what_a_dead_owner_left(tmp_path: Path) -> None:
-    key = "0123456789abcdef"
-    with claimed(tmp_path, key) as mine:
+def test_a_claim_keeps_others_out_and_its_record_sweeps_up_what_the_dead_left(
+    tmp_path: Path,
+) -> None:
+    found = record(grid("none")[0])
+    half = tmp_path / "records" / f".{found.key}.json.77.tmp"
+    with claimed(tmp_path, found.key) as mine:
         assert mine
-        half = tmp_path / "records" / f".{key}.json.77.tmp"
         half.write_text("{")
-        with claimed(tmp_path, key) as other:
+        with claimed(tmp_path, found.key) as other:
             assert not other
-        assert half.exists()
-    with claimed(tmp_path, key) as mine:
+    assert half.exists()
+    with claimed(tmp_path, found.key) as mine:
         assert mine
-        assert not half.exists()
-    assert list((tmp_path / "records").iterdir()) == []
+        records.write(tmp_path, found)
+    assert list((tmp_path / "records").iterdir()) == [records.path_of(tmp_path, found.key)]
 
 
 def test_a_stamp_tells_a_later_record(tmp_path: Path) -> None:
