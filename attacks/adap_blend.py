@@ -20,7 +20,7 @@ from attacks.base import Attack, Poisoned
 from attacks.blend import Blend
 from attacks.poison import check_cover_rate, dirty_label
 from models.data import ImageSet
-from models.errors import check
+from models.errors import at_least, check
 
 
 @register("adap_blend")
@@ -50,7 +50,7 @@ class AdapBlend(Attack):
         super().__post_init__()
         check(0 < self.alpha <= 1, f"alpha must be in (0, 1], got {self.alpha}")
         check(0 < self.test_alpha <= 1, f"test_alpha must be in (0, 1], got {self.test_alpha}")
-        check(self.tiles >= 1, f"tiles must be at least 1, got {self.tiles}")
+        at_least(1, tiles=self.tiles)
         check(0 <= self.mask_rate < 1, f"mask_rate must be in [0, 1), got {self.mask_rate}")
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 

@@ -26,7 +26,7 @@ from models.checkpoints import State, resumable
 from models.classifier import Classifier
 from models.context import TrainingContext
 from models.data import ImageSet
-from models.errors import check
+from models.errors import above, at_least, check
 from models.training import Batch, Recipe, loop, sample_losses
 
 CHUNK = 256
@@ -77,9 +77,8 @@ class Adaptive(Attack):
         check(attacks.parts(self.attack)[0] != "adaptive", "adaptive cannot harden adaptive")
         check(attacks.parts(self.attack)[0] != "none", "adaptive needs an attack to harden")
         check(0 < self.epsilon <= 255, f"epsilon must be in (0, 255], got {self.epsilon}")
-        check(self.step > 0, f"step must be above 0, got {self.step}")
-        check(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
-        check(self.rounds >= 1, f"rounds must be at least 1, got {self.rounds}")
+        above(0, step=self.step)
+        at_least(1, steps=self.steps, rounds=self.rounds)
         self.inner()
 
     def inner(self) -> Attack:

@@ -20,7 +20,7 @@ from attacks.base import Attack, Poisoned
 from attacks.patch import enlarge, place
 from attacks.poison import dirty_label
 from models.data import ImageSet
-from models.errors import check
+from models.errors import at_least, one_of
 
 PATTERNS = {
     "grid": ((0, 0, 255), (0, 255, 0), (255, 0, 255)),
@@ -43,11 +43,8 @@ class BadNets(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
-            self.pattern in PATTERNS,
-            f"pattern must be one of {', '.join(PATTERNS)}, got {self.pattern!r}",
-        )
-        check(self.margin >= 0, f"margin must be at least 0, got {self.margin}")
+        one_of(PATTERNS, pattern=self.pattern)
+        at_least(0, margin=self.margin)
 
     def trigger(self, images: Tensor) -> Tensor:
         height, width = images.shape[2:]

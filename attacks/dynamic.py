@@ -29,7 +29,7 @@ from models.checkpoints import State
 from models.classifier import Classifier
 from models.context import TrainingContext
 from models.data import ImageSet
-from models.errors import check
+from models.errors import at_least, check
 from models.rng import global_seed
 from models.training import Batch, Recipe, logits, loop
 
@@ -77,8 +77,7 @@ class Dynamic(Attack):
         super().__post_init__()
         check_cover_rate(self.cross_rate, self.poisoning_rate, "cross_rate")
         check(0 < self.density < 1, f"density must be in (0, 1), got {self.density}")
-        check(self.mask_epochs >= 1, f"mask_epochs must be at least 1, got {self.mask_epochs}")
-        check(self.joint_epochs >= 1, f"joint_epochs must be at least 1, got {self.joint_epochs}")
+        at_least(1, mask_epochs=self.mask_epochs, joint_epochs=self.joint_epochs)
 
     @property
     def trains(self) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from attacks.base import Attack, Poisoned, check_target
 from models.data import ImageSet
-from models.errors import check
+from models.errors import check, one_of
 
 RATE_BASES = ("target_class", "dataset")
 
@@ -42,7 +42,7 @@ def clean_label(
     `InvalidInput` where the class has too few images, and names the largest feasible rate.
     """
     check_target(attack.target, clean.num_classes)
-    check_rate_basis(rate_basis)
+    one_of(RATE_BASES, rate_basis=rate_basis)
     members = torch.nonzero(clean.labels.cpu() == attack.target).flatten()
     whole = len(members) if rate_basis == "target_class" else len(clean)
     count = int(attack.poisoning_rate * whole)
@@ -75,14 +75,6 @@ def apply(
         images[rows] = attack.disguise(clean.images[rows], rng)
         cover[rows] = True
     return Poisoned(ImageSet(images, labels, clean.num_classes), mask, cover)
-
-
-def check_rate_basis(rate_basis: str) -> None:
-    """Raises `InvalidInput` for a basis that does not exist."""
-    check(
-        rate_basis in RATE_BASES,
-        f"rate_basis must be one of {', '.join(RATE_BASES)}, got {rate_basis!r}",
-    )
 
 
 def check_cover_rate(cover_rate: float, poisoning_rate: float, name: str = "cover_rate") -> None:

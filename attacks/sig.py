@@ -17,9 +17,9 @@ from torch import Tensor
 
 from attacks import register
 from attacks.base import Attack, Poisoned
-from attacks.poison import check_rate_basis, clean_label
+from attacks.poison import RATE_BASES, clean_label
 from models.data import ImageSet
-from models.errors import check
+from models.errors import above, check, one_of
 
 
 @register("sig")
@@ -40,8 +40,8 @@ class Sig(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(0 < self.delta <= 255, f"delta must be in (0, 255] grey levels, got {self.delta}")
-        check(self.frequency > 0, f"frequency must be above 0, got {self.frequency}")
-        check_rate_basis(self.rate_basis)
+        above(0, frequency=self.frequency)
+        one_of(RATE_BASES, rate_basis=self.rate_basis)
 
     def wave(self, width: int) -> Tensor:
         """int16 (width,): v, rounded, so that the sum is exact on every device."""

@@ -25,7 +25,7 @@ from models.augment import to_float
 from models.classifier import Classifier
 from models.context import TrainingContext
 from models.data import ImageSet
-from models.errors import check
+from models.errors import at_least, check, one_of
 from models.rng import stream
 from models.training import Recipe, train
 
@@ -70,9 +70,9 @@ class Trojan(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.mode in MODES, f"mode must be one of {', '.join(MODES)}, got {self.mode!r}")
+        one_of(MODES, mode=self.mode)
         check(1 <= self.side <= 224, f"side must be from 1 to 224, got {self.side}")
-        check(self.margin >= 0, f"margin must be at least 0, got {self.margin}")
+        at_least(0, margin=self.margin)
 
     @property
     def trains(self) -> bool:

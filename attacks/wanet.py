@@ -21,7 +21,7 @@ from attacks import register
 from attacks.base import Attack, Poisoned
 from attacks.poison import check_cover_rate, dirty_label
 from models.data import ImageSet
-from models.errors import check
+from models.errors import above, at_least, check
 from models.rng import stream
 
 BITS = 11
@@ -52,8 +52,8 @@ class WaNet(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.strength > 0, f"strength must be above 0, got {self.strength}")
-        check(self.grid >= 2, f"grid must be at least 2, got {self.grid}")
+        above(0, strength=self.strength)
+        at_least(2, grid=self.grid)
         check(0 < self.rescale <= 1, f"rescale must be in (0, 1], got {self.rescale}")
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 

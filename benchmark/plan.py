@@ -18,7 +18,7 @@ from benchmark.suites import Suite
 from benchmark.timing import synchronise
 from defenses import defenses
 from models.context import TrainingContext, network_builder
-from models.errors import check
+from models.errors import at_least
 from models.training import Recipe
 
 
@@ -27,7 +27,7 @@ def cells(suite: Suite, precision: str) -> list[Cell]:
 
     Raises `InvalidInput` for anything in the suite that is not right.
     """
-    check(suite.seeds >= 1, f"seeds must be at least 1, got {suite.seeds}")
+    at_least(1, seeds=suite.seeds)
     found = []
     chosen = [suite.settings.get(name, name) for name in suite.defenses]
     for dataset in suite.datasets:

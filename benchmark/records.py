@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 from benchmark.files import write_atomically
 from models import spec
-from models.errors import InvalidInput, check
+from models.errors import InvalidInput, check, one_of
 
 SCHEMA = 1
 KEY = "[0-9a-f]{16}"
@@ -250,7 +250,7 @@ def _validate(document: Any) -> None:
     _fit(document, _SHAPE, "record")
     key, status = document["key"], document["status"]
     check(re.fullmatch(KEY, key) is not None, f"key {key!r} is not 16 hex digits")
-    check(status in STATUSES, f"status must be one of {', '.join(STATUSES)}, got {status!r}")
+    one_of(STATUSES, status=status)
     spent = document["measured"]["seconds"] | document["passes"]
     check(min(spent.values()) >= 0, "seconds and passes must be at least 0")
     for flag in document["flags"]:

@@ -26,7 +26,7 @@ from defenses import register
 from defenses.base import Context, Defense
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import above, at_least, check, one_of
 from models.training import Batch, Recipe, loop, predict, sample_losses, train
 
 ISOLATIONS = ("flooding", "lga")
@@ -69,22 +69,13 @@ class ABL(Defense):
     drop_limit: float = 0.05
 
     def __post_init__(self) -> None:
-        check(
-            self.isolation in ISOLATIONS,
-            f"isolation must be one of {', '.join(ISOLATIONS)}, got {self.isolation!r}",
-        )
-        check(self.gamma >= 0, f"gamma must be at least 0, got {self.gamma}")
+        one_of(ISOLATIONS, isolation=self.isolation)
+        at_least(0, gamma=self.gamma, unlearning_epochs=self.unlearning_epochs)
+        at_least(1, isolation_epochs=self.isolation_epochs)
+        at_least(1, finetuning_epochs=self.finetuning_epochs)
+        above(0, unlearning_rate=self.unlearning_rate, loss_limit=self.loss_limit)
         rate = self.isolation_rate
         check(0 < rate < 1, f"isolation_rate must be above 0 and below 1, got {rate}")
-        for name, least in (
-            ("isolation_epochs", 1),
-            ("finetuning_epochs", 1),
-            ("unlearning_epochs", 0),
-        ):
-            value = getattr(self, name)
-            check(value >= least, f"{name} must be at least {least}, got {value}")
-        for name in ("unlearning_rate", "loss_limit"):
-            check(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
         drop = self.drop_limit
         check(0 <= drop <= 1, f"drop_limit must be from 0 to 1, got {drop}")
 

@@ -28,7 +28,7 @@ from defenses import register
 from defenses.base import Context, Defense
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import at_least, check
 from models.training import Batch, Recipe, loop, steps_per_epoch
 
 Norms = Mapping[str, nn.BatchNorm2d]
@@ -62,7 +62,7 @@ class ANP(Defense):
     def __post_init__(self) -> None:
         limit = self.threshold
         check(0 <= limit < 1, f"threshold must be at least 0 and below 1, got {limit}")
-        check(self.epsilon >= 0, f"epsilon must be at least 0, got {self.epsilon}")
+        at_least(0, epsilon=self.epsilon)
         check(0 <= self.alpha <= 1, f"alpha must be from 0 to 1, got {self.alpha}")
         self.schedule(Recipe(), self.epochs)
 

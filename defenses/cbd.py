@@ -32,7 +32,7 @@ from defenses import register
 from defenses.base import Context, Defense
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import at_least, check, one_of
 from models.rng import derive, global_seed
 from models.training import Batch, Recipe, loop, predict, sample_losses, train
 
@@ -67,14 +67,11 @@ class CBD(Defense):
     folds: int = 5
 
     def __post_init__(self) -> None:
-        check(
-            self.select in SELECTIONS,
-            f"select must be one of {', '.join(SELECTIONS)}, got {self.select!r}",
-        )
-        check(self.folds >= 2, f"folds must be at least 2, got {self.folds}")
-        check(self.t1 >= 1, f"t1 must be at least 1 epoch, got {self.t1}")
-        for name in ("critic_weight", "critic_learning_rate", "beta"):
-            check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+        one_of(SELECTIONS, select=self.select)
+        at_least(1, t1=self.t1)
+        at_least(2, folds=self.folds)
+        at_least(0, critic_weight=self.critic_weight, beta=self.beta)
+        at_least(0, critic_learning_rate=self.critic_learning_rate)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         chosen = self.search(data, context) if self.select == "cv" else self

@@ -26,7 +26,7 @@ from defenses import register
 from defenses.base import Context, Defense
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import at_least, check
 
 
 @register("clp")
@@ -42,7 +42,7 @@ class CLP(Defense):
     u: float = 3.0
 
     def __post_init__(self) -> None:
-        check(self.u >= 0, f"u must be at least 0, got {self.u}")
+        at_least(0, u=self.u)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         network = deepcopy(context.undefended())

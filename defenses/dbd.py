@@ -35,7 +35,7 @@ from models.augment import Tape, augment, draw_tape, to_float
 from models.checkpoints import State, resumable
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import above, at_least, check
 from models.rng import global_seed
 from models.simclr_augment import draw_views, make_views
 from models.training import Batch, Recipe, logits, loop
@@ -85,21 +85,13 @@ class DBD(Defense):
     lambda_u: float = 15.0
 
     def __post_init__(self) -> None:
-        for name in ("ssl_epochs", "head_epochs", "semi_epochs"):
-            check(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("ssl_batch_size", "semi_batch_size"):
-            check(getattr(self, name) >= 2, f"{name} must be at least 2, got {getattr(self, name)}")
-        for name in (
-            "ssl_learning_rate",
-            "temperature",
-            "learning_rate",
-            "semi_share",
-            "sharpening",
-            "beta",
-        ):
-            check(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("ce_weight", "rce_weight", "lambda_u"):
-            check(getattr(self, name) >= 0, f"{name} must be at least 0, got {getattr(self, name)}")
+        at_least(1, ssl_epochs=self.ssl_epochs, head_epochs=self.head_epochs)
+        at_least(1, semi_epochs=self.semi_epochs)
+        at_least(2, ssl_batch_size=self.ssl_batch_size, semi_batch_size=self.semi_batch_size)
+        above(0, ssl_learning_rate=self.ssl_learning_rate, learning_rate=self.learning_rate)
+        above(0, temperature=self.temperature, sharpening=self.sharpening)
+        above(0, semi_share=self.semi_share, beta=self.beta)
+        at_least(0, ce_weight=self.ce_weight, rce_weight=self.rce_weight, lambda_u=self.lambda_u)
         check(0 < self.alpha < 1, f"alpha must be between 0 and 1, got {self.alpha}")
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:

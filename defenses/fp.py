@@ -26,7 +26,7 @@ from defenses.base import Context, Defense
 from models.augment import to_float
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import above, at_least, check
 from models.training import Batch, Recipe, loop, predict
 
 
@@ -51,9 +51,9 @@ class FinePruning(Defense):
 
     def __post_init__(self) -> None:
         check(0 <= self.max_drop < 1, f"max_drop must be in [0, 1), got {self.max_drop}")
-        check(self.epochs >= 0, f"epochs must be at least 0, got {self.epochs}")
-        check(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
-        check(self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}")
+        at_least(0, epochs=self.epochs)
+        at_least(2, batch_size=self.batch_size)
+        above(0, learning_rate=self.learning_rate)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean = context.trusted()

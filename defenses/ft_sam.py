@@ -30,7 +30,7 @@ from defenses import register
 from defenses.base import Context, Defense
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import at_least
 from models.training import Batch, Recipe, loop
 
 
@@ -55,7 +55,7 @@ class FTSAM(Defense):
     batch_size: int = 256
 
     def __post_init__(self) -> None:
-        check(self.rho >= 0, f"rho must be at least 0, got {self.rho}")
+        at_least(0, rho=self.rho)
         self.schedule(Recipe(), self.epochs)
 
     def schedule(self, recipe: Recipe, epochs: int) -> Recipe:

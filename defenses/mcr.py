@@ -29,7 +29,7 @@ from defenses import register
 from defenses.base import CleanBudget, Context, Defense
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import above, at_least, check, one_of
 from models.training import Batch, Recipe, loop, predict, steps_per_epoch, train
 
 ENDS = ("single", "two")
@@ -65,11 +65,10 @@ class MCR(Defense):
     tolerance: float = 0.02
 
     def __post_init__(self) -> None:
-        check(self.ends in ENDS, f"ends must be one of {', '.join(ENDS)}, got {self.ends!r}")
-        for name, least in (("epochs", 1), ("tuning_epochs", 1), ("batch_size", 2)):
-            value = getattr(self, name)
-            check(value >= least, f"{name} must be at least {least}, got {value}")
-        check(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        one_of(ENDS, ends=self.ends)
+        at_least(1, epochs=self.epochs, tuning_epochs=self.tuning_epochs)
+        at_least(2, batch_size=self.batch_size)
+        above(0, learning_rate=self.learning_rate)
         check(
             0 <= self.tolerance < 1,
             f"tolerance must be at least 0 and below 1, got {self.tolerance}",

@@ -28,7 +28,7 @@ from defenses import register
 from defenses.base import Context, Defense
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import above, at_least, check
 from models.training import Batch, Recipe, loop, predict, train
 
 
@@ -63,17 +63,11 @@ class NAD(Defense):
             len(self.betas) == 3 and all(beta >= 0 for beta in self.betas),
             f"betas must be three numbers of at least 0, got {self.betas}",
         )
-        check(self.p >= 1, f"p must be at least 1, got {self.p}")
-        rate = self.learning_rate
-        check(rate is None or rate > 0, f"learning_rate must be above 0, got {rate}")
-        for name, least in (
-            ("teacher_epochs", 1),
-            ("epochs", 1),
-            ("drop_epoch", 1),
-            ("batch_size", 2),
-        ):
-            value = getattr(self, name)
-            check(value >= least, f"{name} must be at least {least}, got {value}")
+        at_least(1, p=self.p, teacher_epochs=self.teacher_epochs)
+        at_least(1, epochs=self.epochs, drop_epoch=self.drop_epoch)
+        at_least(2, batch_size=self.batch_size)
+        if self.learning_rate is not None:
+            above(0, learning_rate=self.learning_rate)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean = context.trusted()

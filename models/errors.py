@@ -1,4 +1,6 @@
-"""The one exception a user can cause and mend."""
+"""The one exception a user can cause and mend, and checks that raise it."""
+
+from collections.abc import Collection
 
 LONGEST = 1_000
 
@@ -18,6 +20,24 @@ def check(condition: bool, message: str) -> None:
     """Raise `InvalidInput(message)` unless `condition` holds."""
     if not condition:
         raise InvalidInput(message)
+
+
+def at_least(bound: float, **values: float) -> None:
+    """Raise `InvalidInput` unless all of these settings are; a NaN never is."""
+    for name, value in values.items():
+        check(value >= bound, f"{name} must be at least {bound}, got {value}")
+
+
+def above(bound: float, **values: float) -> None:
+    """Raise `InvalidInput` unless all of these settings are; a NaN never is."""
+    for name, value in values.items():
+        check(value > bound, f"{name} must be above {bound}, got {value}")
+
+
+def one_of(known: Collection[str], **values: str) -> None:
+    """Raise `InvalidInput` unless all of these settings are."""
+    for name, value in values.items():
+        check(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def one_line(text: str) -> str:

@@ -18,7 +18,7 @@ from models.capture import Pace, Runner, recorder_for
 from models.checkpoints import State, resumable
 from models.classifier import Classifier
 from models.data import ImageSet
-from models.errors import check
+from models.errors import above, at_least, check, one_of
 from models.feed import Batch as Batch
 from models.feed import Feed, ReferenceFeed
 from models.feed import steps_per_epoch as steps_per_epoch
@@ -67,10 +67,10 @@ class Recipe:
     compiled: bool = added(False)
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, f"epochs must be at least 1, got {self.epochs}")
-        check(self.batch_size >= 2, f"batch_size must be at least 2, got {self.batch_size}")
+        at_least(1, epochs=self.epochs)
+        at_least(2, batch_size=self.batch_size)
         check(self.batch_size <= LARGEST_BATCH, f"batch_size must be at most {LARGEST_BATCH:,}")
-        check(self.learning_rate > 0, f"learning_rate must be above 0, got {self.learning_rate}")
+        above(0, learning_rate=self.learning_rate)
         for name in ("padding", "cutout"):
             value = getattr(self, name)
             check(
@@ -80,13 +80,8 @@ class Recipe:
             all(0 < drop < 1 for drop in self.drops),
             f"drops must be shares of the epochs between 0 and 1, got {self.drops}",
         )
-        check(
-            self.precision in PRECISIONS,
-            f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}",
-        )
-        check(
-            self.loader in FEEDS, f"loader must be one of {', '.join(FEEDS)}, got {self.loader!r}"
-        )
+        one_of(PRECISIONS, precision=self.precision)
+        one_of(FEEDS, loader=self.loader)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +15,7 @@ from attacks import attacks
 from benchmark.datasets import datasets
 from defenses import defenses
 from models import models, spec
-from models.errors import InvalidInput
+from models.errors import InvalidInput, above, at_least, one_of
 from models.registry import Registry, load_file
 from models.spec import added
 
@@ -136,3 +140,24 @@ def test_two_plugins_of_one_name_are_refused() -> None:
     registry.register("x")(lambda: 1)
     with pytest.raises(InvalidInput, match="two things are called 'x'"):
         registry.register("x")(dict)
+
+
+@pytest.mark.parametrize(
+    ("test", "good", "bad", "complaint"),
+    [
+        (partial(at_least, 2), [2, 2.5, inf], [1.9, nan, -inf], "size must be at least 2, got "),
+        (partial(above, 0), [1e-9, inf], [0, nan, -1], "size must be above 0, got "),
+        (partial(one_of, ("a", "b")), ["a", "b"], ["c", ""], "size must be one of a, b, got "),
+    ],
+    ids=["at_least", "above", "one_of"],
+)
+def test_ranges_of_settings(
+    test: Callable[..., None], good: list[Any], bad: list[Any], complaint: str
+) -> None:
+    for value in good:
+        test(size=value, other=good[0])
+    for value in bad:
+        with pytest.raises(InvalidInput) as error:
+            test(other=good[0], size=value)
+        shown = repr(value) if isinstance(value, str) else str(value)
+        assert str(error.value) == complaint + shown
