@@ -19,7 +19,8 @@ from models.training import Recipe
 
 ROOT = Path(__file__).parent.parent
 # By name, as a user's own runs lie beside them.
-FOLDERS = [ROOT / "results" / name for name in ("attacks-cifar10", "cifar10-small")]
+PUBLISHED = ("attacks-cifar10", "cifar10-small", "abl-without-limits")
+FOLDERS = [ROOT / "results" / name for name in PUBLISHED]
 FP32 = "recipe(precision='fp32')"
 SHOWN = re.compile(r"<!-- ([\w-]+) (leaderboard|table1) -->\n(.*?)\n<!-- end -->", re.DOTALL)
 
