@@ -140,7 +140,7 @@ def run(name: str, **options: Any) -> int:
 
     place = Place(**_named(Place, options), options=options_of(options.pop("option")))
     changes = Changes(**_named(Changes, options))
-    return run_suite(name, changes.of(chosen), place, **options)
+    return run_suite(name, changes.applied_to(chosen), place, **options)
 
 
 def _named(kind: type, options: dict[str, Any]) -> dict[str, Any]:

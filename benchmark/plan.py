@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any
 
@@ -19,6 +18,7 @@ from benchmark.timing import synchronise
 from defenses import defenses
 from models.context import TrainingContext, network_builder
 from models.errors import at_least
+from models.scope import threaded
 from models.training import Recipe
 
 
@@ -107,17 +107,6 @@ class Speed:
             with threaded(self.threads):
                 self._rates[kind] = probe(cell, self.device)
         return self._rates[kind]
-
-
-@contextmanager
-def threaded(threads: int | None) -> Iterator[None]:
-    """As many threads as a worker has inside the block; None changes nothing."""
-    usual = torch.get_num_threads()
-    torch.set_num_threads(threads or usual)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(usual)
 
 
 def probe(cell: Cell, device: torch.device, steps: int = 8) -> float:

@@ -30,6 +30,7 @@ from benchmark.worker import Job, claimed, lock_of
 from models import spec
 from models.errors import InvalidInput, check
 from models.registry import load_file
+from models.scope import threaded
 from models.training import Recipe
 
 MOST_SEEDS = 10_000
@@ -58,7 +59,7 @@ class Changes:
     loader: str | None = None
     precision: str | None = None
 
-    def of(self, suite: Suite) -> Suite:
+    def applied_to(self, suite: Suite) -> Suite:
         """The suite that is meant. Raises `InvalidInput`."""
         seeds = suite.seeds if self.seeds is None else self.seeds
         check(seeds <= MOST_SEEDS, f"--seeds must be at most {MOST_SEEDS:,}")
@@ -192,7 +193,7 @@ def _tidy(finished: Sequence[Cell], job: Job, here: bool) -> None:
         with claimed(job.results, cell.key) as mine, suppress(InvalidInput):
             if mine and here:
                 harness = Harness(Cache(job.cache), job.roots, torch.device(job.device))
-                with plan.threaded(job.threads):
+                with threaded(job.threads):
                     harness.discard(cell)
 
 

@@ -110,9 +110,8 @@ class CBD(Defense):
             for beta, count in zip(BETAS, counts, strict=True):
                 total[t1, beta] += count
         for (t1, beta), count in total.items():
-            context.journal.scalars[f"accuracy at t1={t1}, beta={beta:g}"] = round(
-                count / len(data), 6
-            )
+            name = f"accuracy at t1={t1}, beta={beta:g}"
+            context.journal.scalars[name] = round(count / len(data), 6)
         t1, beta = max(total, key=lambda pair: total[pair])
         context.journal.scalars |= {"chosen t1": t1, "chosen beta": beta}
         return replace(self, t1=t1, beta=beta, select="fixed")

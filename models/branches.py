@@ -18,6 +18,7 @@ import torch
 
 from models import observer
 from models.checkpoints import branched
+from models.scope import threaded
 
 T = TypeVar("T")
 
@@ -47,20 +48,17 @@ def side_by_side(works: Sequence[Callable[[], T]], together: bool = True) -> lis
     ]
     if not together:
         return [run() for run in branches]
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            futures = [pool.submit(run) for run in branches]
-            try:
-                wait(futures, return_when=FIRST_EXCEPTION)
-                return [future.result() for future in futures if future.done()]
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-    finally:
-        # What a new thread computes with is what was last asked for in any.
-        torch.set_num_threads(threads)
+    # The pool's threads change what new threads compute with, and so what comes after it.
+    with threaded(None), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        futures = [pool.submit(run) for run in branches]
+        try:
+            wait(futures, return_when=FIRST_EXCEPTION)
+            # All are, unless one has failed.
+            return [future.result() for future in futures if future.done()]
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 class Stopped(BaseException):

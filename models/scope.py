@@ -1,4 +1,4 @@
-"""Values that hold inside a block and for its thread alone."""
+"""What holds inside a block: values, for its thread alone, and how many threads compute."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
+
+import torch
 
 T = TypeVar("T")
 
@@ -18,3 +20,15 @@ def bound(variable: ContextVar[T], value: T) -> Iterator[None]:
         yield
     finally:
         variable.reset(token)
+
+
+@contextmanager
+def threaded(threads: int | None) -> Iterator[None]:
+    """Computes with so many threads inside the block; None changes nothing. Afterwards also threads
+    that are new compute with as many as before."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(threads or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)

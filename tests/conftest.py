@@ -16,6 +16,7 @@ import torch
 from models.data import ImageSet
 from models.observer import Observer, observed_by
 from models.rng import stream
+from models.scope import threaded
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -32,10 +33,8 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Tests train tiny networks, where a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threaded(1):
+        yield
 
 
 @pytest.fixture

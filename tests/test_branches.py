@@ -22,6 +22,7 @@ from models import models, observer
 from models.branches import Stopped, side_by_side
 from models.checkpoints import kept_by, resumable
 from models.data import ImageSet
+from models.scope import threaded
 from models.training import Recipe, train
 
 CPU = torch.device("cpu")
@@ -30,10 +31,8 @@ RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02, padding=1, cutout=0
 
 @pytest.fixture(autouse=True)
 def three_threads() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(threads)
+    with threaded(3):
+        yield
 
 
 @pytest.fixture

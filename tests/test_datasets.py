@@ -4,7 +4,6 @@ import json
 import pickle
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -566,15 +565,6 @@ def test_toy_has_few_sizes() -> None:
         datasets.build("toy(image_size=20)")
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small steps on several threads take long where other programs run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def linear_accuracy(data: Dataset, window: slice) -> float:
     """Test accuracy of logistic regression on the pixels of a square."""
 
@@ -595,7 +585,6 @@ def linear_accuracy(data: Dataset, window: slice) -> float:
     return float((found == data.test.labels).float().mean())
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("size", [16, 32])
 def test_toy_needs_features(size: int, shapes: tuple[Dataset, float]) -> None:
     """Not single pixels, least of all those of a corner, where triggers are."""

@@ -24,6 +24,7 @@ from benchmark.progress import Reporter
 from benchmark.schedule import ATTEMPTS, Schedule
 from benchmark.suites import Suite
 from benchmark.worker import Attempt, claimed, lock_of, stamp
+from models.scope import threaded
 from models.training import Recipe
 
 CPU = torch.device("cpu")
@@ -276,7 +277,7 @@ def test_what_a_run_left_that_died_right_after_its_record_is_removed(
     (chosen,) = plan.cells(one, "fp32")
     found = record(chosen)
     records.write(tmp_path, records.Record(**{**vars(found), "labels": chosen.labels}))
-    with plan.threaded(1 if jobs else 2):
+    with threaded(1 if jobs else 2):
         left = Harness(Cache(cache_folder), [], CPU).checkpoints(chosen)
     left.mkdir(parents=True)
     (left / "0.safetensors").touch()
@@ -289,7 +290,7 @@ def test_what_a_run_left_that_died_right_after_its_record_is_removed(
     ]
     recipe = "--recipe=recipe(precision='fp32')"
     command = ["run", *arguments, recipe, f"--results={tmp_path}", *jobs]
-    with plan.threaded(2):
+    with threaded(2):
         with claimed(tmp_path, chosen.key):
             assert main(command) == 0
         assert left.exists(), "somebody is at it"
