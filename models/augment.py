@@ -7,6 +7,7 @@ RandomHorizontalFlip and a zeroed square, given the same draws.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -80,28 +81,50 @@ def augment(images: Tensor, tape: Tape, augmentation: Augmentation) -> Tensor:
     """uint8 (n, 3, height, width) -> uint8 of the same shape, by the choices of a tape of n."""
     count, channels, height, width = images.shape
     padding = augmentation.padding
-    rows = tape.top[:, None] + torch.arange(height, device=images.device)
-    columns = torch.arange(width, device=images.device).expand(count, width)
-    if augmentation.flip:
-        columns = torch.where(tape.mirrored[:, None] == 1, width - 1 - columns, columns)
-    columns = tape.left[:, None] + columns
-    source = rows[:, :, None] * (width + 2 * padding) + columns[:, None, :]
+    tables = _tables(height, width, augmentation, images.device)
+    corner = tape.left.add(tape.top, alpha=width + 2 * padding)
+    source = corner[:, None] + tables.pixels[tape.mirrored if augmentation.flip else 0]
     padded = pad(images, (padding,) * 4).view(count, channels, -1)
-    index = source.view(count, 1, -1).expand(-1, channels, -1)
-    result = padded.gather(2, index).view_as(images)
+    result = padded.gather(2, source[:, None].expand(-1, channels, -1)).view_as(images)
     if augmentation.cutout:
-        down = _inside(tape.row, augmentation.cutout, height)
-        across = _inside(tape.column, augmentation.cutout, width)
+        down, across = tables.rows[tape.row], tables.columns[tape.column]
         result.masked_fill_((down[:, :, None] & across[:, None, :])[:, None], 0)
     return result
 
 
-def _inside(centre: Tensor, side: int, length: int) -> Tensor:
-    """bool (n, length): the `side` positions from centre - side // 2 on."""
-    offset = torch.arange(length, device=centre.device) - (centre[:, None] - side // 2)
+@dataclass(frozen=True)
+class _Tables:
+    """What only depends on the size of the images, so that a step need not compute it.
+
+    pixels: int64 (2, height * width), positions in the padded image of a crop from its upper left
+        corner, as it is and mirrored
+    rows: bool (height, height), those that a cutout with its centre in a row hides
+    columns: bool (width, width), likewise
+    """
+
+    pixels: Tensor
+    rows: Tensor
+    columns: Tensor
+
+
+@functools.cache
+def _tables(height: int, width: int, augmentation: Augmentation, device: torch.device) -> _Tables:
+    """They stay: a recorded step reads them at every replay."""
+    down = torch.arange(height)[:, None] * (width + 2 * augmentation.padding)
+    across = torch.arange(width)
+    pixels = torch.stack([(down + across).flatten(), (down + across.flip(0)).flatten()])
+    hidden = (_hidden(length, augmentation.cutout) for length in (height, width))
+    # Made on the CPU and copied, which waits: streams of other threads may read them at once.
+    return _Tables(*(table.to(device) for table in (pixels, *hidden)))
+
+
+def _hidden(length: int, side: int) -> Tensor:
+    """bool (length, length): for each centre the `side` positions from centre - side // 2 on."""
+    place = torch.arange(length)
+    offset = place - (place[:, None] - side // 2)
     return (offset >= 0) & (offset < side)
 
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 in [0, 255] -> float32 in [0, 1], laid out channels last as the networks like it."""
-    return images.contiguous(memory_format=torch.channels_last).float().div_(255)
+    return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

@@ -51,6 +51,7 @@ class Feed:
             len(fields(Tape)), len(data), dtype=torch.int64, device=data.device
         )
         self.place = torch.zeros((), dtype=torch.int64, device=data.device)
+        self.places = torch.arange(max(self.sizes), device=data.device)
 
     def advance(self) -> int:
         """The size of the next batch. When a pass is over, the choices of another are drawn."""
@@ -64,7 +65,7 @@ class Feed:
 
     def take(self, size: int) -> Batch:
         """The next batch, `size` as `advance` gave it."""
-        rows = self.place + torch.arange(size, device=self.place.device)
+        rows = self.place + self.places[:size]
         self.place.add_(size)
         tape = Tape(*self.choices.index_select(1, rows))
         images = augment(self.data.images[tape.order], tape, self.augmentation)

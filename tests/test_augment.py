@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional
 
 from models.augment import Augmentation, Tape, augment, draw_tape, to_float
 from models.data import ImageSet
+from models.feed import Feed
 from models.rng import stream
 
 
@@ -83,6 +87,33 @@ def test_every_image_has_its_own_draw(images: ImageSet) -> None:
     how = Augmentation()
     views = augment(same, draw_tape(60, (32, 32), how, stream(3, "tape")), how)
     assert len({view.numpy().tobytes() for view in views}) > 50
+
+
+class Operations(TorchDispatchMode):
+    """Counts what a device is asked to do; views are free."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_only_depends_on_the_size_is_not_computed_again(images: ImageSet) -> None:
+    feed = Feed(images, Augmentation(), 20, stream(0, "feed"))
+    counts = []
+    for _ in range(2):
+        size = feed.advance()
+        with Operations() as asked:
+            feed.take(size)
+        counts.append(asked.count)
+    # One after the other: place, rows, choices, labels; of the images gathering and padding, then
+    # where a crop begins and comes from, the crop, and four for the cutout; two for floats.
+    assert counts[1] == 16 <= counts[0]
 
 
 def test_floats_are_exact_and_channels_last() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from turns import BATCH, ROUNDS, TINY, keep, pictures, take_turns
+from statistics import median
+
+from turns import BATCH, ROUNDS, TINY, keep, pictures, take_turns, times_as_fast
 
 from models.augment import Augmentation, augment, draw_tape, to_float
 from models.reference_loader import batches
@@ -25,8 +27,8 @@ def test_augmentation(benchmark: object) -> None:
         for _ in batches(data.images, data.labels, tape, spans, how, workers=0):
             pass
 
-    best = take_turns(benchmark, {"reference": reference, "ours": ours}, ROUNDS)
-    for name, seconds in best.items():
-        print(f"\naugmentation, {name}: {COUNT / seconds:,.0f} images/s")
-    ratio = best["reference"] / best["ours"]
-    keep(benchmark, {"augmentation / PIL without workers": ratio}, images=COUNT, batch_size=BATCH)
+    seconds = take_turns(benchmark, {"reference": reference, "ours": ours}, ROUNDS)
+    for name, times in seconds.items():
+        print(f"\naugmentation, {name}: {COUNT / median(times):,.0f} images/s")
+    ratios = times_as_fast(seconds["ours"], seconds["reference"])
+    keep(benchmark, {"augmentation / PIL without workers": ratios}, images=COUNT, batch_size=BATCH)

@@ -1,8 +1,8 @@
 """What the benches share: sizes, the bare step, and candidates that take turns.
 
-Machines are noisy, so a number is the ratio of two speeds that were measured side by side, in items
-per second and each from its best round: more is better. `BENCH_TINY=1` makes everything tiny, which
-shows in a minute whether the benches run and nothing else.
+Machines are noisy, so a number is the ratio of two speeds, in items per second, that were measured
+one right after the other, and there is one for each round: more is better. `BENCH_TINY=1` makes
+everything tiny, which shows in a minute whether the benches run and nothing else.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ from models.rng import stream
 from models.training import Recipe
 
 TINY = bool(os.environ.get("BENCH_TINY"))
-ROUNDS = 1 if TINY else 3
+ROUNDS = 1 if TINY else 5
 BATCH = 16 if TINY else 128
 BARE_STEPS = 4
+TURN = 0.0 if TINY else 1.0
+"""Seconds, at least, of a candidate in a round."""
 CPU = torch.device("cpu")
 
 Work = Callable[[], object]
@@ -69,32 +72,44 @@ def seconds_of(work: Work, device: torch.device = CPU) -> float:
     return time.perf_counter() - begun
 
 
-def take_turns(benchmark: Any, candidates: dict[str, Work], rounds: int) -> dict[str, float]:
-    """Seconds of each in its best round, after a round that does not count. The last is the one
-    that `benchmark` shows."""
+def turn(work: Work) -> float:
+    """Mean seconds of as many runs as fill a turn."""
+    times: list[float] = []
+    while sum(times) < TURN or not times:
+        times.append(seconds_of(work))
+    return mean(times)
+
+
+def take_turns(benchmark: Any, candidates: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each in every round, after a round that does not count. The last is the one that
+    `benchmark` shows."""
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
     *others, shown = candidates
 
     def before() -> None:
         for name in others:
-            seconds[name].append(seconds_of(candidates[name]))
+            seconds[name].append(turn(candidates[name]))
 
     def last() -> None:
-        seconds[shown].append(seconds_of(candidates[shown]))
+        seconds[shown].append(turn(candidates[shown]))
 
     benchmark.pedantic(last, setup=before, rounds=rounds, warmup_rounds=1)
-    return {name: min(times[1:]) for name, times in seconds.items()}
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def times_as_fast(work: list[float], reference: list[float], share: float = 1.0) -> list[float]:
+    """The speed of `work` over that of `reference`, which does `share` as much, in every round."""
+    return [other / own / share for own, other in zip(work, reference, strict=True)]
 
 
 def beside_bare(benchmark: Any, name: str, work: Work, count: int, unit: str = "images") -> None:
-    """Times `work`, which handles so many, in turn with the bare step, and keeps the ratio."""
-    best = take_turns(benchmark, {"bare": bare(), "work": work}, ROUNDS)
-    speed = count / best["work"]
-    print(f"\n{name}: {speed:,.0f} {unit}/s")
-    ratio = speed / (BARE_STEPS * BATCH / best["bare"])
-    keep(benchmark, {f"{name} / bare step": ratio}, **{unit: count})
+    """Times `work`, which handles so many, in turn with the bare step, and keeps the ratios."""
+    seconds = take_turns(benchmark, {"bare": bare(), "work": work}, ROUNDS)
+    print(f"\n{name}: {count / median(seconds['work']):,.0f} {unit}/s")
+    ratios = times_as_fast(seconds["work"], seconds["bare"], BARE_STEPS * BATCH / count)
+    keep(benchmark, {f"{name} / bare step": ratios}, **{unit: count})
 
 
-def keep(benchmark: Any, ratios: dict[str, float], **sizes: int) -> None:
-    """For the results: ratios under names of their own, and what they were measured with."""
+def keep(benchmark: Any, ratios: dict[str, list[float]], **sizes: int) -> None:
+    """For the results: the ratios of every round, by name, and what they were measured with."""
     benchmark.extra_info.update(ratios=ratios, sizes=sizes)
