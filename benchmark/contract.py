@@ -44,6 +44,8 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 RECIPE = Recipe(epochs=1, batch_size=20, learning_rate=0.05)
 CPU = torch.device("cpu")
+SIDE = 16
+"""Pixels of an image where any size will do."""
 
 
 class Broken(Exception):
@@ -181,7 +183,7 @@ def documentation(registry: Registry[Any], name: str) -> None:
 
 @promise("attack", "it keeps its settings, and its trigger is a function of the image alone")
 def pure_trigger(registry: Registry[Any], name: str) -> None:
-    attack, data = registry.build(name), pictures(60, 32, 10)
+    attack, data = registry.build(name), pictures(60, SIDE, 10)
     expect(isinstance(attack, Attack), "it is not a subclass of attacks.base.Attack")
     expect(frozen(attack), "it is not a frozen dataclass")
     attack = attack.prepare(data, lent(data), stream(0, "poison"))
@@ -197,7 +199,7 @@ def pure_trigger(registry: Registry[Any], name: str) -> None:
 
 @promise("attack", "it poisons what it says, for any size and number of classes, and nothing else")
 def honest_poison(registry: Registry[Any], name: str) -> None:
-    for size, classes in ((32, 43), (64, 10)):
+    for size, classes in ((SIDE, 43), (40, 10)):
         attack = registry.build(name)
         data = pictures(60 if attack.trains else 430, size, classes)
         images, labels = data.images.clone(), data.labels.clone()
@@ -235,7 +237,7 @@ def honest_poison(registry: Registry[Any], name: str) -> None:
 
 @promise("defense", "it gives a classifier and changes nothing it was given")
 def clean_hands(registry: Registry[Any], name: str) -> None:
-    defense, data = registry.build(name), pictures(60, 32, 10)
+    defense, data = registry.build(name), pictures(60, SIDE, 10)
     fraction = defense.clean_fraction
     expect(0 <= fraction < 1, f"its clean_fraction is {fraction} and not in [0, 1)")
     expect(frozen(defense), "it is not a frozen dataclass")
@@ -273,7 +275,7 @@ def clean_hands(registry: Registry[Any], name: str) -> None:
 
 @promise("defense", "it is a function of its seed")
 def seeded(registry: Registry[Any], name: str) -> None:
-    defense, data = registry.build(name), pictures(60, 32, 10)
+    defense, data = registry.build(name), pictures(60, SIDE, 10)
     fraction = defense.clean_fraction
     one, two, other = (
         logits(defense.fit(data, context(data, fraction, seed)), data.images) for seed in (0, 0, 1)
@@ -294,7 +296,7 @@ def defense_cell(registry: Registry[Any], name: str) -> None:
 
 def whole_cell(attack: str, defense: str) -> None:
     """Raises `Broken` where the harness fails on a very short cell of `toy`."""
-    source = "toy(train_images=400, test_images=50)"
+    source = f"toy(train_images=400, test_images=50, image_size={SIDE})"
     with TemporaryDirectory() as folder:
         harness = Harness(Cache(Path(folder)), [], CPU)
         record = harness.run(cell(source, "wrn16_1", attack, defense, RECIPE, seed=0))
@@ -317,7 +319,8 @@ def defense_goes_on(registry: Registry[Any], name: str) -> None:
 def goes_on(attack: str, defense: str, curves: bool = False) -> int:
     """How often work went on from a checkpoint. Raises `Broken` where a cell that is broken off
     again and again has another record than one that is not."""
-    source, recipe = "toy(train_images=64, test_images=20)", replace(RECIPE, epochs=3)
+    source = f"toy(train_images=64, test_images=20, image_size={SIDE})"
+    recipe = replace(RECIPE, epochs=3)
     chosen = cell(source, "wrn16_1", attack, defense, recipe, seed=0)
 
     def attempt(folder: str, progress: Callable[[int], None]) -> Record:
@@ -352,7 +355,7 @@ def goes_on(attack: str, defense: str, curves: bool = False) -> int:
 
 @promise("attack", "its steps can be recorded for a GPU, and replayed")
 def attack_replays(registry: Registry[Any], name: str) -> None:
-    attack, data = registry.build(name), pictures(60, 32, 10)
+    attack, data = registry.build(name), pictures(60, SIDE, 10)
 
     def prepare() -> Tensor:
         means = replace(lent(data), recipe=replace(RECIPE, epochs=2))
@@ -366,7 +369,7 @@ def attack_replays(registry: Registry[Any], name: str) -> None:
 
 @promise("defense", "its steps can be recorded for a GPU, and replayed")
 def defense_replays(registry: Registry[Any], name: str) -> None:
-    defense, data = registry.build(name), pictures(60, 32, 10)
+    defense, data = registry.build(name), pictures(60, SIDE, 10)
 
     def fit() -> Tensor:
         means = context(data, defense.clean_fraction)

@@ -11,8 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-from platformdirs import user_cache_path
-
 from models.errors import InvalidInput
 
 
@@ -38,7 +36,12 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 def cache_root() -> Path:
     """`$BDBENCH_CACHE`, else the platform's user cache."""
-    return Path(os.environ.get("BDBENCH_CACHE") or user_cache_path("bdbench"))
+    if named := os.environ.get("BDBENCH_CACHE"):
+        return Path(named)
+    # Nobody who names a folder needs it, and not every machine that only computes has it.
+    from platformdirs import user_cache_path
+
+    return user_cache_path("bdbench")
 
 
 def check_writable(folder: Path) -> None:

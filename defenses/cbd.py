@@ -127,7 +127,7 @@ class CBD(Defense):
     ) -> Tensor:
         """Algorithm 1, second stage: trains f_C against f_B and leaves it in eval mode. Returns the
         last weight of each image, float32 (n,)."""
-        optimizer = context.recipe.sgd(f_c)
+        optimizer, parameters = context.recipe.sgd(f_c), list(f_c.parameters())
         with global_seed(context.seed, "weights", "critic"):
             critic = Critic(f_c.head.in_features + f_b.head.in_features).to(context.device)
         critic_optimizer = Adam(critic.parameters(), lr=self.critic_learning_rate)
@@ -149,7 +149,8 @@ class CBD(Defense):
             if self.critic_weight:
                 loss = loss + self.critic_weight * dependence(critic, z, r)
             optimizer.zero_grad()
-            loss.backward()
+            # Not the critic's, which would be computed and thrown away.
+            loss.backward(inputs=parameters)
             optimizer.step()
 
         f_c.train()

@@ -66,9 +66,9 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def images() -> ImageSet:
-    """60 random images of 32 x 32 pixels, six of each of ten classes."""
+    """60 random images of 16 x 16 pixels, six of each of ten classes."""
     rng = stream(0, "test images")
-    pixels = torch.randint(0, 256, (60, 3, 32, 32), dtype=torch.uint8, generator=rng)
+    pixels = torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8, generator=rng)
     return ImageSet(pixels, torch.arange(60) % 10, 10)
 
 

@@ -322,7 +322,7 @@ def test_a_training_that_diverges_is_not_an_error(images: ImageSet) -> None:
 
 
 def test_poisoned_images_are_isolated() -> None:
-    clean = generate(1_000, "train")
+    clean = generate(1_000, "train", 16)
     made = attacks.build("badnets(poisoning_rate=0.2)").poison(clean, stream(0, "poison"))
     lent = context(Recipe(epochs=4, batch_size=32, learning_rate=0.005))
     defense = ABL(isolation_epochs=100, finetuning_epochs=1, unlearning_epochs=0)

@@ -85,7 +85,7 @@ def test_a_tape_covers_every_choice() -> None:
 def test_every_image_has_its_own_draw(images: ImageSet) -> None:
     same = images.images[:1].expand(60, -1, -1, -1).contiguous()
     how = Augmentation()
-    views = augment(same, draw_tape(60, (32, 32), how, stream(3, "tape")), how)
+    views = augment(same, draw_tape(60, images.size, how, stream(3, "tape")), how)
     assert len({view.numpy().tobytes() for view in views}) > 50
 
 

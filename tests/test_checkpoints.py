@@ -277,7 +277,14 @@ def test_a_full_disk_ends_checkpoints_and_not_the_training(
 
 def short_cell() -> Cell:
     recipe = Recipe(epochs=3, batch_size=32, learning_rate=0.01)
-    return cell("toy(train_images=64, test_images=20)", "wrn16_1", "badnets", "cbd", recipe, 0)
+    return cell(
+        "toy(train_images=64, test_images=20, image_size=16)",
+        "wrn16_1",
+        "badnets",
+        "cbd",
+        recipe,
+        0,
+    )
 
 
 def test_seconds_of_earlier_attempts_count(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from benchmark.cli import main
 
 TINY = [
-    "--dataset=toy(train_images=100, test_images=50)",
+    "--dataset=toy(train_images=100, test_images=50, image_size=16)",
     "--attack=badnets",
     "--epochs=1",
     "--precision=fp32",

@@ -338,7 +338,14 @@ def test_without_clean_images_the_complaint_says_so(
 def test_a_repaired_network_is_not_flagged_as_unchanged(defense: str, cache_folder: Path) -> None:
     """Neither when its start was just trained nor when it came from the cache."""
     recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
-    cells = cell("toy(train_images=120, test_images=80)", "wrn16_1", "badnets", defense, recipe, 0)
+    cells = cell(
+        "toy(train_images=120, test_images=80, image_size=16)",
+        "wrn16_1",
+        "badnets",
+        defense,
+        recipe,
+        0,
+    )
     records = [Harness(Cache(cache_folder), [], CPU).run(cells) for _ in range(2)]
     for record in records:
         assert record.error is None

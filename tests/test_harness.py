@@ -30,7 +30,7 @@ from models.errors import InvalidInput
 from models.rng import derive
 from models.training import Recipe, train
 
-DATASET = "toy(train_images=120, test_images=80)"
+DATASET = "toy(train_images=120, test_images=80, image_size=16)"
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
 CPU = torch.device("cpu")
 

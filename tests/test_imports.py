@@ -56,3 +56,10 @@ def test_methods_do_not_import_one_another(method: str) -> None:
 def test_help_and_tables_need_no_torch(statement: str) -> None:
     program = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+def test_a_run_in_one_process_needs_no_pool_and_folders_that_are_named_no_platform() -> None:
+    program = (
+        "import sys, benchmark.run; sys.exit(bool({'pebble', 'platformdirs'} & {*sys.modules}))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)

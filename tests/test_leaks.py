@@ -28,7 +28,7 @@ from models.classifier import Classifier
 from models.data import ImageSet
 from models.training import Recipe
 
-SIZES = "toy(train_images=200, test_images=60)"
+SIZES = "toy(train_images=200, test_images=60, image_size=16)"
 RECIPE = Recipe(epochs=1, batch_size=50, learning_rate=0.01)
 LEAVES = (str, bytes, int, float, complex, bool, type(None), type, ModuleType, torch.device)
 found: list[Any] = []

@@ -28,7 +28,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 Core = namedtuple("Core", "user nice system idle iowait irq softirq steal guest guest_nice")
 OFF = Core(*[0.0] * 10)
 TINY = [
-    "--dataset=toy(train_images=100, test_images=50)",
+    "--dataset=toy(train_images=100, test_images=50, image_size=16)",
     "--attack=badnets",
     "--defense=none",
     "--epochs=1",
@@ -195,7 +195,12 @@ RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
 
 def tiny(defense: str) -> Cell:
     return cell(
-        "toy(train_images=120, test_images=80)", "wrn16_1", "badnets", defense, RECIPE, seed=0
+        "toy(train_images=120, test_images=80, image_size=16)",
+        "wrn16_1",
+        "badnets",
+        defense,
+        RECIPE,
+        seed=0,
     )
 
 

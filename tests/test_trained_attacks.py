@@ -40,7 +40,7 @@ def poison_stream() -> torch.Generator:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
-    source = datasets.build("toy(train_images=300, test_images=100)")
+    source = datasets.build("toy(train_images=300, test_images=100, image_size=16)")
     return source.load([], Cache(tmp_path_factory.mktemp("toy"))).train
 
 
@@ -282,7 +282,7 @@ def test_an_inverted_patch_drives_its_neurons(toy: ImageSet) -> None:
     made = attack.poison(toy, poison_stream())
     assert made.facts["activation_after"] > made.facts["activation_before"]
     stamped = attack.trigger(toy.images[:3])
-    assert torch.equal(stamped[:, :, 25:28, 25:28], attack.cells().expand(3, 3, 3, 3))
+    assert torch.equal(stamped[:, :, 9:12, 9:12], attack.cells().expand(3, 3, 3, 3))
     assert not torch.equal(attack.cells(), Trojan().cells())
 
 
@@ -299,7 +299,9 @@ def test_an_unprepared_attack_says_so(text: str) -> None:
 def test_a_prepared_attack_is_kept_in_the_cache_with_its_seconds(cache_folder: Path) -> None:
     recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.01)
     spec = "dynamic(mask_epochs=1, joint_epochs=1)"
-    made = cell("toy(train_images=100, test_images=50)", "wrn16_1", spec, "none", recipe, 0)
+    made = cell(
+        "toy(train_images=100, test_images=50, image_size=16)", "wrn16_1", spec, "none", recipe, 0
+    )
     records = [Harness(Cache(cache_folder), [], CPU).run(made) for _ in range(2)]
     seconds = [record.measured["seconds"]["prepare"] for record in records]
     assert seconds[0] > 0.05

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
-from platformdirs import user_cache_path
 from torch import Tensor
 
 from benchmark.cache import Cache, Payload, sha256_of
+from benchmark.files import cache_root
 from models.data import ImageSet
 from models.errors import InvalidInput, check
 from models.rng import stream
@@ -164,11 +164,11 @@ class FileSource(Source):
 
 
 def roots(data: Path | None = None) -> list[Path]:
-    """Folders to search, in order: `data`, `$BDBENCH_DATA`, the user's cache."""
+    """Folders to search, in order: `data`, `$BDBENCH_DATA`, `data` in the cache."""
     variable = os.environ.get("BDBENCH_DATA")
     named = [data, Path(variable) if variable else None]
     searched = [folder.expanduser() for folder in named if folder is not None]
-    return list(dict.fromkeys([*searched, user_cache_path("bdbench") / "data"]))
+    return list(dict.fromkeys([*searched, cache_root() / "data"]))
 
 
 def stratified(data: ImageSet, count: int, name: str) -> ImageSet:

@@ -17,7 +17,7 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim import Adam
-from turns import TINY, Work, keep, lend, pictures, take_turns, times_as_fast
+from turns import ROUNDS, TINY, Work, keep, lend, pictures, take_turns, times_as_fast
 
 from benchmark.devices import has_bf16
 from defenses.base import Context
@@ -123,7 +123,7 @@ def test_loaders(benchmark: object) -> None:
         for precision in PRECISIONS
     }
     named = {f"{method}, reference loader": work for method, work in public.items()} | ours
-    seconds = take_turns(benchmark, named, 1 if TINY else 3)
+    seconds = take_turns(benchmark, named, ROUNDS)
     ratios, rows = {}, []
     for name, times in seconds.items():
         reference = f"{name.partition(',')[0]}, reference loader"
