@@ -223,11 +223,12 @@ def test_it_starves_poisoned_images_when_f_b_knows_the_trigger() -> None:
     from benchmark.cache import Cache
     from benchmark.datasets import datasets
 
-    toy = datasets.build("toy").load([], Cache.__new__(Cache))
+    source = datasets.build("toy(image_size=16)")
+    toy = source.load([], Cache.__new__(Cache))
     made = BadNets().poison(toy.train, stream(0, "poison"))
-    recipe = Recipe(epochs=6, batch_size=64, learning_rate=0.02, drops=(0.75,), padding=0, cutout=0)
+    recipe = Recipe(6, batch_size=64, learning_rate=source.learning_rate, padding=0, cutout=0)
     lent = context(recipe)
-    CBD().fit(made.train, lent)
+    CBD(t1=3).fit(made.train, lent)
     found = diagnose(lent.journal.samples, made.mask)
     assert found["f_B loss"]["auroc"] > 0.9
     assert found["w"]["mean_poisoned"] < 0.3 * found["w"]["mean_clean"]
