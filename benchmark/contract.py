@@ -199,7 +199,7 @@ def pure_trigger(registry: Registry[Any], name: str) -> None:
 
 @promise("attack", "it poisons what it says, for any size and number of classes, and nothing else")
 def honest_poison(registry: Registry[Any], name: str) -> None:
-    for size, classes in ((SIDE, 43), (40, 10)):
+    for size, classes in ((32, 43), (64, 10)):
         attack = registry.build(name)
         data = pictures(60 if attack.trains else 430, size, classes)
         images, labels = data.images.clone(), data.labels.clone()

@@ -67,10 +67,12 @@ def test_fifteen_percent_are_allowed(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_worse_is_what_no_round_denies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     then = results(tmp_path / "then", {"a": [0.7, 1.0, 1.6]})
     assert main(results(tmp_path / "noise", {"a": [0.71, 0.4, 0.5]}), then) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "perhaps worse: a is 0.50 and was 1.00"
     assert main(results(tmp_path / "slower", {"a": [0.69, 0.4, 0.5]}), then) == 1
     assert capsys.readouterr().out.splitlines()[-1] == "worse: a is 0.50 and was 1.00"
     even = results(tmp_path / "even", {"a": [1.0, 1.0, 1.0]})
     assert main(results(tmp_path / "a little", {"a": [0.86, 0.86, 0.87]}), even) == 0
+    assert "worse:" not in capsys.readouterr().out
 
 
 def test_what_cannot_be_compared_is_said(
