@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.registry import Registry
+from bdbench.models.registry import Registry
 
 if TYPE_CHECKING:
-    from attacks.base import Attack
+    from bdbench.attacks.base import Attack
 
-attacks: Registry[Attack] = Registry("attack", "attacks")
+attacks: Registry[Attack] = Registry("attack", "bdbench.attacks")
 register = attacks.register

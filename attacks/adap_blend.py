@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.base import Attack, Poisoned
-from attacks.blend import Blend
-from attacks.poison import check_cover_rate, dirty_label
-from models.data import ImageSet
-from models.errors import at_least, check
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.blend import Blend
+from bdbench.attacks.poison import check_cover_rate, dirty_label
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import at_least, check
 
 
 @register("adap_blend")

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.base import Attack, Poisoned
-from attacks.patch import enlarge, place
-from attacks.poison import check_cover_rate, dirty_label
-from models.data import ImageSet
-from models.errors import check
-from models.rng import stream
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.patch import enlarge, place
+from bdbench.attacks.poison import check_cover_rate, dirty_label
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
+from bdbench.models.rng import stream
 
 PATCHES = 4
 """Patch 0 is in the upper left corner, 1 upper right, 2 lower left, 3 lower right."""

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from attacks import attacks, register
-from attacks.base import Attack, Poisoned, prepared
-from models.augment import to_float
-from models.checkpoints import State, resumable
-from models.classifier import Classifier
-from models.context import TrainingContext
-from models.data import ImageSet
-from models.errors import above, at_least, check
-from models.training import Batch, Recipe, loop, sample_losses
+from bdbench.attacks import attacks, register
+from bdbench.attacks.base import Attack, Poisoned, prepared
+from bdbench.models.augment import to_float
+from bdbench.models.checkpoints import State, resumable
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import above, at_least, check
+from bdbench.models.training import Batch, Recipe, loop, sample_losses
 
 CHUNK = 256
 """Poisoned images whose gradients are taken at a time."""

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.base import Attack, Poisoned
-from attacks.patch import enlarge, place
-from attacks.poison import dirty_label
-from models.data import ImageSet
-from models.errors import at_least, one_of
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.patch import enlarge, place
+from bdbench.attacks.poison import dirty_label
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import at_least, one_of
 
 PATTERNS = {
     "grid": ((0, 0, 255), (0, 255, 0), (255, 0, 255)),

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from attacks import register
-from attacks.badnets import BadNets
-from attacks.base import Attack
-from models.errors import check
+from bdbench.attacks import register
+from bdbench.attacks.badnets import BadNets
+from bdbench.attacks.base import Attack
+from bdbench.models.errors import check
 
 
 @register("badnets_all_to_all")

@@ -10,10 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from models.context import TrainingContext
-from models.data import ImageSet
-from models.errors import check
-from models.training import Recipe
+from bdbench.models.context import TrainingContext
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
+from bdbench.models.training import Recipe
 
 
 @dataclass(frozen=True)

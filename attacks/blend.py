@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.base import Attack, Poisoned
-from attacks.poison import dirty_label
-from models.data import ImageSet
-from models.errors import check
-from models.rng import stream
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.poison import dirty_label
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
+from bdbench.models.rng import stream
 
 CHUNK = 256
 """Images that are mixed at a time."""

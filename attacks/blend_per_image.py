@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.blend import Blend
-from models.rng import stream
+from bdbench.attacks import register
+from bdbench.attacks.blend import Blend
+from bdbench.models.rng import stream
 
 
 @register("blend_per_image")

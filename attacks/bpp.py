@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.base import Attack, Poisoned
-from attacks.poison import check_cover_rate, dirty_label
-from models.data import ImageSet
-from models.errors import check
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.poison import check_cover_rate, dirty_label
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
 
 UNIT = 16
 """Parts of a grey level: what the weights of Floyd and Steinberg add up to."""

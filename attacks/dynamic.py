@@ -20,18 +20,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils import clip_grad_norm_
 
-from attacks import register
-from attacks.base import Attack, Poisoned, prepared
-from attacks.poison import check_cover_rate, dirty_label
-from models import observer
-from models.augment import to_float
-from models.checkpoints import State
-from models.classifier import Classifier
-from models.context import TrainingContext
-from models.data import ImageSet
-from models.errors import at_least, check
-from models.rng import global_seed
-from models.training import Batch, Recipe, logits, loop
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned, prepared
+from bdbench.attacks.poison import check_cover_rate, dirty_label
+from bdbench.models import observer
+from bdbench.models.augment import to_float
+from bdbench.models.checkpoints import State
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import at_least, check
+from bdbench.models.rng import global_seed
+from bdbench.models.training import Batch, Recipe, logits, loop
 
 DEVIATION = 0.25
 """Of the pixels of natural images: networks see (x - 1/2) / 0.25."""

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.base import Attack, Poisoned, check_target
-from models.data import ImageSet
-from models.errors import check
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned, check_target
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
 
 
 @register("none")

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from attacks.base import Attack, Poisoned, check_target
-from models.data import ImageSet
-from models.errors import check, one_of
+from bdbench.attacks.base import Attack, Poisoned, check_target
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check, one_of
 
 RATE_BASES = ("target_class", "dataset")
 

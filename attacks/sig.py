@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.base import Attack, Poisoned
-from attacks.poison import RATE_BASES, clean_label
-from models.data import ImageSet
-from models.errors import above, check, one_of
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.poison import RATE_BASES, clean_label
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import above, check, one_of
 
 
 @register("sig")

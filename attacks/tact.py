@@ -17,12 +17,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.badnets import BadNets
-from attacks.base import Attack, Poisoned, check_target
-from attacks.poison import apply, check_cover_rate
-from models.data import ImageSet
-from models.errors import check
+from bdbench.attacks import register
+from bdbench.attacks.badnets import BadNets
+from bdbench.attacks.base import Attack, Poisoned, check_target
+from bdbench.attacks.poison import apply, check_cover_rate
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
 
 
 @register("tact")

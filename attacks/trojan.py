@@ -17,17 +17,17 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from attacks import register
-from attacks.base import Attack, Poisoned, prepared
-from attacks.patch import enlarge, place
-from attacks.poison import dirty_label
-from models.augment import to_float
-from models.classifier import Classifier
-from models.context import TrainingContext
-from models.data import ImageSet
-from models.errors import at_least, check, one_of
-from models.rng import stream
-from models.training import Recipe, train
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned, prepared
+from bdbench.attacks.patch import enlarge, place
+from bdbench.attacks.poison import dirty_label
+from bdbench.models.augment import to_float
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import at_least, check, one_of
+from bdbench.models.rng import stream
+from bdbench.models.training import Recipe, train
 
 MODES = ("add", "overwrite", "inverted")
 NEURONS = 2

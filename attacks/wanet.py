@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from attacks import register
-from attacks.base import Attack, Poisoned
-from attacks.poison import check_cover_rate, dirty_label
-from models.data import ImageSet
-from models.errors import above, at_least, check
-from models.rng import stream
+from bdbench.attacks import register
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.poison import check_cover_rate, dirty_label
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import above, at_least, check
+from bdbench.models.rng import stream
 
 BITS = 11
 """Binary digits of a fraction of a pixel: two of them and a grey level fit an int32."""

@@ -1,6 +1,6 @@
-"""`python -m benchmark` is `bdbench`."""
+"""`python -m bdbench` is `bdbench`."""
 
-from benchmark.cli import entry
+from bdbench.cli import entry
 
 # Worker processes import this file, too.
 if __name__ == "__main__":

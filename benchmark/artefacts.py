@@ -16,9 +16,9 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from benchmark.files import write_atomically
-from benchmark.records import KEY
-from models.errors import check
+from bdbench.files import write_atomically
+from bdbench.models.errors import check
+from bdbench.records import KEY
 
 FOLDER = "artefacts"
 Arrays = dict[str, NDArray[numpy.generic]]

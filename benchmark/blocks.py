@@ -9,10 +9,10 @@ from functools import cached_property
 
 from tabulate import tabulate
 
-from benchmark.groups import Group, is_none, mean, name_order, seconds_total
-from benchmark.records import Record
-from benchmark.statistics import half_width, tied
-from models import spec
+from bdbench.groups import Group, is_none, mean, name_order, seconds_total
+from bdbench.models import spec
+from bdbench.records import Record
+from bdbench.statistics import half_width, tied
 
 CA, ASR, FLOOR = "clean_accuracy", "attack_success_rate", "asr_floor"
 MISSING = "-"

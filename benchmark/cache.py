@@ -3,7 +3,7 @@
 An entry is `<root>/<kind>/<digest>.safetensors` beside `<digest>.json`, where the digest is the
 hash of everything the entry depends on. The JSON is written last, holds hashes of the other file
 and of its own content, and so marks the entry as complete. Nothing here is ever unpickled. What
-else lies under the root, and how all of it is kept in order, is in `benchmark.housekeeping`.
+else lies under the root, and how all of it is kept in order, is in `bdbench.housekeeping`.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
 
-from benchmark.files import write_atomically
-from models.errors import InvalidInput
+from bdbench.files import write_atomically
+from bdbench.models.errors import InvalidInput
 
 Payload = tuple[dict[str, Tensor], dict[str, Any]]
 

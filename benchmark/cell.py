@@ -8,15 +8,15 @@ from typing import Any
 
 import torch
 
-from attacks import attacks
-from attacks.base import check_target
-from benchmark.cache import digest_of
-from benchmark.datasets import datasets
-from benchmark.records import SCHEMA
-from defenses import defenses
-from models import models, spec
-from models.errors import InvalidInput
-from models.training import Recipe
+from bdbench.attacks import attacks
+from bdbench.attacks.base import check_target
+from bdbench.cache import digest_of
+from bdbench.datasets import datasets
+from bdbench.defenses import defenses
+from bdbench.models import models, spec
+from bdbench.models.errors import InvalidInput
+from bdbench.models.training import Recipe
+from bdbench.records import SCHEMA
 
 REGISTRIES: dict[str, Any] = {
     "dataset": datasets,

@@ -22,9 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from benchmark.files import write_atomically
-from models.checkpoints import Keeper, Kept, State, capture
-from models.errors import InvalidInput
+from bdbench.files import write_atomically
+from bdbench.models.checkpoints import Keeper, Kept, State, capture
+from bdbench.models.errors import InvalidInput
 
 SHARE = 0.02
 """Of the time of a training, that checkpoints may take."""
@@ -116,7 +116,7 @@ def hash_of(content: bytes) -> str:
 
 
 def encode(note: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
-    """JSON values and a state as `models.checkpoints.capture` gives it, as one file."""
+    """JSON values and a state as `bdbench.models.checkpoints.capture` gives it, as one file."""
     tensors: dict[str, Tensor] = {}
     document = {**note, "state": _flattened(state, tensors)}
     return safetensors.torch.save(tensors, {"document": json.dumps(document)})

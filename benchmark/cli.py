@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from benchmark.suites import suite
-from models import spec
-from models.errors import InvalidInput, check, one_line
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput, check, one_line
+from bdbench.suites import suite
 
 if TYPE_CHECKING:
-    from benchmark.records import Record
+    from bdbench.records import Record
 
 
 class PathWithoutNul(click.Path):
@@ -135,8 +135,8 @@ def run(name: str, **options: Any) -> int:
     Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
     """
     chosen = suite(name)
-    from benchmark.engines import Place, options_of
-    from benchmark.run import Changes, run_suite
+    from bdbench.engines import Place, options_of
+    from bdbench.run import Changes, run_suite
 
     place = Place(**_named(Place, options), options=options_of(options.pop("option")))
     changes = Changes(**_named(Changes, options))
@@ -157,7 +157,7 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
     known = ["attacks", "defenses", "models", "datasets", "suites"]
     for kind in kinds:
         check(kind in known, f"unknown kind {kind!r}{spec.did_you_mean(kind, known)}")
-    from benchmark.describe import catalogue
+    from bdbench.describe import catalogue
 
     _load(plugin)
     click.echo(catalogue(list(kinds) or known))
@@ -168,7 +168,7 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
 def describe(name: str, plugin: tuple[Path, ...]) -> None:
     """Show fields, defaults, source and cost of an attack, defense, model, data set or suite."""
-    from benchmark.describe import description
+    from bdbench.describe import description
 
     _load(plugin)
     click.echo(description(name))
@@ -186,7 +186,7 @@ def table(which: str, results: Path, latex: bool) -> int:
     known = ["leaderboard", "1", "2", "3", "5"]
     check(which in known, f"unknown table {which!r}{spec.did_you_mean(which, known)}")
     check(not latex or which != "leaderboard", "--latex is for the tables of the paper: 1, 2, 3, 5")
-    from benchmark.tables import write_leaderboard, write_table
+    from bdbench.tables import write_leaderboard, write_table
 
     records, damaged = _records(results)
     if which == "leaderboard":
@@ -207,7 +207,7 @@ def verify(results: Path, as_json: bool) -> int:
     Shown are the difference, whether the printed number is inside our 95 % interval, and the
     reasons that are known. The same is written to tables/verify.md and verify.csv.
     """
-    from benchmark.verify import write_verification
+    from bdbench.verify import write_verification
 
     records, damaged = _records(results)
     made = write_verification(records, results)
@@ -225,7 +225,7 @@ def merge(folders: tuple[Path, ...], results: Path) -> int:
     folder, where the folder of the results itself comes before all others. Exit code 1 where a
     damaged record was left out.
     """
-    from benchmark.merge import merge as gather
+    from bdbench.merge import merge as gather
 
     lines, whole = gather(folders, results)
     click.echo("\n".join(lines))
@@ -258,7 +258,7 @@ def figure(
     triggers: an image with the trigger of each attack. A SPEC is a name with or without fields,
     and stands for all that agree with it.
     """
-    from benchmark.figures import FORMATS, make
+    from bdbench.figures import FORMATS, make
 
     _load(plugin)
     records, damaged = _records(results)
@@ -276,7 +276,7 @@ def report(results: Path, compare: Path | None, out: Path | None) -> int:
 
     It opens in a browser without a network. It never trains.
     """
-    from benchmark.report import write_report
+    from bdbench.report import write_report
 
     records, damaged = _records(results)
     others, more = _records(compare) if compare else ([], False)
@@ -290,7 +290,7 @@ def report(results: Path, compare: Path | None, out: Path | None) -> int:
 @click.option("--results", type=FOLDER, help="Default: all folders below results/.")
 def explain(key: str, results: Path | None) -> None:
     """Show everything behind one cell. KEY is the name of a record or its first digits."""
-    from benchmark.describe import explanation
+    from bdbench.describe import explanation
 
     click.echo(explanation(key, results))
 
@@ -303,7 +303,7 @@ def check_plugin(what: str, plugin: tuple[Path, ...]) -> int:
 
     Exit codes: 0 every promise is kept, 1 one is broken, 2 there is no such plugin.
     """
-    from benchmark.contract import broken, found
+    from bdbench.contract import broken, found
 
     _load(plugin)
     failures = 0
@@ -326,8 +326,8 @@ def data() -> None:
 @click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 def data_ls(folder: Path | None) -> None:
     """Show which data sets were found, and where."""
-    from benchmark.datasets import datasets
-    from benchmark.datasets.base import roots
+    from bdbench.datasets import datasets
+    from bdbench.datasets.base import roots
 
     for name in datasets.names():
         found = datasets.build(name).locate(roots(folder))
@@ -340,10 +340,10 @@ def data_ls(folder: Path | None) -> None:
 @click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 def prepare(name: str, folder: Path | None) -> None:
     """Decode a data set into the cache and show what is in it."""
-    from benchmark.cache import Cache
-    from benchmark.datasets import datasets
-    from benchmark.datasets.base import roots
-    from benchmark.files import cache_root
+    from bdbench.cache import Cache
+    from bdbench.datasets import datasets
+    from bdbench.datasets.base import roots
+    from bdbench.files import cache_root
 
     loaded = datasets.build(name).load(roots(folder), Cache(cache_root()))
     height, width = loaded.train.size
@@ -375,7 +375,7 @@ def preview(attack: str, plugin: tuple[Path, ...], **options: Any) -> None:
     The data are poisoned as in a run with this seed. "Seen" and "energy left" are what the random
     crop, flip and cutout of the default recipe leave of the trigger.
     """
-    from benchmark import preview as previews
+    from bdbench import preview as previews
 
     _load(plugin)
     for line in previews.preview(attack, **options):
@@ -394,9 +394,9 @@ def cache_ls(kind: str | None) -> None:
 
     Of a KIND, everything is listed, last used first.
     """
-    from benchmark.cache import Cache
-    from benchmark.files import cache_root
-    from benchmark.housekeeping import listing
+    from bdbench.cache import Cache
+    from bdbench.files import cache_root
+    from bdbench.housekeeping import listing
 
     click.echo(listing(Cache(cache_root()), kind))
 
@@ -407,9 +407,9 @@ def cache_verify() -> int:
 
     Exit codes: 0 all is whole, 1 something is damaged; a run makes it anew.
     """
-    from benchmark.cache import Cache
-    from benchmark.files import cache_root
-    from benchmark.housekeeping import verify
+    from bdbench.cache import Cache
+    from bdbench.files import cache_root
+    from bdbench.housekeeping import verify
 
     lines, whole = verify(Cache(cache_root()))
     click.echo("\n".join(lines))
@@ -427,9 +427,9 @@ def gc(max_size: str | None, kinds: tuple[str, ...], dry_run: bool) -> None:
     what was not used for the longest time. What figures are drawn from stays unless --kind
     artefacts is given: only running a cell makes it anew. What a command holds that runs now stays.
     """
-    from benchmark.cache import Cache
-    from benchmark.files import cache_root
-    from benchmark.housekeeping import sweep
+    from bdbench.cache import Cache
+    from bdbench.files import cache_root
+    from bdbench.housekeeping import sweep
 
     click.echo("\n".join(sweep(Cache(cache_root()), kinds, max_size, dry_run)))
 
@@ -438,7 +438,7 @@ def gc(max_size: str | None, kinds: tuple[str, ...], dry_run: bool) -> None:
 @click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 def doctor(folder: Path | None) -> int:
     """Show versions, devices and folders, and what would stand in the way of a run."""
-    from benchmark.describe import diagnosis
+    from bdbench.describe import diagnosis
 
     lines, fine = diagnosis(folder)
     click.echo("\n".join(lines))
@@ -447,7 +447,7 @@ def doctor(folder: Path | None) -> int:
 
 def _records(results: Path) -> tuple[list[Record], bool]:
     """The records of a folder, and whether any was damaged, which is said."""
-    from benchmark.records import read_all
+    from bdbench.records import read_all
 
     records, damaged = read_all(results)
     for line in damaged:
@@ -456,7 +456,7 @@ def _records(results: Path) -> tuple[list[Record], bool]:
 
 
 def _load(plugins: Sequence[Path]) -> None:
-    from models.registry import load_file
+    from bdbench.models.registry import load_file
 
     for path in plugins:
         load_file(path)

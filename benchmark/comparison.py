@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from benchmark.blocks import MISSING
-from benchmark.groups import AXES, Group
-from benchmark.statistics import tied
+from bdbench.blocks import MISSING
+from bdbench.groups import AXES, Group
+from bdbench.statistics import tied
 
 
 @dataclass(frozen=True)

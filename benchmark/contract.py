@@ -18,26 +18,26 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks import attacks
-from attacks.base import Attack, Poisoned
-from benchmark.cache import Cache
-from benchmark.cell import cell
-from benchmark.datasets import datasets
-from benchmark.harness import Harness, clean_budget
-from benchmark.host_graph import HostGraph
-from benchmark.records import Record, decode, encode
-from defenses import defenses
-from defenses.base import Context
-from models import models
-from models.capture import recorded_by
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput, check
-from models.registry import Registry, load_file
-from models.rng import stream
-from models.spec import did_you_mean
-from models.training import Recipe, logits, predict
+from bdbench.attacks import attacks
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.cache import Cache
+from bdbench.cell import cell
+from bdbench.datasets import datasets
+from bdbench.defenses import defenses
+from bdbench.defenses.base import Context
+from bdbench.harness import Harness, clean_budget
+from bdbench.host_graph import HostGraph
+from bdbench.models import models
+from bdbench.models.capture import recorded_by
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput, check
+from bdbench.models.registry import Registry, load_file
+from bdbench.models.rng import stream
+from bdbench.models.spec import did_you_mean
+from bdbench.models.training import Recipe, logits, predict
+from bdbench.records import Record, decode, encode
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry for registry in (attacks, defenses, models, datasets)
@@ -184,7 +184,7 @@ def documentation(registry: Registry[Any], name: str) -> None:
 @promise("attack", "it keeps its settings, and its trigger is a function of the image alone")
 def pure_trigger(registry: Registry[Any], name: str) -> None:
     attack, data = registry.build(name), pictures(60, SIDE, 10)
-    expect(isinstance(attack, Attack), "it is not a subclass of attacks.base.Attack")
+    expect(isinstance(attack, Attack), "it is not a subclass of bdbench.attacks.Attack")
     expect(frozen(attack), "it is not a frozen dataclass")
     attack = attack.prepare(data, lent(data), stream(0, "poison"))
     before = data.images.clone()
@@ -206,7 +206,7 @@ def honest_poison(registry: Registry[Any], name: str) -> None:
         attack = attack.prepare(data, lent(data), stream(7, "poison"))
         made, again = (attack.poison(data, stream(7, "poison")) for _ in range(2))
         where = f"with {classes} classes of {size} pixels"
-        expect(isinstance(made, Poisoned), "poison does not return attacks.base.Poisoned")
+        expect(isinstance(made, Poisoned), "poison does not return bdbench.attacks.Poisoned")
         for part, rows in (("mask", made.mask), ("cover", made.cover)):
             expect(
                 rows.dtype == torch.bool and rows.shape == labels.shape,
@@ -260,7 +260,7 @@ def clean_hands(registry: Registry[Any], name: str) -> None:
     )
     expect(
         torch.equal(torch.rand(1), follows),
-        "it draws from torch's global generator; use context.rng or models.rng.global_seed",
+        "it draws from torch's global generator; use context.rng or bdbench.models.rng.global_seed",
     )
     expect(isinstance(made, Classifier), f"fit returns {type(made).__name__}, not a Classifier")
     expect(not made.training, "the network it returns is in training mode; call eval()")
@@ -347,7 +347,7 @@ def goes_on(attack: str, defense: str, curves: bool = False) -> int:
     expect(
         one == two,
         "it ends otherwise than when it is not broken off; name all that a step changes in the "
-        "state of its loop, and put a `for` with loops inside into models.checkpoints.resumable",
+        "state of its loop, and put a `for` with loops inside into resumable",
     )
     resumed: int = again.measured["resumed"]
     return resumed
@@ -408,7 +408,7 @@ def replays(work: Callable[[], Tensor]) -> HostGraph:
 def any_size(registry: Registry[Any], name: str) -> None:
     means = TrainingContext(RECIPE, CPU, network_builder(name, 7, 48), seed=0)
     one, two, other = means.build(), means.build(), means.build("other")
-    expect(isinstance(one, Classifier), "it is not a subclass of models.classifier.Classifier")
+    expect(isinstance(one, Classifier), "it is not a subclass of bdbench.models.Classifier")
     images = pictures(3, 48, 7).images
     answers = logits(one, images)
     expect(answers.shape == (3, 7), f"its logits have the shape {tuple(answers.shape)}")

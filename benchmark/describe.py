@@ -11,20 +11,20 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from attacks import attacks
-from benchmark import provenance
-from benchmark.datasets import datasets
-from benchmark.datasets.base import roots
-from benchmark.devices import has_bf16
-from benchmark.files import cache_root, check_writable
-from benchmark.records import Record, read
-from benchmark.reproduce import command
-from benchmark.suites import SUITES
-from defenses import defenses
-from models import models, spec
-from models.errors import InvalidInput, check, visible
-from models.registry import Registry
-from models.training import Recipe
+from bdbench import provenance
+from bdbench.attacks import attacks
+from bdbench.datasets import datasets
+from bdbench.datasets.base import roots
+from bdbench.defenses import defenses
+from bdbench.devices import has_bf16
+from bdbench.files import cache_root, check_writable
+from bdbench.models import models, spec
+from bdbench.models.errors import InvalidInput, check, visible
+from bdbench.models.registry import Registry
+from bdbench.models.training import Recipe
+from bdbench.records import Record, read
+from bdbench.reproduce import command
+from bdbench.suites import SUITES
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "attacks": attacks,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from models import spec
-from models.errors import InvalidInput
-from models.training import PRECISIONS
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput
+from bdbench.models.training import PRECISIONS
 
 
 def device_of(name: str) -> torch.device:

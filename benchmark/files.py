@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-from models.errors import InvalidInput
+from bdbench.models.errors import InvalidInput
 
 
 def write_atomically(path: Path, content: bytes) -> None:

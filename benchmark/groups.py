@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 
-from benchmark.records import METRICS, Count, Record
-from benchmark.statistics import Estimate, estimate
-from models.errors import InvalidInput
+from bdbench.models.errors import InvalidInput
+from bdbench.records import METRICS, Count, Record
+from bdbench.statistics import Estimate, estimate
 
 AXES = ("dataset", "model", "recipe", "attack", "defense")
 

@@ -14,27 +14,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attacks import attacks
-from benchmark import artefacts, metrics, provenance
-from benchmark.cache import Cache, Payload, digest_of
-from benchmark.cell import Cell, recipe_of
-from benchmark.checkpoints import PATIENCE, Checkpoints, discard
-from benchmark.datasets import datasets
-from benchmark.datasets.base import Dataset
-from benchmark.looker import Looker
-from benchmark.records import METRICS, SCHEMA, STAGES, Count, Record
-from benchmark.timing import Others, Stopwatch, peak_memory, worst
-from defenses import defenses
-from defenses.base import VALIDATION, CleanBudget, Context, Journal
-from models import observer, spec
-from models.checkpoints import kept_by
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
-from models.data import ImageSet
-from models.errors import check
-from models.observer import Observer, observed_by
-from models.rng import derive, stream
-from models.training import features, sample_losses, train
+from bdbench import artefacts, metrics, provenance
+from bdbench.attacks import attacks
+from bdbench.cache import Cache, Payload, digest_of
+from bdbench.cell import Cell, recipe_of
+from bdbench.checkpoints import PATIENCE, Checkpoints, discard
+from bdbench.datasets import datasets
+from bdbench.datasets.base import Dataset
+from bdbench.defenses import defenses
+from bdbench.defenses.base import VALIDATION, CleanBudget, Context, Journal
+from bdbench.looker import Looker
+from bdbench.models import observer, spec
+from bdbench.models.checkpoints import kept_by
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
+from bdbench.models.observer import Observer, observed_by
+from bdbench.models.rng import derive, stream
+from bdbench.models.training import features, sample_losses, train
+from bdbench.records import METRICS, SCHEMA, STAGES, Count, Record
+from bdbench.timing import Others, Stopwatch, peak_memory, worst
 
 POINT = ("epoch", *METRICS, "clean_loss", "poisoned_loss")
 """What a point of a curve holds."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
-from models.capture import Recorder, Work
+from bdbench.models.capture import Recorder, Work
 
 aten = torch.ops.aten
 WAITS = {

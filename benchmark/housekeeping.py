@@ -20,11 +20,11 @@ from filelock import Timeout
 from rich.filesize import decimal
 from tabulate import tabulate
 
-from attacks import attacks
-from benchmark.cache import DAMAGE, Cache, sha256_of
-from models import models, spec
-from models.errors import InvalidInput, check
-from models.registry import Registry
+from bdbench.attacks import attacks
+from bdbench.cache import DAMAGE, Cache, sha256_of
+from bdbench.models import models, spec
+from bdbench.models.errors import InvalidInput, check
+from bdbench.models.registry import Registry
 
 KINDS = {
     "datasets": "decoded data sets",

@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from statistics import median
 
-from benchmark.blocks import ASR, CA, FLOOR, MISSING, Block, decimal, plus_minus
-from benchmark.groups import AXES, Group, is_none, mean, seconds_total
-from benchmark.published import RATE, reference
-from benchmark.records import ALONE, STAGES, Record
-from benchmark.sheets import NOTHING, Entry, Sheet
-from benchmark.statistics import Estimate, half_width
-from benchmark.suites import ATTACKS, DEFENSES
-from models import spec
+from bdbench.blocks import ASR, CA, FLOOR, MISSING, Block, decimal, plus_minus
+from bdbench.groups import AXES, Group, is_none, mean, seconds_total
+from bdbench.models import spec
+from bdbench.published import RATE, reference
+from bdbench.records import ALONE, STAGES, Record
+from bdbench.sheets import NOTHING, Entry, Sheet
+from bdbench.statistics import Estimate, half_width
+from bdbench.suites import ATTACKS, DEFENSES
 
 Selection = Callable[[Sequence[Group]], list[Group]]
 Layout = Callable[[Block, Sequence[Group]], Sheet]

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmark.timing import Stopwatch
-from models.classifier import Classifier
-from models.observer import Observer
+from bdbench.models.classifier import Classifier
+from bdbench.models.observer import Observer
+from bdbench.timing import Stopwatch
 
 
 class Looker(Observer):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmark.groups import collect
-from benchmark.records import Record, read_all, write
-from models.errors import check
+from bdbench.groups import collect
+from bdbench.models.errors import check
+from bdbench.records import Record, read_all, write
 
 
 def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:

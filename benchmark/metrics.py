@@ -9,10 +9,10 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
-from benchmark.records import Count
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.training import predict
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.training import predict
+from bdbench.records import Count
 
 
 def evaluate(

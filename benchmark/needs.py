@@ -23,19 +23,19 @@ from rich.filesize import decimal
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from attacks import attacks
-from attacks.base import Attack
-from benchmark.cache import DAMAGE, Cache
-from benchmark.cell import Cell, recipe_of
-from benchmark.datasets import datasets
-from benchmark.datasets.base import FileSource, Source
-from benchmark.housekeeping import contents
-from defenses import defenses
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
-from models.errors import check
-from models.rng import global_seed
-from models.training import ASKED, Recipe
+from bdbench.attacks import attacks
+from bdbench.attacks.base import Attack
+from bdbench.cache import DAMAGE, Cache
+from bdbench.cell import Cell, recipe_of
+from bdbench.datasets import datasets
+from bdbench.datasets.base import FileSource, Source
+from bdbench.defenses import defenses
+from bdbench.housekeeping import contents
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.errors import check
+from bdbench.models.rng import global_seed
+from bdbench.models.training import ASKED, Recipe
 
 CPU = torch.device("cpu")
 LABEL = 8

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from attacks import attacks
-from benchmark.cell import Cell, cell, recipe_of
-from benchmark.datasets import datasets
-from benchmark.suites import Suite
-from benchmark.timing import synchronise
-from defenses import defenses
-from models.context import TrainingContext, network_builder
-from models.errors import at_least
-from models.scope import threaded
-from models.training import Recipe
+from bdbench.attacks import attacks
+from bdbench.cell import Cell, cell, recipe_of
+from bdbench.datasets import datasets
+from bdbench.defenses import defenses
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.errors import at_least
+from bdbench.models.scope import threaded
+from bdbench.models.training import Recipe
+from bdbench.suites import Suite
+from bdbench.timing import synchronise
 
 
 def cells(suite: Suite, precision: str) -> list[Cell]:

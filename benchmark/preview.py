@@ -15,19 +15,19 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attacks import attacks
-from attacks.base import Attack
-from benchmark import plan
-from benchmark.cache import Cache
-from benchmark.cell import cell
-from benchmark.datasets.base import Dataset, roots
-from benchmark.devices import device_of, precision_of
-from benchmark.files import cache_root, check_writable, write_atomically
-from benchmark.harness import Harness, PoisonedData
-from models.augment import Augmentation, Tape, augment, draw_tape
-from models.data import ImageSet
-from models.errors import check
-from models.rng import stream
+from bdbench import plan
+from bdbench.attacks import attacks
+from bdbench.attacks.base import Attack
+from bdbench.cache import Cache
+from bdbench.cell import cell
+from bdbench.datasets.base import Dataset, roots
+from bdbench.devices import device_of, precision_of
+from bdbench.files import cache_root, check_writable, write_atomically
+from bdbench.harness import Harness, PoisonedData
+from bdbench.models.augment import Augmentation, Tape, augment, draw_tape
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
+from bdbench.models.rng import stream
 
 VIEWS = 10_000
 """Augmented views by which survival is measured."""

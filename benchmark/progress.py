@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from benchmark.records import Record
+from bdbench.records import Record
 
 WIDEST = 20
 """Characters of a cell's short name, so that bar, speed and time left fit 80 columns."""

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
-import models
-from benchmark.cell import REGISTRIES, Cell, recipe_of
-from benchmark.datasets.base import Dataset
+from bdbench.cell import REGISTRIES, Cell, recipe_of
+from bdbench.datasets.base import Dataset
+from bdbench.models import registry
 
-PLUGINS = ("attacks.", "defenses.", "benchmark.datasets.")
+PLUGINS = ("bdbench.attacks.", "bdbench.defenses.", "bdbench.datasets.")
 LIBRARIES = ("bdbench", "torch", "torchvision", "numpy", "pandas", "safetensors", "pyarrow")
 
 
@@ -90,9 +90,9 @@ def commit() -> str | None:
 
 def sources(cell: Cell) -> dict[str, str]:
     """12 hex digits for each plugin of a cell, with the code it stands on, and for all training."""
-    found = {"training": _hash(*sorted(Path(models.__path__[0]).glob("*.py")))}
-    for axis, registry in REGISTRIES.items():
-        parts = [registry.factory(name) for name in registry.parts(getattr(cell, axis))]
+    found = {"training": _hash(*sorted(Path(registry.__file__).parent.glob("*.py")))}
+    for axis, plugins in REGISTRIES.items():
+        parts = [plugins.factory(name) for name in plugins.parts(getattr(cell, axis))]
         files = {file for part in parts for file in imported(Path(inspect.getfile(part)))}
         found[axis] = _hash(*sorted(files))
     return found

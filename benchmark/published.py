@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from models.errors import check
-from models.spec import parse
+from bdbench.models.errors import check
+from bdbench.models.spec import parse
 
 TABLE_1 = {
     "cifar10": """

@@ -15,9 +15,9 @@ from stat import S_ISDIR, S_ISREG
 from types import NoneType
 from typing import Any, NoReturn
 
-from benchmark.files import write_atomically
-from models import spec
-from models.errors import InvalidInput, check, one_of
+from bdbench.files import write_atomically
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput, check, one_of
 
 SCHEMA = 1
 KEY = "[0-9a-f]{16}"

@@ -23,16 +23,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from benchmark import charts
-from benchmark.blocks import ASR, CA, FLOOR, FOOTNOTES, MISSING, Block, decimal
-from benchmark.comparison import compare
-from benchmark.files import write_atomically
-from benchmark.groups import AXES, Group, collect, is_none, name_order, seconds_total
-from benchmark.records import Record
-from benchmark.reproduce import command
-from benchmark.statistics import wilson
-from models import spec
-from models.errors import InvalidInput, check
+from bdbench import charts
+from bdbench.blocks import ASR, CA, FLOOR, FOOTNOTES, MISSING, Block, decimal
+from bdbench.comparison import compare
+from bdbench.files import write_atomically
+from bdbench.groups import AXES, Group, collect, is_none, name_order, seconds_total
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput, check
+from bdbench.records import Record
+from bdbench.reproduce import command
+from bdbench.statistics import wilson
 
 PAGES = Path(__file__).parent / "pages"
 DEFENSES = Path(__file__).parent.parent / "defenses"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from benchmark.records import Record
+from bdbench.records import Record
 
 
 def command(record: Record) -> str:

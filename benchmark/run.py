@@ -10,28 +10,28 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from benchmark import plan, provenance
-from benchmark.cache import Cache
-from benchmark.cell import Cell, recipe_fields
-from benchmark.datasets.base import roots
-from benchmark.devices import precision_of
-from benchmark.engines import Place
-from benchmark.engines.base import Ear, Here
-from benchmark.files import cache_root, check_writable
-from benchmark.harness import Harness
-from benchmark.needs import Need, check_needs, estimate
-from benchmark.progress import Reporter, duration
-from benchmark.records import ALONE, OtherSchema, path_of, read, read_all
-from benchmark.schedule import Schedule, title
-from benchmark.suites import Suite
-from benchmark.tables import write_leaderboard
-from benchmark.timing import Others
-from benchmark.worker import Job, claimed, lock_of
-from models import spec
-from models.errors import InvalidInput, check
-from models.registry import load_file
-from models.scope import threaded
-from models.training import Recipe
+from bdbench import plan, provenance
+from bdbench.cache import Cache
+from bdbench.cell import Cell, recipe_fields
+from bdbench.datasets.base import roots
+from bdbench.devices import precision_of
+from bdbench.engines import Place
+from bdbench.engines.base import Ear, Here
+from bdbench.files import cache_root, check_writable
+from bdbench.harness import Harness
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput, check
+from bdbench.models.registry import load_file
+from bdbench.models.scope import threaded
+from bdbench.models.training import Recipe
+from bdbench.needs import Need, check_needs, estimate
+from bdbench.progress import Reporter, duration
+from bdbench.records import ALONE, OtherSchema, path_of, read, read_all
+from bdbench.schedule import Schedule, title
+from bdbench.suites import Suite
+from bdbench.tables import write_leaderboard
+from bdbench.timing import Others
+from bdbench.worker import Job, claimed, lock_of
 
 MOST_SEEDS = 10_000
 

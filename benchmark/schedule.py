@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
-from benchmark import plan
-from benchmark.cell import Cell
-from benchmark.engines.base import Died, Engine
-from benchmark.harness import lost
-from benchmark.progress import Reporter, summary
-from benchmark.records import Record, write
-from benchmark.worker import Attempt, claimed, stamp
-from models.errors import InvalidInput
+from bdbench import plan
+from bdbench.cell import Cell
+from bdbench.engines.base import Died, Engine
+from bdbench.harness import lost
+from bdbench.models.errors import InvalidInput
+from bdbench.progress import Reporter, summary
+from bdbench.records import Record, write
+from bdbench.worker import Attempt, claimed, stamp
 
 ATTEMPTS = 3
 """At a cell whose workers die."""

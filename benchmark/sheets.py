@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from benchmark.blocks import MISSING, pipe
+from bdbench.blocks import MISSING, pipe
 
 ESCAPES = {"\\": r"\textbackslash{}"} | {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"$\sim$"}
 SIGNS = {

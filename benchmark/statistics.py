@@ -13,7 +13,7 @@ from functools import cache
 
 from scipy import special
 
-from benchmark.records import Count
+from bdbench.records import Count
 
 Interval = tuple[float, float]
 Estimate = tuple[float, float, float]

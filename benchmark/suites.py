@@ -1,4 +1,4 @@
-"""Suites: named sets of cells. This file needs no torch; `benchmark.plan` makes the cells."""
+"""Suites: named sets of cells. This file needs no torch; `bdbench.plan` makes the cells."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from models import spec
-from models.errors import InvalidInput
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput
 
 DEFENSES = ("none", "fp", "mcr", "nad", "abl", "dbd", "cbd")
 """Those of the paper's Table 1, in its order."""

@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.blocks import LEGEND, Block
-from benchmark.files import write_atomically
-from benchmark.groups import AXES, Group, collect, is_none, mean, seconds_own, seconds_total
-from benchmark.layouts import LEGEND as PAPER_LEGEND
-from benchmark.layouts import (
+from bdbench.blocks import LEGEND, Block
+from bdbench.files import write_atomically
+from bdbench.groups import AXES, Group, collect, is_none, mean, seconds_own, seconds_total
+from bdbench.layouts import LEGEND as PAPER_LEGEND
+from bdbench.layouts import (
     TIMING,
     overhead,
     passes_ratio,
@@ -27,10 +27,10 @@ from benchmark.layouts import (
     stage_seconds,
     training_seconds,
 )
-from benchmark.published import reference
-from benchmark.records import STAGES, Record
-from benchmark.statistics import half_width, tied
-from models.errors import InvalidInput
+from bdbench.models.errors import InvalidInput
+from bdbench.published import reference
+from bdbench.records import STAGES, Record
+from bdbench.statistics import half_width, tied
 
 INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 COLUMNS = (

@@ -1,6 +1,6 @@
 """Ours against the paper's numbers: difference, inside or outside our interval, known reasons.
 
-A pure function of records, like every table. The published numbers are in `benchmark.published`.
+A pure function of records, like every table. The published numbers are in `bdbench.published`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 import pandas as pd
 
-from benchmark.blocks import ASR, CA, FLOOR, FOOTNOTES, MISSING, pipe
-from benchmark.files import write_atomically
-from benchmark.groups import Group, collect, is_none
-from benchmark.published import TABLES, Published, reference
-from benchmark.records import Record
-from models import spec
-from models.errors import InvalidInput
+from bdbench.blocks import ASR, CA, FLOOR, FOOTNOTES, MISSING, pipe
+from bdbench.files import write_atomically
+from bdbench.groups import Group, collect, is_none
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput
+from bdbench.published import TABLES, Published, reference
+from bdbench.records import Record
 
 COMPARED = (1, 2, 5)
 """The paper's tables of CA and ASR."""

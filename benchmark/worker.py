@@ -12,12 +12,12 @@ from typing import Any, NoReturn
 import torch
 from filelock import FileLock, Timeout
 
-from benchmark.cache import Cache
-from benchmark.cell import Cell
-from benchmark.harness import Harness, TimeLimit
-from benchmark.records import Record, path_of, read, write
-from models.errors import InvalidInput
-from models.registry import load_file
+from bdbench.cache import Cache
+from bdbench.cell import Cell
+from bdbench.harness import Harness, TimeLimit
+from bdbench.models.errors import InvalidInput
+from bdbench.models.registry import load_file
+from bdbench.records import Record, path_of, read, write
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.registry import Registry
+from bdbench.models.registry import Registry
 
 if TYPE_CHECKING:
-    from defenses.base import Defense
+    from bdbench.defenses.base import Defense
 
-defenses: Registry[Defense] = Registry("defense", "defenses")
+defenses: Registry[Defense] = Registry("defense", "bdbench.defenses")
 register = defenses.register

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import above, at_least, check, one_of
-from models.training import Batch, Recipe, loop, predict, sample_losses, train
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import above, at_least, check, one_of
+from bdbench.models.training import Batch, Recipe, loop, predict, sample_losses, train
 
 ISOLATIONS = ("flooding", "lga")
 JUDGES = 1_000

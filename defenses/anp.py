@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import at_least, check
-from models.training import Batch, Recipe, loop, steps_per_epoch
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import at_least, check
+from bdbench.models.training import Batch, Recipe, loop, steps_per_epoch
 
 Norms = Mapping[str, nn.BatchNorm2d]
 

@@ -9,12 +9,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from models import observer
-from models.classifier import Classifier
-from models.context import TrainingContext
-from models.data import ImageSet
-from models.errors import check
-from models.training import Recipe
+from bdbench.models import observer
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
+from bdbench.models.training import Recipe
 
 VALIDATION = 0.2
 """Share of a clean budget that is kept for choosing and stopping."""

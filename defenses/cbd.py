@@ -28,13 +28,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import at_least, check, one_of
-from models.rng import derive, global_seed
-from models.training import Batch, Recipe, loop, predict, sample_losses, train
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import at_least, check, one_of
+from bdbench.models.rng import derive, global_seed
+from bdbench.models.training import Batch, Recipe, loop, predict, sample_losses, train
 
 T1S = (3, 5, 8)
 BETAS = (1e-5, 1e-4, 1e-3)

@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import at_least, check
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import at_least, check
 
 
 @register("clp")

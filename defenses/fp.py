@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.augment import to_float
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import above, at_least, check
-from models.training import Batch, Recipe, loop, predict
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.augment import to_float
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import above, at_least, check
+from bdbench.models.training import Batch, Recipe, loop, predict
 
 
 @register("fp")

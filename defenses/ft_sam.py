@@ -26,12 +26,12 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import at_least
-from models.training import Batch, Recipe, loop
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import at_least
+from bdbench.models.training import Batch, Recipe, loop
 
 
 @register("ft_sam")

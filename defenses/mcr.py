@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from defenses import register
-from defenses.base import CleanBudget, Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import above, at_least, check, one_of
-from models.training import Batch, Recipe, loop, predict, steps_per_epoch, train
+from bdbench.defenses import register
+from bdbench.defenses.base import CleanBudget, Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import above, at_least, check, one_of
+from bdbench.models.training import Batch, Recipe, loop, predict, steps_per_epoch, train
 
 ENDS = ("single", "two")
 POINTS = tuple(n / 10 for n in range(1, 10))

@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import above, at_least, check
-from models.training import Batch, Recipe, loop, predict, train
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import above, at_least, check
+from bdbench.models.training import Batch, Recipe, loop, predict, train
 
 
 @register("nad")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
 
 
 @register("none")

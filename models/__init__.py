@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from models.registry import Registry
+from bdbench.models.registry import Registry
 
 if TYPE_CHECKING:
-    from models.classifier import Classifier
+    from bdbench.models.classifier import Classifier
 
-models: Registry[Classifier] = Registry("model", "models")
+models: Registry[Classifier] = Registry("model", "bdbench.models")
 register = models.register

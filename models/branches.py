@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from models import observer
-from models.checkpoints import branched
-from models.scope import threaded
+from bdbench.models import observer
+from bdbench.models.checkpoints import branched
+from bdbench.models.scope import threaded
 
 T = TypeVar("T")
 

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from models import observer
-from models.errors import one_line
-from models.scope import bound
+from bdbench.models import observer
+from bdbench.models.errors import one_line
+from bdbench.models.scope import bound
 
 REHEARSALS = 3
 """Optimizers make their state in the first step, and libraries choose their algorithms."""

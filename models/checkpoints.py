@@ -6,7 +6,7 @@ second attempt at the same work meets its loops in the same order. One that was 
 at once, one that was broken off goes on, and one that nothing was kept of runs again. Whatever lies
 between two loops is done again, so it must be deterministic, and should be cheap.
 
-Work may part into branches that run side by side (`models.branches`), each with loops of its own.
+Work may part into branches that run side by side (`models/branches.py`), each with its own loops.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from models.scope import bound
+from bdbench.models.scope import bound
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from models import observer
+from bdbench.models import observer
 
 
 class Classifier(nn.Module, ABC):

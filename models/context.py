@@ -8,11 +8,11 @@ from typing import TypeVar
 
 import torch
 
-from models import models
-from models.branches import side_by_side
-from models.classifier import Classifier
-from models.rng import global_seed, stream
-from models.training import Recipe
+from bdbench.models import models
+from bdbench.models.branches import side_by_side
+from bdbench.models.classifier import Classifier
+from bdbench.models.rng import global_seed, stream
+from bdbench.models.training import Recipe
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class TrainingContext:
         return stream(self.seed, "training", purpose)
 
     def side_by_side(self, *works: Callable[[], T]) -> list[T]:
-        """What independent pieces of work return, in their order; see `models.branches`. On a
+        """What independent pieces of work return, in their order; see `models/branches.py`. On a
         processor they run at the same time. On a GPU they do not, as nobody has measured it yet;
         nor do loaders with processes of their own, or compilers."""
         alone = self.recipe.compiled or self.recipe.loader == "reference"

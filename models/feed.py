@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.augment import Augmentation, Tape, augment, draw_tape, to_float
-from models.data import ImageSet
-from models.reference_loader import batches
+from bdbench.models.augment import Augmentation, Tape, augment, draw_tape, to_float
+from bdbench.models.data import ImageSet
+from bdbench.models.reference_loader import batches
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-from models.scope import bound
+from bdbench.models.scope import bound
 
 
 class Observer:

@@ -1,7 +1,7 @@
 """The data path of public code: image by image through PIL, in the workers of a DataLoader.
 
-It is slow on purpose. Given the same tape, its pictures are those of `models.augment`, so that what
-a defense costs beside plain training can be compared with papers whose time went into loading. As
+It is slow on purpose. Given the same tape, its pictures are those of `models/augment.py`, so that
+what a defense costs beside plain training can be compared with papers whose time went into loading. As
 in public code, every pass has new workers, and nothing lies in pinned memory.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.augment import Augmentation, Tape
+from bdbench.models.augment import Augmentation, Tape
 
 WORKERS = 4
 """As in CBD's code."""

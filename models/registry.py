@@ -19,8 +19,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from models import spec
-from models.errors import InvalidInput, check
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput, check
 
 T = TypeVar("T")
 PLUGIN = "bdbench_plugin_"

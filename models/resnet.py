@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from models import register
-from models.classifier import Classifier
-from models.wide_resnet import PreActivationResNet
+from bdbench.models import register
+from bdbench.models.classifier import Classifier
+from bdbench.models.wide_resnet import PreActivationResNet
 
 if TYPE_CHECKING:
     from torchvision.models import resnet

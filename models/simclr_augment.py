@@ -1,7 +1,7 @@
 """SimCLR's random views, Chen et al., ICML 2020, arXiv:2002.05709, for a whole batch at once.
 
 A crop of random size and shape is scaled up to the whole image, perhaps mirrored, its colours are
-changed, perhaps it is made grey, perhaps blurred; each image on its own. As in `models.augment`,
+changed, perhaps it is made grey, perhaps blurred; each image on its own. As in `models/augment.py`,
 all choices are drawn beforehand on the CPU (the tape), and the result equals torchvision's
 functions image by image, given the same draws.
 

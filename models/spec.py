@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from models.errors import InvalidInput, check
+from bdbench.models.errors import InvalidInput, check
 
 LONGEST = 1_000
 LARGEST = 2**63 - 1

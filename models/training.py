@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, Optimizer
 
-from models import observer
-from models.augment import Augmentation, to_float
-from models.capture import Pace, Runner, recorder_for
-from models.checkpoints import State, resumable
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import above, at_least, check, one_of
-from models.feed import Batch as Batch
-from models.feed import Feed, ReferenceFeed
-from models.feed import steps_per_epoch as steps_per_epoch
-from models.spec import added
+from bdbench.models import observer
+from bdbench.models.augment import Augmentation, to_float
+from bdbench.models.capture import Pace, Runner, recorder_for
+from bdbench.models.checkpoints import State, resumable
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import above, at_least, check, one_of
+from bdbench.models.feed import Batch as Batch
+from bdbench.models.feed import Feed, ReferenceFeed
+from bdbench.models.feed import steps_per_epoch as steps_per_epoch
+from bdbench.models.spec import added
 
 PRECISIONS = ("fp32", "bf16")
 FEEDS: dict[str, type[Feed]] = {"resident": Feed, "reference": ReferenceFeed}
@@ -118,10 +118,10 @@ def loop(
 
     Every set is reshuffled each time it is used up; a shorter one starts anew. `state` names all
     that `step` and `until` change: a training that was broken off goes on from a stored copy of it
-    (`models.checkpoints`). The optimizers in it follow the recipe's decay, each from its own
+    (`models/checkpoints.py`). The optimizers in it follow the recipe's decay, each from its own
     initial learning rate.
 
-    On a GPU the step is recorded (`models.capture`), so it must not wait for the device: no
+    On a GPU the step is recorded (`bdbench.models.capture`), so it must not wait for the device: no
     `.item()`, no branch on a tensor. What it keeps it changes in place.
     """
     check(bool(data) and all(len(part) > 0 for part in data), "a training needs images")

@@ -14,8 +14,8 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from models import register
-from models.classifier import Classifier
+from bdbench.models import register
+from bdbench.models.classifier import Classifier
 
 
 class PreActivationBlock(nn.Module):

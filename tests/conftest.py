@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.data import ImageSet
-from models.observer import Observer, observed_by
-from models.rng import stream
-from models.scope import threaded
+from bdbench.models.data import ImageSet
+from bdbench.models.observer import Observer, observed_by
+from bdbench.models.rng import stream
+from bdbench.models.scope import threaded
 
 ROOT = str(Path(__file__).parents[1])
 
@@ -50,7 +50,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
         def start(*arguments: str) -> subprocess.Popen[str]:
             run = subprocess.Popen(
-                [sys.executable, "-m", "benchmark", *arguments],
+                [sys.executable, "-m", "bdbench", *arguments],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,

@@ -9,18 +9,18 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-import defenses.abl
-from attacks import attacks
-from benchmark.datasets.toy import generate
-from benchmark.metrics import diagnose
-from defenses.abl import ABL, accuracy, bystanders, copy_state, lowest, mean_loss, sample
-from defenses.base import Context
-from models.classifier import Classifier
-from models.context import network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import stream
-from models.training import Batch, Recipe, loop, sample_losses, train
+import bdbench.defenses.abl
+from bdbench.attacks import attacks
+from bdbench.datasets.toy import generate
+from bdbench.defenses.abl import ABL, accuracy, bystanders, copy_state, lowest, mean_loss, sample
+from bdbench.defenses.base import Context
+from bdbench.metrics import diagnose
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import stream
+from bdbench.models.training import Batch, Recipe, loop, sample_losses, train
 
 RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)
 STILL = replace(RECIPE, drops=(), padding=0, flip=False, cutout=0)
@@ -142,8 +142,8 @@ class Spy:
 
             loop(watched, data, **how)
 
-        monkeypatch.setattr(defenses.abl, "train", see)
-        monkeypatch.setattr(defenses.abl, "loop", follow)
+        monkeypatch.setattr(bdbench.defenses.abl, "train", see)
+        monkeypatch.setattr(bdbench.defenses.abl, "loop", follow)
 
 
 def rows_of(part: ImageSet, whole: ImageSet) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from benchmark.artefacts import load, save
+from bdbench.artefacts import load, save
 
 ARRAYS = {
     "mask": numpy.array([True, False]),
@@ -57,5 +57,5 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: bytes | None)
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, benchmark.artefacts; sys.exit('torch' in sys.modules)"
+    code = "import sys, bdbench.artefacts; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

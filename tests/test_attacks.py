@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks import attacks
-from attacks.badnets import BadNets
-from attacks.base import Attack, Poisoned
-from attacks.blend import Blend
-from attacks.poison import clean_label, dirty_label
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import stream
+from bdbench.attacks import attacks
+from bdbench.attacks.badnets import BadNets
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.blend import Blend
+from bdbench.attacks.poison import clean_label, dirty_label
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import stream
 
 
 @dataclass(frozen=True)

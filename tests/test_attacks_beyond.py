@@ -11,21 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import attacks
-from attacks.adap_blend import AdapBlend
-from attacks.adap_patch import AdapPatch
-from attacks.badnets import BadNets
-from attacks.badnets_all_to_all import BadNetsAllToAll
-from attacks.base import Attack
-from attacks.blend import Blend
-from attacks.bpp import Bpp
-from attacks.tact import TaCT
-from benchmark.metrics import evaluate
-from benchmark.records import Count
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import stream
+from bdbench.attacks import attacks
+from bdbench.attacks.adap_blend import AdapBlend
+from bdbench.attacks.adap_patch import AdapPatch
+from bdbench.attacks.badnets import BadNets
+from bdbench.attacks.badnets_all_to_all import BadNetsAllToAll
+from bdbench.attacks.base import Attack
+from bdbench.attacks.blend import Blend
+from bdbench.attacks.bpp import Bpp
+from bdbench.attacks.tact import TaCT
+from bdbench.metrics import evaluate
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import stream
+from bdbench.records import Count
 
 CORNERS = [(4, 4), (4, 22), (22, 4), (22, 22)]
 """Row and column of the patches 0 to 3 of Adap-Patch in an image of 32 pixels."""
@@ -350,7 +350,7 @@ def test_bpps_worst_errors_fit_their_integers() -> None:
 def test_bpp_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(7, 8, 8)
     whole = Bpp().trigger(images)
-    monkeypatch.setattr("attacks.bpp.CHUNK", 400)
+    monkeypatch.setattr("bdbench.attacks.bpp.CHUNK", 400)
     assert torch.equal(Bpp().trigger(images), whole)
 
 

@@ -13,17 +13,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmark.checkpoints import Checkpoints
-from benchmark.looker import Looker
-from benchmark.timing import Stopwatch
-from defenses.base import Context
-from defenses.cbd import CBD
-from models import models, observer
-from models.branches import Stopped, side_by_side
-from models.checkpoints import kept_by, resumable
-from models.data import ImageSet
-from models.scope import threaded
-from models.training import Recipe, train
+from bdbench.checkpoints import Checkpoints
+from bdbench.defenses.base import Context
+from bdbench.defenses.cbd import CBD
+from bdbench.looker import Looker
+from bdbench.models import models, observer
+from bdbench.models.branches import Stopped, side_by_side
+from bdbench.models.checkpoints import kept_by, resumable
+from bdbench.models.data import ImageSet
+from bdbench.models.scope import threaded
+from bdbench.models.training import Recipe, train
+from bdbench.timing import Stopwatch
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02, padding=1, cutout=0)
@@ -120,7 +120,7 @@ def test_a_stop_of_the_caller_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
         started.wait(30)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("models.branches.wait", interrupted)
+    monkeypatch.setattr("bdbench.models.branches.wait", interrupted)
     ends: list[type[BaseException]] = []
 
     def work() -> None:

@@ -23,12 +23,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from benchmark import artefacts
-from benchmark.cache import Cache, DamagedCache, digest_of, sha256_of
-from benchmark.cli import main
-from benchmark.files import write_atomically
-from benchmark.housekeeping import contents, parse_size, sweep, verify
-from models.errors import InvalidInput
+from bdbench import artefacts
+from bdbench.cache import Cache, DamagedCache, digest_of, sha256_of
+from bdbench.cli import main
+from bdbench.files import write_atomically
+from bdbench.housekeeping import contents, parse_size, sweep, verify
+from bdbench.models.errors import InvalidInput
 
 SPAWN = multiprocessing.get_context("spawn")
 DAY = 24 * 3600.0

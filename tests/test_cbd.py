@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-import defenses.cbd
-from attacks.badnets import BadNets
-from benchmark.metrics import diagnose
-from defenses.base import Context
-from defenses.cbd import CBD, Critic, dependence, sample_weights
-from models.classifier import Classifier
-from models.context import network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import global_seed, stream
-from models.training import Recipe, train
+import bdbench.defenses.cbd
+from bdbench.attacks.badnets import BadNets
+from bdbench.defenses.base import Context
+from bdbench.defenses.cbd import CBD, Critic, dependence, sample_weights
+from bdbench.metrics import diagnose
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import global_seed, stream
+from bdbench.models.training import Recipe, train
 
 RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)
 
@@ -112,7 +112,7 @@ def test_f_c_equals_a_slow_reading_of_the_equations(images: ImageSet) -> None:
     f_b = train(lent.build("f_B"), images, early, lent.rng("f_B"))
     f_c = lent.build()
     optimizer = RECIPE.sgd(f_c)
-    from models.training import loop
+    from bdbench.models.training import loop
 
     def step(batch) -> None:  # type: ignore[no-untyped-def]
         z = f_c.features(batch.images)
@@ -138,7 +138,7 @@ def test_f_c_equals_a_slow_reading_of_the_equations(images: ImageSet) -> None:
 
 def test_f_b_is_frozen_with_its_buffers(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     held: dict[str, object] = {}
-    plain = defenses.cbd.train
+    plain = bdbench.defenses.cbd.train
 
     def remember(model: Classifier, *rest: object) -> Classifier:
         trained = plain(model, *rest)  # type: ignore[arg-type]
@@ -146,7 +146,7 @@ def test_f_b_is_frozen_with_its_buffers(images: ImageSet, monkeypatch: pytest.Mo
         held["state"] = {name: t.clone() for name, t in trained.state_dict().items()}
         return trained
 
-    monkeypatch.setattr(defenses.cbd, "train", remember)
+    monkeypatch.setattr(bdbench.defenses.cbd, "train", remember)
     fitted(images)
     network, before = held["network"], held["state"]
     assert isinstance(network, Classifier)
@@ -220,8 +220,8 @@ def test_the_search_costs_what_it_says(images: ImageSet) -> None:
 
 @pytest.mark.slow
 def test_it_starves_poisoned_images_when_f_b_knows_the_trigger() -> None:
-    from benchmark.cache import Cache
-    from benchmark.datasets import datasets
+    from bdbench.cache import Cache
+    from bdbench.datasets import datasets
 
     source = datasets.build("toy(image_size=16)")
     toy = source.load([], Cache.__new__(Cache))

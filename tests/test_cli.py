@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark.cli import main
+from bdbench.cli import main
 
 TINY = [
     "--dataset=toy(train_images=100, test_images=50, image_size=16)",
@@ -218,8 +218,8 @@ def test_a_damaged_record_is_named_and_the_others_are_shown(
 
 BROKEN = """
 from dataclasses import dataclass
-from defenses import register
-from defenses.base import Defense
+from bdbench.defenses import register
+from bdbench.defenses.base import Defense
 
 @register("breaks")
 @dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Breaks(Defense):
 def test_a_cell_that_fails_leaves_the_others_alone(
     own_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from defenses import defenses
+    from bdbench.defenses import defenses
 
     (own_folder / "breaks.py").write_text(BROKEN)
     try:

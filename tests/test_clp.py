@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.testing import assert_close
 
-from benchmark import contract
-from defenses import defenses
-from defenses.base import Context
-from defenses.clp import CLP, bounds, follow, outliers
-from models.classifier import Classifier
-from models.context import network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import stream
-from models.training import Recipe, logits
+from bdbench import contract
+from bdbench.defenses import defenses
+from bdbench.defenses.base import Context
+from bdbench.defenses.clp import CLP, bounds, follow, outliers
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import stream
+from bdbench.models.training import Recipe, logits
 
 WRN = [
     ("stem", "groups.0.0.norm1"),

@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from attacks.badnets import BadNets
-from attacks.base import Attack, Poisoned
-from benchmark import contract
-from benchmark.cli import main
-from benchmark.contract import REGISTRIES, Broken, context, promises
-from benchmark.datasets import datasets
-from benchmark.harness import clean_budget
-from defenses import defenses
-from models.data import ImageSet
-from models.registry import Registry
+from bdbench import contract
+from bdbench.attacks.badnets import BadNets
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.cli import main
+from bdbench.contract import REGISTRIES, Broken, context, promises
+from bdbench.datasets import datasets
+from bdbench.defenses import defenses
+from bdbench.harness import clean_budget
+from bdbench.models.data import ImageSet
+from bdbench.models.registry import Registry
 
 ALL = [
     pytest.param(kind, name, each, id=f"{kind} {name}: {each.test.__name__}")
@@ -67,11 +67,11 @@ from dataclasses import dataclass
 
 import torch
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.training import train
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.training import train
 
 
 @register("mine")
@@ -94,7 +94,7 @@ TRAINING = 'network = train(context.build(), data, context.recipe, context.rng("
 
 def own_loop(weight: str) -> str:
     """In place of `TRAINING`, a step that takes its loss times this."""
-    return f"""from models.training import loop
+    return f"""from bdbench.models.training import loop
         network, seen = context.build().train(), {{"steps": 0}}
         optimizer = context.recipe.sgd(network)
 
@@ -203,7 +203,7 @@ class Neighbourly(BadNets):
 def test_check_finds_what_is_wrong_with_an_attack(
     attack: type[Attack], promise: Callable[[Registry[Any], str], None], complaint: str
 ) -> None:
-    registry: Registry[Any] = Registry("attack", "attacks")
+    registry: Registry[Any] = Registry("attack", "bdbench.attacks")
     registry.register("wrong")(attack)
     with pytest.raises(Broken, match=complaint):
         promise(registry, "wrong")

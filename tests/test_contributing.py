@@ -10,13 +10,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from attacks import attacks
-from benchmark.cache import Cache
-from benchmark.cell import cell
-from benchmark.harness import Harness
-from defenses import defenses
-from models.registry import load_file
-from models.training import Recipe
+from bdbench.attacks import attacks
+from bdbench.cache import Cache
+from bdbench.cell import cell
+from bdbench.defenses import defenses
+from bdbench.harness import Harness
+from bdbench.models.registry import load_file
+from bdbench.models.training import Recipe
 
 PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)

@@ -26,13 +26,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from benchmark import artefacts, records
-from benchmark.cache import Cache, DamagedCache
-from benchmark.cli import main
-from benchmark.datasets import datasets, gtsrb, images, parquet
-from benchmark.datasets.base import Decoded, fingerprint
-from benchmark.merge import merge
-from models.errors import InvalidInput
+from bdbench import artefacts, records
+from bdbench.cache import Cache, DamagedCache
+from bdbench.cli import main
+from bdbench.datasets import datasets, gtsrb, images, parquet
+from bdbench.datasets.base import Decoded, fingerprint
+from bdbench.merge import merge
+from bdbench.models.errors import InvalidInput
 
 PLACES = 1_000_000
 RECORDS = [

@@ -17,20 +17,12 @@ from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 from torchvision.datasets import CIFAR10
 
-from benchmark.cache import Cache
-from benchmark.datasets import datasets, gtsrb, images, parquet, toy
-from benchmark.datasets.base import (
-    Dataset,
-    Found,
-    Source,
-    content_of,
-    fingerprint,
-    roots,
-    stratified,
-)
-from benchmark.datasets.cifar10 import CLASSES, FOLDER
-from models.data import ImageSet
-from models.errors import InvalidInput
+from bdbench.cache import Cache
+from bdbench.datasets import datasets, gtsrb, images, parquet, toy
+from bdbench.datasets.base import Dataset, Found, Source, content_of, fingerprint, roots, stratified
+from bdbench.datasets.cifar10 import CLASSES, FOLDER
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
 
 ROWS = 20
 

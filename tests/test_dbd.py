@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
-import defenses.dbd
-from benchmark.devices import has_bf16
-from defenses import defenses as registry
-from defenses.base import Context
-from defenses.dbd import (
+import bdbench.defenses.dbd
+from bdbench.defenses import defenses as registry
+from bdbench.defenses.base import Context
+from bdbench.defenses.dbd import (
     DBD,
     count_kept,
     draw_rows,
@@ -26,12 +25,13 @@ from defenses.dbd import (
     split,
     symmetric_cross_entropy,
 )
-from models.classifier import Classifier
-from models.context import network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import stream
-from models.training import Recipe, logits, loop
+from bdbench.devices import has_bf16
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import stream
+from bdbench.models.training import Recipe, logits, loop
 
 RECIPE = Recipe(epochs=2, batch_size=20)
 SHORT = DBD(ssl_epochs=100, ssl_batch_size=32, head_epochs=50, semi_epochs=100, semi_batch_size=12)
@@ -202,7 +202,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[ImageSet, ...], flo
         calls.append((data, rest["state"]["optimizer"].param_groups[0]["lr"]))
         loop(step, *data, **rest)
 
-    monkeypatch.setattr(defenses.dbd, "loop", watched)
+    monkeypatch.setattr(bdbench.defenses.dbd, "loop", watched)
     return calls
 
 
@@ -215,7 +215,7 @@ def test_the_rest_loses_its_labels_anew_in_every_epoch(
         splits.append(split(losses, alpha))
         return splits[-1]
 
-    monkeypatch.setattr(defenses.dbd, "split", remember)
+    monkeypatch.setattr(bdbench.defenses.dbd, "split", remember)
     monkeypatch.setattr(DBD, "learn_features", lambda *_: None)
     monkeypatch.setattr(DBD, "train_head", lambda *_: None)
     SHORT.fit(images, lent)
@@ -249,14 +249,14 @@ def test_views_are_mirrored_only_where_the_recipe_allows(
     flip: bool, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    plain = defenses.dbd.make_views
+    plain = bdbench.defenses.dbd.make_views
 
     def remember(pictures: Tensor, tape: Any) -> Tensor:
         assert set((255 * pictures).round().unique().tolist()) <= set(range(256))
         seen.append(bool(tape.mirrored.any()))
         return plain(pictures, tape)
 
-    monkeypatch.setattr(defenses.dbd, "make_views", remember)
+    monkeypatch.setattr(bdbench.defenses.dbd, "make_views", remember)
     lent = context(replace(RECIPE, flip=flip, epochs=1))
     SHORT.learn_features(lent.build(), images, lent)
     assert any(seen) is flip

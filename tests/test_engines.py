@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from benchmark.cache import sha256_of
-from benchmark.cli import main
+from bdbench.cache import sha256_of
+from bdbench.cli import main
 
 PLUGIN = '''"""A defense for tests that trains nothing and does as it is told, nobody, 2026."""
 from __future__ import annotations
@@ -30,11 +30,11 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from defenses import register
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.training import train
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.training import train
 
 
 @register("docile")
@@ -72,8 +72,8 @@ from __future__ import annotations
 import os
 import time
 
-from benchmark import harness
-from benchmark.checkpoints import Checkpoints
+from bdbench import harness
+from bdbench.checkpoints import Checkpoints
 
 sync = os.fsync
 

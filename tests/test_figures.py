@@ -23,21 +23,21 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from attacks import attacks
-from attacks.base import Attack, Poisoned, prepared
-from attacks.poison import dirty_label
-from benchmark import artefacts, figures, plan, records
-from benchmark.cache import Cache
-from benchmark.cell import Cell, cell
-from benchmark.cli import main
-from benchmark.figures import curves, losses, pareto, picture, triggers, tsne
-from benchmark.figures.selection import Selection, agrees, select
-from benchmark.harness import Harness
-from benchmark.records import Record
-from models.context import TrainingContext
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.training import Recipe
+from bdbench import artefacts, figures, plan, records
+from bdbench.attacks import attacks
+from bdbench.attacks.base import Attack, Poisoned, prepared
+from bdbench.attacks.poison import dirty_label
+from bdbench.cache import Cache
+from bdbench.cell import Cell, cell
+from bdbench.cli import main
+from bdbench.figures import curves, losses, pareto, picture, triggers, tsne
+from bdbench.figures.selection import Selection, agrees, select
+from bdbench.harness import Harness
+from bdbench.models.context import TrainingContext
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.training import Recipe
+from bdbench.records import Record
 
 CANONICAL = {
     "adaptive": "adaptive(poisoning_rate=0.1, attack=\"badnets(pattern='grid')\", steps=5)",
@@ -655,8 +655,8 @@ def test_figures_of_records_need_no_torch(tmp_path: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
-import benchmark.cli, benchmark.figures.tsne
-from benchmark import figures, records
+import bdbench.cli, bdbench.figures.tsne
+from bdbench import figures, records
 found, _ = records.read_all(Path({str(tmp_path)!r}))
 for which in ("pareto", "losses"):
     figures.make(which, found, Path({str(tmp_path)!r}), {{}}, ["svg"])

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from benchmark.cache import Cache
-from benchmark.cell import cell
-from benchmark.harness import Harness, clean_budget
-from defenses import defenses
-from defenses.base import Context, Defense
-from defenses.fp import FinePruning, embed, level, sweep
-from defenses.ft import FineTuning
-from models.augment import to_float
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import stream
-from models.training import Recipe, logits, predict, train
+from bdbench.cache import Cache
+from bdbench.cell import cell
+from bdbench.defenses import defenses
+from bdbench.defenses.base import Context, Defense
+from bdbench.defenses.fp import FinePruning, embed, level, sweep
+from bdbench.defenses.ft import FineTuning
+from bdbench.harness import Harness, clean_budget
+from bdbench.models.augment import to_float
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import stream
+from bdbench.models.training import Recipe, logits, predict, train
 
 RECIPE = Recipe(epochs=3, batch_size=20, learning_rate=0.05)
 CPU = torch.device("cpu")

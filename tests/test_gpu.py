@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from attacks import attacks
-from benchmark.cache import Cache
-from benchmark.cell import cell
-from benchmark.engines import Place
-from benchmark.harness import Harness, clean_budget
-from benchmark.records import read_all
-from benchmark.run import run_suite
-from benchmark.suites import Suite
-from defenses import defenses
-from defenses.base import Context
-from models.augment import Augmentation, augment, draw_tape, to_float
-from models.capture import CudaRecorder, Work, recorded_by
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
-from models.data import ImageSet
-from models.rng import stream
-from models.training import Recipe, logits, train
+from bdbench.attacks import attacks
+from bdbench.cache import Cache
+from bdbench.cell import cell
+from bdbench.defenses import defenses
+from bdbench.defenses.base import Context
+from bdbench.engines import Place
+from bdbench.harness import Harness, clean_budget
+from bdbench.models.augment import Augmentation, augment, draw_tape, to_float
+from bdbench.models.capture import CudaRecorder, Work, recorded_by
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.rng import stream
+from bdbench.models.training import Recipe, logits, train
+from bdbench.records import read_all
+from bdbench.run import run_suite
+from bdbench.suites import Suite
 
 pytestmark = [
     pytest.mark.gpu,

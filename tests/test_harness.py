@@ -13,22 +13,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmark import artefacts, metrics, plan
-from benchmark.cache import Cache, DamagedCache, Entry
-from benchmark.cell import Cell, cell, recipe_of
-from benchmark.harness import POINT, Harness, PoisonedData, clean_budget
-from benchmark.records import Count, encode, read, write
-from benchmark.suites import SUITES, suite
-from benchmark.timing import Stopwatch
-from defenses import defenses
-from defenses.base import Context, Defense
-from models import spec
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import derive
-from models.training import Recipe, train
+from bdbench import artefacts, metrics, plan
+from bdbench.cache import Cache, DamagedCache, Entry
+from bdbench.cell import Cell, cell, recipe_of
+from bdbench.defenses import defenses
+from bdbench.defenses.base import Context, Defense
+from bdbench.harness import POINT, Harness, PoisonedData, clean_budget
+from bdbench.models import spec
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import derive
+from bdbench.models.training import Recipe, train
+from bdbench.records import Count, encode, read, write
+from bdbench.suites import SUITES, suite
+from bdbench.timing import Stopwatch
 
 DATASET = "toy(train_images=120, test_images=80, image_size=16)"
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02)

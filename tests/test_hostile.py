@@ -26,18 +26,18 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from attacks import attacks
-from benchmark import artefacts, records
-from benchmark.cell import recipe_of
-from benchmark.cli import main
-from benchmark.datasets import datasets, gtsrb, images, parquet
-from benchmark.datasets.base import content_of
-from benchmark.merge import merge
-from defenses import defenses
-from models import spec
-from models.errors import LONGEST, InvalidInput, one_line
-from models.registry import load_file
-from models.training import Recipe
+from bdbench import artefacts, records
+from bdbench.attacks import attacks
+from bdbench.cell import recipe_of
+from bdbench.cli import main
+from bdbench.datasets import datasets, gtsrb, images, parquet
+from bdbench.datasets.base import content_of
+from bdbench.defenses import defenses
+from bdbench.merge import merge
+from bdbench.models import spec
+from bdbench.models.errors import LONGEST, InvalidInput, one_line
+from bdbench.models.registry import load_file
+from bdbench.models.training import Recipe
 
 FIXED = settings(
     deadline=None,
@@ -53,7 +53,7 @@ HUGE = "9" * 400
 def imported() -> None:
     """What a command imports is not what it is timed for."""
     for module in ("describe", "figures", "preview", "run", "tables"):
-        importlib.import_module(f"benchmark.{module}")
+        importlib.import_module(f"bdbench.{module}")
 
 
 @pytest.fixture(autouse=True)

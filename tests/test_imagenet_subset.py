@@ -18,16 +18,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from attacks import attacks
-from benchmark.cache import Cache
-from benchmark.cell import cell
-from benchmark.cli import main
-from benchmark.datasets import datasets, images
-from benchmark.datasets.base import Dataset
-from benchmark.datasets.imagenet_subset import ImageNetSubset, class_folders, crop
-from models import models
-from models.errors import InvalidInput
-from models.training import Recipe
+from bdbench.attacks import attacks
+from bdbench.cache import Cache
+from bdbench.cell import cell
+from bdbench.cli import main
+from bdbench.datasets import datasets, images
+from bdbench.datasets.base import Dataset
+from bdbench.datasets.imagenet_subset import ImageNetSubset, class_folders, crop
+from bdbench.models import models
+from bdbench.models.errors import InvalidInput
+from bdbench.models.training import Recipe
 
 WORDNET = [f"n{number:08d}" for number in range(100, 112)]
 PER_CLASS = 2

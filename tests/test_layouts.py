@@ -16,14 +16,14 @@ import pytest
 from made import cell
 from scipy import stats
 
-from benchmark.blocks import Block
-from benchmark.cli import main
-from benchmark.groups import collect
-from benchmark.layouts import COMPANY, TABLES, TIMING, company, sheets
-from benchmark.records import ALONE, read_all, write
-from benchmark.sheets import Entry, Sheet
-from benchmark.tables import write_table
-from models.errors import InvalidInput
+from bdbench.blocks import Block
+from bdbench.cli import main
+from bdbench.groups import collect
+from bdbench.layouts import COMPANY, TABLES, TIMING, company, sheets
+from bdbench.models.errors import InvalidInput
+from bdbench.records import ALONE, read_all, write
+from bdbench.sheets import Entry, Sheet
+from bdbench.tables import write_table
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = "recipe(epochs=100, learning_rate=0.1, precision='fp32')"
@@ -388,7 +388,7 @@ def test_records_that_do_not_belong_together_are_not_merged(tmp_path: Path, caps
 
 
 def test_tables_need_no_torch():
-    code = "import sys, benchmark.tables, benchmark.merge; sys.exit('torch' in sys.modules)"
+    code = "import sys, bdbench.tables, bdbench.merge; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

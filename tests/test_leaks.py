@@ -17,16 +17,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks.base import Attack, Poisoned
-from benchmark.cache import Cache
-from benchmark.cell import cell
-from benchmark.datasets.base import Dataset
-from benchmark.harness import Harness, PoisonedData
-from defenses import defenses
-from defenses.base import Context, Defense
-from models.classifier import Classifier
-from models.data import ImageSet
-from models.training import Recipe
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.cache import Cache
+from bdbench.cell import cell
+from bdbench.datasets.base import Dataset
+from bdbench.defenses import defenses
+from bdbench.defenses.base import Context, Defense
+from bdbench.harness import Harness, PoisonedData
+from bdbench.models.classifier import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models.training import Recipe
 
 SIZES = "toy(train_images=200, test_images=60, image_size=16)"
 RECIPE = Recipe(epochs=1, batch_size=50, learning_rate=0.01)

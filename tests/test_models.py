@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import models
-from models.classifier import Classifier
-from models.observer import Observer, observed_by
-from models.rng import global_seed, stream
+from bdbench.models import models
+from bdbench.models.classifier import Classifier
+from bdbench.models.observer import Observer, observed_by
+from bdbench.models.rng import global_seed, stream
 
 
 def network(name: str, size: int = 32, classes: int = 10) -> Classifier:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import defenses.nad
-from defenses.base import CleanBudget, Context
-from defenses.nad import NAD, attention
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import stream
-from models.training import Recipe, loop, train
+import bdbench.defenses.nad
+from bdbench.defenses.base import CleanBudget, Context
+from bdbench.defenses.nad import NAD, attention
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import stream
+from bdbench.models.training import Recipe, loop, train
 
 RECIPE = Recipe(epochs=4, batch_size=20, learning_rate=0.05)
 SHORT: dict[str, Any] = {"teacher_epochs": 2, "epochs": 3, "batch_size": 20, "learning_rate": 0.02}
@@ -174,14 +174,14 @@ def test_the_teacher_is_frozen_with_its_buffers(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held: dict[str, Any] = {}
-    plain = defenses.nad.train
+    plain = bdbench.defenses.nad.train
 
     def remember(model: Classifier, *rest: Any) -> Classifier:
         held["teacher"] = plain(model, *rest)
         held["state"] = {name: t.clone() for name, t in model.state_dict().items()}
         return model
 
-    monkeypatch.setattr(defenses.nad, "train", remember)
+    monkeypatch.setattr(bdbench.defenses.nad, "train", remember)
     lent = lend(images)
     made = NAD(**SHORT).fit(images, lent)
     teacher = held["teacher"]

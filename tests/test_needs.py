@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from benchmark import needs, plan
-from benchmark.cache import Cache
-from benchmark.cell import Cell, cell
-from benchmark.harness import Harness
-from benchmark.housekeeping import KINDS, contents, sweep
-from benchmark.needs import Need, cache_growth, check_needs, estimate, footprint, free_memory
-from benchmark.records import write
-from benchmark.suites import suite
-from models import models
-from models.errors import InvalidInput
-from models.training import Recipe
+from bdbench import needs, plan
+from bdbench.cache import Cache
+from bdbench.cell import Cell, cell
+from bdbench.harness import Harness
+from bdbench.housekeeping import KINDS, contents, sweep
+from bdbench.models import models
+from bdbench.models.errors import InvalidInput
+from bdbench.models.training import Recipe
+from bdbench.needs import Need, cache_growth, check_needs, estimate, footprint, free_memory
+from bdbench.records import write
+from bdbench.suites import suite
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 DATASET = "toy(train_images=120, test_images=80)"

@@ -15,19 +15,19 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import Tensor
 
-from attacks import attacks
-from attacks.badnets import BadNets
-from attacks.base import Attack, Poisoned, prepared
-from attacks.poison import dirty_label
-from benchmark import plan, preview
-from benchmark.cache import Cache
-from benchmark.cell import cell
-from benchmark.cli import main
-from benchmark.harness import Harness
-from models.augment import Augmentation, Tape, draw_tape
-from models.context import TrainingContext
-from models.data import ImageSet
-from models.rng import stream
+from bdbench import plan, preview
+from bdbench.attacks import attacks
+from bdbench.attacks.badnets import BadNets
+from bdbench.attacks.base import Attack, Poisoned, prepared
+from bdbench.attacks.poison import dirty_label
+from bdbench.cache import Cache
+from bdbench.cell import cell
+from bdbench.cli import main
+from bdbench.harness import Harness
+from bdbench.models.augment import Augmentation, Tape, draw_tape
+from bdbench.models.context import TrainingContext
+from bdbench.models.data import ImageSet
+from bdbench.models.rng import stream
 
 DATASET = "toy(train_images=100, test_images=30)"
 TINY = [f"--dataset={DATASET}", "--device=cpu"]

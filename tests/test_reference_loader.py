@@ -9,11 +9,11 @@ import warnings
 import pytest
 import torch
 
-from models import reference_loader
-from models.augment import Augmentation, Tape, augment, draw_tape, to_float
-from models.data import ImageSet
-from models.reference_loader import WORKERS, Choice, batches, choices
-from models.rng import stream
+from bdbench.models import reference_loader
+from bdbench.models.augment import Augmentation, Tape, augment, draw_tape, to_float
+from bdbench.models.data import ImageSet
+from bdbench.models.reference_loader import WORKERS, Choice, batches, choices
+from bdbench.models.rng import stream
 
 SPANS = [(0, 25), (25, 50), (50, 57)]
 

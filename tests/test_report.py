@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import cell
 
-from benchmark import charts, records
-from benchmark.cli import main
-from benchmark.comparison import compare
-from benchmark.groups import collect
-from benchmark.report import PAGES, Site, description, slug, write_report
-from models.errors import InvalidInput
+from bdbench import charts, records
+from bdbench.cli import main
+from bdbench.comparison import compare
+from bdbench.groups import collect
+from bdbench.models.errors import InvalidInput
+from bdbench.report import PAGES, Site, description, slug, write_report
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "<script>alert(1)</script>"
@@ -349,7 +349,7 @@ def test_a_report_that_was_broken_off_is_finished(results, monkeypatch):
             raise KeyboardInterrupt
         return write(path, content)
 
-    from benchmark import report as module
+    from bdbench import report as module
 
     write = module.write_atomically
     monkeypatch.setattr(module, "write_atomically", stop)
@@ -506,7 +506,7 @@ def test_it_takes_neither_torch_nor_a_plotting_library(tmp_path):
     for each in SOME:
         records.write(tmp_path, each)
     program = (
-        "import sys; from benchmark.cli import main;"
+        "import sys; from bdbench.cli import main;"
         f"assert main(['report', '--results', {str(tmp_path)!r}]) == 0;"
         "sys.exit(bool({'torch', 'matplotlib', 'pandas'} & sys.modules.keys()))"
     )

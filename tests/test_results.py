@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmark import plan
-from benchmark.datasets import datasets
-from benchmark.figures import make
-from benchmark.records import read_all
-from benchmark.suites import SUITES
-from benchmark.tables import write_leaderboard, write_table
-from benchmark.verify import write_verification
-from models.training import Recipe
+from bdbench import plan
+from bdbench.datasets import datasets
+from bdbench.figures import make
+from bdbench.models.training import Recipe
+from bdbench.records import read_all
+from bdbench.suites import SUITES
+from bdbench.tables import write_leaderboard, write_table
+from bdbench.verify import write_verification
 
 ROOT = Path(__file__).parent.parent
 # By name, as a user's own runs lie beside them.

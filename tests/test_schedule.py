@@ -13,19 +13,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from benchmark import plan, records
-from benchmark.cache import Cache
-from benchmark.cell import Cell, cell
-from benchmark.cli import main
-from benchmark.engines.base import Died, Engine
-from benchmark.engines.processes import how
-from benchmark.harness import Harness, lost
-from benchmark.progress import Reporter
-from benchmark.schedule import ATTEMPTS, Schedule
-from benchmark.suites import Suite
-from benchmark.worker import Attempt, claimed, lock_of, stamp
-from models.scope import threaded
-from models.training import Recipe
+from bdbench import plan, records
+from bdbench.cache import Cache
+from bdbench.cell import Cell, cell
+from bdbench.cli import main
+from bdbench.engines.base import Died, Engine
+from bdbench.engines.processes import how
+from bdbench.harness import Harness, lost
+from bdbench.models.scope import threaded
+from bdbench.models.training import Recipe
+from bdbench.progress import Reporter
+from bdbench.schedule import ATTEMPTS, Schedule
+from bdbench.suites import Suite
+from bdbench.worker import Attempt, claimed, lock_of, stamp
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=1)

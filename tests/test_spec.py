@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from attacks import attacks
-from benchmark.datasets import datasets
-from defenses import defenses
-from models import models, spec
-from models.errors import InvalidInput, above, at_least, one_of
-from models.registry import Registry, load_file
-from models.spec import added
+from bdbench.attacks import attacks
+from bdbench.datasets import datasets
+from bdbench.defenses import defenses
+from bdbench.models import models, spec
+from bdbench.models.errors import InvalidInput, above, at_least, one_of
+from bdbench.models.registry import Registry, load_file
+from bdbench.models.spec import added
 
 
 def test_a_spec_is_a_name_with_literal_fields() -> None:
@@ -95,8 +95,8 @@ def test_a_plugin_file_registers_and_a_broken_one_says_where(tmp_path: Path) -> 
     good = tmp_path / "mine.py"
     good.write_text(
         "from dataclasses import dataclass\n"
-        "from attacks import register\n"
-        "from attacks.blend import Blend\n"
+        "from bdbench.attacks import register\n"
+        "from bdbench.attacks.blend import Blend\n"
         "@register('mine')\n"
         "@dataclass(frozen=True)\n"
         "class Mine(Blend):\n"
@@ -124,7 +124,7 @@ def test_an_added_field_is_written_only_where_it_is_not_at_its_default() -> None
         first: int = 1
         later: str = added("as ever")
 
-    registry: Registry[object] = Registry("thing", "models")
+    registry: Registry[object] = Registry("thing", "bdbench.models")
     registry._discovered = True
     registry.register("thing")(Thing)
     assert registry.canonical("thing") == "thing(first=1)"
@@ -136,7 +136,7 @@ def test_an_added_field_is_written_only_where_it_is_not_at_its_default() -> None
 
 
 def test_two_plugins_of_one_name_are_refused() -> None:
-    registry: Registry[object] = Registry("thing", "models")
+    registry: Registry[object] = Registry("thing", "bdbench.models")
     registry.register("x")(lambda: 1)
     with pytest.raises(InvalidInput, match="two things are called 'x'"):
         registry.register("x")(dict)

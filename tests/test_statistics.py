@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from benchmark.records import Count
-from benchmark.statistics import (
+from bdbench.models.errors import InvalidInput
+from bdbench.records import Count
+from bdbench.statistics import (
     estimate,
     half_width,
     mean_interval,
@@ -17,7 +18,6 @@ from benchmark.statistics import (
     tied,
     wilson,
 )
-from models.errors import InvalidInput
 
 counts = st.integers(1, 20_000).flatmap(
     lambda of: st.builds(Count, st.integers(0, of), st.just(of))

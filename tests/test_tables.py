@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from made import cell
 
-from benchmark import records, tables
-from models.errors import InvalidInput
+from bdbench import records, tables
+from bdbench.models.errors import InvalidInput
 
 ONE_SEED = [
     cell("none", "none", 940, floor=8),

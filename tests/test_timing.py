@@ -13,16 +13,16 @@ import psutil
 import pytest
 import torch
 
-from benchmark import harness, plan, timing
-from benchmark.cache import Cache
-from benchmark.cell import Cell, cell
-from benchmark.cli import main
-from benchmark.harness import Harness
-from benchmark.records import ALONE, Record
-from benchmark.suites import SUITES
-from benchmark.timing import Others, worst
-from models import observer
-from models.training import Recipe
+from bdbench import harness, plan, timing
+from bdbench.cache import Cache
+from bdbench.cell import Cell, cell
+from bdbench.cli import main
+from bdbench.harness import Harness
+from bdbench.models import observer
+from bdbench.models.training import Recipe
+from bdbench.records import ALONE, Record
+from bdbench.suites import SUITES
+from bdbench.timing import Others, worst
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 Core = namedtuple("Core", "user nice system idle iowait irq softirq steal guest guest_nice")
@@ -355,7 +355,7 @@ def test_nothing_is_timed_cold_and_others_are_named(
 ) -> None:
     """What trains is this process, which has made a few steps: of another, nothing would be noted
     here."""
-    monkeypatch.setattr("benchmark.run.Others", Told(1.43))
+    monkeypatch.setattr("bdbench.run.Others", Told(1.43))
     assert main(["run", "table3", *TINY, *words]) == 0
     (one, model, threads), (two, same, also) = order
     assert (one, two) == ("probe", "train")
@@ -371,6 +371,6 @@ def test_who_is_alone_is_not_warned(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("benchmark.run.Others", Told(answer))
+    monkeypatch.setattr("bdbench.run.Others", Told(answer))
     assert main(["run", "table3", *TINY, "--budget=0"]) == 0
     assert "warning" not in capsys.readouterr().out

@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from attacks import attacks
-from attacks.adaptive import Adaptive
-from attacks.badnets import BadNets
-from attacks.dynamic import Drawer, Dynamic, binary, blend, diversity
-from attacks.trojan import Trojan
-from benchmark.cache import Cache
-from benchmark.cell import cell
-from benchmark.datasets import datasets
-from benchmark.harness import Harness
-from models.augment import to_float
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.rng import stream
-from models.training import Recipe
+from bdbench.attacks import attacks
+from bdbench.attacks.adaptive import Adaptive
+from bdbench.attacks.badnets import BadNets
+from bdbench.attacks.dynamic import Drawer, Dynamic, binary, blend, diversity
+from bdbench.attacks.trojan import Trojan
+from bdbench.cache import Cache
+from bdbench.cell import cell
+from bdbench.datasets import datasets
+from bdbench.harness import Harness
+from bdbench.models.augment import to_float
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.rng import stream
+from bdbench.models.training import Recipe
 
 CPU = torch.device("cpu")
 
@@ -152,7 +152,7 @@ def test_training_ends_when_the_trigger_works(
             "surrogate_cross_accuracy": 0.83,
         }
 
-    monkeypatch.setattr("attacks.dynamic.judge", works)
+    monkeypatch.setattr("bdbench.attacks.dynamic.judge", works)
     Dynamic(mask_epochs=1).prepare(toy[torch.arange(60)], lent(epochs=6), poison_stream())
     assert len(asked) == 2, "4 epochs were to come"
 

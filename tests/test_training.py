@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from models import models
-from models.classifier import Classifier
-from models.context import TrainingContext, network_builder
-from models.data import ImageSet
-from models.errors import InvalidInput
-from models.feed import Feed
-from models.observer import Observer, observed_by
-from models.rng import global_seed, stream
-from models.training import (
+from bdbench.models import models
+from bdbench.models.classifier import Classifier
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput
+from bdbench.models.feed import Feed
+from bdbench.models.observer import Observer, observed_by
+from bdbench.models.rng import global_seed, stream
+from bdbench.models.training import (
     FEEDS,
     Batch,
     Recipe,

@@ -13,15 +13,15 @@ from pathlib import Path
 import made
 import pytest
 
-import benchmark.cell
-from attacks import attacks
-from benchmark import records
-from benchmark.cli import main
-from benchmark.records import Count
-from benchmark.verify import ANY, ASR, CA, REASONS, verify, write_verification
-from defenses import defenses
-from models.errors import InvalidInput
-from models.training import Recipe
+import bdbench.cell
+from bdbench import records
+from bdbench.attacks import attacks
+from bdbench.cli import main
+from bdbench.defenses import defenses
+from bdbench.models.errors import InvalidInput
+from bdbench.models.training import Recipe
+from bdbench.records import Count
+from bdbench.verify import ANY, ASR, CA, REASONS, verify, write_verification
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,7 +30,7 @@ def cell(defense, attack, *numbers, dataset="cifar10", epochs=100, **more):
     """A record as `made.cell` makes it, of a cell with real specs."""
     record = made.cell(defense, attack, *numbers, **more)
     recipe, seed = Recipe(epochs=epochs), record.cell["seed"]
-    own = benchmark.cell.cell(dataset, "wrn16_1", attack, defense, recipe, seed)
+    own = bdbench.cell.cell(dataset, "wrn16_1", attack, defense, recipe, seed)
     return replace(record, key=own.key, cell=asdict(own), labels=own.labels)
 
 
@@ -389,12 +389,12 @@ def test_the_command_refuses_in_one_line(results, capsys):
     assert len(errors) == 2
 
 
-@pytest.mark.parametrize("module", ["benchmark.published", "benchmark.verify"])
+@pytest.mark.parametrize("module", ["bdbench.published", "bdbench.verify"])
 def test_no_torch_is_needed(module, results):
     program = f"""
 import sys
 import {module}
-from benchmark.cli import main
+from bdbench.cli import main
 assert "torch" not in sys.modules
 code = main(["verify", "--results", {str(results.absolute())!r}])
 sys.exit(code or "torch" in sys.modules)

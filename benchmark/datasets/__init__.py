@@ -1,7 +1,7 @@
 """Data sets: where their images come from, as two sets of tensors."""
 
-from benchmark.datasets.base import Source
-from models.registry import Registry
+from bdbench.datasets.base import Source
+from bdbench.models.registry import Registry
 
-datasets: Registry[Source] = Registry("data set", "benchmark.datasets")
+datasets: Registry[Source] = Registry("data set", "bdbench.datasets")
 register = datasets.register

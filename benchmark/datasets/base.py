@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from benchmark.cache import Cache, Payload, sha256_of
-from benchmark.files import cache_root
-from models.data import ImageSet
-from models.errors import InvalidInput, check
-from models.rng import stream
+from bdbench.cache import Cache, Payload, sha256_of
+from bdbench.files import cache_root
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput, check
+from bdbench.models.rng import stream
 
 DECODER = 1
 

@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import torch
 
-from benchmark.datasets import parquet, register
-from benchmark.datasets.base import Decoded, FileSource, Found
-from models.data import ImageSet
-from models.errors import check
+from bdbench.datasets import parquet, register
+from bdbench.datasets.base import Decoded, FileSource, Found
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
 
 CLASSES = (
     "airplane",

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from benchmark.datasets import parquet, register
-from benchmark.datasets.base import Decoded, FileSource, Found
-from benchmark.datasets.images import Album, squash
-from models.data import ImageSet
-from models.errors import InvalidInput, check
+from bdbench.datasets import parquet, register
+from bdbench.datasets.base import Decoded, FileSource, Found
+from bdbench.datasets.images import Album, squash
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput, check
 
 CLASSES = tuple(f"{label:05d}" for label in range(43))
 TABLE = "GT-final_test.csv"

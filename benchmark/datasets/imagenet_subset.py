@@ -19,11 +19,11 @@ from typing import ClassVar
 
 from PIL import Image
 
-from benchmark.datasets import parquet, register
-from benchmark.datasets.base import Decoded, FileSource, Found
-from benchmark.datasets.images import Album
-from models.data import ImageSet
-from models.errors import InvalidInput, check
+from bdbench.datasets import parquet, register
+from bdbench.datasets.base import Decoded, FileSource, Found
+from bdbench.datasets.images import Album
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput, check
 
 CLASSES = tuple(f"{label:02d}" for label in range(12))
 """Names for Parquet files that have none."""

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from models.data import ImageSet
-from models.errors import InvalidInput, check
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput, check
 
 LARGEST = 10_000
 """Pixels along a side: enough for photographs as cameras make them."""

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmark.datasets.base import Decoded, Found
-from benchmark.datasets.images import Album, Resize
-from models.data import ImageSet
-from models.errors import InvalidInput, check
+from bdbench.datasets.base import Decoded, Found
+from bdbench.datasets.images import Album, Resize
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import InvalidInput, check
 
 BATCH = 1024
 LARGEST_CHUNK = 2**26

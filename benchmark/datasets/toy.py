@@ -16,13 +16,13 @@ import torch
 from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 
-from benchmark.cache import Cache
-from benchmark.datasets import register
-from benchmark.datasets.base import Dataset, Source, fingerprint
-from models.data import ImageSet
-from models.errors import check
-from models.rng import derive
-from models.spec import added
+from bdbench.cache import Cache
+from bdbench.datasets import register
+from bdbench.datasets.base import Dataset, Source, fingerprint
+from bdbench.models.data import ImageSet
+from bdbench.models.errors import check
+from bdbench.models.rng import derive
+from bdbench.models.spec import added
 
 Floats = NDArray[np.floating[Any]]
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from benchmark.devices import device_of
-from benchmark.engines.base import Ear, Engine, Here
-from benchmark.worker import Job
-from models import spec
-from models.errors import InvalidInput, check
+from bdbench.devices import device_of
+from bdbench.engines.base import Ear, Engine, Here
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput, check
+from bdbench.worker import Job
 
 ENGINES = ("local", "ray", "slurm")
 
@@ -69,15 +69,15 @@ class Place:
         cores, gpus = self.cores or 1, self.gpus or 0.0
         try:
             if self.engine == "ray":
-                from benchmark.engines.ray import Ray
+                from bdbench.engines.ray import Ray
 
                 return Ray(job, self.jobs, cores, gpus, self.options)
             if self.engine == "slurm":
-                from benchmark.engines.slurm import Slurm
+                from bdbench.engines.slurm import Slurm
 
                 return Slurm(job, self.jobs, cores, gpus, self.options)
             if self.jobs is not None:
-                from benchmark.engines.processes import Processes
+                from bdbench.engines.processes import Processes
 
                 return Processes(job, ear, self.jobs)
         except ModuleNotFoundError as error:

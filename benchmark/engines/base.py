@@ -12,8 +12,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Self
 
-from benchmark.cell import Cell
-from benchmark.worker import Attempt, Job, Worker
+from bdbench.cell import Cell
+from bdbench.worker import Attempt, Job, Worker
 
 
 class Died(Exception):

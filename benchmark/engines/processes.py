@@ -16,9 +16,9 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
-from benchmark.cell import Cell
-from benchmark.engines.base import Died, Ear, Engine
-from benchmark.worker import Attempt, Job, Worker
+from bdbench.cell import Cell
+from bdbench.engines.base import Died, Ear, Engine
+from bdbench.worker import Attempt, Job, Worker
 
 PAUSE = 0.2
 """Seconds between two reports of a worker's progress."""

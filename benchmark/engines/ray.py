@@ -15,11 +15,11 @@ from typing import Any
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from benchmark.cell import Cell
-from benchmark.engines.base import Died, Engine
-from benchmark.records import Record, path_of, read, write
-from benchmark.worker import Attempt, Job, Worker, claimed, stamp
-from models.errors import InvalidInput
+from bdbench.cell import Cell
+from bdbench.engines.base import Died, Engine
+from bdbench.models.errors import InvalidInput
+from bdbench.records import Record, path_of, read, write
+from bdbench.worker import Attempt, Job, Worker, claimed, stamp
 
 MANY = 10_000
 

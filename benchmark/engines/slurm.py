@@ -14,10 +14,10 @@ from typing import Any
 import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
-from benchmark.cell import Cell
-from benchmark.engines.base import Died, Engine
-from benchmark.worker import Attempt, Job, Worker
-from models.errors import InvalidInput, check
+from bdbench.cell import Cell
+from bdbench.engines.base import Died, Engine
+from bdbench.models.errors import InvalidInput, check
+from bdbench.worker import Attempt, Job, Worker
 
 PAUSE = 1.0
 """Seconds between two looks at the jobs."""

@@ -9,12 +9,12 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmark.figures.picture import FORMATS as FORMATS
-from benchmark.figures.picture import Picture, look
-from benchmark.figures.selection import Selection, select
-from benchmark.records import Record
-from models import spec
-from models.errors import check
+from bdbench.figures.picture import FORMATS as FORMATS
+from bdbench.figures.picture import Picture, look
+from bdbench.figures.selection import Selection, select
+from bdbench.models import spec
+from bdbench.models.errors import check
+from bdbench.records import Record
 
 FIGURES = ("curves", "losses", "pareto", "triggers", "tsne")
 
@@ -38,7 +38,7 @@ def make(
     check(which in FIGURES, f"unknown figure {which!r}{spec.did_you_mean(which, FIGURES)}")
     for each in formats:
         check(each in FORMATS, f"unknown format {each!r}{spec.did_you_mean(each, FORMATS)}")
-    module = importlib.import_module(f"benchmark.figures.{which}")
+    module = importlib.import_module(f"bdbench.figures.{which}")
     draw: Callable[[Selection], Picture] = module.draw
     selection = select(records, results, wanted, data)
     with look():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmark.figures.epochs import BAND, by_epoch, draw_line, with_curves
-from benchmark.figures.picture import COLOURS, DASHES, MARKERS, Picture, caption, grid, legend
-from benchmark.figures.selection import Selection
-from benchmark.groups import is_none
+from bdbench.figures.epochs import BAND, by_epoch, draw_line, with_curves
+from bdbench.figures.picture import COLOURS, DASHES, MARKERS, Picture, caption, grid, legend
+from bdbench.figures.selection import Selection
+from bdbench.groups import is_none
 
 ROWS = {"clean_accuracy": "CA (%)", "attack_success_rate": "ASR (%)"}
 

@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 
-from benchmark.figures.selection import Selection
-from benchmark.groups import Group
+from bdbench.figures.selection import Selection
+from bdbench.groups import Group
 
 BAND = "Bands reach from the lowest to the highest seed"
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from benchmark.figures.epochs import BAND, by_epoch, draw_line, with_curves
-from benchmark.figures.picture import COLOURS, Picture, Place, caption, grid, legend
-from benchmark.figures.selection import SETTING, Selection, agrees
-from benchmark.groups import Group, is_none
-from models import spec
+from bdbench.figures.epochs import BAND, by_epoch, draw_line, with_curves
+from bdbench.figures.picture import COLOURS, Picture, Place, caption, grid, legend
+from bdbench.figures.selection import SETTING, Selection, agrees
+from bdbench.groups import Group, is_none
+from bdbench.models import spec
 
 LOOKS: dict[str, dict[str, Any]] = {
     "clean": {"color": COLOURS[1], "linestyle": "-"},

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from benchmark.blocks import ASR, CA, Block
-from benchmark.figures.picture import COLOURS, MARKERS, PAGE, Picture, caption, legend, several
-from benchmark.figures.selection import Selection
-from benchmark.groups import is_none, seconds_total
-from benchmark.statistics import half_width
-from models.errors import InvalidInput, check
+from bdbench.blocks import ASR, CA, Block
+from bdbench.figures.picture import COLOURS, MARKERS, PAGE, Picture, caption, legend, several
+from bdbench.figures.selection import Selection
+from bdbench.groups import is_none, seconds_total
+from bdbench.models.errors import InvalidInput, check
+from bdbench.statistics import half_width
 
 TIME, LOST = "seconds_ratio", "clean_accuracy_lost"
 VALUES = (TIME, ASR, LOST)

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from benchmark.files import write_atomically
-from benchmark.groups import Group
-from models import spec
+from bdbench.files import write_atomically
+from bdbench.groups import Group
+from bdbench.models import spec
 
 Place = tuple[str, str]
 FORMATS = ("png", "svg")

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from benchmark.groups import AXES, Group, collect, is_none, name_order
-from benchmark.records import Record
-from benchmark.reproduce import quoted
-from benchmark.suites import SUITES, Suite
-from models import spec
-from models.errors import InvalidInput, check
+from bdbench.groups import AXES, Group, collect, is_none, name_order
+from bdbench.models import spec
+from bdbench.models.errors import InvalidInput, check
+from bdbench.records import Record
+from bdbench.reproduce import quoted
+from bdbench.suites import SUITES, Suite
 
 SETTING = AXES[:3]
 """What the cells of one figure have in common."""

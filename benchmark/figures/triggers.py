@@ -14,18 +14,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from attacks import attacks
-from benchmark.cache import Cache, Entry, Payload
-from benchmark.cell import Cell
-from benchmark.datasets.base import roots
-from benchmark.figures.picture import COLUMN, PAGE, Picture, stacked, write_caption
-from benchmark.figures.selection import Selection
-from benchmark.files import cache_root
-from benchmark.groups import is_none
-from benchmark.harness import Harness
-from benchmark.preview import amplified, distortion
-from benchmark.records import Record
-from models.errors import check
+from bdbench.attacks import attacks
+from bdbench.cache import Cache, Entry, Payload
+from bdbench.cell import Cell
+from bdbench.datasets.base import roots
+from bdbench.figures.picture import COLUMN, PAGE, Picture, stacked, write_caption
+from bdbench.figures.selection import Selection
+from bdbench.files import cache_root
+from bdbench.groups import is_none
+from bdbench.harness import Harness
+from bdbench.models.errors import check
+from bdbench.preview import amplified, distortion
+from bdbench.records import Record
 
 ABREAST = 8
 """Attacks beside each other."""

@@ -32,16 +32,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from turns import pictures, seconds_of
 
-from benchmark.provenance import device_name
-from benchmark.timing import synchronise
-from defenses.base import Context
-from defenses.cbd import CBD
-from models.augment import to_float
-from models.capture import CudaRecorder, Recorder, recorded_by
-from models.context import TrainingContext, network_builder
-from models.data import ImageSet
-from models.observer import Observer, observed_by
-from models.training import Recipe, steps_per_epoch, train
+from bdbench.defenses.base import Context
+from bdbench.defenses.cbd import CBD
+from bdbench.models.augment import to_float
+from bdbench.models.capture import CudaRecorder, Recorder, recorded_by
+from bdbench.models.context import TrainingContext, network_builder
+from bdbench.models.data import ImageSet
+from bdbench.models.observer import Observer, observed_by
+from bdbench.models.training import Recipe, steps_per_epoch, train
+from bdbench.provenance import device_name
+from bdbench.timing import synchronise
 
 FULL = 100
 """Epochs whose seconds are told."""

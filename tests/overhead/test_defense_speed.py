@@ -24,11 +24,11 @@ from turns import (
     times_as_fast,
 )
 
-from defenses import defenses
-from defenses.base import CleanBudget, Context
-from models.classifier import Classifier
-from models.observer import Observer, observed_by
-from models.training import train
+from bdbench.defenses import defenses
+from bdbench.defenses.base import CleanBudget, Context
+from bdbench.models.classifier import Classifier
+from bdbench.models.observer import Observer, observed_by
+from bdbench.models.training import train
 
 COUNT = 64 if TINY else 1_024
 FIT, VALIDATION = COUNT // 4, COUNT // 16

@@ -19,15 +19,15 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam
 from turns import ROUNDS, TINY, Work, keep, lend, pictures, take_turns, times_as_fast
 
-from benchmark.devices import has_bf16
-from defenses.base import Context
-from defenses.cbd import CBD, Critic, dependence, sample_weights
-from models.augment import draw_tape
-from models.context import TrainingContext
-from models.data import ImageSet
-from models.reference_loader import batches
-from models.rng import stream
-from models.training import train
+from bdbench.defenses.base import Context
+from bdbench.defenses.cbd import CBD, Critic, dependence, sample_weights
+from bdbench.devices import has_bf16
+from bdbench.models.augment import draw_tape
+from bdbench.models.context import TrainingContext
+from bdbench.models.data import ImageSet
+from bdbench.models.reference_loader import batches
+from bdbench.models.rng import stream
+from bdbench.models.training import train
 
 COUNT = 256 if TINY else 2_560
 BATCH = 64

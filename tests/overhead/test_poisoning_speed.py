@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from turns import TINY, beside_bare, pictures
 
-from attacks import attacks
-from attacks.base import Attack
-from models.rng import stream
+from bdbench.attacks import attacks
+from bdbench.attacks.base import Attack
+from bdbench.models.rng import stream
 
 COUNT = 500 if TINY else 5_000
 
