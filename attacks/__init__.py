@@ -1,13 +1,8 @@
 """Attacks: a clean image set becomes a poisoned one; a trigger is stamped on test images."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from bdbench.models.registry import Registry
-
-if TYPE_CHECKING:
-    from bdbench.attacks.base import Attack
-
-attacks: Registry[Attack] = Registry("attack", "bdbench.attacks")
-register = attacks.register
+from bdbench.attacks.base import Attack as Attack
+from bdbench.attacks.base import Poisoned as Poisoned
+from bdbench.attacks.base import prepared as prepared
+from bdbench.attacks.poison import clean_label as clean_label
+from bdbench.attacks.poison import dirty_label as dirty_label
+from bdbench.attacks.registry import register as register

@@ -20,7 +20,7 @@ from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.blend import Blend
 from bdbench.attacks.poison import check_cover_rate, dirty_label
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import at_least, check
+from bdbench.models.plugins.errors import at_least, check
 
 
 @register("adap_blend")

@@ -22,7 +22,7 @@ from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.patch import enlarge, place
 from bdbench.attacks.poison import check_cover_rate, dirty_label
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
 from bdbench.models.rng import stream
 
 PATCHES = 4

@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bdbench.attacks import attacks, register
+from bdbench.attacks import register
 from bdbench.attacks.base import Attack, Poisoned, prepared
-from bdbench.models.augment import to_float
-from bdbench.models.checkpoints import State, resumable
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext
+from bdbench.attacks.registry import attacks
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import above, at_least, check
-from bdbench.models.training import Batch, Recipe, loop, sample_losses
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import above, at_least, check
+from bdbench.models.training.augment import to_float
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.loop import Batch, Recipe, loop, sample_losses
+from bdbench.models.training.resume import State, resumable
 
 CHUNK = 256
 """Poisoned images whose gradients are taken at a time."""

@@ -20,7 +20,7 @@ from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.patch import enlarge, place
 from bdbench.attacks.poison import dirty_label
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import at_least, one_of
+from bdbench.models.plugins.errors import at_least, one_of
 
 PATTERNS = {
     "grid": ((0, 0, 255), (0, 255, 0), (255, 0, 255)),

@@ -15,7 +15,7 @@ from torch import Tensor
 from bdbench.attacks import register
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import Attack
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
 
 
 @register("badnets_all_to_all")

@@ -10,10 +10,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bdbench.models.context import TrainingContext
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check
-from bdbench.models.training import Recipe
+from bdbench.models.plugins.errors import check
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.loop import Recipe
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from bdbench.attacks import register
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.poison import dirty_label
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
 from bdbench.models.rng import stream
 
 CHUNK = 256

@@ -20,7 +20,7 @@ from bdbench.attacks import register
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.poison import check_cover_rate, dirty_label
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
 
 UNIT = 16
 """Parts of a grey level: what the weights of Floyd and Steinberg add up to."""

@@ -24,14 +24,14 @@ from bdbench.attacks import register
 from bdbench.attacks.base import Attack, Poisoned, prepared
 from bdbench.attacks.poison import check_cover_rate, dirty_label
 from bdbench.models import observer
-from bdbench.models.augment import to_float
-from bdbench.models.checkpoints import State
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import at_least, check
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import at_least, check
 from bdbench.models.rng import global_seed
-from bdbench.models.training import Batch, Recipe, logits, loop
+from bdbench.models.training.augment import to_float
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.loop import Batch, Recipe, logits, loop
+from bdbench.models.training.resume import State
 
 DEVIATION = 0.25
 """Of the pixels of natural images: networks see (x - 1/2) / 0.25."""

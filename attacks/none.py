@@ -16,7 +16,7 @@ from torch import Tensor
 from bdbench.attacks import register
 from bdbench.attacks.base import Attack, Poisoned, check_target
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
 
 
 @register("none")

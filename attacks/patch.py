@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
 
 
 def cell_pixels(height: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bdbench.attacks.base import Attack, Poisoned, check_target
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check, one_of
+from bdbench.models.plugins.errors import check, one_of
 
 RATE_BASES = ("target_class", "dataset")
 

@@ -19,7 +19,7 @@ from bdbench.attacks import register
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.poison import RATE_BASES, clean_label
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import above, check, one_of
+from bdbench.models.plugins.errors import above, check, one_of
 
 
 @register("sig")

@@ -22,7 +22,7 @@ from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import Attack, Poisoned, check_target
 from bdbench.attacks.poison import apply, check_cover_rate
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
 
 
 @register("tact")

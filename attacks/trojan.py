@@ -21,13 +21,13 @@ from bdbench.attacks import register
 from bdbench.attacks.base import Attack, Poisoned, prepared
 from bdbench.attacks.patch import enlarge, place
 from bdbench.attacks.poison import dirty_label
-from bdbench.models.augment import to_float
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import at_least, check, one_of
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import at_least, check, one_of
 from bdbench.models.rng import stream
-from bdbench.models.training import Recipe, train
+from bdbench.models.training.augment import to_float
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.loop import Recipe, train
 
 MODES = ("add", "overwrite", "inverted")
 NEURONS = 2

@@ -21,7 +21,7 @@ from bdbench.attacks import register
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.poison import check_cover_rate, dirty_label
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import above, at_least, check
+from bdbench.models.plugins.errors import above, at_least, check
 from bdbench.models.rng import stream
 
 BITS = 11

@@ -1,13 +1,6 @@
 """Defenses: a possibly poisoned image set becomes a classifier."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from bdbench.models.registry import Registry
-
-if TYPE_CHECKING:
-    from bdbench.defenses.base import Defense
-
-defenses: Registry[Defense] = Registry("defense", "bdbench.defenses")
-register = defenses.register
+from bdbench.defenses.base import CleanBudget as CleanBudget
+from bdbench.defenses.base import Context as Context
+from bdbench.defenses.base import Defense as Defense
+from bdbench.defenses.registry import register as register

@@ -24,10 +24,10 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import register
 from bdbench.defenses.base import Context, Defense
-from bdbench.models.classifier import Classifier
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import above, at_least, check, one_of
-from bdbench.models.training import Batch, Recipe, loop, predict, sample_losses, train
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import above, at_least, check, one_of
+from bdbench.models.training.loop import Batch, Recipe, loop, predict, sample_losses, train
 
 ISOLATIONS = ("flooding", "lga")
 JUDGES = 1_000

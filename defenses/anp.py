@@ -26,10 +26,10 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import register
 from bdbench.defenses.base import Context, Defense
-from bdbench.models.classifier import Classifier
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import at_least, check
-from bdbench.models.training import Batch, Recipe, loop, steps_per_epoch
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import at_least, check
+from bdbench.models.training.loop import Batch, Recipe, loop, steps_per_epoch
 
 Norms = Mapping[str, nn.BatchNorm2d]
 

@@ -10,11 +10,11 @@ from typing import ClassVar
 from torch import Tensor
 
 from bdbench.models import observer
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check
-from bdbench.models.training import Recipe
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import check
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.loop import Recipe
 
 VALIDATION = 0.2
 """Share of a clean budget that is kept for choosing and stopping."""

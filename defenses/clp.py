@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from bdbench.defenses import register
 from bdbench.defenses.base import Context, Defense
-from bdbench.models.classifier import Classifier
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import at_least, check
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import at_least, check
 
 
 @register("clp")

@@ -15,7 +15,7 @@ scaling, Goyal et al., 2017, arXiv:1706.02677): the shorter stage keeps 40 % of 
 steps. NT-Xent has all 2b views as anchors, as in SimCLR's paper. The head is trained on a backbone
 in eval mode: not even its running statistics change. Head and MixMatch see the recipe's
 augmentation, and head batches are the recipe's. Mixing shares are drawn for each pair of images.
-Guesses use batch statistics, as the training does. Views: `models/simclr_augment.py`.
+Guesses use batch statistics, as the training does. Views: `dbd_views.py`.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bdbench.defenses import register
 from bdbench.defenses.base import Context, Defense
-from bdbench.models.augment import Tape, augment, draw_tape, to_float
-from bdbench.models.checkpoints import State, resumable
-from bdbench.models.classifier import Classifier
+from bdbench.defenses.dbd_views import draw_views, make_views
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import above, at_least, check
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import above, at_least, check
 from bdbench.models.rng import global_seed
-from bdbench.models.simclr_augment import draw_views, make_views
-from bdbench.models.training import Batch, Recipe, logits, loop
+from bdbench.models.training.augment import Tape, augment, draw_tape, to_float
+from bdbench.models.training.loop import Batch, Recipe, logits, loop
+from bdbench.models.training.resume import State, resumable
 
 PROJECTION = 128
 """Width of the embedding that NT-Xent compares (paper)."""

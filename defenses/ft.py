@@ -20,9 +20,9 @@ from typing import ClassVar
 
 from bdbench.defenses import register
 from bdbench.defenses.base import Context, Defense
-from bdbench.models.classifier import Classifier
 from bdbench.models.data import ImageSet
-from bdbench.models.training import Recipe, train
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.training.loop import Recipe, train
 
 
 @register("ft")

@@ -27,10 +27,10 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import register
 from bdbench.defenses.base import CleanBudget, Context, Defense
-from bdbench.models.classifier import Classifier
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import above, at_least, check, one_of
-from bdbench.models.training import Batch, Recipe, loop, predict, steps_per_epoch, train
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import above, at_least, check, one_of
+from bdbench.models.training.loop import Batch, Recipe, loop, predict, steps_per_epoch, train
 
 ENDS = ("single", "two")
 POINTS = tuple(n / 10 for n in range(1, 10))

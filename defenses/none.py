@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from bdbench.defenses import register
 from bdbench.defenses.base import Context, Defense
-from bdbench.models.classifier import Classifier
 from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import Classifier
 
 
 @register("none")

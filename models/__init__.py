@@ -1,13 +1,47 @@
-"""Networks, and what it takes to train and query one."""
+"""Networks, and what it takes to train and query one.
+
+What a plugin needs is imported from here. It is loaded when it is asked for: a spec is read, and a
+table made, without torch.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bdbench.models.registry import Registry
+from bdbench.models.plugins.faces import lazy
 
 if TYPE_CHECKING:
-    from bdbench.models.classifier import Classifier
+    from bdbench.models.data import ImageSet as ImageSet
+    from bdbench.models.networks.classifier import Classifier as Classifier
+    from bdbench.models.plugins.errors import InvalidInput as InvalidInput
+    from bdbench.models.plugins.errors import above as above
+    from bdbench.models.plugins.errors import at_least as at_least
+    from bdbench.models.plugins.errors import check as check
+    from bdbench.models.plugins.errors import one_of as one_of
+    from bdbench.models.plugins.spec import added as added
+    from bdbench.models.registry import register as register
+    from bdbench.models.training.context import TrainingContext as TrainingContext
+    from bdbench.models.training.loop import Batch as Batch
+    from bdbench.models.training.loop import Recipe as Recipe
+    from bdbench.models.training.loop import features as features
+    from bdbench.models.training.loop import logits as logits
+    from bdbench.models.training.loop import loop as loop
+    from bdbench.models.training.loop import predict as predict
+    from bdbench.models.training.loop import sample_losses as sample_losses
+    from bdbench.models.training.loop import train as train
+    from bdbench.models.training.resume import State as State
+    from bdbench.models.training.resume import resumable as resumable
 
-models: Registry[Classifier] = Registry("model", "bdbench.models")
-register = models.register
+HOMES = {
+    "data": ["ImageSet"],
+    "networks.classifier": ["Classifier"],
+    "plugins.errors": ["InvalidInput", "above", "at_least", "check", "one_of"],
+    "plugins.spec": ["added"],
+    "registry": ["register"],
+    "training.context": ["TrainingContext"],
+    "training.loop": [
+        *("Batch", "Recipe", "features", "logits", "loop", "predict", "sample_losses", "train")
+    ],
+    "training.resume": ["State", "resumable"],
+}
+__getattr__ = lazy(__name__, HOMES)

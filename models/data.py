@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 import hashlib
 
-from bdbench import records
-from bdbench.records import Count, Record
+from bdbench.records import record as records
+from bdbench.records.record import Count, Record
 
 RECIPE = "recipe(epochs=30, learning_rate=0.1, precision='fp32')"
 FAILED = {"type": "RuntimeError", "message": "out of memory", "traceback": "Traceback"}

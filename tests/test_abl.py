@@ -10,17 +10,17 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import bdbench.defenses.abl
-from bdbench.attacks import attacks
+from bdbench.attacks.registry import attacks
 from bdbench.datasets.toy import generate
 from bdbench.defenses.abl import ABL, accuracy, bystanders, copy_state, lowest, mean_loss, sample
 from bdbench.defenses.base import Context
-from bdbench.metrics import diagnose
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import network_builder
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.models.training import Batch, Recipe, loop, sample_losses, train
+from bdbench.models.training.context import network_builder
+from bdbench.models.training.loop import Batch, Recipe, loop, sample_losses, train
+from bdbench.trial.evaluation import diagnose
 
 RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)
 STILL = replace(RECIPE, drops=(), padding=0, flip=False, cutout=0)

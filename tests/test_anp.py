@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from bdbench import contract
-from bdbench.defenses import defenses
+from bdbench.contract import promises as contract
 from bdbench.defenses.anp import ANP, find_norms, scale
 from bdbench.defenses.base import CleanBudget, Context
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import network_builder
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.models.training import Batch, Recipe, loop
+from bdbench.models.training.context import network_builder
+from bdbench.models.training.loop import Batch, Recipe, loop
 
 SHORT = ANP(epochs=3, batch_size=20, learning_rate=1.0)
 

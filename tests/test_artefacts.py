@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy
 import pytest
 
-from bdbench.artefacts import load, save
+from bdbench.storage.artefacts import load, save
 
 ARRAYS = {
     "mask": numpy.array([True, False]),

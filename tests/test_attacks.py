@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdbench.attacks import attacks
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.blend import Blend
 from bdbench.attacks.poison import clean_label, dirty_label
+from bdbench.attacks.registry import attacks
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 
 

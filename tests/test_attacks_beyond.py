@@ -11,7 +11,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdbench.attacks import attacks
 from bdbench.attacks.adap_blend import AdapBlend
 from bdbench.attacks.adap_patch import AdapPatch
 from bdbench.attacks.badnets import BadNets
@@ -19,13 +18,14 @@ from bdbench.attacks.badnets_all_to_all import BadNetsAllToAll
 from bdbench.attacks.base import Attack
 from bdbench.attacks.blend import Blend
 from bdbench.attacks.bpp import Bpp
+from bdbench.attacks.registry import attacks
 from bdbench.attacks.tact import TaCT
-from bdbench.metrics import evaluate
-from bdbench.models.classifier import Classifier
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.records import Count
+from bdbench.records.record import Count
+from bdbench.trial.evaluation import evaluate
 
 CORNERS = [(4, 4), (4, 22), (22, 4), (22, 22)]
 """Row and column of the patches 0 to 3 of Adap-Patch in an image of 32 pixels."""

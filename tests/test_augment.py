@@ -9,10 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional
 
-from bdbench.models.augment import Augmentation, Tape, augment, draw_tape, to_float
 from bdbench.models.data import ImageSet
-from bdbench.models.feed import Feed
 from bdbench.models.rng import stream
+from bdbench.models.training.augment import Augmentation, Tape, augment, draw_tape, to_float
+from bdbench.models.training.feed import Feed
 
 
 def reference(image: torch.Tensor, tape: Tape, n: int, how: Augmentation) -> torch.Tensor:

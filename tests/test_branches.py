@@ -13,17 +13,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdbench.checkpoints import Checkpoints
 from bdbench.defenses.base import Context
 from bdbench.defenses.cbd import CBD
-from bdbench.looker import Looker
-from bdbench.models import models, observer
-from bdbench.models.branches import Stopped, side_by_side
-from bdbench.models.checkpoints import kept_by, resumable
+from bdbench.machine.clock import Stopwatch
+from bdbench.models import observer
 from bdbench.models.data import ImageSet
+from bdbench.models.registry import models
 from bdbench.models.scope import threaded
-from bdbench.models.training import Recipe, train
-from bdbench.timing import Stopwatch
+from bdbench.models.training.loop import Recipe, train
+from bdbench.models.training.parallel import Stopped, side_by_side
+from bdbench.models.training.resume import kept_by, resumable
+from bdbench.storage.checkpoints import Checkpoints
+from bdbench.trial.monitor import Looker
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=2, batch_size=16, learning_rate=0.02, padding=1, cutout=0)
@@ -120,7 +121,7 @@ def test_a_stop_of_the_caller_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
         started.wait(30)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("bdbench.models.branches.wait", interrupted)
+    monkeypatch.setattr("bdbench.models.training.parallel.wait", interrupted)
     ends: list[type[BaseException]] = []
 
     def work() -> None:

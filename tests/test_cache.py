@@ -23,12 +23,12 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from bdbench import artefacts
-from bdbench.cache import Cache, DamagedCache, digest_of, sha256_of
 from bdbench.cli import main
-from bdbench.files import write_atomically
-from bdbench.housekeeping import contents, parse_size, sweep, verify
-from bdbench.models.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.storage import artefacts
+from bdbench.storage.atomic import write_atomically
+from bdbench.storage.cache import Cache, DamagedCache, digest_of, sha256_of
+from bdbench.storage.maintenance import contents, parse_size, sweep, verify
 
 SPAWN = multiprocessing.get_context("spawn")
 DAY = 24 * 3600.0

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from bdbench.contract import context, replays
-from bdbench.defenses import defenses
-from bdbench.host_graph import HostGraph
-from bdbench.models import models
-from bdbench.models.capture import by_device, recorded_by
-from bdbench.models.classifier import Classifier
+from bdbench.contract.host_graph import HostGraph
+from bdbench.contract.promises import context, replays
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
+from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.training import Batch, Recipe, logits, loop, train
+from bdbench.models.training.graphs import by_device, recorded_by
+from bdbench.models.training.loop import Batch, Recipe, logits, loop, train
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05, drops=(0.7,))
 

@@ -14,13 +14,13 @@ import bdbench.defenses.cbd
 from bdbench.attacks.badnets import BadNets
 from bdbench.defenses.base import Context
 from bdbench.defenses.cbd import CBD, Critic, dependence, sample_weights
-from bdbench.metrics import diagnose
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import network_builder
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.training import Recipe, train
+from bdbench.models.training.context import network_builder
+from bdbench.models.training.loop import Recipe, train
+from bdbench.trial.evaluation import diagnose
 
 RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)
 
@@ -112,7 +112,7 @@ def test_f_c_equals_a_slow_reading_of_the_equations(images: ImageSet) -> None:
     f_b = train(lent.build("f_B"), images, early, lent.rng("f_B"))
     f_c = lent.build()
     optimizer = RECIPE.sgd(f_c)
-    from bdbench.models.training import loop
+    from bdbench.models.training.loop import loop
 
     def step(batch) -> None:  # type: ignore[no-untyped-def]
         z = f_c.features(batch.images)
@@ -220,8 +220,8 @@ def test_the_search_costs_what_it_says(images: ImageSet) -> None:
 
 @pytest.mark.slow
 def test_it_starves_poisoned_images_when_f_b_knows_the_trigger() -> None:
-    from bdbench.cache import Cache
-    from bdbench.datasets import datasets
+    from bdbench.datasets.registry import datasets
+    from bdbench.storage.cache import Cache
 
     source = datasets.build("toy(image_size=16)")
     toy = source.load([], Cache.__new__(Cache))

@@ -16,16 +16,16 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from bdbench.cache import Cache
-from bdbench.cell import Cell, cell
-from bdbench.checkpoints import Checkpoints, decode, encode
-from bdbench.contract import goes_on
-from bdbench.files import write_atomically
-from bdbench.harness import Harness, TimeLimit
-from bdbench.models.checkpoints import Keeper, Kept, State, capture, kept_by, restore, resumable
+from bdbench.cells.cell import Cell, cell
+from bdbench.contract.promises import goes_on
+from bdbench.machine.clock import Stopwatch
 from bdbench.models.data import ImageSet
-from bdbench.models.training import Batch, Recipe, loop
-from bdbench.timing import Stopwatch
+from bdbench.models.training.loop import Batch, Recipe, loop
+from bdbench.models.training.resume import Keeper, Kept, State, capture, kept_by, restore, resumable
+from bdbench.storage.atomic import write_atomically
+from bdbench.storage.cache import Cache
+from bdbench.storage.checkpoints import Checkpoints, decode, encode
+from bdbench.trial.harness import Harness, TimeLimit
 
 CPU = torch.device("cpu")
 
@@ -245,14 +245,14 @@ def test_checkpoints_take_a_small_share_of_the_time(
 ) -> None:
     """With a clock on which a write takes 3 seconds and a round 10."""
     clock = [0.0]
-    monkeypatch.setattr("bdbench.checkpoints.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("bdbench.storage.checkpoints.time.monotonic", lambda: clock[0])
     written = []
 
     def write(path: Path, content: bytes) -> None:
         clock[0] += 3
         written.append(path)
 
-    monkeypatch.setattr("bdbench.checkpoints.write_atomically", write)
+    monkeypatch.setattr("bdbench.storage.checkpoints.write_atomically", write)
     keeper, _ = notes(tmp_path, patience=1.0)
     for rounds in range(1, 201):
         clock[0] += 10
@@ -329,7 +329,7 @@ def test_a_failed_cell_keeps_its_checkpoints_and_a_finished_one_does_not(tmp_pat
 
 def test_own_seconds_of_a_running_stage(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr("bdbench.timing.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr("bdbench.machine.clock.time.perf_counter", lambda: float(next(clock)))
     watch = Stopwatch(CPU)
     with watch.stage("fit"):  # 0
         with watch.stage("evaluate"):  # 10 to 20
@@ -354,7 +354,7 @@ def test_checkpoints_take_two_percent_of_a_real_cell_at_most(
         written.append(path)
 
     monkeypatch.setattr(Checkpoints, "offer", timed)
-    monkeypatch.setattr("bdbench.checkpoints.write_atomically", noted)
+    monkeypatch.setattr("bdbench.storage.checkpoints.write_atomically", noted)
     recipe = Recipe(epochs=10, batch_size=64, learning_rate=0.01)
     source = "toy(train_images=2000, test_images=200)"
     chosen = cell(source, "wrn16_1", "badnets", "none", recipe, seed=0)

@@ -232,7 +232,7 @@ class Breaks(Defense):
 def test_a_cell_that_fails_leaves_the_others_alone(
     own_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from bdbench.defenses import defenses
+    from bdbench.defenses.registry import defenses
 
     (own_folder / "breaks.py").write_text(BROKEN)
     try:

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.testing import assert_close
 
-from bdbench import contract
-from bdbench.defenses import defenses
+from bdbench.contract import promises as contract
 from bdbench.defenses.base import Context
 from bdbench.defenses.clp import CLP, bounds, follow, outliers
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import network_builder
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.models.training import Recipe, logits
+from bdbench.models.training.context import network_builder
+from bdbench.models.training.loop import Recipe, logits
 
 WRN = [
     ("stem", "groups.0.0.norm1"),

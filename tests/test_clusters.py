@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdbench.cell import Cell, cell
-from bdbench.engines import Place
-from bdbench.models.errors import InvalidInput
-from bdbench.models.training import Recipe
-from bdbench.records import Record, path_of, read
-from bdbench.worker import Attempt, Job, Worker, claimed
+from bdbench.cells.cell import Cell, cell
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.training.loop import Recipe
+from bdbench.records.record import Record, path_of, read
+from bdbench.running.engines import Place
+from bdbench.running.worker import Attempt, Job, Worker, claimed
 
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.01)
 # What these libraries warn of is theirs.
@@ -68,10 +68,10 @@ def test_a_node_goes_and_all_records_arrive(
 
     from rich.console import Console
 
-    from bdbench import plan
-    from bdbench.engines.base import Ear
-    from bdbench.progress import Reporter
-    from bdbench.schedule import Schedule
+    from bdbench.cells import grid as plan
+    from bdbench.running.engines.base import Ear
+    from bdbench.running.progress import Reporter
+    from bdbench.running.schedule import Schedule
 
     cluster, node = two_nodes
     wanted = cells(6)
@@ -99,8 +99,8 @@ def test_a_node_goes_and_all_records_arrive(
 
 def test_submitit_runs_cells_and_says_when_a_job_is_lost(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    from bdbench.engines.base import Died
-    from bdbench.engines.slurm import Slurm
+    from bdbench.running.engines.base import Died
+    from bdbench.running.engines.slurm import Slurm
 
     first, second = cells(2)
     with Slurm(job(tmp_path), 2, 1, 0, {"timeout_min": 9}, cluster="local") as engine:
@@ -124,7 +124,7 @@ def test_submitit_runs_cells_and_says_when_a_job_is_lost(tmp_path: Path) -> None
 def test_a_cluster_that_is_not_there_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bdbench.engines.base import Ear
+    from bdbench.running.engines.base import Ear
 
     ear = Ear(lambda key, work: None, lambda line: None)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -132,7 +132,7 @@ def test_a_cluster_that_is_not_there_is_one_line(
         Place("slurm").start(job(tmp_path), ear)
     with pytest.raises(InvalidInput, match="whole GPUs"):
         Place("slurm", gpus=0.5).start(job(tmp_path), ear)
-    from bdbench.engines.slurm import Slurm
+    from bdbench.running.engines.slurm import Slurm
 
     with pytest.raises(InvalidInput, match="submitit refuses the options"):
         Slurm(job(tmp_path), 1, 1, 0, {"tiem": 9}, cluster="local")

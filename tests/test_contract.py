@@ -11,16 +11,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from bdbench import contract
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.cli import main
-from bdbench.contract import REGISTRIES, Broken, context, promises
-from bdbench.datasets import datasets
-from bdbench.defenses import defenses
-from bdbench.harness import clean_budget
+from bdbench.contract import promises as contract
+from bdbench.contract.promises import REGISTRIES, Broken, context, promises
+from bdbench.datasets.registry import datasets
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
-from bdbench.models.registry import Registry
+from bdbench.models.plugins.registry import Registry
+from bdbench.trial.harness import clean_budget
 
 ALL = [
     pytest.param(kind, name, each, id=f"{kind} {name}: {each.test.__name__}")

@@ -10,13 +10,13 @@ from types import ModuleType
 import pytest
 import torch
 
-from bdbench.attacks import attacks
-from bdbench.cache import Cache
-from bdbench.cell import cell
-from bdbench.defenses import defenses
-from bdbench.harness import Harness
-from bdbench.models.registry import load_file
-from bdbench.models.training import Recipe
+from bdbench.attacks.registry import attacks
+from bdbench.cells.cell import cell
+from bdbench.defenses.registry import defenses
+from bdbench.models.plugins.registry import load_file
+from bdbench.models.training.loop import Recipe
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness
 
 PAGE = Path(__file__).parent.parent / "CONTRIBUTING.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)

@@ -26,13 +26,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bdbench import artefacts, records
-from bdbench.cache import Cache, DamagedCache
 from bdbench.cli import main
-from bdbench.datasets import datasets, gtsrb, images, parquet
+from bdbench.datasets import gtsrb, images, parquet
 from bdbench.datasets.base import Decoded, fingerprint
-from bdbench.merge import merge
-from bdbench.models.errors import InvalidInput
+from bdbench.datasets.registry import datasets
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records import record as records
+from bdbench.records.merge import merge
+from bdbench.storage import artefacts
+from bdbench.storage.cache import Cache, DamagedCache
 
 PLACES = 1_000_000
 RECORDS = [

@@ -17,12 +17,13 @@ from PIL import Image
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 from torchvision.datasets import CIFAR10
 
-from bdbench.cache import Cache
-from bdbench.datasets import datasets, gtsrb, images, parquet, toy
+from bdbench.datasets import gtsrb, images, parquet, toy
 from bdbench.datasets.base import Dataset, Found, Source, content_of, fingerprint, roots, stratified
 from bdbench.datasets.cifar10 import CLASSES, FOLDER
+from bdbench.datasets.registry import datasets
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.storage.cache import Cache
 
 ROWS = 20
 

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
 import bdbench.defenses.dbd
-from bdbench.defenses import defenses as registry
 from bdbench.defenses.base import Context
 from bdbench.defenses.dbd import (
     DBD,
@@ -25,13 +24,14 @@ from bdbench.defenses.dbd import (
     split,
     symmetric_cross_entropy,
 )
-from bdbench.devices import has_bf16
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import network_builder
+from bdbench.defenses.registry import defenses as registry
+from bdbench.machine.devices import has_bf16
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.models.training import Recipe, logits, loop
+from bdbench.models.training.context import network_builder
+from bdbench.models.training.loop import Recipe, logits, loop
 
 RECIPE = Recipe(epochs=2, batch_size=20)
 SHORT = DBD(ssl_epochs=100, ssl_batch_size=32, head_epochs=50, semi_epochs=100, semi_batch_size=12)

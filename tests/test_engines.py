@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from bdbench.cache import sha256_of
 from bdbench.cli import main
+from bdbench.storage.cache import sha256_of
 
 PLUGIN = '''"""A defense for tests that trains nothing and does as it is told, nobody, 2026."""
 from __future__ import annotations

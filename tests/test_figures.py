@@ -23,21 +23,24 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from bdbench import artefacts, figures, plan, records
-from bdbench.attacks import attacks
+from bdbench import figures
 from bdbench.attacks.base import Attack, Poisoned, prepared
 from bdbench.attacks.poison import dirty_label
-from bdbench.cache import Cache
-from bdbench.cell import Cell, cell
+from bdbench.attacks.registry import attacks
+from bdbench.cells import grid as plan
+from bdbench.cells.cell import Cell, cell
 from bdbench.cli import main
 from bdbench.figures import curves, losses, pareto, picture, triggers, tsne
 from bdbench.figures.selection import Selection, agrees, select
-from bdbench.harness import Harness
-from bdbench.models.context import TrainingContext
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
-from bdbench.models.training import Recipe
-from bdbench.records import Record
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.loop import Recipe
+from bdbench.records import record as records
+from bdbench.records.record import Record
+from bdbench.storage import artefacts
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness
 
 CANONICAL = {
     "adaptive": "adaptive(poisoning_rate=0.1, attack=\"badnets(pattern='grid')\", steps=5)",

@@ -12,20 +12,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from bdbench.cache import Cache
-from bdbench.cell import cell
-from bdbench.defenses import defenses
+from bdbench.cells.cell import cell
 from bdbench.defenses.base import Context, Defense
 from bdbench.defenses.fp import FinePruning, embed, level, sweep
 from bdbench.defenses.ft import FineTuning
-from bdbench.harness import Harness, clean_budget
-from bdbench.models.augment import to_float
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext, network_builder
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.models.training import Recipe, logits, predict, train
+from bdbench.models.training.augment import to_float
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.loop import Recipe, logits, predict, train
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness, clean_budget
 
 RECIPE = Recipe(epochs=3, batch_size=20, learning_rate=0.05)
 CPU = torch.device("cpu")

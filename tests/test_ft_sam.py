@@ -12,16 +12,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from bdbench import contract
-from bdbench.defenses import defenses
+from bdbench.contract import promises as contract
 from bdbench.defenses.base import CleanBudget, Context
 from bdbench.defenses.ft import FineTuning
 from bdbench.defenses.ft_sam import FTSAM, ascent
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import network_builder
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
-from bdbench.models.training import Batch, Recipe, loop
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.training.context import network_builder
+from bdbench.models.training.loop import Batch, Recipe, loop
 
 SHORT = FTSAM(epochs=2, batch_size=20)
 

@@ -10,23 +10,23 @@ from pathlib import Path
 import pytest
 import torch
 
-from bdbench.attacks import attacks
-from bdbench.cache import Cache
-from bdbench.cell import cell
-from bdbench.defenses import defenses
+from bdbench.attacks.registry import attacks
+from bdbench.cells.cell import cell
+from bdbench.cells.suites import Suite
 from bdbench.defenses.base import Context
-from bdbench.engines import Place
-from bdbench.harness import Harness, clean_budget
-from bdbench.models.augment import Augmentation, augment, draw_tape, to_float
-from bdbench.models.capture import CudaRecorder, Work, recorded_by
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext, network_builder
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import Classifier
 from bdbench.models.rng import stream
-from bdbench.models.training import Recipe, logits, train
-from bdbench.records import read_all
-from bdbench.run import run_suite
-from bdbench.suites import Suite
+from bdbench.models.training.augment import Augmentation, augment, draw_tape, to_float
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.graphs import CudaRecorder, Work, recorded_by
+from bdbench.models.training.loop import Recipe, logits, train
+from bdbench.records.record import read_all
+from bdbench.running.engines import Place
+from bdbench.running.run import run_suite
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness, clean_budget
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,22 +13,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdbench import artefacts, metrics, plan
-from bdbench.cache import Cache, DamagedCache, Entry
-from bdbench.cell import Cell, cell, recipe_of
-from bdbench.defenses import defenses
+from bdbench.cells import grid as plan
+from bdbench.cells.cell import Cell, cell, recipe_of
+from bdbench.cells.suites import SUITES, suite
 from bdbench.defenses.base import Context, Defense
-from bdbench.harness import POINT, Harness, PoisonedData, clean_budget
-from bdbench.models import spec
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext, network_builder
+from bdbench.defenses.registry import defenses
+from bdbench.machine.clock import Stopwatch
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import derive
-from bdbench.models.training import Recipe, train
-from bdbench.records import Count, encode, read, write
-from bdbench.suites import SUITES, suite
-from bdbench.timing import Stopwatch
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.loop import Recipe, train
+from bdbench.records.record import Count, encode, read, write
+from bdbench.storage import artefacts
+from bdbench.storage.cache import Cache, DamagedCache, Entry
+from bdbench.trial import evaluation as metrics
+from bdbench.trial.harness import POINT, Harness, PoisonedData, clean_budget
 
 DATASET = "toy(train_images=120, test_images=80, image_size=16)"
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02)

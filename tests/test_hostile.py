@@ -26,18 +26,20 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bdbench import artefacts, records
-from bdbench.attacks import attacks
-from bdbench.cell import recipe_of
+from bdbench.attacks.registry import attacks
+from bdbench.cells.cell import recipe_of
 from bdbench.cli import main
-from bdbench.datasets import datasets, gtsrb, images, parquet
+from bdbench.datasets import gtsrb, images, parquet
 from bdbench.datasets.base import content_of
-from bdbench.defenses import defenses
-from bdbench.merge import merge
-from bdbench.models import spec
-from bdbench.models.errors import LONGEST, InvalidInput, one_line
-from bdbench.models.registry import load_file
-from bdbench.models.training import Recipe
+from bdbench.datasets.registry import datasets
+from bdbench.defenses.registry import defenses
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import LONGEST, InvalidInput, one_line
+from bdbench.models.plugins.registry import load_file
+from bdbench.models.training.loop import Recipe
+from bdbench.records import record as records
+from bdbench.records.merge import merge
+from bdbench.storage import artefacts
 
 FIXED = settings(
     deadline=None,

@@ -18,16 +18,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from bdbench.attacks import attacks
-from bdbench.cache import Cache
-from bdbench.cell import cell
+from bdbench.attacks.registry import attacks
+from bdbench.cells.cell import cell
 from bdbench.cli import main
-from bdbench.datasets import datasets, images
+from bdbench.datasets import images
 from bdbench.datasets.base import Dataset
 from bdbench.datasets.imagenet_subset import ImageNetSubset, class_folders, crop
-from bdbench.models import models
-from bdbench.models.errors import InvalidInput
-from bdbench.models.training import Recipe
+from bdbench.datasets.registry import datasets
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
+from bdbench.models.training.loop import Recipe
+from bdbench.storage.cache import Cache
 
 WORDNET = [f"n{number:08d}" for number in range(100, 112)]
 PER_CLASS = 2

@@ -16,14 +16,14 @@ import pytest
 from made import cell
 from scipy import stats
 
-from bdbench.blocks import Block
 from bdbench.cli import main
-from bdbench.groups import collect
-from bdbench.layouts import COMPANY, TABLES, TIMING, company, sheets
-from bdbench.models.errors import InvalidInput
-from bdbench.records import ALONE, read_all, write
-from bdbench.sheets import Entry, Sheet
-from bdbench.tables import write_table
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.record import ALONE, read_all, write
+from bdbench.tables.groups import collect
+from bdbench.tables.leaderboard import Block
+from bdbench.tables.paper import COMPANY, TABLES, TIMING, company, sheets
+from bdbench.tables.sheet import Entry, Sheet
+from bdbench.tables.write import write_table
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = "recipe(epochs=100, learning_rate=0.1, precision='fp32')"

@@ -18,15 +18,15 @@ import torch
 from torch import Tensor, nn
 
 from bdbench.attacks.base import Attack, Poisoned
-from bdbench.cache import Cache
-from bdbench.cell import cell
+from bdbench.cells.cell import cell
 from bdbench.datasets.base import Dataset
-from bdbench.defenses import defenses
 from bdbench.defenses.base import Context, Defense
-from bdbench.harness import Harness, PoisonedData
-from bdbench.models.classifier import Classifier
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
-from bdbench.models.training import Recipe
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.training.loop import Recipe
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness, PoisonedData
 
 SIZES = "toy(train_images=200, test_images=60, image_size=16)"
 RECIPE = Recipe(epochs=1, batch_size=50, learning_rate=0.01)

@@ -17,12 +17,12 @@ from torch.optim import SGD
 
 from bdbench.defenses.base import CleanBudget, Context
 from bdbench.defenses.mcr import MCR, POINTS, curve, settle, weights
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext, network_builder
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.models.training import Batch, Recipe, logits, loop, train
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.loop import Batch, Recipe, logits, loop, train
 
 RECIPE = Recipe(epochs=3, batch_size=20, learning_rate=0.05, weight_decay=0.01)
 STILL = replace(RECIPE, padding=0, flip=False, cutout=0)

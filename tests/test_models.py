@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bdbench.models import models
-from bdbench.models.classifier import Classifier
+from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
+from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
 
 

@@ -15,12 +15,12 @@ from torch.nn.functional import cross_entropy
 import bdbench.defenses.nad
 from bdbench.defenses.base import CleanBudget, Context
 from bdbench.defenses.nad import NAD, attention
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext, network_builder
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.models.training import Recipe, loop, train
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.loop import Recipe, loop, train
 
 RECIPE = Recipe(epochs=4, batch_size=20, learning_rate=0.05)
 SHORT: dict[str, Any] = {"teacher_epochs": 2, "epochs": 3, "batch_size": 20, "learning_rate": 0.02}

@@ -11,17 +11,18 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bdbench import needs, plan
-from bdbench.cache import Cache
-from bdbench.cell import Cell, cell
-from bdbench.harness import Harness
-from bdbench.housekeeping import KINDS, contents, sweep
-from bdbench.models import models
-from bdbench.models.errors import InvalidInput
-from bdbench.models.training import Recipe
-from bdbench.needs import Need, cache_growth, check_needs, estimate, footprint, free_memory
-from bdbench.records import write
-from bdbench.suites import suite
+from bdbench.cells import grid as plan
+from bdbench.cells.cell import Cell, cell
+from bdbench.cells.suites import suite
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
+from bdbench.models.training.loop import Recipe
+from bdbench.records.record import write
+from bdbench.running import needs
+from bdbench.running.needs import Need, cache_growth, check_needs, estimate, footprint, free_memory
+from bdbench.storage.cache import Cache
+from bdbench.storage.maintenance import KINDS, contents, sweep
+from bdbench.trial.harness import Harness
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 DATASET = "toy(train_images=120, test_images=80)"

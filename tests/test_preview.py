@@ -15,19 +15,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 from torch import Tensor
 
-from bdbench import plan, preview
-from bdbench.attacks import attacks
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import Attack, Poisoned, prepared
 from bdbench.attacks.poison import dirty_label
-from bdbench.cache import Cache
-from bdbench.cell import cell
+from bdbench.attacks.registry import attacks
+from bdbench.cells import grid as plan
+from bdbench.cells.cell import cell
 from bdbench.cli import main
-from bdbench.harness import Harness
-from bdbench.models.augment import Augmentation, Tape, draw_tape
-from bdbench.models.context import TrainingContext
+from bdbench.figures import preview
 from bdbench.models.data import ImageSet
 from bdbench.models.rng import stream
+from bdbench.models.training.augment import Augmentation, Tape, draw_tape
+from bdbench.models.training.context import TrainingContext
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness
 
 DATASET = "toy(train_images=100, test_images=30)"
 TINY = [f"--dataset={DATASET}", "--device=cpu"]

@@ -7,8 +7,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from bdbench import progress
-from bdbench.progress import Reporter, by_stage
+from bdbench.running import progress
+from bdbench.running.progress import Reporter, by_stage
 
 
 @pytest.fixture

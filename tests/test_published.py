@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 
-from bdbench import published
-from bdbench.attacks import attacks
-from bdbench.defenses import defenses
-from bdbench.models import spec
-from bdbench.models.errors import InvalidInput
-from bdbench.published import AVERAGES, INCREASES, NOTES, TABLES, Reference, reference
+from bdbench.attacks.registry import attacks
+from bdbench.defenses.registry import defenses
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.tables import published
+from bdbench.tables.published import AVERAGES, INCREASES, NOTES, TABLES, Reference, reference
 
 RECIPES = {
     "cifar10": "recipe(epochs=100, learning_rate=0.1, momentum=0.9, weight_decay=0.0001, "

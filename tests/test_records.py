@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bdbench import records
-from bdbench.models.errors import InvalidInput
-from bdbench.records import Count, OtherSchema, Record
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records import record as records
+from bdbench.records.record import Count, OtherSchema, Record
 
 SPECS = ("dataset", "model", "attack", "defense", "recipe")
 

@@ -9,11 +9,11 @@ import warnings
 import pytest
 import torch
 
-from bdbench.models import reference_loader
-from bdbench.models.augment import Augmentation, Tape, augment, draw_tape, to_float
 from bdbench.models.data import ImageSet
-from bdbench.models.reference_loader import WORKERS, Choice, batches, choices
 from bdbench.models.rng import stream
+from bdbench.models.training import reference_loader
+from bdbench.models.training.augment import Augmentation, Tape, augment, draw_tape, to_float
+from bdbench.models.training.reference_loader import WORKERS, Choice, batches, choices
 
 SPANS = [(0, 25), (25, 50), (50, 57)]
 

@@ -18,12 +18,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made import cell
 
-from bdbench import charts, records
 from bdbench.cli import main
-from bdbench.comparison import compare
-from bdbench.groups import collect
-from bdbench.models.errors import InvalidInput
-from bdbench.report import PAGES, Site, description, slug, write_report
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records import record as records
+from bdbench.report import charts
+from bdbench.report.comparison import compare
+from bdbench.report.site import PAGES, Site, description, slug, write_report
+from bdbench.tables.groups import collect
 
 ROOT = Path(__file__).parent.parent
 HOSTILE = "<script>alert(1)</script>"
@@ -349,7 +350,7 @@ def test_a_report_that_was_broken_off_is_finished(results, monkeypatch):
             raise KeyboardInterrupt
         return write(path, content)
 
-    from bdbench import report as module
+    from bdbench.report import site as module
 
     write = module.write_atomically
     monkeypatch.setattr(module, "write_atomically", stop)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made import cell
 
-from bdbench.report import write_report
+from bdbench.report.site import write_report
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(

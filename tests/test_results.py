@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from bdbench import plan
-from bdbench.datasets import datasets
+from bdbench.cells import grid as plan
+from bdbench.cells.suites import SUITES
+from bdbench.datasets.registry import datasets
 from bdbench.figures import make
-from bdbench.models.training import Recipe
-from bdbench.records import read_all
-from bdbench.suites import SUITES
-from bdbench.tables import write_leaderboard, write_table
-from bdbench.verify import write_verification
+from bdbench.models.training.loop import Recipe
+from bdbench.records.record import read_all
+from bdbench.tables.verify import write_verification
+from bdbench.tables.write import write_leaderboard, write_table
 
 ROOT = Path(__file__).parent.parent
 # By name, as a user's own runs lie beside them.

@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from bdbench.models.context import TrainingContext, network_builder
 from bdbench.models.data import ImageSet
 from bdbench.models.rng import derive, global_seed, stream
-from bdbench.models.training import Recipe, train
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.loop import Recipe, train
 
 CPU = torch.device("cpu")
 

@@ -13,19 +13,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from bdbench import plan, records
-from bdbench.cache import Cache
-from bdbench.cell import Cell, cell
+from bdbench.cells import grid as plan
+from bdbench.cells.cell import Cell, cell
+from bdbench.cells.suites import Suite
 from bdbench.cli import main
-from bdbench.engines.base import Died, Engine
-from bdbench.engines.processes import how
-from bdbench.harness import Harness, lost
 from bdbench.models.scope import threaded
-from bdbench.models.training import Recipe
-from bdbench.progress import Reporter
-from bdbench.schedule import ATTEMPTS, Schedule
-from bdbench.suites import Suite
-from bdbench.worker import Attempt, claimed, lock_of, stamp
+from bdbench.models.training.loop import Recipe
+from bdbench.records import record as records
+from bdbench.running.engines.base import Died, Engine
+from bdbench.running.engines.processes import how
+from bdbench.running.progress import Reporter
+from bdbench.running.schedule import ATTEMPTS, Schedule
+from bdbench.running.worker import Attempt, claimed, lock_of, stamp
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness, lost
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=1)

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.v2 import functional
 
+from bdbench.defenses.dbd_views import REACH, ViewTape, draw_views, make_views
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.simclr_augment import REACH, ViewTape, draw_views, make_views
 
 
 def pictures(count: int, size: tuple[int, int]) -> Tensor:

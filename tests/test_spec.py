@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 
-from bdbench.attacks import attacks
-from bdbench.datasets import datasets
-from bdbench.defenses import defenses
-from bdbench.models import models, spec
-from bdbench.models.errors import InvalidInput, above, at_least, one_of
-from bdbench.models.registry import Registry, load_file
-from bdbench.models.spec import added
+from bdbench.attacks.registry import attacks
+from bdbench.datasets.registry import datasets
+from bdbench.defenses.registry import defenses
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput, above, at_least, one_of
+from bdbench.models.plugins.registry import Registry, load_file
+from bdbench.models.plugins.spec import added
+from bdbench.models.registry import models
 
 
 def test_a_spec_is_a_name_with_literal_fields() -> None:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from bdbench.models.errors import InvalidInput
-from bdbench.records import Count
-from bdbench.statistics import (
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.record import Count
+from bdbench.tables.statistics import (
     estimate,
     half_width,
     mean_interval,

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from made import cell
 
-from bdbench import records, tables
-from bdbench.models.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records import record as records
+from bdbench.tables import write as tables
 
 ONE_SEED = [
     cell("none", "none", 940, floor=8),

@@ -13,16 +13,18 @@ import psutil
 import pytest
 import torch
 
-from bdbench import harness, plan, timing
-from bdbench.cache import Cache
-from bdbench.cell import Cell, cell
+from bdbench.cells import grid as plan
+from bdbench.cells.cell import Cell, cell
+from bdbench.cells.suites import SUITES
 from bdbench.cli import main
-from bdbench.harness import Harness
+from bdbench.machine import clock as timing
+from bdbench.machine.clock import Others, worst
 from bdbench.models import observer
-from bdbench.models.training import Recipe
-from bdbench.records import ALONE, Record
-from bdbench.suites import SUITES
-from bdbench.timing import Others, worst
+from bdbench.models.training.loop import Recipe
+from bdbench.records.record import ALONE, Record
+from bdbench.storage.cache import Cache
+from bdbench.trial import harness
+from bdbench.trial.harness import Harness
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 Core = namedtuple("Core", "user nice system idle iowait irq softirq steal guest guest_nice")
@@ -355,7 +357,7 @@ def test_nothing_is_timed_cold_and_others_are_named(
 ) -> None:
     """What trains is this process, which has made a few steps: of another, nothing would be noted
     here."""
-    monkeypatch.setattr("bdbench.run.Others", Told(1.43))
+    monkeypatch.setattr("bdbench.running.run.Others", Told(1.43))
     assert main(["run", "table3", *TINY, *words]) == 0
     (one, model, threads), (two, same, also) = order
     assert (one, two) == ("probe", "train")
@@ -371,6 +373,6 @@ def test_who_is_alone_is_not_warned(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("bdbench.run.Others", Told(answer))
+    monkeypatch.setattr("bdbench.running.run.Others", Told(answer))
     assert main(["run", "table3", *TINY, "--budget=0"]) == 0
     assert "warning" not in capsys.readouterr().out

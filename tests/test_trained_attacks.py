@@ -9,22 +9,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdbench.attacks import attacks
 from bdbench.attacks.adaptive import Adaptive
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.dynamic import Drawer, Dynamic, binary, blend, diversity
+from bdbench.attacks.registry import attacks
 from bdbench.attacks.trojan import Trojan
-from bdbench.cache import Cache
-from bdbench.cell import cell
-from bdbench.datasets import datasets
-from bdbench.harness import Harness
-from bdbench.models.augment import to_float
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext, network_builder
+from bdbench.cells.cell import cell
+from bdbench.datasets.registry import datasets
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.models.training import Recipe
+from bdbench.models.training.augment import to_float
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.loop import Recipe
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness
 
 CPU = torch.device("cpu")
 

@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from bdbench.models import models
-from bdbench.models.classifier import Classifier
-from bdbench.models.context import TrainingContext, network_builder
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
-from bdbench.models.feed import Feed
+from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.training import (
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.feed import Feed
+from bdbench.models.training.loop import (
     FEEDS,
     Batch,
     Recipe,

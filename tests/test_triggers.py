@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from bdbench.attacks import attacks
 from bdbench.attacks.blend import Blend
+from bdbench.attacks.registry import attacks
 from bdbench.attacks.sig import Sig
 from bdbench.attacks.trojan import Trojan
 from bdbench.attacks.wanet import WaNet, identity, warp
-from bdbench.cache import Cache
-from bdbench.datasets import datasets
+from bdbench.datasets.registry import datasets
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
+from bdbench.storage.cache import Cache
 
 DATA = os.environ.get("BDBENCH_DATA")
 

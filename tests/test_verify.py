@@ -13,15 +13,15 @@ from pathlib import Path
 import made
 import pytest
 
-import bdbench.cell
-from bdbench import records
-from bdbench.attacks import attacks
+import bdbench.cells.cell
+from bdbench.attacks.registry import attacks
 from bdbench.cli import main
-from bdbench.defenses import defenses
-from bdbench.models.errors import InvalidInput
-from bdbench.models.training import Recipe
-from bdbench.records import Count
-from bdbench.verify import ANY, ASR, CA, REASONS, verify, write_verification
+from bdbench.defenses.registry import defenses
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.training.loop import Recipe
+from bdbench.records import record as records
+from bdbench.records.record import Count
+from bdbench.tables.verify import ANY, ASR, CA, REASONS, verify, write_verification
 
 ROOT = Path(__file__).parent.parent
 
@@ -389,7 +389,7 @@ def test_the_command_refuses_in_one_line(results, capsys):
     assert len(errors) == 2
 
 
-@pytest.mark.parametrize("module", ["bdbench.published", "bdbench.verify"])
+@pytest.mark.parametrize("module", ["bdbench.tables.published", "bdbench.tables.verify"])
 def test_no_torch_is_needed(module, results):
     program = f"""
 import sys

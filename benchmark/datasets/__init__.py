@@ -1,7 +1,5 @@
 """Data sets: where their images come from, as two sets of tensors."""
 
-from bdbench.datasets.base import Source
-from bdbench.models.registry import Registry
-
-datasets: Registry[Source] = Registry("data set", "bdbench.datasets")
-register = datasets.register
+from bdbench.datasets.base import Dataset as Dataset
+from bdbench.datasets.base import Source as Source
+from bdbench.datasets.registry import register as register

@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bdbench.cache import Cache, Payload, sha256_of
-from bdbench.files import cache_root
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.rng import stream
+from bdbench.storage.atomic import cache_root
+from bdbench.storage.cache import Cache, Payload, sha256_of
 
 DECODER = 1
 

@@ -13,7 +13,7 @@ import torch
 from bdbench.datasets import parquet, register
 from bdbench.datasets.base import Decoded, FileSource, Found
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
 
 CLASSES = (
     "airplane",

@@ -15,7 +15,7 @@ from bdbench.datasets import parquet, register
 from bdbench.datasets.base import Decoded, FileSource, Found
 from bdbench.datasets.images import Album, squash
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, check
 
 CLASSES = tuple(f"{label:05d}" for label in range(43))
 TABLE = "GT-final_test.csv"

@@ -23,7 +23,7 @@ from bdbench.datasets import parquet, register
 from bdbench.datasets.base import Decoded, FileSource, Found
 from bdbench.datasets.images import Album
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, check
 
 CLASSES = tuple(f"{label:02d}" for label in range(12))
 """Names for Parquet files that have none."""

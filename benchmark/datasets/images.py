@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, check
 
 LARGEST = 10_000
 """Pixels along a side: enough for photographs as cameras make them."""

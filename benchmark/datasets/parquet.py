@@ -15,7 +15,7 @@ from typing import Any
 from bdbench.datasets.base import Decoded, Found
 from bdbench.datasets.images import Album, Resize
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, check
 
 BATCH = 1024
 LARGEST_CHUNK = 2**26

@@ -16,13 +16,13 @@ import torch
 from numpy.random import PCG64, Generator
 from numpy.typing import NDArray
 
-from bdbench.cache import Cache
 from bdbench.datasets import register
 from bdbench.datasets.base import Dataset, Source, fingerprint
 from bdbench.models.data import ImageSet
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.spec import added
 from bdbench.models.rng import derive
-from bdbench.models.spec import added
+from bdbench.storage.cache import Cache
 
 Floats = NDArray[np.floating[Any]]
 

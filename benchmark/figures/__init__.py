@@ -12,9 +12,9 @@ from pathlib import Path
 from bdbench.figures.picture import FORMATS as FORMATS
 from bdbench.figures.picture import Picture, look
 from bdbench.figures.selection import Selection, select
-from bdbench.models import spec
-from bdbench.models.errors import check
-from bdbench.records import Record
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import check
+from bdbench.records.record import Record
 
 FIGURES = ("curves", "losses", "pareto", "triggers", "tsne")
 

@@ -7,7 +7,7 @@ from typing import Any
 from bdbench.figures.epochs import BAND, by_epoch, draw_line, with_curves
 from bdbench.figures.picture import COLOURS, DASHES, MARKERS, Picture, caption, grid, legend
 from bdbench.figures.selection import Selection
-from bdbench.groups import is_none
+from bdbench.tables.groups import is_none
 
 ROWS = {"clean_accuracy": "CA (%)", "attack_success_rate": "ASR (%)"}
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bdbench.figures.selection import Selection
-from bdbench.groups import Group
+from bdbench.tables.groups import Group
 
 BAND = "Bands reach from the lowest to the highest seed"
 

@@ -15,8 +15,8 @@ import pandas as pd
 from bdbench.figures.epochs import BAND, by_epoch, draw_line, with_curves
 from bdbench.figures.picture import COLOURS, Picture, Place, caption, grid, legend
 from bdbench.figures.selection import SETTING, Selection, agrees
-from bdbench.groups import Group, is_none
-from bdbench.models import spec
+from bdbench.models.plugins import spec
+from bdbench.tables.groups import Group, is_none
 
 LOOKS: dict[str, dict[str, Any]] = {
     "clean": {"color": COLOURS[1], "linestyle": "-"},

@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from bdbench.blocks import ASR, CA, Block
 from bdbench.figures.picture import COLOURS, MARKERS, PAGE, Picture, caption, legend, several
 from bdbench.figures.selection import Selection
-from bdbench.groups import is_none, seconds_total
-from bdbench.models.errors import InvalidInput, check
-from bdbench.statistics import half_width
+from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.tables.groups import is_none, seconds_total
+from bdbench.tables.leaderboard import ASR, CA, Block
+from bdbench.tables.statistics import half_width
 
 TIME, LOST = "seconds_ratio", "clean_accuracy_lost"
 VALUES = (TIME, ASR, LOST)

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bdbench.files import write_atomically
-from bdbench.groups import Group
-from bdbench.models import spec
+from bdbench.models.plugins import spec
+from bdbench.storage.atomic import write_atomically
+from bdbench.tables.groups import Group
 
 Place = tuple[str, str]
 FORMATS = ("png", "svg")

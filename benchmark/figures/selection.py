@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bdbench.groups import AXES, Group, collect, is_none, name_order
-from bdbench.models import spec
-from bdbench.models.errors import InvalidInput, check
-from bdbench.records import Record
-from bdbench.reproduce import quoted
-from bdbench.suites import SUITES, Suite
+from bdbench.cells.suites import SUITES, Suite
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.records.record import Record
+from bdbench.records.rerun import quoted
+from bdbench.tables.groups import AXES, Group, collect, is_none, name_order
 
 SETTING = AXES[:3]
 """What the cells of one figure have in common."""

@@ -14,18 +14,18 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bdbench.attacks import attacks
-from bdbench.cache import Cache, Entry, Payload
-from bdbench.cell import Cell
+from bdbench.attacks.registry import attacks
+from bdbench.cells.cell import Cell
 from bdbench.datasets.base import roots
 from bdbench.figures.picture import COLUMN, PAGE, Picture, stacked, write_caption
+from bdbench.figures.preview import amplified, distortion
 from bdbench.figures.selection import Selection
-from bdbench.files import cache_root
-from bdbench.groups import is_none
-from bdbench.harness import Harness
-from bdbench.models.errors import check
-from bdbench.preview import amplified, distortion
-from bdbench.records import Record
+from bdbench.models.plugins.errors import check
+from bdbench.records.record import Record
+from bdbench.storage.atomic import cache_root
+from bdbench.storage.cache import Cache, Entry, Payload
+from bdbench.tables.groups import is_none
+from bdbench.trial.harness import Harness
 
 ABREAST = 8
 """Attacks beside each other."""

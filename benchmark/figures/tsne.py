@@ -18,12 +18,12 @@ from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
-from bdbench import artefacts
 from bdbench.figures.picture import COLOURS, COLUMN, PAGE, Picture, caption, legend
 from bdbench.figures.selection import Selection
-from bdbench.files import cache_root
-from bdbench.groups import AXES, Group
-from bdbench.models.errors import check
+from bdbench.models.plugins.errors import check
+from bdbench.storage import artefacts
+from bdbench.storage.atomic import cache_root
+from bdbench.tables.groups import AXES, Group
 
 POINTS = 2_000
 """At most, in a panel."""

@@ -34,14 +34,14 @@ from turns import pictures, seconds_of
 
 from bdbench.defenses.base import Context
 from bdbench.defenses.cbd import CBD
-from bdbench.models.augment import to_float
-from bdbench.models.capture import CudaRecorder, Recorder, recorded_by
-from bdbench.models.context import TrainingContext, network_builder
+from bdbench.machine.clock import synchronise
+from bdbench.machine.system import device_name
 from bdbench.models.data import ImageSet
 from bdbench.models.observer import Observer, observed_by
-from bdbench.models.training import Recipe, steps_per_epoch, train
-from bdbench.provenance import device_name
-from bdbench.timing import synchronise
+from bdbench.models.training.augment import to_float
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.graphs import CudaRecorder, Recorder, recorded_by
+from bdbench.models.training.loop import Recipe, steps_per_epoch, train
 
 FULL = 100
 """Epochs whose seconds are told."""

@@ -6,9 +6,9 @@ from statistics import median
 
 from turns import BATCH, ROUNDS, TINY, keep, pictures, take_turns, times_as_fast
 
-from bdbench.models.augment import Augmentation, augment, draw_tape, to_float
-from bdbench.models.reference_loader import batches
 from bdbench.models.rng import stream
+from bdbench.models.training.augment import Augmentation, augment, draw_tape, to_float
+from bdbench.models.training.reference_loader import batches
 
 COUNT = BATCH * (2 if TINY else 16)
 

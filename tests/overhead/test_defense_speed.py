@@ -24,11 +24,11 @@ from turns import (
     times_as_fast,
 )
 
-from bdbench.defenses import defenses
 from bdbench.defenses.base import CleanBudget, Context
-from bdbench.models.classifier import Classifier
+from bdbench.defenses.registry import defenses
+from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
-from bdbench.models.training import train
+from bdbench.models.training.loop import train
 
 COUNT = 64 if TINY else 1_024
 FIT, VALIDATION = COUNT // 4, COUNT // 16

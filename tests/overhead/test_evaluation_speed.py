@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from turns import TINY, beside_bare, lend, pictures
 
-from bdbench.models.training import logits
+from bdbench.models.training.loop import logits
 
 COUNT = 256 if TINY else 2_048
 

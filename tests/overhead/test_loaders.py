@@ -21,13 +21,13 @@ from turns import ROUNDS, TINY, Work, keep, lend, pictures, take_turns, times_as
 
 from bdbench.defenses.base import Context
 from bdbench.defenses.cbd import CBD, Critic, dependence, sample_weights
-from bdbench.devices import has_bf16
-from bdbench.models.augment import draw_tape
-from bdbench.models.context import TrainingContext
+from bdbench.machine.devices import has_bf16
 from bdbench.models.data import ImageSet
-from bdbench.models.reference_loader import batches
 from bdbench.models.rng import stream
-from bdbench.models.training import train
+from bdbench.models.training.augment import draw_tape
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.loop import train
+from bdbench.models.training.reference_loader import batches
 
 COUNT = 256 if TINY else 2_560
 BATCH = 64

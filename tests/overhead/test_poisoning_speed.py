@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from turns import TINY, beside_bare, pictures
 
-from bdbench.attacks import attacks
 from bdbench.attacks.base import Attack
+from bdbench.attacks.registry import attacks
 from bdbench.models.rng import stream
 
 COUNT = 500 if TINY else 5_000

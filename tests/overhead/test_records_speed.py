@@ -10,9 +10,9 @@ import pytest
 from made import cell
 from turns import TINY, beside_bare
 
-from bdbench import records
-from bdbench.records import Record
-from bdbench.tables import write_leaderboard, write_table
+from bdbench.records import record as records
+from bdbench.records.record import Record
+from bdbench.tables.write import write_leaderboard, write_table
 
 
 @pytest.fixture(autouse=True)

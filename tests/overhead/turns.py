@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from bdbench.models.augment import to_float
-from bdbench.models.context import TrainingContext, network_builder
+from bdbench.machine.clock import synchronise
 from bdbench.models.data import ImageSet
 from bdbench.models.rng import stream
-from bdbench.models.training import Recipe
-from bdbench.timing import synchronise
+from bdbench.models.training.augment import to_float
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.loop import Recipe
 
 TINY = bool(os.environ.get("BENCH_TINY"))
 ROUNDS = 1 if TINY else 5

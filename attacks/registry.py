@@ -1,0 +1,13 @@
+"""The attacks there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bdbench.models.plugins.registry import Registry
+
+if TYPE_CHECKING:
+    from bdbench.attacks.base import Attack
+
+attacks: Registry[Attack] = Registry("attack", "bdbench.attacks")
+register = attacks.register

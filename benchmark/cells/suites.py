@@ -1,0 +1,124 @@
+"""Suites: named sets of cells. This file needs no torch; `grid.py` makes the cells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput
+
+DEFENSES = ("none", "fp", "mcr", "nad", "abl", "dbd", "cbd")
+"""Those of the paper's Table 1, in its order."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Every combination of the axes below is a cell.
+
+    description: one line
+    datasets, models, attacks, defenses: specs
+    settings: specs that take the place of a defense's bare name
+    seeds: how many, counted from 0
+    recipe: fields of the recipe that differ from its defaults, for every data set
+    precision: auto, fp32 or bf16
+    timed: its seconds are compared, so cells run one after the other, and seeds are repeats
+    """
+
+    description: str
+    datasets: tuple[str, ...]
+    models: tuple[str, ...] = ("wrn16_1",)
+    attacks: tuple[str, ...] = ("none", "badnets", "blend")
+    defenses: tuple[str, ...] = (*DEFENSES, "ft")
+    settings: Mapping[str, str] = field(default_factory=dict)
+    seeds: int = 1
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    precision: str = "auto"
+    timed: bool = False
+
+
+def of_paper(description: str, dataset: str, attacks: Sequence[str], **fields: Any) -> Suite:
+    """A table of the paper: the default recipe, in fp32; three seeds unless told otherwise."""
+    settled = {"defenses": DEFENSES, "seeds": 3, "precision": "fp32", **fields}
+    return Suite(description, (dataset,), attacks=tuple(attacks), **settled)
+
+
+def aimed(attacks: Sequence[str], target: int) -> list[str]:
+    """The same attacks at another target."""
+    return [spec.changed(attack, target=target) for attack in attacks]
+
+
+# Those of Table 1 whose trigger is the same on every image, and all; then those of Tables 2, 3, 5.
+STATIC = ("none", "badnets", "trojan", "blend", "sig(poisoning_rate=0.5)")
+ATTACKS = (*STATIC, "dynamic", "wanet")
+FOUR = ("badnets", "trojan", "blend", "wanet")
+
+SUITES = {
+    "quick": Suite(
+        description="the paper's defenses on generated images, minutes on a laptop",
+        datasets=("toy(image_size=16)",),
+        # The paper's condition for T1: f_B's loss is near 0 on poisoned images, not on clean ones.
+        # ABL isolates by the same condition, and its ascent has 20 steps as on all of CIFAR-10.
+        # An epoch for each stage of DBD: it would need more than all others together to learn here.
+        settings={
+            "abl": "abl(isolation_epochs=33, unlearning_epochs=20)",
+            "cbd": "cbd(t1=3)",
+            "dbd": "dbd(ssl_epochs=10, semi_epochs=10)",
+        },
+        # The shapes vary in place already, so nothing is cropped or cut: a corner stays visible.
+        recipe={"epochs": 9, "batch_size": 64, "drops": (0.8,), "padding": 0, "cutout": 0},
+    ),
+    "cifar10-small": Suite(
+        description="the same on a fifth of CIFAR-10, hours on two cores",
+        datasets=("cifar10(train_images=10000)",),
+        # As many images for f_B as five epochs of the whole of CIFAR-10 have, and as many steps for
+        # ABL's ascent.
+        settings={"abl": "abl(unlearning_epochs=10)", "cbd": "cbd(t1=25)"},
+        # A batch as in CBD's code and late drops: fewer images still get enough steps.
+        recipe={"epochs": 30, "batch_size": 64, "drops": (0.8, 0.95)},
+        # The same cells on every machine, so that its records can be made and resumed anywhere.
+        precision="fp32",
+    ),
+    "table1-cifar10": of_paper("Table 1 of the paper, CIFAR-10", "cifar10", ATTACKS),
+    "table1-gtsrb": of_paper("Table 1 of the paper, GTSRB", "gtsrb", aimed(ATTACKS, 1)),
+    "table1-imagenet": of_paper(
+        "Table 1 of the paper, ImageNet subset", "imagenet_subset", STATIC, models=("resnet34",)
+    ),
+    "table2": of_paper(
+        "Table 2 of the paper, poisoning rates from 1 to 50 %",
+        "cifar10",
+        [f"{name}(poisoning_rate={rate})" for rate in (0.01, 0.05, 0.2, 0.5) for name in FOUR],
+        defenses=("none", "cbd"),
+    ),
+    "table3": of_paper(
+        "Table 3 of the paper, training time, CIFAR-10",
+        "cifar10",
+        FOUR,
+        defenses=("none", "cbd"),
+        seeds=5,
+        timed=True,
+    ),
+    "table3-imagenet": of_paper(
+        "Table 3 of the paper, training time, ImageNet subset",
+        "imagenet_subset",
+        FOUR,
+        models=("resnet34",),
+        defenses=("none", "cbd"),
+        seeds=5,
+        timed=True,
+    ),
+    "table5": of_paper(
+        "Table 5 of the paper, adaptive attacks",
+        "cifar10",
+        [f"adaptive(attack={name!r})" for name in FOUR],
+        defenses=("none", "cbd"),
+    ),
+}
+
+
+def suite(name: str) -> Suite:
+    """The suite of that name. Raises `InvalidInput` with the nearest name."""
+    if name not in SUITES:
+        raise InvalidInput(f"unknown suite {name!r}{spec.did_you_mean(name, SUITES)}")
+    return SUITES[name]

@@ -1,0 +1,13 @@
+"""The data sets there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bdbench.models.plugins.registry import Registry
+
+if TYPE_CHECKING:
+    from bdbench.datasets.base import Source
+
+datasets: Registry[Source] = Registry("data set", "bdbench.datasets")
+register = datasets.register

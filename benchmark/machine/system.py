@@ -1,0 +1,62 @@
+"""What ran: versions, device, processor and the commit of the code."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+LIBRARIES = ("bdbench", "torch", "torchvision", "numpy", "pandas", "safetensors", "pyarrow")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Of Python and the libraries that touch a number."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "source tree" if name == "bdbench" else "absent"
+    return found
+
+
+@functools.cache
+def device_name(device: torch.device) -> str:
+    """Such as `cuda: NVIDIA H200` or `cpu: Intel Xeon`."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    # The GPUs of a cluster have no name here.
+    return f"cpu: {processor()}" if device.type == "cpu" else device.type
+
+
+def processor() -> str:
+    """The processor's name as the system gives it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+@functools.cache
+def commit() -> str | None:
+    """The git commit of the running code, with `+` where files differ from it; None outside git."""
+    folder = Path(__file__).parent
+    try:
+        head, changes = (
+            subprocess.run(
+                ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+            ).stdout.strip()
+            for words in (
+                ["rev-parse", "--short=12", "HEAD"],
+                ["status", "--porcelain", "--untracked-files=no", "--", "*.py"],
+            )
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return head + ("+" if changes else "")

@@ -1,0 +1,44 @@
+"""`bdbench merge`: the records of several folders in one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from bdbench.models.plugins.errors import check
+from bdbench.records.record import Record, read_all, write
+from bdbench.tables.groups import collect
+
+
+def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
+    """Write to `into` the records of all folders, its own included.
+
+    Where several have a record of one cell, one that did not fail comes before one that did, and
+    then what `into` has before what the folders have, in their order. Returns lines that say what
+    was done, and whether all records could be read. Raises `InvalidInput`, before anything is
+    written, for a folder without records, records of another version, or such as cannot share a
+    table (see `collect`).
+    """
+    kept: dict[str, Record] = {}
+    lines: list[str] = []
+    whole = True
+    for folder in dict.fromkeys([into, *folders]):
+        records, damaged = read_all(folder)
+        check(folder == into or bool(records), f"no records in {folder / 'records'}")
+        whole = whole and not damaged
+        lines += [f"{line}; it is left out" for line in damaged]
+        taken = 0
+        for record in records:
+            other = kept.get(record.key)
+            if other is None or (other.status, record.status) == ("failed", "ok"):
+                kept[record.key] = record
+                taken += 1
+            elif other.metrics != record.metrics:
+                lines.append(f"{folder}: {record.key} has another result, the first one is kept")
+        if folder != into or records:
+            lines.append(f"{folder}: {taken} of {len(records)} records taken")
+    collect(kept.values())
+    for record in kept.values():
+        write(into, record)
+    lines.append(f"{into}: {len(kept)} records")
+    return lines, whole

@@ -1,0 +1,294 @@
+"""Records: the result of one cell as one JSON file, from which every table and figure is made.
+
+The file has one field more than the record, `checksum`: the sha256 of all others. A file without it
+is taken as it is, which is how older versions wrote them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from types import NoneType
+from typing import Any, NoReturn
+
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput, check, one_of
+from bdbench.storage.atomic import write_atomically
+
+SCHEMA = 1
+KEY = "[0-9a-f]{16}"
+STATUSES = ("ok", "failed")
+METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "asr_floor")
+FLAGS = ("attack_failed", "diverged", "no_op")
+LARGEST_FILE = 2**24
+LARGEST_NUMBER = 1e100
+DEEPEST = 50
+STAGES = ("load", "poison", "prepare", "capture", "undefended", "fit", "evaluate")
+ALONE = 0.2
+"""Of `others`, the most that leaves seconds as they are: a step ends with its slowest thread, so a
+fifth of one core counts on a machine with many."""
+
+
+class OtherSchema(InvalidInput):
+    """A record that another version of the program wrote."""
+
+
+@dataclass(frozen=True)
+class Count:
+    """`hits` of `of` images, `of` at least 1. Raises `InvalidInput` for counts that cannot be."""
+
+    hits: int
+    of: int
+
+    def __post_init__(self) -> None:
+        possible = 0 <= self.hits <= self.of and self.of > 0
+        check(possible, f"{self.hits} of {self.of} is not a count")
+
+    @property
+    def rate(self) -> float:
+        """In [0, 1]."""
+        return self.hits / self.of
+
+
+@dataclass(frozen=True)
+class Record:
+    """The result of one cell. Its fields are those of the JSON file; JSON values throughout.
+
+    schema: version of this layout
+    key: 16 hex digits, the identity of the cell
+    status: "ok", or "failed" for a cell that raised
+    cell: dataset, model, attack, defense, recipe as canonical specs, and the seed
+    labels: the same specs with only the fields that differ from their defaults
+    metrics: counts by name, None where one makes no sense; None as a whole if failed
+    passes: forward and backward passes per training image
+    flags: of `FLAGS`
+    curves: one dict per evaluated epoch: epoch, and shares or None by name
+    diagnostics: what a method publishes about itself
+    provenance: versions, device, precision, commit, source hashes, data_sha256, notes
+    measured: seconds by stage; peak_memory_bytes; images, a third of all forward passes, of which a
+        backward pass counts two; images_per_second, these by seconds of training; started and ended
+        (ISO 8601); resumed, how often work went on from a checkpoint, whose seconds are counted;
+        retries, why earlier attempts ended; others, how many cores of the processor other processes
+        kept busy meanwhile, or how many of them were on the GPU, None if not known; older records
+        lack capture, images and others; the only part in which two runs of one cell may differ
+    error: type, message and traceback if failed, else None
+    """
+
+    schema: int
+    key: str
+    status: str
+    cell: dict[str, Any]
+    labels: dict[str, str]
+    metrics: dict[str, Count | None] | None
+    passes: dict[str, float]
+    flags: tuple[str, ...]
+    curves: list[dict[str, Any]]
+    diagnostics: dict[str, Any]
+    provenance: dict[str, Any]
+    measured: dict[str, Any]
+    error: dict[str, str] | None
+
+
+_NUMBER = (int, float)
+_SPECS = {"dataset": str, "model": str, "attack": str, "defense": str, "recipe": str}
+_SHAPE = {
+    "schema": int,
+    "key": str,
+    "status": str,
+    "cell": _SPECS | {"seed": int},
+    "labels": _SPECS,
+    "metrics": (dict, NoneType),
+    "passes": {"forward": _NUMBER, "backward": _NUMBER},
+    "flags": list,
+    "curves": list,
+    "diagnostics": dict,
+    "provenance": dict,
+    "measured": {
+        "seconds": {f"{stage}?" if stage == "capture" else stage: _NUMBER for stage in STAGES},
+        "peak_memory_bytes": int,
+        "images_per_second": _NUMBER,
+        "started": str,
+        "ended": str,
+        "resumed?": int,
+        "retries?": list,
+        "images?": int,
+        "others?": (*_NUMBER, NoneType),
+    },
+    "error": (dict, NoneType),
+}
+_COUNT = {"hits": int, "of": int, "rate": _NUMBER}
+_ERROR = {"type": str, "message": str, "traceback": str}
+_SHARE = (int, float, NoneType)
+_POINT = {"epoch": int, "clean_accuracy": _SHARE, "attack_success_rate": _SHARE}
+
+
+def encode(record: Record) -> dict[str, Any]:
+    """A record as JSON values. Raises `InvalidInput` for one that could not be read again."""
+    document = {field.name: getattr(record, field.name) for field in fields(Record)}
+    document["flags"] = list(record.flags)
+    if record.metrics is not None:
+        document["metrics"] = {
+            name: count and {"hits": count.hits, "of": count.of, "rate": round(count.rate, 6)}
+            for name, count in record.metrics.items()
+        }
+    _validate(document)
+    return document
+
+
+def decode(document: Any) -> Record:
+    """The inverse of `encode`. Raises `InvalidInput`, or `OtherSchema` before all else."""
+    _validate(document)
+    metrics = document["metrics"] and {
+        name: count and Count(count["hits"], count["of"])
+        for name, count in document["metrics"].items()
+    }
+    return Record(**document | {"metrics": metrics, "flags": tuple(document["flags"])})
+
+
+def write(folder: Path, record: Record) -> Path:
+    """Write `<folder>/records/<key>.json` and return its path; a record of that key is replaced.
+
+    Raises `InvalidInput` for an unwritable folder, ValueError for a number that is not finite.
+    """
+    path = path_of(folder, record.key)
+    document = encode(record)
+    document["checksum"] = _checksum(document)
+    _bound(document)
+    text = json.dumps(document, sort_keys=True, indent=1, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+    return path
+
+
+def path_of(folder: Path, key: str) -> Path:
+    """Where the record of a cell is, or would be."""
+    return folder / "records" / f"{key}.json"
+
+
+def read(path: Path) -> Record:
+    """The record in `<key>.json`. Raises `InvalidInput` for a damaged file or one of another name,
+    `OtherSchema` for one of another version."""
+    try:
+        status = path.stat()
+        # To open a pipe is to wait for somebody who writes to it.
+        check(S_ISREG(status.st_mode) or S_ISDIR(status.st_mode), "it is no file")
+        check(status.st_size <= LARGEST_FILE, f"it has more than {LARGEST_FILE:,} bytes")
+        document = json.loads(
+            path.read_bytes(), parse_constant=_refuse, object_pairs_hook=_without_duplicates
+        )
+        _bound(document)
+        stated = document.pop("checksum", None) if isinstance(document, dict) else None
+        record = decode(document)
+        fits = stated is None or stated == _checksum(document)
+        check(fits, "its checksum is of another content")
+        check(record.key == path.stem, f"it is the record of cell {record.key}")
+        for text in map(str, (*record.cell.values(), *record.labels.values())):
+            check(text.isprintable() and len(text) <= spec.LONGEST, f"{text!r} is no spec")
+        return record
+    except OtherSchema as error:
+        raise OtherSchema(f"{path}: {error}; the file was left untouched") from None
+    except OSError as error:
+        raise InvalidInput(f"cannot read record {path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"damaged record {path}: {error}") from None
+
+
+def read_all(folder: Path) -> tuple[list[Record], list[str]]:
+    """All of `<folder>/records/*.json` by name, and a line for each damaged file left out.
+
+    Raises `OtherSchema` for a record of another version, `InvalidInput` for a folder that no system
+    would open.
+    """
+    whole, damaged = [], []
+    try:
+        paths = sorted((folder / "records").glob("[!.]*.json"), key=str)
+    except OSError as error:
+        raise InvalidInput(f"cannot read {folder}: {error.strerror or error}") from None
+    for path in paths:
+        try:
+            whole.append(read(path))
+        except OtherSchema:
+            raise
+        except InvalidInput as error:
+            damaged.append(str(error))
+    return whole, damaged
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise InvalidInput(f"{constant} is not a JSON number")
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    check(len(found) == len(pairs), "a field is given twice")
+    return found
+
+
+def _bound(value: Any, depth: int = 0) -> None:
+    """Raise `InvalidInput` for what whoever computes with records could not bear."""
+    if isinstance(value, (dict, list)):
+        check(depth < DEEPEST, f"it is nested more than {DEEPEST} deep")
+        for part in value.values() if isinstance(value, dict) else value:
+            _bound(part, depth + 1)
+    elif isinstance(value, (int, float)) and abs(value) > LARGEST_NUMBER:
+        raise InvalidInput(f"{value} is too large a number")
+
+
+def _validate(document: Any) -> None:
+    if isinstance(document, dict) and type(document.get("schema")) is int:
+        found = document["schema"]
+        if found != SCHEMA:
+            raise OtherSchema(f"the record has schema {found}, this version reads schema {SCHEMA}")
+    _fit(document, _SHAPE, "record")
+    key, status = document["key"], document["status"]
+    check(re.fullmatch(KEY, key) is not None, f"key {key!r} is not 16 hex digits")
+    one_of(STATUSES, status=status)
+    spent = document["measured"]["seconds"] | document["passes"]
+    check(min(spent.values()) >= 0, "seconds and passes must be at least 0")
+    for flag in document["flags"]:
+        check(flag in FLAGS, f"flags must be among {', '.join(FLAGS)}, got {flag!r}")
+    for point in document["curves"]:
+        check(isinstance(point, dict), "curves must hold objects")
+        _fit(point, dict.fromkeys(point, _SHARE) | _POINT, "curves")
+    whole, broken = document["metrics"], document["error"]
+    check((whole is None) == (status == "failed"), "metrics must be null in failed records only")
+    check((broken is None) == (status == "ok"), "error must be null in records that are ok only")
+    if broken is not None:
+        _fit(broken, _ERROR, "error")
+    if whole is not None:
+        _fit(whole, dict.fromkeys(METRICS, (dict, NoneType)), "metrics")
+        for name, count in whole.items():
+            if count is not None:
+                _fit(count, _COUNT, f"metrics.{name}")
+                rate = round(Count(count["hits"], count["of"]).rate, 6)
+                check(rate == count["rate"], f"metrics.{name}.rate is not hits / of")
+
+
+def _fit(value: Any, shape: dict[str, Any], name: str) -> None:
+    """Raise `InvalidInput` for a part of `value` that has not the type `shape` asks. The name of a
+    part that may be absent ends with a question mark."""
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{name} must be an object")
+    optional = {part.removesuffix("?") for part in shape if part.endswith("?")}
+    shape = {part.removesuffix("?"): expected for part, expected in shape.items()}
+    if value.keys() | optional != shape.keys():
+        missing = shape.keys() - value.keys() - optional
+        unknown = value.keys() - shape.keys()
+        check(not missing, f"{name} lacks {', '.join(sorted(missing))}")
+        raise InvalidInput(f"{name} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+    for part, expected in shape.items():
+        if part not in value:
+            continue
+        found = value[part]
+        if isinstance(expected, dict):
+            _fit(found, expected, f"{name}.{part}")
+        elif not isinstance(found, expected) or isinstance(found, bool):
+            raise InvalidInput(f"{name}.{part} has the wrong type, {type(found).__name__}")

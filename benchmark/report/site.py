@@ -1,0 +1,413 @@
+"""`bdbench report`: a folder of HTML pages made from records, to be opened without a network.
+
+The same records give the same bytes, in whatever order they come. The pages themselves are the
+templates in `templates/`; all text in them is escaped.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, cached_property, partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.registry import file_of
+from bdbench.records.record import Record
+from bdbench.records.rerun import command
+from bdbench.report import charts
+from bdbench.report.comparison import compare
+from bdbench.storage.atomic import write_atomically
+from bdbench.tables.groups import AXES, Group, collect, is_none, name_order, seconds_total
+from bdbench.tables.leaderboard import ASR, CA, FLOOR, FOOTNOTES, MISSING, Block, decimal
+from bdbench.tables.statistics import wilson
+
+PAGES = Path(__file__).parent / "templates"
+MANIFEST = "manifest.json"
+OWN = re.compile(
+    r"(cells|defenses|pictures)/[\w-]+\.\w+|(index|compare)\.html|style\.css|report\.js"
+)
+"""Names that a report gives its files. A manifest that holds any other is not believed there."""
+METRIC_WORDS = {
+    CA: ("clean accuracy", "CA: clean test images that get their own label", "ca"),
+    ASR: ("attack success rate", "ASR: triggered images that get the target", "asr"),
+    "robust_accuracy": ("robust accuracy", "triggered images that get their own label", ""),
+    FLOOR: ("ASR floor", "the same images, without the trigger, that get the target", ""),
+}
+STAGE_WORDS = {
+    "load": "reading the data",
+    "poison": "poisoning them",
+    "prepare": "training the attack",
+    "capture": "recording and compiling steps",
+    "undefended": "training without defense",
+    "fit": "training the defense",
+    "evaluate": "testing",
+}
+ORIGINS = {
+    "data, sha256": "data_sha256",
+    "notes on the data": "data_notes",
+    "device": "device",
+    "precision": "precision",
+    "bdbench": "versions · bdbench",
+    "commit": "commit",
+    "python": "versions · python",
+    "torch": "versions · torch",
+}
+"""The parts of a record's provenance that the index sums up, with at most `VALUES` values each."""
+VALUES = 4
+
+
+def write_report(
+    records: Sequence[Record],
+    folder: Path,
+    out: Path | None = None,
+    compared: tuple[Path, Sequence[Record]] | None = None,
+) -> Path:
+    """Write the report of the records of a results folder, and return its first page.
+
+    Files of an earlier report that this one has no use for are removed, and nothing else is.
+
+    out: where to, `<folder>/report` if not given
+    compared: another results folder and its records, for a page that compares
+
+    Raises `InvalidInput` for no records, for records that do not belong into one table, see
+    `collect`, for an unwritable folder, and for files in the way that no report made.
+    """
+    for place, some in ((folder, records), *([compared] if compared else [])):
+        check(bool(some), f"no records in {place / 'records'}; `bdbench run` makes them")
+    copies = _pictures(folder / "figures")
+    site = Site(collect(records), tuple(copies))
+    pages = site.pages(compared and (compared[0].resolve().name, collect(compared[1])))
+    own = {name: PAGES / name for name in ("style.css", "report.js")}
+    files = {name: path.read_bytes for name, path in (own | copies).items()}
+    out = out or folder / "report"
+    _replace(out, {**files, **pages})
+    return out / "index.html"
+
+
+def slug(name: str) -> str:
+    """A file name of letters, digits, `_` and `-` that belongs to no other name."""
+    plain = re.sub("[^a-z0-9_]+", "-", name.lower())[:40].strip("-")
+    if re.fullmatch("[a-z0-9_]+", name) and name == plain:
+        return name
+    return f"{plain}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def description(defense: str) -> list[str]:
+    """Paragraphs of the docstring of a defense in `defenses/`; none of any other defense.
+
+    The file is read and not imported: that would take torch.
+    """
+    name = defense.partition("(")[0]
+    path = file_of("bdbench.defenses", name)
+    if not name.isidentifier() or not path.is_file():
+        return []
+    source = path.read_text(encoding="utf-8")
+    text = ast.get_docstring(ast.parse(source)) if f'register("{name}")' in source else None
+    return [" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n") if paragraph]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """What all pages are made of.
+
+    groups: as `collect` returns them
+    pictures: names of files in the report
+    """
+
+    groups: Sequence[Group]
+    pictures: Sequence[str] = ()
+
+    def pages(self, compared: tuple[str, Sequence[Group]] | None) -> dict[str, Callable[[], bytes]]:
+        """By file name, what makes a page. Raises `InvalidInput` for two records with one key."""
+        pages: dict[str, Callable[[], bytes]] = {}
+        pages["index.html"] = partial(self._index, compared is not None)
+        if compared:
+            pages["compare.html"] = partial(self._compare, *compared)
+        for defense in self.defenses:
+            pages[self.homes[defense]] = partial(self._defense, defense)
+        for block, anchor in self.blocks:
+            for group in block.groups:
+                for record in group.records:
+                    name = f"cells/{record.key}.html"
+                    check(name not in pages, f"two cells have the key {record.key}")
+                    pages[name] = partial(self._cell, block, anchor, group, record)
+        return pages
+
+    @cached_property
+    def blocks(self) -> list[tuple[Block, str]]:
+        """For each data set, model and recipe, with its place on the index."""
+        found = groupby(self.groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
+        return [(Block(tuple(own)), f"table-{n}") for n, (_, own) in enumerate(found, 1)]
+
+    @cached_property
+    def attacks(self) -> dict[str, int]:
+        """Numbered, `none` first."""
+        return _numbered(group.names["attack"] for group in self.groups)
+
+    @cached_property
+    def defenses(self) -> dict[str, int]:
+        """Numbered, `none` first."""
+        return _numbered(group.names["defense"] for group in self.groups)
+
+    @cached_property
+    def homes(self) -> dict[str, str]:
+        """The page of each defense."""
+        return {name: f"defenses/{slug(name)}.html" for name in self.defenses}
+
+    def _render(self, template: str, **context: Any) -> bytes:
+        return (
+            _environment()
+            .get_template(template)
+            .render(site=self, **context)
+            .encode(errors="replace")
+        )
+
+    def _index(self, compared: bool) -> bytes:
+        records = [record for group in self.groups for record in group.records]
+        data = sorted({group.names["dataset"].partition("(")[0] for group in self.groups})
+        facts = {
+            "cell": len(records),
+            "data set": len({group.names["dataset"] for group in self.groups}),
+            "attack": sum(not is_none(name) for name in self.attacks),
+            "defense": sum(not is_none(name) for name in self.defenses),
+            "seed": len({record.cell["seed"] for record in records}),
+        }
+        flagged = Counter(
+            f for group in self.groups for f, own in group.flagged.items() for _ in own
+        )
+        return self._render(
+            "index.html",
+            root="",
+            heading=f"Backdoor defenses on {' and '.join(data)}",
+            facts=[(f"{noun}s" if n != 1 else noun, n) for noun, n in facts.items()],
+            flagged=sorted(flagged.items()),
+            compared=compared,
+            summaries={name: (description(name) or [""])[0] for name in self.defenses},
+            origins=list(_origins(records)),
+        )
+
+    def _defense(self, defense: str) -> bytes:
+        own = [pair for pair in self.blocks if defense in pair[0].defenses]
+        paragraphs = description(defense)
+        return self._render(
+            "defense.html", root="../", defense=defense, blocks=own, paragraphs=paragraphs
+        )
+
+    def _cell(self, block: Block, anchor: str, group: Group, record: Record) -> bytes:
+        return self._render(
+            "cell.html",
+            root="../",
+            anchor=anchor,
+            group=group,
+            record=record,
+            baseline=_baseline(block, group, record),
+            configuration=[_settings(record, axis) for axis in AXES],
+            charts=list(charts.charts(record.curves)),
+            curves=charts.names(record.curves),
+            diagnostics=list(_flat(record.diagnostics)),
+            provenance=[("record", f"records/{record.key}.json"), *_flat(record.provenance)],
+        )
+
+    def _compare(self, other: str, groups: Sequence[Group]) -> bytes:
+        sections = compare(self.groups, groups)
+        pairs = [pair for section in sections for pair in section.pairs]
+        facts = [
+            ("in both", len(pairs)),
+            ("CA separable", sum(pair.separable(CA) == "yes" for pair in pairs)),
+            ("ASR separable", sum(pair.separable(ASR) == "yes" for pair in pairs)),
+            ("only here", sum(len(section.here) for section in sections)),
+            ("only there", sum(len(section.there) for section in sections)),
+        ]
+        return self._render("compare.html", root="", other=other, sections=sections, facts=facts)
+
+
+def _pictures(folder: Path) -> dict[str, Path]:
+    """Of triggers, by their names in the report. A PNG is taken rather than the same as SVG."""
+    found = {
+        path.stem: path for kind in ("svg", "png") for path in folder.glob(f"triggers*.{kind}")
+    }
+    return {f"pictures/{slug(stem)}{path.suffix}": path for stem, path in sorted(found.items())}
+
+
+def _numbered(names: Iterable[str]) -> dict[str, int]:
+    return {name: number for number, name in enumerate(sorted(set(names), key=name_order))}
+
+
+def _baseline(block: Block, group: Group, record: Record) -> Record | None:
+    """The record of no defense against the same attack with the same seed."""
+    first = block.defenses[0]
+    bare = block.cells.get((first, group.names["attack"])) if is_none(first) else None
+    if bare is None or bare is group:
+        return None
+    return next((r for r in bare.used if r.cell["seed"] == record.cell["seed"]), None)
+
+
+_parse = cache(spec.parse)
+
+
+def _settings(record: Record, axis: str) -> tuple[str, str, list[tuple[str, str, bool]]]:
+    """Axis and name of a plugin, and its fields: name, value, and whether it is not the default."""
+    try:
+        name, fields = _parse(record.cell[axis])
+        _, changed = _parse(record.labels[axis])
+    except InvalidInput:
+        return axis, record.cell[axis], []
+    return axis, name, [(key, repr(value), key in changed) for key, value in fields.items()]
+
+
+def _origins(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
+    """Where the records come from: the most frequent values of `ORIGINS`."""
+    parts = [dict(_flat(record.provenance)) for record in records]
+    for name, path in ORIGINS.items():
+        found = Counter(part[path] for part in parts if part.get(path, MISSING) != MISSING)
+        texts = [
+            f"{value} ({_number(count)} of {_number(len(records))})"
+            if count < len(records)
+            else value
+            for value, count in found.most_common(VALUES)
+        ]
+        if len(found) > VALUES:
+            texts.append(f"and {len(found) - VALUES} more")
+        if texts:
+            yield name, "; ".join(texts)
+    started = min(record.measured["started"] for record in records)
+    ended = max(record.measured["ended"] for record in records)
+    yield "measured", f"{started} to {ended}"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Nested JSON values as lines: names joined by ` · `, and text."""
+    if isinstance(value, dict):
+        for name, part in sorted(value.items()):
+            yield from _flat(part, f"{path} · {name}" if path else name)
+    elif isinstance(value, list):
+        yield path, ", ".join(text for part in value for _, text in _flat(part)) or MISSING
+    else:
+        yield path, _number(value)
+
+
+def _number(value: Any) -> str:
+    """A JSON value, numbers with at most six digits."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+def _name(text: str) -> Markup:
+    """A spec that a narrow column may break."""
+    return escape(text).replace("(", Markup("(<wbr>")).replace("=", Markup("=<wbr>"))
+
+
+def _prose(text: str) -> Markup:
+    """A paragraph of a docstring."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
+
+
+def _signed(share: float) -> str:
+    """A difference in points."""
+    return MISSING if math.isnan(share) else f"{100 * share:+z.1f}"
+
+
+def _level(share: float) -> str:
+    """The class of a field in a heat map."""
+    return "off" if math.isnan(share) else f"l{round(10 * share)}"
+
+
+def _maps(block: Block) -> Iterator[tuple[str, str, Sequence[str], str]]:
+    """Of each heat map: its short name, metric, rows and title."""
+    if block.poisoned:
+        yield "asr", ASR, block.poisoned, "ASR in percent, low is good"
+    yield "ca", CA, block.attacks, "CA in percent, high is good"
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "decimal": decimal,
+        "exact": lambda value: "" if math.isnan(value) else f"{value:.6g}",
+        "home": lambda group: f"cells/{(group.used or group.records)[0].key}.html",
+        "level": _level,
+        "name": _name,
+        "number": _number,
+        "prose": _prose,
+        "percent": lambda share: decimal(100 * share),
+        "signed": _signed,
+    }
+    environment.tests["bare"] = is_none
+    environment.globals |= {
+        "command": command,
+        "footnotes": FOOTNOTES,
+        "maps": _maps,
+        "metric_words": METRIC_WORDS,
+        "missing": MISSING,
+        "seconds_total": seconds_total,
+        "stage_words": STAGE_WORDS,
+        "wilson": wilson,
+        "zip": zip,
+        "frame": charts,
+    }
+    return environment
+
+
+def _replace(folder: Path, files: Mapping[str, Callable[[], bytes]]) -> None:
+    """Make these the files of the report in that folder.
+
+    The manifest comes first, so that the next report knows what one that was broken off has left.
+    """
+    before = _manifest(folder)
+    for name in files:
+        free = name in before or not (folder / name).exists()
+        check(free, f"{folder / name} is in the way, no report made it; choose another folder")
+    _write_manifest(folder, before | files.keys())
+
+    def write(name: str, content: bytes) -> None:
+        path = folder / name
+        if not path.is_file() or path.read_bytes() != content:
+            write_atomically(path, content)
+
+    # Threads wait for the disk. None of them makes a page: `ast` is not safe there in Python 3.11.
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(write, files, (make() for make in files.values())):
+            pass
+    for name in before - files.keys():
+        (folder / name).unlink(missing_ok=True)
+    _write_manifest(folder, files)
+
+
+def _manifest(folder: Path) -> set[str]:
+    """The files of the report in that folder; none if the manifest is damaged."""
+    try:
+        names = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return set()
+    names = names if isinstance(names, list) else []
+    return {name for name in names if isinstance(name, str) and OWN.fullmatch(name)}
+
+
+def _write_manifest(folder: Path, names: Iterable[str]) -> None:
+    write_atomically(folder / MANIFEST, f"{json.dumps(sorted(names), indent=0)}\n".encode())

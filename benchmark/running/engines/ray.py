@@ -1,0 +1,92 @@
+"""A Ray cluster: the one that RAY_ADDRESS names, else this machine.
+
+Nodes need not share a folder: records come back to the process that started the run, which writes
+them. The package, data sets and plugin files must be on every node, at the same path.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+
+from bdbench.cells.cell import Cell
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.record import Record, path_of, read, write
+from bdbench.running.engines.base import Died, Engine
+from bdbench.running.worker import Attempt, Job, Worker, claimed, stamp
+
+MANY = 10_000
+
+
+class Ray(Engine):
+    """A task for each cell, on whichever node has room for it.
+
+    slots: cells that Ray knows of at a time
+    cores, gpus: what a cell is given
+    options: for `ray.init`
+    """
+
+    def __init__(
+        self, job: Job, slots: int | None, cores: int, gpus: float, options: Mapping[str, Any]
+    ) -> None:
+        self.job, self.slots = job, slots or MANY
+        self._ours = not ray.is_initialized()
+        if self._ours:
+            try:
+                ray.init(log_to_driver=False, **options)
+            except (OSError, RuntimeError, TypeError, ValueError) as error:
+                raise InvalidInput(f"Ray does not start: {error}") from error
+        # Of Ray's own retries the record would know nothing.
+        self._task = ray.remote(_run).options(num_cpus=cores, num_gpus=gpus, max_retries=0)
+
+    def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
+        future: Future[Attempt] = Future()
+        results, claim = self.job.results, ExitStack()
+        if not claim.enter_context(claimed(results, cell.key)):
+            future.set_result(Attempt(None))
+            return future
+        if stamp(results, cell.key) != before:
+            claim.close()
+            future.set_result(Attempt(read(path_of(results, cell.key))))
+            return future
+
+        def over(made: Future[Record]) -> None:
+            try:
+                record = made.result()
+                write(results, record)
+            except RayTaskError as error:
+                future.set_exception(error.as_instanceof_cause())
+            except RayError as error:
+                future.set_exception(Died(f"lost, {type(error).__name__}"))
+            except Exception as error:
+                future.set_exception(error)
+            else:
+                future.set_result(Attempt(record, mine=True))
+            finally:
+                claim.close()
+
+        self._task.remote(self.job, cell, list(retries)).future().add_done_callback(over)
+        return future
+
+    def close(self, broken: bool) -> None:
+        if self._ours:
+            ray.shutdown()
+
+
+def _run(job: Job, cell: Cell, retries: list[str]) -> Record:
+    """On a node, whose processes run many cells."""
+    worker = _worker(job)
+    record = worker.run(cell, retries)
+    worker.discard(record, cell)
+    return record
+
+
+@functools.cache
+def _worker(job: Job) -> Worker:
+    return Worker(job, lambda key, work: None)

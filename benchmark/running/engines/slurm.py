@@ -1,0 +1,88 @@
+"""A Slurm cluster, by way of submitit. All nodes share the folders of results, cache and data.
+
+A job outlives the run that submitted it: it claims its cell and writes the record itself.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import submitit
+from submitit.core.utils import FailedJobError, UncompletedJobError
+
+from bdbench.cells.cell import Cell
+from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.running.engines.base import Died, Engine
+from bdbench.running.worker import Attempt, Job, Worker
+
+PAUSE = 1.0
+"""Seconds between two looks at the jobs."""
+MANY = 1_000
+
+
+class Slurm(Engine):
+    """A job for each cell.
+
+    slots: jobs in the queue at a time
+    cores, gpus: what a job asks for
+    options: for submitit, such as slurm_partition
+    cluster: "slurm", or another that submitit knows
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        slots: int | None,
+        cores: int,
+        gpus: float,
+        options: Mapping[str, Any],
+        cluster: str = "slurm",
+    ) -> None:
+        check(gpus == int(gpus), f"slurm gives whole GPUs, got --gpus {gpus}")
+        there = cluster != "slurm" or shutil.which("sbatch") is not None
+        check(there, "--engine slurm needs the command sbatch, and it is not here")
+        self.job, self.slots = job, slots or MANY
+        self._executor = submitit.AutoExecutor(job.results / "slurm", cluster=cluster)
+        asked = {"cpus_per_task": cores, "gpus_per_node": int(gpus), "name": "bdbench"}
+        try:
+            self._executor.update_parameters(**{**asked, **options})
+        except (AssertionError, NameError, TypeError, ValueError) as error:
+            raise InvalidInput(f"submitit refuses the options: {error}") from error
+        self._open: dict[Future[Attempt], submitit.Job[Attempt]] = {}
+        self._stopped = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
+        future: Future[Attempt] = Future()
+        self._open[future] = self._executor.submit(_attempt, self.job, cell, before, list(retries))
+        return future
+
+    def close(self, broken: bool) -> None:
+        self._stopped.set()
+        for job in self._open.values():
+            job.cancel()
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(PAUSE):
+            for future, job in list(self._open.items()):
+                if job.done():
+                    del self._open[future]
+                    _settle(future, job)
+
+
+def _settle(future: Future[Attempt], job: submitit.Job[Attempt]) -> None:
+    try:
+        future.set_result(job.result())
+    except (UncompletedJobError, FailedJobError) as error:
+        future.set_exception(Died(f"lost, {type(error).__name__}, job {job.job_id}"))
+    except Exception as error:
+        future.set_exception(error)
+
+
+def _attempt(job: Job, cell: Cell, before: int | None, retries: list[str]) -> Attempt:
+    """On a node."""
+    return Worker(job, lambda key, work: None).attempt(cell, before, retries)

@@ -1,0 +1,197 @@
+"""What a run tells its user: a bar with speed and time left on a terminal, else plain lines."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from bdbench.records.record import Record
+
+WIDEST = 20
+"""Characters of a cell's short name, so that bar, speed and time left fit 80 columns."""
+PAUSE = 30.0
+"""Seconds between two lines about one cell where there is no bar."""
+LOOK = 0.1
+"""Seconds between two looks at a cell, however short its steps are."""
+WINDOW = 10.0
+"""Seconds of which the speed is told."""
+
+
+@dataclass
+class _Running:
+    """A cell that is being run: what it is called, and how far it is, in forward passes.
+
+    looks: seconds and how far it was then, the last ones
+    """
+
+    name: str
+    short: str
+    expected: float
+    spoken: float
+    done: float = 0.0
+    looks: deque[tuple[float, float]] = field(default_factory=deque)
+
+    def look(self, now: float) -> bool:
+        """Whether it was time for another look."""
+        if self.looks and now - self.looks[-1][0] < LOOK:
+            return False
+        self.looks.append((now, self.done))
+        while self.looks[0][0] < now - WINDOW and len(self.looks) > 2:
+            self.looks.popleft()
+        return True
+
+    @property
+    def speed(self) -> float:
+        """Images per second, a forward and a backward pass each: the median between two looks,
+        which neither a checkpoint that was found nor a pause changes."""
+        # A copy, as each cell may have a thread that looks.
+        looks = pairwise(list(self.looks))
+        rates = [(after - before) / (end - start) for (start, before), (end, after) in looks]
+        return median(rates) / 3 if rates else 0.0
+
+
+class Reporter:
+    """Follows a run of `cells` cells and `work` forward passes in all; a context manager.
+
+    console: where to write; decides whether there is a bar
+    """
+
+    def __init__(self, cells: int, work: float, console: Console) -> None:
+        self.cells, self.work, self.console = cells, work, console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=8),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[speed]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self._task = self._bar.add_task("", total=work, speed="")
+        self._started = time.monotonic()
+        self._running: dict[str, _Running] = {}
+        self._finished = 0.0
+        self._numbers: dict[str, int] = {}
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.stop()
+
+    def begin(self, key: str, name: str, short: str, work: float) -> None:
+        """A cell that is expected to take `work` forward passes starts; `short` is for the bar."""
+        number = self._numbers.setdefault(key, len(self._numbers) + 1)
+        name = f"[{number}/{self.cells}] {name}"
+        self._running[key] = _Running(name, short, work, time.monotonic())
+        self._draw()
+
+    def advance(self, key: str, work: float) -> None:
+        """So many forward passes of a cell are done."""
+        running = self._running.get(key)
+        if running is None:
+            return
+        running.done += work
+        now = time.monotonic()
+        if not running.look(now):
+            return
+        self._draw()
+        if not self.console.is_terminal and now - running.spoken > PAUSE:
+            running.spoken = now
+            share = min(running.done / running.expected, 1.0)
+            left, reached = "", self._reached()
+            if reached > 0.01 * self.work:
+                seconds = (now - self._started) * (self.work - reached) / reached
+                left = f", about {duration(seconds)} left in all"
+            done = f"{share:.0%}, {running.done / 3:,.0f} images, {running.speed:,.0f} images/s"
+            self.say(f"{running.name}: {done}{left}")
+
+    def end(self, key: str, line: str) -> None:
+        """A cell is over: its line stays."""
+        running = self._running.pop(key)
+        self._finished += running.expected
+        self._draw()
+        self.say(f"{running.name}: {line}")
+
+    def again(self, key: str, line: str) -> None:
+        """A cell is not over, but nobody is at it now."""
+        self.say(f"{self._running.pop(key).name}: {line}")
+
+    def skip(self, key: str, work: float) -> None:
+        """A cell will not be run after all."""
+        self._numbers.setdefault(key, len(self._numbers) + 1)
+        self._finished += work
+
+    def say(self, line: str) -> None:
+        """One line, above the bar where there is one."""
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def _reached(self) -> float:
+        at_it = list(self._running.values())
+        return self._finished + sum(min(cell.done, cell.expected) for cell in at_it)
+
+    def _draw(self) -> None:
+        at_it = list(self._running.values())
+        short = at_it[0].short if len(at_it) == 1 else f"{len(at_it)} at once"
+        fitting = short if len(short) <= WIDEST else f"{short[: WIDEST - 1]}…"
+        text = f"[{len(self._numbers)}/{self.cells}] {fitting if at_it else ''}"
+        speed = sum(cell.speed for cell in at_it)
+        self._bar.update(
+            self._task,
+            description=escape(text),
+            completed=self._reached(),
+            speed=f"{speed:,.0f} img/s" if speed else "",
+        )
+
+
+def summary(record: Record) -> str:
+    """What came out of a cell, and in which stages its seconds went, in one line."""
+    spent = by_stage(record.measured["seconds"])
+    if record.metrics is None or record.error is not None:
+        error = record.error or {"type": "?", "message": ""}
+        first = (error["message"].splitlines() or [""])[0]
+        return f"FAILED after {spent}: {error['type']}: {first}"
+    parts = [
+        f"{short} {100 * count.rate:.1f}"
+        for short, name in (
+            ("CA", "clean_accuracy"),
+            ("ASR", "attack_success_rate"),
+            ("floor", "asr_floor"),
+        )
+        if (count := record.metrics[name]) is not None
+    ]
+    flags = f" ({', '.join(record.flags)})" if record.flags else ""
+    return f"{'  '.join(parts)}  {spent}{flags}"
+
+
+def by_stage(seconds: Mapping[str, float]) -> str:
+    """Such as `47 s: undefended 44 s, fit 3 s`, without the stages that hardly count."""
+    total = sum(seconds.values())
+    long = [f"{stage} {duration(part)}" for stage, part in seconds.items() if part > 0.01 * total]
+    return f"{duration(total)}: {', '.join(long)}" if len(long) > 1 else duration(total)
+
+
+def duration(seconds: float) -> str:
+    """Such as `40 s`, `12 min` or `3.5 h`."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,235 @@
+"""`bdbench run`: what is missing of a suite, run cell by cell, and the leaderboard at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from bdbench.cells import grid as plan
+from bdbench.cells.cell import Cell, recipe_fields
+from bdbench.cells.suites import Suite
+from bdbench.datasets.base import roots
+from bdbench.machine.clock import Others
+from bdbench.machine.devices import precision_of
+from bdbench.machine.system import device_name
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.registry import load_file
+from bdbench.models.scope import threaded
+from bdbench.models.training.loop import Recipe
+from bdbench.records.record import ALONE, OtherSchema, path_of, read, read_all
+from bdbench.running.engines import Place
+from bdbench.running.engines.base import Ear, Here
+from bdbench.running.needs import Need, check_needs, estimate
+from bdbench.running.progress import Reporter, duration
+from bdbench.running.schedule import Schedule, title
+from bdbench.running.worker import Job, claimed, lock_of
+from bdbench.storage.atomic import cache_root, check_writable
+from bdbench.storage.cache import Cache
+from bdbench.tables.write import write_leaderboard
+from bdbench.trial import provenance
+from bdbench.trial.harness import Harness
+
+MOST_SEEDS = 10_000
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is to differ from a suite; None, and nothing, leave it as it is.
+
+    dataset, model, attack, defense: specs in place of those of an axis
+    seeds: how many, counted from 0
+    recipe: a spec in place of the fields that the suite sets
+    epochs, loader: fields of the recipe
+    train_images: of each data set
+    precision: auto, fp32 or bf16
+    """
+
+    dataset: Sequence[str] = ()
+    model: Sequence[str] = ()
+    attack: Sequence[str] = ()
+    defense: Sequence[str] = ()
+    seeds: int | None = None
+    recipe: str | None = None
+    epochs: int | None = None
+    train_images: int | None = None
+    loader: str | None = None
+    precision: str | None = None
+
+    def applied_to(self, suite: Suite) -> Suite:
+        """The suite that is meant. Raises `InvalidInput`."""
+        seeds = suite.seeds if self.seeds is None else self.seeds
+        check(seeds <= MOST_SEEDS, f"--seeds must be at most {MOST_SEEDS:,}")
+        fields = dict(suite.recipe) if self.recipe is None else recipe_fields(self.recipe)
+        stated = fields.pop("precision", suite.precision)
+        if self.epochs is not None:
+            fields["epochs"] = spec.fields_of(Recipe)["epochs"].accept(self.epochs, "the recipe")
+        if self.loader is not None:
+            fields["loader"] = self.loader
+        datasets = tuple(self.dataset) or suite.datasets
+        if self.train_images is not None:
+            datasets = tuple(
+                spec.changed(each, train_images=self.train_images) for each in datasets
+            )
+        return replace(
+            suite,
+            datasets=datasets,
+            models=tuple(self.model) or suite.models,
+            attacks=tuple(self.attack) or suite.attacks,
+            defenses=tuple(self.defense) or suite.defenses,
+            seeds=seeds,
+            recipe=fields,
+            precision=self.precision or stated,
+        )
+
+
+def run_suite(
+    name: str,
+    suite: Suite,
+    place: Place,
+    *,
+    device: str = "auto",
+    results: Path | None = None,
+    data: Path | None = None,
+    plugin: Sequence[Path] = (),
+    budget: float | None = None,
+    limit: float | None = None,
+    dry_run: bool = False,
+    stale: bool = False,
+    curves: bool = False,
+) -> int:
+    """Run what is missing of a suite, and show the leaderboard of all there is. Returns the exit
+    code. The options are those of `bdbench run`.
+
+    Raises `InvalidInput` before anything is trained or written, where that can be known.
+    """
+    check(place.is_here or budget is None, "--budget is for --engine local")
+    check(
+        not suite.timed or (place.is_here and place.jobs in (None, 1)),
+        f"seconds of {name} would not be comparable: its cells run one after the other on this "
+        "machine, so leave out --jobs and --engine",
+    )
+    check(limit is None or limit > 0, f"--limit must be above 0 seconds, got {limit}")
+    for path in plugin:
+        load_file(path)
+    processor = place.device(device)
+    exact = precision_of(suite.precision, processor)
+    cells = plan.cells(suite, exact)
+    folder = results or Path("results") / name
+    missing = [cell for cell in cells if not _finished(cell, folder, stale, curves)]
+    others = Others(processor) if suite.timed and missing and not dry_run else None
+    console = Console()
+
+    speed = plan.Speed(processor, place.threads)
+    # Of a cluster's speed, memory and disks nothing is known here.
+    needs, expected = [], ""
+    if place.is_here and (dry_run or missing):
+        at_once = max(1, min(place.jobs or 1, len(missing)))
+        needs = estimate(missing, processor, folder, cache_root(), curves, at_once)
+        expected = f", about {duration(speed.seconds(missing) / at_once)}"
+    if dry_run:
+        return _list(cells, missing, speed if place.is_here else None, expected, needs, console)
+    job = Job(
+        results=folder.absolute(),
+        cache=cache_root().absolute(),
+        roots=tuple(root.absolute() for root in roots(data)),
+        device=str(processor),
+        plugins=tuple(path.absolute() for path in plugin),
+        curves=curves,
+        limit=limit,
+        threads=place.threads,
+    )
+    _tidy([cell for cell in cells if cell not in missing], job, place.is_here)
+    if not missing:
+        console.print(f"{name}: all {len(cells)} cells have records in {folder}", highlight=False)
+        return _show(folder, console)
+    check_writable(folder)
+    line = f"{name}: {len(missing)} of {len(cells)} cells to run"
+    if place.is_here:
+        check_writable(job.cache)
+        check_needs(needs)
+        Harness(Cache(job.cache), job.roots, processor).check_data(missing)
+        line += f"{expected} on {device_name(processor)} in {exact}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+    with Reporter(len(missing), sum(plan.shares(missing).values()), console) as reporter:
+        if others is not None and (taken := others.meanwhile() or 0) > ALONE:
+            unit = "cores" if processor.type == "cpu" else "processes"
+            reporter.say(f"warning: others use the device, {taken:.2g} {unit}; that costs time")
+        ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
+        schedule = Schedule(missing, job.results, speed, budget, reporter)
+        # A timed suite trains in this process, which the probes of its speed have warmed up.
+        with Here(job, ear) if suite.timed else place.start(job, ear) as engine:
+            code = schedule.run(engine)
+    return max(code, _show(folder, console))
+
+
+def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
+    """Whether the cell needs no run; a damaged record does. Raises `OtherSchema`."""
+    path = path_of(folder, cell.key)
+    if not path.exists():
+        return False
+    try:
+        record = read(path)
+    except OtherSchema:
+        raise
+    except InvalidInput:
+        return False
+    if stale and record.provenance["sources"] != provenance.sources(cell):
+        return False
+    if curves and not record.curves:
+        return False
+    return record.status == "ok"
+
+
+def _tidy(finished: Sequence[Cell], job: Job, here: bool) -> None:
+    """Remove what a run left that was killed right after it had written the record of a cell. On a
+    cluster, whose devices are not known here, checkpoints stay until `bdbench cache gc`."""
+    for cell in finished:
+        if not lock_of(job.results, cell.key).exists():
+            continue
+        with claimed(job.results, cell.key) as mine, suppress(InvalidInput):
+            if mine and here:
+                harness = Harness(Cache(job.cache), job.roots, torch.device(job.device))
+                with threaded(job.threads):
+                    harness.discard(cell)
+
+
+def _list(
+    cells: Sequence[Cell],
+    missing: Sequence[Cell],
+    speed: plan.Speed | None,
+    expected: str,
+    needs: Sequence[Need],
+    console: Console,
+) -> int:
+    """One line for each cell, the sum, and what it takes of time, memory and disk, where that is
+    known."""
+    for cell in cells:
+        cost = "has its record"
+        if cell in missing:
+            cost = f"about {duration(speed.seconds([cell]))}" if speed else "to be run"
+        console.print(
+            f"{cell.key}  {title(cell)}: {cost}", markup=False, highlight=False, soft_wrap=True
+        )
+    for line in (f"{len(missing)} of {len(cells)} cells to run{expected}", *map(str, needs)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _show(folder: Path, console: Console) -> int:
+    """Write and print the leaderboard of all records in the folder. Returns the exit code."""
+    records, damaged = read_all(folder)
+    for line in damaged:
+        console.print(f"warning: {line}; it is left out", markup=False, highlight=False)
+    if records:
+        paths = write_leaderboard(records, folder)
+        for path in paths:
+            if path.suffix == ".md":
+                console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"tables in {folder / 'tables'}", markup=False, highlight=False)
+    return 1 if damaged else 0

@@ -1,0 +1,140 @@
+"""Which cell is run when: the order, shared work, second attempts and the budget."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from pathlib import Path
+
+from bdbench.cells import grid as plan
+from bdbench.cells.cell import Cell
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.record import Record, write
+from bdbench.running.engines.base import Died, Engine
+from bdbench.running.progress import Reporter, summary
+from bdbench.running.worker import Attempt, claimed, stamp
+from bdbench.trial.harness import lost
+
+ATTEMPTS = 3
+"""At a cell whose workers die."""
+PAUSE = 1.0
+"""Seconds between two looks at cells that another run is at."""
+
+
+class Schedule:
+    """Runs cells with an engine, each once, beside other runs on the same folder.
+
+    results: folder of the records
+    speed: for the budget; learns from what ran
+    budget: seconds after which no cell may end that is begun
+    reporter: told of all that happens
+    """
+
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        results: Path,
+        speed: plan.Speed,
+        budget: float | None,
+        reporter: Reporter,
+    ) -> None:
+        self.results, self.speed, self.budget, self.reporter = results, speed, budget, reporter
+        self._waiting, self._elsewhere = deque(cells), list[Cell]()
+        self._shares = plan.shares(cells)
+        self._before = {cell: stamp(results, cell.key) for cell in cells}
+        self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
+        self._running: dict[Future[Attempt], Cell] = {}
+        self._made = set[plan.Part]()
+        self._failed: list[Record] = []
+        self._left_out = 0
+        self._start = time.monotonic()
+
+    def run(self, engine: Engine) -> int:
+        """Every cell; one that fails stops nobody else. Returns the exit code."""
+        while self._waiting or self._running or self._elsewhere:
+            while self._waiting and len(self._running) < engine.slots:
+                self._begin(self._next(), engine)
+            if self._running:
+                # A run that ends or dies leaves its cells to us.
+                pause = PAUSE if self._elsewhere else None
+                for future in wait(self._running, pause, FIRST_COMPLETED).done:
+                    self._end(self._running.pop(future), future)
+            elif self._elsewhere:
+                time.sleep(PAUSE)
+            self._look()
+        if self._left_out:
+            count = len(self._before)
+            self.reporter.say(f"over the budget, so left out: {self._left_out} of {count} cells")
+        errors = [record.error["type"] for record in self._failed if record.error]
+        if InvalidInput.__name__ in errors:
+            return 2
+        return 1 if errors else 0
+
+    def _next(self) -> Cell:
+        """The first in line that need not wait for what a running one makes; else the first."""
+        making = set().union(*map(plan.shared, self._running.values())) - self._made
+        free = (cell for cell in self._waiting if making.isdisjoint(plan.shared(cell)))
+        chosen = next(free, self._waiting[0])
+        self._waiting.remove(chosen)
+        return chosen
+
+    def _begin(self, cell: Cell, engine: Engine) -> None:
+        spent = time.monotonic() - self._start
+        if self.budget is not None and spent + self.speed.seconds([cell]) > self.budget:
+            self.reporter.skip(cell.key, self._shares[cell])
+            self._left_out += 1
+            return
+        short = f"{cell.labels['attack']} · {cell.labels['defense']}"
+        self.reporter.begin(cell.key, title(cell), short, self._shares[cell])
+        self._running[engine.submit(cell, self._before[cell], self._deaths[cell])] = cell
+
+    def _end(self, cell: Cell, future: Future[Attempt]) -> None:
+        try:
+            attempt = future.result()
+        except Died as death:
+            deaths = self._deaths[cell]
+            deaths.append(str(death))
+            if len(deaths) < ATTEMPTS:
+                self.reporter.again(cell.key, f"its worker was {death}; it goes on in another")
+                self._waiting.appendleft(cell)
+                return
+            record = lost(cell, self.speed.device, deaths)
+            # The claim of the dead is in the way of nobody but leaves its file.
+            with claimed(self.results, cell.key):
+                write(self.results, record)
+            attempt = Attempt(record, mine=True)
+        if attempt.record is None:
+            self.reporter.again(cell.key, "another run is at it")
+            self._elsewhere.append(cell)
+        elif not attempt.mine:
+            self.reporter.end(cell.key, "another run has made its record")
+        else:
+            self._learn(cell, attempt.record)
+
+    def _learn(self, cell: Cell, record: Record) -> None:
+        self.reporter.end(cell.key, summary(record))
+        if record.status == "failed":
+            self._failed.append(record)
+            self.reporter.say(f"  bdbench explain {record.key} shows the traceback")
+            return
+        self._made |= plan.shared(cell).keys()
+        seconds = record.measured["seconds"]
+        busy = sum(seconds[stage] for stage in ("prepare", "undefended", "fit"))
+        self.speed.learn(cell, plan.work(cell), busy)
+
+    def _look(self) -> None:
+        """Take back what no other run is at any more."""
+        for cell in list(self._elsewhere):
+            with claimed(self.results, cell.key) as free:
+                if free:
+                    self._elsewhere.remove(cell)
+                    self._waiting.append(cell)
+
+
+def title(cell: Cell) -> str:
+    """What a cell is, in one line."""
+    labels = cell.labels
+    axes = (labels[axis] for axis in ("dataset", "model", "attack", "defense"))
+    return f"{' · '.join(axes)} · seed {cell.seed}"

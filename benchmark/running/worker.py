@@ -1,0 +1,150 @@
+"""One attempt at one cell, wherever it is made: in this process, in another, on another machine."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from filelock import FileLock, Timeout
+
+from bdbench.cells.cell import Cell
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.registry import load_file
+from bdbench.records.record import Record, path_of, read, write
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness, TimeLimit
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a worker must know beside its cells.
+
+    results: folder of the records
+    cache: folder of the cache
+    roots: folders that may hold data sets
+    device: its name
+    plugins: files to load
+    curves: see `Harness`
+    limit: seconds that one attempt at a cell may take, None for any
+    threads: of a processor, None for as many as torch takes
+    """
+
+    results: Path
+    cache: Path
+    roots: tuple[Path, ...]
+    device: str
+    plugins: tuple[Path, ...] = ()
+    curves: bool = False
+    limit: float | None = None
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of it.
+
+    record: None where another run is at this cell
+    mine: whether the record was made here and not by another run meanwhile
+    """
+
+    record: Record | None
+    mine: bool = False
+
+
+class Worker:
+    """Makes attempts, one after the other. `progress` is told the cell and the forward passes."""
+
+    def __init__(self, job: Job, progress: Callable[[str, int], None]) -> None:
+        for path in job.plugins:
+            load_file(path)
+        if job.threads is not None:
+            torch.set_num_threads(job.threads)
+        self.job, self.progress = job, progress
+        device = torch.device(job.device)
+        self.harness = Harness(Cache(job.cache), job.roots, device, job.curves)
+
+    def attempt(self, cell: Cell, before: int | None, retries: Sequence[str] = ()) -> Attempt:
+        """Run a cell and write its record, unless another run is at it or has done so since.
+
+        before: `stamp` of the cell's record when this run began
+        retries: why earlier attempts of this run ended
+        """
+        with claimed(self.job.results, cell.key) as mine:
+            if not mine:
+                return Attempt(None)
+            if stamp(self.job.results, cell.key) != before:
+                return Attempt(read(path_of(self.job.results, cell.key)))
+            record = self.run(cell, retries)
+            write(self.job.results, record)
+            self.discard(record, cell)
+            return Attempt(record, mine=True)
+
+    def run(self, cell: Cell, retries: Sequence[str]) -> Record:
+        """The record of a cell, within the limit."""
+        self.harness.progress = lambda work: self.progress(cell.key, work)
+        with limited(self.job.limit):
+            return self.harness.run(cell, retries)
+
+    def discard(self, record: Record, cell: Cell) -> None:
+        """Remove the checkpoints of a finished cell; those of a failed one are for the next run."""
+        if record.status == "ok":
+            self.harness.discard(cell)
+
+
+@contextmanager
+def claimed(results: Path, key: str) -> Iterator[bool]:
+    """Whether no other process is at the cell; none can be inside the block. The system takes the
+    claim of a dead process back."""
+    path = lock_of(results, key)
+    lock = FileLock(path, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        reason = error.strerror or error
+        raise InvalidInput(f"cannot write in {path.parent}: {reason}") from error
+    try:
+        yield True
+    finally:
+        # Whoever waits for this very file finds the record when it has it.
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def lock_of(results: Path, key: str) -> Path:
+    """The file that a claim locks. It is there while a cell is run, and after a kill."""
+    return results / "records" / f".{key}.lock"
+
+
+def stamp(results: Path, key: str) -> int | None:
+    """Tells one record of a cell from a later one; None where there is none."""
+    try:
+        return path_of(results, key).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def limited(seconds: float | None) -> Iterator[None]:
+    """Raises `TimeLimit` inside the block when the seconds are over. For the main thread."""
+
+    def ring(number: int, frame: Any) -> NoReturn:
+        raise TimeLimit(f"over the limit of {seconds:g} s; another run goes on from here")
+
+    if seconds is None:
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

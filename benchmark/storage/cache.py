@@ -1,0 +1,165 @@
+"""Content-addressed store of what is expensive to make: decoded data, poisoned sets, networks.
+
+An entry is `<root>/<kind>/<digest>.safetensors` beside `<digest>.json`, where the digest is the
+hash of everything the entry depends on. The JSON is written last, holds hashes of the other file
+and of its own content, and so marks the entry as complete. Nothing here is ever unpickled. What
+else lies under the root, and how all of it is kept in order, is in `maintenance.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from filelock import FileLock
+from safetensors import SafetensorError
+from torch import Tensor
+
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.storage.atomic import write_atomically
+
+Payload = tuple[dict[str, Tensor], dict[str, Any]]
+
+DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    SafetensorError,
+)
+"""What reading an entry may raise that is not whole."""
+
+
+class DamagedCache(UserWarning):
+    """A cache entry did not match its hash and was made anew."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """tensors: on the CPU, by name. meta: JSON values. fresh: made by this very call."""
+
+    tensors: dict[str, Tensor]
+    meta: dict[str, Any]
+    fresh: bool
+
+
+def digest_of(value: Any) -> str:
+    """32 hex digits that stand for a JSON value."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def sha256_of(path: Path) -> str:
+    """Of the bytes of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class Cache:
+    """The store under one folder, which is made on first use."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def fetch(self, kind: str, key: Mapping[str, Any], build: Callable[[], Payload]) -> Entry:
+        """The entry for `key`, made by `build` if it is missing or damaged.
+
+        Of several processes that ask at once, one builds and the others wait. A damaged entry is
+        warned of (`DamagedCache`) and replaced. Raises `InvalidInput` for a folder that cannot be
+        written or is full.
+        """
+        folder, digest = self.root / kind, digest_of(key)
+        lock = self.lock(kind, digest)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            reason = error.strerror or error
+            raise InvalidInput(f"the cache folder {folder} is not usable: {reason}") from error
+        try:
+            entry = self._read(kind, digest)
+            if entry is None:
+                tensors, meta = build()
+                self._write(folder, digest, dict(key), tensors, meta)
+                entry = Entry(tensors, meta, fresh=True)
+            return entry
+        finally:
+            lock.release()
+
+    def lock(self, kind: str, digest: str) -> FileLock:
+        """What whoever makes or removes an entry must hold."""
+        return FileLock(self.root / kind / f"{digest}.lock")
+
+    def load(self, kind: str, digest: str) -> Entry:
+        """An entry. Raises one of `DAMAGE` unless it is whole."""
+        document = self._described(kind, digest)
+        payload = self.root / kind / f"{digest}.safetensors"
+        if sha256_of(payload) != document["sha256"]:
+            raise ValueError(f"{payload.name} is not what was written")
+        return Entry(safetensors.torch.load_file(payload), document["meta"], fresh=False)
+
+    def key_of(self, kind: str, digest: str) -> dict[str, Any]:
+        """What an entry depends on. Raises one of `DAMAGE` where that cannot be read."""
+        return dict(self._described(kind, digest)["key"])
+
+    def _described(self, kind: str, digest: str) -> dict[str, Any]:
+        """The JSON of an entry. Raises one of `DAMAGE` unless it is whole and its own."""
+        path = self.root / kind / f"{digest}.json"
+        if not path.is_file():
+            # To open a pipe is to wait for somebody who writes to it.
+            raise ValueError(f"{path.name} is no file")
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        stated = document.pop("digest")
+        if (digest_of(document), digest_of(document["key"])) != (stated, digest):
+            raise ValueError(f"{path.name} is not what was written")
+        return document
+
+    def _read(self, kind: str, digest: str) -> Entry | None:
+        description = self.root / kind / f"{digest}.json"
+        if not description.exists():
+            return None
+        try:
+            entry = self.load(kind, digest)
+        except DAMAGE:
+            warnings.warn(
+                f"cache entry {kind}/{digest} is damaged and is made anew",
+                DamagedCache,
+                stacklevel=3,
+            )
+            return None
+        with suppress(OSError):
+            os.utime(description)
+        return entry
+
+    def _write(
+        self,
+        folder: Path,
+        digest: str,
+        key: dict[str, Any],
+        tensors: dict[str, Tensor],
+        meta: dict[str, Any],
+    ) -> None:
+        apart = {
+            name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
+        }
+        content = safetensors.torch.save(apart)
+        description = {"key": key, "meta": meta, "sha256": hashlib.sha256(content).hexdigest()}
+        signed = {**description, "digest": digest_of(description)}
+        payload = folder / f"{digest}.safetensors"
+        write_atomically(payload, content)
+        try:
+            write_atomically(folder / f"{digest}.json", json.dumps(signed, indent=1).encode())
+        except InvalidInput:
+            payload.unlink(missing_ok=True)
+            raise

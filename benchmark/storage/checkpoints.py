@@ -1,0 +1,160 @@
+"""Checkpoints as files: a folder for each piece of work, which goes when the work is done.
+
+The last checkpoint of a loop is `<loop>-<rounds>-<hash>.safetensors`: numbers and tensors in one
+file, whose name holds the hash of its bytes. A file whose hash is another is as good as none. Since
+the folder is named after all that decides the numbers, a checkpoint of other code is never met.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import threading
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.training.resume import Keeper, Kept, State, capture
+from bdbench.storage.atomic import write_atomically
+
+SHARE = 0.02
+"""Of the time of a training, that checkpoints may take."""
+PATIENCE = 1.0
+"""Seconds before the first one, whose cost is not known yet."""
+
+
+class Checkpoints(Keeper):
+    """Keeps loops in files, as often as the time for it allows.
+
+    folder: of this piece of work alone
+    note: gives JSON values to keep beside a loop's state, such as counts and seconds
+    recall: told the note of a loop that is restored
+    patience: see `PATIENCE`; below 0, every round is kept
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        note: Callable[[], dict[str, Any]],
+        recall: Callable[[dict[str, Any]], None],
+        patience: float = PATIENCE,
+    ) -> None:
+        self.folder, self.note, self.recall, self.patience = folder, note, recall, patience
+        self._next = time.monotonic() + patience
+        self._found = dict(self._whole())
+        self._writing = threading.Lock()
+
+    def find(self, loop: str) -> Kept | None:
+        path = self._found.get(loop)
+        if path is None:
+            return None
+        try:
+            document, state = decode(path.read_bytes())
+            kept = Kept(document["rounds"], document["finished"], state)
+        except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError):
+            return None
+        self.recall(document["note"])
+        return kept
+
+    def offer(self, loop: str, rounds: int, finished: bool, state: State) -> None:
+        # One at a time, as the share is that of all branches; the others need not wait for it.
+        if time.monotonic() < self._next or not self._writing.acquire(blocking=self.patience < 0):
+            return
+        try:
+            self._keep(loop, rounds, finished, state)
+        finally:
+            self._writing.release()
+
+    def _keep(self, loop: str, rounds: int, finished: bool, state: State) -> None:
+        started = time.monotonic()
+        note = {"rounds": rounds, "finished": finished, "note": self.note()}
+        content = encode(note, capture(state))
+        path = self.folder / f"{loop}-{rounds}-{hash_of(content)}.safetensors"
+        try:
+            write_atomically(path, content)
+        except InvalidInput as error:
+            warnings.warn(f"going on without checkpoints: {error}", stacklevel=2)
+            self._next = math.inf
+            return
+        old, self._found[loop] = self._found.get(loop), path
+        if old is not None and old != path:
+            old.unlink(missing_ok=True)
+        if self.patience >= 0:
+            ended = time.monotonic()
+            self._next = ended + (ended - started) / SHARE
+
+    def _whole(self) -> list[tuple[str, Path]]:
+        """Loops and their files, the last for each loop last; what is damaged is removed."""
+        found = []
+        for path in self.folder.glob("*"):
+            loop, rounds, digest = (*path.stem.split("-"), "", "")[:3]
+            numbers = [*loop.split("."), rounds]
+            if all(map(str.isdecimal, numbers)) and hash_of(path.read_bytes()) == digest:
+                found.append((loop, int(rounds), path))
+            else:
+                path.unlink(missing_ok=True)
+        return [(loop, path) for loop, _, path in sorted(found)]
+
+
+def discard(folder: Path) -> None:
+    """Remove the checkpoints of a piece of work that is done."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def hash_of(content: bytes) -> str:
+    """32 hex digits."""
+    return hashlib.sha256(content).hexdigest()[:32]
+
+
+def encode(note: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
+    """JSON values and a state as `capture` gives it, as one file."""
+    tensors: dict[str, Tensor] = {}
+    document = {**note, "state": _flattened(state, tensors)}
+    return safetensors.torch.save(tensors, {"document": json.dumps(document)})
+
+
+def decode(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The inverse of `encode`. Raises ValueError, LookupError, TypeError or SafetensorError for
+    anything else."""
+    tensors = safetensors.torch.load(content)
+    length = int.from_bytes(content[:8], "little")
+    document = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["document"])
+    state: dict[str, Any] = _restored(document.pop("state"), tensors)
+    return document, state
+
+
+def _flattened(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """The value as JSON, where a tensor's name in `tensors` stands for it."""
+    if isinstance(value, Tensor):
+        name, last = str(len(tensors)), torch.channels_last
+        # Else the layout would be lost, and with it the speed of what follows.
+        wide = value.dim() == 4 and value.is_contiguous(memory_format=last)
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        return {"tensor": name, "last": wide and not value.is_contiguous()}
+    if isinstance(value, Mapping):
+        # Pairs, because the keys may be numbers.
+        return {"dict": [[key, _flattened(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {"list": [_flattened(item, tensors) for item in value]}
+    return value
+
+
+def _restored(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_flattened`; tuples have become lists."""
+    if not isinstance(value, dict):
+        return value
+    if "tensor" in value:
+        found = tensors[value["tensor"]]
+        return found.contiguous(memory_format=torch.channels_last) if value["last"] else found
+    if "dict" in value:
+        return {key: _restored(item, tensors) for key, item in value["dict"]}
+    return [_restored(item, tensors) for item in value["list"]]

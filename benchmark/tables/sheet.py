@@ -1,0 +1,106 @@
+"""A table of the paper as text: fields under two rows of headings, in Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from bdbench.tables.leaderboard import MISSING, pipe
+
+ESCAPES = {"\\": r"\textbackslash{}"} | {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"$\sim$"}
+SIGNS = {
+    "±": r"$\pm$",
+    "†": r"\dag{}",
+    "¶": r"\P{}",
+    "‡": r"\ddag{}",
+    "§": r"\S{}",
+    "‖": r"$\parallel$",
+    "·": r"$\cdot$",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One number of a table, as text.
+
+    ours: with its interval, `MISSING` where there is none
+    paper: what the paper prints, and by how much ours is more; empty where it prints nothing
+    best, tied: see `blocks.Field.standing`
+    marks: of `blocks.FOOTNOTES` or `layouts.COMPANY`
+    """
+
+    ours: str
+    paper: str = ""
+    best: bool = False
+    tied: bool = False
+    marks: str = ""
+
+    def text(self, bold: str) -> str:
+        """`bold` is a template with {} for what is best."""
+        ours = bold.format(self.ours) if self.best else self.ours
+        paper = f"({self.paper})" if self.paper else ""
+        return " ".join(part for part in (ours, "~" * self.tied, self.marks, paper) if part)
+
+
+NOTHING = Entry(MISSING)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table with its title and footnotes.
+
+    corner: headings of the columns of labels, one or two
+    columns: heading and subheading of each column of entries
+    rows: labels, as many as there are corners, and the entries
+    """
+
+    title: str
+    corner: tuple[str, ...]
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]
+    notes: tuple[str, ...] = ()
+
+    def markdown(self) -> str:
+        """Title, table and footnotes."""
+        headers = [*self.corner, *(" ".join(filter(None, pair)) for pair in self.columns)]
+        rows = [[*labels, *(e.text("**{}**") for e in entries)] for labels, entries in self.rows]
+        align = [*("left" for _ in self.corner), *("right" for _ in self.columns)]
+        table = pipe(headers, rows, align)
+        notes = "\n".join(f"- {note}" for note in self.notes)
+        return "\n\n".join(part for part in (f"## {self.title}", table, notes) if part)
+
+    def latex(self) -> str:
+        """A table environment, which needs the packages booktabs and multirow."""
+        frame = pd.DataFrame(
+            [[_tex(entry.text("<{}>")) for entry in entries] for _, entries in self.rows],
+            index=_labels([labels for labels, _ in self.rows], self.corner),
+            columns=pd.MultiIndex.from_tuples(
+                [(_tex(above), _tex(below)) for above, below in self.columns]
+            ),
+        )
+        caption = ". ".join([self.title, *self.notes])
+        text: str = frame.style.to_latex(
+            hrules=True,
+            caption=_tex(caption),
+            column_format="l" * len(self.corner) + "r" * len(self.columns),
+            multicol_align="c",
+            position_float="centering",
+        )
+        return text
+
+
+def _labels(rows: Sequence[tuple[str, ...]], corner: tuple[str, ...]) -> pd.Index[str]:
+    escaped = [tuple(map(_tex, labels)) for labels in rows]
+    if len(corner) == 1:
+        return pd.Index([label for (label,) in escaped], name=_tex(corner[0]))
+    return pd.MultiIndex.from_tuples(escaped, names=[_tex(name) for name in corner])
+
+
+def _tex(text: str) -> str:
+    """Plain text as LaTeX; what stands in <> becomes bold."""
+    escaped = "".join((ESCAPES | SIGNS).get(character, character) for character in text)
+    signed = re.sub(r"(?<=; )-(?=\d)", "$-$", escaped)
+    return signed.replace("<", r"\textbf{").replace(">", "}")

@@ -1,0 +1,116 @@
+"""Intervals of shares, and which of two shares can be told apart.
+
+Quantiles are scipy's. The formulas are written out, since `scipy.stats` spends half a millisecond
+on a p-value nobody asked for each time, and half a second on its import; and in plain Python, since
+numpy is slow on a handful of seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cache
+
+from scipy import special
+
+from bdbench.records.record import Count
+
+Interval = tuple[float, float]
+Estimate = tuple[float, float, float]
+
+
+@cache
+def _normal(confidence: float) -> float:
+    return float(special.ndtri((1 + confidence) / 2))
+
+
+@cache
+def _student(freedom: int, confidence: float) -> float:
+    return float(special.stdtrit(freedom, (1 + confidence) / 2))
+
+
+def wilson(hits: int, of: int, confidence: float = 0.95) -> Interval:
+    """The score interval (low, high) of a share, within [0, 1] (Wilson, 1927).
+
+    Raises `InvalidInput` unless 0 <= hits <= of and of is at least 1.
+    """
+    rate, z = Count(hits, of).rate, _normal(confidence)
+    shrink = 1 + z**2 / of
+    middle = (rate + z**2 / (2 * of)) / shrink
+    half = z * math.sqrt(rate * (1 - rate) / of + z**2 / (4 * of**2)) / shrink
+    # Exact at the ends, where rounding would leave the share outside its own interval.
+    return (max(0.0, middle - half) if hits else 0.0, min(1.0, middle + half) if hits < of else 1.0)
+
+
+def half_width(values: Sequence[float], confidence: float = 0.95) -> float:
+    """Of Student's t interval of a mean, in the unit of the values; nan for fewer than two."""
+    if len(values) < 2:
+        return math.nan
+    middle = _mean(values)
+    deviation = math.sqrt(math.fsum((value - middle) ** 2 for value in values) / (len(values) - 1))
+    return _student(len(values) - 1, confidence) * deviation / math.sqrt(len(values))
+
+
+def mean_interval(rates: Sequence[float]) -> Estimate:
+    """(mean, low, high): mean and 95 % t interval of shares, clipped to [0, 1].
+
+    One share has no interval (nan); none at all has no mean either.
+    """
+    if not rates:
+        return math.nan, math.nan, math.nan
+    mean, half = _mean(rates), half_width(rates)
+    if math.isnan(half):
+        return mean, half, half
+    return mean, max(0.0, mean - half), min(1.0, mean + half)
+
+
+def estimate(counts: Sequence[Count]) -> Estimate:
+    """(mean, low, high) over seeds: Wilson interval of one, t interval of several, nan of none."""
+    if len(counts) == 1:
+        return counts[0].rate, *wilson(counts[0].hits, counts[0].of)
+    return mean_interval([count.rate for count in counts])
+
+
+def paired_separable(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether the means differ by a paired t-test at 95 %: seed by seed, on the same poisoned sets.
+
+    Never with fewer than two pairs. Where all differences are equal, any but zero separates.
+    Raises ValueError for unequal lengths.
+    """
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    if len(differences) < 2:
+        return False
+    rounding = 1e-12
+    return abs(_mean(differences)) > half_width(differences) + rounding
+
+
+def proportions_separable(a: Count, b: Count) -> bool:
+    """Whether two shares differ by the pooled two-proportion z-test at 95 %.
+
+    With Yates' continuity correction, which brings it close to Fisher's exact test for rare hits.
+    """
+    pooled = (a.hits + b.hits) / (a.of + b.of)
+    spread = 1 / a.of + 1 / b.of
+    error = math.sqrt(pooled * (1 - pooled) * spread)
+    return abs(a.rate - b.rate) - spread / 2 > _normal(0.95) * error
+
+
+def tied(best: Mapping[int, Count], other: Mapping[int, Count]) -> bool:
+    """Whether `other` cannot be told from `best`; counts by seed, at least one in each.
+
+    By the paired t-test over common seeds if there are two or more. Else by the two-proportion
+    test: on the one common seed, or on the sums over all seeds if none is common.
+    """
+    common = sorted(best.keys() & other.keys())
+    if len(common) >= 2:
+        return not paired_separable(*([side[s].rate for s in common] for side in (best, other)))
+    return not proportions_separable(*(_total(side, common or side) for side in (best, other)))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _total(counts: Mapping[int, Count], seeds: Sequence[int] | Mapping[int, Count]) -> Count:
+    chosen = [counts[seed] for seed in seeds]
+    return Count(sum(count.hits for count in chosen), sum(count.of for count in chosen))

@@ -1,0 +1,271 @@
+"""Ours against the paper's numbers: difference, inside or outside our interval, known reasons.
+
+A pure function of records, like every table. The published numbers are in `published.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.record import Record
+from bdbench.storage.atomic import write_atomically
+from bdbench.tables.groups import Group, collect, is_none
+from bdbench.tables.leaderboard import ASR, CA, FLOOR, FOOTNOTES, MISSING, pipe
+from bdbench.tables.published import TABLES, Published, reference
+
+COMPARED = (1, 2, 5)
+"""The paper's tables of CA and ASR."""
+ROUNDING = 0.005
+"""Half a unit of the paper's last digit, percent: 100 stands for 99.995 and above."""
+ANY = "*"
+REASONS = {
+    (ANY, ANY, ANY): "the paper gives no batch size, learning rate drops or size of cutout",
+    (ANY, "none", ASR): "published as 0, ours is the floor: ordinary error, not compared",
+    (ANY, "badnets", ANY): "the paper gives no patch, ours is a black and white corner pattern",
+    (ANY, "trojan", ANY): "the paper gives no patch, ours by default adds seeded colours",
+    (ANY, "blend", ANY): "the paper gives no pattern, ours is grey noise, one for all images",
+    (ANY, "sig", ANY): "the paper says neither SIG's amplitude nor what its 10 % is a share of",
+    (ANY, "dynamic", ANY): "the code has values out of the range of images, ours are in range",
+    (ANY, "wanet", ANY): "the paper gives no settings of WaNet, ours by default has no covers",
+    ("none", "wanet", ASR): "WaNet is hard to learn in a short training",
+    (ANY, "adaptive", ANY): "noise is made after every epoch, in the paper after every batch",
+    ("fp", ANY, ANY): "fp prunes the embedding, the paper only says original settings",
+    ("mcr", ANY, ANY): "mcr by default joins the undefended network and its fine-tuned self",
+    ("nad", ANY, ANY): "nad by default starts at the recipe's learning rate",
+    ("abl", ANY, ANY): "abl ends the ascent before the network collapses",
+    ("dbd", ANY, ANY): "dbd has 100 and 50 epochs by default, in its paper 1,000 and 190",
+    ("cbd", ANY, ANY): "cbd by default has T1 and beta fixed, which the paper searches, and two "
+    "constants of its authors' code",
+}
+"""By defense, attack and metric: differences that README.md and DECISIONS.md give reasons for."""
+LEGEND = """\
+All in percent, after the last epoch. Ours: mean over seeds with its 95 % interval, Wilson's of \
+one seed, which leaves out how seeds differ, or t of several. Paper: the printed value; inside: it \
+lies in our interval, give or take its own rounding. Settings of attacks and defenses are compared \
+with our defaults, as the paper prints few of them."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric of one cell over its seeds; numbers in percent, nan where there is none.
+
+    table: of the paper
+    dataset, model, recipe, attack, defense: as the leaderboard calls them
+    metric: CA, ASR, or floor, which takes the place of ASR where nothing was poisoned
+    seeds: how many enter the mean
+    ours, low, high: mean and 95 % interval
+    published: as printed
+    difference: ours minus published
+    verdict: "inside" or "outside"; "failed" or "diverged" if no seed is left; else ""
+    reasons: why the two may differ, as far as is known
+    """
+
+    table: int
+    dataset: str
+    model: str
+    recipe: str
+    attack: str
+    defense: str
+    metric: str
+    seeds: int
+    ours: float
+    low: float
+    high: float
+    published: float
+    difference: float
+    verdict: str
+    reasons: tuple[str, ...]
+
+    @property
+    def cell(self) -> tuple[str, ...]:
+        """What the two metrics of a cell have in common."""
+        return self.dataset, self.model, self.recipe, self.attack, self.defense
+
+
+@dataclass(frozen=True)
+class Verification:
+    """rows: of the cells that the paper has too; missing: how many printed cells of each table have
+    no record; beyond: how many of our cells are not in the paper."""
+
+    rows: tuple[Row, ...]
+    missing: Mapping[int, int]
+    beyond: int
+
+    def summary(self) -> dict[str, Any]:
+        """The counts as JSON values. A cell is inside if all that is compared of it is."""
+        verdicts = defaultdict(list)
+        for row in self.rows:
+            if row.verdict in ("inside", "outside"):
+                verdicts[row.cell].append(row.verdict == "inside")
+        return {
+            "cells": len(verdicts),
+            "cells_inside": sum(map(all, verdicts.values())),
+            "values": sum(map(len, verdicts.values())),
+            "values_inside": sum(map(sum, verdicts.values())),
+            "without_record": {str(table): count for table, count in self.missing.items()},
+            "not_in_the_paper": self.beyond,
+        }
+
+    def sentence(self) -> str:
+        """The same in words."""
+        counts = self.summary()
+        gaps = (f"{n} of {len(TABLES[t])} in Table {t}" for t, n in self.missing.items())
+        return (
+            f"Inside our interval: {counts['cells_inside']} of {counts['cells']} cells, "
+            f"{counts['values_inside']} of {counts['values']} values. The paper's cells without a "
+            f"record: {', '.join(gaps)}. Our cells that are not in the paper: {self.beyond}."
+        )
+
+    def markdown(self) -> str:
+        """A block for each data set, model and recipe, a legend and the sentence."""
+        blocks = [_block(list(rows)) for _, rows in groupby(self.rows, lambda row: row.cell[:3])]
+        return "\n\n".join([*blocks, *([LEGEND] if blocks else []), self.sentence()]) + "\n"
+
+    def csv(self) -> str:
+        """One line per row, with nothing for nan and reasons separated by semicolons."""
+        lines = [{**vars(row), "reasons": "; ".join(row.reasons)} for row in self.rows]
+        frame = pd.DataFrame(lines, columns=[field.name for field in fields(Row)])
+        return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+    def json(self) -> str:
+        """Rows and summary, with null for nan."""
+        rows = [
+            {name: None if _is_nan(value) else value for name, value in asdict(row).items()}
+            for row in self.rows
+        ]
+        document = {"rows": rows, "summary": self.summary()}
+        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def verify(records: Iterable[Record]) -> Verification:
+    """Every cell of which the paper prints CA and ASR, beside what it prints.
+
+    Raises `InvalidInput` for records that do not belong into one table, see `collect`.
+    """
+    rows: list[Row] = []
+    seen: set[Published] = set()
+    beyond = 0
+    for group in collect(records):
+        found = reference(group.records[0].cell)
+        if found is None:
+            beyond += 1
+            continue
+        seen.add(found.published)
+        rows += (_row(group, metric, found.published, found.departures) for metric in (CA, ASR))
+    missing = {table: len(set(TABLES[table]) - seen) for table in COMPARED}
+    return Verification(tuple(rows), missing, beyond)
+
+
+def write_verification(records: Sequence[Record], folder: Path) -> Verification:
+    """Write `verify.md` and `verify.csv` to `<folder>/tables`.
+
+    Raises `InvalidInput` for no records, an unwritable folder, or as `verify` does.
+    """
+    if not records:
+        raise InvalidInput(f"no records in {folder / 'records'}; `bdbench run` makes them")
+    made = verify(records)
+    for name, text in (("verify.md", made.markdown()), ("verify.csv", made.csv())):
+        write_atomically(folder / "tables" / name, text.encode())
+    return made
+
+
+def _row(group: Group, metric: str, printed: Published, departures: Iterable[str]) -> Row:
+    floor = metric == ASR and is_none(group.names["attack"])
+    ours, low, high = (100 * share for share in group.estimate(FLOOR if floor else metric))
+    value = getattr(printed, metric)
+    published = math.nan if value is None else value
+    if not group.used:
+        verdict = "diverged" if "diverged" in group.flagged else "failed"
+    elif floor or math.isnan(published) or math.isnan(low):
+        verdict = ""
+    else:
+        inside = low - ROUNDING <= published <= high + ROUNDING
+        verdict = "inside" if inside else "outside"
+    reasons = [
+        *departures,
+        *(note for record in group.records for note in record.provenance.get("data_notes", ())),
+        *([printed.note] if printed.note else []),
+        *_reasons(group.records[0].cell, metric),
+        *_flags(group),
+    ]
+    return Row(
+        table=printed.table,
+        **group.names,
+        metric="floor" if floor else {CA: "CA", ASR: "ASR"}[metric],
+        seeds=len(group.used),
+        ours=round(ours, 4),
+        low=round(low, 4),
+        high=round(high, 4),
+        published=published,
+        difference=round(ours - published, 4),
+        verdict=verdict,
+        reasons=tuple(dict.fromkeys(reasons)),
+    )
+
+
+def _reasons(cell: Mapping[str, Any], metric: str) -> Iterator[str]:
+    attack, settings = spec.parse(cell["attack"])
+    attacks = {ANY, attack}
+    if attack == "adaptive":
+        attacks.add(spec.parse(settings["attack"])[0])
+    defenses = {ANY, spec.parse(cell["defense"])[0]}
+    for (defense, attack, concerned), reason in REASONS.items():
+        if defense in defenses and attack in attacks and concerned in (ANY, metric):
+            yield reason
+
+
+def _flags(group: Group) -> Iterator[str]:
+    for flag, those in group.flagged.items():
+        seeds = ", ".join(f"seed {record.cell['seed']}" for record in those)
+        raised = ", ".join(sorted({record.error["type"] for record in those if record.error}))
+        yield f"{flag}, {FOOTNOTES[flag][1]}: {seeds}" + f" ({raised})" * bool(raised)
+
+
+def _block(rows: Sequence[Row]) -> str:
+    """Title, table, the reasons that all rows share, and a numbered list of the others."""
+    every = list(dict.fromkeys(reason for row in rows for reason in row.reasons))
+    shared = [reason for reason in every if all(reason in row.reasons for row in rows)]
+    numbers = {reason: n for n, reason in enumerate((r for r in every if r not in shared), 1)}
+    headers = ["attack", "defense", "metric", "seeds", "ours", "95 % interval"]
+    headers += ["paper", "table", "difference", "verdict", "reasons"]
+    lines = [
+        [
+            *(row.attack, row.defense, row.metric, str(row.seeds)),
+            *(_decimal(row.ours), _interval(row), _decimal(row.published), str(row.table)),
+            *(_decimal(row.difference, "+z"), row.verdict or MISSING),
+            " ".join(str(n) for reason, n in numbers.items() if reason in row.reasons),
+        ]
+        for row in rows
+    ]
+    table = pipe(headers, lines, ["left"] * 3 + ["right"] * 6 + ["left"] * 2)
+    dataset, model, recipe, *_ = rows[0].cell
+    named = "default recipe" if recipe == "recipe" else recipe
+    parts = [f"## {dataset} · {model} · {named}", table]
+    if shared:
+        parts.append("All rows:\n\n" + "\n".join(f"- {reason}" for reason in shared))
+    if numbers:
+        parts.append("\n".join(f"{number}. {reason}" for reason, number in numbers.items()))
+    return "\n\n".join(parts)
+
+
+def _is_nan(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _interval(row: Row) -> str:
+    return MISSING if math.isnan(row.low) else f"{row.low:.2f} to {row.high:.2f}"
+
+
+def _decimal(value: float, sign: str = "") -> str:
+    return MISSING if math.isnan(value) else f"{value:{sign}.2f}"

@@ -1,0 +1,225 @@
+"""Tables are pure functions of records: a tidy CSV and a leaderboard in Markdown.
+
+The same records give the same bytes, in whatever order they come.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations, groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.record import STAGES, Record
+from bdbench.storage.atomic import write_atomically
+from bdbench.tables.groups import AXES, Group, collect, is_none, mean, seconds_own, seconds_total
+from bdbench.tables.leaderboard import LEGEND, Block
+from bdbench.tables.paper import LEGEND as PAPER_LEGEND
+from bdbench.tables.paper import (
+    TIMING,
+    overhead,
+    passes_ratio,
+    sheets,
+    spread,
+    stage_seconds,
+    training_seconds,
+)
+from bdbench.tables.published import reference
+from bdbench.tables.statistics import half_width, tied
+
+INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
+COLUMNS = (
+    *("dataset", "model", "attack", "defense", "recipe", "seeds"),
+    *(f"{metric}{part}" for metric in INTERVALS for part in ("", "_low", "_high")),
+    *("asr_floor", "seconds_own", "seconds_total", "passes_forward", "passes_backward"),
+    *("flags", "excluded"),
+)
+
+DIFFERENCES = (
+    *("dataset", "model", "recipe", "attack", "metric", "defense", "other"),
+    *("seeds", "more", "low", "high", "separable"),
+)
+SUITES_OF = {1: "table1-cifar10", 2: "table2", 3: "table3", 5: "table5"}
+"""What fills a table of the paper."""
+
+
+@dataclass(frozen=True, eq=False)
+class Leaderboard:
+    """blocks: Markdown, one per data set, model and recipe. summary: what `summarise` returns."""
+
+    blocks: tuple[str, ...]
+    summary: pd.DataFrame
+
+    def markdown(self) -> str:
+        """The blocks and a legend."""
+        return "\n\n".join([*self.blocks, LEGEND]) + "\n"
+
+    def csv(self) -> str:
+        """The summary with shares in [0, 1], six significant digits, and nothing for nan."""
+        return _csv(self.summary)
+
+
+def summarise(records: Iterable[Record]) -> pd.DataFrame:
+    """One row per cell, over its seeds, with the columns `COLUMNS`.
+
+    Metrics are shares in [0, 1] with the Wilson interval of one seed or the t interval of several.
+    Failed and diverged records enter no mean: they are counted in `excluded`, and `seeds` are the
+    others. Flags read `diverged:2` for two seeds. Raises `InvalidInput` for records that do not
+    belong into one table, see `collect`.
+    """
+    return _summary(collect(records))
+
+
+def leaderboard(records: Iterable[Record]) -> Leaderboard:
+    """Defenses by attacks, for each data set, model and recipe. Raises as `summarise` does."""
+    groups = collect(records)
+    blocks = groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
+    return Leaderboard(
+        tuple(Block(tuple(members)).markdown() for _, members in blocks), _summary(groups)
+    )
+
+
+def write_leaderboard(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write `leaderboard.csv` and `.md` to `<folder>/tables` and return their paths.
+
+    Raises `InvalidInput` for no records, an unwritable folder, or as `summarise` does.
+    """
+    if not records:
+        raise InvalidInput(f"no records in {folder / 'records'}; `bdbench run` makes them")
+    board = leaderboard(records)
+    texts = {"leaderboard.csv": board.csv(), "leaderboard.md": board.markdown()}
+    for name, text in texts.items():
+        write_atomically(folder / "tables" / name, text.encode())
+    return [folder / "tables" / name for name in texts]
+
+
+def write_table(
+    table: int, records: Sequence[Record], folder: Path, latex: bool = False
+) -> list[Path]:
+    """Write a table of the paper to `<folder>/tables` and return the paths.
+
+    `table<N>.md` in the paper's layout, `.csv` in long form, `-differences.csv` of each pair of
+    defenses on the same poisoned sets, and `.tex` if wanted. Raises `InvalidInput` where nothing
+    belongs into it, or as `write_leaderboard` does.
+    """
+    made = sheets(table, collect(records))
+    if not made:
+        raise InvalidInput(
+            f"no record in {folder / 'records'} belongs into table {table}; "
+            f"`bdbench run {SUITES_OF[table]}` makes them"
+        )
+    every = [sheet for several, _ in made for sheet in several]
+    groups = [group for _, chosen in made for group in chosen]
+    legend = TIMING if table == 3 else PAPER_LEGEND
+    texts = {
+        f"table{table}.md": "\n\n".join([*(s.markdown() for s in every), legend]) + "\n",
+        f"table{table}.csv": _csv(_long_form(groups, table)),
+    }
+    if table != 3:
+        texts[f"table{table}-differences.csv"] = _csv(_differences(groups))
+    if latex:
+        texts[f"table{table}.tex"] = "\n".join(sheet.latex() for sheet in every)
+    for name, text in texts.items():
+        write_atomically(folder / "tables" / name, text.encode())
+    return [folder / "tables" / name for name in texts]
+
+
+def _summary(groups: Iterable[Group]) -> pd.DataFrame:
+    return pd.DataFrame([_row(group) for group in groups], columns=list(COLUMNS))
+
+
+def _row(group: Group) -> dict[str, Any]:
+    row: dict[str, Any] = {**group.names, "seeds": len(group.used)}
+    for metric in INTERVALS:
+        share = group.estimate(metric)
+        row |= zip((metric, f"{metric}_low", f"{metric}_high"), share, strict=True)
+    return row | {
+        "asr_floor": group.estimate("asr_floor")[0],
+        "seconds_own": group.mean(seconds_own),
+        "seconds_total": group.mean(seconds_total),
+        "passes_forward": group.mean(lambda record: record.passes["forward"]),
+        "passes_backward": group.mean(lambda record: record.passes["backward"]),
+        "flags": " ".join(f"{flag}:{len(those)}" for flag, those in group.flagged.items()),
+        "excluded": len(group.records) - len(group.used),
+    }
+
+
+def _csv(frame: pd.DataFrame) -> str:
+    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+
+
+def _long_form(groups: Sequence[Group], table: int) -> pd.DataFrame:
+    """A row for each group with what the paper prints; shares like our own metrics."""
+    bare = {_data_of(group): group for group in groups if is_none(group.names["defense"])}
+    rows = []
+    for group in groups:
+        found = reference(group.records[0].cell, table)
+        row = _row(group)
+        if table == 3:
+            row |= _timing(group, bare[_data_of(group)])
+            row["paper_seconds"] = found.published.seconds if found else None
+        else:
+            for metric in INTERVALS[:2]:
+                printed = getattr(found.published, metric) if found else None
+                row[f"paper_{metric}"] = math.nan if printed is None else printed / 100
+                row[f"{metric}_more"] = row[metric] - row[f"paper_{metric}"]
+        rows.append(row | {"departures": "; ".join(found.departures) if found else ""})
+    return pd.DataFrame(rows)
+
+
+def _timing(group: Group, bare: Group) -> dict[str, float]:
+    """Medians with the ranges from the least to the largest: seconds, by stage, too; by what share
+    they are more than with no defense. And the passes relative to it, and what others took of the
+    device at most."""
+    total = spread(list(training_seconds(group).values()))
+    more = spread([percent / 100 for percent in overhead(group, bare)])
+    others: list[Any] = [record.measured.get("others") for record in group.used]
+    return {
+        "seconds_own": spread(stage_seconds(group, "fit"))[0],
+        **dict(zip((f"seconds_total{part}" for part in ("", "_low", "_high")), total, strict=True)),
+        **{f"seconds_{stage}": spread(stage_seconds(group, stage))[0] for stage in STAGES},
+        **dict(zip(("seconds_more", "more_low", "more_high"), more, strict=True)),
+        "passes_ratio": passes_ratio(group, bare),
+        "others": math.nan if None in others else max(others),
+    }
+
+
+def _data_of(group: Group) -> tuple[str, ...]:
+    return tuple(group.names[axis] for axis in AXES if axis != "defense")
+
+
+def _differences(groups: Sequence[Group]) -> pd.DataFrame:
+    """Each pair of defenses on each attack: how much more the second has than the first.
+
+    The mean over the seeds that both have, with its paired 95 % t interval; see `tied` for what is
+    separable.
+    """
+    rows = []
+    for _, members in groupby(groups, key=_data_of):
+        for one, two in combinations(members, 2):
+            for metric in INTERVALS[:2]:
+                a, b = one.counts(metric), two.counts(metric)
+                common = sorted(a.keys() & b.keys())
+                if not common:
+                    continue
+                gaps = [b[seed].rate - a[seed].rate for seed in common]
+                half = half_width(gaps)
+                rows.append(
+                    {
+                        **{axis: one.names[axis] for axis in AXES if axis != "defense"},
+                        "metric": metric,
+                        "defense": one.names["defense"],
+                        "other": two.names["defense"],
+                        "seeds": len(common),
+                        "more": mean(gaps),
+                        "low": mean(gaps) - half,
+                        "high": mean(gaps) + half,
+                        "separable": not tied(a, b),
+                    }
+                )
+    return pd.DataFrame(rows, columns=list(DIFFERENCES))

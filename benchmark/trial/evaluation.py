@@ -1,0 +1,89 @@
+"""How well a classifier does, and how far an attack got. Definitions: CBD paper, section 5.1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from scipy.stats import mannwhitneyu
+from torch import Tensor
+
+from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.training.loop import predict
+from bdbench.records.record import Count
+
+
+def evaluate(
+    classifier: Classifier, test: ImageSet, triggered: Tensor, goal: Tensor
+) -> dict[str, Count]:
+    """Counts over the clean test set and its triggered copy, uint8 (n, 3, height, width).
+
+    goal: int64 (n,), what the trigger is to make of each image; for most attacks the target. Where
+    it is the true label, the image counts for the clean accuracy only.
+
+    clean_accuracy: clean images of all classes that get their own label
+    attack_success_rate: triggered images that get the label that is the goal
+    robust_accuracy: triggered images that still get their own label
+    asr_floor: clean images that get the label that is the goal
+    """
+    clean = predict(classifier, test.images)
+    unchanged = torch.equal(triggered, test.images)
+    attacked = clean if unchanged else predict(classifier, triggered)
+    victims = test.labels != goal
+    return {
+        "clean_accuracy": _count(clean == test.labels),
+        "attack_success_rate": _count((attacked == goal)[victims]),
+        "robust_accuracy": _count((attacked == test.labels)[victims]),
+        "asr_floor": _count((clean == goal)[victims]),
+    }
+
+
+def _count(hits: Tensor) -> Count:
+    return Count(hits=int(hits.sum()), of=len(hits))
+
+
+def diverged(classifier: Classifier, clean_accuracy: Count, test: ImageSet) -> bool:
+    """True where a weight is not finite, or accuracy is not above always guessing one class.
+
+    "Above" means by three standard errors of the guess.
+    """
+    if not all(bool(values.isfinite().all()) for values in classifier.state_dict().values()):
+        return True
+    share = float(test.labels.bincount().max()) / len(test)
+    error = (share * (1 - share) / len(test)) ** 0.5
+    return bool(clean_accuracy.rate <= share + 3 * error)
+
+
+def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
+    """What per-sample values (n,) of a journal say about the poison mask, bool (n,).
+
+    auroc: chance that a poisoned image has a lower value than a clean one, ties counting half
+    mean_poisoned, mean_clean: of the values
+    precision, recall: where there are only 0 and 1, of calling the images with 0 poisoned
+    not_finite: how many values are no finite numbers, if any; they are left out of all the above
+    """
+    result = {}
+    for name, values in samples.items():
+        known = values.isfinite()
+        poisoned, clean = values[mask & known].double().cpu(), values[~mask & known].double().cpu()
+        summary = {"not_finite": float((~known).sum())} if not known.all() else {}
+        if len(clean):
+            summary["mean_clean"] = float(clean.mean())
+        if len(poisoned):
+            summary["mean_poisoned"] = float(poisoned.mean())
+        if len(poisoned) and len(clean):
+            above = mannwhitneyu(clean.numpy(), poisoned.numpy()).statistic
+            summary["auroc"] = float(above) / (len(poisoned) * len(clean))
+            called = float((values == 0).sum())
+            if called and bool(((values == 0) | (values == 1)).all()):
+                found = float((poisoned == 0).sum())
+                summary |= {"precision": found / called, "recall": found / len(poisoned)}
+        result[name] = {key: round(value, 6) for key, value in summary.items()}
+    return result
+
+
+def finite(scalars: Mapping[str, float]) -> dict[str, float | None]:
+    """The same numbers as JSON can hold them: None for one that is not finite."""
+    return {name: float(n) if math.isfinite(n) else None for name, n in scalars.items()}

@@ -1,0 +1,532 @@
+"""The only place where an attack meets a defense: `Harness.run(cell) -> Record`."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdbench.attacks.registry import attacks
+from bdbench.cells.cell import Cell, recipe_of
+from bdbench.datasets.base import Dataset
+from bdbench.datasets.registry import datasets
+from bdbench.defenses.base import VALIDATION, CleanBudget, Context, Journal
+from bdbench.defenses.registry import defenses
+from bdbench.machine.clock import Others, Stopwatch, peak_memory, worst
+from bdbench.machine.system import device_name
+from bdbench.models import observer
+from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.observer import Observer, observed_by
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import check
+from bdbench.models.rng import derive, stream
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.loop import features, sample_losses, train
+from bdbench.models.training.resume import kept_by
+from bdbench.records.record import METRICS, SCHEMA, STAGES, Count, Record
+from bdbench.storage import artefacts
+from bdbench.storage.cache import Cache, Payload, digest_of
+from bdbench.storage.checkpoints import PATIENCE, Checkpoints, discard
+from bdbench.trial import evaluation as metrics
+from bdbench.trial import provenance
+from bdbench.trial.monitor import Looker
+
+POINT = ("epoch", *METRICS, "clean_loss", "poisoned_loss")
+"""What a point of a curve holds."""
+
+DRAWN = 2_000
+"""Training images whose embeddings are kept for figures."""
+
+
+@dataclass(frozen=True)
+class PoisonedData:
+    """All that an attack leaves behind. `train` is the defender's, the rest stays in the harness.
+
+    mask, cover: bool (n,), rows with the trigger, rows changed but truly labelled
+    triggered: uint8 (m, 3, height, width), the whole test set with the trigger
+    facts: what the attack says about its own training
+    """
+
+    train: ImageSet
+    mask: Tensor
+    cover: Tensor
+    triggered: Tensor
+    facts: Mapping[str, float | None]
+
+    def extent(self, clean: ImageSet, target: int) -> dict[str, float]:
+        """How much of the training set `clean` the attack changed."""
+        members = self.mask[clean.labels == target]
+        return {
+            "poisoned_images": int(self.mask.sum()),
+            "cover_images": int(self.cover.sum()),
+            "relabelled_images": int((self.train.labels != clean.labels).sum()),
+            "share_of_dataset": round(float(self.mask.double().mean()), 6),
+            "share_of_target_class": round(int(members.sum()) / max(1, len(members)), 6),
+        }
+
+
+@dataclass
+class Harness:
+    """Runs cells one after the other on one device.
+
+    cache: for decoded data, poisoned sets and undefended networks
+    roots: folders that may hold data sets
+    curves: evaluate the watched network after every epoch; a defense that trains none has one point
+    progress: told of finished work, in forward passes of one image; a backward pass counts two
+    patience: see `Checkpoints`
+    """
+
+    cache: Cache
+    roots: Sequence[Path]
+    device: torch.device
+    curves: bool = False
+    progress: Callable[[int], None] = lambda work: None
+    patience: float = PATIENCE
+    _datasets: dict[str, Dataset] = field(default_factory=dict)
+
+    def dataset(self, text: str) -> Dataset:
+        """The data set of a spec, on the device, loaded once. Raises `InvalidInput`."""
+        if text not in self._datasets:
+            loaded = datasets.build(text).load(self.roots, self.cache)
+            self._datasets[text] = replace(
+                loaded, train=loaded.train.to(self.device), test=loaded.test.to(self.device)
+            )
+        return self._datasets[text]
+
+    def check_data(self, cells: Iterable[Cell]) -> None:
+        """Raises `InvalidInput` for the first data set that is nowhere, before hours are spent."""
+        for text in dict.fromkeys(cell.dataset for cell in cells):
+            source = datasets.build(text)
+            if source.locate(self.roots) is None:
+                source.load(self.roots, self.cache)
+
+    def poisoned(self, cell: Cell) -> PoisonedData:
+        """What the attack of a cell makes of its data set, the same that `run` defends against."""
+        dataset, watch = self.dataset(cell.dataset), Stopwatch(self.device)
+        return _Trial(self, cell, dataset, watch).poisoned()
+
+    def run(self, cell: Cell, retries: Sequence[str] = ()) -> Record:
+        """The record of a cell. Whatever its attack or defense raises becomes a failed record;
+        a data set that cannot be loaded raises `InvalidInput`.
+
+        A run that was broken off goes on from its last checkpoint. The checkpoints stay until
+        `discard`, which is for when the record is in a safe place. `retries` say why earlier
+        attempts of the same command ended.
+        """
+        started, watch = datetime.now(UTC), Stopwatch(self.device)
+        others = Others(self.device)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        with watch.stage("load"):
+            dataset = self.dataset(cell.dataset)
+        trial = _Trial(self, cell, dataset, watch)
+        try:
+            outcome = trial.outcome()
+        except (Exception, TimeLimit) as error:
+            outcome = _failure(error)
+        measured = _measured(
+            started,
+            retries,
+            seconds=watch.seconds,
+            memory=peak_memory(self.device),
+            work=trial.looker.work,
+            others=worst([others.meanwhile(), *trial.taken]),
+            resumed=trial.resumed,
+        )
+        return _record(cell, provenance.of(cell, self.device, dataset), measured, outcome)
+
+    def checkpoints(self, cell: Cell) -> Path:
+        """The folder of the checkpoints of a cell."""
+        dataset = self.dataset(cell.dataset)
+        return _Trial(self, cell, dataset, Stopwatch(self.device)).folder("fit")
+
+    def discard(self, cell: Cell) -> None:
+        """Remove the checkpoints of a cell."""
+        discard(self.checkpoints(cell))
+
+
+class TimeLimit(BaseException):
+    """The time for a cell is up. Not an Exception, so that no plugin takes it for its own."""
+
+
+class WorkerDied(Exception):
+    """The process that ran a cell ended before it was done."""
+
+
+def lost(cell: Cell, device: torch.device, retries: Sequence[str]) -> Record:
+    """The record of a cell none of whose attempts lived long enough to write one."""
+    error = WorkerDied(f"the worker was {retries[-1]}, in attempt {len(retries)} of as many")
+    measured = _measured(datetime.now(UTC), retries)
+    return _record(cell, provenance.of(cell, device, None), measured, _failure(error))
+
+
+def _measured(
+    started: datetime,
+    retries: Sequence[str],
+    *,
+    seconds: Mapping[str, float] = MappingProxyType({}),
+    memory: int = 0,
+    work: int = 0,
+    others: float | None = None,
+    resumed: int = 0,
+) -> dict[str, Any]:
+    """The part of a record that another run would not repeat."""
+    spent = {stage: round(seconds.get(stage, 0.0), 6) for stage in STAGES}
+    busy = spent["undefended"] + spent["fit"]
+    return {
+        "seconds": spent,
+        "peak_memory_bytes": memory,
+        "images": round(work / 3),
+        "images_per_second": round(work / 3 / busy, 1) if busy else 0.0,
+        "others": None if others is None else round(others, 3),
+        "resumed": resumed,
+        "retries": list(retries),
+        "started": started.isoformat(timespec="seconds"),
+        "ended": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _record(
+    cell: Cell, origin: dict[str, Any], measured: dict[str, Any], outcome: dict[str, Any]
+) -> Record:
+    return Record(
+        schema=SCHEMA,
+        key=cell.key,
+        cell=vars(cell).copy(),
+        labels=cell.labels,
+        provenance=origin,
+        measured=measured,
+        **outcome,
+    )
+
+
+class _Trial:
+    """One run of one cell: what its stages share.
+
+    taken: what others took of the device while seconds were spent that count here, but at another
+        time; None for those of an earlier attempt
+    """
+
+    def __init__(self, harness: Harness, cell: Cell, dataset: Dataset, watch: Stopwatch) -> None:
+        self.harness, self.cell, self.dataset, self.watch = harness, cell, dataset, watch
+        self.attack = attacks.build(cell.attack)
+        self.defense = defenses.build(cell.defense)
+        self.looker = Looker(harness.progress, watch)
+        self.undefended_states: dict[int, dict[str, Tensor]] = {}
+        self.resumed = 0
+        self.taken: list[float | None] = []
+        self.training = TrainingContext(
+            recipe=recipe_of(cell.recipe),
+            device=harness.device,
+            build_network=network_builder(
+                cell.model, dataset.train.num_classes, dataset.train.size[0]
+            ),
+            # A seed of its own: from the cell's, a defense could draw who is poisoned.
+            seed=derive(cell.seed, "training"),
+        )
+
+    def outcome(self) -> dict[str, Any]:
+        """The fields of a record that say what came out."""
+        data = self.poisoned()
+        if self.harness.curves:
+            self.looker.judge = lambda classifier: self.point(classifier, data)
+            self.looker.sketch = lambda classifier: self.embedding(classifier, data)
+        context = Context(
+            **vars(self.training),
+            clean=clean_budget(self.dataset.train, self.defense.clean_fraction, self.cell.seed),
+            journal=Journal(),
+            train_undefended=lambda n: self.undefended(data.train, n),
+        )
+        with self.resumable("fit", self.folder("fit"), self.looker):
+            classifier = self.defense.fit(data.train, context)
+        counts = self.evaluate(classifier, data)
+        if self.harness.curves and not self.looker.curve:
+            self.looker.curve.append({"epoch": 1, **self.point(classifier, data)})
+        self.keep(context.journal, data)
+        images = len(data.train)
+        return {
+            "status": "ok",
+            "metrics": counts,
+            "passes": {
+                "forward": round(self.looker.forwards / images, 6),
+                "backward": round(self.looker.backwards / images, 6),
+            },
+            "flags": self.flags(classifier, counts),
+            "curves": self.looker.curve,
+            "diagnostics": {
+                **data.extent(self.dataset.train, self.attack.target),
+                "attack": dict(data.facts),
+                "scalars": metrics.finite(context.journal.scalars),
+                "samples": metrics.diagnose(context.journal.samples, data.mask),
+            },
+            "error": None,
+        }
+
+    def evaluate(self, classifier: Classifier, data: PoisonedData) -> dict[str, Count]:
+        """The counts of `evaluation.evaluate`, as a stage of its own."""
+        with observed_by(Observer()), self.watch.stage("evaluate"):
+            test = self.dataset.test
+            goal = self.attack.goal(test.labels, test.num_classes)
+            return metrics.evaluate(classifier, test, data.triggered, goal)
+
+    def point(self, classifier: Classifier, data: PoisonedData) -> dict[str, float | None]:
+        """Of a curve: the shares, and the mean losses on training images as they are."""
+        rates = {name: count.rate for name, count in self.evaluate(classifier, data).items()}
+        with observed_by(Observer()), self.watch.stage("evaluate"):
+            losses = sample_losses(classifier, data.train)
+            parts = {"clean_loss": losses[~data.mask], "poisoned_loss": losses[data.mask]}
+            means = {name: float(part.mean()) for name, part in parts.items()}
+        found = metrics.finite({**rates, **means})
+        return {name: n if n is None else round(n, 6) for name, n in found.items()}
+
+    def embedding(self, classifier: Classifier, data: PoisonedData) -> Tensor:
+        """float32 (m, d), of some training images."""
+        with observed_by(Observer()), self.watch.stage("evaluate"):
+            return features(classifier, data.train.images[self.drawn_rows()]).cpu()
+
+    def drawn_rows(self) -> Tensor:
+        """int64 (m,), the training images whose embedding is kept."""
+        count = len(self.dataset.train)
+        order = torch.randperm(count, generator=stream(self.cell.seed, "embedding"))
+        return order[:DRAWN].sort().values.to(self.harness.device)
+
+    def keep(self, journal: Journal, data: PoisonedData) -> None:
+        """Store what figures are drawn from."""
+        tensors = {f"samples/{name}": values for name, values in journal.samples.items()}
+        if not tensors and not self.looker.shown:
+            return
+        tensors["mask"] = data.mask
+        if self.looker.shown:
+            rows = self.drawn_rows()
+            tensors |= {
+                "rows": rows,
+                "labels": data.train.labels[rows],
+                "true_labels": self.dataset.train.labels[rows],
+                "poisoned": data.mask[rows],
+            }
+        for name, (network, before) in self.looker.shown.items():
+            tensors[f"embedding/{name}/before"] = before
+            tensors[f"embedding/{name}/after"] = self.embedding(network, data)
+        arrays = {name: values.detach().cpu().numpy() for name, values in tensors.items()}
+        artefacts.save(self.cell.key, self.harness.cache.root, arrays)
+
+    def poisoned(self) -> PoisonedData:
+        """The attack's work, done once for each data set, attack and seed."""
+        clean, cell = self.dataset.train, self.cell
+        key = {
+            "data": self.dataset.sha256,
+            "attack": cell.attack,
+            "source": provenance.sources(cell)["attack"],
+            "seed": cell.seed,
+        }
+        if self.attack.trains:
+            key |= {"model": cell.model, "recipe": cell.recipe}
+        folder = self.folder("prepare", **key)
+
+        def build() -> Payload:
+            # Nor may a defense, whose networks start from the training seed, meet the attacker's.
+            means = replace(self.training, seed=derive(cell.seed, "attack"))
+            looker = Looker(self.harness.progress, self.watch)
+            with self.resumable("prepare", folder, looker):
+                ready = self.attack.prepare(clean, means, stream(cell.seed, "poison"))
+            made = ready.poison(clean, stream(cell.seed, "poison"))
+            rows = torch.nonzero(made.mask | made.cover).flatten()
+            tensors = {
+                "rows": rows,
+                "images": made.train.images[rows],
+                "labels": made.train.labels[rows],
+                "mask": made.mask,
+                "cover": made.cover,
+                "triggered": ready.trigger(self.dataset.test.images),
+            }
+            meta = {"prepare": self.watch.seconds["prepare"], "facts": metrics.finite(made.facts)}
+            return {name: values.cpu() for name, values in tensors.items()}, meta
+
+        with self.watch.stage("poison"):
+            entry = self.harness.cache.fetch("poisoned", key, build)
+            discard(folder)
+            if not entry.fresh:
+                self.watch.charge("prepare", entry.meta["prepare"])
+            made = {name: t.to(self.harness.device) for name, t in entry.tensors.items()}
+            images, labels = clean.images.clone(), clean.labels.clone()
+            images[made["rows"]] = made["images"]
+            labels[made["rows"]] = made["labels"]
+            train_set = ImageSet(images, labels, clean.num_classes)
+        return PoisonedData(
+            train_set, made["mask"], made["cover"], made["triggered"], entry.meta["facts"]
+        )
+
+    def undefended(self, data: ImageSet, n: int) -> Classifier:
+        """See `Context.undefended`. A stored network brings the seconds and passes it once took;
+        they count once in a cell."""
+        context = self.training
+        if n:
+            context = replace(context, seed=derive(context.seed, "undefended", str(n)))
+        network = context.build()
+        if n in self.undefended_states:
+            network.load_state_dict(self.undefended_states[n])
+            return network.eval()
+        is_none = spec.parse(self.cell.defense)[0] == "none"
+        sources = provenance.sources(self.cell)
+        key = {
+            "data": self.dataset.sha256,
+            "n": n,
+            "curve": POINT if is_none and self.harness.curves else (),
+            "sources": {axis: sources[axis] for axis in ("training", "attack", "model")},
+            **self.machine(),
+            **{axis: getattr(self.cell, axis) for axis in ("attack", "model", "recipe", "seed")},
+        }
+
+        folder = self.folder("undefended", **key)
+        if is_none:
+            self.looker.watch(network)
+        spent = self.watch.seconds["undefended"]
+
+        def build() -> Payload:
+            # To look for others takes a second on some machines, which is nobody's.
+            with self.watch.stage("others"):
+                others = Others(self.harness.device)
+            looker = Looker(self.harness.progress, self.watch)
+            looker.judge = self.looker.judge if is_none else None
+            looker.watch(network)
+            with self.resumable("undefended", folder, looker):
+                train(network, data, context.recipe, context.rng("classifier"))
+            with self.watch.stage("others"):
+                taken = worst([others.meanwhile(), *self.taken])
+            seconds = self.watch.seconds["undefended"] - spent
+            meta = {"seconds": seconds, "others": taken, **looker.counts()}
+            # Copies: a defense may go on training the very network that is handed out.
+            return {name: t.cpu().clone() for name, t in network.state_dict().items()}, meta
+
+        # Another worker may be at it: to wait for it is no work of this cell.
+        with self.watch.stage("wait"):
+            entry = self.harness.cache.fetch("undefended", key, build)
+        discard(folder)
+        if not entry.fresh:
+            self.watch.charge("undefended", entry.meta["seconds"])
+            self.taken.append(entry.meta.get("others"))
+        self.looker.add(entry.meta)
+        network.load_state_dict(entry.tensors)
+        self.undefended_states[n] = entry.tensors
+        return network.eval()
+
+    @contextmanager
+    def resumable(self, stage: str, folder: Path, looker: Looker) -> Iterator[None]:
+        """A stage whose loops are kept in a folder, with what was counted and the seconds so far;
+        those of an earlier attempt count as if there had been none between."""
+        start = self.watch.own(stage)
+
+        def note() -> dict[str, Any]:
+            seconds = self.watch.own(stage) - start
+            # Of a branch, where the work has parted.
+            counts = observer.current().counts()
+            return {"seconds": seconds, "resumed": self.resumed, **counts}
+
+        def recall(noted: dict[str, Any]) -> None:
+            spent = self.watch.own(stage) - start
+            self.watch.charge(stage, max(0.0, noted["seconds"] - spent))
+            self.resumed = max(self.resumed, noted["resumed"] + 1)
+            self.taken.append(None)
+            observer.current().go_on(noted)
+
+        keeper = Checkpoints(folder, note, recall, self.harness.patience)
+        with observed_by(looker), self.watch.stage(stage), kept_by(keeper):
+            yield
+
+    def folder(self, stage: str, **key: Any) -> Path:
+        """Where the checkpoints of a stage lie: those of a stage without a key are the cell's."""
+        own = key or {
+            "cell": self.cell.key,
+            "data": self.dataset.sha256,
+            "sources": provenance.sources(self.cell),
+            "curves": self.harness.curves,
+        }
+        digest = digest_of({"stage": stage, **own, **self.machine()})
+        return self.harness.cache.root / "checkpoints" / digest
+
+    def machine(self) -> dict[str, Any]:
+        """What the last bits of a number depend on beside code and data."""
+        return {
+            "torch": torch.__version__,
+            "device": device_name(self.harness.device),
+            "threads": torch.get_num_threads(),
+        }
+
+    def flags(self, classifier: Classifier, counts: Mapping[str, Count]) -> tuple[str, ...]:
+        """What a reader must know before comparing this cell with another.
+
+        attack_failed: not even the undefended network has an ASR of 50 %
+        diverged: see `evaluation.diverged`
+        no_op: the defense returned the undefended network unchanged
+        """
+        is_none = spec.parse(self.cell.defense)[0] == "none"
+        poisons = spec.parse(self.cell.attack)[0] != "none"
+        flags = []
+        if is_none and poisons and counts["attack_success_rate"].rate < 0.5:
+            flags.append("attack_failed")
+        if metrics.diverged(classifier, counts["clean_accuracy"], self.dataset.test):
+            flags.append("diverged")
+        after = classifier.state_dict()
+        if not is_none and any(_equal(b, after) for b in self.undefended_states.values()):
+            flags.append("no_op")
+        return tuple(flags)
+
+
+def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget | None:
+    """A stratified share of the clean training set, the same for all defenses of a seed.
+
+    At least one image of each class goes to each part. None where the fraction is 0. Raises
+    `InvalidInput` for a class that has no image for one of them.
+    """
+    if fraction == 0:
+        return None
+    rng = stream(seed, "clean budget")
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    labels = train_set.labels.cpu()
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        check(
+            len(members) > 1,
+            f"class {int(label)} has {len(members)} training image, too few for clean images to fit"
+            " and to validate",
+        )
+        members = members[torch.randperm(len(members), generator=rng)]
+        count = max(2, round(fraction * len(members)))
+        held = max(1, round(VALIDATION * count))
+        parts[0].append(members[held:count])
+        parts[1].append(members[:held])
+    fit, validation = (torch.cat(part).sort().values.to(train_set.device) for part in parts)
+    return CleanBudget(train_set[fit], train_set[validation])
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two networks have the same weights, wherever they are."""
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].cpu(), other[name].cpu()) for name in one
+    )
+
+
+def _failure(error: BaseException) -> dict[str, Any]:
+    """The fields of a record that say why nothing came out."""
+    return {
+        "status": "failed",
+        "metrics": None,
+        "passes": {"forward": 0.0, "backward": 0.0},
+        "flags": (),
+        "curves": [],
+        "diagnostics": {},
+        "error": {
+            "type": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+        },
+    }

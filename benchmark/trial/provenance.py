@@ -1,0 +1,117 @@
+"""Where a number comes from: versions, device, sources and data."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import sys
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bdbench.models
+from bdbench.cells.cell import REGISTRIES, Cell, recipe_of
+from bdbench.datasets.base import Dataset
+from bdbench.machine.system import commit, device_name, versions
+
+OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
+"""The packages whose files belong to the source of a plugin that imports them."""
+STANDARD = Path(sysconfig.get_path("stdlib"))
+INSTALLED = {"site-packages", "dist-packages"}
+
+
+def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, Any]:
+    """All of it for one cell, as JSON values; without a data set where none was loaded."""
+    return {
+        "versions": versions(),
+        "device": device_name(device),
+        "precision": recipe_of(cell.recipe).precision,
+        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+        "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
+        "threads": torch.get_num_threads(),
+        "commit": commit(),
+        "sources": sources(cell),
+        "data_sha256": dataset and dataset.sha256,
+        "data_notes": list(dataset.notes) if dataset else [],
+    }
+
+
+def sources(cell: Cell) -> dict[str, str]:
+    """12 hex digits for each plugin of a cell, with the code it stands on, and for all training."""
+    found = {"training": _hash(*sorted(Path(bdbench.models.__path__[0]).rglob("*.py")))}
+    for axis, registry in REGISTRIES.items():
+        parts = [registry.factory(name) for name in registry.parts(getattr(cell, axis))]
+        files = {file for part in parts for file in files_of(part.__module__)}
+        found[axis] = _hash(*sorted(files))
+    return found
+
+
+@functools.cache
+def files_of(module: str) -> frozenset[Path]:
+    """The file of a plugin's module and those that it imports, however far and in whatever way:
+    our packages of plugins, the plugin's own package, and what is not installed, such as a helper
+    beside it. Training and the harness are not among them, nor are libraries."""
+    found, left, own = {}, [module], module.partition(".")[0]
+    while left:
+        name = left.pop()
+        file = _file(name)
+        if name in found or file is None or not _followed(name, own, file):
+            continue
+        found[name] = file
+        left += _imports(name, file)
+    return frozenset(file for name, file in found.items() if _counted(name))
+
+
+def _followed(name: str, own: str, file: Path) -> bool:
+    """Whether the imports of a module are looked at. The packages of training import no other."""
+    first = name.partition(".")[0]
+    if first == "bdbench":
+        return not name.startswith("bdbench.models")
+    return first == own or not (file.is_relative_to(STANDARD) or INSTALLED & {*file.parts})
+
+
+def _counted(name: str) -> bool:
+    return name.partition(".")[0] != "bdbench" or name.startswith(OURS)
+
+
+def _file(name: str) -> Path | None:
+    """The Python file of a module; None for what is no module, or has none."""
+    loaded = sys.modules.get(name)
+    try:
+        spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    origin = spec and spec.origin
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _imports(name: str, file: Path) -> Iterator[str]:
+    """The modules that a file names in its imports, and the packages that hold them. Of
+    `from a import b` that is a, and a.b, which may be a module too."""
+    package = name if file.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        named = []
+        if isinstance(node, ast.Import):
+            named = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                dots = "." * node.level
+                base = importlib.util.resolve_name(f"{dots}{base}", package)
+            named = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        for each in named:
+            parts = each.split(".")
+            yield from (".".join(parts[:n]) for n in range(1, len(parts) + 1))
+
+
+@functools.cache
+def _hash(*files: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,222 @@
+"""SimCLR's random views, Chen et al., ICML 2020, arXiv:2002.05709, for a whole batch at once.
+
+A crop of random size and shape is scaled up to the whole image, perhaps mirrored, its colours are
+changed, perhaps it is made grey, perhaps blurred; each image on its own. As in `augment.py`,
+all choices are drawn beforehand on the CPU (the tape), and the result equals torchvision's
+functions image by image, given the same draws.
+
+Differs: colours change in one fixed order (brightness, contrast, saturation, hue) where torchvision
+draws an order for each image. Pixels stay floats between the operations; overshoot of the bicubic
+filter is cut off as in 8-bit images. The kernel of the blur reaches three of the largest
+deviations, 13 pixels in all, where the paper's, a tenth of the image, would have 3 on CIFAR-10.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SCALE = (0.2, 1.0)
+"""Share of the image's area that is kept."""
+RATIO = (3 / 4, 4 / 3)
+"""Width over height of the crop, uniform in its logarithm."""
+TRIES = 10
+"""Crops that are drawn until one fits; then the whole image, as in torchvision."""
+JITTER, STRENGTH, HUE = 0.8, 0.4, 0.1
+"""Probability of changed colours; how far from 1 the three factors go; shift in turns."""
+GREY = 0.2
+"""Probability of a grey view."""
+BLUR, SIGMA, REACH = 0.5, (0.1, 2.0), 6
+"""Probability of a blur; its standard deviation in pixels; pixels of its kernel to each side."""
+LUMA = (0.2989, 0.587, 0.114)
+"""What red, green and blue add to grey."""
+
+
+@dataclass(frozen=True)
+class ViewTape:
+    """The random choices of n views, each (n,). What does not happen has its neutral value.
+
+    top, left, height, width: of the crop, int64, pixels
+    mirrored: bool
+    brightness, contrast, saturation: float32 factors, 1 changes nothing
+    hue: float32, turns of the colour wheel, 0 changes nothing
+    grey: bool
+    sigma: float32, standard deviation of the blur in pixels, 0 for none
+    """
+
+    top: Tensor
+    left: Tensor
+    height: Tensor
+    width: Tensor
+    mirrored: Tensor
+    brightness: Tensor
+    contrast: Tensor
+    saturation: Tensor
+    hue: Tensor
+    grey: Tensor
+    sigma: Tensor
+
+    def to(self, device: torch.device) -> ViewTape:
+        return ViewTape(*(values.to(device) for values in vars(self).values()))
+
+    def __getitem__(self, rows: Tensor | slice) -> ViewTape:
+        """The choices at these places."""
+        return ViewTape(*(values[rows] for values in vars(self).values()))
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+
+def draw_views(
+    count: int, size: tuple[int, int], flip: bool, generator: torch.Generator
+) -> ViewTape:
+    """Choices for `count` views of images of `size` (height, width); False in `flip` mirrors none.
+
+    The draws are the same with and without `flip`.
+    """
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *shape, generator=generator)
+
+    def happens(probability: float) -> Tensor:
+        return torch.rand(count, generator=generator) < probability
+
+    top, left, height, width = _draw_crops(count, size, generator)
+    mirrored = happens(0.5) & flip
+    jittered, grey, blurred = happens(JITTER), happens(GREY), happens(BLUR)
+    factors = uniform(1 - STRENGTH, 1 + STRENGTH, 3).where(jittered[:, None], 1.0)
+    return ViewTape(
+        top=top,
+        left=left,
+        height=height,
+        width=width,
+        mirrored=mirrored,
+        brightness=factors[:, 0],
+        contrast=factors[:, 1],
+        saturation=factors[:, 2],
+        hue=uniform(-HUE, HUE).where(jittered, 0.0),
+        grey=grey,
+        sigma=uniform(*SIGMA).where(blurred, 0.0),
+    )
+
+
+def _draw_crops(
+    count: int, size: tuple[int, int], generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Top, left, height and width, int64 (count,): of `TRIES` crops the first that fits."""
+    rows, columns = size
+    area = rows * columns * (SCALE[0] + (SCALE[1] - SCALE[0]) * _rand(count, generator))
+    low, high = (math.log(ratio) for ratio in RATIO)
+    ratio = (low + (high - low) * _rand(count, generator)).exp()
+    heights = (area / ratio).sqrt().round().long()
+    widths = (area * ratio).sqrt().round().long()
+    fits = (heights >= 1) & (heights <= rows) & (widths >= 1) & (widths <= columns)
+    first = fits.int().argmax(1, keepdim=True)
+    found = fits.any(1)
+    height = heights.gather(1, first).squeeze(1).where(found, rows)
+    width = widths.gather(1, first).squeeze(1).where(found, columns)
+    # A remainder of a huge integer: the room left to move in is another number for each image.
+    huge = torch.randint(2**62, (2, count), generator=generator)
+    return huge[0] % (rows - height + 1), huge[1] % (columns - width + 1), height, width
+
+
+def _rand(count: int, generator: torch.Generator) -> Tensor:
+    return torch.rand(count, TRIES, generator=generator)
+
+
+def make_views(images: Tensor, tape: ViewTape) -> Tensor:
+    """float32 (n, 3, height, width) in [0, 1] -> the same, channels last, by a tape of n."""
+    # Some thirty passes over the pixels: on a CPU, in parts that stay in its cache.
+    wide = 64 if images.device.type == "cpu" else len(images)
+    parts = [
+        _make_views(images[start : start + wide], tape[start : start + wide])
+        for start in range(0, len(images), wide)
+    ]
+    return torch.cat(parts).contiguous(memory_format=torch.channels_last)
+
+
+def _make_views(images: Tensor, tape: ViewTape) -> Tensor:
+    height, width = images.shape[2:]
+    down = _resizing(tape.top, tape.height, height, torch.zeros_like(tape.mirrored))
+    across = _resizing(tape.left, tape.width, width, tape.mirrored)
+    images = _filter(images, down, across).clamp_(0, 1)
+
+    def each(values: Tensor) -> Tensor:
+        return values.view(-1, 1, 1, 1)
+
+    images = (images * each(tape.brightness)).clamp_(0, 1)
+    mean = _grey(images).mean((2, 3), keepdim=True)
+    images = torch.lerp(mean, images, each(tape.contrast)).clamp_(0, 1)
+    images = torch.lerp(_grey(images), images, each(tape.saturation)).clamp_(0, 1)
+    images = _shift_hue(images, each(tape.hue))
+    images = torch.where(each(tape.grey), _grey(images), images)
+    down, across = _blurring(tape.sigma, height), _blurring(tape.sigma, width)
+    return _filter(images, down, across).clamp_(0, 1)
+
+
+def _filter(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
+    """A linear filter along each axis: weights (n, height, height) and (n, width, width)."""
+    return torch.einsum("nyi,ncij,nxj->ncyx", down, images, across)
+
+
+def _resizing(start: Tensor, extent: Tensor, side: int, mirrored: Tensor) -> Tensor:
+    """float32 (n, side, side): row y holds what each pixel of a line adds to pixel y of the line
+    that is `extent` pixels from `start` on, scaled to `side`.
+
+    Bicubic with Keys' kernel at a = -1/2. Scaling up needs no wider kernel against aliasing, and
+    beyond the border of the crop weights are left out and the others scaled to a sum of 1.
+    """
+    place = torch.arange(side, device=start.device)
+    out = torch.where(mirrored[:, None], side - 1 - place, place)
+    centre = start[:, None] + (out + 0.5) * (extent[:, None] / side)
+    distance = (place + 0.5 - centre[:, :, None]).abs()
+    near = (1.5 * distance - 2.5) * distance.square() + 1
+    far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
+    inside = (place >= start[:, None]) & (place < (start + extent)[:, None])
+    weights = torch.where(distance <= 1, near, far) * ((distance < 2) & inside[:, None])
+    return weights / weights.sum(2, keepdim=True)
+
+
+def _blurring(sigma: Tensor, side: int) -> Tensor:
+    """float32 (n, side, side): as `_resizing`, for a Gaussian whose line is mirrored at its ends
+    without repeating the last pixel."""
+    reach = min(REACH, side - 1)
+    steps = torch.arange(-reach, reach + 1, device=sigma.device)
+    # Not 0, so that no blur is a kernel of one pixel and not 0 / 0.
+    width = sigma.clamp(min=1e-3)[:, None]
+    kernel = (-0.5 * (steps / width).square()).softmax(1)
+    place = torch.arange(side, device=sigma.device)
+    source = (steps[:, None] + place).abs()
+    source = side - 1 - (side - 1 - source).abs()
+    taken = (source[:, :, None] == place).float()
+    return (kernel @ taken.flatten(1)).view(-1, side, side)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """float32 (n, 3, height, width) -> (n, 1, height, width)."""
+    red, green, blue = images.split(1, 1)
+    grey: Tensor = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return grey
+
+
+def _shift_hue(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn the colour wheel of HSV: hue moves, saturation and value stay.
+
+    With hue h in sixths of a turn, value v and chroma c, a channel is v - c * clamp(min(k, 4 - k))
+    in [0, 1], where k = (h + 5, 3 or 1) modulo 6 for red, green and blue.
+    """
+    red, green, blue = images.split(1, 1)
+    value = images.amax(1, keepdim=True)
+    chroma = value - images.amin(1, keepdim=True)
+    safe = chroma.clamp(min=1e-12)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, (blue - red) / safe + 2, (red - green) / safe + 4),
+    )
+    offset = 5 - 2 * torch.arange(3, device=images.device).view(1, 3, 1, 1)
+    k = (hue + 6 * turns + offset).remainder(6)
+    return value - chroma * torch.minimum(k, 4 - k).clamp_(0, 1)

@@ -1,0 +1,13 @@
+"""The defenses there are."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bdbench.models.plugins.registry import Registry
+
+if TYPE_CHECKING:
+    from bdbench.defenses.base import Defense
+
+defenses: Registry[Defense] = Registry("defense", "bdbench.defenses")
+register = defenses.register

@@ -1,0 +1,95 @@
+"""Residual networks, He et al., 2015, arXiv:1512.03385 and 2016, arXiv:1603.05027.
+
+ResNet-18 and ResNet-34 are torchvision's; PreAct-ResNet-18 is the form that other backdoor
+benchmarks use. Images of up to 64 pixels meet a 3x3 convolution and no pooling first, larger ones
+the 7x7 stem of ImageNet.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from bdbench.models import register
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.networks.wide_resnet import PreActivationResNet
+
+if TYPE_CHECKING:
+    from torchvision.models import resnet
+
+SMALL = 64
+
+
+class ResNet(Classifier):
+    """torchvision's network, with a stem that fits the image size."""
+
+    def __init__(
+        self, network: resnet.ResNet, image_size: int, mean: float, deviation: float
+    ) -> None:
+        super().__init__(mean, deviation)
+        if image_size <= SMALL:
+            convolution = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            self.stem = nn.Sequential(convolution, network.bn1, network.relu)
+        else:
+            self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+        self.groups = nn.ModuleList(
+            [network.layer1, network.layer2, network.layer3, network.layer4]
+        )
+        self.head = network.fc
+
+    def body(self, images: Tensor) -> list[Tensor]:
+        maps = [self.stem(images)]
+        for group in self.groups:
+            maps.append(group(maps[-1]))
+        return maps[1:]
+
+    def embed(self, last: Tensor) -> Tensor:
+        return last
+
+
+@register("resnet18")
+def resnet18(
+    num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
+) -> ResNet:
+    """ResNet-18.
+
+    mean, deviation: every pixel becomes (pixel - mean) / deviation
+    """
+    from torchvision.models import resnet  # as slow to import as torch, and seldom needed
+
+    return ResNet(resnet.resnet18(num_classes=num_classes), image_size, mean, deviation)
+
+
+@register("resnet34")
+def resnet34(
+    num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
+) -> ResNet:
+    """ResNet-34, the paper's network for the ImageNet subset (section 5.1).
+
+    mean, deviation: every pixel becomes (pixel - mean) / deviation
+    """
+    from torchvision.models import resnet
+
+    return ResNet(resnet.resnet34(num_classes=num_classes), image_size, mean, deviation)
+
+
+@register("preact_resnet18")
+def preact_resnet18(
+    num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
+) -> PreActivationResNet:
+    """PreAct-ResNet-18.
+
+    mean, deviation: every pixel becomes (pixel - mean) / deviation
+    """
+    stem: nn.Module
+    if image_size <= SMALL:
+        stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    else:
+        stem = nn.Sequential(
+            nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.MaxPool2d(3, 2, padding=1)
+        )
+    return PreActivationResNet(
+        (64, 128, 256, 512), (2, 2, 2, 2), stem, num_classes, mean, deviation
+    )

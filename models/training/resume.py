@@ -1,0 +1,167 @@
+"""Work that goes on where it was broken off.
+
+A `Keeper` is installed around a piece of work, such as the `fit` of a defense. `resumable` is a
+`for` over its epochs or rounds: after each one, all that they change is offered to the keeper. A
+second attempt at the same work meets its loops in the same order. One that was finished is restored
+at once, one that was broken off goes on, and one that nothing was kept of runs again. Whatever lies
+between two loops is done again, so it must be deterministic, and should be cheap.
+
+Work may part into branches that run side by side (`parallel.py`), each with its own loops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy
+import torch
+from torch import Tensor
+
+from bdbench.models.scope import bound
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """Such as a module, an optimizer or a schedule of learning rates."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> Any: ...
+
+
+Part = Stateful | Tensor | torch.Generator | numpy.random.Generator | dict[str, Any]
+State = Mapping[str, Part]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is left of a loop.
+
+    rounds: how many of its rounds are done
+    finished: whether none is left to do
+    state: see `capture`
+    """
+
+    rounds: int
+    finished: bool
+    state: dict[str, Any]
+
+
+class Keeper:
+    """Keeps nothing; a subclass overrides both methods, which several threads may call. Loops count
+    from 0: "2.5.0" is the first loop of the sixth branch, where the work parts after two loops."""
+
+    def find(self, loop: str) -> Kept | None:
+        """What is left of a loop from an earlier attempt."""
+        return None
+
+    def offer(self, loop: str, rounds: int, finished: bool, state: State) -> None:
+        """A loop has come so far. To keep this costs time, so a keeper need not."""
+
+
+@dataclass
+class _Work:
+    """A keeper, how many loops and partings it has met, and whether the work is inside a loop.
+
+    branch: what the names of its loops begin with
+    """
+
+    keeper: Keeper
+    branch: str = ""
+    met: int = 0
+    inside: bool = False
+
+    def next(self) -> str:
+        self.met += 1
+        return f"{self.branch}{self.met - 1}"
+
+
+_current: ContextVar[_Work | None] = ContextVar("work", default=None)
+
+
+def kept_by(keeper: Keeper) -> AbstractContextManager[None]:
+    """Installs `keeper` inside the block, whose loops are counted anew."""
+    return bound(_current, _Work(keeper))
+
+
+def branched(count: int) -> list[AbstractContextManager[None]]:
+    """Blocks for as many branches of the current work, each to be entered in its own context."""
+    work = _current.get()
+    if work is None or work.inside:
+        return [kept_by(Keeper()) for _ in range(count)]
+    parting = work.next()
+    branches = (_Work(work.keeper, f"{parting}.{n}.") for n in range(count))
+    return [bound(_current, branch) for branch in branches]
+
+
+def resumable(count: int, state: State, until: Callable[[], bool] = lambda: False) -> Iterator[int]:
+    """The numbers of the rounds that are left of `count`, from 0, until `until` says after one that
+    it was the last.
+
+    state: by name, all that a round changes and that is read after it: modules, optimizers,
+        tensors, generators, and dicts of such values as JSON or tensors. It is changed in place.
+
+    A loop inside of another is not kept by itself: the state of the outer one must have it all.
+    """
+    work = _current.get()
+    if work is None or work.inside:
+        for done in range(count):
+            yield done
+            if until():
+                return
+        return
+    loop = work.next()
+    kept = work.keeper.find(loop)
+    first = 0
+    if kept is not None:
+        restore(state, kept.state)
+        first = count if kept.finished else kept.rounds
+    work.inside = True
+    try:
+        for done in range(first, count):
+            yield done
+            # Asked in any case, for it may look at what the last round did.
+            finished = until() or done + 1 == count
+            work.keeper.offer(loop, done + 1, finished, state)
+            if finished:
+                return
+    finally:
+        work.inside = False
+
+
+def capture(state: State) -> dict[str, Any]:
+    """What `restore` needs: JSON values and tensors in dicts and lists. The tensors are those in
+    use, not copies."""
+    return {name: _captured(part) for name, part in state.items()}
+
+
+@torch.no_grad()
+def restore(state: State, saved: Mapping[str, Any]) -> None:
+    """Put every part of `state` back as it was captured. Raises KeyError for another state."""
+    for name, part in state.items():
+        value = saved[name]
+        if isinstance(part, Tensor):
+            part.copy_(value)
+        elif isinstance(part, torch.Generator):
+            part.set_state(value)
+        elif isinstance(part, numpy.random.Generator):
+            part.bit_generator.state = value
+        elif isinstance(part, dict):
+            part.clear()
+            part.update(value)
+        else:
+            part.load_state_dict(value)
+
+
+def _captured(part: Part) -> Any:
+    if isinstance(part, Tensor | dict):
+        return part
+    if isinstance(part, torch.Generator):
+        return part.get_state()
+    if isinstance(part, numpy.random.Generator):
+        return part.bit_generator.state
+    return part.state_dict()
