@@ -27,7 +27,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import above, at_least, check
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Batch, Recipe, loop, sample_losses
+from bdbench.models.training.loop import Batch, loop, sample_losses
+from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import State, resumable
 
 CHUNK = 256

@@ -13,7 +13,7 @@ from torch import Tensor
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import check
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Recipe
+from bdbench.models.training.recipe import Recipe
 
 
 @dataclass(frozen=True)

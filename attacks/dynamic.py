@@ -30,7 +30,8 @@ from bdbench.models.plugins.errors import at_least, check
 from bdbench.models.rng import global_seed
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Batch, Recipe, logits, loop
+from bdbench.models.training.loop import Batch, logits, loop
+from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import State
 
 DEVIATION = 0.25

@@ -27,7 +27,8 @@ from bdbench.models.plugins.errors import at_least, check, one_of
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Recipe, train
+from bdbench.models.training.loop import train
+from bdbench.models.training.recipe import Recipe
 
 MODES = ("add", "overwrite", "inverted")
 NEURONS = 2

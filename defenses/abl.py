@@ -27,7 +27,8 @@ from bdbench.defenses.base import Context, Defense
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import above, at_least, check, one_of
-from bdbench.models.training.loop import Batch, Recipe, loop, predict, sample_losses, train
+from bdbench.models.training.loop import Batch, loop, predict, sample_losses, train
+from bdbench.models.training.recipe import Recipe
 
 ISOLATIONS = ("flooding", "lga")
 JUDGES = 1_000

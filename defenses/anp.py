@@ -29,7 +29,8 @@ from bdbench.defenses.base import Context, Defense
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import at_least, check
-from bdbench.models.training.loop import Batch, Recipe, loop, steps_per_epoch
+from bdbench.models.training.loop import Batch, loop, steps_per_epoch
+from bdbench.models.training.recipe import Recipe
 
 Norms = Mapping[str, nn.BatchNorm2d]
 

@@ -14,7 +14,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import check
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Recipe
+from bdbench.models.training.recipe import Recipe
 
 VALIDATION = 0.2
 """Share of a clean budget that is kept for choosing and stopping."""

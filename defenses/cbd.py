@@ -34,7 +34,8 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import at_least, check, one_of
 from bdbench.models.rng import derive, global_seed
-from bdbench.models.training.loop import Batch, Recipe, loop, predict, sample_losses, train
+from bdbench.models.training.loop import Batch, loop, predict, sample_losses, train
+from bdbench.models.training.recipe import Recipe
 
 T1S = (3, 5, 8)
 BETAS = (1e-5, 1e-4, 1e-3)

@@ -37,7 +37,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import above, at_least, check
 from bdbench.models.rng import global_seed
 from bdbench.models.training.augment import Tape, augment, draw_tape, to_float
-from bdbench.models.training.loop import Batch, Recipe, logits, loop
+from bdbench.models.training.loop import Batch, logits, loop
+from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import State, resumable
 
 PROJECTION = 128

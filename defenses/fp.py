@@ -27,7 +27,8 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import above, at_least, check
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.loop import Batch, Recipe, loop, predict
+from bdbench.models.training.loop import Batch, loop, predict
+from bdbench.models.training.recipe import Recipe
 
 
 @register("fp")

@@ -22,7 +22,8 @@ from bdbench.defenses import register
 from bdbench.defenses.base import Context, Defense
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.training.loop import Recipe, train
+from bdbench.models.training.loop import train
+from bdbench.models.training.recipe import Recipe
 
 
 @register("ft")

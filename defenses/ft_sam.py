@@ -31,7 +31,8 @@ from bdbench.defenses.base import Context, Defense
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import at_least
-from bdbench.models.training.loop import Batch, Recipe, loop
+from bdbench.models.training.loop import Batch, loop
+from bdbench.models.training.recipe import Recipe
 
 
 @register("ft_sam")

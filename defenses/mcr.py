@@ -30,7 +30,8 @@ from bdbench.defenses.base import CleanBudget, Context, Defense
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import above, at_least, check, one_of
-from bdbench.models.training.loop import Batch, Recipe, loop, predict, steps_per_epoch, train
+from bdbench.models.training.loop import Batch, loop, predict, steps_per_epoch, train
+from bdbench.models.training.recipe import Recipe
 
 ENDS = ("single", "two")
 POINTS = tuple(n / 10 for n in range(1, 10))

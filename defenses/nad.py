@@ -29,7 +29,8 @@ from bdbench.defenses.base import Context, Defense
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import above, at_least, check
-from bdbench.models.training.loop import Batch, Recipe, loop, predict, train
+from bdbench.models.training.loop import Batch, loop, predict, train
+from bdbench.models.training.recipe import Recipe
 
 
 @register("nad")

@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from bdbench.models.registry import register as register
     from bdbench.models.training.context import TrainingContext as TrainingContext
     from bdbench.models.training.loop import Batch as Batch
-    from bdbench.models.training.loop import Recipe as Recipe
     from bdbench.models.training.loop import features as features
     from bdbench.models.training.loop import logits as logits
     from bdbench.models.training.loop import loop as loop
     from bdbench.models.training.loop import predict as predict
     from bdbench.models.training.loop import sample_losses as sample_losses
     from bdbench.models.training.loop import train as train
+    from bdbench.models.training.recipe import Recipe as Recipe
     from bdbench.models.training.resume import State as State
     from bdbench.models.training.resume import resumable as resumable
 

@@ -2,8 +2,7 @@
 
 import hashlib
 
-from bdbench.records import record as records
-from bdbench.records.record import Count, Record
+from bdbench.records.record import SCHEMA, STAGES, Count, Record
 
 RECIPE = "recipe(epochs=30, learning_rate=0.1, precision='fp32')"
 FAILED = {"type": "RuntimeError", "message": "out of memory", "traceback": "Traceback"}
@@ -23,7 +22,7 @@ def cell(defense, attack, ca=None, asr=None, floor=10, seed=0, flags=(), seconds
     canonical = {axis: f"{name}(field=1)" for axis, name in labels.items()}
     undefended, fit = seconds
     return Record(
-        schema=records.SCHEMA,
+        schema=SCHEMA,
         key=hashlib.sha256(f"{defense} {attack} {seed}".encode()).hexdigest()[:16],
         status="failed" if ca is None else "ok",
         cell=canonical | {"recipe": RECIPE, "seed": seed},
@@ -35,7 +34,7 @@ def cell(defense, attack, ca=None, asr=None, floor=10, seed=0, flags=(), seconds
         diagnostics={},
         provenance={"data_sha256": "ab" * 32, "precision": "fp32"},
         measured={
-            "seconds": dict.fromkeys(records.STAGES, 1.0) | {"undefended": undefended, "fit": fit},
+            "seconds": dict.fromkeys(STAGES, 1.0) | {"undefended": undefended, "fit": fit},
             "peak_memory_bytes": 1024,
             "images": 600,
             "images_per_second": 10.5,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from bdbench.contract import promises as contract
+from bdbench.contract import scenarios
 from bdbench.defenses.anp import ANP, find_norms, scale
 from bdbench.defenses.base import CleanBudget, Context
 from bdbench.defenses.registry import defenses
@@ -22,7 +22,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.models.training.context import network_builder
-from bdbench.models.training.loop import Batch, Recipe, loop
+from bdbench.models.training.loop import Batch, loop
+from bdbench.models.training.recipe import Recipe
 
 SHORT = ANP(epochs=3, batch_size=20, learning_rate=1.0)
 
@@ -30,13 +31,13 @@ SHORT = ANP(epochs=3, batch_size=20, learning_rate=1.0)
 @pytest.fixture
 def images() -> ImageSet:
     """60 small images of noise, six of each of ten classes."""
-    return contract.pictures(60, 12, 10)
+    return scenarios.pictures(60, 12, 10)
 
 
 def lend(images: ImageSet, model: str = "wrn16_1", **fields: object) -> Context:
     """40 clean images to fit, 10 for validation and an untrained network whose normalisations are
     not those of a fresh one; lengths unscaled."""
-    context = contract.context(images, 0.05)
+    context = scenarios.context(images, 0.05)
     context = replace(
         context,
         recipe=replace(context.recipe, epochs=100, **fields),
@@ -207,15 +208,15 @@ def test_only_the_clean_images_to_fit_are_looked_at(images: ImageSet) -> None:
 
 
 def test_channels_are_found_in_another_network() -> None:
-    lent = lend(contract.pictures(60, 8, 10), "resnet18")
+    lent = lend(scenarios.pictures(60, 8, 10), "resnet18")
     ANP(epochs=1).fit(lent.trusted().fit, lent)
     assert lent.journal.scalars["channels"] == 64 + 4 * 64 + 5 * (128 + 256 + 512)
 
 
 @pytest.mark.parametrize("epochs", [1, 4])
 def test_the_cost_is_the_work(epochs: int, work: Callable[[Callable[[], object]], int]) -> None:
-    images = contract.pictures(1000, 8, 10)
-    lent = contract.context(images, 0.05)
+    images = scenarios.pictures(1000, 8, 10)
+    lent = scenarios.context(images, 0.05)
     lent = replace(lent, recipe=replace(lent.recipe, epochs=epochs))
     defense = ANP(epochs=100)
     own = defense.cost(lent.recipe) - 3.0 * epochs

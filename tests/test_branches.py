@@ -20,8 +20,9 @@ from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.registry import models
 from bdbench.models.scope import threaded
-from bdbench.models.training.loop import Recipe, train
+from bdbench.models.training.loop import train
 from bdbench.models.training.parallel import Stopped, side_by_side
+from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import kept_by, resumable
 from bdbench.storage.checkpoints import Checkpoints
 from bdbench.trial.monitor import Looker

@@ -27,7 +27,8 @@ from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.storage import artefacts
 from bdbench.storage.atomic import write_atomically
-from bdbench.storage.cache import Cache, DamagedCache, digest_of, sha256_of
+from bdbench.storage.cache import Cache, DamagedCache, sha256_of
+from bdbench.storage.keys import digest_of
 from bdbench.storage.maintenance import contents, parse_size, sweep, verify
 
 SPAWN = multiprocessing.get_context("spawn")

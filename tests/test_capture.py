@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bdbench.contract.host_graph import HostGraph
-from bdbench.contract.promises import context, replays
+from bdbench.contract.scenarios import context, replays
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
@@ -20,7 +20,8 @@ from bdbench.models.observer import Observer, observed_by
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
 from bdbench.models.training.graphs import by_device, recorded_by
-from bdbench.models.training.loop import Batch, Recipe, logits, loop, train
+from bdbench.models.training.loop import Batch, logits, loop, train
+from bdbench.models.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05, drops=(0.7,))
 

@@ -19,7 +19,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import global_seed, stream
 from bdbench.models.training.context import network_builder
-from bdbench.models.training.loop import Recipe, train
+from bdbench.models.training.loop import train
+from bdbench.models.training.recipe import Recipe
 from bdbench.trial.evaluation import diagnose
 
 RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)

@@ -17,10 +17,11 @@ from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bdbench.cells.cell import Cell, cell
-from bdbench.contract.promises import goes_on
+from bdbench.contract.scenarios import goes_on
 from bdbench.machine.clock import Stopwatch
 from bdbench.models.data import ImageSet
-from bdbench.models.training.loop import Batch, Recipe, loop
+from bdbench.models.training.loop import Batch, loop
+from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import Keeper, Kept, State, capture, kept_by, restore, resumable
 from bdbench.storage.atomic import write_atomically
 from bdbench.storage.cache import Cache

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.testing import assert_close
 
-from bdbench.contract import promises as contract
+from bdbench.contract import scenarios
 from bdbench.defenses.base import Context
 from bdbench.defenses.clp import CLP, bounds, follow, outliers
 from bdbench.defenses.registry import defenses
@@ -22,7 +22,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.models.training.context import network_builder
-from bdbench.models.training.loop import Recipe, logits
+from bdbench.models.training.loop import logits
+from bdbench.models.training.recipe import Recipe
 
 WRN = [
     ("stem", "groups.0.0.norm1"),
@@ -32,7 +33,7 @@ WRN = [
 
 @pytest.fixture
 def images() -> ImageSet:
-    return contract.pictures(20, 16, 10)
+    return scenarios.pictures(20, 16, 10)
 
 
 def restless(network: Classifier) -> Classifier:
@@ -49,7 +50,7 @@ def restless(network: Classifier) -> Classifier:
 
 
 def lend(images: ImageSet, network: Classifier | None = None) -> Context:
-    context = contract.context(images, 0.0)
+    context = scenarios.context(images, 0.0)
     made = restless(context.build()) if network is None else network
     return replace(context, train_undefended=lambda n: made)
 
@@ -125,7 +126,7 @@ def test_exactly_the_outliers_of_each_layer_go(u: float, images: ImageSet) -> No
 
 
 def test_a_pruned_channel_says_nothing_whatever_the_image(images: ImageSet) -> None:
-    network = restless(contract.context(images, 0.0).build())
+    network = restless(scenarios.context(images, 0.0).build())
     with torch.no_grad():
         network.get_submodule("groups.1.0.norm2").weight[5] = 100.0
     made = CLP().fit(images, lend(images, network))
@@ -162,7 +163,7 @@ def test_no_image_and_no_chance_matters(images: ImageSet) -> None:
 
 
 def test_a_diverged_network_passes_unchanged(images: ImageSet) -> None:
-    network = restless(contract.context(images, 0.0).build())
+    network = restless(scenarios.context(images, 0.0).build())
     for p in network.parameters():
         p.data.fill_(torch.nan)
     made = CLP().fit(images, lend(images, network))
@@ -202,8 +203,8 @@ def test_a_diverged_network_passes_unchanged(images: ImageSet) -> None:
 def test_convolutions_are_found_for_all_normalisations_that_have_one(
     model: str, expected: list[tuple[str, str]]
 ) -> None:
-    data = contract.pictures(1, 8, 10)
-    lent = replace(contract.context(data, 0.0), build_network=network_builder(model, 10, 8))
+    data = scenarios.pictures(1, 8, 10)
+    lent = replace(scenarios.context(data, 0.0), build_network=network_builder(model, 10, 8))
     noise = torch.rand(1, 3, 8, 8, generator=stream(0, "noise"))
     assert sorted(follow(lent.build(), noise)) == sorted(expected)
 

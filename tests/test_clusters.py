@@ -13,10 +13,12 @@ import torch
 
 from bdbench.cells.cell import Cell, cell
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.training.loop import Recipe
-from bdbench.records.record import Record, path_of, read
-from bdbench.running.engines import Place
-from bdbench.running.worker import Attempt, Job, Worker, claimed
+from bdbench.models.training.recipe import Recipe
+from bdbench.records.files import path_of, read
+from bdbench.records.record import Record
+from bdbench.running.claims import claimed
+from bdbench.running.engines.options import Place
+from bdbench.running.worker import Attempt, Job, Worker
 
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.01)
 # What these libraries warn of is theirs.
@@ -68,10 +70,10 @@ def test_a_node_goes_and_all_records_arrive(
 
     from rich.console import Console
 
-    from bdbench.cells import grid as plan
     from bdbench.running.engines.base import Ear
     from bdbench.running.progress import Reporter
     from bdbench.running.schedule import Schedule
+    from bdbench.running.speed import Speed
 
     cluster, node = two_nodes
     wanted = cells(6)
@@ -86,7 +88,7 @@ def test_a_node_goes_and_all_records_arrive(
     killer.start()
     ear = Ear(lambda key, work: None, lambda line: None)
     with Reporter(6, 1.0, Console(file=StringIO())) as reporter:
-        schedule = Schedule(wanted, results, plan.Speed(torch.device("cpu")), None, reporter)
+        schedule = Schedule(wanted, results, Speed(torch.device("cpu")), None, reporter)
         with Place("ray", cores=1).start(job(tmp_path), ear) as engine:
             assert schedule.run(engine) == 0
     killer.join(60)

@@ -14,13 +14,15 @@ from torch import Tensor
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.cli import main
+from bdbench.contract import attacks as promised_attacks
 from bdbench.contract import promises as contract
-from bdbench.contract.promises import REGISTRIES, Broken, context, promises
+from bdbench.contract.promises import REGISTRIES, promises
+from bdbench.contract.scenarios import Broken, context
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.registry import Registry
-from bdbench.trial.harness import clean_budget
+from bdbench.trial.clean_budget import clean_budget
 
 ALL = [
     pytest.param(kind, name, each, id=f"{kind} {name}: {each.test.__name__}")
@@ -196,8 +198,8 @@ class Neighbourly(BadNets):
 @pytest.mark.parametrize(
     ("attack", "promise", "complaint"),
     [
-        (Sloppy, contract.honest_poison, "labels outside the mask were changed"),
-        (Neighbourly, contract.pure_trigger, "depends on the others in its batch"),
+        (Sloppy, promised_attacks.honest_poison, "labels outside the mask were changed"),
+        (Neighbourly, promised_attacks.pure_trigger, "depends on the others in its batch"),
     ],
 )
 def test_check_finds_what_is_wrong_with_an_attack(

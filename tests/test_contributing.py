@@ -14,7 +14,7 @@ from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.registry import load_file
-from bdbench.models.training.loop import Recipe
+from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
 from bdbench.trial.harness import Harness
 

@@ -28,10 +28,11 @@ from PIL import Image
 
 from bdbench.cli import main
 from bdbench.datasets import gtsrb, images, parquet
-from bdbench.datasets.base import Decoded, fingerprint
+from bdbench.datasets.base import fingerprint
+from bdbench.datasets.files import Decoded
 from bdbench.datasets.registry import datasets
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records import record as records
+from bdbench.records import files as records
 from bdbench.records.merge import merge
 from bdbench.storage import artefacts
 from bdbench.storage.cache import Cache, DamagedCache

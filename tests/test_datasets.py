@@ -18,12 +18,14 @@ from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
 from torchvision.datasets import CIFAR10
 
 from bdbench.datasets import gtsrb, images, parquet, toy
-from bdbench.datasets.base import Dataset, Found, Source, content_of, fingerprint, roots, stratified
+from bdbench.datasets.base import Dataset, Source, fingerprint, stratified
 from bdbench.datasets.cifar10 import CLASSES, FOLDER
+from bdbench.datasets.files import Found, content_of
 from bdbench.datasets.registry import datasets
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.storage.cache import Cache
+from bdbench.storage.folders import roots
 
 ROWS = 20
 

@@ -31,7 +31,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.models.training.context import network_builder
-from bdbench.models.training.loop import Recipe, logits, loop
+from bdbench.models.training.loop import logits, loop
+from bdbench.models.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=2, batch_size=20)
 SHORT = DBD(ssl_epochs=100, ssl_batch_size=32, head_epochs=50, semi_epochs=100, semi_batch_size=12)

@@ -27,7 +27,6 @@ from bdbench import figures
 from bdbench.attacks.base import Attack, Poisoned, prepared
 from bdbench.attacks.poison import dirty_label
 from bdbench.attacks.registry import attacks
-from bdbench.cells import grid as plan
 from bdbench.cells.cell import Cell, cell
 from bdbench.cli import main
 from bdbench.figures import curves, losses, pareto, picture, triggers, tsne
@@ -35,9 +34,10 @@ from bdbench.figures.selection import Selection, agrees, select
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Recipe
-from bdbench.records import record as records
+from bdbench.models.training.recipe import Recipe
+from bdbench.records import files as records
 from bdbench.records.record import Record
+from bdbench.running import speed
 from bdbench.storage import artefacts
 from bdbench.storage.cache import Cache
 from bdbench.trial.harness import Harness
@@ -537,7 +537,7 @@ def test_the_command_in_a_refusal_makes_what_is_missing(
     """Its dry run lists the cells of the records. The recipe has the default learning rate, which
     is not that of the data set, and `cbd` stands for something else in a suite."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "probe", lambda cell, device: 1e6)
+    monkeypatch.setattr(speed, "probe", lambda cell, device: 1e6)
     one = real(attack, defense, seed=1)
     folder(Path("results") / name, one)
     assert main(["figure", "curves", "--results", f"results/{name}", *words]) == 2

@@ -23,9 +23,11 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext, network_builder
-from bdbench.models.training.loop import Recipe, logits, predict, train
+from bdbench.models.training.loop import logits, predict, train
+from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
-from bdbench.trial.harness import Harness, clean_budget
+from bdbench.trial.clean_budget import clean_budget
+from bdbench.trial.harness import Harness
 
 RECIPE = Recipe(epochs=3, batch_size=20, learning_rate=0.05)
 CPU = torch.device("cpu")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
-from bdbench.contract import promises as contract
+from bdbench.contract import scenarios
 from bdbench.defenses.base import CleanBudget, Context
 from bdbench.defenses.ft import FineTuning
 from bdbench.defenses.ft_sam import FTSAM, ascent
@@ -21,7 +21,8 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.training.context import network_builder
-from bdbench.models.training.loop import Batch, Recipe, loop
+from bdbench.models.training.loop import Batch, loop
+from bdbench.models.training.recipe import Recipe
 
 SHORT = FTSAM(epochs=2, batch_size=20)
 
@@ -29,12 +30,12 @@ SHORT = FTSAM(epochs=2, batch_size=20)
 @pytest.fixture
 def images() -> ImageSet:
     """60 small images of noise, six of each of ten classes."""
-    return contract.pictures(60, 16, 10)
+    return scenarios.pictures(60, 16, 10)
 
 
 def lend(images: ImageSet, **fields: object) -> Context:
     """40 clean images to fit, 10 for validation and an untrained network; lengths unscaled."""
-    context = contract.context(images, 0.05)
+    context = scenarios.context(images, 0.05)
     context = replace(context, recipe=replace(context.recipe, epochs=100, **fields))
     clean = CleanBudget(images[torch.arange(40)], images[torch.arange(40, 50)])
     return replace(context, clean=clean, train_undefended=lambda n: context.build().eval())
@@ -154,8 +155,8 @@ def test_only_the_clean_images_to_fit_are_looked_at(images: ImageSet) -> None:
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_the_cost_is_the_work(epochs: int, work: Callable[[Callable[[], object]], int]) -> None:
-    images = contract.pictures(1000, 8, 10)
-    lent = contract.context(images, 0.05)
+    images = scenarios.pictures(1000, 8, 10)
+    lent = scenarios.context(images, 0.05)
     lent = replace(lent, recipe=replace(lent.recipe, epochs=epochs))
     own = FTSAM().cost(lent.recipe) - 3.0 * epochs
     assert work(lambda: FTSAM().fit(images, lent)) == pytest.approx(own * len(images))

@@ -21,12 +21,14 @@ from bdbench.models.rng import stream
 from bdbench.models.training.augment import Augmentation, augment, draw_tape, to_float
 from bdbench.models.training.context import TrainingContext, network_builder
 from bdbench.models.training.graphs import CudaRecorder, Work, recorded_by
-from bdbench.models.training.loop import Recipe, logits, train
-from bdbench.records.record import read_all
-from bdbench.running.engines import Place
+from bdbench.models.training.loop import logits, train
+from bdbench.models.training.recipe import Recipe
+from bdbench.records.files import read_all
+from bdbench.running.engines.options import Place
 from bdbench.running.run import run_suite
 from bdbench.storage.cache import Cache
-from bdbench.trial.harness import Harness, clean_budget
+from bdbench.trial.clean_budget import clean_budget
+from bdbench.trial.harness import Harness
 
 pytestmark = [
     pytest.mark.gpu,

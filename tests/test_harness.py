@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bdbench.cells import grid as plan
+from bdbench.cells import cost, grid
 from bdbench.cells.cell import Cell, cell, recipe_of
 from bdbench.cells.suites import SUITES, suite
 from bdbench.defenses.base import Context, Defense
@@ -25,12 +25,16 @@ from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import derive
 from bdbench.models.training.context import TrainingContext, network_builder
-from bdbench.models.training.loop import Recipe, train
-from bdbench.records.record import Count, encode, read, write
+from bdbench.models.training.loop import train
+from bdbench.models.training.recipe import Recipe
+from bdbench.records.files import read, write
+from bdbench.records.record import Count, encode
 from bdbench.storage import artefacts
 from bdbench.storage.cache import Cache, DamagedCache, Entry
 from bdbench.trial import evaluation as metrics
-from bdbench.trial.harness import POINT, Harness, PoisonedData, clean_budget
+from bdbench.trial.clean_budget import clean_budget
+from bdbench.trial.harness import POINT, Harness
+from bdbench.trial.poisoned import PoisonedData
 
 DATASET = "toy(train_images=120, test_images=80, image_size=16)"
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
@@ -196,7 +200,7 @@ def test_cbd_costs_what_it_says(harness: Harness) -> None:
     made = tiny(defense="cbd(t1=2)", epochs=3)
     record = harness.run(made)
     passes = record.passes["forward"] + 2 * record.passes["backward"]
-    assert passes == pytest.approx(plan.work(made) / 120)
+    assert passes == pytest.approx(cost.work(made) / 120)
 
 
 def test_curves_have_a_point_for_each_epoch_and_end_where_the_record_does(
@@ -455,18 +459,18 @@ def test_a_bad_cell_is_refused_before_anything_is_loaded(
 
 def test_suites_are_sound_and_bring_the_settings_of_their_data_set() -> None:
     for name in SUITES:
-        cells = plan.cells(suite(name), "fp32")
+        cells = grid.cells(suite(name), "fp32")
         assert len({made.key for made in cells}) == len(cells)
-    quick = plan.cells(suite("quick"), "fp32")
+    quick = grid.cells(suite("quick"), "fp32")
     of_the_paper = {"none", "fp", "mcr", "nad", "abl", "dbd", "cbd"}
     assert {spec.parse(made.defense)[0] for made in quick} == {*of_the_paper, "ft"}
-    tables = [plan.cells(suite(name), "fp32") for name in SUITES if name.startswith("table")]
+    tables = [grid.cells(suite(name), "fp32") for name in SUITES if name.startswith("table")]
     assert {spec.parse(made.defense)[0] for cells in tables for made in cells} == of_the_paper
-    aims = {made.attack for made in plan.cells(suite("table1-gtsrb"), "fp32")}
+    aims = {made.attack for made in grid.cells(suite("table1-gtsrb"), "fp32")}
     assert all(spec.parse(attack)[1]["target"] == 1 for attack in aims)
     assert len(tables[0]) == 7 * 7 * 3
     signs = replace(suite("quick"), datasets=("gtsrb",))
-    recipe = recipe_of(plan.cells(signs, "fp32")[0].recipe)
+    recipe = recipe_of(grid.cells(signs, "fp32")[0].recipe)
     assert (recipe.learning_rate, recipe.flip) == (0.01, False)
     with pytest.raises(InvalidInput, match="seeds must be at least 1"):
-        plan.cells(replace(suite("quick"), seeds=0), "fp32")
+        grid.cells(replace(suite("quick"), seeds=0), "fp32")

@@ -30,15 +30,16 @@ from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import recipe_of
 from bdbench.cli import main
 from bdbench.datasets import gtsrb, images, parquet
-from bdbench.datasets.base import content_of
+from bdbench.datasets.files import content_of
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import LONGEST, InvalidInput, one_line
 from bdbench.models.plugins.registry import load_file
-from bdbench.models.training.loop import Recipe
-from bdbench.records import record as records
+from bdbench.models.training.recipe import Recipe
+from bdbench.records import files as records
 from bdbench.records.merge import merge
+from bdbench.records.record import encode
 from bdbench.storage import artefacts
 
 FIXED = settings(
@@ -54,7 +55,7 @@ HUGE = "9" * 400
 @pytest.fixture(autouse=True, scope="module")
 def imported() -> None:
     """What a command imports is not what it is timed for."""
-    for module in ("describe", "figures", "preview", "run", "tables"):
+    for module in ("cli.describe", "figures", "figures.preview", "running.run", "tables.write"):
         importlib.import_module(f"bdbench.{module}")
 
 
@@ -574,7 +575,7 @@ def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         yield from places(part, (*at, name))
 
 
-DOCUMENT = records.encode(RECORD) | {
+DOCUMENT = encode(RECORD) | {
     "curves": [{"epoch": 1, "clean_accuracy": 0.5, "attack_success_rate": 0.1}],
     "diagnostics": {"isolation": {"precision": 0.9}},
 }

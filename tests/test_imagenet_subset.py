@@ -27,7 +27,7 @@ from bdbench.datasets.imagenet_subset import ImageNetSubset, class_folders, crop
 from bdbench.datasets.registry import datasets
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
-from bdbench.models.training.loop import Recipe
+from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
 
 WORDNET = [f"n{number:08d}" for number in range(100, 112)]

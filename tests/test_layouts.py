@@ -18,7 +18,8 @@ from scipy import stats
 
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records.record import ALONE, read_all, write
+from bdbench.records.files import read_all, write
+from bdbench.records.record import ALONE
 from bdbench.tables.groups import collect
 from bdbench.tables.leaderboard import Block
 from bdbench.tables.paper import COMPANY, TABLES, TIMING, company, sheets

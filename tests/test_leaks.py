@@ -24,9 +24,10 @@ from bdbench.defenses.base import Context, Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.training.loop import Recipe
+from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
-from bdbench.trial.harness import Harness, PoisonedData
+from bdbench.trial.harness import Harness
+from bdbench.trial.poisoned import PoisonedData
 
 SIZES = "toy(train_images=200, test_images=60, image_size=16)"
 RECIPE = Recipe(epochs=1, batch_size=50, learning_rate=0.01)

@@ -22,7 +22,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.models.training.context import TrainingContext, network_builder
-from bdbench.models.training.loop import Batch, Recipe, logits, loop, train
+from bdbench.models.training.loop import Batch, logits, loop, train
+from bdbench.models.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=20, learning_rate=0.05, weight_decay=0.01)
 STILL = replace(RECIPE, padding=0, flip=False, cutout=0)

@@ -20,7 +20,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.models.training.context import TrainingContext, network_builder
-from bdbench.models.training.loop import Recipe, loop, train
+from bdbench.models.training.loop import loop, train
+from bdbench.models.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=4, batch_size=20, learning_rate=0.05)
 SHORT: dict[str, Any] = {"teacher_epochs": 2, "epochs": 3, "batch_size": 20, "learning_rate": 0.02}

@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from bdbench.cells import grid as plan
+from bdbench.cells import grid
 from bdbench.cells.cell import Cell, cell
 from bdbench.cells.suites import suite
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
-from bdbench.models.training.loop import Recipe
-from bdbench.records.record import write
+from bdbench.models.training.recipe import Recipe
+from bdbench.records.files import write
 from bdbench.running import needs
 from bdbench.running.needs import Need, cache_growth, check_needs, estimate, footprint, free_memory
 from bdbench.storage.cache import Cache
@@ -137,7 +137,7 @@ def test_wider_batches_and_more_images_take_more(tmp_path: Path) -> None:
     [("quick", 102e6, 12.8e6), ("cifar10-small", 801e6, 295e6), ("table1-cifar10", 1012e6, 1282e6)],
 )
 def test_what_suites_are_said_to_take(name: str, ram: float, disk: float, tmp_path: Path) -> None:
-    cells = plan.cells(suite(name), "fp32")
+    cells = grid.cells(suite(name), "fp32")
     found = estimate(cells, CPU, tmp_path / "results", tmp_path / "cache")
     assert [need.needed for need in found] == pytest.approx([ram, disk], rel=0.01)
     assert not list(tmp_path.iterdir())

@@ -19,10 +19,10 @@ from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import Attack, Poisoned, prepared
 from bdbench.attacks.poison import dirty_label
 from bdbench.attacks.registry import attacks
-from bdbench.cells import grid as plan
+from bdbench.cells import grid
 from bdbench.cells.cell import cell
 from bdbench.cli import main
-from bdbench.figures import preview
+from bdbench.figures import distortion, preview
 from bdbench.models.data import ImageSet
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import Augmentation, Tape, draw_tape
@@ -109,7 +109,7 @@ def test_survival_of_the_corner_patch_over_all_81_crops() -> None:
         ]
         counts.append(len(shown))
         energies.append(sum(shown) / float(energy.sum()))
-    left = preview.survival(before, after, every_crop(4), Augmentation(4, flip=False, cutout=0))
+    left = distortion.survival(before, after, every_crop(4), Augmentation(4, flip=False, cutout=0))
     assert left.views == 81
     assert left.seen == pytest.approx(sum(n > 0 for n in counts) / 81) == pytest.approx(49 / 81)
     assert left.whole == pytest.approx(sum(n == 9 for n in counts) / 81) == pytest.approx(25 / 81)
@@ -122,9 +122,9 @@ def test_survival_counts_cutout_and_leaves_out_what_was_never_changed() -> None:
     stamped[1] = images[1]
     for how, kept in ((Augmentation(0, True, 0), 1.0), (Augmentation(4, True, 200), 0.0)):
         tape = draw_tape(600, (32, 32), how, stream(0, "tape"))
-        expected = preview.Survival(480, kept, kept, kept)
-        assert preview.survival(images, stamped, tape, how) == expected
-    nothing = preview.survival(images, images, tape, how)
+        expected = distortion.Survival(480, kept, kept, kept)
+        assert distortion.survival(images, stamped, tape, how) == expected
+    nothing = distortion.survival(images, images, tape, how)
     assert nothing.views == 0
     assert np.isnan(nothing.seen)
 
@@ -133,7 +133,7 @@ def test_distortion_by_hand() -> None:
     """Four white and five black cells on grey 100, and an image that has the patch already."""
     before = torch.full((2, 3, 32, 32), 100, dtype=torch.uint8)
     before[1] = BadNets().trigger(before[1:])[0]
-    found = preview.distortion(before, BadNets().trigger(before))
+    found = distortion.distortion(before, BadNets().trigger(before))
     error = 3 * (4 * 155**2 + 5 * 100**2) / (3 * 32 * 32)
     assert found.psnr == pytest.approx(10 * np.log10(255**2 / error))
     assert (found.unchanged, found.pixels, found.largest) == (1, 4.5, 155)
@@ -210,7 +210,7 @@ def test_a_preview_is_of_what_a_run_poisons(
 
 @pytest.mark.usefixtures("shade")
 def test_training_and_cover_images_have_rows_of_their_own(cache_folder: Path) -> None:
-    recipe = plan.recipe_for(DATASET, {"epochs": 1}, "fp32")
+    recipe = grid.recipe_for(DATASET, {"epochs": 1}, "fp32")
     asked = cell(DATASET, "wrn16_1", "shade", "none", recipe, seed=0)
     harness = Harness(Cache(cache_folder), [], CPU)
     dataset, made = harness.dataset(asked.dataset), harness.poisoned(asked)

@@ -13,8 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records import record as records
-from bdbench.records.record import Count, OtherSchema, Record
+from bdbench.records import files as records
+from bdbench.records.record import (
+    FLAGS,
+    METRICS,
+    SCHEMA,
+    STAGES,
+    Count,
+    OtherSchema,
+    Record,
+    decode,
+    encode,
+)
 
 SPECS = ("dataset", "model", "attack", "defense", "recipe")
 
@@ -30,23 +40,23 @@ anything = st.dictionaries(st.text(max_size=8), nested, max_size=4)
 @st.composite
 def any_record(draw):
     failed = draw(st.booleans())
-    metrics = st.fixed_dictionaries(dict.fromkeys(records.METRICS, st.none() | counts))
+    metrics = st.fixed_dictionaries(dict.fromkeys(METRICS, st.none() | counts))
     point = {"epoch": st.integers(0), "clean_accuracy": share, "attack_success_rate": share}
     error = st.fixed_dictionaries(dict.fromkeys(("type", "message", "traceback"), st.text()))
     return Record(
-        schema=records.SCHEMA,
+        schema=SCHEMA,
         key=draw(st.text("0123456789abcdef", min_size=16, max_size=16)),
         status="failed" if failed else "ok",
         cell=draw(specs) | {"seed": draw(st.integers(0))},
         labels=draw(specs),
         metrics=None if failed else draw(metrics),
         passes={"forward": draw(finite), "backward": draw(finite)},
-        flags=tuple(draw(st.lists(st.sampled_from(records.FLAGS), unique=True))),
+        flags=tuple(draw(st.lists(st.sampled_from(FLAGS), unique=True))),
         curves=draw(st.lists(st.fixed_dictionaries(point | {"loss": share}), max_size=3)),
         diagnostics=draw(anything),
         provenance=draw(anything),
         measured={
-            "seconds": {stage: draw(finite) for stage in records.STAGES},
+            "seconds": {stage: draw(finite) for stage in STAGES},
             "peak_memory_bytes": draw(st.integers(0)),
             "images": draw(st.integers(0)),
             "images_per_second": draw(finite),
@@ -85,7 +95,7 @@ def record():
         diagnostics={"isolation": {"precision": 0.9}},
         provenance={"data_sha256": "ab" * 32, "notes": "naïve — 測試"},
         measured={
-            "seconds": dict.fromkeys(records.STAGES, 1.5),
+            "seconds": dict.fromkeys(STAGES, 1.5),
             "peak_memory_bytes": 1024,
             "images": 600,
             "images_per_second": 10.5,
@@ -112,8 +122,8 @@ def edit(path, **changes):
 
 @given(any_record())
 def test_any_record_survives_encoding(record):
-    text = json.dumps(records.encode(record), allow_nan=False)
-    assert records.decode(json.loads(text)) == record
+    text = json.dumps(encode(record), allow_nan=False)
+    assert decode(json.loads(text)) == record
 
 
 def test_a_record_survives_the_disk(record, written, tmp_path):
@@ -240,7 +250,7 @@ def test_older_records_without_captures_images_and_others_are_read(record, writt
     [
         ({"others": "many"}, "record.measured.others has the wrong type, str"),
         ({"images": 1.5}, "record.measured.images has the wrong type, float"),
-        ({"seconds": dict.fromkeys(records.STAGES, -1.0)}, "seconds and passes must be at least 0"),
+        ({"seconds": dict.fromkeys(STAGES, -1.0)}, "seconds and passes must be at least 0"),
         ({"seconds": {"capture": 1.0}}, "record.measured.seconds lacks evaluate, fit, load"),
     ],
 )
@@ -263,14 +273,14 @@ def test_a_missing_field_is_named(written, missing):
     "count", [{"hits": 4, "of": 3, "rate": 1.0}, {"hits": 0, "of": 0, "rate": 0}]
 )
 def test_impossible_counts_are_damage(written, count):
-    edit(written, metrics=dict.fromkeys(records.METRICS, count))
+    edit(written, metrics=dict.fromkeys(METRICS, count))
     with pytest.raises(InvalidInput, match="is not a count"):
         records.read(written)
 
 
 def test_a_rate_that_contradicts_its_counts_is_damage(written):
     count = {"hits": 1, "of": 3, "rate": 0.33}
-    edit(written, metrics=dict.fromkeys(records.METRICS, count))
+    edit(written, metrics=dict.fromkeys(METRICS, count))
     with pytest.raises(InvalidInput, match=r"metrics.clean_accuracy.rate is not hits / of"):
         records.read(written)
 

@@ -20,10 +20,11 @@ from made import cell
 
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records import record as records
+from bdbench.records import files as records
 from bdbench.report import charts
 from bdbench.report.comparison import compare
-from bdbench.report.site import PAGES, Site, description, slug, write_report
+from bdbench.report.format import PAGES, slug
+from bdbench.report.site import Site, description, write_report
 from bdbench.tables.groups import collect
 
 ROOT = Path(__file__).parent.parent
@@ -350,7 +351,7 @@ def test_a_report_that_was_broken_off_is_finished(results, monkeypatch):
             raise KeyboardInterrupt
         return write(path, content)
 
-    from bdbench.report import site as module
+    from bdbench.report import folder as module
 
     write = module.write_atomically
     monkeypatch.setattr(module, "write_atomically", stop)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bdbench.cells import grid as plan
+from bdbench.cells import cost, grid
 from bdbench.cells.suites import SUITES
 from bdbench.datasets.registry import datasets
 from bdbench.figures import make
-from bdbench.models.training.loop import Recipe
-from bdbench.records.record import read_all
+from bdbench.models.training.recipe import Recipe
+from bdbench.records.files import read_all
 from bdbench.tables.verify import write_verification
 from bdbench.tables.write import write_leaderboard, write_table
 
@@ -67,12 +67,12 @@ def test_the_planning_page_says_what_the_suites_cost() -> None:
     )
     assert len(rows) == 5
     for name, count, total, dbd in rows:
-        cells = plan.cells(replace(SUITES[name], seeds=1), "fp32")
+        cells = grid.cells(replace(SUITES[name], seeds=1), "fp32")
         recipe, images = Recipe(), 50_000
         if name == "table1-imagenet":
             images = datasets.build(cells[0].dataset).count
         unit = 3 * recipe.epochs * images
-        shares = plan.shares(cells)
+        shares = cost.shares(cells)
         assert len(cells) == int(count)
         assert f"{sum(shares.values()) / unit:.1f}" == total
         of_dbd = sum(share for cell, share in shares.items() if cell.labels["defense"] == "dbd")

@@ -10,7 +10,8 @@ from torch import Tensor
 from bdbench.models.data import ImageSet
 from bdbench.models.rng import derive, global_seed, stream
 from bdbench.models.training.context import TrainingContext, network_builder
-from bdbench.models.training.loop import Recipe, train
+from bdbench.models.training.loop import train
+from bdbench.models.training.recipe import Recipe
 
 CPU = torch.device("cpu")
 

@@ -13,18 +13,21 @@ import pytest
 import torch
 from rich.console import Console
 
-from bdbench.cells import grid as plan
+from bdbench.cells import cost, grid
 from bdbench.cells.cell import Cell, cell
 from bdbench.cells.suites import Suite
 from bdbench.cli import main
 from bdbench.models.scope import threaded
-from bdbench.models.training.loop import Recipe
-from bdbench.records import record as records
+from bdbench.models.training.recipe import Recipe
+from bdbench.records import files as records
+from bdbench.records.record import Record
+from bdbench.running.claims import claimed, lock_of, stamp
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.engines.processes import how
 from bdbench.running.progress import Reporter
 from bdbench.running.schedule import ATTEMPTS, Schedule
-from bdbench.running.worker import Attempt, claimed, lock_of, stamp
+from bdbench.running.speed import Speed
+from bdbench.running.worker import Attempt
 from bdbench.storage.cache import Cache
 from bdbench.trial.harness import Harness, lost
 
@@ -32,7 +35,7 @@ CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=1)
 
 
-def grid(*defenses: str, attacks: Sequence[str] = ("none",), seeds: int = 1) -> list[Cell]:
+def cells_of(*defenses: str, attacks: Sequence[str] = ("none",), seeds: int = 1) -> list[Cell]:
     return [
         cell("toy", "wrn16_1", attack, defense, RECIPE, seed)
         for seed in range(seeds)
@@ -41,10 +44,10 @@ def grid(*defenses: str, attacks: Sequence[str] = ("none",), seeds: int = 1) -> 
     ]
 
 
-def record(chosen: Cell, failed: bool = False) -> records.Record:
+def record(chosen: Cell, failed: bool = False) -> Record:
     """That of a cell which took a minute, or which failed."""
     source = made.cell("none", "none", ca=None if failed else 900)
-    return records.Record(**{**vars(source), "key": chosen.key, "cell": vars(chosen)})
+    return Record(**{**vars(source), "key": chosen.key, "cell": vars(chosen)})
 
 
 class Scripted(Engine):
@@ -79,7 +82,7 @@ def run(
 ) -> tuple[int, str]:
     """The exit code, and all that was said."""
     said = StringIO()
-    speed = plan.Speed(CPU)
+    speed = Speed(CPU)
     speed.seconds = lambda chosen: 10.0 * len(list(chosen))  # type: ignore[method-assign]
     with Reporter(len(cells), 1.0, Console(file=said, width=200)) as reporter:
         code = Schedule(cells, folder, speed, budget, reporter).run(engine)
@@ -87,7 +90,7 @@ def run(
 
 
 def test_every_cell_is_begun_once_and_a_failed_one_stops_nobody(tmp_path: Path) -> None:
-    cells = grid("none", "fp", "cbd", seeds=2)
+    cells = cells_of("none", "fp", "cbd", seeds=2)
     engine = Scripted(1, lambda c, _: Attempt(record(c, failed=c == cells[1]), mine=True))
     code, said = run(cells, tmp_path, engine)
     assert engine.begun == cells
@@ -108,7 +111,7 @@ def test_every_cell_is_begun_once_and_a_failed_one_stops_nobody(tmp_path: Path) 
 def test_a_cell_does_not_wait_for_what_another_makes(
     attacks: tuple[str, ...], order: str, tmp_path: Path
 ) -> None:
-    cells = grid("none", "fp", "nad", "abl", attacks=attacks)
+    cells = cells_of("none", "fp", "nad", "abl", attacks=attacks)
     engine = Scripted(2, lambda c, _: Attempt(record(c), mine=True))
     engine_end = engine.submit
 
@@ -125,7 +128,7 @@ def test_a_cell_does_not_wait_for_what_another_makes(
 
 
 def test_a_cell_whose_worker_dies_goes_on_in_another(tmp_path: Path) -> None:
-    cells = grid("none", "cbd")
+    cells = cells_of("none", "cbd")
     heard = []
 
     def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
@@ -142,7 +145,7 @@ def test_a_cell_whose_worker_dies_goes_on_in_another(tmp_path: Path) -> None:
 
 
 def test_a_cell_whose_workers_always_die_has_a_record_that_says_so(tmp_path: Path) -> None:
-    cells = grid("none", "cbd")
+    cells = cells_of("none", "cbd")
 
     def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
         if chosen == cells[0]:
@@ -163,7 +166,7 @@ def test_a_cell_whose_workers_always_die_has_a_record_that_says_so(tmp_path: Pat
 
 def test_cells_at_another_run_are_left_to_it_until_it_is_gone(tmp_path: Path) -> None:
     """The other run makes the first record, and dies over the second."""
-    cells = grid("none", "fp", "cbd")
+    cells = cells_of("none", "fp", "cbd")
     seen: dict[Cell, int] = {}
 
     def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
@@ -180,7 +183,7 @@ def test_cells_at_another_run_are_left_to_it_until_it_is_gone(tmp_path: Path) ->
 
 
 def test_a_claimed_cell_is_not_begun_again_before_it_is_free(tmp_path: Path) -> None:
-    cells = grid("none", "fp")
+    cells = cells_of("none", "fp")
     asked = []
 
     def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
@@ -198,7 +201,7 @@ def test_a_claimed_cell_is_not_begun_again_before_it_is_free(tmp_path: Path) -> 
 
 
 def test_what_does_not_fit_the_budget_is_left_out(tmp_path: Path) -> None:
-    cells = grid("none", "fp", "cbd")
+    cells = cells_of("none", "fp", "cbd")
     engine = Scripted(1, lambda c, _: Attempt(record(c), mine=True))
     code, said = run(cells, tmp_path, engine, budget=5.0)
     assert code == 0
@@ -209,7 +212,7 @@ def test_what_does_not_fit_the_budget_is_left_out(tmp_path: Path) -> None:
 def test_a_claim_keeps_others_out_and_its_record_sweeps_up_what_the_dead_left(
     tmp_path: Path,
 ) -> None:
-    found = record(grid("none")[0])
+    found = record(cells_of("none")[0])
     half = tmp_path / "records" / f".{found.key}.json.77.tmp"
     with claimed(tmp_path, found.key) as mine:
         assert mine
@@ -224,7 +227,7 @@ def test_a_claim_keeps_others_out_and_its_record_sweeps_up_what_the_dead_left(
 
 
 def test_a_stamp_tells_a_later_record(tmp_path: Path) -> None:
-    (chosen,) = grid("none")
+    (chosen,) = cells_of("none")
     assert stamp(tmp_path, chosen.key) is None
     records.write(tmp_path, record(chosen))
     first = stamp(tmp_path, chosen.key)
@@ -249,19 +252,19 @@ def test_a_death_is_told_in_words(code: int | None, words: str) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_record_of_a_lost_cell_can_be_written_and_read(tmp_path: Path, device: str) -> None:
     """Also where the GPUs are those of a cluster."""
-    (chosen,) = grid("cbd")
+    (chosen,) = cells_of("cbd")
     path = records.write(tmp_path, lost(chosen, torch.device(device), ["killed by SIGKILL"]))
     assert records.read(path).provenance["data_sha256"] is None
 
 
 def test_finished_cells_are_seen_soon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At most 50 ms for each, on any machine that could train one."""
-    for chosen in plan.cells(
+    for chosen in grid.cells(
         Suite("", ("toy",), attacks=("none",), defenses=("none",), seeds=1000, precision="fp32"),
         "fp32",
     ):
         found = record(chosen)
-        records.write(tmp_path, records.Record(**{**vars(found), "labels": chosen.labels}))
+        records.write(tmp_path, Record(**{**vars(found), "labels": chosen.labels}))
     began = time.monotonic()
     axes = ["--dataset=toy", "--attack=none", "--defense=none", "--seeds=1000"]
     recipe = ["--precision=fp32", "--recipe=recipe()"]
@@ -275,9 +278,9 @@ def test_what_a_run_left_that_died_right_after_its_record_is_removed(
     jobs: list[str], tmp_path: Path, cache_folder: Path
 ) -> None:
     one = Suite("", ("toy(train_images=20)",), attacks=("none",), defenses=("none",))
-    (chosen,) = plan.cells(one, "fp32")
+    (chosen,) = grid.cells(one, "fp32")
     found = record(chosen)
-    records.write(tmp_path, records.Record(**{**vars(found), "labels": chosen.labels}))
+    records.write(tmp_path, Record(**{**vars(found), "labels": chosen.labels}))
     with threaded(1 if jobs else 2):
         left = Harness(Cache(cache_folder), [], CPU).checkpoints(chosen)
     left.mkdir(parents=True)
@@ -302,16 +305,16 @@ def test_what_a_run_left_that_died_right_after_its_record_is_removed(
 
 
 def test_what_cells_share_is_counted_once() -> None:
-    plain, fp, mcr, cbd = cells = grid("none", "fp", "mcr(ends='two')", "cbd")
-    other = grid("fp", attacks=("badnets",))[0]
-    found = plan.shares([*cells, other])
+    plain, fp, mcr, cbd = cells = cells_of("none", "fp", "mcr(ends='two')", "cbd")
+    other = cells_of("fp", attacks=("badnets",))[0]
+    found = cost.shares([*cells, other])
     one = 3.0 * RECIPE.epochs * 4000
-    assert found[plain] == one == plan.work(plain)
-    assert found[fp] == pytest.approx(plan.work(fp) - one)
-    assert found[mcr] == pytest.approx(plan.work(mcr) - one)
-    assert found[cbd] == pytest.approx(plan.work(cbd))
-    assert found[other] == pytest.approx(plan.work(other))
-    first, again = grid("cbd", "abl", attacks=("adaptive",))
-    shares = plan.shares([first, again])
-    assert shares[first] == pytest.approx(plan.work(first))
-    assert shares[again] < plan.work(again) - 10 * one
+    assert found[plain] == one == cost.work(plain)
+    assert found[fp] == pytest.approx(cost.work(fp) - one)
+    assert found[mcr] == pytest.approx(cost.work(mcr) - one)
+    assert found[cbd] == pytest.approx(cost.work(cbd))
+    assert found[other] == pytest.approx(cost.work(other))
+    first, again = cells_of("cbd", "abl", attacks=("adaptive",))
+    shares = cost.shares([first, again])
+    assert shares[first] == pytest.approx(cost.work(first))
+    assert shares[again] < cost.work(again) - 10 * one

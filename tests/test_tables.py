@@ -12,7 +12,7 @@ import pytest
 from made import cell
 
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records import record as records
+from bdbench.records import files as records
 from bdbench.tables import write as tables
 
 ONE_SEED = [

@@ -13,15 +13,15 @@ import psutil
 import pytest
 import torch
 
-from bdbench.cells import grid as plan
 from bdbench.cells.cell import Cell, cell
 from bdbench.cells.suites import SUITES
 from bdbench.cli import main
 from bdbench.machine import clock as timing
-from bdbench.machine.clock import Others, worst
+from bdbench.machine.contention import Others, worst
 from bdbench.models import observer
-from bdbench.models.training.loop import Recipe
+from bdbench.models.training.recipe import Recipe
 from bdbench.records.record import ALONE, Record
+from bdbench.running import speed
 from bdbench.storage.cache import Cache
 from bdbench.trial import harness
 from bdbench.trial.harness import Harness
@@ -335,7 +335,7 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, st
         order.append(("train", chosen.model, torch.get_num_threads()))
         return run(self, chosen, retries)
 
-    monkeypatch.setattr(plan, "probe", probed)
+    monkeypatch.setattr(speed, "probe", probed)
     monkeypatch.setattr(Harness, "run", trained)
     return order
 

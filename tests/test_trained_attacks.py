@@ -22,7 +22,7 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext, network_builder
-from bdbench.models.training.loop import Recipe
+from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
 from bdbench.trial.harness import Harness
 

@@ -17,11 +17,9 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
 from bdbench.models.training.context import TrainingContext, network_builder
-from bdbench.models.training.feed import Feed
+from bdbench.models.training.feed import FEEDS, Feed
 from bdbench.models.training.loop import (
-    FEEDS,
     Batch,
-    Recipe,
     logits,
     loop,
     predict,
@@ -29,6 +27,7 @@ from bdbench.models.training.loop import (
     steps_per_epoch,
     train,
 )
+from bdbench.models.training.recipe import Recipe
 
 SHORT = Recipe(epochs=2, batch_size=16, learning_rate=0.05)
 

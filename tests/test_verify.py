@@ -18,8 +18,8 @@ from bdbench.attacks.registry import attacks
 from bdbench.cli import main
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.training.loop import Recipe
-from bdbench.records import record as records
+from bdbench.models.training.recipe import Recipe
+from bdbench.records import files as records
 from bdbench.records.record import Count
 from bdbench.tables.verify import ANY, ASR, CA, REASONS, verify, write_verification
 

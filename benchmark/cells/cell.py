@@ -15,9 +15,9 @@ from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
-from bdbench.models.training.loop import Recipe
+from bdbench.models.training.recipe import Recipe
 from bdbench.records.record import SCHEMA
-from bdbench.storage.cache import digest_of
+from bdbench.storage.keys import digest_of
 
 REGISTRIES: dict[str, Any] = {
     "dataset": datasets,

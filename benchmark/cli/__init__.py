@@ -135,8 +135,9 @@ def run(name: str, **options: Any) -> int:
     Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
     """
     chosen = suite(name)
-    from bdbench.running.engines import Place, options_of
-    from bdbench.running.run import Changes, run_suite
+    from bdbench.cells.overrides import Changes
+    from bdbench.running.engines.options import Place, options_of
+    from bdbench.running.run import run_suite
 
     place = Place(**_named(Place, options), options=options_of(options.pop("option")))
     changes = Changes(**_named(Changes, options))
@@ -326,8 +327,8 @@ def data() -> None:
 @click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 def data_ls(folder: Path | None) -> None:
     """Show which data sets were found, and where."""
-    from bdbench.datasets.base import roots
     from bdbench.datasets.registry import datasets
+    from bdbench.storage.folders import roots
 
     for name in datasets.names():
         found = datasets.build(name).locate(roots(folder))
@@ -340,10 +341,9 @@ def data_ls(folder: Path | None) -> None:
 @click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 def prepare(name: str, folder: Path | None) -> None:
     """Decode a data set into the cache and show what is in it."""
-    from bdbench.datasets.base import roots
     from bdbench.datasets.registry import datasets
-    from bdbench.storage.atomic import cache_root
     from bdbench.storage.cache import Cache
+    from bdbench.storage.folders import cache_root, roots
 
     loaded = datasets.build(name).load(roots(folder), Cache(cache_root()))
     height, width = loaded.train.size
@@ -394,8 +394,8 @@ def cache_ls(kind: str | None) -> None:
 
     Of a KIND, everything is listed, last used first.
     """
-    from bdbench.storage.atomic import cache_root
     from bdbench.storage.cache import Cache
+    from bdbench.storage.folders import cache_root
     from bdbench.storage.maintenance import listing
 
     click.echo(listing(Cache(cache_root()), kind))
@@ -407,8 +407,8 @@ def cache_verify() -> int:
 
     Exit codes: 0 all is whole, 1 something is damaged; a run makes it anew.
     """
-    from bdbench.storage.atomic import cache_root
     from bdbench.storage.cache import Cache
+    from bdbench.storage.folders import cache_root
     from bdbench.storage.maintenance import verify
 
     lines, whole = verify(Cache(cache_root()))
@@ -427,8 +427,8 @@ def gc(max_size: str | None, kinds: tuple[str, ...], dry_run: bool) -> None:
     what was not used for the longest time. What figures are drawn from stays unless --kind
     artefacts is given: only running a cell makes it anew. What a command holds that runs now stays.
     """
-    from bdbench.storage.atomic import cache_root
     from bdbench.storage.cache import Cache
+    from bdbench.storage.folders import cache_root
     from bdbench.storage.maintenance import sweep
 
     click.echo("\n".join(sweep(Cache(cache_root()), kinds, max_size, dry_run)))
@@ -447,7 +447,7 @@ def doctor(folder: Path | None) -> int:
 
 def _records(results: Path) -> tuple[list[Record], bool]:
     """The records of a folder, and whether any was damaged, which is said."""
-    from bdbench.records.record import read_all
+    from bdbench.records.files import read_all
 
     records, damaged = read_all(results)
     for line in damaged:

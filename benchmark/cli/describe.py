@@ -13,7 +13,6 @@ from tabulate import tabulate
 
 from bdbench.attacks.registry import attacks
 from bdbench.cells.suites import SUITES
-from bdbench.datasets.base import roots
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.machine.devices import has_bf16
@@ -22,10 +21,12 @@ from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check, visible
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import models
-from bdbench.models.training.loop import Recipe
-from bdbench.records.record import Record, read
+from bdbench.models.training.recipe import Recipe
+from bdbench.records.files import read
+from bdbench.records.record import Record
 from bdbench.records.rerun import command
-from bdbench.storage.atomic import cache_root, check_writable
+from bdbench.storage.atomic import check_writable
+from bdbench.storage.folders import cache_root, roots
 
 REGISTRIES: dict[str, Registry[Any]] = {
     "attacks": attacks,

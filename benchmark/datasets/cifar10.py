@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 
 from bdbench.datasets import parquet, register
-from bdbench.datasets.base import Decoded, FileSource, Found
+from bdbench.datasets.files import Decoded, FileSource, Found
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import check
 

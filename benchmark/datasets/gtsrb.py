@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from bdbench.datasets import parquet, register
-from bdbench.datasets.base import Decoded, FileSource, Found
+from bdbench.datasets.files import Decoded, FileSource, Found
 from bdbench.datasets.images import Album, squash
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, check

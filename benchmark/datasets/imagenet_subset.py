@@ -20,7 +20,7 @@ from typing import ClassVar
 from PIL import Image
 
 from bdbench.datasets import parquet, register
-from bdbench.datasets.base import Decoded, FileSource, Found
+from bdbench.datasets.files import Decoded, FileSource, Found
 from bdbench.datasets.images import Album
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, check

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bdbench.datasets.base import Decoded, Found
+from bdbench.datasets.files import Decoded, Found
 from bdbench.datasets.images import Album, Resize
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, check

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import starmap
 from pathlib import Path
 
 import torch
@@ -17,22 +16,23 @@ from torch import Tensor
 
 from bdbench.attacks.base import Attack
 from bdbench.attacks.registry import attacks
-from bdbench.cells import grid as plan
+from bdbench.cells import grid
 from bdbench.cells.cell import cell
-from bdbench.datasets.base import Dataset, roots
+from bdbench.datasets.base import Dataset
+from bdbench.figures.distortion import distortion, survival
 from bdbench.machine.devices import device_of, precision_of
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import check
 from bdbench.models.rng import stream
-from bdbench.models.training.augment import Augmentation, Tape, augment, draw_tape
-from bdbench.storage.atomic import cache_root, check_writable, write_atomically
+from bdbench.models.training.augment import Augmentation, draw_tape
+from bdbench.storage.atomic import check_writable, write_atomically
 from bdbench.storage.cache import Cache
-from bdbench.trial.harness import Harness, PoisonedData
+from bdbench.storage.folders import cache_root, roots
+from bdbench.trial.harness import Harness
+from bdbench.trial.poisoned import PoisonedData
 
 VIEWS = 10_000
 """Augmented views by which survival is measured."""
-CHUNK = 250
-"""Images that are compared at once."""
 MOST = 50
 """Columns of a picture."""
 SUFFIXES = (".png", ".pdf", ".svg")
@@ -49,38 +49,6 @@ LINE = 36
 LETTER = 15
 """Width of a letter, nearly."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
-
-
-@dataclass(frozen=True)
-class Distortion:
-    """How far a trigger changes images.
-
-    psnr: dB, mean over the images that are changed; nan if none is
-    unchanged: images that the trigger leaves as they were
-    pixels: changed in an image, mean over all images
-    largest: change of a colour of a pixel, grey levels
-    """
-
-    psnr: float
-    unchanged: int
-    pixels: float
-    largest: int
-
-
-@dataclass(frozen=True)
-class Survival:
-    """What is left of a trigger in augmented views of images that it changes.
-
-    views: how many; the others are means over them, in [0, 1], and nan if there is none
-    seen: share of the views in which any changed pixel still differs
-    whole: share of the views in which all of them do
-    energy: share of the sum of squared differences that is left
-    """
-
-    views: int
-    seen: float
-    whole: float
-    energy: float
 
 
 @dataclass(frozen=True)
@@ -115,7 +83,7 @@ def preview(
     Raises `InvalidInput` before anything is trained or drawn, where that can be known.
     """
     place = device_of(device)
-    recipe = plan.recipe_for(dataset, {"epochs": epochs}, precision_of("auto", place))
+    recipe = grid.recipe_for(dataset, {"epochs": epochs}, precision_of("auto", place))
     asked = cell(dataset, model, attack, "none", recipe, seed)
     check(1 <= count <= MOST, f"count must be from 1 to {MOST}, got {count}")
     path = out or Path(f"preview-{attacks.settings(attack)[0]}.png")
@@ -180,42 +148,6 @@ def numbers(
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
-
-
-def distortion(before: Tensor, after: Tensor) -> Distortion:
-    """Of uint8 images (n, 3, height, width)."""
-    pairs = zip(before.split(CHUNK), after.split(CHUNK), strict=True)
-    pixels, energy = (torch.cat(parts) for parts in zip(*starmap(_sizes, pairs), strict=True))
-    errors = energy[energy > 0].double() / before[0].numel()
-    return Distortion(
-        psnr=float((10 * torch.log10(255**2 / errors)).mean()),
-        unchanged=int((energy == 0).sum()),
-        pixels=float(pixels.double().mean()),
-        largest=int((torch.maximum(before, after) - torch.minimum(before, after)).max()),
-    )
-
-
-def survival(before: Tensor, after: Tensor, tape: Tape, augmentation: Augmentation) -> Survival:
-    """In as many views of uint8 images (n, 3, height, width) as the tape is long.
-
-    A tape longer than n shows images several times.
-    """
-    found = []
-    for start in range(0, len(tape), CHUNK):
-        part = tape[start : start + CHUNK]
-        pair = [images[part.order % len(images)] for images in (before, after)]
-        pixels, energy = _sizes(*pair)
-        pixels_left, energy_left = _sizes(*(augment(x, part, augmentation) for x in pair))
-        shares = (pixels_left > 0, pixels_left == pixels, energy_left / energy)
-        found.append(torch.stack(shares, dim=1)[energy > 0])
-    views = torch.cat(found).double()
-    return Survival(len(views), *views.mean(0).tolist())
-
-
-def _sizes(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """int64 (n,) each: pixels that differ, and the sum of squared differences."""
-    difference = after.int() - before.int()
-    return difference.any(1).sum((1, 2)), difference.square().sum((1, 2, 3))
 
 
 def blocks(attack: Attack, dataset: Dataset, made: PoisonedData, count: int) -> list[Block]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from bdbench.cells.suites import SUITES, Suite
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.records.consistency import AXES
 from bdbench.records.record import Record
 from bdbench.records.rerun import quoted
-from bdbench.tables.groups import AXES, Group, collect, is_none, name_order
+from bdbench.tables.groups import Group, collect, is_none, name_order
 
 SETTING = AXES[:3]
 """What the cells of one figure have in common."""

@@ -16,14 +16,14 @@ from torch import Tensor
 
 from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import Cell
-from bdbench.datasets.base import roots
+from bdbench.figures.distortion import distortion
 from bdbench.figures.picture import COLUMN, PAGE, Picture, stacked, write_caption
-from bdbench.figures.preview import amplified, distortion
+from bdbench.figures.preview import amplified
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import check
 from bdbench.records.record import Record
-from bdbench.storage.atomic import cache_root
 from bdbench.storage.cache import Cache, Entry, Payload
+from bdbench.storage.folders import cache_root, roots
 from bdbench.tables.groups import is_none
 from bdbench.trial.harness import Harness
 

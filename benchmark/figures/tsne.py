@@ -21,9 +21,10 @@ from threadpoolctl import threadpool_limits
 from bdbench.figures.picture import COLOURS, COLUMN, PAGE, Picture, caption, legend
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import check
+from bdbench.records.consistency import AXES
 from bdbench.storage import artefacts
-from bdbench.storage.atomic import cache_root
-from bdbench.tables.groups import AXES, Group
+from bdbench.storage.folders import cache_root
+from bdbench.tables.groups import Group
 
 POINTS = 2_000
 """At most, in a panel."""

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
-import psutil
 import torch
-
-IDLE = ("idle", "iowait", "guest", "guest_nice")
-"""Of the times of a core, those in which it did nothing, or which are part of another."""
 
 
 def synchronise(device: torch.device) -> None:
@@ -69,89 +62,6 @@ class Stopwatch:
     def charge(self, name: str, seconds: float) -> None:
         """Add seconds that were spent when a shared artefact was first made."""
         self.seconds[name] += seconds
-
-
-class Others:
-    """What others take of a device from now on."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        # A GPU has no process of ours on it before it was asked for something.
-        synchronise(device)
-        self._begun = self._look()
-
-    def meanwhile(self) -> float | None:
-        """How many cores of a processor other processes have kept busy on average, or how many of
-        them were on a GPU, now or at the beginning; None where that cannot be known."""
-        begun, now = self._begun, self._look()
-        if isinstance(begun, _Load) and isinstance(now, _Load):
-            return now.by_others(begun)
-        return max(begun, now) if isinstance(begun, int) and isinstance(now, int) else None
-
-    def _look(self) -> _Load | int | None:
-        return _processes(self.device) if self.device.type == "cuda" else _Load.now()
-
-
-def worst(others: Iterable[float | None]) -> float | None:
-    """Of several answers of `Others.meanwhile`; None where one of them is not known."""
-    answers = list(others)
-    known = [answer for answer in answers if answer is not None]
-    return max(known) if len(known) == len(answers) else None
-
-
-@dataclass(frozen=True)
-class _Load:
-    """Readings of three clocks, in seconds.
-
-    clock: the one on the wall
-    busy: of all cores that this process may use, when they work
-    own: of this process and those that it has started
-    """
-
-    clock: float
-    busy: float
-    own: float
-
-    @classmethod
-    def now(cls) -> _Load | None:
-        """None where the system does not tell."""
-        try:
-            family = [psutil.Process(), *psutil.Process().children(recursive=True)]
-            own = sum(sum(process.cpu_times()[:4]) for process in family)
-            return cls(time.perf_counter(), sum(map(_busy, _cores())), own)
-        except (psutil.Error, OSError):
-            return None
-
-    def by_others(self, begun: _Load) -> float | None:
-        """Cores that others have kept busy since then."""
-        busy, own = self.busy - begun.busy, self.own - begun.own
-        # Some sandboxes have clocks that stand still.
-        return max(0.0, busy - own) / (self.clock - begun.clock) if busy > 0 else None
-
-
-def _cores() -> list[Any]:
-    """The times of each core that this process may use."""
-    cores = psutil.cpu_times(percpu=True)
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
-    return [core for number, core in enumerate(cores) if number in usable]
-
-
-def _busy(core: Any) -> float:
-    times: dict[str, float] = core._asdict()
-    return sum(seconds for name, seconds in times.items() if name not in IDLE)
-
-
-def _processes(device: torch.device) -> int | None:
-    """Other processes on a GPU; None where nvidia-smi is absent, or tells of none."""
-    name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    asked = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader", "-i", name]
-    try:
-        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    listed = answer.stdout.split()
-    # This process is among them, in a container perhaps under another number.
-    return len(listed) - 1 if listed and all(map(str.isdecimal, listed)) else None
 
 
 def peak_memory(device: torch.device) -> int:

@@ -6,7 +6,7 @@ import torch
 
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.training.loop import PRECISIONS
+from bdbench.models.training.recipe import PRECISIONS
 
 
 def device_of(name: str) -> torch.device:

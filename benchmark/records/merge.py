@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bdbench.models.plugins.errors import check
-from bdbench.records.record import Record, read_all, write
-from bdbench.tables.groups import collect
+from bdbench.records.consistency import consistent
+from bdbench.records.files import read_all, write
+from bdbench.records.record import Record
 
 
 def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
@@ -17,7 +18,7 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
     then what `into` has before what the folders have, in their order. Returns lines that say what
     was done, and whether all records could be read. Raises `InvalidInput`, before anything is
     written, for a folder without records, records of another version, or such as cannot share a
-    table (see `collect`).
+    table (see `consistent`).
     """
     kept: dict[str, Record] = {}
     lines: list[str] = []
@@ -37,7 +38,7 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
                 lines.append(f"{folder}: {record.key} has another result, the first one is kept")
         if folder != into or records:
             lines.append(f"{folder}: {taken} of {len(records)} records taken")
-    collect(kept.values())
+    consistent(kept.values())
     for record in kept.values():
         write(into, record)
     lines.append(f"{into}: {len(kept)} records")

@@ -6,27 +6,18 @@ is taken as it is, which is how older versions wrote them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from dataclasses import dataclass, fields
-from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from types import NoneType
-from typing import Any, NoReturn
+from typing import Any
 
-from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check, one_of
-from bdbench.storage.atomic import write_atomically
+from bdbench.storage.keys import KEY
 
 SCHEMA = 1
-KEY = "[0-9a-f]{16}"
 STATUSES = ("ok", "failed")
 METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "asr_floor")
 FLAGS = ("attack_failed", "diverged", "no_op")
-LARGEST_FILE = 2**24
-LARGEST_NUMBER = 1e100
-DEEPEST = 50
 STAGES = ("load", "poison", "prepare", "capture", "undefended", "fit", "evaluate")
 ALONE = 0.2
 """Of `others`, the most that leaves seconds as they are: a step ends with its slowest thread, so a
@@ -147,99 +138,6 @@ def decode(document: Any) -> Record:
         for name, count in document["metrics"].items()
     }
     return Record(**document | {"metrics": metrics, "flags": tuple(document["flags"])})
-
-
-def write(folder: Path, record: Record) -> Path:
-    """Write `<folder>/records/<key>.json` and return its path; a record of that key is replaced.
-
-    Raises `InvalidInput` for an unwritable folder, ValueError for a number that is not finite.
-    """
-    path = path_of(folder, record.key)
-    document = encode(record)
-    document["checksum"] = _checksum(document)
-    _bound(document)
-    text = json.dumps(document, sort_keys=True, indent=1, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
-    return path
-
-
-def path_of(folder: Path, key: str) -> Path:
-    """Where the record of a cell is, or would be."""
-    return folder / "records" / f"{key}.json"
-
-
-def read(path: Path) -> Record:
-    """The record in `<key>.json`. Raises `InvalidInput` for a damaged file or one of another name,
-    `OtherSchema` for one of another version."""
-    try:
-        status = path.stat()
-        # To open a pipe is to wait for somebody who writes to it.
-        check(S_ISREG(status.st_mode) or S_ISDIR(status.st_mode), "it is no file")
-        check(status.st_size <= LARGEST_FILE, f"it has more than {LARGEST_FILE:,} bytes")
-        document = json.loads(
-            path.read_bytes(), parse_constant=_refuse, object_pairs_hook=_without_duplicates
-        )
-        _bound(document)
-        stated = document.pop("checksum", None) if isinstance(document, dict) else None
-        record = decode(document)
-        fits = stated is None or stated == _checksum(document)
-        check(fits, "its checksum is of another content")
-        check(record.key == path.stem, f"it is the record of cell {record.key}")
-        for text in map(str, (*record.cell.values(), *record.labels.values())):
-            check(text.isprintable() and len(text) <= spec.LONGEST, f"{text!r} is no spec")
-        return record
-    except OtherSchema as error:
-        raise OtherSchema(f"{path}: {error}; the file was left untouched") from None
-    except OSError as error:
-        raise InvalidInput(f"cannot read record {path}: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"damaged record {path}: {error}") from None
-
-
-def read_all(folder: Path) -> tuple[list[Record], list[str]]:
-    """All of `<folder>/records/*.json` by name, and a line for each damaged file left out.
-
-    Raises `OtherSchema` for a record of another version, `InvalidInput` for a folder that no system
-    would open.
-    """
-    whole, damaged = [], []
-    try:
-        paths = sorted((folder / "records").glob("[!.]*.json"), key=str)
-    except OSError as error:
-        raise InvalidInput(f"cannot read {folder}: {error.strerror or error}") from None
-    for path in paths:
-        try:
-            whole.append(read(path))
-        except OtherSchema:
-            raise
-        except InvalidInput as error:
-            damaged.append(str(error))
-    return whole, damaged
-
-
-def _checksum(document: dict[str, Any]) -> str:
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise InvalidInput(f"{constant} is not a JSON number")
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    check(len(found) == len(pairs), "a field is given twice")
-    return found
-
-
-def _bound(value: Any, depth: int = 0) -> None:
-    """Raise `InvalidInput` for what whoever computes with records could not bear."""
-    if isinstance(value, (dict, list)):
-        check(depth < DEEPEST, f"it is nested more than {DEEPEST} deep")
-        for part in value.values() if isinstance(value, dict) else value:
-            _bound(part, depth + 1)
-    elif isinstance(value, (int, float)) and abs(value) > LARGEST_NUMBER:
-        raise InvalidInput(f"{value} is too large a number")
 
 
 def _validate(document: Any) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bdbench.tables.groups import AXES, Group
+from bdbench.records.consistency import AXES
+from bdbench.tables.groups import Group
 from bdbench.tables.leaderboard import MISSING
 from bdbench.tables.statistics import tied
 

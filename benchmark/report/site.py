@@ -7,66 +7,26 @@ templates in `templates/`; all text in them is escaped.
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
-
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.registry import file_of
+from bdbench.records.consistency import AXES
 from bdbench.records.record import Record
-from bdbench.records.rerun import command
 from bdbench.report import charts
 from bdbench.report.comparison import compare
-from bdbench.storage.atomic import write_atomically
-from bdbench.tables.groups import AXES, Group, collect, is_none, name_order, seconds_total
-from bdbench.tables.leaderboard import ASR, CA, FLOOR, FOOTNOTES, MISSING, Block, decimal
-from bdbench.tables.statistics import wilson
+from bdbench.report.folder import replace_files
+from bdbench.report.format import ORIGINS, PAGES, number, slug, templates
+from bdbench.tables.groups import Group, collect, is_none, name_order
+from bdbench.tables.leaderboard import ASR, CA, MISSING, Block
 
-PAGES = Path(__file__).parent / "templates"
-MANIFEST = "manifest.json"
-OWN = re.compile(
-    r"(cells|defenses|pictures)/[\w-]+\.\w+|(index|compare)\.html|style\.css|report\.js"
-)
-"""Names that a report gives its files. A manifest that holds any other is not believed there."""
-METRIC_WORDS = {
-    CA: ("clean accuracy", "CA: clean test images that get their own label", "ca"),
-    ASR: ("attack success rate", "ASR: triggered images that get the target", "asr"),
-    "robust_accuracy": ("robust accuracy", "triggered images that get their own label", ""),
-    FLOOR: ("ASR floor", "the same images, without the trigger, that get the target", ""),
-}
-STAGE_WORDS = {
-    "load": "reading the data",
-    "poison": "poisoning them",
-    "prepare": "training the attack",
-    "capture": "recording and compiling steps",
-    "undefended": "training without defense",
-    "fit": "training the defense",
-    "evaluate": "testing",
-}
-ORIGINS = {
-    "data, sha256": "data_sha256",
-    "notes on the data": "data_notes",
-    "device": "device",
-    "precision": "precision",
-    "bdbench": "versions · bdbench",
-    "commit": "commit",
-    "python": "versions · python",
-    "torch": "versions · torch",
-}
-"""The parts of a record's provenance that the index sums up, with at most `VALUES` values each."""
 VALUES = 4
 
 
@@ -94,16 +54,8 @@ def write_report(
     own = {name: PAGES / name for name in ("style.css", "report.js")}
     files = {name: path.read_bytes for name, path in (own | copies).items()}
     out = out or folder / "report"
-    _replace(out, {**files, **pages})
+    replace_files(out, {**files, **pages})
     return out / "index.html"
-
-
-def slug(name: str) -> str:
-    """A file name of letters, digits, `_` and `-` that belongs to no other name."""
-    plain = re.sub("[^a-z0-9_]+", "-", name.lower())[:40].strip("-")
-    if re.fullmatch("[a-z0-9_]+", name) and name == plain:
-        return name
-    return f"{plain}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 
 def description(defense: str) -> list[str]:
@@ -170,10 +122,7 @@ class Site:
 
     def _render(self, template: str, **context: Any) -> bytes:
         return (
-            _environment()
-            .get_template(template)
-            .render(site=self, **context)
-            .encode(errors="replace")
+            templates().get_template(template).render(site=self, **context).encode(errors="replace")
         )
 
     def _index(self, compared: bool) -> bytes:
@@ -275,7 +224,7 @@ def _origins(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
     for name, path in ORIGINS.items():
         found = Counter(part[path] for part in parts if part.get(path, MISSING) != MISSING)
         texts = [
-            f"{value} ({_number(count)} of {_number(len(records))})"
+            f"{value} ({number(count)} of {number(len(records))})"
             if count < len(records)
             else value
             for value, count in found.most_common(VALUES)
@@ -297,117 +246,4 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
     elif isinstance(value, list):
         yield path, ", ".join(text for part in value for _, text in _flat(part)) or MISSING
     else:
-        yield path, _number(value)
-
-
-def _number(value: Any) -> str:
-    """A JSON value, numbers with at most six digits."""
-    if value is None:
-        return MISSING
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.6g}" if isinstance(value, float) else str(value)
-
-
-def _name(text: str) -> Markup:
-    """A spec that a narrow column may break."""
-    return escape(text).replace("(", Markup("(<wbr>")).replace("=", Markup("=<wbr>"))
-
-
-def _prose(text: str) -> Markup:
-    """A paragraph of a docstring."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
-
-
-def _signed(share: float) -> str:
-    """A difference in points."""
-    return MISSING if math.isnan(share) else f"{100 * share:+z.1f}"
-
-
-def _level(share: float) -> str:
-    """The class of a field in a heat map."""
-    return "off" if math.isnan(share) else f"l{round(10 * share)}"
-
-
-def _maps(block: Block) -> Iterator[tuple[str, str, Sequence[str], str]]:
-    """Of each heat map: its short name, metric, rows and title."""
-    if block.poisoned:
-        yield "asr", ASR, block.poisoned, "ASR in percent, low is good"
-    yield "ca", CA, block.attacks, "CA in percent, high is good"
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(PAGES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "decimal": decimal,
-        "exact": lambda value: "" if math.isnan(value) else f"{value:.6g}",
-        "home": lambda group: f"cells/{(group.used or group.records)[0].key}.html",
-        "level": _level,
-        "name": _name,
-        "number": _number,
-        "prose": _prose,
-        "percent": lambda share: decimal(100 * share),
-        "signed": _signed,
-    }
-    environment.tests["bare"] = is_none
-    environment.globals |= {
-        "command": command,
-        "footnotes": FOOTNOTES,
-        "maps": _maps,
-        "metric_words": METRIC_WORDS,
-        "missing": MISSING,
-        "seconds_total": seconds_total,
-        "stage_words": STAGE_WORDS,
-        "wilson": wilson,
-        "zip": zip,
-        "frame": charts,
-    }
-    return environment
-
-
-def _replace(folder: Path, files: Mapping[str, Callable[[], bytes]]) -> None:
-    """Make these the files of the report in that folder.
-
-    The manifest comes first, so that the next report knows what one that was broken off has left.
-    """
-    before = _manifest(folder)
-    for name in files:
-        free = name in before or not (folder / name).exists()
-        check(free, f"{folder / name} is in the way, no report made it; choose another folder")
-    _write_manifest(folder, before | files.keys())
-
-    def write(name: str, content: bytes) -> None:
-        path = folder / name
-        if not path.is_file() or path.read_bytes() != content:
-            write_atomically(path, content)
-
-    # Threads wait for the disk. None of them makes a page: `ast` is not safe there in Python 3.11.
-    with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(write, files, (make() for make in files.values())):
-            pass
-    for name in before - files.keys():
-        (folder / name).unlink(missing_ok=True)
-    _write_manifest(folder, files)
-
-
-def _manifest(folder: Path) -> set[str]:
-    """The files of the report in that folder; none if the manifest is damaged."""
-    try:
-        names = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return set()
-    names = names if isinstance(names, list) else []
-    return {name for name in names if isinstance(name, str) and OWN.fullmatch(name)}
-
-
-def _write_manifest(folder: Path, names: Iterable[str]) -> None:
-    write_atomically(folder / MANIFEST, f"{json.dumps(sorted(names), indent=0)}\n".encode())
+        yield path, number(value)

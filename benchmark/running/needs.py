@@ -26,14 +26,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from bdbench.attacks.base import Attack
 from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import Cell, recipe_of
-from bdbench.datasets.base import FileSource, Source
+from bdbench.datasets.base import Source
+from bdbench.datasets.files import FileSource
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import check
 from bdbench.models.rng import global_seed
 from bdbench.models.training.context import TrainingContext, network_builder
-from bdbench.models.training.loop import ASKED, Recipe
+from bdbench.models.training.loop import ASKED
+from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import DAMAGE, Cache
 from bdbench.storage.maintenance import contents
 

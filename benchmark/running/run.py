@@ -4,88 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from bdbench.cells import grid as plan
-from bdbench.cells.cell import Cell, recipe_fields
+from bdbench.cells import grid
+from bdbench.cells.cell import Cell
+from bdbench.cells.cost import shares
 from bdbench.cells.suites import Suite
-from bdbench.datasets.base import roots
-from bdbench.machine.clock import Others
+from bdbench.machine.contention import Others
 from bdbench.machine.devices import precision_of
 from bdbench.machine.system import device_name
-from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.registry import load_file
 from bdbench.models.scope import threaded
-from bdbench.models.training.loop import Recipe
-from bdbench.records.record import ALONE, OtherSchema, path_of, read, read_all
-from bdbench.running.engines import Place
+from bdbench.records.files import path_of, read, read_all
+from bdbench.records.record import ALONE, OtherSchema
+from bdbench.running.claims import claimed, lock_of
 from bdbench.running.engines.base import Ear, Here
+from bdbench.running.engines.options import Place
 from bdbench.running.needs import Need, check_needs, estimate
 from bdbench.running.progress import Reporter, duration
 from bdbench.running.schedule import Schedule, title
-from bdbench.running.worker import Job, claimed, lock_of
-from bdbench.storage.atomic import cache_root, check_writable
+from bdbench.running.speed import Speed
+from bdbench.running.worker import Job
+from bdbench.storage.atomic import check_writable
 from bdbench.storage.cache import Cache
+from bdbench.storage.folders import cache_root, roots
 from bdbench.tables.write import write_leaderboard
 from bdbench.trial import provenance
 from bdbench.trial.harness import Harness
-
-MOST_SEEDS = 10_000
-
-
-@dataclass(frozen=True)
-class Changes:
-    """What is to differ from a suite; None, and nothing, leave it as it is.
-
-    dataset, model, attack, defense: specs in place of those of an axis
-    seeds: how many, counted from 0
-    recipe: a spec in place of the fields that the suite sets
-    epochs, loader: fields of the recipe
-    train_images: of each data set
-    precision: auto, fp32 or bf16
-    """
-
-    dataset: Sequence[str] = ()
-    model: Sequence[str] = ()
-    attack: Sequence[str] = ()
-    defense: Sequence[str] = ()
-    seeds: int | None = None
-    recipe: str | None = None
-    epochs: int | None = None
-    train_images: int | None = None
-    loader: str | None = None
-    precision: str | None = None
-
-    def applied_to(self, suite: Suite) -> Suite:
-        """The suite that is meant. Raises `InvalidInput`."""
-        seeds = suite.seeds if self.seeds is None else self.seeds
-        check(seeds <= MOST_SEEDS, f"--seeds must be at most {MOST_SEEDS:,}")
-        fields = dict(suite.recipe) if self.recipe is None else recipe_fields(self.recipe)
-        stated = fields.pop("precision", suite.precision)
-        if self.epochs is not None:
-            fields["epochs"] = spec.fields_of(Recipe)["epochs"].accept(self.epochs, "the recipe")
-        if self.loader is not None:
-            fields["loader"] = self.loader
-        datasets = tuple(self.dataset) or suite.datasets
-        if self.train_images is not None:
-            datasets = tuple(
-                spec.changed(each, train_images=self.train_images) for each in datasets
-            )
-        return replace(
-            suite,
-            datasets=datasets,
-            models=tuple(self.model) or suite.models,
-            attacks=tuple(self.attack) or suite.attacks,
-            defenses=tuple(self.defense) or suite.defenses,
-            seeds=seeds,
-            recipe=fields,
-            precision=self.precision or stated,
-        )
 
 
 def run_suite(
@@ -119,13 +68,13 @@ def run_suite(
         load_file(path)
     processor = place.device(device)
     exact = precision_of(suite.precision, processor)
-    cells = plan.cells(suite, exact)
+    cells = grid.cells(suite, exact)
     folder = results or Path("results") / name
     missing = [cell for cell in cells if not _finished(cell, folder, stale, curves)]
     others = Others(processor) if suite.timed and missing and not dry_run else None
     console = Console()
 
-    speed = plan.Speed(processor, place.threads)
+    speed = Speed(processor, place.threads)
     # Of a cluster's speed, memory and disks nothing is known here.
     needs, expected = [], ""
     if place.is_here and (dry_run or missing):
@@ -156,7 +105,7 @@ def run_suite(
         Harness(Cache(job.cache), job.roots, processor).check_data(missing)
         line += f"{expected} on {device_name(processor)} in {exact}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
-    with Reporter(len(missing), sum(plan.shares(missing).values()), console) as reporter:
+    with Reporter(len(missing), sum(shares(missing).values()), console) as reporter:
         if others is not None and (taken := others.meanwhile() or 0) > ALONE:
             unit = "cores" if processor.type == "cpu" else "processes"
             reporter.say(f"warning: others use the device, {taken:.2g} {unit}; that costs time")
@@ -202,7 +151,7 @@ def _tidy(finished: Sequence[Cell], job: Job, here: bool) -> None:
 def _list(
     cells: Sequence[Cell],
     missing: Sequence[Cell],
-    speed: plan.Speed | None,
+    speed: Speed | None,
     expected: str,
     needs: Sequence[Need],
     console: Console,

@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
-from bdbench.cells import grid as plan
 from bdbench.cells.cell import Cell
+from bdbench.cells.cost import Part, shared, shares, work
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records.record import Record, write
+from bdbench.records.files import write
+from bdbench.records.record import Record
+from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.progress import Reporter, summary
-from bdbench.running.worker import Attempt, claimed, stamp
+from bdbench.running.speed import Speed
+from bdbench.running.worker import Attempt
 from bdbench.trial.harness import lost
 
 ATTEMPTS = 3
@@ -36,17 +39,17 @@ class Schedule:
         self,
         cells: Sequence[Cell],
         results: Path,
-        speed: plan.Speed,
+        speed: Speed,
         budget: float | None,
         reporter: Reporter,
     ) -> None:
         self.results, self.speed, self.budget, self.reporter = results, speed, budget, reporter
         self._waiting, self._elsewhere = deque(cells), list[Cell]()
-        self._shares = plan.shares(cells)
+        self._shares = shares(cells)
         self._before = {cell: stamp(results, cell.key) for cell in cells}
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
         self._running: dict[Future[Attempt], Cell] = {}
-        self._made = set[plan.Part]()
+        self._made = set[Part]()
         self._failed: list[Record] = []
         self._left_out = 0
         self._start = time.monotonic()
@@ -74,8 +77,8 @@ class Schedule:
 
     def _next(self) -> Cell:
         """The first in line that need not wait for what a running one makes; else the first."""
-        making = set().union(*map(plan.shared, self._running.values())) - self._made
-        free = (cell for cell in self._waiting if making.isdisjoint(plan.shared(cell)))
+        making = set().union(*map(shared, self._running.values())) - self._made
+        free = (cell for cell in self._waiting if making.isdisjoint(shared(cell)))
         chosen = next(free, self._waiting[0])
         self._waiting.remove(chosen)
         return chosen
@@ -119,10 +122,10 @@ class Schedule:
             self._failed.append(record)
             self.reporter.say(f"  bdbench explain {record.key} shows the traceback")
             return
-        self._made |= plan.shared(cell).keys()
+        self._made |= shared(cell).keys()
         seconds = record.measured["seconds"]
         busy = sum(seconds[stage] for stage in ("prepare", "undefended", "fit"))
-        self.speed.learn(cell, plan.work(cell), busy)
+        self.speed.learn(cell, work(cell), busy)
 
     def _look(self) -> None:
         """Take back what no other run is at any more."""

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from bdbench.models.plugins.errors import check
-from bdbench.records.record import KEY
 from bdbench.storage.atomic import write_atomically
+from bdbench.storage.keys import KEY
 
 FOLDER = "artefacts"
 Arrays = dict[str, NDArray[numpy.generic]]

@@ -34,16 +34,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise InvalidInput(f"cannot write {path.name} in {path.parent}: {reason}") from error
 
 
-def cache_root() -> Path:
-    """`$BDBENCH_CACHE`, else the platform's user cache."""
-    if named := os.environ.get("BDBENCH_CACHE"):
-        return Path(named)
-    # Nobody who names a folder needs it, and not every machine that only computes has it.
-    from platformdirs import user_cache_path
-
-    return user_cache_path("bdbench")
-
-
 def check_writable(folder: Path) -> None:
     """Make the folder if need be, and raise `InvalidInput` unless files can be written there."""
     try:

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.storage.atomic import write_atomically
+from bdbench.storage.keys import digest_of
 
 Payload = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -52,12 +53,6 @@ class Entry:
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
     fresh: bool
-
-
-def digest_of(value: Any) -> str:
-    """32 hex digits that stand for a JSON value."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def sha256_of(path: Path) -> str:

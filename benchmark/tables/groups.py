@@ -7,13 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.consistency import AXES, consistent
 from bdbench.records.record import METRICS, Count, Record
 from bdbench.tables.statistics import Estimate, estimate
-
-AXES = ("dataset", "model", "recipe", "attack", "defense")
 
 
 @dataclass(frozen=True)
@@ -74,12 +71,9 @@ def mean(values: Iterable[float]) -> float:
 def collect(records: Iterable[Record]) -> list[Group]:
     """Records as groups, sorted by name along `AXES`, `none` before all others.
 
-    Raises `InvalidInput` where two records are of one cell and seed, or where records of one data
-    set, model and recipe were trained on different data.
+    Raises `InvalidInput` for records that are not `consistent`.
     """
-    ordered = sorted(records, key=lambda r: (*(r.cell[a] for a in AXES), r.cell["seed"], r.key))
-    _refuse_duplicates(ordered)
-    _refuse_mixed_data(ordered)
+    ordered = consistent(records)
     names = {axis: _names(ordered, axis) for axis in AXES}
     grouped: dict[tuple[str, ...], list[Record]] = {}
     for record in ordered:
@@ -112,31 +106,3 @@ def _names(records: Sequence[Record], axis: str) -> dict[str, str]:
     labels = {record.cell[axis]: record.labels[axis] for record in records}
     taken = Counter(name for pair in labels.items() for name in set(pair))
     return {spec: label if taken[label] == 1 else spec for spec, label in labels.items()}
-
-
-def _refuse_duplicates(ordered: Sequence[Record]) -> None:
-    for one, two in pairwise(ordered):
-        if one.cell == two.cell:
-            raise InvalidInput(
-                f"records {one.key} and {two.key} are both of {_title(one)} with seed "
-                f"{one.cell['seed']}; remove one of them"
-            )
-
-
-def _refuse_mixed_data(ordered: Sequence[Record]) -> None:
-    known: dict[tuple[str, ...], tuple[str, Record]] = {}
-    for record in ordered:
-        data = str(record.provenance.get("data_sha256") or "")
-        if not data:
-            continue
-        first, other = known.setdefault(tuple(record.cell[a] for a in AXES[:3]), (data, record))
-        if first != data:
-            raise InvalidInput(
-                f"records {other.key} ({_title(other)}, data {first:.12}) and {record.key} "
-                f"({_title(record)}, data {data:.12}) were trained on different data and cannot "
-                "share a table"
-            )
-
-
-def _title(record: Record) -> str:
-    return f"{record.labels['defense']} on {record.labels['attack']}"

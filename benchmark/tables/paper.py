@@ -14,8 +14,9 @@ from statistics import median
 
 from bdbench.cells.suites import ATTACKS, DEFENSES
 from bdbench.models.plugins import spec
+from bdbench.records.consistency import AXES
 from bdbench.records.record import ALONE, STAGES, Record
-from bdbench.tables.groups import AXES, Group, is_none, mean, seconds_total
+from bdbench.tables.groups import Group, is_none, mean, seconds_total
 from bdbench.tables.leaderboard import ASR, CA, FLOOR, MISSING, Block, decimal, plus_minus
 from bdbench.tables.published import RATE, reference
 from bdbench.tables.sheet import NOTHING, Entry, Sheet

@@ -15,9 +15,10 @@ from typing import Any
 import pandas as pd
 
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.consistency import AXES
 from bdbench.records.record import STAGES, Record
 from bdbench.storage.atomic import write_atomically
-from bdbench.tables.groups import AXES, Group, collect, is_none, mean, seconds_own, seconds_total
+from bdbench.tables.groups import Group, collect, is_none, mean, seconds_own, seconds_total
 from bdbench.tables.leaderboard import LEGEND, Block
 from bdbench.tables.paper import LEGEND as PAPER_LEGEND
 from bdbench.tables.paper import (

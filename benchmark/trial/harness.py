@@ -18,60 +18,36 @@ from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import Cell, recipe_of
 from bdbench.datasets.base import Dataset
 from bdbench.datasets.registry import datasets
-from bdbench.defenses.base import VALIDATION, CleanBudget, Context, Journal
+from bdbench.defenses.base import Context, Journal
 from bdbench.defenses.registry import defenses
-from bdbench.machine.clock import Others, Stopwatch, peak_memory, worst
+from bdbench.machine.clock import Stopwatch, peak_memory
+from bdbench.machine.contention import Others, worst
 from bdbench.machine.system import device_name
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import check
 from bdbench.models.rng import derive, stream
 from bdbench.models.training.context import TrainingContext, network_builder
 from bdbench.models.training.loop import features, sample_losses, train
 from bdbench.models.training.resume import kept_by
 from bdbench.records.record import METRICS, SCHEMA, STAGES, Count, Record
 from bdbench.storage import artefacts
-from bdbench.storage.cache import Cache, Payload, digest_of
+from bdbench.storage.cache import Cache, Payload
 from bdbench.storage.checkpoints import PATIENCE, Checkpoints, discard
+from bdbench.storage.keys import digest_of
 from bdbench.trial import evaluation as metrics
 from bdbench.trial import provenance
+from bdbench.trial.clean_budget import clean_budget
 from bdbench.trial.monitor import Looker
+from bdbench.trial.poisoned import PoisonedData
 
 POINT = ("epoch", *METRICS, "clean_loss", "poisoned_loss")
 """What a point of a curve holds."""
 
 DRAWN = 2_000
 """Training images whose embeddings are kept for figures."""
-
-
-@dataclass(frozen=True)
-class PoisonedData:
-    """All that an attack leaves behind. `train` is the defender's, the rest stays in the harness.
-
-    mask, cover: bool (n,), rows with the trigger, rows changed but truly labelled
-    triggered: uint8 (m, 3, height, width), the whole test set with the trigger
-    facts: what the attack says about its own training
-    """
-
-    train: ImageSet
-    mask: Tensor
-    cover: Tensor
-    triggered: Tensor
-    facts: Mapping[str, float | None]
-
-    def extent(self, clean: ImageSet, target: int) -> dict[str, float]:
-        """How much of the training set `clean` the attack changed."""
-        members = self.mask[clean.labels == target]
-        return {
-            "poisoned_images": int(self.mask.sum()),
-            "cover_images": int(self.cover.sum()),
-            "relabelled_images": int((self.train.labels != clean.labels).sum()),
-            "share_of_dataset": round(float(self.mask.double().mean()), 6),
-            "share_of_target_class": round(int(members.sum()) / max(1, len(members)), 6),
-        }
 
 
 @dataclass
@@ -479,33 +455,6 @@ class _Trial:
         if not is_none and any(_equal(b, after) for b in self.undefended_states.values()):
             flags.append("no_op")
         return tuple(flags)
-
-
-def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget | None:
-    """A stratified share of the clean training set, the same for all defenses of a seed.
-
-    At least one image of each class goes to each part. None where the fraction is 0. Raises
-    `InvalidInput` for a class that has no image for one of them.
-    """
-    if fraction == 0:
-        return None
-    rng = stream(seed, "clean budget")
-    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
-    labels = train_set.labels.cpu()
-    for label in labels.unique():
-        members = torch.nonzero(labels == label).flatten()
-        check(
-            len(members) > 1,
-            f"class {int(label)} has {len(members)} training image, too few for clean images to fit"
-            " and to validate",
-        )
-        members = members[torch.randperm(len(members), generator=rng)]
-        count = max(2, round(fraction * len(members)))
-        held = max(1, round(VALIDATION * count))
-        parts[0].append(members[held:count])
-        parts[1].append(members[:held])
-    fit, validation = (torch.cat(part).sort().values.to(train_set.device) for part in parts)
-    return CleanBudget(train_set[fit], train_set[validation])
 
 
 def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -11,8 +11,8 @@ import torch
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.training.loop import Recipe
 from bdbench.models.training.parallel import side_by_side
+from bdbench.models.training.recipe import Recipe
 
 T = TypeVar("T")
 

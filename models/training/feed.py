@@ -134,3 +134,6 @@ def batch_sizes(count: int, batch_size: int) -> Iterator[int]:
 def steps_per_epoch(count: int, batch_size: int) -> int:
     """How many batches one pass over `count` images has."""
     return len(list(batch_sizes(count, batch_size)))
+
+
+FEEDS: dict[str, type[Feed]] = {"resident": Feed, "reference": ReferenceFeed}

@@ -4,102 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import above, at_least, check, one_of
-from bdbench.models.plugins.spec import added
-from bdbench.models.training.augment import Augmentation, to_float
+from bdbench.models.plugins.errors import check
+from bdbench.models.training.augment import to_float
+from bdbench.models.training.feed import FEEDS
 from bdbench.models.training.feed import Batch as Batch
-from bdbench.models.training.feed import Feed, ReferenceFeed
 from bdbench.models.training.feed import steps_per_epoch as steps_per_epoch
 from bdbench.models.training.graphs import Pace, Runner, recorder_for
+from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import State, resumable
 
-PRECISIONS = ("fp32", "bf16")
-FEEDS: dict[str, type[Feed]] = {"resident": Feed, "reference": ReferenceFeed}
 ASKED = {"cpu": 256, "cuda": 2_000}
 """Images that a network is asked about at once, by device."""
-LARGEST_BATCH = 2**20
-LARGEST_EDGE = 1_000
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained. Defaults: CBD paper, section 5.1; where it is silent, its code.
-
-    epochs: passes over the training set (paper)
-    batch_size: images (not in the paper)
-    learning_rate: at the start (paper: 0.1, and 0.01 on GTSRB)
-    momentum, weight_decay: of SGD (paper)
-    nesterov: Nesterov's form of momentum (code)
-    drops: the learning rate falls tenfold when these shares of the epochs are done (code: 20, 70)
-    padding: pixels of zeros around an image before its random crop (paper: "as in ABL")
-    flip: mirror left-right at random; a data set whose labels do not survive it turns it off
-    cutout: side of the zeroed square in pixels (the paper gives none; the code zeroes 2 x 2)
-    precision: of the network's body, fp32 or bf16; losses and updates are always fp32
-    loader: "resident" gathers batches where the images are; "reference" makes the same batches as
-        public code does, image by image in worker processes, and lays networks out as it does, for
-        comparing seconds
-    compiled: the network's body goes through torch.compile, which rounds otherwise
-    """
-
-    epochs: int = 100
-    batch_size: int = 128
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-    nesterov: bool = True
-    drops: tuple[float, ...] = (0.2, 0.7)
-    padding: int = 4
-    flip: bool = True
-    cutout: int = 2
-    precision: str = "fp32"
-    loader: str = added("resident")
-    compiled: bool = added(False)
-
-    def __post_init__(self) -> None:
-        at_least(1, epochs=self.epochs)
-        at_least(2, batch_size=self.batch_size)
-        check(self.batch_size <= LARGEST_BATCH, f"batch_size must be at most {LARGEST_BATCH:,}")
-        above(0, learning_rate=self.learning_rate)
-        for name in ("padding", "cutout"):
-            value = getattr(self, name)
-            check(
-                0 <= value <= LARGEST_EDGE, f"{name} must be from 0 to {LARGEST_EDGE}, got {value}"
-            )
-        check(
-            all(0 < drop < 1 for drop in self.drops),
-            f"drops must be shares of the epochs between 0 and 1, got {self.drops}",
-        )
-        one_of(PRECISIONS, precision=self.precision)
-        one_of(FEEDS, loader=self.loader)
-
-    @property
-    def augmentation(self) -> Augmentation:
-        return Augmentation(self.padding, self.flip, self.cutout)
-
-    def decay(self, epoch: int) -> float:
-        """What the initial learning rates are multiplied by in `epoch`, counted from 0."""
-        return 0.1 ** sum(epoch >= round(drop * self.epochs) for drop in self.drops)
-
-    def sgd(self, model: nn.Module) -> SGD:
-        """The recipe's optimizer for the parameters of `model`."""
-        return SGD(
-            model.parameters(),
-            lr=self.learning_rate,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-        )
 
 
 Step = Callable[..., Any]

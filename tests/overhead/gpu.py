@@ -41,7 +41,8 @@ from bdbench.models.observer import Observer, observed_by
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext, network_builder
 from bdbench.models.training.graphs import CudaRecorder, Recorder, recorded_by
-from bdbench.models.training.loop import Recipe, steps_per_epoch, train
+from bdbench.models.training.loop import steps_per_epoch, train
+from bdbench.models.training.recipe import Recipe
 
 FULL = 100
 """Epochs whose seconds are told."""

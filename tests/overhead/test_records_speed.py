@@ -10,7 +10,7 @@ import pytest
 from made import cell
 from turns import TINY, beside_bare
 
-from bdbench.records import record as records
+from bdbench.records import files as records
 from bdbench.records.record import Record
 from bdbench.tables.write import write_leaderboard, write_table
 

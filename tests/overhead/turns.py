@@ -21,7 +21,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext, network_builder
-from bdbench.models.training.loop import Recipe
+from bdbench.models.training.recipe import Recipe
 
 TINY = bool(os.environ.get("BENCH_TINY"))
 ROUNDS = 1 if TINY else 5

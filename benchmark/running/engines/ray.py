@@ -17,9 +17,11 @@ from ray.exceptions import RayError, RayTaskError
 
 from bdbench.cells.cell import Cell
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records.record import Record, path_of, read, write
+from bdbench.records.files import path_of, read, write
+from bdbench.records.record import Record
+from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.base import Died, Engine
-from bdbench.running.worker import Attempt, Job, Worker, claimed, stamp
+from bdbench.running.worker import Attempt, Job, Worker
 
 MANY = 10_000
 

@@ -1,0 +1,64 @@
+"""What the command line, or a call, changes of a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bdbench.cells.cell import recipe_fields
+from bdbench.cells.suites import Suite
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import check
+from bdbench.models.training.recipe import Recipe
+
+MOST_SEEDS = 10_000
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is to differ from a suite; None, and nothing, leave it as it is.
+
+    dataset, model, attack, defense: specs in place of those of an axis
+    seeds: how many, counted from 0
+    recipe: a spec in place of the fields that the suite sets
+    epochs, loader: fields of the recipe
+    train_images: of each data set
+    precision: auto, fp32 or bf16
+    """
+
+    dataset: Sequence[str] = ()
+    model: Sequence[str] = ()
+    attack: Sequence[str] = ()
+    defense: Sequence[str] = ()
+    seeds: int | None = None
+    recipe: str | None = None
+    epochs: int | None = None
+    train_images: int | None = None
+    loader: str | None = None
+    precision: str | None = None
+
+    def applied_to(self, suite: Suite) -> Suite:
+        """The suite that is meant. Raises `InvalidInput`."""
+        seeds = suite.seeds if self.seeds is None else self.seeds
+        check(seeds <= MOST_SEEDS, f"--seeds must be at most {MOST_SEEDS:,}")
+        fields = dict(suite.recipe) if self.recipe is None else recipe_fields(self.recipe)
+        stated = fields.pop("precision", suite.precision)
+        if self.epochs is not None:
+            fields["epochs"] = spec.fields_of(Recipe)["epochs"].accept(self.epochs, "the recipe")
+        if self.loader is not None:
+            fields["loader"] = self.loader
+        datasets = tuple(self.dataset) or suite.datasets
+        if self.train_images is not None:
+            datasets = tuple(
+                spec.changed(each, train_images=self.train_images) for each in datasets
+            )
+        return replace(
+            suite,
+            datasets=datasets,
+            models=tuple(self.model) or suite.models,
+            attacks=tuple(self.attack) or suite.attacks,
+            defenses=tuple(self.defense) or suite.defenses,
+            seeds=seeds,
+            recipe=fields,
+            precision=self.precision or stated,
+        )

@@ -1,0 +1,63 @@
+"""What a model and a data set promise, and what every plugin does."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from bdbench.contract.promises import promise
+from bdbench.contract.scenarios import CPU, RECIPE, expect, pictures
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.registry import Registry
+from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.loop import logits, predict
+
+
+@promise("", "it can be written as a spec, and read back")
+def specs(registry: Registry[Any], name: str) -> None:
+    canonical = registry.canonical(name)
+    expect(registry.canonical(canonical) == canonical, f"{canonical!r} reads back as another")
+    label = registry.label(name)
+    expect(label == name, f"its defaults are shown as {label!r}: they change when built")
+    expect(registry.version(name) >= 1, "its version is below 1")
+
+
+@promise("", "its documentation names the method, and every field with a default")
+def documentation(registry: Registry[Any], name: str) -> None:
+    factory = registry.factory(name)
+    module = inspect.getdoc(inspect.getmodule(factory)) or ""
+    first = module.partition("\n")[0].rstrip()
+    expect(bool(first), "its file has no docstring; the first line names method, authors and year")
+    expect(first.endswith((".", ":")), f"the first line of its file is not a sentence: {first!r}")
+    doc = inspect.getdoc(factory) or ""
+    for field in inspect.signature(factory).parameters.values():
+        if field.default is not inspect.Parameter.empty:
+            expect(field.name in doc, f"its docstring does not say what {field.name} is")
+
+
+@promise("model", "it is a classifier for images of any size, with weights that follow the seed")
+def any_size(registry: Registry[Any], name: str) -> None:
+    means = TrainingContext(RECIPE, CPU, network_builder(name, 7, 48), seed=0)
+    one, two, other = means.build(), means.build(), means.build("other")
+    expect(isinstance(one, Classifier), "it is not a subclass of bdbench.models.Classifier")
+    images = pictures(3, 48, 7).images
+    answers = logits(one, images)
+    expect(answers.shape == (3, 7), f"its logits have the shape {tuple(answers.shape)}")
+    expect(predict(one, images).shape == (3,), "it does not name one class for each image")
+    weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in (one, two, other)]
+    expect(torch.equal(weights[0], weights[1]), "the same seed gives other weights")
+    expect(not torch.equal(weights[0], weights[2]), "another seed gives the same weights")
+
+
+@promise("data set", "it says beforehand what it is")
+def declared(registry: Registry[Any], name: str) -> None:
+    source = registry.build(name)
+    expect(source.name == name, f"its name is {source.name!r}")
+    expect(source.num_classes > 1, f"it has {source.num_classes} classes")
+    expect(source.image_size >= 8, f"its images have {source.image_size} pixels")
+    expect(source.count == source.train_size, "count is not train_size")
+    expect(source.learning_rate > 0, "its learning rate is not above 0")
+    expect(isinstance(source.flip, bool), "flip is not True or False")
+    expect(registry.build(f"{name}(train_images=500)").count == 500, "train_images is ignored")

@@ -1,0 +1,132 @@
+"""How numbers, names and prose look on the pages."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from bdbench.records.rerun import command
+from bdbench.report import charts
+from bdbench.tables.groups import is_none, seconds_total
+from bdbench.tables.leaderboard import ASR, CA, FLOOR, FOOTNOTES, MISSING, Block, decimal
+from bdbench.tables.statistics import wilson
+
+PAGES = Path(__file__).parent / "templates"
+
+
+def slug(name: str) -> str:
+    """A file name of letters, digits, `_` and `-` that belongs to no other name."""
+    plain = re.sub("[^a-z0-9_]+", "-", name.lower())[:40].strip("-")
+    if re.fullmatch("[a-z0-9_]+", name) and name == plain:
+        return name
+    return f"{plain}-{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def number(value: Any) -> str:
+    """A JSON value, numbers with at most six digits."""
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.6g}" if isinstance(value, float) else str(value)
+
+
+def _name(text: str) -> Markup:
+    """A spec that a narrow column may break."""
+    return escape(text).replace("(", Markup("(<wbr>")).replace("=", Markup("=<wbr>"))
+
+
+def _prose(text: str) -> Markup:
+    """A paragraph of a docstring."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
+
+
+def _signed(share: float) -> str:
+    """A difference in points."""
+    return MISSING if math.isnan(share) else f"{100 * share:+z.1f}"
+
+
+def _level(share: float) -> str:
+    """The class of a field in a heat map."""
+    return "off" if math.isnan(share) else f"l{round(10 * share)}"
+
+
+@cache
+def templates() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "decimal": decimal,
+        "exact": lambda value: "" if math.isnan(value) else f"{value:.6g}",
+        "home": lambda group: f"cells/{(group.used or group.records)[0].key}.html",
+        "level": _level,
+        "name": _name,
+        "number": number,
+        "prose": _prose,
+        "percent": lambda share: decimal(100 * share),
+        "signed": _signed,
+    }
+    environment.tests["bare"] = is_none
+    environment.globals |= {
+        "command": command,
+        "footnotes": FOOTNOTES,
+        "maps": maps,
+        "metric_words": METRIC_WORDS,
+        "missing": MISSING,
+        "seconds_total": seconds_total,
+        "stage_words": STAGE_WORDS,
+        "wilson": wilson,
+        "zip": zip,
+        "frame": charts,
+    }
+    return environment
+
+
+METRIC_WORDS = {
+    CA: ("clean accuracy", "CA: clean test images that get their own label", "ca"),
+    ASR: ("attack success rate", "ASR: triggered images that get the target", "asr"),
+    "robust_accuracy": ("robust accuracy", "triggered images that get their own label", ""),
+    FLOOR: ("ASR floor", "the same images, without the trigger, that get the target", ""),
+}
+STAGE_WORDS = {
+    "load": "reading the data",
+    "poison": "poisoning them",
+    "prepare": "training the attack",
+    "capture": "recording and compiling steps",
+    "undefended": "training without defense",
+    "fit": "training the defense",
+    "evaluate": "testing",
+}
+ORIGINS = {
+    "data, sha256": "data_sha256",
+    "notes on the data": "data_notes",
+    "device": "device",
+    "precision": "precision",
+    "bdbench": "versions · bdbench",
+    "commit": "commit",
+    "python": "versions · python",
+    "torch": "versions · torch",
+}
+"""The parts of a record's provenance that the index sums up, with at most `VALUES` values each."""
+
+
+def maps(block: Block) -> Iterator[tuple[str, str, Sequence[str], str]]:
+    """Of each heat map: its short name, metric, rows and title."""
+    if block.poisoned:
+        yield "asr", ASR, block.poisoned, "ASR in percent, low is good"
+    yield "ca", CA, block.attacks, "CA in percent, high is good"

@@ -1,0 +1,38 @@
+"""The trusted images that are lent to a defense."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bdbench.defenses.base import VALIDATION, CleanBudget
+from bdbench.models.data import ImageSet
+from bdbench.models.plugins.errors import check
+from bdbench.models.rng import stream
+
+
+def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget | None:
+    """A stratified share of the clean training set, the same for all defenses of a seed.
+
+    At least one image of each class goes to each part. None where the fraction is 0. Raises
+    `InvalidInput` for a class that has no image for one of them.
+    """
+    if fraction == 0:
+        return None
+    rng = stream(seed, "clean budget")
+    parts: tuple[list[Tensor], list[Tensor]] = ([], [])
+    labels = train_set.labels.cpu()
+    for label in labels.unique():
+        members = torch.nonzero(labels == label).flatten()
+        check(
+            len(members) > 1,
+            f"class {int(label)} has {len(members)} training image, too few for clean images to fit"
+            " and to validate",
+        )
+        members = members[torch.randperm(len(members), generator=rng)]
+        count = max(2, round(fraction * len(members)))
+        held = max(1, round(VALIDATION * count))
+        parts[0].append(members[held:count])
+        parts[1].append(members[:held])
+    fit, validation = (torch.cat(part).sort().values.to(train_set.device) for part in parts)
+    return CleanBudget(train_set[fit], train_set[validation])
