@@ -18,8 +18,6 @@ from bdbench.models.observer import Observer, observed_by
 from bdbench.models.rng import stream
 from bdbench.models.scope import threaded
 
-ROOT = str(Path(__file__).parents[1])
-
 
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -54,7 +52,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT},
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
                 start_new_session=True,
             )
             started.enter_context(run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,8 +18,8 @@ from bdbench.defenses.base import Context
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.context import network_builder
 from bdbench.models.training.loop import Batch, loop, sample_losses, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.trial.evaluation import diagnose
@@ -28,7 +29,9 @@ STILL = replace(RECIPE, drops=(), padding=0, flip=False, cutout=0)
 
 
 def context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
-    return Context(recipe, torch.device("cpu"), network_builder("wrn16_1", 10, 32), seed)
+    return Context(
+        recipe, torch.device("cpu"), partial(models.build("wrn16_1").build, 10, 32), seed
+    )
 
 
 def fitted(images: ImageSet, **fields: float | str) -> tuple[Classifier, Context]:

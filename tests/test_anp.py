@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -20,8 +21,8 @@ from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.context import network_builder
 from bdbench.models.training.loop import Batch, loop
 from bdbench.models.training.recipe import Recipe
 
@@ -41,7 +42,7 @@ def lend(images: ImageSet, model: str = "wrn16_1", **fields: object) -> Context:
     context = replace(
         context,
         recipe=replace(context.recipe, epochs=100, **fields),
-        build_network=network_builder(model, 10, images.size[0]),
+        build_network=partial(models.build(model).build, 10, images.size[0]),
     )
     shared, rng = context.build().eval(), stream(0, "norms")
     for norm in find_norms(shared).values():

@@ -39,7 +39,7 @@ def three_threads() -> Iterator[None]:
 
 @pytest.fixture
 def lent() -> Context:
-    return Context(RECIPE, CPU, lambda: models.build("wrn16_1", 10, 16), seed=0)
+    return Context(RECIPE, CPU, lambda: models.build("wrn16_1").build(10, 16), seed=0)
 
 
 def looker() -> Looker:

@@ -28,7 +28,7 @@ RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05, drops=(0.7,))
 
 def network() -> Classifier:
     with global_seed(0, "test"):
-        return models.build("wrn16_1", 10, 32)
+        return models.build("wrn16_1").build(10, 32)
 
 
 @pytest.fixture

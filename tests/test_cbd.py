@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,8 +18,8 @@ from bdbench.defenses.cbd import CBD, Critic, dependence, sample_weights
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.training.context import network_builder
 from bdbench.models.training.loop import train
 from bdbench.models.training.recipe import Recipe
 from bdbench.trial.evaluation import diagnose
@@ -27,7 +28,9 @@ RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)
 
 
 def context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
-    return Context(recipe, torch.device("cpu"), network_builder("wrn16_1", 10, 32), seed)
+    return Context(
+        recipe, torch.device("cpu"), partial(models.build("wrn16_1").build, 10, 32), seed
+    )
 
 
 def test_weights_are_equation_6() -> None:

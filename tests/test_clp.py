@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,8 +21,8 @@ from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.context import network_builder
 from bdbench.models.training.loop import logits
 from bdbench.models.training.recipe import Recipe
 
@@ -204,7 +205,9 @@ def test_convolutions_are_found_for_all_normalisations_that_have_one(
     model: str, expected: list[tuple[str, str]]
 ) -> None:
     data = scenarios.pictures(1, 8, 10)
-    lent = replace(scenarios.context(data, 0.0), build_network=network_builder(model, 10, 8))
+    lent = replace(
+        scenarios.context(data, 0.0), build_network=partial(models.build(model).build, 10, 8)
+    )
     noise = torch.rand(1, 3, 8, 8, generator=stream(0, "noise"))
     assert sorted(follow(lent.build(), noise)) == sorted(expected)
 

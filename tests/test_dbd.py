@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -29,8 +30,8 @@ from bdbench.machine.devices import has_bf16
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.context import network_builder
 from bdbench.models.training.loop import logits, loop
 from bdbench.models.training.recipe import Recipe
 
@@ -39,7 +40,9 @@ SHORT = DBD(ssl_epochs=100, ssl_batch_size=32, head_epochs=50, semi_epochs=100, 
 
 
 def context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
-    return Context(recipe, torch.device("cpu"), network_builder("wrn16_1", 10, 32), seed)
+    return Context(
+        recipe, torch.device("cpu"), partial(models.build("wrn16_1").build, 10, 32), seed
+    )
 
 
 def state(network: torch.nn.Module) -> dict[str, Tensor]:

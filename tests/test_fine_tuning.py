@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,10 @@ from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import logits, predict, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
@@ -47,14 +49,14 @@ def striped() -> ImageSet:
 @pytest.fixture(scope="module")
 def undefended(striped: ImageSet) -> Classifier:
     """A network that has learned the stripes in part."""
-    lent = TrainingContext(RECIPE, CPU, network_builder("wrn16_1", 10, 32), seed=0)
+    lent = TrainingContext(RECIPE, CPU, partial(models.build("wrn16_1").build, 10, 32), seed=0)
     plain = Recipe(epochs=8, batch_size=20, learning_rate=0.05, padding=0, cutout=0, flip=False)
     return train(lent.build(), striped, plain, lent.rng("classifier"))
 
 
 def context(network: Classifier, images: ImageSet, recipe: Recipe = RECIPE) -> Context:
     """One that hands out the very same network every time."""
-    training = TrainingContext(recipe, CPU, network_builder("wrn16_1", 10, 32), seed=0)
+    training = TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 32), seed=0)
     return Context(
         **vars(training),
         clean=clean_budget(images, 0.5, 0),

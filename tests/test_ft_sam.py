@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.training.context import network_builder
+from bdbench.models.registry import models
 from bdbench.models.training.loop import Batch, loop
 from bdbench.models.training.recipe import Recipe
 
@@ -95,7 +96,9 @@ def test_the_control_is_the_one_that_is_named(images: ImageSet) -> None:
 def test_it_equals_a_slow_reading_of_algorithm_1(model: str, epochs: int, images: ImageSet) -> None:
     """The worst weights are those of a second network, which lends the first its gradients."""
     images = ImageSet(images.images[:, :, :8, :8], images.labels, 10)
-    lent = replace(lend(images, weight_decay=0.01), build_network=network_builder(model, 10, 8))
+    lent = replace(
+        lend(images, weight_decay=0.01), build_network=partial(models.build(model).build, 10, 8)
+    )
     start = lent.build().eval()
     ours = FTSAM(epochs=epochs, batch_size=40).fit(
         images, replace(lent, train_undefended=lambda n: start)

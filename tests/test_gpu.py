@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,10 @@ from bdbench.defenses.base import Context
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import Augmentation, augment, draw_tape, to_float
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.graphs import CudaRecorder, Work, recorded_by
 from bdbench.models.training.loop import logits, train
 from bdbench.models.training.recipe import Recipe
@@ -63,7 +65,9 @@ def test_a_short_training_ends_close_to_the_processors(images: ImageSet) -> None
     recipe = Recipe(epochs=1, batch_size=20, learning_rate=0.01)
     found = []
     for device in (torch.device("cpu"), GPU):
-        lent = TrainingContext(recipe, device, network_builder("wrn16_1", 10, 32), seed=0)
+        lent = TrainingContext(
+            recipe, device, partial(models.build("wrn16_1").build, 10, 32), seed=0
+        )
         made = train(lent.build(), images.to(device), recipe, lent.rng("classifier"))
         found.append(torch.cat([values.flatten().cpu() for values in made.parameters()]))
     assert float((found[0] - found[1]).norm() / found[0].norm()) < 1e-2
@@ -80,7 +84,7 @@ def fit(defense: str, seed: int = 0, **fields: object) -> Classifier:
     data = ImageSet(pixels, torch.arange(count) % 10, 10).to(GPU)
     epochs = STEPS * batch_size // count
     recipe = Recipe(epochs=epochs, batch_size=batch_size, learning_rate=0.01, **fields)  # type: ignore[arg-type]
-    lent = TrainingContext(recipe, GPU, network_builder("wrn16_1", 10, 32), seed)
+    lent = TrainingContext(recipe, GPU, partial(models.build("wrn16_1").build, 10, 32), seed)
     made = defenses.build(defense)
 
     def undefended(n: int) -> Classifier:
@@ -167,7 +171,7 @@ def test_eight_trainings_at_once_fit_in_8_gb() -> None:
     recipe = Recipe(epochs=1)
 
     def one(seed: int) -> None:
-        lent = TrainingContext(recipe, GPU, network_builder("wrn16_1", 10, 32), seed)
+        lent = TrainingContext(recipe, GPU, partial(models.build("wrn16_1").build, 10, 32), seed)
         train(lent.build(), data, recipe, lent.rng("classifier"))
 
     with ThreadPoolExecutor(8) as threads:
@@ -191,7 +195,7 @@ def test_every_defense_runs(defense: str, precision: str, cache_folder: Path) ->
 @pytest.mark.parametrize("size", [32, 224])
 def test_large_networks_run(size: int) -> None:
     recipe = Recipe(epochs=1, batch_size=8, precision="bf16")
-    lent = TrainingContext(recipe, GPU, network_builder("resnet34", 12, size), seed=0)
+    lent = TrainingContext(recipe, GPU, partial(models.build("resnet34").build, 12, size), seed=0)
     pixels = torch.randint(0, 256, (8, 3, size, size), dtype=torch.uint8, device=GPU)
     data = ImageSet(pixels, torch.arange(8, device=GPU), 12)
     made = train(lent.build(), data, replace(recipe, learning_rate=0.01), lent.rng("x"))

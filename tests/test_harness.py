@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,10 @@ from bdbench.defenses.registry import defenses
 from bdbench.machine.clock import Stopwatch
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import derive
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import train
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.files import read, write
@@ -237,7 +239,7 @@ def test_losses_of_a_curve_by_hand(cache_folder: Path) -> None:
 def undefended_of(made: Cell, harness: Harness) -> tuple[Classifier, PoisonedData]:
     """What the cell of no defense ends with, trained here without the harness."""
     data = harness.poisoned(made)
-    build = network_builder(made.model, 10, 32)
+    build = partial(made.model.build, 10, 32)
     lent = TrainingContext(recipe_of(made.recipe), CPU, build, derive(made.seed, "training"))
     return train(lent.build(), data.train, lent.recipe, lent.rng("classifier")), data
 
@@ -457,20 +459,25 @@ def test_a_bad_cell_is_refused_before_anything_is_loaded(
         cell(**(axes | parts), recipe=RECIPE, seed=0)
 
 
+def names(cells: Iterable[Cell]) -> set[str]:
+    """Of the defenses."""
+    return {Spec.of(made.specs["defense"]).name for made in cells}
+
+
 def test_suites_are_sound_and_bring_the_settings_of_their_data_set() -> None:
     for name in SUITES:
         cells = grid.cells(suite(name), "fp32")
         assert len({made.key for made in cells}) == len(cells)
     quick = grid.cells(suite("quick"), "fp32")
     of_the_paper = {"none", "fp", "mcr", "nad", "abl", "dbd", "cbd"}
-    assert {spec.parse(made.defense)[0] for made in quick} == {*of_the_paper, "ft"}
+    assert names(quick) == {*of_the_paper, "ft"}
     tables = [grid.cells(suite(name), "fp32") for name in SUITES if name.startswith("table")]
-    assert {spec.parse(made.defense)[0] for cells in tables for made in cells} == of_the_paper
+    assert names(made for cells in tables for made in cells) == of_the_paper
     aims = {made.attack for made in grid.cells(suite("table1-gtsrb"), "fp32")}
-    assert all(spec.parse(attack)[1]["target"] == 1 for attack in aims)
+    assert all(attack.target == 1 for attack in aims)
     assert len(tables[0]) == 7 * 7 * 3
     signs = replace(suite("quick"), datasets=("gtsrb",))
-    recipe = recipe_of(grid.cells(signs, "fp32")[0].recipe)
+    recipe = grid.cells(signs, "fp32")[0].recipe
     assert (recipe.learning_rate, recipe.flip) == (0.01, False)
     with pytest.raises(InvalidInput, match="seeds must be at least 1"):
         grid.cells(replace(suite("quick"), seeds=0), "fp32")

@@ -36,6 +36,7 @@ from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import LONGEST, InvalidInput, one_line
 from bdbench.models.plugins.registry import load_file
+from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records
 from bdbench.records.merge import merge
@@ -149,12 +150,12 @@ def test_a_spec_that_is_none_is_refused_and_never_run(
 @example("x(a=-(-1))")
 def test_any_text_is_a_spec_or_refused(text: str) -> None:
     try:
-        name, fields = spec.parse(text)
+        found = Spec.of(text)
     except InvalidInput as error:
         assert short(str(error))
     else:
-        assert name.isidentifier()
-        assert all(key.isidentifier() for key in fields)
+        assert found.name.isidentifier()
+        assert all(key.isidentifier() for key in found.fields)
 
 
 LITERALS = (

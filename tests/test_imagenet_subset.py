@@ -368,7 +368,7 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_network_of_the_paper_fits() -> None:
     source = ImageNetSubset()
-    network = models.build("resnet34", source.num_classes, source.image_size).eval()
+    network = models.build("resnet34").build(source.num_classes, source.image_size).eval()
     with torch.inference_mode():
         inputs = torch.zeros(1, 3, source.image_size, source.image_size)
         assert network(inputs).shape == (1, 12)
@@ -378,4 +378,4 @@ def test_the_network_of_the_paper_fits() -> None:
 @pytest.mark.parametrize("attack", attacks.names())
 def test_every_attack_fits(attack: str) -> None:
     made = cell("imagenet_subset", "resnet34", attack, "none", Recipe(), 0)
-    assert made.attack.startswith(attack)
+    assert made.specs["attack"].startswith(attack)

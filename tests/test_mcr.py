@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,8 +21,9 @@ from bdbench.defenses.mcr import MCR, POINTS, curve, settle, weights
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import Batch, logits, loop, train
 from bdbench.models.training.recipe import Recipe
 
@@ -39,7 +41,9 @@ def images() -> ImageSet:
 
 def lend(images: ImageSet, recipe: Recipe = RECIPE) -> Context:
     """40 clean images to fit, 10 for validation and networks that have seen the data once."""
-    training = TrainingContext(recipe, torch.device("cpu"), network_builder("wrn16_1", 10, 16), 0)
+    training = TrainingContext(
+        recipe, torch.device("cpu"), partial(models.build("wrn16_1").build, 10, 16), 0
+    )
 
     @functools.cache
     def ready(n: int) -> Classifier:

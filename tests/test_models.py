@@ -13,7 +13,7 @@ from bdbench.models.rng import global_seed, stream
 
 def network(name: str, size: int = 32, classes: int = 10) -> Classifier:
     with global_seed(0, "test"):
-        return models.build(name, classes, size)
+        return models.build(name).build(classes, size)
 
 
 def picture(size: int, count: int = 4) -> torch.Tensor:
@@ -62,9 +62,9 @@ def test_small_and_large_images_get_different_stems() -> None:
 
 def test_normalisation_is_the_first_layer() -> None:
     with global_seed(0, "test"):
-        plain = models.build("wrn16_1", 10, 32).eval()
+        plain = models.build("wrn16_1").build(10, 32).eval()
     with global_seed(0, "test"):
-        scaled = models.build("wrn16_1(mean=0.5, deviation=0.25)", 10, 32).eval()
+        scaled = models.build("wrn16_1(mean=0.5, deviation=0.25)").build(10, 32).eval()
     images = picture(32)
     assert torch.equal(scaled(images), plain((images - 0.5) / 0.25))
 

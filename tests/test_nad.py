@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,8 +19,9 @@ from bdbench.defenses.nad import NAD, attention
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import loop, train
 from bdbench.models.training.recipe import Recipe
 
@@ -40,7 +42,9 @@ def lend(
 ) -> Context:
     """40 clean images to fit, 10 for validation and an untrained network."""
     size = images.size[0]
-    training = TrainingContext(recipe, torch.device("cpu"), network_builder(model, 10, size), seed)
+    training = TrainingContext(
+        recipe, torch.device("cpu"), partial(models.build(model).build, 10, size), seed
+    )
     return Context(
         **vars(training),
         clean=CleanBudget(images[torch.arange(40)], images[torch.arange(40, 50)]),

@@ -55,7 +55,7 @@ def test_memory_is_what_runs_on_two_cores_took(
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_footprint_is_what_a_profiler_sees(precision: str) -> None:
     found = footprint("wrn16_1", 10, 32, precision)
-    network = models.build("wrn16_1", 10, 32)
+    network = models.build("wrn16_1").build(10, 32)
     network.precision = precision
     assert found.state == sum(values.nbytes for values in network.state_dict().values())
     assert found.embedding == 64 * 4

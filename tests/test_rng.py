@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
+from bdbench.models.registry import models
 from bdbench.models.rng import derive, global_seed, stream
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import train
 from bdbench.models.training.recipe import Recipe
 
@@ -46,7 +48,7 @@ def test_threads_that_train_side_by_side_do_not_meet(images: ImageSet) -> None:
 
     def one(seed: int) -> Tensor:
         torch.set_num_threads(1)
-        lent = TrainingContext(recipe, CPU, network_builder("wrn16_1", 10, 32), seed)
+        lent = TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 32), seed)
         made = train(lent.build(), images, recipe, lent.rng("classifier"))
         return torch.cat([values.detach().flatten() for values in made.parameters()])
 

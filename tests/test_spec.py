@@ -14,17 +14,16 @@ import pytest
 from bdbench.attacks.registry import attacks
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
-from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, above, at_least, one_of
 from bdbench.models.plugins.registry import Registry, load_file
-from bdbench.models.plugins.spec import added
+from bdbench.models.plugins.spec import Spec, added
 from bdbench.models.registry import models
 
 
 def test_a_spec_is_a_name_with_literal_fields() -> None:
-    assert spec.parse("badnets") == ("badnets", {})
-    assert spec.parse(" blend(alpha=0.1, target=3) ") == ("blend", {"alpha": 0.1, "target": 3})
-    assert spec.parse("x(a='b', c=(1, 2), d=None, e=-1)")[1] == {
+    assert Spec.of("badnets") == Spec("badnets")
+    assert Spec.of(" blend(alpha=0.1, target=3) ") == Spec("blend", {"alpha": 0.1, "target": 3})
+    assert Spec.of("x(a='b', c=(1, 2), d=None, e=-1)").fields == {
         "a": "b",
         "c": (1, 2),
         "d": None,
@@ -51,7 +50,7 @@ def test_a_spec_is_a_name_with_literal_fields() -> None:
 )
 def test_anything_else_is_refused_in_one_short_line(text: str) -> None:
     with pytest.raises(InvalidInput) as refusal:
-        spec.parse(text)
+        Spec.of(text)
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 1_500
 

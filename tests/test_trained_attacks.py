@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from bdbench.datasets.registry import datasets
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
 from bdbench.trial.harness import Harness
@@ -31,7 +33,7 @@ CPU = torch.device("cpu")
 
 def lent(epochs: int = 4, seed: int = 0) -> TrainingContext:
     recipe = Recipe(epochs, batch_size=20, learning_rate=0.01)
-    return TrainingContext(recipe, CPU, network_builder("wrn16_1", 10, 32), seed)
+    return TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 32), seed)
 
 
 def poison_stream() -> torch.Generator:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from bdbench.models.observer import Observer, observed_by
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.feed import FEEDS, Feed
 from bdbench.models.training.loop import (
     Batch,
@@ -34,7 +35,7 @@ SHORT = Recipe(epochs=2, batch_size=16, learning_rate=0.05)
 
 def network(seed: int = 0) -> Classifier:
     with global_seed(seed, "test"):
-        return models.build("wrn16_1", 10, 32)
+        return models.build("wrn16_1").build(10, 32)
 
 
 def state(model: Classifier) -> dict[str, torch.Tensor]:
@@ -247,7 +248,7 @@ def test_a_feed_goes_on_in_the_middle_of_a_pass(loader: str, images: ImageSet) -
 
 
 def test_networks_are_laid_out_as_their_loader_likes(images: ImageSet) -> None:
-    builder = network_builder("wrn16_1", 10, 32)
+    builder = partial(models.build("wrn16_1").build, 10, 32)
     weights = {}
     for loader in FEEDS:
         recipe = replace(SHORT, loader=loader)
@@ -261,7 +262,7 @@ def test_networks_are_laid_out_as_their_loader_likes(images: ImageSet) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler")
 def test_a_compiled_body_differs_in_rounding_only(images: ImageSet) -> None:
-    builder = network_builder("wrn16_1", 10, 32)
+    builder = partial(models.build("wrn16_1").build, 10, 32)
     found = []
     for compiled in (False, True):
         recipe = replace(SHORT, epochs=1, learning_rate=0.01, compiled=compiled)

@@ -30,7 +30,7 @@ def cell(defense, attack, *numbers, dataset="cifar10", epochs=100, **more):
     """A record as `made.cell` makes it, of a cell with real specs."""
     record = made.cell(defense, attack, *numbers, **more)
     recipe, seed = Recipe(epochs=epochs), record.cell["seed"]
-    own = bdbench.cell.cell(dataset, "wrn16_1", attack, defense, recipe, seed)
+    own = bdbench.cells.cell.cell(dataset, "wrn16_1", attack, defense, recipe, seed)
     return replace(record, key=own.key, cell=asdict(own), labels=own.labels)
 
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from bdbench.attacks.base import check_target
+from bdbench.attacks.base import Attack, check_target
 from bdbench.attacks.registry import attacks
+from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
+from bdbench.defenses.base import Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.registry import models
+from bdbench.models.plugins.registry import Registry, version_of
+from bdbench.models.plugins.spec import Spec
+from bdbench.models.registry import Model, models
 from bdbench.models.training.recipe import Recipe
-from bdbench.records.record import SCHEMA
+from bdbench.records.record import SCHEMA, Record
 from bdbench.storage.keys import digest_of
 
-REGISTRIES: dict[str, Any] = {
+REGISTRIES: dict[str, Registry[Any]] = {
     "dataset": datasets,
     "model": models,
     "attack": attacks,
@@ -27,61 +33,100 @@ REGISTRIES: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
-    """Canonical specs; make one with `cell`. Everything that decides the numbers is in here."""
+    """Plugins with their settings; make one with `cell`. All that decides the numbers is in here.
 
-    dataset: str
-    model: str
-    attack: str
-    defense: str
-    recipe: str
+    Two cells are equal if they have the same key. A pickled cell is its specs: whoever reads it
+    must have loaded the files of its plugins.
+    """
+
+    dataset: Source
+    model: Model
+    attack: Attack
+    defense: Defense
+    recipe: Recipe
     seed: int
 
-    @property
+    @cached_property
+    def specs(self) -> dict[str, str]:
+        """Of the axes and the recipe, with every field."""
+        found = {axis: reg.canonical(getattr(self, axis)) for axis, reg in REGISTRIES.items()}
+        return {**found, "recipe": recipe_spec(self.recipe)}
+
+    @cached_property
     def versions(self) -> dict[str, Any]:
         """Of the plugins: raised by their authors when numbers change. A list of them where one
         plugin holds another."""
         found = {}
         for axis, registry in REGISTRIES.items():
-            versions = [registry.version(name) for name in registry.parts(getattr(self, axis))]
+            versions = [version_of(each) for each in registry.factories(getattr(self, axis))]
             found[axis] = versions if len(versions) > 1 else versions[0]
         return found
 
-    @property
+    @cached_property
     def key(self) -> str:
         """16 hex digits that stand for this cell, the name of its record."""
-        parts = {"schema": SCHEMA, "versions": self.versions, **dataclasses.asdict(self)}
+        parts = {"schema": SCHEMA, "versions": self.versions, **self.specs, "seed": self.seed}
         return digest_of(parts)[:16]
 
-    @property
+    @cached_property
     def labels(self) -> dict[str, str]:
         """The specs, with only the fields that differ from their defaults."""
         short = {axis: reg.label(getattr(self, axis)) for axis, reg in REGISTRIES.items()}
-        default = dataclasses.asdict(Recipe())
-        given = dataclasses.asdict(recipe_of(self.recipe))
+        default, given = dataclasses.asdict(Recipe()), dataclasses.asdict(self.recipe)
         changed = {name: value for name, value in given.items() if value != default[name]}
-        return {**short, "recipe": spec.render("recipe", changed)}
+        return {**short, "recipe": str(Spec("recipe", changed))}
+
+    def __eq__(self, other: object) -> bool:
+        return self.key == other.key if isinstance(other, Cell) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __reduce__(self) -> tuple[Callable[..., Cell], tuple[Any, ...]]:
+        return from_specs, (self.specs, self.seed)
 
 
-def cell(dataset: str, model: str, attack: str, defense: str, recipe: Recipe, seed: int) -> Cell:
-    """The cell of these specs. Raises `InvalidInput` for a name, field or value that is not right,
-    so that a suite is checked whole before anything trains."""
-    source = datasets.build(dataset)
-    models.settings(model)
-    plan = attacks.build(attack)
-    check_target(plan.target, source.num_classes)
-    if not plan.trains:
-        plan.trigger(torch.zeros(1, 3, source.image_size, source.image_size, dtype=torch.uint8))
-    defenses.build(defense)
-    return Cell(
-        dataset=datasets.canonical(dataset),
-        model=models.canonical(model),
-        attack=attacks.canonical(attack),
-        defense=defenses.canonical(defense),
-        recipe=spec.canonical("recipe", vars(recipe), spec.fields_of(Recipe)),
-        seed=seed,
+def cell(
+    dataset: str | Source,
+    model: str | Model,
+    attack: str | Attack,
+    defense: str | Defense,
+    recipe: Recipe,
+    seed: int,
+) -> Cell:
+    """The cell of these specs or plugins. Raises `InvalidInput` for a name, field or value that is
+    not right, so that a suite is checked whole before anything trains."""
+    made = Cell(
+        datasets.built(dataset),
+        models.built(model),
+        attacks.built(attack),
+        defenses.built(defense),
+        recipe,
+        seed,
     )
+    check_target(made.attack.target, made.dataset.num_classes)
+    if not made.attack.trains:
+        size = made.dataset.image_size
+        made.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    return made
+
+
+def from_specs(specs: Mapping[str, str], seed: int) -> Cell:
+    """The cell of complete specs. Raises `InvalidInput`."""
+    plugins = {axis: registry.build(specs[axis]) for axis, registry in REGISTRIES.items()}
+    return Cell(**plugins, recipe=recipe_of(specs["recipe"]), seed=seed)
+
+
+def from_record(record: Record) -> Cell:
+    """The cell that a record is of. Raises `InvalidInput`, for a plugin that is not loaded too."""
+    return from_specs(record.cell, record.cell["seed"])
+
+
+def recipe_spec(recipe: Recipe) -> str:
+    """The spec of a recipe, with every field but those `added` that have their defaults."""
+    return str(spec.canonical(Spec("recipe", vars(recipe)), spec.fields_of(Recipe)))
 
 
 def recipe_of(text: str) -> Recipe:
@@ -91,11 +136,10 @@ def recipe_of(text: str) -> Recipe:
 
 def recipe_fields(text: str) -> dict[str, Any]:
     """The fields that a recipe spec gives, checked. Raises `InvalidInput`."""
-    name, given = spec.parse(text)
-    fields = spec.fields_of(Recipe)
-    if name != "recipe":
+    given, fields = Spec.of(text), spec.fields_of(Recipe)
+    if given.name != "recipe":
         raise InvalidInput(f"a recipe is written recipe(field=value, ...), got {text!r}")
-    for key in given:
+    for key in given.fields:
         if key not in fields:
             raise InvalidInput(f"the recipe has no field {key!r}{spec.did_you_mean(key, fields)}")
-    return {key: fields[key].accept(value, "the recipe") for key, value in given.items()}
+    return {key: fields[key].accept(value, "the recipe") for key, value in given.fields.items()}

@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import Cell, recipe_of
-from bdbench.datasets.registry import datasets
-from bdbench.defenses.registry import defenses
+from bdbench.cells.cell import Cell
 
 
 def work(cell: Cell) -> float:
     """Expected forward passes of one image; a backward pass counts as two."""
-    recipe = recipe_of(cell.recipe)
-    cost = attacks.build(cell.attack).cost(recipe) + defenses.build(cell.defense).cost(recipe)
-    return cost * datasets.build(cell.dataset).count
+    cost = cell.attack.cost(cell.recipe) + cell.defense.cost(cell.recipe)
+    return cost * cell.dataset.count
 
 
 Part = tuple[Any, ...]
@@ -24,12 +20,10 @@ Part = tuple[Any, ...]
 def shared(cell: Cell) -> dict[Part, float]:
     """The parts of a cell's work that other cells need too, each as `work`: the training of an
     attack, and the networks trained with no defense."""
-    recipe, count = recipe_of(cell.recipe), datasets.build(cell.dataset).count
-    origin = cell.dataset, cell.model, cell.attack, cell.recipe, cell.seed
-    networks = range(defenses.build(cell.defense).undefended)
-    costs = {"attack": attacks.build(cell.attack).cost(recipe)}
-    costs |= {f"undefended {n}": 3.0 * recipe.epochs for n in networks}
-    return {(*origin, part): cost * count for part, cost in costs.items() if cost}
+    origin = (*(spec for axis, spec in cell.specs.items() if axis != "defense"), cell.seed)
+    costs = {"attack": cell.attack.cost(cell.recipe)}
+    costs |= {f"undefended {n}": 3.0 * cell.recipe.epochs for n in range(cell.defense.undefended)}
+    return {(*origin, part): cost * cell.dataset.count for part, cost in costs.items() if cost}
 
 
 def shares(cells: Iterable[Cell]) -> dict[Cell, float]:

@@ -1,4 +1,4 @@
-"""From a suite to its cells, and what they will cost."""
+"""From a suite to its cells."""
 
 from __future__ import annotations
 
@@ -6,33 +6,45 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
+from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import Cell, cell
 from bdbench.cells.suites import Suite
+from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
+from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.errors import at_least
+from bdbench.models.registry import models
 from bdbench.models.training.recipe import Recipe
 
 
 def cells(suite: Suite, precision: str) -> list[Cell]:
-    """All cells, seed by seed, so that an interrupted run has whole tables first.
+    """All cells, seed by seed, so that an interrupted run has whole tables first. Each plugin is
+    built once; an axis may hold plugins in place of specs.
 
     Raises `InvalidInput` for anything in the suite that is not right.
     """
     at_least(1, seeds=suite.seeds)
-    found = []
-    chosen = [suite.settings.get(name, name) for name in suite.defenses]
-    for dataset in suite.datasets:
+    chosen = [
+        suite.settings.get(each, each) if isinstance(each, str) else each for each in suite.defenses
+    ]
+    axes = (
+        range(suite.seeds),
+        [models.built(each) for each in suite.models],
+        [attacks.built(each) for each in suite.attacks],
+        [defenses.built(each) for each in chosen],
+    )
+    found: list[Cell] = []
+    for dataset in map(datasets.built, suite.datasets):
         recipe = recipe_for(dataset, suite.recipe, precision)
-        for seed, model, attack, defense in product(
-            range(suite.seeds), suite.models, suite.attacks, chosen
-        ):
-            found.append(cell(dataset, model, attack, defense, recipe, seed))
+        found += [
+            cell(dataset, model, attack, defense, recipe, seed)
+            for seed, model, attack, defense in product(*axes)
+        ]
     return list(dict.fromkeys(found))
 
 
-def recipe_for(dataset: str, fields: Mapping[str, Any], precision: str) -> Recipe:
+def recipe_for(dataset: Source, fields: Mapping[str, Any], precision: str) -> Recipe:
     """The recipe of a data set, which brings its own learning rate and says whether flipping keeps
     its labels; `fields` come before either. Raises `InvalidInput`."""
-    source = datasets.build(dataset)
-    brought = {"learning_rate": source.learning_rate, "flip": source.flip}
+    brought = {"learning_rate": dataset.learning_rate, "flip": dataset.flip}
     return Recipe(**{**brought, **fields}, precision=precision)

@@ -9,6 +9,7 @@ from bdbench.cells.cell import recipe_fields
 from bdbench.cells.suites import Suite
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.recipe import Recipe
 
 MOST_SEEDS = 10_000
@@ -50,7 +51,7 @@ class Changes:
         datasets = tuple(self.dataset) or suite.datasets
         if self.train_images is not None:
             datasets = tuple(
-                spec.changed(each, train_images=self.train_images) for each in datasets
+                str(Spec.of(each).with_(train_images=self.train_images)) for each in datasets
             )
         return replace(
             suite,

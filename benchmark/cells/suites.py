@@ -8,6 +8,7 @@ from typing import Any
 
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.spec import Spec
 
 DEFENSES = ("none", "fp", "mcr", "nad", "abl", "dbd", "cbd")
 """Those of the paper's Table 1, in its order."""
@@ -46,7 +47,7 @@ def of_paper(description: str, dataset: str, attacks: Sequence[str], **fields: A
 
 def aimed(attacks: Sequence[str], target: int) -> list[str]:
     """The same attacks at another target."""
-    return [spec.changed(attack, target=target) for attack in attacks]
+    return [str(Spec.of(attack).with_(target=target)) for attack in attacks]
 
 
 # Those of Table 1 whose trigger is the same on every image, and all; then those of Tables 2, 3, 5.

@@ -97,7 +97,7 @@ def _describe(registry: Registry[Any], name: str) -> str:
             f"expected work: {cost:.2f} times plain training of {recipe.epochs} epochs"
         )
     if registry is REGISTRIES["models"]:
-        count = sum(values.numel() for values in models.build(name, 10, 32).parameters())
+        count = sum(values.numel() for values in models.build(name).build(10, 32).parameters())
         parts.append(f"{count:,} parameters for 10 classes and 32 x 32 pixels")
     return "\n\n".join(part for part in parts if part)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import CPU, RECIPE, expect, pictures
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.registry import Registry
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import logits, predict
 
 
@@ -22,6 +23,8 @@ def specs(registry: Registry[Any], name: str) -> None:
     label = registry.label(name)
     expect(label == name, f"its defaults are shown as {label!r}: they change when built")
     expect(registry.version(name) >= 1, "its version is below 1")
+    built = registry.canonical(registry.build(name))
+    expect(built == canonical, f"its settings change when it is built, to {built!r}")
 
 
 @promise("", "its documentation names the method, and every field with a default")
@@ -39,7 +42,7 @@ def documentation(registry: Registry[Any], name: str) -> None:
 
 @promise("model", "it is a classifier for images of any size, with weights that follow the seed")
 def any_size(registry: Registry[Any], name: str) -> None:
-    means = TrainingContext(RECIPE, CPU, network_builder(name, 7, 48), seed=0)
+    means = TrainingContext(RECIPE, CPU, partial(registry.build(name).build, 7, 48), seed=0)
     one, two, other = means.build(), means.build(), means.build("other")
     expect(isinstance(one, Classifier), "it is not a subclass of bdbench.models.Classifier")
     images = pictures(3, 48, 7).images

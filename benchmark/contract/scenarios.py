@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,8 +19,9 @@ from bdbench.cells.cell import cell
 from bdbench.contract.host_graph import HostGraph
 from bdbench.defenses.base import Context
 from bdbench.models.data import ImageSet
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.graphs import recorded_by
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.record import Record, decode, encode
@@ -52,7 +54,7 @@ def pictures(count: int, size: int, classes: int) -> ImageSet:
 
 def lent(data: ImageSet, seed: int = 0) -> TrainingContext:
     """The means of a very short training on such images."""
-    builder = network_builder("wrn16_1", data.num_classes, data.size[0])
+    builder = partial(models.build("wrn16_1").build, data.num_classes, data.size[0])
     return TrainingContext(RECIPE, CPU, builder, seed)
 
 

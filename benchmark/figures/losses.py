@@ -15,7 +15,7 @@ import pandas as pd
 from bdbench.figures.epochs import BAND, by_epoch, draw_line, with_curves
 from bdbench.figures.picture import COLOURS, Picture, Place, caption, grid, legend
 from bdbench.figures.selection import SETTING, Selection, agrees
-from bdbench.models.plugins import spec
+from bdbench.models.plugins.spec import Spec
 from bdbench.tables.groups import Group, is_none
 
 LOOKS: dict[str, dict[str, Any]] = {
@@ -56,12 +56,13 @@ def _place(group: Group, groups: list[Group]) -> Place:
     """Row and column: the defense, and the attack. One that holds another stands below that, and
     what it adds is in the name of the row; rows that sort first are the plain ones."""
     defense, attack = group.names["defense"], group.names["attack"]
-    held = spec.parse(group.records[0].cell["attack"])[1].get("attack")
+    held = Spec.of(group.records[0].cell["attack"]).fields.get("attack")
     added, column = [], attack
     if held is not None:
-        name, settings = spec.parse(attack)
-        shown = settings.pop("attack", spec.parse(held)[0])
-        added = [spec.render(name, settings)]
+        outer = Spec.of(attack)
+        settings = dict(outer.fields)
+        shown = settings.pop("attack", Spec.of(held).name)
+        added = [str(Spec(outer.name, settings))]
         plain = (g.names["attack"] for g in groups if agrees(held, g.records[0].cell["attack"]))
         column = next(plain, shown)
     parts = [*added, *[defense] * (not is_none(defense))]
@@ -71,5 +72,5 @@ def _place(group: Group, groups: list[Group]) -> Place:
 def _stops(selection: Selection, group: Group) -> list[int]:
     """T1 of every CBD that was trained as this group was, epochs."""
     same = [g for g in selection.every if all(g.names[a] == group.names[a] for a in SETTING)]
-    fields = (spec.parse(g.records[0].cell["defense"])[1] for g in same)
+    fields = (Spec.of(g.records[0].cell["defense"]).fields for g in same)
     return sorted({settings["t1"] for settings in fields if "t1" in settings})

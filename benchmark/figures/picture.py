@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from bdbench.models.plugins import spec
+from bdbench.models.plugins.spec import Spec
 from bdbench.storage.atomic import write_atomically
 from bdbench.tables.groups import Group
 
@@ -154,8 +154,8 @@ def grid(
 
 def stacked(text: str, letters: int) -> str:
     """A spec with each of its fields on a line, or on several where it has more letters."""
-    name, fields = spec.parse(text)
-    lines = [name, *(f"{key}={value!r}" for key, value in fields.items())]
+    given = Spec.of(text)
+    lines = [given.name, *(f"{key}={value!r}" for key, value in given.fields.items())]
     return "\n".join(textwrap.fill(line, letters) for line in lines)
 
 
@@ -179,7 +179,7 @@ def caption(figure: Figure, groups: Sequence[Group], *sentences: str) -> None:
     parts = [
         names["dataset"],
         names["model"],
-        several(spec.parse(cell["recipe"])[1].get("epochs", "?"), "epoch"),
+        several(Spec.of(cell["recipe"]).fields.get("epochs", "?"), "epoch"),
         several(len(seeds), "seed"),
     ]
     text = ". ".join([", ".join(parts), *sentences, *_left_out(groups)])

@@ -15,14 +15,15 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bdbench.attacks.base import Attack
-from bdbench.attacks.registry import attacks
 from bdbench.cells import grid
 from bdbench.cells.cell import cell
 from bdbench.datasets.base import Dataset
+from bdbench.datasets.registry import datasets
 from bdbench.figures.distortion import distortion, survival
 from bdbench.machine.devices import device_of, precision_of
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import Augmentation, draw_tape
 from bdbench.storage.atomic import check_writable, write_atomically
@@ -83,15 +84,16 @@ def preview(
     Raises `InvalidInput` before anything is trained or drawn, where that can be known.
     """
     place = device_of(device)
-    recipe = grid.recipe_for(dataset, {"epochs": epochs}, precision_of("auto", place))
-    asked = cell(dataset, model, attack, "none", recipe, seed)
+    source = datasets.build(dataset)
+    recipe = grid.recipe_for(source, {"epochs": epochs}, precision_of("auto", place))
+    asked = cell(source, model, attack, "none", recipe, seed)
     check(1 <= count <= MOST, f"count must be from 1 to {MOST}, got {count}")
-    path = out or Path(f"preview-{attacks.settings(attack)[0]}.png")
+    path = out or Path(f"preview-{Spec.of(attack).name}.png")
     kind = path.suffix.lower()
     check(kind in SUFFIXES, f"a picture ends in {' or '.join(SUFFIXES)}, got {path.name!r}")
     check_writable(path.parent)
 
-    harness, built = Harness(Cache(cache_root()), roots(data), place), attacks.build(attack)
+    harness, built = Harness(Cache(cache_root()), roots(data), place), asked.attack
     loaded = harness.dataset(asked.dataset)
     yield _line("data set", asked.labels["dataset"])
     yield _line("attack", asked.labels["attack"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from bdbench.cells.suites import SUITES, Suite
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.record import Record
 from bdbench.records.rerun import quoted
@@ -130,9 +131,9 @@ def select(
 
 def agrees(text: str, canonical: str) -> bool:
     """Whether a spec has the name and every field that `text` gives. Raises `InvalidInput`."""
-    (name, given), (other, fields) = spec.parse(text), spec.parse(canonical)
-    return name == other and all(
-        key in fields and fields[key] == value for key, value in given.items()
+    given, whole = Spec.of(text), Spec.of(canonical)
+    return given.name == whole.name and all(
+        key in whole.fields and whole.fields[key] == value for key, value in given.fields.items()
     )
 
 

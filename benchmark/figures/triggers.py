@@ -14,14 +14,12 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import Cell
+from bdbench.cells.cell import Cell, from_record
 from bdbench.figures.distortion import distortion
 from bdbench.figures.picture import COLUMN, PAGE, Picture, stacked, write_caption
 from bdbench.figures.preview import amplified
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import check
-from bdbench.records.record import Record
 from bdbench.storage.cache import Cache, Entry, Payload
 from bdbench.storage.folders import cache_root, roots
 from bdbench.tables.groups import is_none
@@ -62,17 +60,18 @@ def draw(selection: Selection) -> Picture:
     selection.settled(groups, ["dataset"])
     root = cache_root()
     harness = Harness(ReadyMade(root), roots(selection.data), torch.device("cpu"))
-    dataset = harness.dataset(groups[0].records[0].cell["dataset"])
+    dataset = harness.dataset(from_record(groups[0].records[0]).dataset)
     pairs: dict[str, tuple[int, Tensor, Tensor]] = {}
     absent = []
     for name in dict.fromkeys(group.names["attack"] for group in groups):
         records = [r for g in groups if g.names["attack"] == name for r in g.records]
-        attack = attacks.build(records[0].cell["attack"])
+        cells = [from_record(record) for record in records]
+        attack = cells[0].attack
         victims = attack.goal(dataset.test.labels, dataset.test.num_classes) != dataset.test.labels
         row = int(victims.int().argmax())
         before = dataset.test.images[row : row + 1]
         after = (
-            _ready_made(harness, records, row) if attack.trains else attack.trigger(before.clone())
+            _ready_made(harness, cells, row) if attack.trains else attack.trigger(before.clone())
         )
         if after is None:
             absent.append(name)
@@ -92,11 +91,11 @@ def draw(selection: Selection) -> Picture:
     return Picture(figure, data, (f"left out: {reason}",) * bool(absent))
 
 
-def _ready_made(harness: Harness, records: Sequence[Record], row: int) -> Tensor | None:
+def _ready_made(harness: Harness, cells: Sequence[Cell], row: int) -> Tensor | None:
     """A test image with the trigger that any of these runs has trained."""
-    for record in records:
+    for cell in cells:
         with suppress(Untrained):
-            return harness.poisoned(Cell(**record.cell)).triggered[row : row + 1]
+            return harness.poisoned(cell).triggered[row : row + 1]
     return None
 
 

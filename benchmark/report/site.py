@@ -15,9 +15,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.registry import file_of
+from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.record import Record
 from bdbench.report import charts
@@ -205,17 +205,17 @@ def _baseline(block: Block, group: Group, record: Record) -> Record | None:
     return next((r for r in bare.used if r.cell["seed"] == record.cell["seed"]), None)
 
 
-_parse = cache(spec.parse)
+_read = cache(Spec.of)
 
 
 def _settings(record: Record, axis: str) -> tuple[str, str, list[tuple[str, str, bool]]]:
     """Axis and name of a plugin, and its fields: name, value, and whether it is not the default."""
     try:
-        name, fields = _parse(record.cell[axis])
-        _, changed = _parse(record.labels[axis])
+        whole, short = _read(record.cell[axis]), _read(record.labels[axis])
     except InvalidInput:
         return axis, record.cell[axis], []
-    return axis, name, [(key, repr(value), key in changed) for key, value in fields.items()]
+    fields = [(key, repr(n), key in short.fields) for key, n in whole.fields.items()]
+    return axis, whole.name, fields
 
 
 def _origins(records: Sequence[Record]) -> Iterator[tuple[str, str]]:

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,14 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from bdbench.attacks.base import Attack
-from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import Cell, recipe_of
+from bdbench.cells.cell import Cell
 from bdbench.datasets.base import Source
 from bdbench.datasets.files import FileSource
-from bdbench.datasets.registry import datasets
-from bdbench.defenses.registry import defenses
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import check
+from bdbench.models.registry import models
 from bdbench.models.rng import global_seed
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import ASKED
 from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import DAMAGE, Cache
@@ -154,14 +153,15 @@ def memory(
 
     All data sets stay; cells of a job come one after the other. One job decodes for all.
     """
-    sources = {cell.dataset: datasets.build(cell.dataset) for cell in cells}
+    sources = {cell.specs["dataset"]: cell.dataset for cell in cells}
     decoded = _entries(cache)
     loading = max(
         _whole(source) * (1 if _identity("datasets", {"name": source.name}) in decoded else PACKED)
         for source in sources.values()
     )
     held = sum((source.count + _tests(source)) * _image(source) for source in sources.values())
-    unlike = {(cell.dataset, cell.model, cell.defense, cell.recipe): cell for cell in cells}
+    axes = ("dataset", "model", "defense", "recipe")
+    unlike = {tuple(cell.specs[axis] for axis in axes): cell for cell in cells}
     most = max(_cell_memory(cell, device) for cell in unlike.values())
     started = LIBRARIES * jobs if jobs > 1 else 0
     running = jobs * (held + most) + started
@@ -176,16 +176,17 @@ def cache_growth(cells: Sequence[Cell], cache: Cache, curves: bool = False, jobs
     expected: dict[tuple[str, Identity], int] = {}
     artefacts = checkpoints = 0
     for cell in cells:
-        source, attack = datasets.build(cell.dataset), attacks.build(cell.attack)
+        source, attack, specs = cell.dataset, cell.attack, cell.specs
         network = footprint_of(cell)
         if isinstance(source, FileSource):
             expected[source.name, _identity("datasets", {"name": source.name})] = _whole(source)
-        trained = {axis: getattr(cell, axis) for axis in ("attack", "seed", "model", "recipe")}
-        shared = trained if attack.trains else {"attack": cell.attack, "seed": cell.seed}
+        settings = {axis: specs[axis] for axis in ("attack", "model", "recipe")}
+        trained: dict[str, Any] = {**settings, "seed": cell.seed}
+        shared = trained if attack.trains else {"attack": specs["attack"], "seed": cell.seed}
         images = _changed(attack, source) + _tests(source)
         poisoned = images * _image(source) + 2 * source.count
-        expected[cell.dataset, _identity("poisoned", shared)] = poisoned
-        expected[cell.dataset, _identity("undefended", trained)] = network.state
+        expected[specs["dataset"], _identity("poisoned", shared)] = poisoned
+        expected[specs["dataset"], _identity("undefended", trained)] = network.state
         artefacts += (4 * SAMPLES + 1) * source.count + curves * EMBEDDED * network.embedding
         checkpoints = max(checkpoints, COPIES * network.state)
     there = _entries(cache)
@@ -195,15 +196,17 @@ def cache_growth(cells: Sequence[Cell], cache: Cache, curves: bool = False, jobs
 
 def footprint_of(cell: Cell) -> Footprint:
     """That of a cell's network."""
-    source, precision = datasets.build(cell.dataset), recipe_of(cell.recipe).precision
-    return footprint(cell.model, source.num_classes, source.image_size, precision)
+    source = cell.dataset
+    return footprint(
+        cell.specs["model"], source.num_classes, source.image_size, cell.recipe.precision
+    )
 
 
 @functools.cache
 def footprint(model: str, num_classes: int, image_size: int, precision: str) -> Footprint:
     """Measured on a few blank images beside the processor: what grows with their number is
     theirs."""
-    builder = network_builder(model, num_classes, image_size)
+    builder = partial(models.build(model).build, num_classes, image_size)
     network = TrainingContext(Recipe(precision=precision), CPU, builder, seed=0).build()
     two, four = (_saved(network, count, image_size) for count in (2, 4))
     each = [(more - less) // 2 for less, more in zip(two, four, strict=False)]
@@ -247,7 +250,7 @@ def free_disk(folder: Path) -> int | None:
 def _cell_memory(cell: Cell, device: torch.device) -> int:
     """Bytes beside the data set: the poisoned copy, another two that an attack or a defense may
     make, the test set with the trigger, networks, and what a batch takes."""
-    source, network = datasets.build(cell.dataset), footprint_of(cell)
+    source, network = cell.dataset, footprint_of(cell)
     copies = (3 * source.count + _tests(source)) * _image(source)
     # As much as the largest tensors of a network: gradients on their way, inputs and workspaces.
     passing = 3 * network.largest + 2 * 4 * _image(source)
@@ -258,9 +261,9 @@ def _cell_memory(cell: Cell, device: torch.device) -> int:
 
 def _widest(cell: Cell) -> int:
     """Images of the largest batch: the recipe's, or two views of a defense's own."""
-    own = vars(defenses.build(cell.defense)).items()
+    own = vars(cell.defense).items()
     sizes: list[int] = [n for name, n in own if name.endswith("batch_size") and isinstance(n, int)]
-    return max(recipe_of(cell.recipe).batch_size, *(2 * size for size in sizes), 0)
+    return max(cell.recipe.batch_size, *(2 * size for size in sizes), 0)
 
 
 def _saved(network: Classifier, count: int, image_size: int) -> list[int]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
 
-from bdbench.cells.cell import Cell, recipe_of
+from bdbench.cells.cell import Cell
 from bdbench.cells.cost import shares
-from bdbench.datasets.registry import datasets
 from bdbench.machine.clock import synchronise
 from bdbench.models.scope import threaded
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 
 
 class Speed:
@@ -36,7 +36,7 @@ class Speed:
             self._rates[self._kind(cell)] = done / seconds
 
     def _kind(self, cell: Cell) -> tuple[str, str, int]:
-        return cell.model, cell.recipe, datasets.build(cell.dataset).image_size
+        return cell.specs["model"], cell.specs["recipe"], cell.dataset.image_size
 
     def _rate(self, cell: Cell) -> float:
         kind = self._kind(cell)
@@ -48,10 +48,9 @@ class Speed:
 
 def probe(cell: Cell, device: torch.device, steps: int = 8) -> float:
     """Forward passes per second of a cell's model: the fastest of a few training steps on noise."""
-    source, recipe = datasets.build(cell.dataset), recipe_of(cell.recipe)
-    size, classes = source.image_size, source.num_classes
-    builder = network_builder(cell.model, classes, size)
-    network = TrainingContext(recipe, device, builder, seed=0).build()
+    recipe, size, classes = cell.recipe, cell.dataset.image_size, cell.dataset.num_classes
+    build = partial(cell.model.build, classes, size)
+    network = TrainingContext(recipe, device, build, seed=0).build()
     optimizer = recipe.sgd(network)
     images = torch.rand(recipe.batch_size, 3, size, size, device=device)
     images = images.contiguous(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ from functools import cached_property
 
 from tabulate import tabulate
 
-from bdbench.models.plugins import spec
+from bdbench.models.plugins.spec import Spec
 from bdbench.records.record import Record
 from bdbench.tables.groups import Group, is_none, mean, name_order, seconds_total
 from bdbench.tables.statistics import half_width, tied
@@ -129,16 +129,18 @@ class Block:
     def title(self) -> str:
         """Data set, model, recipe, precision and number of seeds."""
         records = [record for group in self.groups for record in group.records]
-        name, settings = spec.parse(records[0].cell["recipe"])
-        _, altered = spec.parse(self.groups[0].names["recipe"])
-        altered = {k: v for k, v in altered.items() if k not in ("epochs", "precision")}
+        recipe = Spec.of(records[0].cell["recipe"])
+        altered = dict(Spec.of(self.groups[0].names["recipe"]).fields)
+        epochs = recipe.fields.get("epochs")
+        for said_elsewhere in ("epochs", "precision"):
+            altered.pop(said_elsewhere, None)
         precisions = {str(record.provenance.get("precision", "")) for record in records} - {""}
         seeds = len({record.cell["seed"] for record in records})
         parts = [
             self.groups[0].names["dataset"],
             self.groups[0].names["model"],
-            *([_several(settings["epochs"], "epoch")] if "epochs" in settings else []),
-            *([spec.render(name, altered)] if altered else []),
+            *([] if epochs is None else [_several(epochs, "epoch")]),
+            *([str(Spec(recipe.name, altered))] if altered else []),
             *sorted(precisions),
             _several(seeds, "seed"),
         ]

@@ -13,7 +13,7 @@ from itertools import groupby
 from statistics import median
 
 from bdbench.cells.suites import ATTACKS, DEFENSES
-from bdbench.models.plugins import spec
+from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.record import ALONE, STAGES, Record
 from bdbench.tables.groups import Group, is_none, mean, seconds_total
@@ -347,26 +347,26 @@ def _undefended(group: Group) -> bool:
 
 
 def _adaptive(group: Group) -> bool:
-    return spec.parse(group.records[0].cell["attack"])[0] == "adaptive"
+    return Spec.of(group.records[0].cell["attack"]).name == "adaptive"
 
 
 def _without_rate(group: Group) -> tuple[str, float]:
     """The label of an attack as it would be at its default rate, and its rate."""
-    rate = spec.parse(group.records[0].cell["attack"])[1].get("poisoning_rate", 0.0)
-    name, fields = spec.parse(group.names["attack"])
-    fields = {key: value for key, value in fields.items() if key != "poisoning_rate"}
-    return (spec.render(name, fields) if fields else name), float(rate)
+    rate = Spec.of(group.records[0].cell["attack"]).fields.get("poisoning_rate", 0.0)
+    shown = Spec.of(group.names["attack"])
+    fields = {key: value for key, value in shown.fields.items() if key != "poisoning_rate"}
+    return str(Spec(shown.name, fields)), float(rate)
 
 
 def _plugins(specs: Iterable[str]) -> list[str]:
-    return [spec.parse(text)[0] for text in specs]
+    return [Spec.of(text).name for text in specs]
 
 
 def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
     """By the place of their plugin in `known`, the others behind, by name."""
 
     def place(text: str) -> tuple[int, str]:
-        name = spec.parse(text)[0]
+        name = Spec.of(text).name
         return (list(known).index(name) if name in known else len(known)), text
 
     return sorted(names, key=place)

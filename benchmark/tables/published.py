@@ -17,7 +17,7 @@ from typing import Any
 
 from bdbench.models.plugins.errors import check
 from bdbench.models.plugins.registry import file_of
-from bdbench.models.plugins.spec import parse
+from bdbench.models.plugins.spec import Spec
 
 TABLE_1 = {
     "cifar10": """
@@ -150,14 +150,11 @@ def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | 
     Raises `InvalidInput` for a table that is not here or a damaged spec.
     """
     check(table is None or table in TABLES, f"table must be 1, 2, 3 or 5, got {table}")
-    dataset, _ = parse(cell["dataset"])
-    attack, fields = parse(cell["attack"])
-    defense, _ = parse(cell["defense"])
-    adaptive = attack == "adaptive"
-    if adaptive:
-        attack, _ = parse(fields["attack"])
-    rate = fields.get("poisoning_rate", RATE)
-    wanted = (dataset, attack, defense, adaptive)
+    attack = Spec.of(cell["attack"])
+    adaptive = attack.name == "adaptive"
+    trigger = Spec.of(attack.fields["attack"]).name if adaptive else attack.name
+    rate = attack.fields.get("poisoning_rate", RATE)
+    wanted = (Spec.of(cell["dataset"]).name, trigger, Spec.of(cell["defense"]).name, adaptive)
     found = [
         row
         for number in ((1, 2, 5) if table is None else (table,))
@@ -173,16 +170,17 @@ def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | 
 
 def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
     """A field that a spec leaves out is as in the paper."""
-    dataset, fields = parse(cell["dataset"])
+    dataset = Spec.of(cell["dataset"]).name
+    fields = dict(Spec.of(cell["dataset"]).fields)
     size = _defaults("bdbench.datasets", dataset).get("train_size")
     images = fields.pop("train_images", None)
     if images not in (None, size):
         yield f"{images:,} of {size:,} images" if size else f"{images:,} images, not all"
-    yield from _settings("bdbench.datasets", dataset, fields)
+    yield from _settings("bdbench.datasets", Spec(dataset, fields))
 
-    yield from _other("model", parse(cell["model"])[0], MODELS[dataset])
+    yield from _other("model", Spec.of(cell["model"]).name, MODELS[dataset])
 
-    _, fields = parse(cell["recipe"])
+    fields = dict(Spec.of(cell["recipe"]).fields)
     stated = {**RECIPE, "learning_rate": LEARNING_RATES[dataset]}
     for name, printed in stated.items():
         yield from _other(name, fields.get(name, printed), printed)
@@ -192,14 +190,15 @@ def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
     if fields.get("precision", "fp32") != "fp32":
         yield f"precision {fields['precision']}"
 
-    attack, fields = parse(cell["attack"])
+    attack = Spec.of(cell["attack"]).name
+    fields = dict(Spec.of(cell["attack"]).fields)
     if row.poisoning_rate is not None:
         yield from _other("poisoning_rate", fields.pop("poisoning_rate", RATE), row.poisoning_rate)
         yield from _other("target", fields.pop("target", TARGETS[dataset]), TARGETS[dataset])
         if row.adaptive:
-            yield from _settings("bdbench.attacks", *parse(fields.pop("attack")))
-        yield from _settings("bdbench.attacks", attack, fields)
-    yield from _settings("bdbench.defenses", *parse(cell["defense"]))
+            yield from _settings("bdbench.attacks", Spec.of(fields.pop("attack")))
+        yield from _settings("bdbench.attacks", Spec(attack, fields))
+    yield from _settings("bdbench.defenses", Spec.of(cell["defense"]))
 
 
 def _other(name: str, ours: Any, printed: Any) -> Iterator[str]:
@@ -207,12 +206,12 @@ def _other(name: str, ours: Any, printed: Any) -> Iterator[str]:
         yield f"{name} {ours} instead of {printed}"
 
 
-def _settings(package: str, name: str, fields: Mapping[str, Any]) -> Iterator[str]:
+def _settings(package: str, given: Spec) -> Iterator[str]:
     """The fields of a plugin that are not at their defaults, which stand for the paper here."""
-    defaults = _defaults(package, name)
-    for field, value in fields.items():
+    defaults = _defaults(package, given.name)
+    for field, value in given.fields.items():
         if field in defaults and value != defaults[field]:
-            yield f"{name}: {field}={value!r} instead of {defaults[field]!r}"
+            yield f"{given.name}: {field}={value!r} instead of {defaults[field]!r}"
 
 
 @cache

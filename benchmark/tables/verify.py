@@ -16,8 +16,8 @@ from typing import Any
 
 import pandas as pd
 
-from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.spec import Spec
 from bdbench.records.record import Record
 from bdbench.storage.atomic import write_atomically
 from bdbench.tables.groups import Group, collect, is_none
@@ -215,11 +215,11 @@ def _row(group: Group, metric: str, printed: Published, departures: Iterable[str
 
 
 def _reasons(cell: Mapping[str, Any], metric: str) -> Iterator[str]:
-    attack, settings = spec.parse(cell["attack"])
-    attacks = {ANY, attack}
-    if attack == "adaptive":
-        attacks.add(spec.parse(settings["attack"])[0])
-    defenses = {ANY, spec.parse(cell["defense"])[0]}
+    trigger = Spec.of(cell["attack"])
+    attacks = {ANY, trigger.name}
+    if trigger.name == "adaptive":
+        attacks.add(Spec.of(trigger.fields["attack"]).name)
+    defenses = {ANY, Spec.of(cell["defense"]).name}
     for (defense, attack, concerned), reason in REASONS.items():
         if defense in defenses and attack in attacks and concerned in (ANY, metric):
             yield reason

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,12 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import Cell, recipe_of
-from bdbench.datasets.base import Dataset
+from bdbench.cells.cell import Cell
+from bdbench.datasets.base import Dataset, Source
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Context, Journal
-from bdbench.defenses.registry import defenses
 from bdbench.machine.clock import Stopwatch, peak_memory
 from bdbench.machine.contention import Others, worst
 from bdbench.machine.system import device_name
@@ -27,9 +26,9 @@ from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
-from bdbench.models.plugins import spec
+from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import derive, stream
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import features, sample_losses, train
 from bdbench.models.training.resume import kept_by
 from bdbench.records.record import METRICS, SCHEMA, STAGES, Count, Record
@@ -69,10 +68,11 @@ class Harness:
     patience: float = PATIENCE
     _datasets: dict[str, Dataset] = field(default_factory=dict)
 
-    def dataset(self, text: str) -> Dataset:
-        """The data set of a spec, on the device, loaded once. Raises `InvalidInput`."""
+    def dataset(self, source: Source) -> Dataset:
+        """The images of a data set, on the device, loaded once. Raises `InvalidInput`."""
+        text = datasets.canonical(source)
         if text not in self._datasets:
-            loaded = datasets.build(text).load(self.roots, self.cache)
+            loaded = source.load(self.roots, self.cache)
             self._datasets[text] = replace(
                 loaded, train=loaded.train.to(self.device), test=loaded.test.to(self.device)
             )
@@ -80,8 +80,8 @@ class Harness:
 
     def check_data(self, cells: Iterable[Cell]) -> None:
         """Raises `InvalidInput` for the first data set that is nowhere, before hours are spent."""
-        for text in dict.fromkeys(cell.dataset for cell in cells):
-            source = datasets.build(text)
+        sources = {cell.specs["dataset"]: cell.dataset for cell in cells}
+        for source in sources.values():
             if source.locate(self.roots) is None:
                 source.load(self.roots, self.cache)
 
@@ -177,7 +177,7 @@ def _record(
     return Record(
         schema=SCHEMA,
         key=cell.key,
-        cell=vars(cell).copy(),
+        cell={**cell.specs, "seed": cell.seed},
         labels=cell.labels,
         provenance=origin,
         measured=measured,
@@ -194,17 +194,15 @@ class _Trial:
 
     def __init__(self, harness: Harness, cell: Cell, dataset: Dataset, watch: Stopwatch) -> None:
         self.harness, self.cell, self.dataset, self.watch = harness, cell, dataset, watch
-        self.attack = attacks.build(cell.attack)
-        self.defense = defenses.build(cell.defense)
         self.looker = Looker(harness.progress, watch)
         self.undefended_states: dict[int, dict[str, Tensor]] = {}
         self.resumed = 0
         self.taken: list[float | None] = []
         self.training = TrainingContext(
-            recipe=recipe_of(cell.recipe),
+            recipe=cell.recipe,
             device=harness.device,
-            build_network=network_builder(
-                cell.model, dataset.train.num_classes, dataset.train.size[0]
+            build_network=partial(
+                cell.model.build, dataset.train.num_classes, dataset.train.size[0]
             ),
             # A seed of its own: from the cell's, a defense could draw who is poisoned.
             seed=derive(cell.seed, "training"),
@@ -218,12 +216,14 @@ class _Trial:
             self.looker.sketch = lambda classifier: self.embedding(classifier, data)
         context = Context(
             **vars(self.training),
-            clean=clean_budget(self.dataset.train, self.defense.clean_fraction, self.cell.seed),
+            clean=clean_budget(
+                self.dataset.train, self.cell.defense.clean_fraction, self.cell.seed
+            ),
             journal=Journal(),
             train_undefended=lambda n: self.undefended(data.train, n),
         )
         with self.resumable("fit", self.folder("fit"), self.looker):
-            classifier = self.defense.fit(data.train, context)
+            classifier = self.cell.defense.fit(data.train, context)
         counts = self.evaluate(classifier, data)
         if self.harness.curves and not self.looker.curve:
             self.looker.curve.append({"epoch": 1, **self.point(classifier, data)})
@@ -239,7 +239,7 @@ class _Trial:
             "flags": self.flags(classifier, counts),
             "curves": self.looker.curve,
             "diagnostics": {
-                **data.extent(self.dataset.train, self.attack.target),
+                **data.extent(self.dataset.train, self.cell.attack.target),
                 "attack": dict(data.facts),
                 "scalars": metrics.finite(context.journal.scalars),
                 "samples": metrics.diagnose(context.journal.samples, data.mask),
@@ -251,7 +251,7 @@ class _Trial:
         """The counts of `evaluation.evaluate`, as a stage of its own."""
         with observed_by(Observer()), self.watch.stage("evaluate"):
             test = self.dataset.test
-            goal = self.attack.goal(test.labels, test.num_classes)
+            goal = self.cell.attack.goal(test.labels, test.num_classes)
             return metrics.evaluate(classifier, test, data.triggered, goal)
 
     def point(self, classifier: Classifier, data: PoisonedData) -> dict[str, float | None]:
@@ -300,12 +300,12 @@ class _Trial:
         clean, cell = self.dataset.train, self.cell
         key = {
             "data": self.dataset.sha256,
-            "attack": cell.attack,
+            "attack": cell.specs["attack"],
             "source": provenance.sources(cell)["attack"],
             "seed": cell.seed,
         }
-        if self.attack.trains:
-            key |= {"model": cell.model, "recipe": cell.recipe}
+        if self.cell.attack.trains:
+            key |= {"model": cell.specs["model"], "recipe": cell.specs["recipe"]}
         folder = self.folder("prepare", **key)
 
         def build() -> Payload:
@@ -313,7 +313,7 @@ class _Trial:
             means = replace(self.training, seed=derive(cell.seed, "attack"))
             looker = Looker(self.harness.progress, self.watch)
             with self.resumable("prepare", folder, looker):
-                ready = self.attack.prepare(clean, means, stream(cell.seed, "poison"))
+                ready = self.cell.attack.prepare(clean, means, stream(cell.seed, "poison"))
             made = ready.poison(clean, stream(cell.seed, "poison"))
             rows = torch.nonzero(made.mask | made.cover).flatten()
             tensors = {
@@ -351,7 +351,7 @@ class _Trial:
         if n in self.undefended_states:
             network.load_state_dict(self.undefended_states[n])
             return network.eval()
-        is_none = spec.parse(self.cell.defense)[0] == "none"
+        is_none = Spec.of(self.cell.specs["defense"]).is_none
         sources = provenance.sources(self.cell)
         key = {
             "data": self.dataset.sha256,
@@ -359,7 +359,8 @@ class _Trial:
             "curve": POINT if is_none and self.harness.curves else (),
             "sources": {axis: sources[axis] for axis in ("training", "attack", "model")},
             **self.machine(),
-            **{axis: getattr(self.cell, axis) for axis in ("attack", "model", "recipe", "seed")},
+            **{axis: self.cell.specs[axis] for axis in ("attack", "model", "recipe")},
+            "seed": self.cell.seed,
         }
 
         folder = self.folder("undefended", **key)
@@ -444,8 +445,8 @@ class _Trial:
         diverged: see `evaluation.diverged`
         no_op: the defense returned the undefended network unchanged
         """
-        is_none = spec.parse(self.cell.defense)[0] == "none"
-        poisons = spec.parse(self.cell.attack)[0] != "none"
+        is_none = Spec.of(self.cell.specs["defense"]).is_none
+        poisons = not Spec.of(self.cell.specs["attack"]).is_none
         flags = []
         if is_none and poisons and counts["attack_success_rate"].rate < 0.5:
             flags.append("attack_failed")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import bdbench.models
-from bdbench.cells.cell import REGISTRIES, Cell, recipe_of
+from bdbench.cells.cell import REGISTRIES, Cell
 from bdbench.datasets.base import Dataset
 from bdbench.machine.system import commit, device_name, versions
 
@@ -30,7 +30,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
     return {
         "versions": versions(),
         "device": device_name(device),
-        "precision": recipe_of(cell.recipe).precision,
+        "precision": cell.recipe.precision,
         "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
         "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
         "threads": torch.get_num_threads(),
@@ -45,7 +45,7 @@ def sources(cell: Cell) -> dict[str, str]:
     """12 hex digits for each plugin of a cell, with the code it stands on, and for all training."""
     found = {"training": _hash(*sorted(Path(bdbench.models.__path__[0]).rglob("*.py")))}
     for axis, registry in REGISTRIES.items():
-        parts = [registry.factory(name) for name in registry.parts(getattr(cell, axis))]
+        parts = registry.factories(getattr(cell, axis))
         files = {file for part in parts for file in files_of(part.__module__)}
         found[axis] = _hash(*sorted(files))
     return found

@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.spec import Spec
 
 T = TypeVar("T")
 PLUGIN = "bdbench_plugin_"
@@ -66,66 +67,102 @@ class Registry(Generic[T]):
             raise InvalidInput(f"{self.kind} {name!r} failed to import: {self.broken[name]}")
         raise InvalidInput(f"unknown {self.kind} {name!r}{spec.did_you_mean(name, self.names())}")
 
-    def settings(self, text: str) -> tuple[str, dict[str, Any]]:
-        """Name and checked values of every field of a spec. Raises `InvalidInput`."""
-        name, given = spec.parse(text)
-        fields = spec.fields_of(self.factory(name))
-        for key in given:
-            if key not in fields:
-                guess = spec.did_you_mean(key, fields)
-                raise InvalidInput(f"{self.kind} {name!r} has no field {key!r}{guess}")
-        owner = f"{self.kind} {name!r}"
-        values = {
-            key: field.accept(given[key], owner) if key in given else field.default
-            for key, field in fields.items()
-        }
-        for key, kept in self._nested(name).items():
-            values[key] = self._inner(values[key], kept, owner)
-        return name, values
+    def build(self, text: str) -> T:
+        """The plugin of a spec. Raises `InvalidInput`."""
+        factory, complete = self._read(Spec.of(text))
+        return self.make(factory, complete.fields)
 
-    def _nested(self, name: str) -> Mapping[str, Sequence[str]]:
-        """The fields of a plugin that hold specs of this registry, as the plugin declares them in
-        `nested`, each with the fields that are the outer plugin's to set."""
-        nested: Mapping[str, Sequence[str]] = getattr(self.factory(name), "nested", {})
-        return nested
+    def built(self, what: str | T) -> T:
+        """A plugin as it is, or that of a spec. Raises `InvalidInput`."""
+        return self.build(what) if isinstance(what, str) else what
 
-    def _inner(self, text: str, kept: Sequence[str], owner: str) -> str:
-        for key in kept:
-            if key in spec.parse(text)[1]:
-                raise InvalidInput(f"{key} is a field of {owner}, not of what it holds: {text!r}")
-        name, values = self.settings(text)
-        outer = {key: value for key, value in values.items() if key not in kept}
-        return spec.canonical(name, outer, spec.fields_of(self.factory(name)))
+    def make(self, factory: Callable[..., Any], settings: Mapping[str, Any]) -> T:
+        """The plugin that a class or function gives with these settings."""
+        plugin: T = factory(**settings)
+        return plugin
 
-    def parts(self, text: str) -> list[str]:
-        """The name in a spec, and those in the specs that it holds."""
-        name, values = self.settings(text)
-        inner = [part for key in self._nested(name) for part in self.parts(values[key])]
-        return [name, *inner]
+    def taken_apart(self, plugin: T) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+        """The inverse of `make`."""
+        kind: Callable[..., Any] = type(plugin)
+        return kind, {name: getattr(plugin, name) for name in spec.fields_of(kind)}
 
-    def canonical(self, text: str) -> str:
+    def complete(self, what: str | T) -> Spec:
+        """A spec or a plugin as a spec with all fields, in the plugin's order and checked. Raises
+        `InvalidInput`."""
+        return self._configured(what)[1]
+
+    def canonical(self, what: str | T) -> str:
         """The spec with every field written out, but see `spec.added`."""
-        name, values = self.settings(text)
-        return spec.canonical(name, values, spec.fields_of(self.factory(name)))
+        factory, complete = self._configured(what)
+        return str(spec.canonical(complete, spec.fields_of(factory)))
 
-    def label(self, text: str) -> str:
+    def label(self, what: str | T) -> str:
         """The spec with only the fields that differ from their defaults."""
-        name, values = self.settings(text)
-        defaults = self.settings(name)[1]
-        shown = {key: value for key, value in values.items() if value != defaults[key]}
-        for key in self._nested(name):
+        factory, complete = self._configured(what)
+        defaults = self._checked(factory, Spec(complete.name)).fields
+        shown = {key: n for key, n in complete.fields.items() if n != defaults[key]}
+        for key in _nested(factory):
             if key in shown:
                 shown[key] = self.label(shown[key])
-        return spec.render(name, shown)
+        return str(Spec(complete.name, shown))
 
-    def build(self, text: str, *arguments: Any) -> T:
-        """The plugin of a spec; `arguments` are what its factory takes beside its fields."""
-        name, values = self.settings(text)
-        return self.factory(name)(*arguments, **values)
+    def factories(self, what: str | T) -> list[Callable[..., Any]]:
+        """What made a plugin, and those in the specs that it holds."""
+        factory, complete = self._configured(what)
+        inner = [part for key in _nested(factory) for part in self.factories(complete.fields[key])]
+        return [factory, *inner]
+
+    def parts(self, what: str | T) -> list[str]:
+        """The name in a spec, and those in the specs that it holds."""
+        factory, complete = self._configured(what)
+        inner = [part for key in _nested(factory) for part in self.parts(complete.fields[key])]
+        return [complete.name, *inner]
+
+    def name_of(self, factory: Callable[..., Any]) -> str:
+        """What a class or function was registered as, or else its own name."""
+        self._discover()
+        known = (name for name, other in self._factories.items() if other is factory)
+        own: str = factory.__name__
+        return next(known, own)
 
     def version(self, name: str) -> int:
-        """Raised by an author whose change alters the numbers; part of every key."""
-        return int(getattr(self.factory(name), "version", 1))
+        """See `version_of`."""
+        return version_of(self.factory(name))
+
+    def _configured(self, what: str | T) -> tuple[Callable[..., Any], Spec]:
+        if isinstance(what, str):
+            return self._read(Spec.of(what))
+        factory, settings = self.taken_apart(what)
+        return factory, self._checked(factory, Spec(self.name_of(factory), settings))
+
+    def _read(self, given: Spec) -> tuple[Callable[..., Any], Spec]:
+        factory = self.factory(given.name)
+        return factory, self._checked(factory, given)
+
+    def _checked(self, factory: Callable[..., Any], given: Spec) -> Spec:
+        """The spec with every field. Raises `InvalidInput`."""
+        owner = f"{self.kind} {given.name!r}"
+        fields = spec.fields_of(factory)
+        for key in given.fields:
+            if key not in fields:
+                guess = spec.did_you_mean(key, fields)
+                raise InvalidInput(f"{owner} has no field {key!r}{guess}")
+        values = {
+            key: field.accept(given.fields[key], owner) if key in given.fields else field.default
+            for key, field in fields.items()
+        }
+        for key, kept in _nested(factory).items():
+            values[key] = self._inner(values[key], kept, owner)
+        return Spec(given.name, values)
+
+    def _inner(self, text: str, kept: Sequence[str], owner: str) -> str:
+        given = Spec.of(text)
+        for key in kept:
+            if key in given.fields:
+                raise InvalidInput(f"{key} is a field of {owner}, not of what it holds: {text!r}")
+        factory, complete = self._read(given)
+        outer = {key: value for key, value in complete.fields.items() if key not in kept}
+        return str(spec.canonical(Spec(complete.name, outer), spec.fields_of(factory)))
 
     def origin(self, name: str) -> str:
         """Where a plugin comes from: `built in`, its module, or its file."""
@@ -146,6 +183,18 @@ class Registry(Generic[T]):
                 self.register(point.name)(point.load())
             except (Exception, SystemExit) as error:
                 self.broken[point.name] = f"{type(error).__name__}: {error}"
+
+
+def version_of(factory: Callable[..., Any]) -> int:
+    """Raised by an author whose change alters the numbers; part of every key."""
+    return int(getattr(factory, "version", 1))
+
+
+def _nested(factory: Callable[..., Any]) -> Mapping[str, Sequence[str]]:
+    """The fields of a plugin that hold specs of its own registry, as the plugin declares them in
+    `nested`, each with the fields that are the outer plugin's to set."""
+    nested: Mapping[str, Sequence[str]] = getattr(factory, "nested", {})
+    return nested
 
 
 def file_of(package: str, name: str) -> Path:

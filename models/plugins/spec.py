@@ -24,8 +24,45 @@ LONGEST = 1_000
 LARGEST = 2**63 - 1
 
 
-def parse(text: str) -> tuple[str, dict[str, Any]]:
-    """Split `name(field=literal, ...)` into its name and fields. Raises `InvalidInput`."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Spec:
+    """A configured plugin in words; `str` is the inverse of `of`.
+
+    name: of the plugin
+    fields: literals by name, in the order in which they are written
+    """
+
+    name: str
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, text: str) -> Spec:
+        """Read `name(field=literal, ...)`. Raises `InvalidInput` for any other text."""
+        return cls(*_parse(text))
+
+    def with_(self, **fields: Any) -> Spec:
+        """The same with these fields."""
+        return Spec(self.name, {**self.fields, **fields})
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it means no attack or no defense, whatever its fields."""
+        return self.name == "none"
+
+    def __str__(self) -> str:
+        if not self.fields:
+            return self.name
+        written = ", ".join(f"{key}={value!r}" for key, value in self.fields.items())
+        return f"{self.name}({written})"
+
+    def __eq__(self, other: object) -> bool:
+        return str(self) == str(other) if isinstance(other, Spec) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+def _parse(text: str) -> tuple[str, dict[str, Any]]:
     if len(text) > LONGEST:
         raise InvalidInput(f"a spec of {len(text):,} characters is too long, at most {LONGEST:,}")
     shape = f"expected name or name(field=value, ...), got {text!r}"
@@ -117,27 +154,15 @@ def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
     return types.MappingProxyType(found)
 
 
-def render(name: str, fields: dict[str, Any]) -> str:
-    """The inverse of `parse`; a name alone where there are no fields."""
-    if not fields:
-        return name
-    return f"{name}({', '.join(f'{key}={value!r}' for key, value in fields.items())})"
-
-
-def changed(text: str, **fields: Any) -> str:
-    """The same spec with these fields. Raises `InvalidInput` for one that cannot be read."""
-    name, given = parse(text)
-    return render(name, {**given, **fields})
-
-
-def canonical(name: str, values: Mapping[str, Any], fields: Mapping[str, Field]) -> str:
-    """The one spec of these values."""
+def canonical(spec: Spec, fields: Mapping[str, Field]) -> Spec:
+    """The one spec of these values, in which fields that were `added` are left out where they have
+    their defaults."""
     written = {
         key: value
-        for key, value in values.items()
+        for key, value in spec.fields.items()
         if not (fields[key].added and value == fields[key].default)
     }
-    return render(name, written)
+    return Spec(spec.name, written)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -9,7 +9,6 @@ from typing import TypeVar
 import torch
 
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
 from bdbench.models.training.parallel import side_by_side
 from bdbench.models.training.recipe import Recipe
@@ -57,9 +56,3 @@ class TrainingContext:
     def epochs(self, count: int) -> int:
         """A stage length written for a recipe of 100 epochs, scaled to this one; at least 1."""
         return max(1, round(count * self.recipe.epochs / 100))
-
-
-def network_builder(spec: str, num_classes: int, image_size: int) -> Callable[[], Classifier]:
-    """A function that builds the network of a model spec. Raises `InvalidInput` for a bad spec."""
-    models.settings(spec)
-    return lambda: models.build(spec, num_classes, image_size)

@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,9 @@ from bdbench.machine.clock import synchronise
 from bdbench.machine.system import device_name
 from bdbench.models.data import ImageSet
 from bdbench.models.observer import Observer, observed_by
+from bdbench.models.registry import models
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.graphs import CudaRecorder, Recorder, recorded_by
 from bdbench.models.training.loop import steps_per_epoch, train
 from bdbench.models.training.recipe import Recipe
@@ -99,7 +101,7 @@ class Bench:
 
     def lend(self, **fields: Any) -> Context:
         recipe = Recipe(**{"batch_size": self.batch_size, **fields})
-        builder = network_builder("wrn16_1", 10, 32)
+        builder = partial(models.build("wrn16_1").build, 10, 32)
         return Context(**vars(TrainingContext(recipe, self.device, builder, seed=0)))
 
     def steps(self, count: int, epochs: int) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
@@ -18,9 +19,10 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.machine.clock import synchronise
 from bdbench.models.data import ImageSet
+from bdbench.models.registry import models
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.context import TrainingContext, network_builder
+from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe
 
 TINY = bool(os.environ.get("BENCH_TINY"))
@@ -45,7 +47,7 @@ def pictures(count: int) -> ImageSet:
 def lend(precision: str = "fp32", batch_size: int = BATCH) -> TrainingContext:
     """A training of one epoch of WRN-16-1 on the processor."""
     recipe = Recipe(epochs=1, batch_size=batch_size, precision=precision)
-    return TrainingContext(recipe, CPU, network_builder("wrn16_1", 10, 32), seed=0)
+    return TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 32), seed=0)
 
 
 def bare() -> Work:
