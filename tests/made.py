@@ -2,7 +2,8 @@
 
 import hashlib
 
-from bdbench.records.record import SCHEMA, STAGES, Count, Record
+from bdbench.records.count import Count
+from bdbench.records.record import SCHEMA, STAGES, Record
 
 RECIPE = "recipe(epochs=30, learning_rate=0.1, precision='fp32')"
 FAILED = {"type": "RuntimeError", "message": "out of memory", "traceback": "Traceback"}

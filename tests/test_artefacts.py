@@ -57,5 +57,5 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: bytes | None)
 
 
 def test_it_needs_no_torch() -> None:
-    code = "import sys, bdbench.artefacts; sys.exit('torch' in sys.modules)"
+    code = "import sys, bdbench.storage.artefacts; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

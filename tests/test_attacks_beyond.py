@@ -24,7 +24,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.records.record import Count
+from bdbench.records.count import Count
 from bdbench.trial.evaluation import evaluate
 
 CORNERS = [(4, 4), (4, 22), (22, 4), (22, 22)]

@@ -71,9 +71,9 @@ import torch
 
 from bdbench.defenses import register
 from bdbench.defenses.base import Context, Defense
-from bdbench.models.classifier import Classifier
+from bdbench.models import Classifier
 from bdbench.models.data import ImageSet
-from bdbench.models.training import train
+from bdbench.models import train
 
 
 @register("mine")
@@ -96,7 +96,7 @@ TRAINING = 'network = train(context.build(), data, context.recipe, context.rng("
 
 def own_loop(weight: str) -> str:
     """In place of `TRAINING`, a step that takes its loss times this."""
-    return f"""from bdbench.models.training import loop
+    return f"""from bdbench.models import loop
         network, seen = context.build().train(), {{"steps": 0}}
         optimizer = context.recipe.sgd(network)
 

@@ -32,9 +32,9 @@ from pathlib import Path
 
 from bdbench.defenses import register
 from bdbench.defenses.base import Context, Defense
-from bdbench.models.classifier import Classifier
+from bdbench.models import Classifier
 from bdbench.models.data import ImageSet
-from bdbench.models.training import train
+from bdbench.models import train
 
 
 @register("docile")
@@ -72,8 +72,8 @@ from __future__ import annotations
 import os
 import time
 
-from bdbench import harness
-from bdbench.checkpoints import Checkpoints
+from bdbench.trial import harness
+from bdbench.storage.checkpoints import Checkpoints
 
 sync = os.fsync
 
@@ -279,7 +279,7 @@ def kill(whom: str, run: subprocess.Popen[str], path: Path, chance: random.Rando
     there is no worker."""
     victim = run.pid
     if whom == "worker":
-        workers = processes("-P", str(run.pid), "-f", "spawn_main")
+        workers = processes("-P", str(run.pid), "-f", "engines.child")
         if not workers:
             return None
         victim = chance.choice([pid for pid in workers if has_open(pid, path)] or workers)

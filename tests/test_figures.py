@@ -659,7 +659,8 @@ def test_figures_of_records_need_no_torch(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 import bdbench.cli, bdbench.figures.tsne
-from bdbench import figures, records
+from bdbench import figures
+from bdbench.records import files as records
 found, _ = records.read_all(Path({str(tmp_path)!r}))
 for which in ("pareto", "losses"):
     figures.make(which, found, Path({str(tmp_path)!r}), {{}}, ["svg"])

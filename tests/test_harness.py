@@ -29,8 +29,9 @@ from bdbench.models.rng import derive
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import train
 from bdbench.models.training.recipe import Recipe
+from bdbench.records.count import Count
 from bdbench.records.files import read, write
-from bdbench.records.record import Count, encode
+from bdbench.records.record import encode
 from bdbench.storage import artefacts
 from bdbench.storage.cache import Cache, DamagedCache, Entry
 from bdbench.trial import evaluation as metrics

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files as records
+from bdbench.records.count import Count
 from bdbench.records.record import (
     FLAGS,
     METRICS,
     SCHEMA,
     STAGES,
-    Count,
     OtherSchema,
     Record,
     decode,

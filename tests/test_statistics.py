@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records.record import Count
+from bdbench.records.count import Count, wilson
 from bdbench.tables.statistics import (
     estimate,
     half_width,
@@ -16,7 +16,6 @@ from bdbench.tables.statistics import (
     paired_separable,
     proportions_separable,
     tied,
-    wilson,
 )
 
 counts = st.integers(1, 20_000).flatmap(

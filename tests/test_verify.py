@@ -20,7 +20,7 @@ from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records
-from bdbench.records.record import Count
+from bdbench.records.count import Count
 from bdbench.tables.verify import ANY, ASR, CA, REASONS, verify, write_verification
 
 ROOT = Path(__file__).parent.parent

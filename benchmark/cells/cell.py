@@ -18,6 +18,7 @@ from bdbench.defenses.base import Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.local import Code, code_of
 from bdbench.models.plugins.registry import Registry, version_of
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model, models
@@ -57,11 +58,24 @@ class Cell:
     @cached_property
     def versions(self) -> dict[str, Any]:
         """Of the plugins: raised by their authors when numbers change. A list of them where one
-        plugin holds another."""
+        plugin holds another. That of a local plugin is a hash of its code."""
         found = {}
         for axis, registry in REGISTRIES.items():
-            versions = [version_of(each) for each in registry.factories(getattr(self, axis))]
+            versions: list[Any] = [
+                digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
+                for each in registry.factories(getattr(self, axis))
+            ]
             found[axis] = versions if len(versions) > 1 else versions[0]
+        return found
+
+    @cached_property
+    def local(self) -> dict[str, Code]:
+        """The code of plugins that no other process can make, by axis."""
+        found = {}
+        for axis, registry in REGISTRIES.items():
+            factory = registry.factories(getattr(self, axis))[0]
+            if registry.is_local(factory):
+                found[axis] = code_of(factory)
         return found
 
     @cached_property

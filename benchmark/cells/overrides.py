@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bdbench.attacks.base import Attack
 from bdbench.cells.cell import recipe_fields
 from bdbench.cells.suites import Suite
+from bdbench.datasets.base import Source
+from bdbench.defenses.base import Defense
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import check
 from bdbench.models.plugins.spec import Spec
+from bdbench.models.registry import Model
 from bdbench.models.training.recipe import Recipe
 
 MOST_SEEDS = 10_000
@@ -19,7 +23,7 @@ MOST_SEEDS = 10_000
 class Changes:
     """What is to differ from a suite; None, and nothing, leave it as it is.
 
-    dataset, model, attack, defense: specs in place of those of an axis
+    dataset, model, attack, defense: specs or plugins in place of those of an axis
     seeds: how many, counted from 0
     recipe: a spec in place of the fields that the suite sets
     epochs, loader: fields of the recipe
@@ -27,10 +31,10 @@ class Changes:
     precision: auto, fp32 or bf16
     """
 
-    dataset: Sequence[str] = ()
-    model: Sequence[str] = ()
-    attack: Sequence[str] = ()
-    defense: Sequence[str] = ()
+    dataset: Sequence[str | Source] = ()
+    model: Sequence[str | Model] = ()
+    attack: Sequence[str | Attack] = ()
+    defense: Sequence[str | Defense] = ()
     seeds: int | None = None
     recipe: str | None = None
     epochs: int | None = None
@@ -50,9 +54,7 @@ class Changes:
             fields["loader"] = self.loader
         datasets = tuple(self.dataset) or suite.datasets
         if self.train_images is not None:
-            datasets = tuple(
-                str(Spec.of(each).with_(train_images=self.train_images)) for each in datasets
-            )
+            datasets = tuple(_smaller(each, self.train_images) for each in datasets)
         return replace(
             suite,
             datasets=datasets,
@@ -63,3 +65,9 @@ class Changes:
             recipe=fields,
             precision=self.precision or stated,
         )
+
+
+def _smaller(dataset: str | Source, train_images: int) -> str | Source:
+    if isinstance(dataset, str):
+        return str(Spec.of(dataset).with_(train_images=train_images))
+    return replace(dataset, train_images=train_images)

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.spec import Spec
+
+if TYPE_CHECKING:
+    from bdbench.attacks.base import Attack
+    from bdbench.datasets.base import Source
+    from bdbench.defenses.base import Defense
+    from bdbench.models.registry import Model
 
 DEFENSES = ("none", "fp", "mcr", "nad", "abl", "dbd", "cbd")
 """Those of the paper's Table 1, in its order."""
@@ -19,7 +25,7 @@ class Suite:
     """Every combination of the axes below is a cell.
 
     description: one line
-    datasets, models, attacks, defenses: specs
+    datasets, models, attacks, defenses: specs, or plugins that a caller has made
     settings: specs that take the place of a defense's bare name
     seeds: how many, counted from 0
     recipe: fields of the recipe that differ from its defaults, for every data set
@@ -28,10 +34,10 @@ class Suite:
     """
 
     description: str
-    datasets: tuple[str, ...]
-    models: tuple[str, ...] = ("wrn16_1",)
-    attacks: tuple[str, ...] = ("none", "badnets", "blend")
-    defenses: tuple[str, ...] = (*DEFENSES, "ft")
+    datasets: tuple[str | Source, ...]
+    models: tuple[str | Model, ...] = ("wrn16_1",)
+    attacks: tuple[str | Attack, ...] = ("none", "badnets", "blend")
+    defenses: tuple[str | Defense, ...] = (*DEFENSES, "ft")
     settings: Mapping[str, str] = field(default_factory=dict)
     seeds: int = 1
     recipe: Mapping[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from types import NoneType
 from typing import Any
 
 from bdbench.models.plugins.errors import InvalidInput, check, one_of
+from bdbench.records.count import Count
 from bdbench.storage.keys import KEY
 
 SCHEMA = 1
@@ -26,23 +27,6 @@ fifth of one core counts on a machine with many."""
 
 class OtherSchema(InvalidInput):
     """A record that another version of the program wrote."""
-
-
-@dataclass(frozen=True)
-class Count:
-    """`hits` of `of` images, `of` at least 1. Raises `InvalidInput` for counts that cannot be."""
-
-    hits: int
-    of: int
-
-    def __post_init__(self) -> None:
-        possible = 0 <= self.hits <= self.of and self.of > 0
-        check(possible, f"{self.hits} of {self.of} is not a count")
-
-    @property
-    def rate(self) -> float:
-        """In [0, 1]."""
-        return self.hits / self.of
 
 
 @dataclass(frozen=True)
@@ -82,6 +66,29 @@ class Record:
     provenance: dict[str, Any]
     measured: dict[str, Any]
     error: dict[str, str] | None
+
+    @property
+    def clean_accuracy(self) -> Count | None:
+        """Clean test images that get their own label; None if the cell failed."""
+        return self._count("clean_accuracy")
+
+    @property
+    def attack_success_rate(self) -> Count | None:
+        """Triggered test images that get the label that the attack wants."""
+        return self._count("attack_success_rate")
+
+    @property
+    def robust_accuracy(self) -> Count | None:
+        """Triggered test images that get their own label."""
+        return self._count("robust_accuracy")
+
+    @property
+    def asr_floor(self) -> Count | None:
+        """The same images without the trigger that get the label that the attack wants."""
+        return self._count("asr_floor")
+
+    def _count(self, metric: str) -> Count | None:
+        return (self.metrics or {}).get(metric)
 
 
 _NUMBER = (int, float)

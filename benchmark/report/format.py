@@ -13,11 +13,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from bdbench.records.count import wilson
 from bdbench.records.rerun import command
 from bdbench.report import charts
 from bdbench.tables.groups import is_none, seconds_total
 from bdbench.tables.leaderboard import ASR, CA, FLOOR, FOOTNOTES, MISSING, Block, decimal
-from bdbench.tables.statistics import wilson
 
 PAGES = Path(__file__).parent / "templates"
 

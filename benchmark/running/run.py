@@ -1,9 +1,11 @@
-"""`bdbench run`: what is missing of a suite, run cell by cell, and the leaderboard at the end."""
+"""What is missing of a suite, run cell by cell: `plan` says what, `execute` does it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -17,12 +19,11 @@ from bdbench.machine.contention import Others
 from bdbench.machine.devices import precision_of
 from bdbench.machine.system import device_name
 from bdbench.models.plugins.errors import InvalidInput, check
-from bdbench.models.plugins.registry import load_file
 from bdbench.models.scope import threaded
-from bdbench.records.files import path_of, read, read_all
-from bdbench.records.record import ALONE, OtherSchema
+from bdbench.records.files import path_of, read
+from bdbench.records.record import ALONE, OtherSchema, Record
 from bdbench.running.claims import claimed, lock_of
-from bdbench.running.engines.base import Ear, Here
+from bdbench.running.engines.base import Ear, Engine, Here
 from bdbench.running.engines.options import Place
 from bdbench.running.needs import Need, check_needs, estimate
 from bdbench.running.progress import Reporter, duration
@@ -32,92 +33,211 @@ from bdbench.running.worker import Job
 from bdbench.storage.atomic import check_writable
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
-from bdbench.tables.write import write_leaderboard
 from bdbench.trial import provenance
 from bdbench.trial.harness import Harness
 
 
-def run_suite(
-    name: str,
-    suite: Suite,
-    place: Place,
-    *,
-    device: str = "auto",
-    results: Path | None = None,
-    data: Path | None = None,
-    plugin: Sequence[Path] = (),
-    budget: float | None = None,
-    limit: float | None = None,
-    dry_run: bool = False,
-    stale: bool = False,
-    curves: bool = False,
-) -> int:
-    """Run what is missing of a suite, and show the leaderboard of all there is. Returns the exit
-    code. The options are those of `bdbench run`.
+@dataclass(frozen=True)
+class Options:
+    """How a suite is run.
 
-    Raises `InvalidInput` before anything is trained or written, where that can be known.
+    device: auto, cpu, cuda or cuda:1
+    results: folder of the records, None for the one with the name of the suite
+    data: folder of data sets, None for the usual ones
+    plugin: files that workers must load
+    budget: seconds; no cell is started that would not fit
+    limit: seconds that one cell may take
+    stale: also run cells whose code has changed
+    curves: evaluate after every epoch
     """
-    check(place.is_here or budget is None, "--budget is for --engine local")
+
+    device: str = "auto"
+    results: Path | None = None
+    data: Path | None = None
+    plugin: Sequence[Path] = ()
+    budget: float | None = None
+    limit: float | None = None
+    stale: bool = False
+    curves: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run of a suite would do.
+
+    results: folder of the records
+    cells: of the suite
+    missing: those that have no record, or not the one that is wanted
+    """
+
+    name: str
+    suite: Suite
+    place: Place
+    options: Options
+    device: torch.device
+    precision: str
+    results: Path
+    cells: tuple[Cell, ...]
+    missing: tuple[Cell, ...]
+
+    @cached_property
+    def speed(self) -> Speed:
+        """Of this machine. It trains a few steps of each network when it is first asked."""
+        return Speed(self.device, self.place.threads)
+
+    @property
+    def at_once(self) -> int:
+        """Cells that run at the same time."""
+        return max(1, min(self.place.jobs or 1, len(self.missing)))
+
+    @cached_property
+    def expected(self) -> float | None:
+        """Seconds of the run; None on a cluster, of whose machines nothing is known here."""
+        return self.speed.seconds(self.missing) / self.at_once if self.place.is_here else None
+
+    @cached_property
+    def needs(self) -> list[Need]:
+        """Memory and disk that the run takes; nothing where that is not known."""
+        if not self.place.is_here:
+            return []
+        return estimate(
+            self.missing,
+            self.device,
+            self.results,
+            cache_root(),
+            self.options.curves,
+            self.at_once,
+        )
+
+    @property
+    def job(self) -> Job:
+        """What a worker must know."""
+        return Job(
+            results=self.results.absolute(),
+            cache=cache_root().absolute(),
+            roots=tuple(root.absolute() for root in roots(self.options.data)),
+            device=str(self.device),
+            plugins=tuple(path.absolute() for path in self.options.plugin),
+            curves=self.options.curves,
+            limit=self.options.limit,
+            threads=self.place.threads,
+        )
+
+    def lines(self) -> Iterator[str]:
+        """One for each cell, the sum, and what it takes of time, memory and disk."""
+        for cell in self.cells:
+            cost = "has its record"
+            if cell in self.missing:
+                known = self.place.is_here
+                cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
+            yield f"{cell.key}  {title(cell)}: {cost}"
+        yield f"{self._count}{self._about}"
+        yield from map(str, self.needs)
+
+    @property
+    def headline(self) -> str:
+        """What is to be done, where and how."""
+        where = f" on {device_name(self.device)} in {self.precision}" if self.place.is_here else ""
+        return f"{self.name}: {self._count}{self._about}{where}"
+
+    @property
+    def _count(self) -> str:
+        return f"{len(self.missing)} of {len(self.cells)} cells to run"
+
+    @property
+    def _about(self) -> str:
+        return "" if self.expected is None else f", about {duration(self.expected)}"
+
+
+def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
+    """Look at the records that are there; nothing is trained or written.
+
+    Raises `InvalidInput` for anything in the suite or the options that is not right.
+    """
+    limit = options.limit
+    check(place.is_here or options.budget is None, "--budget is for --engine local")
     check(
         not suite.timed or (place.is_here and place.jobs in (None, 1)),
         f"seconds of {name} would not be comparable: its cells run one after the other on this "
         "machine, so leave out --jobs and --engine",
     )
     check(limit is None or limit > 0, f"--limit must be above 0 seconds, got {limit}")
-    for path in plugin:
-        load_file(path)
-    processor = place.device(device)
-    exact = precision_of(suite.precision, processor)
-    cells = grid.cells(suite, exact)
-    folder = results or Path("results") / name
-    missing = [cell for cell in cells if not _finished(cell, folder, stale, curves)]
-    others = Others(processor) if suite.timed and missing and not dry_run else None
-    console = Console()
+    device = place.device(options.device)
+    precision = precision_of(suite.precision, device)
+    cells = tuple(grid.cells(suite, precision))
+    _check_local(cells, place)
+    folder = options.results or Path("results") / name
+    missing = tuple(cell for cell in cells if not _finished(cell, folder, options))
+    return Plan(name, suite, place, options, device, precision, folder, cells, missing)
 
-    speed = Speed(processor, place.threads)
-    # Of a cluster's speed, memory and disks nothing is known here.
-    needs, expected = [], ""
-    if place.is_here and (dry_run or missing):
-        at_once = max(1, min(place.jobs or 1, len(missing)))
-        needs = estimate(missing, processor, folder, cache_root(), curves, at_once)
-        expected = f", about {duration(speed.seconds(missing) / at_once)}"
-    if dry_run:
-        return _list(cells, missing, speed if place.is_here else None, expected, needs, console)
-    job = Job(
-        results=folder.absolute(),
-        cache=cache_root().absolute(),
-        roots=tuple(root.absolute() for root in roots(data)),
-        device=str(processor),
-        plugins=tuple(path.absolute() for path in plugin),
-        curves=curves,
-        limit=limit,
-        threads=place.threads,
-    )
-    _tidy([cell for cell in cells if cell not in missing], job, place.is_here)
-    if not missing:
-        console.print(f"{name}: all {len(cells)} cells have records in {folder}", highlight=False)
-        return _show(folder, console)
-    check_writable(folder)
-    line = f"{name}: {len(missing)} of {len(cells)} cells to run"
-    if place.is_here:
-        check_writable(job.cache)
-        check_needs(needs)
-        Harness(Cache(job.cache), job.roots, processor).check_data(missing)
-        line += f"{expected} on {device_name(processor)} in {exact}"
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
-    with Reporter(len(missing), sum(shares(missing).values()), console) as reporter:
+
+@dataclass(frozen=True)
+class Execution:
+    """What came of a run.
+
+    code: 0 all fine, 1 a cell failed, 2 one failed on bad input
+    records: that were made
+    """
+
+    code: int
+    records: tuple[Record, ...] = ()
+
+
+def execute(plan: Plan, console: Console) -> Execution:
+    """Run what is missing; each record is written when its cell is done.
+
+    Raises `InvalidInput` before anything is trained, where that can be known.
+    """
+    _tidy(plan)
+    if not plan.missing:
+        count = len(plan.cells)
+        console.print(
+            f"{plan.name}: all {count} cells have records in {plan.results}", highlight=False
+        )
+        return Execution(0)
+    others = Others(plan.device) if plan.suite.timed else None
+    _check_places(plan)
+    console.print(plan.headline, markup=False, highlight=False, soft_wrap=True)
+    with Reporter(len(plan.missing), sum(shares(plan.missing).values()), console) as reporter:
         if others is not None and (taken := others.meanwhile() or 0) > ALONE:
-            unit = "cores" if processor.type == "cpu" else "processes"
+            unit = "cores" if plan.device.type == "cpu" else "processes"
             reporter.say(f"warning: others use the device, {taken:.2g} {unit}; that costs time")
-        ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
-        schedule = Schedule(missing, job.results, speed, budget, reporter)
-        # A timed suite trains in this process, which the probes of its speed have warmed up.
-        with Here(job, ear) if suite.timed else place.start(job, ear) as engine:
-            code = schedule.run(engine)
-    return max(code, _show(folder, console))
+        schedule = Schedule(
+            plan.missing, plan.job.results, plan.speed, plan.options.budget, reporter
+        )
+        with _engine(plan, reporter) as engine:
+            return Execution(schedule.run(engine), tuple(schedule.made))
 
 
-def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
+def _engine(plan: Plan, reporter: Reporter) -> Engine:
+    ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
+    # A timed suite trains in this process, which the probes of its speed have warmed up.
+    return Here(plan.job, ear) if plan.suite.timed else plan.place.start(plan.job, ear)
+
+
+def _check_places(plan: Plan) -> None:
+    """Raises `InvalidInput` where a folder, memory, disk or data are missing."""
+    check_writable(plan.results)
+    if plan.place.is_here:
+        check_writable(plan.job.cache)
+        check_needs(plan.needs)
+        Harness(Cache(plan.job.cache), plan.job.roots, plan.device).check_data(plan.missing)
+
+
+def _check_local(cells: Sequence[Cell], place: Place) -> None:
+    """Raises `InvalidInput` for plugins that the workers of a run could not make."""
+    if place.is_here and place.jobs is None:
+        return
+    for cell in cells:
+        for axis in cell.local:
+            raise InvalidInput(
+                f"{axis} {cell.labels[axis]} is defined in a notebook or a script, where no worker "
+                "can import it: leave out jobs and engine, or move it to a file and name that as a "
+                "plugin"
+            )
+
+
+def _finished(cell: Cell, folder: Path, options: Options) -> bool:
     """Whether the cell needs no run; a damaged record does. Raises `OtherSchema`."""
     path = path_of(folder, cell.key)
     if not path.exists():
@@ -128,57 +248,22 @@ def _finished(cell: Cell, folder: Path, stale: bool, curves: bool) -> bool:
         raise
     except InvalidInput:
         return False
-    if stale and record.provenance["sources"] != provenance.sources(cell):
+    if options.stale and record.provenance["sources"] != provenance.sources(cell):
         return False
-    if curves and not record.curves:
+    if options.curves and not record.curves:
         return False
     return record.status == "ok"
 
 
-def _tidy(finished: Sequence[Cell], job: Job, here: bool) -> None:
+def _tidy(plan: Plan) -> None:
     """Remove what a run left that was killed right after it had written the record of a cell. On a
     cluster, whose devices are not known here, checkpoints stay until `bdbench cache gc`."""
-    for cell in finished:
-        if not lock_of(job.results, cell.key).exists():
+    job, missing = plan.job, set(plan.missing)
+    for cell in plan.cells:
+        if cell in missing or not lock_of(job.results, cell.key).exists():
             continue
         with claimed(job.results, cell.key) as mine, suppress(InvalidInput):
-            if mine and here:
-                harness = Harness(Cache(job.cache), job.roots, torch.device(job.device))
+            if mine and plan.place.is_here:
+                harness = Harness(Cache(job.cache), job.roots, plan.device)
                 with threaded(job.threads):
                     harness.discard(cell)
-
-
-def _list(
-    cells: Sequence[Cell],
-    missing: Sequence[Cell],
-    speed: Speed | None,
-    expected: str,
-    needs: Sequence[Need],
-    console: Console,
-) -> int:
-    """One line for each cell, the sum, and what it takes of time, memory and disk, where that is
-    known."""
-    for cell in cells:
-        cost = "has its record"
-        if cell in missing:
-            cost = f"about {duration(speed.seconds([cell]))}" if speed else "to be run"
-        console.print(
-            f"{cell.key}  {title(cell)}: {cost}", markup=False, highlight=False, soft_wrap=True
-        )
-    for line in (f"{len(missing)} of {len(cells)} cells to run{expected}", *map(str, needs)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-    return 0
-
-
-def _show(folder: Path, console: Console) -> int:
-    """Write and print the leaderboard of all records in the folder. Returns the exit code."""
-    records, damaged = read_all(folder)
-    for line in damaged:
-        console.print(f"warning: {line}; it is left out", markup=False, highlight=False)
-    if records:
-        paths = write_leaderboard(records, folder)
-        for path in paths:
-            if path.suffix == ".md":
-                console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
-        console.print(f"tables in {folder / 'tables'}", markup=False, highlight=False)
-    return 1 if damaged else 0

@@ -33,6 +33,8 @@ class Schedule:
     speed: for the budget; learns from what ran
     budget: seconds after which no cell may end that is begun
     reporter: told of all that happens
+
+    made: records of this run, in the order in which their cells ended
     """
 
     def __init__(
@@ -49,7 +51,8 @@ class Schedule:
         self._before = {cell: stamp(results, cell.key) for cell in cells}
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
         self._running: dict[Future[Attempt], Cell] = {}
-        self._made = set[Part]()
+        self.made: list[Record] = []
+        self._shared = set[Part]()
         self._failed: list[Record] = []
         self._left_out = 0
         self._start = time.monotonic()
@@ -77,7 +80,7 @@ class Schedule:
 
     def _next(self) -> Cell:
         """The first in line that need not wait for what a running one makes; else the first."""
-        making = set().union(*map(shared, self._running.values())) - self._made
+        making = set().union(*map(shared, self._running.values())) - self._shared
         free = (cell for cell in self._waiting if making.isdisjoint(shared(cell)))
         chosen = next(free, self._waiting[0])
         self._waiting.remove(chosen)
@@ -118,11 +121,12 @@ class Schedule:
 
     def _learn(self, cell: Cell, record: Record) -> None:
         self.reporter.end(cell.key, summary(record))
+        self.made.append(record)
         if record.status == "failed":
             self._failed.append(record)
             self.reporter.say(f"  bdbench explain {record.key} shows the traceback")
             return
-        self._made |= shared(cell).keys()
+        self._shared |= shared(cell).keys()
         seconds = record.measured["seconds"]
         busy = sum(seconds[stage] for stage in ("prepare", "undefended", "fit"))
         self.speed.learn(cell, work(cell), busy)

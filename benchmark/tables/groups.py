@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bdbench.records.consistency import AXES, consistent
-from bdbench.records.record import METRICS, Count, Record
+from bdbench.records.count import Count
+from bdbench.records.record import METRICS, Record
 from bdbench.tables.statistics import Estimate, estimate
 
 

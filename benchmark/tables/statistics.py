@@ -13,33 +13,14 @@ from functools import cache
 
 from scipy import special
 
-from bdbench.records.record import Count
+from bdbench.records.count import Count, normal_quantile, wilson
 
-Interval = tuple[float, float]
 Estimate = tuple[float, float, float]
-
-
-@cache
-def _normal(confidence: float) -> float:
-    return float(special.ndtri((1 + confidence) / 2))
 
 
 @cache
 def _student(freedom: int, confidence: float) -> float:
     return float(special.stdtrit(freedom, (1 + confidence) / 2))
-
-
-def wilson(hits: int, of: int, confidence: float = 0.95) -> Interval:
-    """The score interval (low, high) of a share, within [0, 1] (Wilson, 1927).
-
-    Raises `InvalidInput` unless 0 <= hits <= of and of is at least 1.
-    """
-    rate, z = Count(hits, of).rate, _normal(confidence)
-    shrink = 1 + z**2 / of
-    middle = (rate + z**2 / (2 * of)) / shrink
-    half = z * math.sqrt(rate * (1 - rate) / of + z**2 / (4 * of**2)) / shrink
-    # Exact at the ends, where rounding would leave the share outside its own interval.
-    return (max(0.0, middle - half) if hits else 0.0, min(1.0, middle + half) if hits < of else 1.0)
 
 
 def half_width(values: Sequence[float], confidence: float = 0.95) -> float:
@@ -92,7 +73,7 @@ def proportions_separable(a: Count, b: Count) -> bool:
     pooled = (a.hits + b.hits) / (a.of + b.of)
     spread = 1 / a.of + 1 / b.of
     error = math.sqrt(pooled * (1 - pooled) * spread)
-    return abs(a.rate - b.rate) - spread / 2 > _normal(0.95) * error
+    return abs(a.rate - b.rate) - spread / 2 > normal_quantile(0.95) * error
 
 
 def tied(best: Mapping[int, Count], other: Mapping[int, Count]) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.records.consistency import AXES
 from bdbench.records.record import STAGES, Record
 from bdbench.storage.atomic import write_atomically
@@ -31,6 +31,7 @@ from bdbench.tables.paper import (
     training_seconds,
 )
 from bdbench.tables.published import reference
+from bdbench.tables.sheet import Sheet
 from bdbench.tables.statistics import half_width, tied
 
 INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
@@ -99,6 +100,52 @@ def write_leaderboard(records: Sequence[Record], folder: Path) -> list[Path]:
     return [folder / "tables" / name for name in texts]
 
 
+@dataclass(frozen=True, eq=False)
+class OfPaper:
+    """A table of the paper, from 1 to 5.
+
+    sheets: it as it is printed, one for each data set, model and recipe
+    groups: those that stand in it
+    """
+
+    number: int
+    sheets: tuple[Sheet, ...]
+    groups: tuple[Group, ...]
+
+    def markdown(self) -> str:
+        """In the paper's layout, and a legend."""
+        legend = TIMING if self.number == 3 else PAPER_LEGEND
+        return "\n\n".join([*(sheet.markdown() for sheet in self.sheets), legend]) + "\n"
+
+    def latex(self) -> str:
+        """In the paper's layout."""
+        return "\n".join(sheet.latex() for sheet in self.sheets)
+
+    def csv(self) -> str:
+        """In long form, with what the paper prints."""
+        return _csv(_long_form(self.groups, self.number))
+
+    def differences(self) -> str:
+        """Of each pair of defenses on the same poisoned sets, as CSV."""
+        return _csv(_differences(self.groups))
+
+
+def paper_table(number: int, records: Iterable[Record], folder: Path) -> OfPaper:
+    """A table of the paper from the records of a folder. Raises `InvalidInput` where nothing
+    belongs into it, or as `summarise` does."""
+    made = sheets(number, collect(records))
+    check(
+        bool(made),
+        f"no record in {folder / 'records'} belongs into table {number}; "
+        f"`bdbench run {SUITES_OF[number]}` makes them",
+    )
+    return OfPaper(
+        number,
+        tuple(sheet for several, _ in made for sheet in several),
+        tuple(group for _, chosen in made for group in chosen),
+    )
+
+
 def write_table(
     table: int, records: Sequence[Record], folder: Path, latex: bool = False
 ) -> list[Path]:
@@ -108,23 +155,12 @@ def write_table(
     defenses on the same poisoned sets, and `.tex` if wanted. Raises `InvalidInput` where nothing
     belongs into it, or as `write_leaderboard` does.
     """
-    made = sheets(table, collect(records))
-    if not made:
-        raise InvalidInput(
-            f"no record in {folder / 'records'} belongs into table {table}; "
-            f"`bdbench run {SUITES_OF[table]}` makes them"
-        )
-    every = [sheet for several, _ in made for sheet in several]
-    groups = [group for _, chosen in made for group in chosen]
-    legend = TIMING if table == 3 else PAPER_LEGEND
-    texts = {
-        f"table{table}.md": "\n\n".join([*(s.markdown() for s in every), legend]) + "\n",
-        f"table{table}.csv": _csv(_long_form(groups, table)),
-    }
+    made = paper_table(table, records, folder)
+    texts = {f"table{table}.md": made.markdown(), f"table{table}.csv": made.csv()}
     if table != 3:
-        texts[f"table{table}-differences.csv"] = _csv(_differences(groups))
+        texts[f"table{table}-differences.csv"] = made.differences()
     if latex:
-        texts[f"table{table}.tex"] = "\n".join(sheet.latex() for sheet in every)
+        texts[f"table{table}.tex"] = made.latex()
     for name, text in texts.items():
         write_atomically(folder / "tables" / name, text.encode())
     return [folder / "tables" / name for name in texts]

@@ -12,7 +12,7 @@ from torch import Tensor
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.training.loop import predict
-from bdbench.records.record import Count
+from bdbench.records.count import Count
 
 
 def evaluate(

@@ -31,7 +31,8 @@ from bdbench.models.rng import derive, stream
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import features, sample_losses, train
 from bdbench.models.training.resume import kept_by
-from bdbench.records.record import METRICS, SCHEMA, STAGES, Count, Record
+from bdbench.records.count import Count
+from bdbench.records.record import METRICS, SCHEMA, STAGES, Record
 from bdbench.storage import artefacts
 from bdbench.storage.cache import Cache, Payload
 from bdbench.storage.checkpoints import PATIENCE, Checkpoints, discard
@@ -91,8 +92,12 @@ class Harness:
         return _Trial(self, cell, dataset, watch).poisoned()
 
     def run(self, cell: Cell, retries: Sequence[str] = ()) -> Record:
-        """The record of a cell. Whatever its attack or defense raises becomes a failed record;
-        a data set that cannot be loaded raises `InvalidInput`.
+        """The record of a cell, see `finish`."""
+        return self.finish(cell, retries).record
+
+    def finish(self, cell: Cell, retries: Sequence[str] = ()) -> Finished:
+        """Run a cell. Whatever its attack or defense raises becomes a failed record; a data set
+        that cannot be loaded raises `InvalidInput`.
 
         A run that was broken off goes on from its last checkpoint. The checkpoints stay until
         `discard`, which is for when the record is in a safe place. `retries` say why earlier
@@ -104,11 +109,11 @@ class Harness:
             torch.cuda.reset_peak_memory_stats(self.device)
         with watch.stage("load"):
             dataset = self.dataset(cell.dataset)
-        trial = _Trial(self, cell, dataset, watch)
+        trial, failure = _Trial(self, cell, dataset, watch), None
         try:
             outcome = trial.outcome()
         except (Exception, TimeLimit) as error:
-            outcome = _failure(error)
+            outcome, failure = _failure(error), error
         measured = _measured(
             started,
             retries,
@@ -118,7 +123,8 @@ class Harness:
             others=worst([others.meanwhile(), *trial.taken]),
             resumed=trial.resumed,
         )
-        return _record(cell, provenance.of(cell, self.device, dataset), measured, outcome)
+        record = _record(cell, provenance.of(cell, self.device, dataset), measured, outcome)
+        return Finished(record, trial.network, trial.data, failure)
 
     def checkpoints(self, cell: Cell) -> Path:
         """The folder of the checkpoints of a cell."""
@@ -128,6 +134,21 @@ class Harness:
     def discard(self, cell: Cell) -> None:
         """Remove the checkpoints of a cell."""
         discard(self.checkpoints(cell))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What is left of a cell that was run, in this process.
+
+    network: that the defense returned, None if it failed
+    poisoned: what the attack made, None if it failed
+    failure: what was raised, None if nothing was
+    """
+
+    record: Record
+    network: Classifier | None
+    poisoned: PoisonedData | None
+    failure: BaseException | None
 
 
 class TimeLimit(BaseException):
@@ -188,6 +209,7 @@ def _record(
 class _Trial:
     """One run of one cell: what its stages share.
 
+    data, network: what the attack made and the defense returned, once they have
     taken: what others took of the device while seconds were spent that count here, but at another
         time; None for those of an earlier attempt
     """
@@ -195,6 +217,8 @@ class _Trial:
     def __init__(self, harness: Harness, cell: Cell, dataset: Dataset, watch: Stopwatch) -> None:
         self.harness, self.cell, self.dataset, self.watch = harness, cell, dataset, watch
         self.looker = Looker(harness.progress, watch)
+        self.data: PoisonedData | None = None
+        self.network: Classifier | None = None
         self.undefended_states: dict[int, dict[str, Tensor]] = {}
         self.resumed = 0
         self.taken: list[float | None] = []
@@ -210,7 +234,7 @@ class _Trial:
 
     def outcome(self) -> dict[str, Any]:
         """The fields of a record that say what came out."""
-        data = self.poisoned()
+        data = self.data = self.poisoned()
         if self.harness.curves:
             self.looker.judge = lambda classifier: self.point(classifier, data)
             self.looker.sketch = lambda classifier: self.embedding(classifier, data)
@@ -224,6 +248,7 @@ class _Trial:
         )
         with self.resumable("fit", self.folder("fit"), self.looker):
             classifier = self.cell.defense.fit(data.train, context)
+        self.network = classifier
         counts = self.evaluate(classifier, data)
         if self.harness.curves and not self.looker.curve:
             self.looker.curve.append({"epoch": 1, **self.point(classifier, data)})

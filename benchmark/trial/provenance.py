@@ -36,6 +36,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "sources": sources(cell),
+        **({"code": {axis: code.text for axis, code in cell.local.items()}} if cell.local else {}),
         "data_sha256": dataset and dataset.sha256,
         "data_notes": list(dataset.notes) if dataset else [],
     }
@@ -48,7 +49,8 @@ def sources(cell: Cell) -> dict[str, str]:
         parts = registry.factories(getattr(cell, axis))
         files = {file for part in parts for file in files_of(part.__module__)}
         found[axis] = _hash(*sorted(files))
-    return found
+    # A hash of their code.
+    return found | {axis: cell.versions[axis][:12] for axis in cell.local}
 
 
 @functools.cache

@@ -67,9 +67,9 @@ class Registry(Generic[T]):
             raise InvalidInput(f"{self.kind} {name!r} failed to import: {self.broken[name]}")
         raise InvalidInput(f"unknown {self.kind} {name!r}{spec.did_you_mean(name, self.names())}")
 
-    def build(self, text: str) -> T:
+    def build(self, what: str | Spec) -> T:
         """The plugin of a spec. Raises `InvalidInput`."""
-        factory, complete = self._read(Spec.of(text))
+        factory, complete = self._read(Spec.of(what) if isinstance(what, str) else what)
         return self.make(factory, complete.fields)
 
     def built(self, what: str | T) -> T:
@@ -119,11 +119,22 @@ class Registry(Generic[T]):
         return [complete.name, *inner]
 
     def name_of(self, factory: Callable[..., Any]) -> str:
-        """What a class or function was registered as, or else its own name."""
+        """What a class or function was registered as, or else its own name. Raises `InvalidInput`
+        where that is another's."""
         self._discover()
-        known = (name for name, other in self._factories.items() if other is factory)
         own: str = factory.__name__
-        return next(known, own)
+        for name, other in self._factories.items():
+            if other is factory:
+                return name
+        if own in self._factories:
+            raise InvalidInput(f"there is a {self.kind} {own!r} already; give yours another name")
+        return own
+
+    def is_local(self, factory: Callable[..., Any]) -> bool:
+        """Whether a class or function is that of a notebook or a script, or was never registered:
+        no other process finds it by its name."""
+        self._discover()
+        return factory.__module__ == "__main__" or factory not in self._factories.values()
 
     def version(self, name: str) -> int:
         """See `version_of`."""

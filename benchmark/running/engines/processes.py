@@ -1,84 +1,123 @@
-"""Several processes of this machine, from a pool that outlives its workers (pebble)."""
+"""Several processes of this machine.
+
+Each is a new Python with a pipe. Those of multiprocessing would import the caller's main module
+again, which a script without a main guard does not survive.
+"""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
 import signal
+import subprocess
+import sys
 import threading
-import time
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from multiprocessing.connection import Client, Connection, Listener
-from typing import Any
-
-from pebble import ProcessExpired, ProcessPool
+from multiprocessing.connection import Connection
 
 from bdbench.cells.cell import Cell
 from bdbench.running.engines.base import Died, Ear, Engine
-from bdbench.running.worker import Attempt, Job, Worker
+from bdbench.running.worker import Attempt, Job
 
-PAUSE = 0.2
-"""Seconds between two reports of a worker's progress."""
+Task = tuple[Future[Attempt], tuple[Cell, int | None, list[str]]]
 
 
 class Processes(Engine):
     """`slots` new processes, each with a `Worker`. One that dies is replaced."""
 
     def __init__(self, job: Job, ear: Ear, slots: int) -> None:
-        self.slots, self._ear = slots, ear
-        key = os.urandom(32)
-        self._listener = Listener(authkey=key)
-        threading.Thread(target=self._accept, daemon=True).start()
-        self._pool = ProcessPool(
-            slots,
-            initializer=_begin,
-            initargs=(job, self._listener.address, key),
-            context=multiprocessing.get_context("spawn"),
-        )
+        self.slots, self._job, self._ear = slots, job, ear
+        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._lock, self._closed = threading.Lock(), False
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(slots)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-
-        def over(made: Future[Attempt]) -> None:
-            error = made.exception()
-            if isinstance(error, ProcessExpired):
-                future.set_exception(Died(how(error.exitcode)))
-            elif error is not None:
-                future.set_exception(error)
-            else:
-                future.set_result(made.result())
-
-        made = self._pool.schedule(_attempt, (cell, before, list(retries)))
-        made.add_done_callback(over)
+        self._tasks.put((future, (cell, before, list(retries))))
         return future
 
     def close(self, broken: bool) -> None:
-        if broken:
-            self._pool.stop()
-        else:
-            self._pool.close()
-        self._pool.join()
-        self._listener.close()
+        with self._lock:
+            self._closed = True
+            if broken:
+                for process in self._processes:
+                    process.kill()
+        for _ in self._threads:
+            self._tasks.put(None)
+        for thread in self._threads:
+            thread.join()
 
-    def _accept(self) -> None:
-        """A connection for each worker, so that one that dies while it writes blocks no other."""
-        while True:
+    def _serve(self) -> None:
+        """Hand tasks to a process, one after the other, until there is none."""
+        child: _Child | None = None
+        while (task := self._tasks.get()) is not None:
+            future, words = task
             try:
-                connection = self._listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=self._hear, args=(connection,), daemon=True).start()
+                child = child or self._start()
+                self._wait(child, future, words)
+            except (EOFError, OSError):
+                code, child = self._end(child), None
+                future.set_exception(Died(how(code)))
+            except Exception as error:
+                future.set_exception(error)
+        self._end(child)
 
-    def _hear(self, connection: Connection) -> None:
-        try:
-            while True:
-                kind, *words = connection.recv()
-                (self._ear.progress if kind == "progress" else self._ear.warning)(*words)
-        except (EOFError, OSError):
-            connection.close()
+    def _wait(
+        self, child: _Child, future: Future[Attempt], words: tuple[Cell, int | None, list[str]]
+    ) -> None:
+        """Until an attempt is over. Raises EOFError or OSError where its process died."""
+        child.pipe.send(words)
+        while not future.done():
+            kind, *said = child.pipe.recv()
+            if kind == "progress":
+                self._ear.progress(*said)
+            elif kind == "warning":
+                self._ear.warning(*said)
+            elif kind == "done":
+                future.set_result(*said)
+            else:
+                future.set_exception(*said)
+
+    def _start(self) -> _Child:
+        with self._lock:
+            if self._closed:
+                raise EOFError
+            child = _Child(self._job)
+            self._processes.add(child.process)
+        return child
+
+    def _end(self, child: _Child | None) -> int | None:
+        """Let go of a process; returns its exit code, None where there was none."""
+        if child is None:
+            return None
+        child.pipe.close()
+        code = child.process.wait()
+        with self._lock:
+            self._processes.discard(child.process)
+        return code
+
+
+class _Child:
+    """A worker process and our end of its pipe."""
+
+    def __init__(self, job: Job) -> None:
+        self.pipe: Connection
+        self.pipe, theirs = multiprocessing.Pipe()
+        # The same modules as here, wherever they were found.
+        paths = [path or os.getcwd() for path in sys.path]
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "bdbench.running.engines.child", str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[theirs.fileno()],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+        )
+        theirs.close()
+        self.pipe.send(job)
 
 
 def how(code: int | None) -> str:
@@ -87,53 +126,3 @@ def how(code: int | None) -> str:
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
     return f"gone with exit code {code}"
-
-
-class _Mouth:
-    """Tells an `Ear` in another process."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self._key, self._work, self._told = "", 0, time.monotonic()
-
-    def progress(self, key: str, work: int) -> None:
-        if key != self._key:
-            self._key, self._work = key, 0
-        self._work += work
-        if time.monotonic() - self._told > PAUSE:
-            self._send("progress", key, self._work)
-            self._work, self._told = 0, time.monotonic()
-
-    def warning(self, line: str) -> None:
-        self._send("warning", line)
-
-    def _send(self, *words: Any) -> None:
-        # Where nobody listens, the run is over, and this process, too, in a moment.
-        with suppress(OSError):
-            self._connection.send(words)
-
-
-_worker: Worker
-
-
-def _begin(job: Job, address: str, key: bytes) -> None:
-    """What a new process does first."""
-    global _worker
-    # Ctrl-C reaches all processes of a terminal; it is for the first to say who stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow, daemon=True).start()
-    mouth = _Mouth(Client(address, authkey=key))
-    warnings.showwarning = lambda message, *where: mouth.warning(str(message))
-    _worker = Worker(job, mouth.progress)
-
-
-def _follow() -> None:
-    """End this process when that which started it ends, however it does."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _attempt(cell: Cell, before: int | None, retries: list[str]) -> Attempt:
-    return _worker.attempt(cell, before, retries)

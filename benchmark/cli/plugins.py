@@ -1,0 +1,62 @@
+"""What there is, and whether a plugin keeps its promises."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import check
+
+if TYPE_CHECKING:
+    pass
+from bdbench.cli.group import FILE, cli, load_plugins
+
+
+@cli.command(name="list")
+@click.argument("kinds", nargs=-1, metavar="[attacks|defenses|models|datasets|suites]...")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
+    """Show what there is: names, one line each, and where it comes from."""
+    known = ["attacks", "defenses", "models", "datasets", "suites"]
+    for kind in kinds:
+        check(kind in known, f"unknown kind {kind!r}{spec.did_you_mean(kind, known)}")
+    from bdbench.cli.describe import catalogue
+
+    load_plugins(plugin)
+    click.echo(catalogue(list(kinds) or known))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+def describe(name: str, plugin: tuple[Path, ...]) -> None:
+    """Show fields, defaults, source and cost of an attack, defense, model, data set or suite."""
+    from bdbench.cli.describe import description
+
+    load_plugins(plugin)
+    click.echo(description(name))
+
+
+@cli.command(name="check")
+@click.argument("what", metavar="FILE_OR_NAME")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+def check_plugin(what: str, plugin: tuple[Path, ...]) -> int:
+    """Test a plugin against the contract: a file that registers some, or a name.
+
+    Exit codes: 0 every promise is kept, 1 one is broken, 2 there is no such plugin.
+    """
+    from bdbench.contract.promises import broken, found
+
+    load_plugins(plugin)
+    failures = 0
+    for kind, name in found(what):
+        click.echo(f"{kind} {name}")
+        for each, how in broken(kind, name):
+            click.echo(f"  {'ok     ' if how is None else 'BROKEN '}{each.sentence}")
+            if how is not None:
+                failures += 1
+                click.echo(f"         {how}")
+    return 1 if failures else 0

@@ -1,0 +1,136 @@
+"""What is made of records: tables, figures, pages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import check
+
+if TYPE_CHECKING:
+    pass
+from bdbench.cli.group import FILE, FOLDER, cli, load_plugins, records_in
+
+
+@cli.command()
+@click.argument("which", metavar="[leaderboard|1|2|3|5]", default="leaderboard")
+@click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
+@click.option("--latex", is_flag=True, help="A table of the paper as LaTeX, too.")
+def table(which: str, results: Path, latex: bool) -> int:
+    """Make a table from records, as CSV and Markdown, and print it. It never trains.
+
+    1, 2, 3 and 5 are those of the paper, in its layout, with the printed number beside ours.
+    """
+    known = ["leaderboard", "1", "2", "3", "5"]
+    check(which in known, f"unknown table {which!r}{spec.did_you_mean(which, known)}")
+    check(not latex or which != "leaderboard", "--latex is for the tables of the paper: 1, 2, 3, 5")
+    from bdbench.tables.write import write_leaderboard, write_table
+
+    records, damaged = records_in(results)
+    if which == "leaderboard":
+        paths = write_leaderboard(records, results)
+    else:
+        paths = write_table(int(which), records, results, latex)
+    click.echo(next(path for path in paths if path.suffix == ".md").read_text())
+    click.echo(f"written: {', '.join(map(str, paths))}")
+    return 1 if damaged else 0
+
+
+@cli.command()
+@click.option("--results", type=FOLDER, default=Path("results/cifar10-small"), show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
+def verify(results: Path, as_json: bool) -> int:
+    """Compare records with the numbers that the CBD paper prints. It never trains.
+
+    Shown are the difference, whether the printed number is inside our 95 % interval, and the
+    reasons that are known. The same is written to tables/verify.md and verify.csv.
+    """
+    from bdbench.tables.verify import write_verification
+
+    records, damaged = records_in(results)
+    made = write_verification(records, results)
+    click.echo(made.json() if as_json else made.markdown())
+    return 1 if damaged else 0
+
+
+@cli.command()
+@click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="DIR...")
+@click.option("--results", type=FOLDER, default=Path("results/merged"), show_default=True)
+def merge(folders: tuple[Path, ...], results: Path) -> int:
+    """Gather the records of several folders, from other machines for example, in one.
+
+    Of several records of a cell one is kept: rather one that did not fail, then that of the first
+    folder, where the folder of the results itself comes before all others. Exit code 1 where a
+    damaged record was left out.
+    """
+    from bdbench.records.merge import merge as gather
+
+    lines, whole = gather(folders, results)
+    click.echo("\n".join(lines))
+    return 0 if whole else 1
+
+
+@cli.command()
+@click.argument("which", metavar="tsne|losses|curves|pareto|triggers")
+@click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
+@click.option("--attack", multiple=True, metavar="SPEC", help="Only this attack; repeatable.")
+@click.option("--defense", multiple=True, metavar="SPEC", help="Only this defense; repeatable.")
+@click.option("--dataset", multiple=True, metavar="SPEC", help="Which, where there are several.")
+@click.option("--model", multiple=True, metavar="SPEC", help="Which, where there are several.")
+@click.option("--recipe", multiple=True, metavar="SPEC", help="Which, where there are several.")
+@click.option("--format", "formats", multiple=True, metavar="png|svg", help="Default: both.")
+@click.option("--data", type=FOLDER, help="Where data sets lie, for triggers.")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+def figure(
+    which: str,
+    results: Path,
+    formats: tuple[str, ...],
+    data: Path | None,
+    plugin: tuple[Path, ...],
+    **wanted: tuple[str, ...],
+) -> int:
+    """Draw a figure from records, as PNG and SVG with its data as CSV. It never trains.
+
+    pareto: time, ASR and lost CA of all defenses. curves: CA and ASR by epoch. losses: those of
+    clean and poisoned training images by epoch. tsne: embeddings before and after training.
+    triggers: an image with the trigger of each attack. A SPEC is a name with or without fields,
+    and stands for all that agree with it.
+    """
+    from bdbench.figures import FORMATS, make
+
+    load_plugins(plugin)
+    records, damaged = records_in(results)
+    for line in make(which, records, results, wanted, formats or FORMATS, data):
+        click.echo(line)
+    return 1 if damaged else 0
+
+
+@cli.command()
+@click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
+@click.option("--compare", type=FOLDER, help="Other results, for a page that compares the two.")
+@click.option("--out", type=FOLDER, help="Default: report/ in the folder of the results.")
+def report(results: Path, compare: Path | None, out: Path | None) -> int:
+    """Make a folder of HTML pages from records: leaderboard, heat maps, a page for each cell.
+
+    It opens in a browser without a network. It never trains.
+    """
+    from bdbench.report.site import write_report
+
+    records, damaged = records_in(results)
+    others, more = records_in(compare) if compare else ([], False)
+    first = write_report(records, results, out, (compare, others) if compare else None)
+    click.echo(f"written: {first}")
+    return 1 if damaged or more else 0
+
+
+@cli.command()
+@click.argument("key")
+@click.option("--results", type=FOLDER, help="Default: all folders below results/.")
+def explain(key: str, results: Path | None) -> None:
+    """Show everything behind one cell. KEY is the name of a record or its first digits."""
+    from bdbench.cli.describe import explanation
+
+    click.echo(explanation(key, results))

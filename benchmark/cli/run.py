@@ -1,0 +1,94 @@
+"""`bdbench run`."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bdbench.cells.suites import suite
+from bdbench.cli.group import FILE, FOLDER, cli, load_plugins
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@cli.command()
+@click.argument("name", metavar="[SUITE]", default="quick")
+@click.option("--dataset", multiple=True, metavar="SPEC", help="Replace the data sets.")
+@click.option("--model", multiple=True, metavar="SPEC", help="Replace the models.")
+@click.option("--attack", multiple=True, metavar="SPEC", help="Replace the attacks.")
+@click.option("--defense", multiple=True, metavar="SPEC", help="Replace the defenses.")
+@click.option("--seeds", type=int, metavar="N", help="Run seeds 0 to N-1.")
+@click.option("--recipe", metavar="SPEC", help='Replace the recipe, "recipe(epochs=20, ...)".')
+@click.option("--epochs", type=int, metavar="N", help="Length of the recipe.")
+@click.option("--train-images", type=int, metavar="N", help="Train on a fixed subset.")
+@click.option(
+    "--loader", metavar="NAME", help="resident or reference: how public code makes batches."
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@click.option("--precision", metavar="NAME", help="auto, fp32 or bf16; the suite's by default.")
+@click.option("--results", type=FOLDER, help="Default: results/SUITE.")
+@click.option("--data", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
+@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+@click.option("--jobs", type=int, metavar="N", help="Run N cells at once, in N processes.")
+@click.option("--engine", default="local", show_default=True, help="local, ray or slurm.")
+@click.option("--cores", type=int, metavar="N", help="Cores for each cell on a cluster.")
+@click.option("--gpus", type=float, metavar="N", help="GPUs for each cell on a cluster: 1 or 0.25.")
+@click.option("--option", multiple=True, metavar="KEY=VALUE", help="For the cluster's library.")
+@click.option("--budget", type=float, metavar="SECONDS", help="Start no cell that would not fit.")
+@click.option("--limit", type=float, metavar="SECONDS", help="Stop any cell that takes longer.")
+@click.option("--dry-run", is_flag=True, help="List the cells and their cost, run none.")
+@click.option("--stale", is_flag=True, help="Also run cells whose code has changed.")
+@click.option("--curves", is_flag=True, help="Evaluate after every epoch.")
+def run(name: str, **options: Any) -> int:
+    """Run the cells of SUITE that have no record yet, then print the leaderboard.
+
+    SUITE is `quick` unless given; `bdbench list suites` shows the others. The options --dataset,
+    --model, --attack and --defense replace that axis of the suite and may be repeated. A SPEC is
+    a name with or without fields, such as blend or "blend(alpha=0.1)".
+
+    Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
+    """
+    chosen = suite(name)
+    from rich.console import Console
+
+    from bdbench.cells.overrides import Changes
+    from bdbench.running.engines.options import Place, options_of
+    from bdbench.running.run import Options, execute, plan
+
+    place = Place(**_named(Place, options), options=options_of(options.pop("option")))
+    changed = Changes(**_named(Changes, options)).applied_to(chosen)
+    load_plugins(options["plugin"])
+    made = plan(name, changed, place, Options(**_named(Options, options)))
+    console = Console()
+    if options["dry_run"]:
+        for line in made.lines():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        return 0
+    return max(execute(made, console).code, _show(made.results, console))
+
+
+def _show(folder: Path, console: Console) -> int:
+    """Write and print the leaderboard of all records in the folder. Returns the exit code."""
+    from bdbench.records.files import read_all
+    from bdbench.tables.write import write_leaderboard
+
+    records, damaged = read_all(folder)
+    for line in damaged:
+        console.print(f"warning: {line}; it is left out", markup=False, highlight=False)
+    if records:
+        paths = write_leaderboard(records, folder)
+        for path in paths:
+            if path.suffix == ".md":
+                console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
+        console.print(f"tables in {folder / 'tables'}", markup=False, highlight=False)
+    return 1 if damaged else 0
+
+
+def _named(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+    """The options that have the names of fields of `kind`, taken out of `options`."""
+    names = options.keys() & {field.name for field in fields(kind)}
+    return {name: options.pop(name) for name in names}
