@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test check bench bench-baseline gpu-bench format
+.PHONY: install demo test test-oldest check tree bench bench-baseline gpu-bench format
 
 install: .venv/installed
 
@@ -16,7 +16,6 @@ demo: install
 
 # The package as one tree of links, for what reads files and not an installation: mypy, import-linter,
 # doctests, an editor, or `PYTHONPATH=build/tree python -m bdbench`.
-.PHONY: tree
 tree:
 	rm -rf build/tree
 	mkdir -p build/tree/bdbench
@@ -29,10 +28,23 @@ PYTEST := $(BIN)/pytest -n auto --dist loadfile
 test: install
 	$(PYTEST)
 
+# The oldest versions that setup.cfg allows, in an environment of their own.
+OLDEST := build/oldest
+
+$(OLDEST)/installed: setup.cfg constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check \
+	    --constraint constraints-oldest.txt --editable ".[test]"
+	touch $@
+
+test-oldest: $(OLDEST)/installed
+	$(OLDEST)/bin/pytest -n auto --dist loadfile
+
 check: install tree
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	PYTHONPATH=build/tree $(BIN)/lint-imports --no-cache
 	$(PYTEST)
 	PYTHONPATH=build/tree $(BIN)/pytest --doctest-modules build/tree/bdbench || [ $$? -eq 5 ]
 

@@ -99,8 +99,12 @@ class CellRecord(Record):
 
     @property
     def _again(self) -> str:
-        axes = ("dataset", "model", "attack", "defense", "recipe")
-        given = [f"{axis}={self.cell[axis]!r}" for axis in axes]
+        local = self.provenance.get("code", {})
+        given = [
+            f"{axis}={text if axis in local else repr(text)}"
+            for axis, text in self.cell.items()
+            if axis != "seed"
+        ]
         return f"bd.run_cell({', '.join(given)}, seed={self.cell['seed']}) makes it"
 
 

@@ -349,7 +349,7 @@ def real(attack: str, defense: str = "none", **options: Any) -> Record:
     recipe = Recipe(epochs=1, batch_size=64, precision="fp32")
     asked = cell(TOY, "wrn16_1", attack, defense, recipe, options.get("seed", 0))
     filled = made_cell(defense, attack, 900, 990)
-    return replace(filled, key=asked.key, cell=vars(asked).copy(), labels=asked.labels)
+    return replace(filled, key=asked.key, cell=asked.identity, labels=asked.labels)
 
 
 def test_triggers_are_what_the_attacks_do(tmp_path: Path) -> None:

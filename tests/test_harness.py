@@ -241,7 +241,7 @@ def undefended_of(made: Cell, harness: Harness) -> tuple[Classifier, PoisonedDat
     """What the cell of no defense ends with, trained here without the harness."""
     data = harness.poisoned(made)
     build = partial(made.model.build, 10, 32)
-    lent = TrainingContext(recipe_of(made.recipe), CPU, build, derive(made.seed, "training"))
+    lent = TrainingContext(made.recipe, CPU, build, derive(made.seed, "training"))
     return train(lent.build(), data.train, lent.recipe, lent.rng("classifier")), data
 
 
@@ -437,7 +437,7 @@ def test_a_cell_is_its_specs() -> None:
         tiny("blend(alpha=0.3)", epochs=2),
     ]
     assert len({one.key, *(other.key for other in others)}) == 5
-    assert recipe_of(one.recipe) == RECIPE
+    assert recipe_of(one.specs["recipe"]) == one.recipe == RECIPE
     assert one.labels["attack"] == "blend(alpha=0.3)"
     assert one.labels["recipe"] == "recipe(epochs=1, batch_size=32, learning_rate=0.02)"
 

@@ -56,7 +56,7 @@ HUGE = "9" * 400
 @pytest.fixture(autouse=True, scope="module")
 def imported() -> None:
     """What a command imports is not what it is timed for."""
-    for module in ("cli.describe", "figures", "figures.preview", "running.run", "tables.write"):
+    for module in ("cli.catalogue", "figures", "figures.preview", "running.run", "tables.write"):
         importlib.import_module(f"bdbench.{module}")
 
 

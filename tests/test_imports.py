@@ -68,6 +68,7 @@ def test_methods_do_not_import_one_another(method: str) -> None:
     "statement",
     [
         "import bdbench.cli",
+        "from bdbench.cli import main; main(['list', 'suites'])",
         "import bdbench.tables.write, bdbench.records.record, bdbench.cells.suites",
     ],
 )

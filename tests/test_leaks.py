@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, ClassVar
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.cells.cell import cell
 from bdbench.datasets.base import Dataset
+from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Context, Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
@@ -71,6 +73,8 @@ def parts(thing: Any) -> list[Any]:
         return [thing.__self__, thing.__func__]
     if isinstance(thing, FunctionType):
         return [*vars(thing).values(), *(thing.__defaults__ or ())]
+    if isinstance(thing, partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
     if isinstance(thing, BuiltinFunctionType):
         return []
     slots = [getattr(thing, name, None) for name in getattr(thing, "__slots__", ())]
@@ -108,7 +112,7 @@ def test_nothing_leads_to_the_attack_or_the_test_set(loot: tuple[Harness, Poison
     kinds = (Attack, Poisoned, PoisonedData, Dataset, Harness, Cache)
     assert len(found) > 20, "the search went nowhere"
     assert not [thing for thing in found if isinstance(thing, kinds)]
-    test = harness.dataset(SIZES).test
+    test = harness.dataset(datasets.build(SIZES)).test
     tensors = [thing for thing in found if isinstance(thing, Tensor)]
     assert any(torch.equal(each, poisoned.train.images) for each in tensors)
     for secret in (poisoned.mask, poisoned.cover, poisoned.triggered, test.images, test.labels):
@@ -127,7 +131,7 @@ def test_the_clean_budget_is_of_the_clean_set_and_no_larger_than_declared(
     loot: tuple[Harness, PoisonedData],
 ) -> None:
     harness, _ = loot
-    train = harness.dataset(SIZES).train
+    train = harness.dataset(datasets.build(SIZES)).train
     clean = {image.numpy().tobytes() for image in train.images}
     lent = [thing for thing in found if isinstance(thing, ImageSet)]
     budget = [each for each in lent if len(each) < 200]

@@ -22,6 +22,7 @@ from bdbench.attacks.registry import attacks
 from bdbench.cells import grid
 from bdbench.cells.cell import cell
 from bdbench.cli import main
+from bdbench.datasets.registry import datasets
 from bdbench.figures import distortion, preview
 from bdbench.models.data import ImageSet
 from bdbench.models.rng import stream
@@ -210,7 +211,7 @@ def test_a_preview_is_of_what_a_run_poisons(
 
 @pytest.mark.usefixtures("shade")
 def test_training_and_cover_images_have_rows_of_their_own(cache_folder: Path) -> None:
-    recipe = grid.recipe_for(DATASET, {"epochs": 1}, "fp32")
+    recipe = grid.recipe_for(datasets.build(DATASET), {"epochs": 1}, "fp32")
     asked = cell(DATASET, "wrn16_1", "shade", "none", recipe, seed=0)
     harness = Harness(Cache(cache_folder), [], CPU)
     dataset, made = harness.dataset(asked.dataset), harness.poisoned(asked)

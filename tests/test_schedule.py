@@ -47,7 +47,7 @@ def cells_of(*defenses: str, attacks: Sequence[str] = ("none",), seeds: int = 1)
 def record(chosen: Cell, failed: bool = False) -> Record:
     """That of a cell which took a minute, or which failed."""
     source = made.cell("none", "none", ca=None if failed else 900)
-    return Record(**{**vars(source), "key": chosen.key, "cell": vars(chosen)})
+    return Record(**{**vars(source), "key": chosen.key, "cell": chosen.identity})
 
 
 class Scripted(Engine):
@@ -132,7 +132,7 @@ def test_a_cell_whose_worker_dies_goes_on_in_another(tmp_path: Path) -> None:
     heard = []
 
     def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
-        heard.append((chosen.defense, list(retries)))
+        heard.append((chosen.labels["defense"], list(retries)))
         if chosen == cells[0] and len(retries) < ATTEMPTS - 1:
             raise Died("killed by SIGKILL")
         return Attempt(record(chosen), mine=True)

@@ -7,7 +7,7 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import made
@@ -31,7 +31,7 @@ def cell(defense, attack, *numbers, dataset="cifar10", epochs=100, **more):
     record = made.cell(defense, attack, *numbers, **more)
     recipe, seed = Recipe(epochs=epochs), record.cell["seed"]
     own = bdbench.cells.cell.cell(dataset, "wrn16_1", attack, defense, recipe, seed)
-    return replace(record, key=own.key, cell=asdict(own), labels=own.labels)
+    return replace(record, key=own.key, cell=own.identity, labels=own.labels)
 
 
 RECORDS = [

@@ -55,6 +55,11 @@ class Cell:
         found = {axis: reg.canonical(getattr(self, axis)) for axis, reg in REGISTRIES.items()}
         return {**found, "recipe": recipe_spec(self.recipe)}
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Specs and seed, as a record has them."""
+        return {**self.specs, "seed": self.seed}
+
     @cached_property
     def versions(self) -> dict[str, Any]:
         """Of the plugins: raised by their authors when numbers change. A list of them where one
@@ -81,7 +86,7 @@ class Cell:
     @cached_property
     def key(self) -> str:
         """16 hex digits that stand for this cell, the name of its record."""
-        parts = {"schema": SCHEMA, "versions": self.versions, **self.specs, "seed": self.seed}
+        parts = {"schema": SCHEMA, "versions": self.versions, **self.identity}
         return digest_of(parts)[:16]
 
     @cached_property

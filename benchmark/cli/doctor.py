@@ -16,7 +16,7 @@ from bdbench.cli.group import FOLDER, cli
 @click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 def doctor(folder: Path | None) -> int:
     """Show versions, devices and folders, and what would stand in the way of a run."""
-    from bdbench.cli.describe import diagnosis
+    from bdbench.cli.diagnosis import diagnosis
 
     lines, fine = diagnosis(folder)
     click.echo("\n".join(lines))

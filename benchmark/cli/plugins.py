@@ -23,7 +23,7 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
     known = ["attacks", "defenses", "models", "datasets", "suites"]
     for kind in kinds:
         check(kind in known, f"unknown kind {kind!r}{spec.did_you_mean(kind, known)}")
-    from bdbench.cli.describe import catalogue
+    from bdbench.cli.catalogue import catalogue
 
     load_plugins(plugin)
     click.echo(catalogue(list(kinds) or known))
@@ -34,7 +34,7 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
 def describe(name: str, plugin: tuple[Path, ...]) -> None:
     """Show fields, defaults, source and cost of an attack, defense, model, data set or suite."""
-    from bdbench.cli.describe import description
+    from bdbench.cli.catalogue import description
 
     load_plugins(plugin)
     click.echo(description(name))

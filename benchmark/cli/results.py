@@ -131,6 +131,6 @@ def report(results: Path, compare: Path | None, out: Path | None) -> int:
 @click.option("--results", type=FOLDER, help="Default: all folders below results/.")
 def explain(key: str, results: Path | None) -> None:
     """Show everything behind one cell. KEY is the name of a record or its first digits."""
-    from bdbench.cli.describe import explanation
+    from bdbench.cli.explanation import explanation
 
     click.echo(explanation(key, results))

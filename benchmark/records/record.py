@@ -1,13 +1,13 @@
-"""Records: the result of one cell as one JSON file, from which every table and figure is made.
+"""Records: the result of one cell as JSON values, from which every table and figure is made.
 
-The file has one field more than the record, `checksum`: the sha256 of all others. A file without it
-is taken as it is, which is how older versions wrote them.
+A record may grow: a part that is new is optional, and a reader keeps the parts that it does not
+know. So records of all versions with one schema can be read, merged and written again.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from types import NoneType
 from typing import Any
 
@@ -51,6 +51,7 @@ class Record:
         kept busy meanwhile, or how many of them were on the GPU, None if not known; older records
         lack capture, images and others; the only part in which two runs of one cell may differ
     error: type, message and traceback if failed, else None
+    more: parts that a later version wrote, kept as they are
     """
 
     schema: int
@@ -66,6 +67,7 @@ class Record:
     provenance: dict[str, Any]
     measured: dict[str, Any]
     error: dict[str, str] | None
+    more: dict[str, Any] = field(default_factory=dict)
 
     @property
     def clean_accuracy(self) -> Count | None:
@@ -91,6 +93,9 @@ class Record:
         return (self.metrics or {}).get(metric)
 
 
+CLOSED = ("record.cell", "record.labels", "metrics.", "error")
+"""Parts of a record to which no later version adds: what a cell is, counts and errors. To all
+others, and to the record itself, it may add; what a reader does not know, it keeps."""
 _NUMBER = (int, float)
 _SPECS = {"dataset": str, "model": str, "attack": str, "defense": str, "recipe": str}
 _SHAPE = {
@@ -126,7 +131,8 @@ _POINT = {"epoch": int, "clean_accuracy": _SHARE, "attack_success_rate": _SHARE}
 
 def encode(record: Record) -> dict[str, Any]:
     """A record as JSON values. Raises `InvalidInput` for one that could not be read again."""
-    document = {field.name: getattr(record, field.name) for field in fields(Record)}
+    known = [part.name for part in fields(Record) if part.name != "more"]
+    document = {**record.more, **{name: getattr(record, name) for name in known}}
     document["flags"] = list(record.flags)
     if record.metrics is not None:
         document["metrics"] = {
@@ -144,7 +150,10 @@ def decode(document: Any) -> Record:
         name: count and Count(count["hits"], count["of"])
         for name, count in document["metrics"].items()
     }
-    return Record(**document | {"metrics": metrics, "flags": tuple(document["flags"])})
+    parts = document | {"metrics": metrics, "flags": tuple(document["flags"])}
+    known = {part.name for part in fields(Record)}
+    more = {name: parts.pop(name) for name in parts.keys() - known}
+    return Record(**parts, more=more)
 
 
 def _validate(document: Any) -> None:
@@ -159,7 +168,8 @@ def _validate(document: Any) -> None:
     spent = document["measured"]["seconds"] | document["passes"]
     check(min(spent.values()) >= 0, "seconds and passes must be at least 0")
     for flag in document["flags"]:
-        check(flag in FLAGS, f"flags must be among {', '.join(FLAGS)}, got {flag!r}")
+        named = isinstance(flag, str) and flag.isidentifier()
+        check(named, f"flags must be names such as {', '.join(FLAGS)}, got {flag!r}")
     for point in document["curves"]:
         check(isinstance(point, dict), "curves must hold objects")
         _fit(point, dict.fromkeys(point, _SHARE) | _POINT, "curves")
@@ -169,7 +179,7 @@ def _validate(document: Any) -> None:
     if broken is not None:
         _fit(broken, _ERROR, "error")
     if whole is not None:
-        _fit(whole, dict.fromkeys(METRICS, (dict, NoneType)), "metrics")
+        _fit(whole, dict.fromkeys({*METRICS, *whole}, (dict, NoneType)), "metrics")
         for name, count in whole.items():
             if count is not None:
                 _fit(count, _COUNT, f"metrics.{name}")
@@ -178,17 +188,18 @@ def _validate(document: Any) -> None:
 
 
 def _fit(value: Any, shape: dict[str, Any], name: str) -> None:
-    """Raise `InvalidInput` for a part of `value` that has not the type `shape` asks. The name of a
-    part that may be absent ends with a question mark."""
+    """Raise `InvalidInput` for a part of `value` that has not the type `shape` asks, or is not in
+    it where the shape is closed. The name of a part that may be absent ends with a question mark.
+    """
     if not isinstance(value, dict):
         raise InvalidInput(f"{name} must be an object")
     optional = {part.removesuffix("?") for part in shape if part.endswith("?")}
     shape = {part.removesuffix("?"): expected for part, expected in shape.items()}
-    if value.keys() | optional != shape.keys():
-        missing = shape.keys() - value.keys() - optional
-        unknown = value.keys() - shape.keys()
-        check(not missing, f"{name} lacks {', '.join(sorted(missing))}")
-        raise InvalidInput(f"{name} has unknown fields: {', '.join(sorted(map(str, unknown)))}")
+    missing = shape.keys() - value.keys() - optional
+    check(not missing, f"{name} lacks {', '.join(sorted(missing))}")
+    unknown = sorted(map(str, value.keys() - shape.keys()))
+    closed = name.startswith(CLOSED)
+    check(not (unknown and closed), f"{name} has unknown fields: {', '.join(unknown)}")
     for part, expected in shape.items():
         if part not in value:
             continue

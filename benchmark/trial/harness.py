@@ -198,7 +198,7 @@ def _record(
     return Record(
         schema=SCHEMA,
         key=cell.key,
-        cell={**cell.specs, "seed": cell.seed},
+        cell=cell.identity,
         labels=cell.labels,
         provenance=origin,
         measured=measured,

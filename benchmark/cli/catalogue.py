@@ -1,0 +1,99 @@
+"""What `bdbench list` and `describe` print."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from bdbench.cells.suites import SUITES
+from bdbench.cli.columns import plain
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.registry import Registry
+
+KINDS = ("attacks", "defenses", "models", "datasets")
+
+
+@cache
+def registries() -> dict[str, Registry[Any]]:
+    """By kind. Imported when asked for: names of suites need no torch."""
+    from bdbench.cells.cell import REGISTRIES
+
+    return {kind: REGISTRIES[kind.removesuffix("s")] for kind in KINDS}
+
+
+def catalogue(kinds: Sequence[str]) -> str:
+    """A table of names with one line each, for every kind asked for."""
+    parts = []
+    for kind in kinds:
+        if kind == "suites":
+            rows = [(name, suite.description, "built in") for name, suite in SUITES.items()]
+        else:
+            registry = registries()[kind]
+            rows = [
+                (name, _first_line(registry.factory(name)), registry.origin(name))
+                for name in registry.names()
+            ]
+        parts.append(plain(rows, headers=[kind, "", "from"]))
+    broken = [
+        f"{registry.kind} {name} failed to import: {reason}"
+        for registry in (registries()[kind] for kind in kinds if kind in KINDS)
+        for name, reason in registry.broken.items()
+    ]
+    return "\n\n".join([*parts, *broken])
+
+
+def description(name: str) -> str:
+    """Everything of that name, whatever its kind. Raises `InvalidInput` if there is none."""
+    known: list[str] = list(SUITES)
+    parts = []
+    for registry in registries().values():
+        known += registry.names()
+        if name in registry.names():
+            parts.append(_describe(registry, name))
+    if name in SUITES:
+        fields = vars(SUITES[name])
+        rows = [
+            (key, "all, or the defaults" if value in ({}, ()) else value)
+            for key, value in fields.items()
+        ]
+        parts.append(f"suite {name}\n\n{plain(rows)}")
+    check(bool(parts), f"nothing is called {name!r}{spec.did_you_mean(name, dict.fromkeys(known))}")
+    return "\n\n\n".join(parts)
+
+
+def _describe(registry: Registry[Any], name: str) -> str:
+    factory = registry.factory(name)
+    module = inspect.getmodule(factory)
+    rows = [
+        (field.name, getattr(field.type, "__name__", str(field.type)), repr(field.default))
+        for field in spec.fields_of(factory).values()
+    ]
+    parts = [
+        f"{registry.kind} {name} (version {registry.version(name)}, {registry.origin(name)})",
+        inspect.getdoc(module) or "",
+        inspect.getdoc(factory) or "",
+        plain(rows, headers=["field", "type", "default"]) if rows else "",
+    ]
+    if registry.kind == "defense":
+        from bdbench.models.training.recipe import Recipe
+
+        recipe, defense = Recipe(), registry.build(name)
+        cost = defense.cost(recipe) / (3 * recipe.epochs)
+        parts.append(
+            f"clean images it asks for: {100 * defense.clean_fraction:g} % of the training set\n"
+            f"expected work: {cost:.2f} times plain training of {recipe.epochs} epochs"
+        )
+    if registry.kind == "model":
+        count = sum(values.numel() for values in registry.build(name).build(10, 32).parameters())
+        parts.append(f"{count:,} parameters for 10 classes and 32 x 32 pixels")
+    return "\n\n".join(part for part in parts if part)
+
+
+def _first_line(factory: Any) -> str:
+    """Of the module, which names method, authors and year; of a function where one has many."""
+    doc = inspect.getdoc(factory) if inspect.isfunction(factory) else None
+    text = doc or inspect.getdoc(inspect.getmodule(factory)) or ""
+    return " ".join(text.split("\n\n")[0].split())

@@ -1,0 +1,13 @@
+"""Text in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+
+def plain(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> str:
+    """Aligned columns of text; numbers stay as they are written."""
+    return tabulate(rows, headers=headers, tablefmt="plain", disable_numparse=True)

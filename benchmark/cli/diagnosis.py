@@ -1,0 +1,45 @@
+"""What `bdbench doctor` prints: the machine, and what stands in the way of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from bdbench.cells.cell import REGISTRIES
+from bdbench.cli.columns import plain
+from bdbench.datasets.registry import datasets
+from bdbench.machine.devices import has_bf16
+from bdbench.machine.system import commit, processor, versions
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.storage.atomic import check_writable
+from bdbench.storage.folders import cache_root, roots
+
+
+def diagnosis(data: Path | None) -> tuple[list[str], bool]:
+    """Lines about this machine, and whether nothing stands in the way of a run."""
+    fine = True
+    rows = [*versions().items(), ("commit", commit() or "not a git checkout")]
+    rows.append(("processor", processor()))
+    rows.append(("threads", str(torch.get_num_threads())))
+    rows.append(("bf16 on cpu", "in hardware" if has_bf16() else "not in hardware, fp32 is used"))
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    gpus = [torch.cuda.get_device_name(index) for index in range(count)]
+    rows.append(("gpus", ", ".join(gpus) or "none, the processor is used"))
+    for label, folder in (("cache folder", cache_root()), ("results folder", Path("results"))):
+        try:
+            check_writable(folder)
+            rows.append((label, f"{folder}, writable"))
+        except InvalidInput as error:
+            fine = False
+            rows.append((label, f"{folder}, PROBLEM: {error}"))
+    searched = roots(data)
+    for name in datasets.names():
+        rows.append((f"data {name}", datasets.build(name).locate(searched) or "not found"))
+    rows.append(("data folders", ", ".join(map(str, searched))))
+    for registry in REGISTRIES.values():
+        registry.names()
+        for name, reason in registry.broken.items():
+            fine = False
+            rows.append((f"{registry.kind} {name}", f"PROBLEM: failed to import: {reason}"))
+    return plain(rows).splitlines(), fine
