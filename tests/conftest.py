@@ -12,11 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from bdbench.models.data import ImageSet
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.rng import stream
 from bdbench.models.scope import threaded
+
+# How long a machine takes to draw an example says nothing about the code.
+settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

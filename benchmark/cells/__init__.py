@@ -1,0 +1,1 @@
+"""Cells: what there is to run, and from which suite."""

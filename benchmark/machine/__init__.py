@@ -1,0 +1,1 @@
+"""The machine: devices, clocks, and who else uses them."""

@@ -1,0 +1,1 @@
+"""Running: which cell when, where, and by which worker."""

@@ -1,0 +1,1 @@
+"""A trial: one cell from its data to its record."""

@@ -1,0 +1,1 @@
+"""Networks, each with stages, an embedding and a head."""

@@ -1,0 +1,1 @@
+"""Training: one loop, and what feeds, records and keeps it."""
