@@ -15,12 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.blend import Blend
-from bdbench.attacks.poison import check_cover_rate, dirty_label
-from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import at_least, check
+from bdbench.attacks.poison import check_cover_rate
+from bdbench.models import ImageSet, at_least, check
 
 
 @register("adap_blend")

@@ -17,12 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.patch import enlarge, place
-from bdbench.attacks.poison import check_cover_rate, dirty_label
-from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.attacks.poison import check_cover_rate
+from bdbench.models import ImageSet, check
 from bdbench.models.rng import stream
 
 PATCHES = 4

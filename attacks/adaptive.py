@@ -19,17 +19,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned, prepared
+from bdbench.attacks import Attack, Poisoned, prepared, register
 from bdbench.attacks.registry import attacks
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import above, at_least, check
+from bdbench.models import (
+    Batch,
+    Classifier,
+    ImageSet,
+    Recipe,
+    State,
+    TrainingContext,
+    above,
+    at_least,
+    check,
+    loop,
+    resumable,
+    sample_losses,
+)
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Batch, loop, sample_losses
-from bdbench.models.training.recipe import Recipe
-from bdbench.models.training.resume import State, resumable
 
 CHUNK = 256
 """Poisoned images whose gradients are taken at a time."""

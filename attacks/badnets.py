@@ -15,12 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.patch import enlarge, place
-from bdbench.attacks.poison import dirty_label
-from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import at_least, one_of
+from bdbench.models import ImageSet, at_least, one_of
 
 PATTERNS = {
     "grid": ((0, 0, 255), (0, 255, 0), (255, 0, 255)),

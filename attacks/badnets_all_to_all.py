@@ -12,10 +12,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from bdbench.attacks import register
+from bdbench.attacks import Attack, register
 from bdbench.attacks.badnets import BadNets
-from bdbench.attacks.base import Attack
-from bdbench.models.plugins.errors import check
+from bdbench.models import check
 
 
 @register("badnets_all_to_all")

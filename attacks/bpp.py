@@ -16,11 +16,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned
-from bdbench.attacks.poison import check_cover_rate, dirty_label
-from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.attacks import Attack, Poisoned, dirty_label, register
+from bdbench.attacks.poison import check_cover_rate
+from bdbench.models import ImageSet, check
 
 UNIT = 16
 """Parts of a grey level: what the weights of Floyd and Steinberg add up to."""

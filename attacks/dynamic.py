@@ -20,19 +20,23 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils import clip_grad_norm_
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned, prepared
-from bdbench.attacks.poison import check_cover_rate, dirty_label
-from bdbench.models import observer
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import at_least, check
+from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
+from bdbench.attacks.poison import check_cover_rate
+from bdbench.models import (
+    Batch,
+    Classifier,
+    ImageSet,
+    Recipe,
+    State,
+    TrainingContext,
+    at_least,
+    check,
+    logits,
+    loop,
+    observer,
+)
 from bdbench.models.rng import global_seed
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Batch, logits, loop
-from bdbench.models.training.recipe import Recipe
-from bdbench.models.training.resume import State
 
 DEVIATION = 0.25
 """Of the pixels of natural images: networks see (x - 1/2) / 0.25."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned, check_target
-from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.attacks import Attack, Poisoned, register
+from bdbench.attacks.base import check_target
+from bdbench.models import ImageSet, check
 
 
 @register("none")

@@ -15,11 +15,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned
-from bdbench.attacks.poison import RATE_BASES, clean_label
-from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import above, check, one_of
+from bdbench.attacks import Attack, Poisoned, clean_label, register
+from bdbench.attacks.poison import RATE_BASES
+from bdbench.models import ImageSet, above, check, one_of
 
 
 @register("sig")

@@ -17,12 +17,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.attacks import register
+from bdbench.attacks import Attack, Poisoned, register
 from bdbench.attacks.badnets import BadNets
-from bdbench.attacks.base import Attack, Poisoned, check_target
+from bdbench.attacks.base import check_target
 from bdbench.attacks.poison import apply, check_cover_rate
-from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.models import ImageSet, check
 
 
 @register("tact")

@@ -17,18 +17,20 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned, prepared
+from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
 from bdbench.attacks.patch import enlarge, place
-from bdbench.attacks.poison import dirty_label
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import at_least, check, one_of
+from bdbench.models import (
+    Classifier,
+    ImageSet,
+    Recipe,
+    TrainingContext,
+    at_least,
+    check,
+    one_of,
+    train,
+)
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import train
-from bdbench.models.training.recipe import Recipe
 
 MODES = ("add", "overwrite", "inverted")
 NEURONS = 2

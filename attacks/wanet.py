@@ -17,11 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from bdbench.attacks import register
-from bdbench.attacks.base import Attack, Poisoned
-from bdbench.attacks.poison import check_cover_rate, dirty_label
-from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import above, at_least, check
+from bdbench.attacks import Attack, Poisoned, dirty_label, register
+from bdbench.attacks.poison import check_cover_rate
+from bdbench.models import ImageSet, above, at_least, check
 from bdbench.models.rng import stream
 
 BITS = 11

@@ -22,13 +22,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bdbench.defenses import register
-from bdbench.defenses.base import Context, Defense
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import above, at_least, check, one_of
-from bdbench.models.training.loop import Batch, loop, predict, sample_losses, train
-from bdbench.models.training.recipe import Recipe
+from bdbench.defenses import Context, Defense, register
+from bdbench.models import (
+    Batch,
+    Classifier,
+    ImageSet,
+    Recipe,
+    above,
+    at_least,
+    check,
+    loop,
+    one_of,
+    predict,
+    sample_losses,
+    train,
+)
 
 ISOLATIONS = ("flooding", "lga")
 JUDGES = 1_000

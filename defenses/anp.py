@@ -24,13 +24,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from bdbench.defenses import register
-from bdbench.defenses.base import Context, Defense
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import at_least, check
-from bdbench.models.training.loop import Batch, loop, steps_per_epoch
-from bdbench.models.training.recipe import Recipe
+from bdbench.defenses import Context, Defense, register
+from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, check, loop
+from bdbench.models.training.loop import steps_per_epoch
 
 Norms = Mapping[str, nn.BatchNorm2d]
 

@@ -28,14 +28,21 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 
-from bdbench.defenses import register
-from bdbench.defenses.base import Context, Defense
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import at_least, check, one_of
+from bdbench.defenses import Context, Defense, register
+from bdbench.models import (
+    Batch,
+    Classifier,
+    ImageSet,
+    Recipe,
+    at_least,
+    check,
+    loop,
+    one_of,
+    predict,
+    sample_losses,
+    train,
+)
 from bdbench.models.rng import derive, global_seed
-from bdbench.models.training.loop import Batch, loop, predict, sample_losses, train
-from bdbench.models.training.recipe import Recipe
 
 T1S = (3, 5, 8)
 BETAS = (1e-5, 1e-4, 1e-3)

@@ -22,11 +22,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bdbench.defenses import register
-from bdbench.defenses.base import Context, Defense
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import at_least, check
+from bdbench.defenses import Context, Defense, register
+from bdbench.models import Classifier, ImageSet, at_least, check
 
 
 @register("clp")

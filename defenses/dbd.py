@@ -29,17 +29,23 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from bdbench.defenses import register
-from bdbench.defenses.base import Context, Defense
+from bdbench.defenses import Context, Defense, register
 from bdbench.defenses.dbd_views import draw_views, make_views
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import above, at_least, check
+from bdbench.models import (
+    Batch,
+    Classifier,
+    ImageSet,
+    Recipe,
+    State,
+    above,
+    at_least,
+    check,
+    logits,
+    loop,
+    resumable,
+)
 from bdbench.models.rng import global_seed
 from bdbench.models.training.augment import Tape, augment, draw_tape, to_float
-from bdbench.models.training.loop import Batch, logits, loop
-from bdbench.models.training.recipe import Recipe
-from bdbench.models.training.resume import State, resumable
 
 PROJECTION = 128
 """Width of the embedding that NT-Xent compares (paper)."""

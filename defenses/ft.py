@@ -18,12 +18,8 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from bdbench.defenses import register
-from bdbench.defenses.base import Context, Defense
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.training.loop import train
-from bdbench.models.training.recipe import Recipe
+from bdbench.defenses import Context, Defense, register
+from bdbench.models import Classifier, ImageSet, Recipe, train
 
 
 @register("ft")

@@ -26,13 +26,8 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from bdbench.defenses import register
-from bdbench.defenses.base import Context, Defense
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import at_least
-from bdbench.models.training.loop import Batch, loop
-from bdbench.models.training.recipe import Recipe
+from bdbench.defenses import Context, Defense, register
+from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, loop
 
 
 @register("ft_sam")

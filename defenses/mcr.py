@@ -25,13 +25,21 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from bdbench.defenses import register
-from bdbench.defenses.base import CleanBudget, Context, Defense
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import above, at_least, check, one_of
-from bdbench.models.training.loop import Batch, loop, predict, steps_per_epoch, train
-from bdbench.models.training.recipe import Recipe
+from bdbench.defenses import CleanBudget, Context, Defense, register
+from bdbench.models import (
+    Batch,
+    Classifier,
+    ImageSet,
+    Recipe,
+    above,
+    at_least,
+    check,
+    loop,
+    one_of,
+    predict,
+    train,
+)
+from bdbench.models.training.loop import steps_per_epoch
 
 ENDS = ("single", "two")
 POINTS = tuple(n / 10 for n in range(1, 10))

@@ -24,13 +24,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
-from bdbench.defenses import register
-from bdbench.defenses.base import Context, Defense
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import above, at_least, check
-from bdbench.models.training.loop import Batch, loop, predict, train
-from bdbench.models.training.recipe import Recipe
+from bdbench.defenses import Context, Defense, register
+from bdbench.models import (
+    Batch,
+    Classifier,
+    ImageSet,
+    Recipe,
+    above,
+    at_least,
+    check,
+    loop,
+    predict,
+    train,
+)
 
 
 @register("nad")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bdbench.defenses import register
-from bdbench.defenses.base import Context, Defense
-from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
+from bdbench.defenses import Context, Defense, register
+from bdbench.models import Classifier, ImageSet
 
 
 @register("none")
