@@ -27,7 +27,7 @@ from bdbench import figures
 from bdbench.attacks.base import Attack, Poisoned, prepared
 from bdbench.attacks.poison import dirty_label
 from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import cell, from_record
+from bdbench.cells.cell import cell, cell_of
 from bdbench.cli import main
 from bdbench.figures import curves, losses, pareto, picture, triggers, tsne
 from bdbench.figures.selection import Selection, agrees, select
@@ -407,7 +407,7 @@ def test_an_attack_that_trains_comes_from_the_cache_or_not_at_all(cache_folder: 
     with pytest.raises(InvalidInput) as raised:
         triggers.draw(drawn(cells[1:]))
     assert str(raised.value) == remark
-    Harness(Cache(cache_folder), [], torch.device("cpu")).poisoned(from_record(cells[2]))
+    Harness(Cache(cache_folder), [], torch.device("cpu")).poisoned(cell_of(cells[2].cell))
     made_picture = triggers.draw(drawn(cells))
     assert made_picture.data["largest"].tolist()[1] == 7
     assert list(made_picture.data["attack"]) == ["badnets", "tint"]

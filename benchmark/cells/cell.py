@@ -23,7 +23,7 @@ from bdbench.models.plugins.registry import Registry, version_of
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model, models
 from bdbench.models.training.recipe import Recipe
-from bdbench.records.record import SCHEMA, Record
+from bdbench.records.record import SCHEMA
 from bdbench.storage.keys import digest_of
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -104,7 +104,7 @@ class Cell:
         return hash(self.key)
 
     def __reduce__(self) -> tuple[Callable[..., Cell], tuple[Any, ...]]:
-        return from_specs, (self.specs, self.seed)
+        return cell_of, (self.identity,)
 
 
 def cell(
@@ -132,15 +132,11 @@ def cell(
     return made
 
 
-def from_specs(specs: Mapping[str, str], seed: int) -> Cell:
-    """The cell of complete specs. Raises `InvalidInput`."""
-    plugins = {axis: registry.build(specs[axis]) for axis, registry in REGISTRIES.items()}
-    return Cell(**plugins, recipe=recipe_of(specs["recipe"]), seed=seed)
-
-
-def from_record(record: Record) -> Cell:
-    """The cell that a record is of. Raises `InvalidInput`, for a plugin that is not loaded too."""
-    return from_specs(record.cell, record.cell["seed"])
+def cell_of(identity: Mapping[str, Any]) -> Cell:
+    """The cell of complete specs and a seed, as `Cell.identity` and a record's `cell` have them.
+    Raises `InvalidInput`, for a plugin that is not loaded, too."""
+    plugins = {axis: registry.build(identity[axis]) for axis, registry in REGISTRIES.items()}
+    return Cell(**plugins, recipe=recipe_of(identity["recipe"]), seed=identity["seed"])
 
 
 def recipe_spec(recipe: Recipe) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -65,6 +66,13 @@ class _Running:
         return median(rates) / 3 if rates else 0.0
 
 
+def has_bar(console: Console) -> bool:
+    """Whether a bar can be drawn: on a terminal, and in a notebook that has widgets."""
+    return console.is_terminal or (
+        console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+    )
+
+
 class Reporter:
     """Follows a run of `cells` cells and `work` forward passes in all; a context manager.
 
@@ -82,7 +90,7 @@ class Reporter:
             TextColumn("left"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=console,
-            disable=not console.is_terminal,
+            disable=not has_bar(console),
             transient=True,
         )
         self._task = self._bar.add_task("", total=work, speed="")
@@ -115,7 +123,7 @@ class Reporter:
         if not running.look(now):
             return
         self._draw()
-        if not self.console.is_terminal and now - running.spoken > PAUSE:
+        if not has_bar(self.console) and now - running.spoken > PAUSE:
             running.spoken = now
             share = min(running.done / running.expected, 1.0)
             left, reached = "", self._reached()

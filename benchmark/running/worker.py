@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from bdbench.cells.cell import Cell
+from bdbench.cells.cell import Cell, cell_of
 from bdbench.models.plugins.registry import load_file
 from bdbench.records.files import path_of, read, write
 from bdbench.records.record import Record
@@ -85,6 +85,10 @@ class Worker:
                 write(self.job.results, record)
             self.discard(record, cell)
             return Attempt(record, mine=True)
+
+    def cell(self, identity: Mapping[str, Any]) -> Cell:
+        """What another process told of by its specs: here its plugins are loaded."""
+        return cell_of(identity)
 
     def run(self, cell: Cell, retries: Sequence[str]) -> Record:
         """The record of a cell, within the limit."""

@@ -7,6 +7,7 @@ attempt to make. When the pipe breaks, the run is over, however it ended.
 from __future__ import annotations
 
 import os
+import pickle
 import queue
 import signal
 import sys
@@ -27,7 +28,7 @@ class Parent:
     """The process that started this one, to which several threads may talk."""
 
     def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
+        self._connection, self._lock = connection, threading.RLock()
         self._key, self._work, self._told = "", 0, time.monotonic()
         self.asked: queue.SimpleQueue[Any] = queue.SimpleQueue()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -38,13 +39,14 @@ class Parent:
             self._connection.send(words)
 
     def progress(self, key: str, work: int) -> None:
-        """See `WorkerEvents`; told a few times a second."""
-        if key != self._key:
-            self._key, self._work = key, 0
-        self._work += work
-        if time.monotonic() - self._told > PAUSE:
-            self.say("progress", key, self._work)
-            self._work, self._told = 0, time.monotonic()
+        """See `Ear`; told a few times a second."""
+        with self._lock:
+            if key != self._key:
+                self._key, self._work = key, 0
+            self._work += work
+            if time.monotonic() - self._told > PAUSE:
+                self.say("progress", key, self._work)
+                self._work, self._told = 0, time.monotonic()
 
     def warning(self, message: Warning | str, *where: Any) -> None:
         """In place of `warnings.showwarning`."""
@@ -56,8 +58,15 @@ class Parent:
                 self.asked.put(self._connection.recv())
             except (EOFError, OSError):
                 os._exit(1)
-            except BaseException as error:  # An attempt that cannot be read is one that fails.
-                self.say("raised", error)
+
+
+def portable(error: Exception) -> Exception:
+    """The error, or its text where another process could not read it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def main() -> None:
@@ -68,12 +77,12 @@ def main() -> None:
     warnings.showwarning = parent.warning  # type: ignore[assignment]
     worker = None
     while True:
-        words = parent.asked.get()
+        identity, before, retries = parent.asked.get()
         try:
             worker = worker or Worker(job, parent.progress)
-            parent.say("done", worker.attempt(*words))
+            parent.say("done", worker.attempt(worker.cell(identity), before, retries))
         except Exception as error:
-            parent.say("raised", error)
+            parent.say("raised", portable(error))
 
 
 if __name__ == "__main__":

@@ -16,12 +16,14 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from multiprocessing.connection import Connection
+from typing import Any
 
 from bdbench.cells.cell import Cell
 from bdbench.running.engines.base import Died, Ear, Engine
 from bdbench.running.worker import Attempt, Job
 
-Task = tuple[Future[Attempt], tuple[Cell, int | None, list[str]]]
+Words = tuple[dict[str, Any], int | None, list[str]]
+"""What a worker is told: a cell by its specs, and what else `Worker.attempt` takes."""
 
 
 class Processes(Engine):
@@ -29,7 +31,7 @@ class Processes(Engine):
 
     def __init__(self, job: Job, ear: Ear, slots: int) -> None:
         self.slots, self._job, self._ear = slots, job, ear
-        self._tasks: queue.SimpleQueue[Task | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Future[Attempt], Words] | None] = queue.SimpleQueue()
         self._lock, self._closed = threading.Lock(), False
         self._processes: set[subprocess.Popen[bytes]] = set()
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(slots)]
@@ -38,7 +40,7 @@ class Processes(Engine):
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-        self._tasks.put((future, (cell, before, list(retries))))
+        self._tasks.put((future, (cell.identity, before, list(retries))))
         return future
 
     def close(self, broken: bool) -> None:
@@ -67,9 +69,7 @@ class Processes(Engine):
                 future.set_exception(error)
         self._end(child)
 
-    def _wait(
-        self, child: _Child, future: Future[Attempt], words: tuple[Cell, int | None, list[str]]
-    ) -> None:
+    def _wait(self, child: _Child, future: Future[Attempt], words: Words) -> None:
         """Until an attempt is over. Raises EOFError or OSError where its process died."""
         child.pipe.send(words)
         while not future.done():

@@ -73,7 +73,7 @@ class Ray(Engine):
             finally:
                 claim.close()
 
-        self._task.remote(self.job, cell, list(retries)).future().add_done_callback(over)
+        self._task.remote(self.job, cell.identity, list(retries)).future().add_done_callback(over)
         return future
 
     def close(self, broken: bool) -> None:
@@ -81,9 +81,10 @@ class Ray(Engine):
             ray.shutdown()
 
 
-def _run(job: Job, cell: Cell, retries: list[str]) -> Record:
+def _run(job: Job, identity: dict[str, Any], retries: list[str]) -> Record:
     """On a node, whose processes run many cells."""
     worker = _worker(job)
+    cell = worker.cell(identity)
     record = worker.run(cell, retries)
     worker.discard(record, cell)
     return record

@@ -58,7 +58,9 @@ class Slurm(Engine):
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-        self._open[future] = self._executor.submit(_attempt, self.job, cell, before, list(retries))
+        self._open[future] = self._executor.submit(
+            _attempt, self.job, cell.identity, before, list(retries)
+        )
         return future
 
     def close(self, broken: bool) -> None:
@@ -83,6 +85,7 @@ def _settle(future: Future[Attempt], job: submitit.Job[Attempt]) -> None:
         future.set_exception(error)
 
 
-def _attempt(job: Job, cell: Cell, before: int | None, retries: list[str]) -> Attempt:
+def _attempt(job: Job, identity: dict[str, Any], before: int | None, retries: list[str]) -> Attempt:
     """On a node."""
-    return Worker(job, lambda key, work: None).attempt(cell, before, retries)
+    worker = Worker(job, lambda key, work: None)
+    return worker.attempt(worker.cell(identity), before, retries)
