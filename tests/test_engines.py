@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from glob import glob
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,11 @@ def test_workers_make_the_same_records_and_a_limit_ends_a_cell(folder: Path) -> 
         (["--engine=ray", "--option=a"], "--option is written KEY=VALUE, got 'a'"),
         (["--engine=ray", "--gpus=-1"], "--gpus must be at least 0, got -1.0"),
         (["--engine=ray", "--budget=9"], "--budget is for --engine local"),
-        (["--engine=slurm"], "needs the command sbatch"),
+        pytest.param(
+            ["--engine=slurm"],
+            "needs the command sbatch",
+            marks=pytest.mark.skipif(find_spec("submitit") is None, reason="needs submitit"),
+        ),
     ],
 )
 def test_impossible_options_are_one_line(

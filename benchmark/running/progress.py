@@ -104,7 +104,9 @@ class Reporter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._bar.stop()
+        # rich before 14.3 ends a disabled bar with an empty line.
+        if not self._bar.disable:
+            self._bar.stop()
 
     def begin(self, key: str, name: str, short: str, work: float) -> None:
         """A cell that is expected to take `work` forward passes starts; `short` is for the bar."""
