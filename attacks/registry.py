@@ -9,5 +9,7 @@ from bdbench.models.plugins.registry import Registry
 if TYPE_CHECKING:
     from bdbench.attacks.base import Attack
 
-attacks: Registry[Attack] = Registry("attack", "bdbench.attacks")
+attacks: Registry[Attack] = Registry(
+    "attack", "bdbench.attacks", ("bdbench.attacks.base", "Attack")
+)
 register = attacks.register

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
+import torch
 from rich.console import Console
 
 from bdbench.attacks import Attack
@@ -29,15 +30,18 @@ from bdbench.defenses import Defense
 from bdbench.defenses.registry import defenses as _defenses
 from bdbench.machine.devices import device_of, precision_of
 from bdbench.models import Classifier, Recipe
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.errors import check as _require
 from bdbench.models.plugins.registry import load_file
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
 from bdbench.models.registry import models as _models
-from bdbench.records.files import path_of, read, read_all, write
+from bdbench.records.files import path_of, read, read_all
 from bdbench.records.record import Record
 from bdbench.running.engines.options import Place
 from bdbench.running.run import Options, execute, plan
+from bdbench.running.worker import keep
+from bdbench.storage.atomic import check_writable
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
 from bdbench.tables.groups import seconds_own, seconds_total
@@ -119,7 +123,7 @@ def run_cell(
     seed: int = 0,
     train_images: int | None = None,
     device: str = "auto",
-    precision: str = "auto",
+    precision: str | None = None,
     curves: bool = False,
     results: Folder | None = None,
     data: Folder | None = None,
@@ -144,8 +148,10 @@ def run_cell(
         precision=precision,
     )
     place = device_of(device)
-    chosen = _cell(changes, recipe, precision_of(precision, place), seed)
+    chosen = _cell(changes, recipe, place, seed)
     folder = None if results is None else Path(results)
+    if folder is not None:
+        check_writable(folder)
     if folder is not None and path_of(folder, chosen.key).exists():
         kept = read(path_of(folder, chosen.key))
         if kept.status == "ok" and (kept.curves or not curves):
@@ -153,18 +159,22 @@ def run_cell(
     searched = roots(None if data is None else Path(data))
     harness = Harness(Cache(cache_root()), searched, place, curves)
     done = harness.finish(chosen)
-    if folder is not None and all(code.whole for code in chosen.local.values()):
-        write(folder, done.record)
+    if folder is not None:
+        keep(folder, done.record, chosen)
     if done.failure is not None:
         raise done.failure
     harness.discard(chosen)
     return CellRecord(**vars(done.record), _network=done.network, _poisoned=done.poisoned)
 
 
-def _cell(changes: Changes, recipe: str | Recipe | None, precision: str, seed: int) -> Cell:
+def _cell(changes: Changes, recipe: str | Recipe | None, place: torch.device, seed: int) -> Cell:
     one = changes.applied_to(Suite("", ("toy",), seeds=1))
     source = _datasets.built(one.datasets[0])
-    how = recipe if isinstance(recipe, Recipe) else recipe_for(source, one.recipe, precision)
+    if isinstance(recipe, Recipe):
+        precision = precision_of(changes.precision or recipe.precision, place)
+        how = replace(recipe, epochs=changes.epochs or recipe.epochs, precision=precision)
+    else:
+        how = recipe_for(source, one.recipe, precision_of(one.precision, place))
     return cell(source, one.models[0], one.attacks[0], one.defenses[0], how, seed)
 
 
@@ -216,19 +226,25 @@ def run(
         curves=curves,
     )
     made = plan(name, changes.applied_to(suite(name)), Place(jobs=jobs), options)
-    execution = execute(made, Console() if progress else Console(file=io.StringIO()))
+    execution = execute(made, Console(quiet=not progress))
     fresh = {record.key: record for record in execution.records}
-    keys = [each.key for each in made.cells]
-    paths = [path_of(made.results, key) for key in keys if key not in fresh]
-    kept = {path.stem: read(path) for path in paths if path.exists()}
-    every = {**kept, **fresh}
-    return Results(made.results, tuple(every[key] for key in keys if key in every))
+    found, damaged = [], []
+    for key in dict.fromkeys(each.key for each in made.cells):
+        path = path_of(made.results, key)
+        try:
+            if key in fresh or path.exists():
+                found.append(fresh[key] if key in fresh else read(path))
+        except InvalidInput as error:
+            damaged.append(str(error))
+    return Results(made.results, tuple(found), tuple(damaged))
 
 
 def load(folder: Folder) -> Results:
     """The records in `<folder>/records`. Raises `InvalidInput` where there is none."""
     records, damaged = read_all(Path(folder))
-    _require(bool(records or damaged), f"no records in {Path(folder) / 'records'}")
+    place = Path(folder) / "records"
+    _require(bool(records or damaged), f"no records in {place}; `bdbench run` makes them")
+    _require(bool(records), f"all records in {place} are damaged; the first: {damaged[:1]}")
     return Results(Path(folder), tuple(records), tuple(damaged))
 
 
@@ -254,7 +270,7 @@ def poison(
         epochs=epochs,
     )
     place = device_of(device)
-    chosen = _cell(changes, recipe, precision_of("auto", place), seed)
+    chosen = _cell(changes, recipe, place, seed)
     searched = roots(None if data is None else Path(data))
     return Harness(Cache(cache_root()), searched, place).poisoned(chosen)
 

@@ -9,5 +9,7 @@ from bdbench.models.plugins.registry import Registry
 if TYPE_CHECKING:
     from bdbench.defenses.base import Defense
 
-defenses: Registry[Defense] = Registry("defense", "bdbench.defenses")
+defenses: Registry[Defense] = Registry(
+    "defense", "bdbench.defenses", ("bdbench.defenses.base", "Defense")
+)
 register = defenses.register

@@ -38,5 +38,5 @@ class Models(Registry[Model]):
         return plugin.factory, plugin.settings
 
 
-models = Models("model", "bdbench.models.networks")
+models = Models("model", "bdbench.models.networks", (__name__, "Model"))
 register = models.register

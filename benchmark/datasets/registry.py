@@ -9,5 +9,7 @@ from bdbench.models.plugins.registry import Registry
 if TYPE_CHECKING:
     from bdbench.datasets.base import Source
 
-datasets: Registry[Source] = Registry("data set", "bdbench.datasets")
+datasets: Registry[Source] = Registry(
+    "data set", "bdbench.datasets", ("bdbench.datasets.base", "Source")
+)
 register = datasets.register

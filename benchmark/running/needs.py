@@ -7,7 +7,6 @@ and libraries take is counted for further processes only: this one has it by the
 
 from __future__ import annotations
 
-import functools
 import math
 import os
 import re
@@ -30,7 +29,7 @@ from bdbench.datasets.base import Source
 from bdbench.datasets.files import FileSource
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import check
-from bdbench.models.registry import models
+from bdbench.models.registry import Model
 from bdbench.models.rng import global_seed
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import ASKED
@@ -194,19 +193,23 @@ def cache_growth(cells: Sequence[Cell], cache: Cache, curves: bool = False, jobs
     return missing + artefacts + jobs * checkpoints
 
 
+_footprints: dict[tuple[Any, ...], Footprint] = {}
+
+
 def footprint_of(cell: Cell) -> Footprint:
     """That of a cell's network."""
     source = cell.dataset
-    return footprint(
-        cell.specs["model"], source.num_classes, source.image_size, cell.recipe.precision
-    )
+    shape = source.num_classes, source.image_size, cell.recipe.precision
+    identity = cell.specs["model"], *shape
+    if identity not in _footprints:
+        _footprints[identity] = footprint(cell.model, *shape)
+    return _footprints[identity]
 
 
-@functools.cache
-def footprint(model: str, num_classes: int, image_size: int, precision: str) -> Footprint:
+def footprint(model: Model, num_classes: int, image_size: int, precision: str) -> Footprint:
     """Measured on a few blank images beside the processor: what grows with their number is
     theirs."""
-    builder = partial(models.build(model).build, num_classes, image_size)
+    builder = partial(model.build, num_classes, image_size)
     network = TrainingContext(Recipe(precision=precision), CPU, builder, seed=0).build()
     two, four = (_saved(network, count, image_size) for count in (2, 4))
     each = [(more - less) // 2 for less, more in zip(two, four, strict=False)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,9 +81,7 @@ class Worker:
             if stamp(self.job.results, cell.key) != before:
                 return Attempt(read(path_of(self.job.results, cell.key)))
             record = self.run(cell, retries)
-            # What code made it, nobody could tell: it would pass for that of later code.
-            if all(code.whole for code in cell.local.values()):
-                write(self.job.results, record)
+            keep(self.job.results, record, cell)
             self.discard(record, cell)
             return Attempt(record, mine=True)
 
@@ -100,6 +99,20 @@ class Worker:
         """Remove the checkpoints of a finished cell; those of a failed one are for the next run."""
         if record.status == "ok":
             self.harness.discard(cell)
+
+
+def keep(results: Path, record: Record, cell: Cell) -> None:
+    """Write a record, unless the code of one of its plugins is not wholly known: it would pass for
+    that of later code."""
+    unknown = [cell.labels[axis] for axis, code in cell.local.items() if not code.whole]
+    if unknown:
+        warnings.warn(
+            f"the record of {', '.join(unknown)} is not kept: it uses something whose source cannot"
+            " be read, such as a tensor outside of the class",
+            stacklevel=2,
+        )
+    else:
+        write(results, record)
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import importlib.util
 import sys
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from bdbench.machine.system import commit, device_name, versions
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
 """The packages whose files belong to the source of a plugin that imports them."""
-STANDARD = Path(sysconfig.get_path("stdlib"))
 INSTALLED = {"site-packages", "dist-packages"}
 
 
@@ -48,9 +46,11 @@ def sources(cell: Cell) -> dict[str, str]:
     for axis, registry in REGISTRIES.items():
         parts = registry.factories(getattr(cell, axis))
         files = {file for part in parts for file in files_of(part.__module__)}
-        found[axis] = _hash(*sorted(files))
-    # A hash of their code.
-    return found | {axis: cell.versions[axis][:12] for axis in cell.local}
+        code = cell.local[axis].text if axis in cell.local else ""
+        # A notebook may use anything that we offer.
+        files |= files_of("bdbench") if code else set()
+        found[axis] = _hash(*sorted(files), text=code)
+    return found
 
 
 @functools.cache
@@ -58,27 +58,34 @@ def files_of(module: str) -> frozenset[Path]:
     """The file of a plugin's module and those that it imports, however far and in whatever way:
     our packages of plugins, the plugin's own package, and what is not installed, such as a helper
     beside it. Training and the harness are not among them, nor are libraries."""
-    found, left, own = {}, [module], module.partition(".")[0]
+    found: dict[str, Path] = {}
+    left, own = [module], module.partition(".")[0]
     while left:
         name = left.pop()
-        file = _file(name)
-        if name in found or file is None or not _followed(name, own, file):
+        if name in found or not _followed(name, own):
             continue
-        found[name] = file
-        left += _imports(name, file)
-    return frozenset(file for name, file in found.items() if _counted(name))
+        file = _file(name)
+        if file is not None:
+            found[name] = file
+            left += _imports(name, file)
+    return frozenset(found.values())
 
 
-def _followed(name: str, own: str, file: Path) -> bool:
-    """Whether the imports of a module are looked at. The packages of training import no other."""
+def _followed(name: str, own: str) -> bool:
+    """Whether a module may belong to a plugin's source. It is not imported to find out."""
     first = name.partition(".")[0]
     if first == "bdbench":
-        return not name.startswith("bdbench.models")
-    return first == own or not (file.is_relative_to(STANDARD) or INSTALLED & {*file.parts})
+        return name == "bdbench" or name.startswith(OURS)
+    return first == own or not _is_installed(first)
 
 
-def _counted(name: str) -> bool:
-    return name.partition(".")[0] != "bdbench" or name.startswith(OURS)
+@functools.cache
+def _is_installed(package: str) -> bool:
+    """Whether a package is Python's or a library; also for one that is nowhere."""
+    if package in sys.stdlib_module_names:
+        return True
+    file = _file(package)
+    return file is None or bool(INSTALLED & {*file.parts})
 
 
 def _file(name: str) -> Path | None:
@@ -112,8 +119,8 @@ def _imports(name: str, file: Path) -> Iterator[str]:
 
 
 @functools.cache
-def _hash(*files: Path) -> str:
-    digest = hashlib.sha256()
+def _hash(*files: Path, text: str = "") -> str:
+    digest = hashlib.sha256(text.encode())
     for file in files:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -1,25 +1,36 @@
 """Plugins that are passed as objects: classes and functions of a notebook or a script.
 
 No other process can make them, and no version tells one edit from the next. Their code does: the
-methods, what these call, and the values that they read.
+methods, what these call, and the values that they read. What has no text that says all about it,
+such as a tensor, makes the code not whole.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import dis
+import functools
 import inspect
+import re
 import sys
 import textwrap
 import types
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from weakref import WeakKeyDictionary
 
 MADE_BY_PYTHON = "<string>"
 """The file name of methods that a dataclass writes, and of all code without a source."""
-PLAIN = (int, float, str, bytes, bool, complex, tuple, list, dict, set, frozenset, types.NoneType)
+OF_DATACLASSES = {
+    *("__init__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__"),
+    *("__setattr__", "__delattr__", "__replace__", "__getstate__", "__setstate__"),
+}
+READING = ("LOAD_GLOBAL", "LOAD_NAME")
+"""Steps of Python that read a variable of the module, and no attribute of the same name."""
+PLAIN = (int, float, str, bytes, bool, complex, types.NoneType, PurePath, re.Pattern)
 
 _unknown: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
@@ -39,7 +50,7 @@ class Code:
 def code_of(factory: Callable[..., Any]) -> Code:
     """The code of a local class or function, as it is now."""
     try:
-        return Code("\n".join(_walk(factory)), True)
+        return Code("\n".join(_Reader().read(factory)), True)
     except _NotKnown:
         return Code(_unknown.setdefault(factory, f"unknown, {uuid.uuid4().hex}"), False)
 
@@ -48,83 +59,129 @@ class _NotKnown(Exception):
     """Some of the code has no source, or reads a value that has no text."""
 
 
-def _walk(factory: Callable[..., Any]) -> Iterator[str]:
-    """The source of everything that is reached, each once."""
-    left: list[Any] = [factory]
-    seen: set[int] = set()
-    while left:
-        part = left.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        if inspect.isclass(part):
-            yield from _class(part)
-            left += [base for base in part.__mro__[1:] if _is_the_users(base.__module__)]
-            functions = list(_methods(part))
-        else:
-            functions = [part]
-        for function in functions:
-            yield _source(function)
-            for name, value in sorted(_used(function).items()):
-                if isinstance(value, PLAIN):
-                    yield f"{name} = {value!r}"
-                elif isinstance(value, types.ModuleType):
-                    yield _module(value)
-                elif _is_the_users(getattr(value, "__module__", "__main__")):
-                    if not isinstance(value, type | types.FunctionType):
-                        raise _NotKnown
-                    left.append(value)
+class _Reader:
+    """Goes through everything that is reached, each once."""
+
+    def __init__(self) -> None:
+        self._left: list[Any] = []
+        self._seen: set[int] = set()
+
+    def read(self, factory: Callable[..., Any]) -> Iterator[str]:
+        """The source of all parts."""
+        self._left.append(factory)
+        while self._left:
+            part = self._left.pop()
+            if id(part) in self._seen:
+                continue
+            self._seen.add(id(part))
+            if isinstance(part, types.ModuleType):
+                yield from self._module(part)
+            elif inspect.isclass(part):
+                yield from self._class(part)
+            else:
+                yield from self._function(part)
+
+    def _class(self, kind: type) -> Iterator[str]:
+        """Name, class variables and defaults, and methods."""
+        yield f"class {kind.__qualname__}"
+        self._left += [base for base in kind.__mro__[1:] if _is_the_users(base.__module__)]
+        for name, value in vars(kind).items():
+            for part in _unwrapped(value):
+                if isinstance(part, types.FunctionType):
+                    if not _is_written_by_dataclass(kind, name, part):
+                        yield from self._function(part)
+                elif not _is_machinery(name, part):
+                    yield self._value(name, part)
+
+    def _function(self, function: types.FunctionType) -> Iterator[str]:
+        try:
+            yield textwrap.dedent(inspect.getsource(function))
+        except (OSError, TypeError):
+            raise _NotKnown from None
+        for name, value in sorted(_used(function).items()):
+            yield self._value(name, value)
+
+    def _module(self, module: types.ModuleType) -> Iterator[str]:
+        """A file of the user's, and the files that it imports."""
+        try:
+            yield Path(str(module.__file__)).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise _NotKnown from None
+        for value in list(vars(module).values()):
+            named = getattr(value, "__module__", None)
+            other = value if isinstance(value, types.ModuleType) else sys.modules.get(str(named))
+            if other is not None and _is_the_users(other.__name__) and other.__name__ != "__main__":
+                self._left.append(other)
+
+    def _value(self, name: str, value: Any) -> str:
+        """A line about a value; code that it leads to is read later."""
+        return f"{name} = {self._text(value)}"
+
+    def _text(self, value: Any) -> str:
+        if isinstance(value, PLAIN):
+            return repr(value)
+        if isinstance(value, tuple | list | set | frozenset):
+            parts = [self._text(part) for part in value]
+            ordered = parts if isinstance(value, tuple | list) else sorted(parts)
+            return f"{type(value).__name__}({', '.join(ordered)})"
+        if isinstance(value, dict):
+            return str({self._text(key): self._text(part) for key, part in value.items()})
+        if isinstance(value, functools.partial | functools.partialmethod):
+            return self._text((value.func, value.args, value.keywords))
+        if isinstance(value, types.ModuleType):
+            if _is_the_users(value.__name__):
+                self._left.append(value)
+            return f"module {value.__name__}"
+        named = isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
+        if named and _is_the_users(value.__module__):
+            self._left.append(value)
+        if named:
+            return f"{value.__module__}.{value.__qualname__}"
+        # A function of a library, such as one of numpy, which is made in C or by a class.
+        library = callable(value) and hasattr(value, "__name__")
+        if library and not _is_the_users(getattr(value, "__module__", None)):
+            return f"{getattr(value, '__module__', None)}.{value.__name__}"
+        raise _NotKnown
 
 
-def _class(kind: type) -> Iterator[str]:
-    """Name, and what is no method: defaults and class variables."""
-    yield f"class {kind.__qualname__}"
-    for name, value in vars(kind).items():
-        if not name.startswith("__") and isinstance(value, PLAIN):
-            yield f"{name} = {value!r}"
+def _unwrapped(value: Any) -> list[Any]:
+    """The functions in a method, whatever it is."""
+    if isinstance(value, property):
+        return [part for part in (value.fget, value.fset, value.fdel) if part is not None]
+    if isinstance(value, staticmethod | classmethod):
+        return [value.__func__]
+    if isinstance(value, functools.cached_property):
+        return [value.func]
+    return [value]
 
 
-def _methods(kind: type) -> Iterator[types.FunctionType]:
-    for value in vars(kind).values():
-        if isinstance(value, property):
-            found: list[Any] = [value.fget, value.fset]
-        else:
-            found = [inspect.unwrap(getattr(value, "__func__", value))]
-        for function in found:
-            written = isinstance(function, types.FunctionType)
-            if written and function.__code__.co_filename != MADE_BY_PYTHON:
-                yield function
+def _is_written_by_dataclass(kind: type, name: str, function: types.FunctionType) -> bool:
+    made = function.__code__.co_filename == MADE_BY_PYTHON
+    # Python 3.11 wraps the repr that it makes.
+    inner = getattr(function, "__wrapped__", function)
+    made = made or inner.__code__.co_filename == MADE_BY_PYTHON
+    return made and name in OF_DATACLASSES and dataclasses.is_dataclass(kind)
 
 
-def _source(function: types.FunctionType) -> str:
-    try:
-        return textwrap.dedent(inspect.getsource(function))
-    except (OSError, TypeError):
-        raise _NotKnown from None
+def _is_machinery(name: str, value: Any) -> bool:
+    """What Python or a library puts into a class, beside its own content."""
+    slots = types.MemberDescriptorType | types.GetSetDescriptorType | types.WrapperDescriptorType
+    return name.startswith(("__", "_abc_")) or isinstance(value, slots)
 
 
 def _used(function: types.FunctionType) -> dict[str, Any]:
-    """What the names in a function, and in functions inside of it, stand for outside."""
-    outside = dict(inspect.getclosurevars(function).nonlocals)
+    """What the names in a function, and in functions inside of it, stand for outside; and the
+    values of parameters that are left out."""
+    outside: dict[str, Any] = dict(inspect.getclosurevars(function).nonlocals)
+    outside |= {f"default {n}": value for n, value in enumerate(function.__defaults__ or ())}
+    outside |= {f"default {n}": value for n, value in (function.__kwdefaults__ or {}).items()}
     codes = [function.__code__]
     while codes:
         code = codes.pop()
         codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
-        for name in code.co_names:
-            if name in function.__globals__:
-                outside[name] = function.__globals__[name]
+        read = (step.argval for step in dis.get_instructions(code) if step.opname in READING)
+        outside |= {n: function.__globals__[n] for n in read if n in function.__globals__}
     return outside
-
-
-def _module(module: types.ModuleType) -> str:
-    """A library by name; a module of the user's with its content."""
-    line = f"import {module.__name__}"
-    if not _is_the_users(module.__name__):
-        return line
-    try:
-        return f"{line}\n{Path(str(module.__file__)).read_text(encoding='utf-8')}"
-    except (OSError, UnicodeDecodeError):
-        raise _NotKnown from None
 
 
 def _is_the_users(module: str | None) -> bool:

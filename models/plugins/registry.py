@@ -25,15 +25,21 @@ from bdbench.models.plugins.spec import Spec
 
 T = TypeVar("T")
 PLUGIN = "bdbench_plugin_"
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Registry(Generic[T]):
-    """Names of one kind of plugin, such as "attack"; `package` holds the built-in ones."""
+    """Names of one kind of plugin, such as "attack".
 
-    def __init__(self, kind: str, package: str) -> None:
+    package: holds the built-in ones
+    base: module and name of the class that all plugins have in common, if there is one
+    """
+
+    def __init__(self, kind: str, package: str, base: tuple[str, str] | None = None) -> None:
         self.kind = kind
         self.package = package
+        self.base = base
         self.broken: dict[str, str] = {}
         self._factories: dict[str, Callable[..., T]] = {}
         self._discovered = False
@@ -74,7 +80,14 @@ class Registry(Generic[T]):
 
     def built(self, what: str | T) -> T:
         """A plugin as it is, or that of a spec. Raises `InvalidInput`."""
-        return self.build(what) if isinstance(what, str) else what
+        if isinstance(what, str):
+            return self.build(what)
+        if self.base is not None:
+            module, name = self.base
+            fits = isinstance(what, getattr(importlib.import_module(module), name))
+            hint = ": write it with parentheses" if isinstance(what, type) else ""
+            check(fits, f"{self.kind} must be a spec or a {name}, got {what!r}{hint}")
+        return what
 
     def make(self, factory: Callable[..., Any], settings: Mapping[str, Any]) -> T:
         """The plugin that a class or function gives with these settings."""
@@ -84,6 +97,13 @@ class Registry(Generic[T]):
     def taken_apart(self, plugin: T) -> tuple[Callable[..., Any], Mapping[str, Any]]:
         """The inverse of `make`."""
         kind: Callable[..., Any] = type(plugin)
+        parameters = inspect.signature(kind).parameters.values()
+        for parameter in parameters:
+            check(
+                parameter.default is not parameter.empty or parameter.kind in VARIABLE,
+                f"{parameter.name} of {self.kind} {kind.__name__!r} has no default: give it one, "
+                "for only what has a default is a setting",
+            )
         return kind, {name: getattr(plugin, name) for name in spec.fields_of(kind)}
 
     def complete(self, what: str | T) -> Spec:
