@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell
@@ -27,7 +28,7 @@ from bdbench.models.training.loop import logits, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.files import read_all
 from bdbench.running.engines.options import Place
-from bdbench.running.run import run_suite
+from bdbench.running.run import Options, execute, plan
 from bdbench.storage.cache import Cache
 from bdbench.trial.clean_budget import clean_budget
 from bdbench.trial.harness import Harness
@@ -154,8 +155,9 @@ def test_two_workers_on_one_gpu_make_the_records_of_one(tmp_path: Path) -> None:
             recipe={"epochs": 2},
             precision="fp32",
         )
-        code = run_suite("quick", small, Place(jobs=jobs), device="cuda:0", results=folder)
-        assert code == 0
+        options = Options(device="cuda:0", results=folder)
+        planned = plan("quick", small, Place(jobs=jobs), options)
+        assert execute(planned, Console(quiet=True)).code == 0
         records, damaged = read_all(folder)
         assert not damaged
         found.append({record.key: record.metrics for record in records})

@@ -104,7 +104,7 @@ def test_the_cache_of_a_cifar10_cell_by_hand(tmp_path: Path) -> None:
 def test_an_entry_of_other_data_is_taken_off_by_its_size_only(tmp_path: Path) -> None:
     cells = [made(dataset="cifar10")]
     before = cache_growth(cells, Cache(tmp_path))
-    key = {"data": "of a toy", "attack": cells[0].attack, "source": "x", "seed": 0}
+    key = {"data": "of a toy", "attack": cells[0].specs["attack"], "source": "x", "seed": 0}
     Cache(tmp_path).fetch("poisoned", key, lambda: ({"images": torch.zeros(1000)}, {}))
     (stored,) = contents(Cache(tmp_path), "poisoned")
     assert before - cache_growth(cells, Cache(tmp_path)) == stored.size

@@ -96,6 +96,7 @@ class Record:
 CLOSED = ("record.cell", "record.labels", "metrics.", "error")
 """Parts of a record to which no later version adds: what a cell is, counts and errors. To all
 others, and to the record itself, it may add; what a reader does not know, it keeps."""
+LONGEST_NAME = 100
 _NUMBER = (int, float)
 _SPECS = {"dataset": str, "model": str, "attack": str, "defense": str, "recipe": str}
 _SHAPE = {
@@ -198,6 +199,8 @@ def _fit(value: Any, shape: dict[str, Any], name: str) -> None:
     missing = shape.keys() - value.keys() - optional
     check(not missing, f"{name} lacks {', '.join(sorted(missing))}")
     unknown = sorted(map(str, value.keys() - shape.keys()))
+    named = all(part.isidentifier() and len(part) <= LONGEST_NAME for part in unknown)
+    check(named, f"{name} has a part whose name is none")
     closed = name.startswith(CLOSED)
     check(not (unknown and closed), f"{name} has unknown fields: {', '.join(unknown)}")
     for part, expected in shape.items():
