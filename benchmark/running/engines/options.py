@@ -81,9 +81,8 @@ class Place:
 
                 return Processes(job, ear, self.jobs)
         except ModuleNotFoundError as error:
-            package = "bdbench" if self.is_here else f"bdbench[{self.engine}]"
             raise InvalidInput(
-                f"{error.name} is not installed; pip install '{package}' brings it"
+                f"--engine {self.engine} needs {error.name}: pip install {error.name}"
             ) from error
         return Here(job, ear)
 
