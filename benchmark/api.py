@@ -168,11 +168,14 @@ def run_cell(
 
 
 def _cell(changes: Changes, recipe: str | Recipe | None, place: torch.device, seed: int) -> Cell:
+    whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    _require(whole, f"seed must be a whole number of at least 0, got {seed!r}")
     one = changes.applied_to(Suite("", ("toy",), seeds=1))
     source = _datasets.built(one.datasets[0])
     if isinstance(recipe, Recipe):
         precision = precision_of(changes.precision or recipe.precision, place)
-        how = replace(recipe, epochs=changes.epochs or recipe.epochs, precision=precision)
+        epochs = recipe.epochs if changes.epochs is None else changes.epochs
+        how = replace(recipe, epochs=epochs, precision=precision)
     else:
         how = recipe_for(source, one.recipe, precision_of(one.precision, place))
     return cell(source, one.models[0], one.attacks[0], one.defenses[0], how, seed)

@@ -54,7 +54,7 @@ def test_memory_is_what_runs_on_two_cores_took(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_footprint_is_what_a_profiler_sees(precision: str) -> None:
-    found = footprint("wrn16_1", 10, 32, precision)
+    found = footprint(models.build("wrn16_1"), 10, 32, precision)
     network = models.build("wrn16_1").build(10, 32)
     network.precision = precision
     assert found.state == sum(values.nbytes for values in network.state_dict().values())
@@ -71,7 +71,7 @@ def test_a_footprint_is_what_a_profiler_sees(precision: str) -> None:
 def test_disk_is_what_a_tiny_run_writes(tmp_path: Path) -> None:
     cells = [made(), made(defense="cbd(t1=1)"), made("sig(poisoning_rate=0.5)")]
     root, results = tmp_path / "cache", tmp_path / "results"
-    cache, state = Cache(root), footprint("wrn16_1", 10, 32, "fp32").state
+    cache, state = Cache(root), footprint(models.build("wrn16_1"), 10, 32, "fp32").state
     harness = Harness(cache, [], CPU)
     expected = cache_growth(cells, cache)
     for each in cells:
@@ -93,7 +93,7 @@ def test_disk_is_what_a_tiny_run_writes(tmp_path: Path) -> None:
 
 def test_the_cache_of_a_cifar10_cell_by_hand(tmp_path: Path) -> None:
     cells = [made(defense=d, dataset="cifar10") for d in ("none", "fp", "cbd")]
-    image, state = 3 * 32 * 32 + 8, footprint("wrn16_1", 10, 32, "fp32").state
+    image, state = 3 * 32 * 32 + 8, footprint(models.build("wrn16_1"), 10, 32, "fp32").state
     shared = 60_000 * image + (5_000 + 10_000) * image + 2 * 50_000 + state
     assert cache_growth(cells, Cache(tmp_path)) == shared + 3 * 17 * 50_000 + 8 * state
     embeddings = 3 * 4 * 2_000 * 64 * 4
@@ -148,7 +148,7 @@ def test_several_jobs_take_several_times_as_much(tmp_path: Path) -> None:
     (one, _), (three, _) = (needs.memory(cells, CPU, cache, jobs) for jobs in (1, 3))
     assert three == 3 * (one + needs.LIBRARIES)
     assert needs.memory(cells, GPU, cache, 3)[0] == 3 * needs.LIBRARIES
-    state = footprint("wrn16_1", 10, 32, "fp32").state
+    state = footprint(models.build("wrn16_1"), 10, 32, "fp32").state
     grown = [cache_growth(cells, cache, jobs=jobs) for jobs in (1, 3)]
     assert grown[1] - grown[0] == 2 * needs.COPIES * state
     found = estimate(cells, CPU, tmp_path, tmp_path, jobs=3)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import importlib
 import inspect
 import re
 import sys
@@ -95,11 +96,14 @@ class _Reader:
 
     def _function(self, function: types.FunctionType) -> Iterator[str]:
         try:
-            yield textwrap.dedent(inspect.getsource(function))
+            # Of the code, as a wrapper passes for what it wraps.
+            yield textwrap.dedent(inspect.getsource(function.__code__))
         except (OSError, TypeError):
             raise _NotKnown from None
         for name, value in sorted(_used(function).items()):
             yield self._value(name, value)
+        for name in _imported(function):
+            yield self._value(name, _module_of(name))
 
     def _module(self, module: types.ModuleType) -> Iterator[str]:
         """A file of the user's, and the files that it imports."""
@@ -175,13 +179,29 @@ def _used(function: types.FunctionType) -> dict[str, Any]:
     outside: dict[str, Any] = dict(inspect.getclosurevars(function).nonlocals)
     outside |= {f"default {n}": value for n, value in enumerate(function.__defaults__ or ())}
     outside |= {f"default {n}": value for n, value in (function.__kwdefaults__ or {}).items()}
+    read = [step.argval for step in _steps(function) if step.opname in READING]
+    return outside | {n: function.__globals__[n] for n in read if n in function.__globals__}
+
+
+def _imported(function: types.FunctionType) -> list[str]:
+    """The modules that a function imports when it is called."""
+    return sorted({step.argval for step in _steps(function) if step.opname == "IMPORT_NAME"})
+
+
+def _module_of(name: str) -> types.ModuleType:
+    try:
+        return importlib.import_module(name)
+    except Exception:
+        raise _NotKnown from None
+
+
+def _steps(function: types.FunctionType) -> Iterator[dis.Instruction]:
+    """Those of a function, and of functions inside of it."""
     codes = [function.__code__]
     while codes:
         code = codes.pop()
         codes += [part for part in code.co_consts if isinstance(part, types.CodeType)]
-        read = (step.argval for step in dis.get_instructions(code) if step.opname in READING)
-        outside |= {n: function.__globals__[n] for n in read if n in function.__globals__}
-    return outside
+        yield from dis.get_instructions(code)
 
 
 def _is_the_users(module: str | None) -> bool:
