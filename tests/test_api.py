@@ -672,6 +672,17 @@ def test_an_edit_beside_a_local_class_changes_the_key(
     assert key_of(script(source, files)) != key_of(script(source, edited))
 
 
+def test_an_edit_that_is_not_loaded_is_no_code_of_the_class_that_runs(
+    script: Callable[..., ModuleType],
+) -> None:
+    """Or else the numbers of the old class would be kept as those of the new one."""
+    edited = SCRIPT.replace("return 11", "return 12")
+    old = script(SCRIPT)
+    Path(str(old.__file__)).write_text(edited)
+    stale = code_of(old.Mine).text
+    assert stale != code_of(script(edited).Mine).text
+
+
 def test_an_edited_class_is_trained_again(
     script: Callable[..., ModuleType], tmp_path: Path, trained: list[str]
 ) -> None:

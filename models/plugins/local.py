@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import dis
 import functools
+import hashlib
 import importlib
 import inspect
 import re
@@ -100,6 +101,9 @@ class _Reader:
             yield textwrap.dedent(inspect.getsource(function.__code__))
         except (OSError, TypeError):
             raise _NotKnown from None
+        # The file may have changed since it was loaded.
+        digest = hashlib.sha256(_compiled(function.__code__).encode()).hexdigest()
+        yield f"# compiled {digest[:16]}"
         for name, value in sorted(_used(function).items()):
             yield self._value(name, value)
         for name in _imported(function):
@@ -186,6 +190,19 @@ def _used(function: types.FunctionType) -> dict[str, Any]:
 def _imported(function: types.FunctionType) -> list[str]:
     """The modules that a function imports when it is called."""
     return sorted({step.argval for step in _steps(function) if step.opname == "IMPORT_NAME"})
+
+
+def _compiled(code: types.CodeType) -> str:
+    """What a function does when it is called, wherever it stands."""
+    constants = []
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            constants.append(_compiled(value))
+        elif isinstance(value, frozenset):
+            constants.append(str(sorted(map(repr, value))))
+        else:
+            constants.append(repr(value))
+    return f"{code.co_code.hex()} {code.co_names} {code.co_varnames} {constants}"
 
 
 def _module_of(name: str) -> types.ModuleType:
