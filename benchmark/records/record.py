@@ -124,6 +124,7 @@ _SHAPE = {
     },
     "error": (dict, NoneType),
 }
+_ABSENT = object()
 _COUNT = {"hits": int, "of": int, "rate": _NUMBER}
 _ERROR = {"type": str, "message": str, "traceback": str}
 _SHARE = (int, float, NoneType)
@@ -194,20 +195,21 @@ def _fit(value: Any, shape: dict[str, Any], name: str) -> None:
     """
     if not isinstance(value, dict):
         raise InvalidInput(f"{name} must be an object")
-    optional = {part.removesuffix("?") for part in shape if part.endswith("?")}
-    shape = {part.removesuffix("?"): expected for part, expected in shape.items()}
-    missing = shape.keys() - value.keys() - optional
+    missing = [part for part in shape if part not in value and not part.endswith("?")]
     check(not missing, f"{name} lacks {', '.join(sorted(missing))}")
-    unknown = sorted(map(str, value.keys() - shape.keys()))
-    named = all(part.isidentifier() and len(part) <= LONGEST_NAME for part in unknown)
-    check(named, f"{name} has a part whose name is none")
-    closed = name.startswith(CLOSED)
-    check(not (unknown and closed), f"{name} has unknown fields: {', '.join(unknown)}")
+    unknown = dict(value)
     for part, expected in shape.items():
-        if part not in value:
+        part = part.removesuffix("?")
+        found = unknown.pop(part, _ABSENT)
+        if found is _ABSENT:
             continue
-        found = value[part]
         if isinstance(expected, dict):
             _fit(found, expected, f"{name}.{part}")
         elif not isinstance(found, expected) or isinstance(found, bool):
             raise InvalidInput(f"{name}.{part} has the wrong type, {type(found).__name__}")
+    if unknown:
+        names = sorted(map(str, unknown))
+        named = all(part.isidentifier() and len(part) <= LONGEST_NAME for part in names)
+        check(named, f"{name} has a part whose name is none")
+        closed = name.startswith(CLOSED)
+        check(not closed, f"{name} has unknown fields: {', '.join(names)}")
