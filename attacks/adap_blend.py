@@ -18,7 +18,7 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.blend import Blend
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import ImageSet, at_least, check
+from bdbench.models import ImageSet, at_least, check, portion
 
 
 @register("adap_blend")
@@ -67,14 +67,14 @@ class AdapBlend(Attack):
     def kept(self, count: int, height: int, width: int, rng: torch.Generator) -> Tensor:
         """bool (count, 1, height, width), the tiles that each image gets, drawn anew for each.
 
-        int(mask_rate * tiles^2) are left out. Raises `InvalidInput` where a tile has no pixel.
+        A share `mask_rate` of them is left out. Raises `InvalidInput` where a tile has no pixel.
         """
         check(
             self.tiles <= min(height, width),
             f"tiles must be at most the image's side, {min(height, width)}, got {self.tiles}",
         )
         total = self.tiles**2
-        left_out = int(self.mask_rate * total)
+        left_out = portion(self.mask_rate, total)
         lots = torch.rand(count, total, dtype=torch.float64, generator=rng)
         order = lots.argsort(dim=1, stable=True)
         grid = torch.ones(count, total, dtype=torch.bool).scatter(1, order[:, :left_out], False)

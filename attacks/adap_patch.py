@@ -1,8 +1,9 @@
 """Adap-Patch, Qi, Xie, Li, Mahloujifar and Mittal, ICLR 2023.
 
 From "Revisiting the assumption of latent separability for backdoor defenses". A poisoned training
-image carries one of four faint patches, at random; a test image carries two at full opacity. Twice
-as many others carry one and keep their labels, so that a patch alone is no sure sign of the target.
+image carries one of four faint patches, each a quarter of them; a test image carries two at full
+opacity. Twice as many others carry one and keep their labels, so that a patch alone is no sure sign
+of the target.
 
 Differs: the authors' patches are pictures of different shapes. Ours are 6 x 6 cells of colours
 from a seed, 4 cells from two borders: rows and columns 4 to 9 and 22 to 27 of a 32-pixel image,
@@ -13,6 +14,7 @@ is our choice: those of the highest opacity. Poisoned and cover images may belon
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -43,6 +45,8 @@ class AdapPatch(Attack):
     cover_rate: share of other training images that get a patch and keep their labels (paper: 0.006)
     patch_seed: which colours; the cell's seed does not change them
     """
+
+    version: ClassVar[int] = 2
 
     poisoning_rate: float = 0.003
     opacities: tuple[float, ...] = (0.5, 0.2, 0.5, 0.3)
@@ -96,7 +100,8 @@ class AdapPatch(Attack):
         return images
 
     def training_trigger(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        chosen = torch.randint(PATCHES, (len(images),), generator=rng)
+        # In the random order in which they were chosen, the first quarter gets the first patch.
+        chosen = torch.arange(len(images)) * PATCHES // max(1, len(images))
         stamped = images.clone()
         for number, opacity in enumerate(self.opacities):
             rows = torch.nonzero(chosen == number).flatten().to(images.device)

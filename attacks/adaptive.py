@@ -72,6 +72,8 @@ class Adaptive(Attack):
 
     nested: ClassVar[Mapping[str, Sequence[str]]] = {"attack": ("poisoning_rate", "target")}
 
+    version: ClassVar[int] = 2
+
     attack: str = "badnets"
     epsilon: float = 8.0
     step: float = 0.51
@@ -121,7 +123,9 @@ class Adaptive(Attack):
         victims = poisoned.train[rows]
         surrogate = context.build("adaptive")
         optimizer = context.recipe.sgd(surrogate)
-        recipe, order = replace(context.recipe, epochs=1), context.rng("adaptive")
+        # The paper has the same settings and 10 epochs. A drop is never reached in so few.
+        recipe = replace(context.recipe, epochs=1, drops=())
+        order = context.rng("adaptive")
         delta = torch.zeros(victims.images.shape, device=victims.device)
 
         def step(batch: Batch) -> None:

@@ -13,7 +13,7 @@ Partners for the diversity losses come from the same batch. Training ends when t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,8 @@ class Dynamic(Attack):
     joint_epochs: the most that pattern and classifier are trained together (BackdoorBench: 75)
     networks: the trained trigger, once prepared
     """
+
+    version: ClassVar[int] = 2
 
     cross_rate: float = 0.0
     density: float = 0.032
@@ -178,8 +180,11 @@ def blend(images: Tensor, sources: Tensor, networks: Networks) -> Tensor:
 
 
 def diversity(one: Tensor, other: Tensor, drawn: Tensor, drawn_other: Tensor) -> Tensor:
-    """Large where different images (n, 3, height, width) get alike drawings (paper, equation 6)."""
-    apart = ((one - other) / DEVIATION).square().mean((1, 2, 3)).sqrt()
+    """Large where different images (n, 3, height, width) get alike drawings (paper, equation 6).
+
+    All four as a network sees them or none, so that their scale cancels.
+    """
+    apart = (one - other).square().mean((1, 2, 3)).sqrt()
     drawn_apart = (drawn - drawn_other).square().mean((1, 2, 3)).add(1e-12).sqrt()
     return (apart / (drawn_apart + 1e-7)).mean()
 
@@ -194,7 +199,8 @@ def train_mask(mask: Drawer, clean: ImageSet, settings: Dynamic, context: Traini
         with autocast:
             drawn = binary(mask(batch.images))
         too_much = (drawn - settings.density).relu().mean()
-        different = diversity(batch.images, batch.images.roll(1, 0), drawn, drawn.roll(1, 0))
+        seen = batch.images / DEVIATION
+        different = diversity(seen, seen.roll(1, 0), drawn, drawn.roll(1, 0))
         optimizer.zero_grad()
         (100 * too_much + different).backward()
         clip_grad_norm_(mask.parameters(), 5.0)

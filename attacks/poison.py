@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bdbench.attacks.base import Attack, Poisoned, check_target
-from bdbench.models.data import ImageSet
+from bdbench.models.data import ImageSet, portion
 from bdbench.models.plugins.errors import check, one_of
 
 RATE_BASES = ("target_class", "dataset")
@@ -19,17 +19,17 @@ RATE_BASES = ("target_class", "dataset")
 def dirty_label(
     attack: Attack, clean: ImageSet, rng: torch.Generator, cover_rate: float = 0.0
 ) -> Poisoned:
-    """int(rate * n) images of any class get the trigger and the label that is its goal.
+    """A share of the images, of any class, get the trigger and the label that is its goal.
 
     Images of the target class take part, as in the public code of ABL, NAD and CBD: about one in
     `num_classes` of the poisoned images keeps its label. cover_rate: share of the training set, of
     other images, that are disguised and keep their labels.
     """
     check_target(attack.target, clean.num_classes)
-    count = int(attack.poisoning_rate * len(clean))
+    count = portion(attack.poisoning_rate, len(clean))
     check(count >= 1, f"poisoning_rate {attack.poisoning_rate} of {len(clean)} images is none")
     order = torch.randperm(len(clean), generator=rng)
-    covered = order[count : count + int(cover_rate * len(clean))]
+    covered = order[count : count + portion(cover_rate, len(clean))]
     return apply(attack, clean, order[:count], covered, rng)
 
 
@@ -45,7 +45,7 @@ def clean_label(
     one_of(RATE_BASES, rate_basis=rate_basis)
     members = torch.nonzero(clean.labels.cpu() == attack.target).flatten()
     whole = len(members) if rate_basis == "target_class" else len(clean)
-    count = int(attack.poisoning_rate * whole)
+    count = portion(attack.poisoning_rate, whole)
     check(count >= 1, f"poisoning_rate {attack.poisoning_rate} of {whole} images is none")
     check(
         count <= len(members),
@@ -80,7 +80,8 @@ def apply(
 def check_cover_rate(cover_rate: float, poisoning_rate: float, name: str = "cover_rate") -> None:
     """Raises `InvalidInput` for a share that is none, or that leaves too few images."""
     check(
-        0 <= cover_rate <= 1 - poisoning_rate,
+        # 0.9 leaves 0.1, though 1 - 0.9 is a little less; 1 - 0.7 is a little more than 0.3.
+        0 <= cover_rate <= 1 - poisoning_rate + 1e-9,
         f"{name} must be in [0, {1 - poisoning_rate:g}], what poisoning_rate leaves, "
         f"got {cover_rate}",
     )

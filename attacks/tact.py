@@ -21,7 +21,7 @@ from bdbench.attacks import Attack, Poisoned, register
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import check_target
 from bdbench.attacks.poison import apply, check_cover_rate
-from bdbench.models import ImageSet, check
+from bdbench.models import ImageSet, check, portion
 
 
 @register("tact")
@@ -67,7 +67,7 @@ class TaCT(Attack):
         return torch.where(labels == self.source, self.target, labels)
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
-        """int(poisoning_rate * n) images of the source, int(cover_rate * n) of the cover classes.
+        """Both rates are shares of all images: of the source, and of the cover classes.
 
         Raises `InvalidInput` for a class that does not exist, and where there are too few images.
         """
@@ -82,7 +82,9 @@ class TaCT(Attack):
                 f"{role} must be of the data set's classes, 0 to {classes - 1}, got {label}",
             )
         rate = self.poisoning_rate
-        check(int(rate * len(clean)) >= 1, f"poisoning_rate {rate} of {len(clean)} images is none")
+        check(
+            portion(rate, len(clean)) >= 1, f"poisoning_rate {rate} of {len(clean)} images is none"
+        )
         labels = clean.labels.cpu()
         chosen = draw(labels, (self.source,), "poisoning_rate", rate, rng)
         covered = draw(labels, self.cover_classes, "cover_rate", self.cover_rate, rng)
@@ -92,12 +94,12 @@ class TaCT(Attack):
 def draw(
     labels: Tensor, classes: tuple[int, ...], field: str, rate: float, rng: torch.Generator
 ) -> Tensor:
-    """int64 (int(rate * n),): positions, among all labels (n,), of random members of the classes.
+    """int64 (rate n,): positions, among all labels (n,), of random members of the classes.
 
     Raises `InvalidInput` where there are too few, and names the largest feasible rate.
     """
     members = torch.nonzero(torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))).flatten()
-    count = int(rate * len(labels))
+    count = portion(rate, len(labels))
     check(
         count <= len(members),
         f"{field} {rate} of the data set is {count} images but there are {len(members)} of class "

@@ -10,6 +10,9 @@ authors' code, and stay within epsilon, as in the paper. All passes normalise by
 their batch (code); the network that is returned has its gammas pruned and is otherwise as it came.
 The share of clean images is that of all defenses here (paper: 1 %), and four fifths of them are
 looked at. Augmentation and momentum are the recipe's.
+
+Elsewhere: the same on GTSRB and with other networks; a network without normalisation layers is
+refused.
 """
 
 from __future__ import annotations
@@ -26,7 +29,6 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import Context, Defense, register
 from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, check, loop
-from bdbench.models.training.loop import steps_per_epoch
 
 Norms = Mapping[str, nn.BatchNorm2d]
 
@@ -34,25 +36,24 @@ Norms = Mapping[str, nn.BatchNorm2d]
 @register("anp")
 @dataclass(frozen=True)
 class ANP(Defense):
-    """Epochs are passes over the clean images, written for a recipe of 100 and scaled with it. The
-    masks start at 1: a short recipe and few images make few steps, which may remove nothing.
-
+    """
     threshold: channels whose mask is no larger are removed, in [0, 1) (paper: 0.2)
     epsilon: bound of delta and xi, as shares of gamma and beta, at least 0 (paper: 0.4)
     alpha: weight of the loss without changes, in [0, 1]; the rest is that of the loss under the
         worst ones (paper: 0.2)
-    epochs: at least 1 (paper: 2,000 steps, which is 125 epochs of four fifths of 5 % of CIFAR-10)
+    updates: of the masks, which start at 1, each on one batch; at least 1 (paper: 2,000)
     learning_rate: of the masks, constant, above 0 (paper: 0.2)
     batch_size: images, at least 2 (paper: 128)
     """
 
+    version: ClassVar[int] = 2
     clean_fraction: ClassVar[float] = 0.05
     undefended = 1
 
     threshold: float = 0.2
     epsilon: float = 0.4
     alpha: float = 0.2
-    epochs: int = 125
+    updates: int = 2_000
     learning_rate: float = 0.2
     batch_size: int = 128
 
@@ -61,13 +62,13 @@ class ANP(Defense):
         check(0 <= limit < 1, f"threshold must be at least 0 and below 1, got {limit}")
         at_least(0, epsilon=self.epsilon)
         check(0 <= self.alpha <= 1, f"alpha must be from 0 to 1, got {self.alpha}")
-        self.schedule(Recipe(), self.epochs)
+        at_least(1, updates=self.updates)
+        self.schedule(Recipe())
 
-    def schedule(self, recipe: Recipe, epochs: int) -> Recipe:
+    def schedule(self, recipe: Recipe) -> Recipe:
         """The recipe with this method's own schedule. Raises `InvalidInput` for a bad field."""
         return replace(
             recipe,
-            epochs=epochs,
             batch_size=self.batch_size,
             learning_rate=self.learning_rate,
             weight_decay=0.0,
@@ -97,11 +98,10 @@ class ANP(Defense):
         network = deepcopy(network).requires_grad_(False)
         norms = find_norms(network)
         m = nn.Parameter(torch.ones(sum(widths(norms)), device=context.device))
-        recipe = self.schedule(context.recipe, context.epochs(self.epochs))
+        recipe, updates = self.schedule(context.recipe), context.updates(self.updates)
         optimizer = recipe.sgd(nn.ParameterList([m]))
-        steps = recipe.epochs * steps_per_epoch(len(clean), recipe.batch_size)
         # delta and xi at the start of every step.
-        draws = torch.rand(steps, 2, len(m), generator=context.rng("changes"))
+        draws = torch.rand(updates, 2, len(m), generator=context.rng("changes"))
         draws = (self.epsilon * (2 * draws - 1)).to(context.device)
         done = torch.zeros(1, dtype=torch.int64, device=context.device)
 
@@ -130,12 +130,13 @@ class ANP(Defense):
             recipe=recipe,
             rng=context.rng("masks"),
             state={"network": network, "masks": m, "optimizer": optimizer, "steps done": done},
+            updates=updates,
         )
         return m.detach()
 
-    def cost(self, recipe: Recipe) -> float:
-        fit, _ = self.lent
-        return 3.0 * recipe.epochs + 9.0 * fit * self.epochs * recipe.epochs / 100
+    def cost(self, recipe: Recipe, images: int) -> float:
+        tuned = self.tuned(recipe, images, self.updates, self.batch_size)
+        return 3.0 * recipe.epochs + 9.0 * tuned
 
 
 def find_norms(network: Classifier) -> Norms:

@@ -14,7 +14,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import check
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.recipe import Recipe
+from bdbench.models.training.recipe import Recipe, steps_per_epoch
 
 VALIDATION = 0.2
 """Share of a clean budget that is kept for choosing and stopping."""
@@ -39,10 +39,12 @@ class Journal:
 
     scalars: one number under each name
     samples: float32 (n,) under each name, one value per training image
+    warnings: what a reader of the numbers must know about how they came about, as sentences
     """
 
     scalars: dict[str, float] = field(default_factory=dict)
     samples: dict[str, Tensor] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,14 @@ class Defense(ABC):
         """How many networks trained with no defense `fit` asks for."""
         return 0
 
-    def cost(self, recipe: Recipe) -> float:
-        """Expected work in forward passes per training image; a backward pass counts as two. That
-        of the undefended networks is a part of it."""
+    def cost(self, recipe: Recipe, images: int) -> float:
+        """Expected work in forward passes per training image, of which there are so many; a
+        backward pass counts as two. That of the undefended networks is a part of it."""
         return 3.0 * recipe.epochs
+
+    def tuned(self, recipe: Recipe, images: int, updates: int, batch_size: int) -> float:
+        """A part of `cost`: how often, per training image, a stage of so many published updates on
+        the lent images to fit looks at one."""
+        fit = max(1, round(self.lent[0] * images))
+        batch = fit / steps_per_epoch(fit, batch_size)
+        return recipe.shortened(updates) * batch / images

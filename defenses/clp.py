@@ -12,6 +12,8 @@ alone: in pre-activation networks, those that read a sum with the identity path.
 takes the convolution that is listed before. The layer's small constant counts in its deviation,
 which in the code may be 0, and the spread of the bounds is that of all channels (code: as of a
 sample).
+
+Elsewhere: the same u on all data; in pre-activation networks fewer layers have a bound.
 """
 
 from __future__ import annotations

@@ -14,13 +14,19 @@ recipe. A batch of SimCLR is a quarter of the paper's, and its learning rate wit
 scaling, Goyal et al., 2017, arXiv:1706.02677): the shorter stage keeps 40 % of the paper's
 steps. NT-Xent has all 2b views as anchors, as in SimCLR's paper. The head is trained on a backbone
 in eval mode: not even its running statistics change. Head and MixMatch see the recipe's
-augmentation, and head batches are the recipe's. Mixing shares are drawn for each pair of images.
+augmentation, as in the authors' code do the losses that a split compares, and head batches are the
+recipe's. Mixing shares are drawn for each pair of images.
 Guesses use batch statistics, as the training does. Views: `dbd_views.py`.
+
+Elsewhere: the same on GTSRB and with other networks, but that views are mirrored only where the
+recipe mirrors images. A share of the training set stands for 1,024 iterations, so an epoch of
+MixMatch is shorter on smaller sets.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy
 import torch
@@ -42,13 +48,16 @@ from bdbench.models import (
     check,
     logits,
     loop,
+    portion,
     resumable,
 )
 from bdbench.models.rng import global_seed
-from bdbench.models.training.augment import Tape, augment, draw_tape, to_float
+from bdbench.models.training.augment import Augmentation, Tape, augment, draw_tape, to_float
 
 PROJECTION = 128
 """Width of the embedding that NT-Xent compares (paper)."""
+CHUNK = 1_000
+"""Images that are augmented at a time for a split."""
 
 
 @register("dbd")
@@ -62,7 +71,7 @@ class DBD(Defense):
     ssl_learning_rate: of SGD at the start, follows a cosine to 0 (paper: 0.4; scaled as the batch)
     temperature: of NT-Xent, above 0 (paper)
     head_epochs: epochs of the linear head on the frozen backbone (paper)
-    learning_rate: of Adam, for the head and for MixMatch, constant (paper)
+    learning_rate: of the one Adam for the head and MixMatch, constant (paper)
     ce_weight, rce_weight: of the two terms of the symmetric cross entropy (paper)
     alpha: share of the images that keep their labels, in (0, 1) (paper)
     semi_epochs: epochs of MixMatch, before each of which the labels are chosen (paper: 190;
@@ -72,8 +81,11 @@ class DBD(Defense):
     semi_batch_size: labelled images, and unlabelled ones (paper)
     sharpening: T of MixMatch, whose guesses are raised to 1/T, above 0 (MixMatch's paper)
     beta: both parameters of the Beta distribution of mixing shares, above 0 (MixMatch's paper)
-    lambda_u: weight of the unlabelled loss at the end of its linear rise from 0 (paper)
+    lambda_u: weight of the unlabelled loss at the end of its linear rise, which counts the epochs
+        of the head too: 15 * 10/190 at first with the paper's lengths (paper: 15; code)
     """
+
+    version: ClassVar[int] = 2
 
     ssl_epochs: int = 100
     ssl_batch_size: int = 128
@@ -102,7 +114,7 @@ class DBD(Defense):
         check(0 < self.alpha < 1, f"alpha must be between 0 and 1, got {self.alpha}")
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
-        kept = count_kept(len(data), self.alpha)
+        kept = portion(self.alpha, len(data))
         check(
             0 < kept < len(data),
             f"alpha={self.alpha} of {len(data)} images leaves none with or none without a label",
@@ -111,8 +123,10 @@ class DBD(Defense):
         network = context.build()
         self.learn_features(network, without_labels(data), context)
         context.watch(network)
-        self.train_head(network, data, context)
-        self.tune(network, data, context)
+        # One for both stages: in the first, only the head has gradients.
+        optimizer = Adam(network.parameters(), lr=self.learning_rate)
+        self.train_head(network, optimizer, data, context)
+        self.tune(network, optimizer, data, context)
         return network.eval()
 
     def learn_features(self, network: Classifier, data: ImageSet, context: Context) -> None:
@@ -124,6 +138,7 @@ class DBD(Defense):
             epochs=1,
             batch_size=self.ssl_batch_size,
             learning_rate=self.ssl_learning_rate,
+            nesterov=False,
             drops=(),
             padding=0,
             flip=False,
@@ -161,10 +176,11 @@ class DBD(Defense):
             schedule.step()
         context.journal.scalars["last SimCLR loss"] = float(losses.mean())
 
-    def train_head(self, network: Classifier, data: ImageSet, context: Context) -> None:
+    def train_head(
+        self, network: Classifier, optimizer: Adam, data: ImageSet, context: Context
+    ) -> None:
         """Stage 2: a linear classifier of fixed features, on all labels."""
         recipe = replace(context.recipe, epochs=context.epochs(self.head_epochs), drops=())
-        optimizer = Adam(network.head.parameters(), lr=self.learning_rate)
 
         def step(batch: Batch) -> None:
             with torch.no_grad():
@@ -182,19 +198,19 @@ class DBD(Defense):
             state={"head": network.head, "optimizer": optimizer},
         )
 
-    def tune(self, network: Classifier, data: ImageSet, context: Context) -> None:
+    def tune(self, network: Classifier, optimizer: Adam, data: ImageSet, context: Context) -> None:
         """Stage 3: MixMatch on the whole network, with the labels that it fits best."""
         epochs, size = context.epochs(self.semi_epochs), self.semi_batch_size
+        head = context.epochs(self.head_epochs)
         steps = max(1, round(self.semi_share * len(data) / size))
         recipe = replace(context.recipe, epochs=1, batch_size=size, drops=())
-        optimizer = Adam(network.parameters(), lr=self.learning_rate)
         clock = torch.zeros(1, dtype=torch.int64, device=context.device)
 
         def step(known: Batch, unknown: Batch) -> None:
             again = second_view(unlabelled, tape, unknown.index, recipe)
             images = torch.cat([known.images, unknown.images, again])
             now = clock % steps
-            weight = self.lambda_u * clock / (epochs * steps)
+            weight = self.lambda_u * ((head + clock / steps) / epochs).clamp(max=1)
             loss = self.mixmatch(
                 network,
                 images,
@@ -214,7 +230,8 @@ class DBD(Defense):
         state: State = {"network": network, "optimizer": optimizer, "clock": clock}
         ours: State = {"losses": losses, "kept": labels_kept, "order": rng, "mixing": mixing}
         for _ in resumable(epochs, {**state, **ours}):
-            losses.copy_(self.losses(logits(network, data.images), data.labels))
+            seen = augmented(data, recipe.augmentation, rng)
+            losses.copy_(self.losses(logits(network, seen), data.labels))
             kept, rest = split(losses, self.alpha)
             labels_kept.zero_().index_fill_(0, kept, 1.0)
             labelled = data[draw_rows(kept, steps * size, rng)]
@@ -261,7 +278,7 @@ class DBD(Defense):
         """Symmetric cross entropy, (b,)."""
         return symmetric_cross_entropy(output, labels, self.ce_weight, self.rce_weight)
 
-    def cost(self, recipe: Recipe) -> float:
+    def cost(self, recipe: Recipe, images: int) -> float:
         ssl, head, semi = (
             max(1, round(count * recipe.epochs / 100))
             for count in (self.ssl_epochs, self.head_epochs, self.semi_epochs)
@@ -307,16 +324,18 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
     return torch.eye(classes, device=labels.device)[labels]
 
 
-def count_kept(count: int, alpha: float) -> int:
-    """floor(alpha count)."""
-    # Rounded, because 0.29 * 100 is a little less than 29.
-    return int(round(alpha * count, 6))
+def augmented(data: ImageSet, augmentation: Augmentation, rng: torch.Generator) -> Tensor:
+    """The images, each augmented once, uint8 (n, 3, height, width)."""
+    choices = draw_tape(len(data), data.size, augmentation, rng).to(data.device)
+    tape = choices[choices.order.argsort()]
+    parts = torch.arange(len(data), device=data.device).split(CHUNK)
+    return torch.cat([augment(data.images[rows], tape[rows], augmentation) for rows in parts])
 
 
 def split(losses: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """Positions of the floor(alpha n) lowest losses, and of the others."""
     order = losses.argsort(stable=True)
-    kept = count_kept(len(losses), alpha)
+    kept = portion(alpha, len(losses))
     return order[:kept], order[kept:]
 
 

@@ -12,6 +12,7 @@ from bdbench.models.plugins.faces import lazy
 
 if TYPE_CHECKING:
     from bdbench.models.data import ImageSet as ImageSet
+    from bdbench.models.data import portion as portion
     from bdbench.models.networks.classifier import Classifier as Classifier
     from bdbench.models.plugins.errors import InvalidInput as InvalidInput
     from bdbench.models.plugins.errors import above as above
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from bdbench.models.training.resume import resumable as resumable
 
 HOMES = {
-    "data": ["ImageSet"],
+    "data": ["ImageSet", "portion"],
     "networks.classifier": ["Classifier"],
     "plugins.errors": ["InvalidInput", "above", "at_least", "check", "one_of"],
     "plugins.spec": ["added"],

@@ -10,6 +10,12 @@ from torch import Tensor
 from bdbench.models.plugins.errors import check
 
 
+def portion(share: float, count: int) -> int:
+    """How many of `count` a share is, rounded down."""
+    # Not int(share * count): 0.29 * 100 is a little less than 29.
+    return int(round(share * count, 6))
+
+
 @dataclass(frozen=True)
 class ImageSet:
     """Images and their labels, never written in place.

@@ -23,14 +23,14 @@ class Observer:
     def backward(self, images: int) -> None:
         """A gradient went back through a network for so many images."""
 
-    def loop_started(self, epochs: int, images: int) -> None:
-        """A training of `epochs` passes over `images` images begins."""
+    def loop_started(self, rounds: int, images: int) -> None:
+        """A training of so many rounds on `images` images begins; see `loop`."""
 
     def trained(self, images: int) -> None:
         """One step on so many images is done (or queued, on a GPU)."""
 
-    def epoch_ended(self, epoch: int) -> None:
-        """`epoch` passes of the current loop are complete."""
+    def round_ended(self, rounds: int) -> None:
+        """So many rounds of the current loop are complete."""
 
     def counts(self) -> dict[str, Any]:
         """All that was counted, as JSON values, to be kept with a checkpoint."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from bdbench.cells.cell import REGISTRIES
 from bdbench.models.data import ImageSet
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.rng import stream
@@ -38,6 +39,14 @@ def one_thread() -> Iterator[None]:
     """Tests train tiny networks, where a second thread costs more than it brings."""
     with threaded(1):
         yield
+
+
+@pytest.fixture
+def unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is forgotten afterwards."""
+    for registry in REGISTRIES.values():
+        registry.names()
+        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
 
 
 @pytest.fixture

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import bdbench.defenses.abl
 from bdbench.attacks.registry import attacks
 from bdbench.datasets.toy import generate
-from bdbench.defenses.abl import ABL, accuracy, bystanders, copy_state, lowest, mean_loss, sample
+from bdbench.defenses.abl import (
+    ABL,
+    accuracy,
+    bystanders,
+    copy_state,
+    joint_objective,
+    lowest,
+    mean_loss,
+    sample,
+)
 from bdbench.defenses.base import Context
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
@@ -35,7 +46,9 @@ def context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
 
 
 def fitted(images: ImageSet, **fields: float | str) -> tuple[Classifier, Context]:
+    """With stage 2 as in the authors' code, unless the fields say otherwise."""
     lent = context()
+    fields = {"objective": "sequential", **fields}
     return ABL(**fields).fit(images, lent), lent  # type: ignore[arg-type]
 
 
@@ -184,20 +197,24 @@ def test_each_stage_sees_its_own_images(images: ImageSet, monkeypatch: pytest.Mo
 def test_each_stage_has_its_recipe(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
     short = replace(RECIPE, epochs=5)
-    ABL(unlearning_epochs=1, isolation_rate=0.1).fit(images, context(short))
+    ABL(objective="sequential", unlearning_epochs=1, isolation_rate=0.1).fit(images, context(short))
     (_, first), (_, late) = spy.trained
     assert first == replace(STILL, epochs=1)
     assert late == replace(short, epochs=3, drops=(2 / 3,))
-    assert [replace(late, epochs=60).decay(epoch) for epoch in (0, 39, 40, 59)] == pytest.approx(
-        [1, 1, 0.1, 0.1]
-    )
+    assert [late.decay(epoch / 60) for epoch in (0, 39, 40, 59)] == pytest.approx([1, 1, 0.1, 0.1])
     assert spy.recipes == [replace(STILL, epochs=1, learning_rate=5e-4)]
     assert spy.modes == [True]
-    frozen = ABL(unlearning_epochs=1, isolation_rate=0.1, augment=True, freeze_norm=True)
+    frozen = ABL(
+        objective="sequential",
+        unlearning_epochs=1,
+        isolation_rate=0.1,
+        augment=True,
+        freeze_norm=True,
+    )
     frozen.fit(images, context(short))
     assert spy.trained[2][1] == replace(short, epochs=1, drops=())
     assert spy.modes == [True, False]
-    ABL(unlearning_epochs=1).fit(images, context(short))
+    ABL(objective="sequential", unlearning_epochs=1).fit(images, context(short))
     assert spy.modes == [True, False, False], "one image has no batch statistics"
 
 
@@ -220,7 +237,7 @@ def test_without_ascent_the_rest_is_plain_training(images: ImageSet) -> None:
     assert torch.equal(used.journal.samples["isolation loss"], losses)
     assert used.journal.scalars["ascent epochs"] == 0
     before, after = (
-        used.journal.scalars[f"isolated loss {at} ascent"] for at in ("before", "after")
+        used.journal.scalars[f"isolated loss {at} unlearning"] for at in ("before", "after")
     )
     assert before == after
 
@@ -317,19 +334,162 @@ def test_a_first_epoch_that_costs_accuracy_leaves_the_network_as_it_was(learned:
     assert all(torch.equal(network.state_dict()[name], learned[1][name]) for name in learned[1])
 
 
-def test_a_training_that_diverges_is_not_an_error(images: ImageSet) -> None:
+@pytest.mark.parametrize("objective", ["joint", "sequential"])
+def test_a_training_that_diverges_is_not_an_error(objective: str, images: ImageSet) -> None:
     lent = context(replace(RECIPE, learning_rate=1e30))
-    network = ABL().fit(images, lent)
+    network = ABL(objective=objective).fit(images, lent)
     assert not bool(torch.cat([p.flatten() for p in network.parameters()]).isfinite().all())
-    assert math.isnan(lent.journal.scalars["isolated loss after ascent"])
-    assert lent.journal.scalars["ascent epochs"] == 1
+    assert math.isnan(lent.journal.scalars["isolated loss after unlearning"])
+    assert lent.journal.scalars.get("ascent epochs") == (1 if objective == "sequential" else None)
+
+
+def by_hand(known: list[Tensor], suspect: list[Tensor], classes: int) -> Tensor:
+    """Equation 5 of a batch from the losses of its images, one by one."""
+    rest = isolated = torch.zeros(())
+    for loss in known:
+        rest = rest + loss
+    for loss in suspect:
+        isolated = isolated + (
+            loss if float(loss.detach()) <= math.log(classes) else math.log(classes)
+        )
+    return rest / len(known) - isolated / len(suspect)
+
+
+def test_the_joint_objective_is_its_formula() -> None:
+    """Losses above a guess count as one, and give no gradient; all of the rest count in full."""
+    logits, labels = 3 * torch.randn(9, 5, generator=stream(0, "logits")), torch.arange(9) % 5
+    # Of the three isolated: fitted, a bad one, and a little better than a guess.
+    logits[6, labels[6]] += 20
+    logits[7, labels[7]] -= 20
+    logits[8] = torch.tensor([0.0, 0.0, 0.0, 0.1, 0.0])
+    # And of the rest a bad one too.
+    logits[0, labels[0]] -= 20
+    logits.requires_grad_()
+    losses = cross_entropy(logits, labels, reduction="none")
+    assert (losses[6:] > math.log(5)).tolist() == [False, True, False]
+    assert float(losses[0].detach()) > math.log(5)
+    found = joint_objective(losses, 6, math.log(5))
+    expected = by_hand(list(losses[:6]), list(losses[6:]), 5)
+    assert float(found.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
+    (slope,) = torch.autograd.grad(found, logits, retain_graph=True)
+    for n in range(9):
+        (plain,) = torch.autograd.grad(losses[n], logits, retain_graph=True)
+        share = 1 / 6 if n < 6 else -1 / 3
+        share = 0.0 if n == 7 else share
+        torch.testing.assert_close(slope[n], share * plain[n])
+    assert not slope[7].any()
+    assert slope[0].any()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "share", "sizes"),
+    [(20, 0.25, (15, 5)), (16, 0.25, (12, 4)), (8, 0.9, (1, 7)), (10, 0.01, (9, 1))],
+)
+def test_joint_batches_are_three_quarters_the_rest(
+    batch_size: int,
+    share: float,
+    sizes: tuple[int, int],
+    images: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[tuple[int, int]] = []
+    parts: list[ImageSet] = []
+    recipes: list[Recipe] = []
+
+    def follow(step, *data, **how):  # type: ignore[no-untyped-def]
+        parts.extend(data)
+        recipes.append(how["recipe"])
+
+        def watched(*batches: Batch) -> None:
+            seen.append(tuple(len(batch.labels) for batch in batches))  # type: ignore[arg-type]
+            assert how["state"]["network"].training
+            step(*batches)
+
+        loop(watched, *data, **how)
+
+    monkeypatch.setattr(bdbench.defenses.abl, "loop", follow)
+    lent = context(replace(RECIPE, epochs=1, batch_size=batch_size))
+    ABL(isolation_rate=0.4, isolated_share=share).fit(images, lent)
+    rest, isolated = parts
+    assert (len(rest), len(isolated)) == (36, 24)
+    assert set(rows_of(rest, images)).isdisjoint(rows_of(isolated, images))
+    assert seen[0] == sizes
+    assert sum(known for known, _ in seen) == 36, "the rest is what an epoch counts"
+    assert {few for _, few in seen[:-1]} <= {sizes[1], 24 % sizes[1] or sizes[1]}
+    assert recipes == [replace(lent.recipe, learning_rate=0.005, drops=(5 / 8,))]
+
+
+def test_a_joint_stage_equals_a_slow_reading_of_equation_5(images: ImageSet) -> None:
+    """Stage 2 by torch alone: a tenth of the rate for 5 of 8 parts, and then a hundredth."""
+    lent = context(replace(RECIPE, epochs=2))
+    defense = ABL(isolation_rate=0.1, joint_epochs=80)
+    early = replace(STILL, epochs=1)
+    network = train(lent.build(), images, early, lent.rng("isolation"), defense.isolation_loss)
+    order = sample_losses(network, images).argsort(stable=True)
+    isolated, rest = images[order[:6].sort().values], images[order[6:].sort().values]
+    before = mean_loss(network, isolated)
+    pairs: list[tuple[Batch, Batch]] = []
+    how = replace(RECIPE, epochs=2)
+    loop(
+        lambda one, two: pairs.append((one, two)),
+        rest,
+        isolated,
+        recipe=how,
+        rng=lent.rng("classifier"),
+        state={},
+        batch_sizes=(15, 5),
+    )
+    # 54 images are 15, 15, 15 and 9, and 6 isolated ones all at once, as one would be left over.
+    assert [(len(a.labels), len(b.labels)) for a, b in pairs] == [
+        (15, 6),
+        (15, 6),
+        (15, 6),
+        (9, 6),
+    ] * 2
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+    network.train()
+    for number, (known, suspect) in enumerate(pairs):
+        optimizer.param_groups[0]["lr"] = 0.005 if number < 5 else 0.0005
+        logits = network(torch.cat([known.images, suspect.images]))
+        labels = torch.cat([known.labels, suspect.labels])
+        losses = [cross_entropy(logits[n], labels[n]) for n in range(len(labels))]
+        optimizer.zero_grad()
+        by_hand(losses[: len(known.labels)], losses[len(known.labels) :], 10).backward()
+        optimizer.step()
+    network.eval()
+    ours, used = fitted(images, objective="joint", isolation_rate=0.1, joint_epochs=80)
+    for name, values in network.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-3, atol=1e-4)
+    assert not ours.training
+    assert used.journal.scalars == {
+        "isolated images": 6,
+        "isolated loss before unlearning": before,
+        "isolated loss after unlearning": mean_loss(ours, isolated),
+    }
+
+
+def test_joint_is_the_default_and_unlearns(learned: Learned) -> None:
+    """What was isolated is forgotten up to a guess, and what was not is still known."""
+    assert ABL().objective == "joint"
+    isolated, rest = parts(learned)
+    lent = context(replace(STILL, epochs=15))
+    network = lent.build()
+    network.load_state_dict(learned[1])
+    before = mean_loss(network, isolated)
+    ABL().unlearn(network.eval(), rest, isolated, lent)
+    assert not network.training
+    assert before < 0.5
+    assert mean_loss(network, isolated) > 1.0
+    assert accuracy(network, rest) > 0.9
 
 
 def test_poisoned_images_are_isolated() -> None:
     clean = generate(1_000, "train", 16)
     made = attacks.build("badnets(poisoning_rate=0.2)").poison(clean, stream(0, "poison"))
     lent = context(Recipe(epochs=4, batch_size=32, learning_rate=0.005))
-    defense = ABL(isolation_epochs=100, finetuning_epochs=1, unlearning_epochs=0)
+    defense = ABL(isolation_epochs=100, joint_epochs=1)
     defense.fit(made.train, lent)
     found = diagnose(lent.journal.samples, made.mask)
     assert lent.journal.scalars["isolated images"] == 10
@@ -338,19 +498,37 @@ def test_poisoned_images_are_isolated() -> None:
     assert found["isolation loss"]["auroc"] > 0.9
 
 
-def test_it_costs_less_than_plain_training() -> None:
+def test_the_sequential_form_costs_less_than_plain_training() -> None:
+    sequential = ABL(objective="sequential")
     for epochs in (9, 30, 100):
-        recipe = Recipe(epochs=epochs)
-        assert ABL().cost(recipe) <= 1.1 * 3 * epochs
-    by_hand = 3 * 20 + 1 + 3 * 60 * 0.99 + 5 * 3 * 0.01
-    assert ABL().cost(Recipe()) == pytest.approx(by_hand)
-    assert ABL(unlearning_epochs=0).cost(Recipe()) == pytest.approx(3 * 20 + 1 + 3 * 60 * 0.99)
+        assert sequential.cost(Recipe(epochs=epochs), 50_000) <= 1.1 * 3 * epochs
+    plain = 3 * 20 + 1 + 3 * 60 * 0.99
+    assert sequential.cost(Recipe(), 50_000) == pytest.approx(plain + 5 * 3 * 0.01)
+    without = replace(sequential, unlearning_epochs=0)
+    assert without.cost(Recipe(), 50_000) == pytest.approx(plain)
+
+
+def test_the_joint_form_costs_what_it_says(
+    images: ImageSet, work: Callable[[Callable[[], object]], int]
+) -> None:
+    """80 epochs of the rest, beside each three of which there is an isolated image."""
+    plain = 3 * 20 + 1 + 3 * 80 * 0.99 * 4 / 3
+    assert ABL().cost(Recipe(), 50_000) == pytest.approx(plain)
+    recipe = replace(RECIPE, epochs=5)
+    defense, lent = ABL(isolation_rate=0.25), context(recipe)
+    done = work(lambda: defense.fit(images, lent))
+    # What the journal tells of 15 isolated images, before and after, is not counted.
+    assert done - 2 * 15 == pytest.approx(60 * defense.cost(recipe, 60), rel=0.01)
 
 
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
         ({"isolation": "lda"}, "isolation must be one of flooding, lga, got 'lda'"),
+        ({"objective": "both"}, "objective must be one of joint, sequential, got 'both'"),
+        ({"joint_epochs": 0}, "joint_epochs must be at least 1"),
+        ({"isolated_share": 0.0}, "isolated_share must be above 0 and below 1"),
+        ({"isolated_share": 1.0}, "isolated_share must be above 0 and below 1"),
         ({"gamma": -0.5}, "gamma must be at least 0"),
         ({"isolation_rate": 0.0}, "isolation_rate must be above 0 and below 1"),
         ({"isolation_rate": 1.0}, "isolation_rate must be above 0 and below 1"),

@@ -26,7 +26,7 @@ from bdbench.models.rng import stream
 from bdbench.models.training.loop import Batch, loop
 from bdbench.models.training.recipe import Recipe
 
-SHORT = ANP(epochs=3, batch_size=20, learning_rate=1.0)
+SHORT = ANP(updates=6, batch_size=20, learning_rate=1.0)
 
 
 @pytest.fixture
@@ -37,11 +37,11 @@ def images() -> ImageSet:
 
 def lend(images: ImageSet, model: str = "wrn16_1", **fields: object) -> Context:
     """40 clean images to fit, 10 for validation and an untrained network whose normalisations are
-    not those of a fresh one; lengths unscaled."""
+    not those of a fresh one; lengths as published."""
     context = scenarios.context(images, 0.05)
     context = replace(
         context,
-        recipe=replace(context.recipe, epochs=100, **fields),
+        recipe=replace(context.recipe, updates=1.0, **fields),
         build_network=partial(models.build(model).build, 10, images.size[0]),
     )
     shared, rng = context.build().eval(), stream(0, "norms")
@@ -77,7 +77,7 @@ def test_masks_equal_a_slow_reading_of_the_paper(images: ImageSet) -> None:
     """Every changed network is a copy with other gammas and betas, and the chain rule is applied
     by hand. Two steps, the second with momentum."""
     lent = lend(images, weight_decay=0.1)
-    ours = masks(ANP(epochs=1, batch_size=20, learning_rate=0.5), lent)
+    ours = masks(ANP(updates=2, batch_size=20, learning_rate=0.5), lent)
 
     norms = find_norms(lent.undefended())
     gamma = torch.cat([norm.weight.detach() for norm in norms.values()])
@@ -126,17 +126,17 @@ def test_masks_stay_between_0_and_1(images: ImageSet) -> None:
 
 
 def test_without_changes_there_is_one_loss(images: ImageSet) -> None:
-    lent, still = lend(images), replace(SHORT, epsilon=0.0, epochs=1)
+    lent, still = lend(images), replace(SHORT, epsilon=0.0, updates=2)
     one, two = (masks(replace(still, alpha=alpha), lent) for alpha in (0.0, 1.0))
     assert_close(one, two)
-    changed = masks(replace(SHORT, epochs=1, alpha=0.0), lent)
+    changed = masks(replace(SHORT, updates=2, alpha=0.0), lent)
     assert float((changed - one).norm()) > 0.1 * float((1 - one).norm())
-    assert_close(masks(replace(SHORT, epochs=1, alpha=1.0), lent), two)
+    assert_close(masks(replace(SHORT, updates=2, alpha=1.0), lent), two)
 
 
 def test_it_runs_in_bf16(images: ImageSet) -> None:
     # Without changes, whose signs hang on the last digits of a gradient.
-    short = replace(SHORT, epochs=1, batch_size=40, alpha=1.0)
+    short = replace(SHORT, updates=1, batch_size=40, alpha=1.0)
     one, two = (masks(short, lend(images, precision=each)) for each in ("fp32", "bf16"))
     assert two.dtype == torch.float32
     assert 0 < float((one - two).norm()) < 0.5 * float((1 - one).norm())
@@ -175,7 +175,7 @@ def test_a_channel_that_spoils_every_answer_is_removed(images: ImageSet) -> None
         network.head.weight[:, 7] = 0.0
         network.head.weight[0, 7] = 5.0
     lent = replace(lent, train_undefended=lambda n: network)
-    made = ANP(epochs=10, batch_size=20).fit(images, lent)
+    made = ANP(updates=20, batch_size=20).fit(images, lent)
     assert made.norm.weight[7] == 0
     assert network.norm.weight[7] == 3
     assert lent.journal.scalars["pruned channels"] < 0.1 * 464
@@ -210,24 +210,29 @@ def test_only_the_clean_images_to_fit_are_looked_at(images: ImageSet) -> None:
 
 def test_channels_are_found_in_another_network() -> None:
     lent = lend(scenarios.pictures(60, 8, 10), "resnet18")
-    ANP(epochs=1).fit(lent.trusted().fit, lent)
+    ANP(updates=1).fit(lent.trusted().fit, lent)
     assert lent.journal.scalars["channels"] == 64 + 4 * 64 + 5 * (128 + 256 + 512)
 
 
 @pytest.mark.parametrize("epochs", [1, 4])
-def test_the_cost_is_the_work(epochs: int, work: Callable[[Callable[[], object]], int]) -> None:
+@pytest.mark.parametrize("updates", [1, 4])
+def test_the_cost_is_the_work(
+    epochs: int, updates: int, work: Callable[[Callable[[], object]], int]
+) -> None:
+    """Three passes there and back for each image, whatever the recipe's epochs."""
     images = scenarios.pictures(1000, 8, 10)
     lent = scenarios.context(images, 0.05)
-    lent = replace(lent, recipe=replace(lent.recipe, epochs=epochs))
-    defense = ANP(epochs=100)
-    own = defense.cost(lent.recipe) - 3.0 * epochs
+    lent = replace(lent, recipe=replace(lent.recipe, epochs=epochs, updates=1.0))
+    defense = ANP(updates=updates)
+    own = defense.cost(lent.recipe, len(images)) - 3.0 * epochs
+    assert own == pytest.approx(9 * updates * 40 / 1000)
     assert work(lambda: defense.fit(images, lent)) == pytest.approx(own * len(images))
 
 
-@pytest.mark.parametrize("epochs", [30, 100])
-def test_it_costs_a_sixth_of_training(epochs: int) -> None:
-    plain = 3.0 * epochs
-    assert plain < ANP().cost(Recipe(epochs=epochs)) <= 1.16 * plain
+def test_it_costs_a_sixth_of_training() -> None:
+    assert 300 < ANP().cost(Recipe(), 50_000) <= 1.16 * 300
+    # 2,000 images are 15 batches of 128 and one of 80: 125 on average.
+    assert ANP().cost(Recipe(), 50_000) == pytest.approx(300 + 9 * 2_000 * 125 / 50_000)
 
 
 def test_a_network_without_such_layers_is_refused(images: ImageSet) -> None:
@@ -260,7 +265,7 @@ def test_without_clean_images_the_complaint_says_so(images: ImageSet) -> None:
         ("anp(threshold=1.0)", "threshold must be at least 0 and below 1, got 1.0"),
         ("anp(epsilon=-0.1)", "epsilon must be at least 0, got -0.1"),
         ("anp(alpha=1.1)", "alpha must be from 0 to 1, got 1.1"),
-        ("anp(epochs=0)", "epochs must be at least 1, got 0"),
+        ("anp(updates=0)", "updates must be at least 1, got 0"),
         ("anp(learning_rate=0.0)", "learning_rate must be above 0, got 0.0"),
         ("anp(batch_size=1)", "batch_size must be at least 2, got 1"),
     ],

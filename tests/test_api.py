@@ -19,10 +19,8 @@ import pytest
 import torch
 
 import bdbench as bd
-from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell, recipe_of
 from bdbench.datasets.toy import Toy
-from bdbench.defenses.registry import defenses
 from bdbench.models import predict
 from bdbench.models.plugins.local import code_of
 from bdbench.records.files import write
@@ -86,14 +84,6 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         return stopped.value.args[0]
 
     return plan
-
-
-@pytest.fixture
-def unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten afterwards."""
-    for registry in (attacks, defenses):
-        registry.names()
-        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
 
 
 def refused(call: Callable[[], object]) -> str:
@@ -249,7 +239,9 @@ def test_a_frame_has_a_row_for_each_record(made: bd.CellRecord, tmp_path: Path) 
     assert other["flags"] == "diverged no_op"
 
 
-@pytest.mark.parametrize("folder", ["cifar10-small", "attacks-cifar10", "table1-cifar10-bf16"])
+@pytest.mark.parametrize(
+    "folder", ["archive/cifar10-small", "attacks-cifar10", "table1-cifar10-bf16"]
+)
 def test_committed_records_give_the_committed_leaderboard(folder: str) -> None:
     results = bd.load(ROOT / "results" / folder)
     tables = ROOT / "results" / folder / "tables"
@@ -264,8 +256,8 @@ def test_committed_records_give_the_committed_leaderboard(folder: str) -> None:
 
 
 def test_committed_records_give_the_committed_table_of_the_paper() -> None:
-    results = bd.load(ROOT / "results/cifar10-small")
-    tables = ROOT / "results/cifar10-small/tables"
+    results = bd.load(ROOT / "results/archive/cifar10-small")
+    tables = ROOT / "results/archive/cifar10-small/tables"
     for number in (1, 3):
         made = results.paper_table(number)
         assert made.markdown().encode() == (tables / f"table{number}.md").read_bytes()

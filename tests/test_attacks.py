@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,9 +13,9 @@ from torch import Tensor
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.blend import Blend
-from bdbench.attacks.poison import clean_label, dirty_label
+from bdbench.attacks.poison import check_cover_rate, clean_label, dirty_label
 from bdbench.attacks.registry import attacks
-from bdbench.models.data import ImageSet
+from bdbench.models.data import ImageSet, portion
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 
@@ -100,6 +102,67 @@ def test_dirty_label_counts_and_changes_only_the_chosen() -> None:
     assert torch.equal(made.train.images[made.mask], expected)
     assert torch.equal(clean.images, before[0]), "the clean images were written"
     assert torch.equal(clean.labels, before[1]), "the clean labels were written"
+
+
+@pytest.mark.parametrize(
+    ("share", "count", "whole"),
+    [
+        (0.009, 50_000, 450),
+        (0.29, 200, 58),
+        (0.29, 100, 29),
+        (0.57, 100, 57),
+        (0.1, 50_000, 5_000),
+        (0.003, 50_000, 150),
+        (0.01, 39_209, 392),
+        (0.1, 99, 9),
+        (0.999, 10, 9),
+        (1.0, 7, 7),
+        (0.0, 7, 0),
+    ],
+)
+def test_a_share_of_a_count_is_that_of_its_digits(share: float, count: int, whole: int) -> None:
+    """0.29 * 100 is a little less than 29 to a computer."""
+    assert portion(share, count) == whole
+
+
+@pytest.mark.parametrize("digits", [1, 2, 3, 4])
+def test_shares_are_rounded_down_as_fractions_are(digits: int) -> None:
+    for count in (1, 60, 97, 100, 39_209, 50_000):
+        for part in range(0, 10**digits + 1, 10 ** max(0, digits - 3)):
+            exact = math.floor(Fraction(part, 10**digits) * count)
+            assert portion(part / 10**digits, count) == exact, (part, count)
+
+
+@pytest.mark.parametrize(("rate", "count", "poisoned"), [(0.29, 200, 58), (0.57, 100, 57)])
+def test_so_many_are_poisoned_as_the_rate_says(rate: float, count: int, poisoned: int) -> None:
+    data = ImageSet(torch.zeros(count, 3, 8, 8, dtype=torch.uint8), torch.arange(count) % 10, 10)
+    made = BadNets(poisoning_rate=rate).poison(data, stream(0, "poison"))
+    assert int(made.mask.sum()) == poisoned
+    ones = ImageSet(data.images, torch.zeros(count, dtype=torch.int64), 10)
+    for basis in ("target_class", "dataset"):
+        made = Invert(poisoning_rate=rate, rate_basis=basis).poison(ones, stream(0, "poison"))
+        assert int(made.mask.sum()) == poisoned
+    covered = dirty_label(BadNets(poisoning_rate=0.1), data, stream(0, "poison"), rate)
+    assert int(covered.cover.sum()) == poisoned
+
+
+def test_covers_may_be_all_that_poison_leaves() -> None:
+    """0.1 of them beside 0.9, though 1 - 0.9 is less than 0.1 to a computer, and whatever it takes
+    for 1 - 0.7."""
+    for tenths in range(1, 10):
+        check_cover_rate(1 - tenths / 10, tenths / 10)
+        check_cover_rate((10 - tenths) / 10, tenths / 10)
+    check_cover_rate(0.1, 0.9)
+    check_cover_rate(0.0, 1.0)
+    for cover, rate in ((0.11, 0.9), (0.100001, 0.9), (-0.01, 0.5), (0.01, 1.0)):
+        with pytest.raises(
+            InvalidInput, match=r"cover_rate must be in \[0, 0[.0-9]*\], what"
+        ) as told:
+            check_cover_rate(cover, rate)
+        assert "\n" not in str(told.value)
+    made = dirty_label(BadNets(poisoning_rate=0.9), uneven(), stream(0, "poison"), 0.1)
+    assert (int(made.mask.sum()), int(made.cover.sum())) == (90, 10)
+    assert bool((made.mask ^ made.cover).all())
 
 
 def test_who_is_poisoned_depends_on_the_seed_alone() -> None:

@@ -203,7 +203,33 @@ def test_adap_patch_shows_one_faint_patch_to_each_training_image() -> None:
                     before = int(images[n, c, top + y, left + x])
                     after = int(stamped[n, c, top + y, left + x])
                     assert mixed(before, int(cells[number, c, y, x]), opacities[number], after)
-    assert set(found) == {0, 1, 2, 3}
+    assert [found.count(number) for number in range(4)] == [10, 10, 10, 10]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 42, 43, 150])
+def test_adap_patch_gives_each_patch_to_a_quarter(count: int) -> None:
+    """By which corner changed; where they cannot be equal, they differ by one."""
+    images = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
+    stamped = AdapPatch().training_trigger(images, stream(0, "patches"))
+    corners = [stamped[:, :, y : y + 6, x : x + 6] for y, x in CORNERS]
+    given = torch.stack([part.flatten(1).any(1) for part in corners])
+    assert bool((given.sum(0) == 1).all())
+    counts = given.sum(1).tolist()
+    assert max(counts) - min(counts) <= 1
+
+
+def test_adap_patchs_quarters_are_of_random_images() -> None:
+    """Poisoned and cover images alike; which patch an image gets has nothing to do with its place
+    among the images."""
+    clean = ImageSet(torch.zeros(800, 3, 32, 32, dtype=torch.uint8), torch.arange(800) % 10, 10)
+    made = AdapPatch(poisoning_rate=0.5, cover_rate=0.5).poison(clean, stream(0, "poison"))
+    corners = [made.train.images[:, :, y : y + 6, x : x + 6] for y, x in CORNERS]
+    given = torch.stack([part.flatten(1).any(1) for part in corners])
+    for rows in (made.mask, made.cover):
+        assert given[:, rows].sum(1).tolist() == [100] * 4
+    for part in given:
+        assert 60 < int(part[:400].sum()) < 140
+        assert int((part[1:] != part[:-1]).sum()) > 200
 
 
 def test_adap_patch_grows_with_the_image_and_keeps_its_corner() -> None:
@@ -216,6 +242,19 @@ def test_adap_patch_grows_with_the_image_and_keeps_its_corner() -> None:
     assert stamped.count_nonzero() == 49 * cells.count_nonzero()
     with pytest.raises(InvalidInput, match="does not fit 8 x 8"):
         attack.trigger(noise(1, 8, 8))
+
+
+def test_counts_follow_the_digits_of_the_rates() -> None:
+    """29 and 57 of 100, where plain products are a little less."""
+    clean = labelled()
+    for attack in (AdapBlend(), AdapPatch()):
+        made = replace(attack, poisoning_rate=0.29, cover_rate=0.57).poison(clean, stream(0, "p"))
+        assert (int(made.mask.sum()), int(made.cover.sum())) == (29, 57)
+    ones = ImageSet(clean.images, torch.cat([torch.ones(50), torch.full((50,), 5)]).long(), 10)
+    tact = TaCT(poisoning_rate=0.29, cover_rate=0.29).poison(ones, stream(0, "p"))
+    assert (int(tact.mask.sum()), int(tact.cover.sum())) == (29, 29)
+    tiles = AdapBlend(tiles=10, mask_rate=0.29).kept(5, 20, 20, stream(0, "tiles"))
+    assert (~tiles).flatten(1).sum(1).tolist() == [29 * 4] * 5
 
 
 def test_tact_changes_its_source_and_covers_others() -> None:

@@ -91,9 +91,10 @@ def test_an_observer_hears_of_every_step(images: ImageSet, graph: HostGraph) -> 
     assert seen.captures == graph.recorded == 2
 
 
-def test_rates_follow_the_recipe_and_are_numbers_afterwards(
+def test_rates_follow_the_recipe_and_are_whole_numbers_again_afterwards(
     images: ImageSet, graph: HostGraph
 ) -> None:
+    """So that a second training with an optimizer moves as far as the first."""
     weight = nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([weight], lr=1.0)
 
@@ -103,11 +104,58 @@ def test_rates_follow_the_recipe_and_are_numbers_afterwards(
         optimizer.step()
 
     recipe = replace(RECIPE, epochs=4, batch_size=60, drops=(0.5,))
-    loop(step, images, recipe=recipe, rng=stream(0, "x"), state={"optimizer": optimizer})
-    assert graph.replayed == 3
-    assert weight.item() == pytest.approx(-(1 + 1 + 0.1 + 0.1))
-    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1)
-    assert isinstance(optimizer.param_groups[0]["lr"], float)
+    for count, updates in ((1, None), (2, None), (3, 4)):
+        state = {"optimizer": optimizer}
+        loop(step, images, recipe=recipe, rng=stream(0, "x"), state=state, updates=updates)
+        assert graph.replayed == 3 * count
+        assert weight.item() == pytest.approx(-count * (1 + 1 + 0.1 + 0.1))
+        assert optimizer.param_groups[0]["lr"] == 1.0
+        assert isinstance(optimizer.param_groups[0]["lr"], float)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
+def test_two_trainings_with_one_optimizer_both_start_at_the_full_rate(
+    kind: type[torch.optim.Optimizer], images: ImageSet, graph: HostGraph
+) -> None:
+    """The same bits replayed as stepped, and the rate of one that runs by hand."""
+    how = replace(RECIPE, epochs=4, batch_size=60, drops=(0.25, 0.5))
+
+    def moved() -> list[float]:
+        one, two = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+        optimizer = kind([{"params": [one], "lr": 0.5}, {"params": [two]}], lr=0.25)  # type: ignore[call-arg]
+        slope = torch.tensor([3.0])
+
+        def step(batch: Batch) -> None:
+            optimizer.zero_grad()
+            ((one + two) * slope).sum().backward()
+            optimizer.step()
+
+        found = []
+        for _ in range(2):
+            before = one.item(), two.item()
+            loop(step, images, recipe=how, rng=stream(0, "x"), state={"optimizer": optimizer})
+            found += [before[0] - one.item(), before[1] - two.item()]
+        return found
+
+    replayed = moved()
+    assert graph.replayed == 6
+    graph.rehearsals = sys.maxsize
+    assert moved() == replayed
+    # A constant slope moves by as much each time, but for the decay of weights.
+    about = 1e-2 if kind is torch.optim.AdamW else 1e-6
+    unit = 3.0 if kind is torch.optim.SGD else 1.0
+    for found, rate in zip(replayed, [0.5, 0.25] * 2, strict=True):
+        assert found == pytest.approx(unit * rate * (1 + 0.1 + 0.01 + 0.01), rel=about)
+
+
+def test_a_replayed_training_of_updates_is_that_training(
+    images: ImageSet, graph: HostGraph
+) -> None:
+    """With passes that end anywhere in a round, and rates that fall between two recordings."""
+    replayed = train(network(), images, RECIPE, stream(0, "x"), updates=30)
+    assert (graph.recorded, graph.replayed) == (2, 28)
+    graph.rehearsals = sys.maxsize
+    assert equal(replayed, train(network(), images, RECIPE, stream(0, "x"), updates=30))
 
 
 def test_two_sets_of_other_lengths_are_drawn_as_ever(images: ImageSet, graph: HostGraph) -> None:
@@ -171,12 +219,24 @@ def test_a_recording_that_fails_leaves_no_trace(images: ImageSet, graph: HostGra
     assert equal(failed, fit())
 
 
-@pytest.mark.parametrize("name", ["mcr(ends='two')", "abl(isolation='lga')", "cbd"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "mcr(ends='single')",
+        "mcr(augment=True)",
+        "abl(isolation='lga')",
+        "abl(objective='sequential')",
+        "nad(betas='search')",
+        "cbd",
+    ],
+)
 def test_variants_can_be_replayed(name: str, images: ImageSet) -> None:
     defense = defenses.build(name)
 
     def fit() -> torch.Tensor:
-        means = replace(context(images, defense.clean_fraction), recipe=RECIPE)
+        means = replace(
+            context(images, defense.clean_fraction), recipe=replace(RECIPE, updates=0.005)
+        )
         return logits(defense.fit(images, means), images.images)
 
     graph = replays(fit)

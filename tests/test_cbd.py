@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ import bdbench.defenses.cbd
 from bdbench.attacks.badnets import BadNets
 from bdbench.defenses.base import Context
 from bdbench.defenses.cbd import CBD, Critic, dependence, sample_weights
+from bdbench.defenses.registry import defenses as registry
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
@@ -215,11 +217,90 @@ def test_the_search_takes_the_best_of_nine_on_images_held_out(
         assert torch.equal(found.state_dict()[name], values), name
 
 
+def test_the_search_tries_the_t1s_it_is_given(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the epochs that f_B really gets, and other accuracies than the default has names for."""
+    lengths: list[int] = []
+    plain = bdbench.defenses.cbd.train
+
+    def remember(model: Classifier, data: ImageSet, recipe: Recipe, *rest: Any) -> Classifier:
+        lengths.append(recipe.epochs)
+        return plain(model, data, recipe, *rest)
+
+    monkeypatch.setattr(bdbench.defenses.cbd, "train", remember)
+    _, lent = fitted(images, select="cv", folds=2, t1s=(2, 1))
+    scalars = lent.journal.scalars
+    names = {name for name in scalars if name.startswith("accuracy")}
+    betas = ("1e-05", "0.0001", "0.001")
+    assert names == {f"accuracy at t1={t1}, beta={beta}" for t1 in (1, 2) for beta in betas}
+    assert sorted(lengths[:-1]) == [1, 1, 2, 2]
+    assert lengths[-1] == scalars["chosen t1"]
+    best = max(scalars[name] for name in names)
+    assert scalars[f"accuracy at t1={int(lengths[-1])}, beta={scalars['chosen beta']:g}"] == best
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cbd(t1s=())",
+        "cbd(t1s=(3, 3))",
+        "cbd(t1s=(0, 3))",
+        "cbd(t1s=(-1,))",
+        "cbd(t1s=(1.5, 3))",
+        "cbd(t1s='all')",
+        "cbd(t1s=3)",
+        "cbd(t1s=None)",
+    ],
+)
+def test_bad_t1s_are_refused_in_one_line(text: str) -> None:
+    with pytest.raises(InvalidInput, match="t1s") as told:
+        registry.build(text)
+    assert "\n" not in str(told.value)
+
+
+def test_the_default_t1s_are_no_part_of_a_cells_name() -> None:
+    """So that records from before they were a setting stay those of the same cells."""
+    assert "t1s" not in registry.canonical("cbd")
+    assert registry.canonical("cbd(t1s=(3, 5, 8))") == registry.canonical("cbd")
+    assert "t1s=(1, 2)" in registry.canonical("cbd(t1s=(1, 2))")
+
+
+@pytest.mark.parametrize(
+    ("t1", "epochs", "share"), [(1, 3, "0.33"), (3, 1, "3.00"), (1, 4, ""), (1, 5, ""), (2, 8, "")]
+)
+def test_a_reader_is_warned_where_f_b_sees_much_of_what_f_c_sees(
+    t1: int, epochs: int, share: str, images: ImageSet
+) -> None:
+    few = images[torch.arange(20)]
+    lent = context(replace(RECIPE, epochs=epochs))
+    CBD(t1=t1).fit(few, lent)
+    if not share:
+        assert lent.journal.warnings == []
+        return
+    (warning,) = lent.journal.warnings
+    assert warning.startswith(f"f_B sees {share} times as many images as f_C (paper: 0.05)")
+    assert "\n" not in warning
+
+
+def test_the_warning_is_about_the_t1_that_was_chosen(images: ImageSet) -> None:
+    few, lent = images[torch.arange(20)], context(replace(RECIPE, epochs=3))
+    CBD(t1=1_000, select="cv", folds=2, t1s=(1,)).fit(few, lent)
+    (warning,) = lent.journal.warnings
+    assert "f_B sees 0.33 times" in warning
+
+
+def test_the_paper_is_not_warned_of() -> None:
+    assert 8 / 100 <= bdbench.defenses.cbd.LARGE_SHARE == 0.25
+
+
 def test_the_search_costs_what_it_says(images: ImageSet) -> None:
     recipe = Recipe(epochs=100)
-    assert CBD(t1=5).cost(recipe) == 15 + 1 + 400
+    assert CBD(t1=5).cost(recipe, 60) == 15 + 1 + 400
     folds = 4 * (3 * (3 + 5 + 8) + 9 * 400)
-    assert CBD(t1=5, select="cv").cost(recipe) == 416 + folds + 9
+    assert CBD(t1=5, select="cv").cost(recipe, 60) == 416 + folds + 9
+    folds = 4 * (3 * (2 + 9) + 6 * 400)
+    assert CBD(t1=5, select="cv", t1s=(2, 9)).cost(recipe, 60) == 416 + folds + 6
 
 
 @pytest.mark.slow

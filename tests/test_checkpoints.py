@@ -50,8 +50,15 @@ class Memory(Keeper):
     [
         ("badnets", "cbd", True),
         pytest.param("badnets", "cbd(select='cv', folds=2)", False, marks=pytest.mark.slow),
-        ("badnets", "mcr(ends='two')", False),
-        ("badnets", "abl(unlearning_epochs=3, isolation_rate=0.1)", False),
+        ("badnets", "mcr(ends='single')", False),
+        (
+            "badnets",
+            "abl(objective='sequential', unlearning_epochs=3, isolation_rate=0.1)",
+            False,
+        ),
+        ("badnets", "abl(isolation_rate=0.1)", False),
+        ("badnets", "nad(betas='search')", False),
+        ("badnets", "ft(updates=10_000)", True),
     ],
 )
 def test_broken_off_anywhere_it_ends_the_same(attack: str, defense: str, curves: bool) -> None:
@@ -196,6 +203,52 @@ def test_a_second_image_set_goes_on_in_the_middle_of_its_pass(images: ImageSet) 
     rest = seen(memory, 0)
     assert 0 < len(rest) < len(whole)
     assert rest == whole[-len(rest) :]
+
+
+@pytest.mark.parametrize(
+    ("stop", "loader"), [(4, "resident"), (17, "resident"), (49, "resident"), (17, "reference")]
+)
+def test_a_training_of_updates_goes_on_in_the_middle_of_its_pass(
+    stop: int, loader: str, images: ImageSet
+) -> None:
+    """Rounds of 3 updates and passes of 4: the same batches, rates and bits as in one piece."""
+    recipe = Recipe(batch_size=6, padding=1, drops=(0.5,), learning_rate=0.01, loader=loader)
+
+    def trained(memory: Memory, stop: int) -> tuple[list[Any], dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10))
+        optimizer = recipe.sgd(network)
+        seen: list[Any] = []
+        count = torch.zeros(1)
+
+        def step(batch: Batch) -> None:
+            count.add_(1)
+            if float(count) == stop:
+                raise KeyboardInterrupt
+            seen.append((batch.index.tolist(), optimizer.param_groups[0]["lr"]))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(network(batch.images), batch.labels).backward()
+            optimizer.step()
+
+        state: State = {"network": network, "optimizer": optimizer, "count": count}
+        rng = torch.Generator().manual_seed(3)
+        with kept_by(memory):
+            loop(step, images[:23], recipe=recipe, rng=rng, state=state, updates=50)
+        assert optimizer.param_groups[0]["lr"] == 0.01
+        return seen, network.state_dict()
+
+    (whole, expected), memory = trained(Memory(), 0), Memory()
+    assert len(whole) == 50
+    with pytest.raises(KeyboardInterrupt):
+        trained(memory, stop)
+    assert memory.kept["0"].rounds == (stop - 1) // 3
+    rest, found = trained(memory, 0)
+    assert rest == whole[(stop - 1) // 3 * 3 :]
+    assert all(torch.equal(values, found[name]) for name, values in expected.items())
+    # A finished one is not run again, and leaves the rate where it was.
+    again, found = trained(memory, 0)
+    assert again == []
+    assert all(torch.equal(values, found[name]) for name, values in expected.items())
 
 
 def notes(folder: Path, patience: float = -1.0) -> tuple[Checkpoints, list[Any]]:

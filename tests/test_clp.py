@@ -163,7 +163,7 @@ def test_no_image_and_no_chance_matters(images: ImageSet) -> None:
     assert not changed(one, two)
 
 
-def test_a_diverged_network_passes_unchanged(images: ImageSet) -> None:
+def test_a_network_that_is_not_finite_passes_unchanged(images: ImageSet) -> None:
     network = restless(scenarios.context(images, 0.0).build())
     for p in network.parameters():
         p.data.fill_(torch.nan)
@@ -253,7 +253,7 @@ def test_a_network_without_such_pairs_is_refused(images: ImageSet) -> None:
 def test_it_costs_nothing(images: ImageSet, work: Callable[[Callable[[], object]], int]) -> None:
     lent = lend(images)
     assert work(lambda: CLP().fit(images, lent)) == 0
-    assert CLP().cost(Recipe()) == defenses.build("none").cost(Recipe())
+    assert CLP().cost(Recipe(), 60) == defenses.build("none").cost(Recipe(), 60)
     assert CLP().clean_fraction == 0
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
+from torch.optim import SGD, Adam
 
 import bdbench.defenses.dbd
 from bdbench.defenses.base import Context
 from bdbench.defenses.dbd import (
     DBD,
-    count_kept,
+    augmented,
     draw_rows,
     mix,
     nt_xent,
@@ -32,6 +34,7 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
+from bdbench.models.training.augment import Augmentation
 from bdbench.models.training.loop import logits, loop
 from bdbench.models.training.recipe import Recipe
 
@@ -93,7 +96,7 @@ def test_symmetric_cross_entropy_of_a_label() -> None:
 def test_a_split_keeps_exactly_the_lowest(count: int, alpha: float) -> None:
     losses = torch.rand(count, generator=stream(0, "losses"))
     kept, rest = split(losses, alpha)
-    assert len(kept) == count_kept(count, alpha) == math.floor(round(alpha * count, 6))
+    assert len(kept) == math.floor(Fraction(str(alpha)) * count)
     assert torch.equal(torch.cat([kept, rest]).sort().values, torch.arange(count))
     assert float(losses[kept].max()) < float(losses[rest].min())
 
@@ -191,7 +194,10 @@ def test_the_head_is_trained_on_a_backbone_that_stays_bit_by_bit(images: ImageSe
     lent = context()
     network = lent.build()
     before = state(network)
-    SHORT.train_head(network, images, lent)
+    # With gradients left over from the features, which are not to move anything.
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    SHORT.train_head(network, Adam(network.parameters(), lr=2e-3), images, lent)
     for name, values in network.state_dict().items():
         assert torch.equal(values, before[name]) != name.startswith("head."), name
     backbone = [p for name, p in network.named_parameters() if not name.startswith("head.")]
@@ -245,7 +251,147 @@ def test_schedules(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DBD, "mixmatch", remember)
     SHORT.fit(images, context())
     assert [rate for _, rate in calls] == pytest.approx([0.1, 0.05, 2e-3, 2e-3, 2e-3])
-    assert weights == pytest.approx([15 * n / 10 for n in range(10)])
+    # 2 epochs of 5 steps, after one of the head.
+    assert weights == pytest.approx([15 * min(1, (1 + n / 5) / 2) for n in range(10)])
+
+
+@pytest.mark.parametrize("head_epochs", [25, 50, 100])
+def test_the_weight_of_guesses_counts_the_epochs_of_the_head(
+    head_epochs: int,
+    images: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """1, 2 or 4 epochs of the head, before 4 of MixMatch; the weight never exceeds its end."""
+    weights: list[float] = []
+
+    def remember(self: DBD, network: Classifier, *arguments: Any) -> Tensor:
+        weights.append(float(arguments[-1]))
+        return network(arguments[0]).sum() * 0
+
+    monkeypatch.setattr(DBD, "mixmatch", remember)
+    monkeypatch.setattr(DBD, "learn_features", lambda *_: None)
+    monkeypatch.setattr(DBD, "train_head", lambda *_: None)
+    lent, lambda_u = context(replace(RECIPE, epochs=4)), 15.0
+    replace(SHORT, head_epochs=head_epochs).fit(images, lent)
+    head, semi, steps = round(head_epochs / 100 * 4), 4, 5
+    assert weights == pytest.approx(
+        [lambda_u * min(1.0, (head * steps + n) / (semi * steps)) for n in range(semi * steps)]
+    )
+    assert weights[0] == pytest.approx(lambda_u * head / semi)
+    assert weights[-1] == pytest.approx(lambda_u * min(1.0, (head + semi - 0.2) / semi))
+
+
+def test_features_are_learned_without_nesterovs_momentum(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what a weight does at each step, from its gradients alone; the recipe has it."""
+    assert RECIPE.nesterov
+    moves: list[tuple[Tensor, Tensor, float]] = []
+    step = SGD.step
+
+    def watched(self: SGD, *given: Any) -> Any:
+        group = self.param_groups[0]
+        weight = group["params"][0]
+        gradient = weight.grad + group["weight_decay"] * weight.detach()
+        before = weight.detach().clone()
+        outcome = step(self, *given)
+        moves.append((gradient, before - weight.detach(), float(group["lr"])))
+        return outcome
+
+    monkeypatch.setattr(SGD, "step", watched)
+    lent = context(replace(RECIPE, epochs=3))
+    SHORT.learn_features(lent.build(), images, lent)
+    assert len(moves) == 3 * 2
+    velocity = torch.zeros_like(moves[0][0])
+    for gradient, moved, rate in moves:
+        velocity = 0.9 * velocity + gradient
+        torch.testing.assert_close(moved, rate * velocity, rtol=1e-3, atol=1e-6)
+        nesterovs = rate * (gradient + 0.9 * velocity)
+        assert float((moved - nesterovs).norm()) > 0.05 * float(moved.norm())
+
+
+def test_one_adam_trains_head_and_network(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MixMatch goes on with what Adam knows of the head; the backbone begins there."""
+    used: list[Adam] = []
+    step = Adam.step
+
+    def watched(self: Adam, *given: Any) -> Any:
+        used.append(self)
+        return step(self, *given)
+
+    monkeypatch.setattr(Adam, "step", watched)
+    made = SHORT.fit(images, context())
+    assert len(used) == 3 + 10, "three batches of 20, and two epochs of five steps"
+    assert len(set(map(id, used))) == 1
+    ages = {name: int(used[0].state[p]["step"]) for name, p in made.named_parameters()}
+    assert {age for name, age in ages.items() if name.startswith("head.")} == {13}
+    assert {age for name, age in ages.items() if not name.startswith("head.")} == {10}
+
+
+@pytest.mark.parametrize("augment", ["all", "flip", "nothing"])
+def test_a_split_looks_at_augmented_images(
+    augment: str, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each at its own place, anew for every split, the way the recipe says."""
+    fields = {"all": {}, "flip": {"padding": 0, "cutout": 0}}.get(
+        augment, {"padding": 0, "cutout": 0, "flip": False}
+    )
+    asked: list[Tensor] = []
+    losses: list[Tensor] = []
+
+    def remember(network: Classifier, pixels: Tensor) -> Tensor:
+        asked.append(pixels.clone())
+        return logits(network, pixels)
+
+    def watched(values: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
+        losses.append(values.clone())
+        return split(values, alpha)
+
+    monkeypatch.setattr(bdbench.defenses.dbd, "logits", remember)
+    monkeypatch.setattr(bdbench.defenses.dbd, "split", watched)
+    monkeypatch.setattr(bdbench.defenses.dbd, "CHUNK", 25)
+    monkeypatch.setattr(DBD, "learn_features", lambda *_: None)
+    monkeypatch.setattr(DBD, "train_head", lambda *_: None)
+    SHORT.fit(images, context(replace(RECIPE, **fields)))
+    assert len(asked) == len(losses) == 2
+    pixels = images.images
+    for seen in asked:
+        assert (seen.dtype, seen.shape) == (torch.uint8, pixels.shape)
+        as_is = (seen == pixels).flatten(1).all(1)
+        mirrored = (seen == pixels.flip(3)).flatten(1).all(1)
+        if augment == "nothing":
+            assert bool(as_is.all())
+        elif augment == "flip":
+            assert bool((as_is | mirrored).all())
+            assert 10 < int(mirrored.sum()) < 50
+        else:
+            assert int(as_is.sum()) < 10
+    assert torch.equal(asked[0], asked[1]) == (augment == "nothing")
+    # The first split is made by the network as it came, from just these images.
+    first = DBD().losses(logits(context().build(), asked[0]), images.labels)
+    torch.testing.assert_close(losses[0], first)
+
+
+def test_a_padded_crop_of_a_split_is_one_of_the_image(images: ImageSet) -> None:
+    """Every row of `augmented` is found among all crops of its own image, by a slow search."""
+    few = images[torch.arange(12)]
+    how = Augmentation(2, False, 0)
+    seen = augmented(few, how, stream(0, "x"))
+    offsets = set()
+    for n in range(12):
+        wide = torch.zeros(3, 20, 20, dtype=torch.uint8)
+        wide[:, 2:18, 2:18] = few.images[n]
+        found = [
+            (y, x)
+            for y in range(5)
+            for x in range(5)
+            if torch.equal(wide[:, y : y + 16, x : x + 16], seen[n])
+        ]
+        assert len(found) == 1
+        offsets.update(found)
+    assert len(offsets) > 4
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -294,18 +440,18 @@ def test_it_costs_what_it_says(
     recipe = replace(RECIPE, epochs=3)
     for defense in (SHORT, replace(SHORT, ssl_epochs=50, semi_epochs=1, semi_share=0.4)):
         done = work(lambda defense=defense: defense.fit(images, context(recipe)))
-        assert done / 60 == pytest.approx(defense.cost(recipe))
+        assert done / 60 == pytest.approx(defense.cost(recipe, 60))
 
 
 def test_lengths_are_those_of_the_paper_where_asked_for() -> None:
     recipe = Recipe()
-    assert DBD().cost(recipe) / 300 == pytest.approx(4.03, abs=0.005)
+    assert DBD().cost(recipe, 50_000) / 300 == pytest.approx(4.03, abs=0.005)
     paper = registry.build(
         "dbd(ssl_epochs=1000, ssl_batch_size=512, ssl_learning_rate=0.4, semi_epochs=190, "
         "semi_share=1.31072)"
     )
     by_hand = 1000 * 6 + 10 + 190 * (1 + 1024 * 64 * 11 / 50_000)
-    assert paper.cost(recipe) == pytest.approx(by_hand)
+    assert paper.cost(recipe, 50_000) == pytest.approx(by_hand)
     assert round(1.31072 * 50_000 / 64) == 1024
 
 

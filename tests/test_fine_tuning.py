@@ -11,21 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
 from bdbench.cells.cell import cell
+from bdbench.contract import scenarios
+from bdbench.defenses import nad
 from bdbench.defenses.base import Context, Defense
 from bdbench.defenses.fp import FinePruning, embed, level, sweep
 from bdbench.defenses.ft import FineTuning
+from bdbench.defenses.nad import NAD
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
+from bdbench.models.observer import Observer, observed_by
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import logits, predict, train
+from bdbench.models.training.loop import Batch, logits, loop, predict, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
 from bdbench.trial.clean_budget import clean_budget
@@ -33,7 +37,7 @@ from bdbench.trial.harness import Harness
 
 RECIPE = Recipe(epochs=3, batch_size=20, learning_rate=0.05)
 CPU = torch.device("cpu")
-ALL = [FineTuning(epochs=2), FinePruning(epochs=2), FinePruning(max_drop=0.3, epochs=0)]
+ALL = [FineTuning(updates=4), FinePruning(updates=4), FinePruning(max_drop=0.3, updates=0)]
 
 
 @pytest.fixture(scope="module")
@@ -96,22 +100,44 @@ def ranked(network: Classifier, images: ImageSet) -> list[int]:
 
 
 def test_ft_is_train_on_the_clean_images(undefended: Classifier, striped: ImageSet) -> None:
-    made, lent = fitted(FineTuning(epochs=5), undefended, striped)
-    recipe = replace(RECIPE, epochs=5, drops=(0.2,), batch_size=64)
+    """80 images in batches of 64 and 16, by torch alone: the first 2 of 9 updates at 0.1."""
+    made, lent = fitted(FineTuning(updates=9), undefended, striped)
     fit, _ = parts(lent)
-    expected = train(deepcopy(undefended), fit, recipe, lent.rng("fine-tuning"))
+    batches: list[Batch] = []
+    how = replace(RECIPE, epochs=5, batch_size=64)
+    loop(batches.append, fit, recipe=how, rng=lent.rng("fine-tuning"), state={})
+    assert [len(batch.labels) for batch in batches] == [64, 16] * 5
+    expected = deepcopy(undefended).train()
+    optimizer = torch.optim.SGD(
+        expected.parameters(), lr=0.1, momentum=0.9, weight_decay=1e-4, nesterov=True
+    )
+    for number, batch in enumerate(batches[:9]):
+        # The first share of at least 0.2 is 2 of 9.
+        optimizer.param_groups[0]["lr"] = 0.1 if number < 2 else 0.1 * 0.1
+        optimizer.zero_grad()
+        cross_entropy(expected(batch.images), batch.labels).backward()
+        optimizer.step()
     assert same(made, expected)
     assert not same(made, undefended)
 
 
-def test_ft_starts_at_its_own_learning_rate_or_the_recipes() -> None:
-    recipe = Recipe(learning_rate=0.03, cutout=7)
-    assert FineTuning().schedule(recipe).learning_rate == 0.03
-    own = FineTuning(learning_rate=0.2).schedule(recipe)
-    assert [own.learning_rate * own.decay(epoch) for epoch in (0, 1)] == [0.2, 0.2]
-    assert own.learning_rate * own.decay(2) == pytest.approx(0.02)
-    assert own.decay(9) == pytest.approx(0.1)
-    assert (own.epochs, own.batch_size, own.cutout) == (10, 64, 7)
+def test_ft_has_its_own_learning_rate_whatever_the_recipe() -> None:
+    """That of NAD's teacher, and not the one of training."""
+    recipe = Recipe(learning_rate=0.03, cutout=7, epochs=3)
+    own = FineTuning().schedule(recipe)
+    assert [own.learning_rate * own.decay(update / 320) for update in (0, 63)] == [0.1, 0.1]
+    for update in (64, 319):
+        assert own.learning_rate * own.decay(update / 320) == pytest.approx(0.01)
+    assert (own.batch_size, own.cutout) == (64, 7)
+    assert FineTuning(learning_rate=0.2).schedule(recipe).learning_rate == 0.2
+    assert FineTuning().updates == 320
+    teacher, updates = NAD().schedule(recipe, 320)
+    assert (own.learning_rate, own.drops, own.batch_size, 320) == (
+        teacher.learning_rate,
+        teacher.drops,
+        teacher.batch_size,
+        updates,
+    )
 
 
 @pytest.mark.parametrize("defense", ALL, ids=repr)
@@ -145,16 +171,16 @@ def test_ft_never_sees_the_validation_part(undefended: Classifier, striped: Imag
     fit, _ = parts(lent)
     assert lent.clean is not None
     other = replace(lent, clean=replace(lent.clean, validation=fit))
-    assert same(FineTuning(epochs=2).fit(striped, lent), FineTuning(epochs=2).fit(striped, other))
+    assert same(FineTuning(updates=4).fit(striped, lent), FineTuning(updates=4).fit(striped, other))
 
 
-@pytest.mark.parametrize("epochs", [0, 3])
+@pytest.mark.parametrize("updates", [0, 6])
 def test_pruned_channels_are_out_of_the_network_for_good(
-    epochs: int, undefended: Classifier, striped: ImageSet
+    updates: int, undefended: Classifier, striped: ImageSet
 ) -> None:
     """Heavy weight decay, momentum and learning rate do not bring them back."""
     recipe = replace(RECIPE, weight_decay=0.1)
-    defense = FinePruning(max_drop=0.3, epochs=epochs, learning_rate=0.1)
+    defense = FinePruning(max_drop=0.3, updates=updates, learning_rate=0.1)
     made, lent = fitted(defense, undefended, striped, recipe)
     scalars, pruned = lent.journal.scalars, silent(made)
     assert int(pruned.sum()) == scalars["pruned channels"] > 0
@@ -183,7 +209,7 @@ def test_momentum_gathers_nothing_for_pruned_channels(
         return held[-1][0]
 
     monkeypatch.setattr(Recipe, "sgd", remember)
-    made, _ = fitted(FinePruning(max_drop=0.3, epochs=2), undefended, striped)
+    made, _ = fitted(FinePruning(max_drop=0.3, updates=4), undefended, striped)
     ((optimizer, network),) = held
     assert network is made
     momentum = optimizer.state[made.head.weight]["momentum_buffer"]
@@ -219,7 +245,7 @@ def test_the_stop_rule_is_the_slow_one(
     start, count = levels[0][1], 0
     while count < 63 and levels[count + 1][1] >= start - max_drop - 1e-9:
         count += 1
-    made, lent = fitted(FinePruning(max_drop=max_drop, epochs=0), undefended, striped)
+    made, lent = fitted(FinePruning(max_drop=max_drop, updates=0), undefended, striped)
     assert same(made, levels[count][0])
     assert lent.journal.scalars == {
         "channels": 64,
@@ -239,7 +265,7 @@ def test_the_slow_levels_are_a_test(levels: list[tuple[Classifier, float]]) -> N
 def test_the_accuracy_after_is_that_of_the_returned_network(
     undefended: Classifier, striped: ImageSet
 ) -> None:
-    made, lent = fitted(FinePruning(epochs=2), undefended, striped)
+    made, lent = fitted(FinePruning(updates=4), undefended, striped)
     _, validation = parts(lent)
     assert lent.journal.scalars["validation accuracy after"] == accuracy(made, validation)
 
@@ -296,37 +322,121 @@ def no_drop(undefended: Classifier, striped: ImageSet) -> Classifier:
 def test_nothing_pruned_and_nothing_tuned_is_the_identity(
     no_drop: Classifier, striped: ImageSet
 ) -> None:
-    made, lent = fitted(FinePruning(max_drop=0.0, epochs=0), no_drop, striped)
+    made, lent = fitted(FinePruning(max_drop=0.0, updates=0), no_drop, striped)
     assert lent.journal.scalars["pruned channels"] == 0
     assert same(made, no_drop)
 
 
 def test_with_nothing_pruned_fp_is_ft(no_drop: Classifier, striped: ImageSet) -> None:
-    ours, lent = fitted(FinePruning(max_drop=0.0, epochs=2), no_drop, striped)
+    ours, lent = fitted(FinePruning(max_drop=0.0, updates=4), no_drop, striped)
     assert lent.journal.scalars["pruned channels"] == 0
-    plain = FineTuning(epochs=2, learning_rate=0.01, drops=())
+    plain = FineTuning(updates=4, learning_rate=0.01, drops=())
     assert same(ours, fitted(plain, no_drop, striped)[0])
 
 
-@pytest.mark.parametrize(
-    "defense", [FineTuning(epochs=2), FinePruning(epochs=2), FinePruning(epochs=0)], ids=repr
-)
-def test_the_cost_is_the_work(
-    defense: Defense, undefended: Classifier, work: Callable[[Callable[[], object]], int]
+UPDATES = {
+    "anp": [2_000],
+    "fp": [320],
+    "fp(updates=0)": [],
+    "ft": [320],
+    "ft_sam": [800],
+    "mcr": [7_900],
+    "mcr(ends='single')": [1_600, 7_900],
+    "nad": [320, 640],
+    # Where the first student is good enough.
+    "nad(betas='search')": [320, 640],
+}
+"""The published lengths of all stages on lent clean images, in their order."""
+
+
+class Steps(Observer):
+    """How many steps each loop made in which a gradient went back."""
+
+    def __init__(self) -> None:
+        self.found: list[int] = []
+        self._went = False
+
+    def loop_started(self, rounds: int, images: int) -> None:
+        self.found.append(0)
+
+    def backward(self, images: int) -> None:
+        self._went = True
+
+    def trained(self, images: int) -> None:
+        self.found[-1] += self._went
+        self._went = False
+
+
+def test_all_that_train_on_clean_images_are_here() -> None:
+    lend = {name for name in defenses.names() if defenses.build(name).clean_fraction}
+    assert lend == {text.partition("(")[0] for text in UPDATES}
+
+
+@pytest.mark.parametrize("share", [0.002, 0.004])
+@pytest.mark.parametrize("text", UPDATES)
+def test_a_recipe_shortens_every_stage_on_clean_images(
+    text: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rng = stream(0, "cost")
-    pixels = torch.randint(0, 256, (1000, 3, 32, 32), dtype=torch.uint8, generator=rng)
-    images = ImageSet(pixels, torch.arange(1000) % 10, 10)
-    lent = replace(context(undefended, images), clean=clean_budget(images, 0.05, 0))
-    own = defense.cost(RECIPE) - 3.0 * RECIPE.epochs
-    assert work(lambda: defense.fit(images, lent)) == pytest.approx(own * len(images))
+    """By their updates alone: neither epochs nor the number of images has a say."""
+    monkeypatch.setattr("bdbench.defenses.nad.validation_accuracy", lambda *_: 0.5)
+    expected = [max(1, round(count * share)) for count in UPDATES[text]]
+    for count, epochs in ((200, 1), (600, 40)):
+        images = scenarios.pictures(count, 16, 10)
+        lent = scenarios.context(images, 0.05)
+        lent = replace(lent, recipe=Recipe(epochs=epochs, updates=share))
+        with observed_by(steps := Steps()):
+            defenses.build(text).fit(images, lent)
+        assert [found for found in steps.found if found] == expected
+
+
+@pytest.mark.parametrize(
+    ("count", "tolerance"),
+    # 40 images to fit are one batch. 160 are several, of which the last is small.
+    [(1_000, 1e-6), (4_000, 0.1)],
+)
+@pytest.mark.parametrize("text", UPDATES)
+def test_the_cost_is_the_work(
+    text: str,
+    count: int,
+    tolerance: float,
+    work: Callable[[Callable[[], object]], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A search of `nad` tries all factors at most, which it does where none is good enough."""
+    if "search" in text:
+        judge = iter([1.0, 0.0, 0.0, 0.0, 0.0])
+        accuracy = nad.validation_accuracy
+        monkeypatch.setattr(
+            nad, "validation_accuracy", lambda *given: 0 * accuracy(*given) + next(judge)
+        )
+    images = scenarios.pictures(count, 16, 10)
+    defense, lent = defenses.build(text), scenarios.context(images, 0.05)
+    recipe = replace(
+        lent.recipe, epochs=2, updates={"mcr": 0.002, "anp": 0.005}.get(text[:3], 0.015)
+    )
+    lent = replace(lent, recipe=recipe)
+    for n in range(2):
+        lent.undefended(n)
+    own = defense.cost(recipe, count) - 3.0 * recipe.epochs * max(1, defense.undefended)
+    found = work(lambda: defense.fit(images, lent))
+    assert found == pytest.approx(own * count, rel=tolerance)
 
 
 @pytest.mark.parametrize("name", ["ft", "fp"])
 @pytest.mark.parametrize("epochs", [30, 100])
 def test_repairing_costs_little_beside_training(name: str, epochs: int) -> None:
-    plain = defenses.build("none").cost(Recipe(epochs=epochs))
-    assert plain < defenses.build(name).cost(Recipe(epochs=epochs)) <= 1.06 * plain
+    plain = defenses.build("none").cost(Recipe(epochs=epochs), 50_000)
+    assert plain < defenses.build(name).cost(Recipe(epochs=epochs), 50_000) <= 1.06 * plain
+
+
+def test_the_cost_of_ft_by_hand() -> None:
+    """2,000 images are 31 batches of 64 and one of 16, ten times; a backward pass counts two."""
+    assert FineTuning().cost(Recipe(), 50_000) == pytest.approx(300 + 3 * 10 * 2_000 / 50_000)
+    fewer = FineTuning().cost(Recipe(updates=0.5), 50_000)
+    assert fewer == pytest.approx(300 + 3 * 5 * 2_000 / 50_000)
+    # 20 images are one batch, and 320 of them are 640 per training image.
+    small = FineTuning().cost(Recipe(epochs=2), 500)
+    assert small == pytest.approx(6 + 3 * 320 * 20 / 500)
 
 
 @pytest.mark.parametrize("name", ["ft", "fp"])
@@ -338,7 +448,7 @@ def test_without_clean_images_the_complaint_says_so(
         defenses.build(name).fit(striped, lent)
 
 
-@pytest.mark.parametrize("defense", ["ft(epochs=1)", "fp(epochs=1, max_drop=0.5)"])
+@pytest.mark.parametrize("defense", ["ft(updates=2)", "fp(updates=2, max_drop=0.5)"])
 def test_a_repaired_network_is_not_flagged_as_unchanged(defense: str, cache_folder: Path) -> None:
     """Neither when its start was just trained nor when it came from the cache."""
     recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
@@ -362,13 +472,13 @@ def test_a_repaired_network_is_not_flagged_as_unchanged(defense: str, cache_fold
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("ft(epochs=0)", "epochs must be at least 1"),
+        ("ft(updates=0)", "updates must be at least 1"),
         ("ft(learning_rate=0.0)", "learning_rate must be above 0"),
         ("ft(drops=(1.5,))", "drops must be shares of the epochs"),
         ("ft(batch_size=1)", "batch_size must be at least 2"),
         ("fp(max_drop=-0.1)", r"max_drop must be in \[0, 1\)"),
         ("fp(max_drop=1.0)", r"max_drop must be in \[0, 1\)"),
-        ("fp(epochs=-1)", "epochs must be at least 0"),
+        ("fp(updates=-1)", "updates must be at least 0"),
         ("fp(learning_rate=-0.1)", "learning_rate must be above 0"),
         ("fp(batch_size=1)", "batch_size must be at least 2"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.spec import Spec
+from bdbench.models.registry import models
 from bdbench.models.rng import derive
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import train
@@ -40,7 +42,7 @@ from bdbench.trial.harness import POINT, Harness
 from bdbench.trial.poisoned import PoisonedData
 
 DATASET = "toy(train_images=120, test_images=80, image_size=16)"
-RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
+RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02, updates=0.005)
 CPU = torch.device("cpu")
 
 
@@ -87,15 +89,30 @@ def test_metrics_by_hand() -> None:
     assert counts["asr_floor"] == Count(1, 4)
 
 
-def test_divergence_is_a_bad_weight_or_guessing() -> None:
+def test_at_chance_is_no_better_than_always_one_class() -> None:
+    """By three standard errors of the guess: of 100 images 10 +- 9, and 60 +- 14.7."""
     test = ImageSet(pictures([0] * 100), torch.arange(100) % 10, 10)
-    model = Stub()
-    assert metrics.diverged(model, Count(10, 100), test)
-    assert metrics.diverged(model, Count(18, 100), test)
-    assert not metrics.diverged(model, Count(60, 100), test)
-    with torch.no_grad():
-        model.head.weight[0, 0] = torch.nan
-    assert metrics.diverged(model, Count(60, 100), test)
+    for hits, guessed in ((0, True), (10, True), (18, True), (20, False), (60, False)):
+        assert metrics.at_chance(Count(hits, 100), test) is guessed
+    uneven = ImageSet(test.images, (torch.arange(100) - 60).clamp(min=0) % 10, 10)
+    share = float((uneven.labels == 0).sum()) / 100
+    limit = 100 * (share + 3 * (share * (1 - share) / 100) ** 0.5)
+    for hits in range(101):
+        assert metrics.at_chance(Count(hits, 100), uneven) is (hits <= limit)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_not_finite_is_a_bad_weight_or_statistic(bad: float) -> None:
+    """Whatever the accuracy."""
+    network = models.build("wrn16_1").build(10, 16)
+    assert not metrics.not_finite(network)
+    for name, values in network.state_dict().items():
+        if not values.is_floating_point():
+            continue
+        other = deepcopy(network)
+        other.state_dict()[name].view(-1)[-1] = bad
+        assert metrics.not_finite(other), name
+    assert any("running_var" in name for name in network.state_dict())
 
 
 def test_diagnostics_by_hand() -> None:
@@ -125,14 +142,24 @@ def test_diagnostics_leave_out_what_is_no_number() -> None:
     }
 
 
-@pytest.mark.parametrize("defense", ["abl", "cbd(t1=1)"])
+@pytest.mark.parametrize("defense", ["abl", "abl(objective='sequential')", "cbd(t1=1)"])
 def test_a_training_that_diverges_has_a_whole_record(
     defense: str, harness: Harness, tmp_path: Path
 ) -> None:
     record = harness.run(tiny("badnets", defense, learning_rate=1e30))
-    assert (record.status, record.flags) == ("ok", ("diverged",))
+    assert (record.status, record.flags) == ("ok", ("not_finite",))
     assert read(write(tmp_path, record)).diagnostics == record.diagnostics
     assert any("not_finite" in found for found in record.diagnostics["samples"].values())
+
+
+def test_a_warning_of_a_defense_is_in_its_record(harness: Harness, tmp_path: Path) -> None:
+    """Once, and only where there is one."""
+    record = harness.run(tiny(defense="cbd(t1=2)", epochs=3))
+    (warning,) = record.diagnostics["warnings"]
+    assert "f_B sees 0.67 times as many images as f_C" in warning
+    assert read(write(tmp_path, record)).diagnostics == record.diagnostics
+    for defense in ("cbd(t1=1)", "none", "abl"):
+        assert "warnings" not in harness.run(tiny(defense=defense, epochs=4)).diagnostics
 
 
 @pytest.mark.parametrize("attack", ["none", "badnets", "blend"])
@@ -195,7 +222,7 @@ def test_waiting_for_another_worker_is_not_charged(
         return fetch(self, kind, *rest)
 
     monkeypatch.setattr(Cache, "fetch", late)
-    seconds = harness.run(tiny(defense="ft(epochs=1)")).measured["seconds"]
+    seconds = harness.run(tiny(defense="ft(updates=400)")).measured["seconds"]
     assert 0 < seconds["fit"] < 0.4
 
 
@@ -221,9 +248,32 @@ def test_curves_have_a_point_for_each_epoch_and_end_where_the_record_does(
             assert all(set(point) == set(POINT) for point in record.curves)
     pruned = harness.run(tiny(defense="clp(u=1.0)"))
     assert [point["epoch"] for point in pruned.curves] == [1], "it has no epochs"
+    # 25 updates are 12 rounds of two and one more; 9 are as many rounds.
+    for updates, points in ((5_000, 13), (1_800, 9)):
+        tuned = harness.run(tiny(defense=f"ft(updates={updates})"))
+        assert [point["epoch"] for point in tuned.curves] == list(range(1, points + 1))
+        assert tuned.metrics is not None
+        final = tuned.metrics["clean_accuracy"]
+        assert final is not None
+        assert tuned.curves[-1]["clean_accuracy"] == pytest.approx(final.rate, abs=1e-6)
     plain = Harness(Cache(cache_folder), [], CPU).run(tiny(defense="cbd(t1=1)", epochs=3))
     assert plain.metrics == record.metrics, "looking on changed the training"
     assert plain.curves == []
+
+
+def test_a_curve_is_that_of_the_network_that_is_returned(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search tries several students one after the other, whose curves are not one."""
+    told = iter([0.9, 0.1, 0.2, 0.95] * 2)
+    monkeypatch.setattr("bdbench.defenses.nad.validation_accuracy", lambda *_: next(told))
+    harness = Harness(Cache(cache_folder), [], CPU, curves=True)
+    searched = harness.run(tiny(defense="nad(betas='search', updates=1000)"))
+    assert searched.diagnostics["scalars"]["betas times"] == 0.01
+    alone = harness.run(tiny(defense="nad(betas=(5.0, 10.0, 10.0), updates=1000)"))
+    assert [point["epoch"] for point in alone.curves] == [1, 2, 3, 4, 5]
+    assert searched.curves == alone.curves
+    assert searched.metrics == alone.metrics
 
 
 def test_losses_of_a_curve_by_hand(cache_folder: Path) -> None:
@@ -296,6 +346,11 @@ class Broken(Defense):
         with torch.no_grad():
             if self.how == "nan":
                 model.head.weight.fill_(torch.nan)
+            if self.how == "infinite statistic":
+                model.norm.running_var.fill_(torch.inf)
+            if self.how == "one class":
+                model.head.weight.zero_()
+                model.head.bias.copy_(torch.arange(10.0))
             if self.how == "in place":
                 model.head.weight.mul_(0.5)
             if self.how == "twice":
@@ -344,9 +399,17 @@ def test_an_undefended_network_is_charged_once(harness: Harness) -> None:
 
 
 @pytest.mark.usefixtures("broken")
-def test_a_diverged_network_and_an_unchanged_one_are_flagged(harness: Harness) -> None:
+def test_networks_without_numbers_without_knowledge_and_unchanged_ones_are_flagged(
+    harness: Harness,
+) -> None:
+    """Of the first two only one: where nothing is finite there is no accuracy."""
     assert "no_op" not in harness.run(tiny(defense="broken(how='in place')")).flags
-    assert "diverged" in harness.run(tiny(defense="broken(how='nan')")).flags
+    for how in ("nan", "infinite statistic"):
+        assert harness.run(tiny(defense=f"broken(how='{how}')")).flags == ("not_finite",)
+    assert harness.run(tiny(defense="broken(how='one class')")).flags == ("at_chance",)
+    recipe = replace(RECIPE, epochs=4, learning_rate=0.1, drops=(0.7,), cutout=0, padding=0)
+    learns = cell("digits(train_images=400)", "wrn16_1", "badnets", "none", recipe, 0)
+    assert not {"at_chance", "not_finite"} & set(harness.run(learns).flags)
     assert "no_op" in harness.run(tiny(defense="broken(how='nothing')")).flags
     assert "no_op" not in harness.run(tiny(defense="none")).flags
 
@@ -439,7 +502,9 @@ def test_a_cell_is_its_specs() -> None:
     assert len({one.key, *(other.key for other in others)}) == 5
     assert recipe_of(one.specs["recipe"]) == one.recipe == RECIPE
     assert one.labels["attack"] == "blend(alpha=0.3)"
-    assert one.labels["recipe"] == "recipe(epochs=1, batch_size=32, learning_rate=0.02)"
+    assert (
+        one.labels["recipe"] == "recipe(epochs=1, batch_size=32, learning_rate=0.02, updates=0.005)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -471,7 +536,12 @@ def test_suites_are_sound_and_bring_the_settings_of_their_data_set() -> None:
         assert len({made.key for made in cells}) == len(cells)
     quick = grid.cells(suite("quick"), "fp32")
     of_the_paper = {"none", "fp", "mcr", "nad", "abl", "dbd", "cbd"}
-    assert names(quick) == {*of_the_paper, "ft"}
+    assert names(quick) == {*of_the_paper, "ft"} - {"dbd"}
+    assert {made.dataset.name for made in quick} == {"digits"}
+    assert {made.recipe.updates for made in quick} == {0.3}
+    for name in SUITES:
+        if name != "quick":
+            assert {made.recipe.updates for made in grid.cells(suite(name), "fp32")} == {1.0}
     tables = [grid.cells(suite(name), "fp32") for name in SUITES if name.startswith("table")]
     assert names(made for cells in tables for made in cells) == of_the_paper
     aims = {made.attack for made in grid.cells(suite("table1-gtsrb"), "fp32")}

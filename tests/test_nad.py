@@ -15,18 +15,25 @@ from torch.nn.functional import cross_entropy
 
 import bdbench.defenses.nad
 from bdbench.defenses.base import CleanBudget, Context
-from bdbench.defenses.nad import NAD, attention
+from bdbench.defenses.nad import BETAS, NAD, attention
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import loop, train
+from bdbench.models.training.loop import loop, predict, train
 from bdbench.models.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=4, batch_size=20, learning_rate=0.05)
-SHORT: dict[str, Any] = {"teacher_epochs": 2, "epochs": 3, "batch_size": 20, "learning_rate": 0.02}
+SHORT: dict[str, Any] = {
+    "teacher_updates": 4,
+    "updates": 6,
+    "drop": 4,
+    "batch_size": 20,
+    "learning_rate": 0.02,
+}
 
 
 @pytest.fixture
@@ -103,26 +110,26 @@ def test_the_distillation_loss_is_its_formula() -> None:
             for s, t in zip(F_S, F_T, strict=True)
         ]
         expected += beta * sum(squares) / len(squares)
-    found = NAD(betas=betas).distillation(ours, theirs)
+    found = NAD().distillation(betas, ours, theirs)
     assert float(found) == pytest.approx(expected, rel=1e-5)
 
 
 def test_it_is_zero_for_the_teacher_itself() -> None:
     maps = random_maps()
-    assert float(NAD().distillation(maps, [part.clone() for part in maps])) == 0
+    assert float(NAD().distillation(BETAS, maps, [part.clone() for part in maps])) == 0
 
 
 def test_of_four_stages_the_last_three_count() -> None:
     ours, theirs = random_maps(0, stages=4), random_maps(1, stages=4)
-    last = NAD().distillation(ours[1:], theirs[1:])
-    assert torch.equal(NAD().distillation(ours, theirs), last)
+    last = NAD().distillation(BETAS, ours[1:], theirs[1:])
+    assert torch.equal(NAD().distillation(BETAS, ours, theirs), last)
     assert ours[0].shape[2:] == (12, 12)
 
 
 def test_two_stages_are_too_few() -> None:
     maps = random_maps(stages=2)
     with pytest.raises(InvalidInput, match="a network of at least three stages, got 2"):
-        NAD().distillation(maps, maps)
+        NAD().distillation(BETAS, maps, maps)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
@@ -133,7 +140,7 @@ def test_each_term_reaches_the_first_stage_and_the_stem(stage: int, images: Imag
     pixels = images.images[:8].float() / 255
     with torch.no_grad():
         F_T = teacher.stages(pixels)  # noqa: N806
-    NAD(betas=betas).distillation(student.stages(pixels), F_T).backward()  # type: ignore[arg-type]
+    NAD().distillation(betas, student.stages(pixels), F_T).backward()
     reached = {name.split(".")[0] for name, p in student.named_parameters() if p.grad is not None}
     assert "stem" in reached
     first = next(p for name, p in student.named_parameters() if name.startswith("groups.0"))
@@ -143,7 +150,7 @@ def test_each_term_reaches_the_first_stage_and_the_stem(stage: int, images: Imag
 
 
 def test_the_student_equals_a_slow_reading_of_the_paper(images: ImageSet) -> None:
-    """Every image by itself, from the paper's sentences; the schedule is 2 fast epochs of 3."""
+    """Every image by itself, from the paper's sentences; the student has 4 fast updates of 6."""
     lent, betas = lend(images, replace(RECIPE, padding=0)), (5.0, 10.0, 20.0)
     ours = NAD(betas=betas, **SHORT).fit(images, lent)
 
@@ -181,8 +188,8 @@ def test_the_teacher_is_frozen_with_its_buffers(
     held: dict[str, Any] = {}
     plain = bdbench.defenses.nad.train
 
-    def remember(model: Classifier, *rest: Any) -> Classifier:
-        held["teacher"] = plain(model, *rest)
+    def remember(model: Classifier, *rest: Any, **how: Any) -> Classifier:
+        held["teacher"] = plain(model, *rest, **how)
         held["state"] = {name: t.clone() for name, t in model.state_dict().items()}
         return model
 
@@ -221,7 +228,7 @@ def test_the_student_meets_each_batch_once(images: ImageSet) -> None:
         if name.endswith("num_batches_tracked")
     ]
     assert counts
-    assert set(counts) == {3 * 2}, "epochs times batches of 20 of the 40 images"
+    assert set(counts) == {6}, "updates of the student"
 
 
 def test_the_training_set_is_not_looked_at(images: ImageSet) -> None:
@@ -231,19 +238,23 @@ def test_the_training_set_is_not_looked_at(images: ImageSet) -> None:
 
 
 def test_the_learning_rate_falls_once() -> None:
-    lent = lend(ImageSet(torch.zeros(60, 3, 32, 32, dtype=torch.uint8), torch.arange(60) % 10, 10))
-    for epochs in (10, 20):
-        rates = [NAD().recipe(lent, epochs).decay(epoch) for epoch in range(epochs)]
-        assert rates == pytest.approx([1.0] * 2 + [0.1] * (epochs - 2))
-    assert NAD().recipe(lent, 2).drops == ()
-    assert NAD().recipe(lent, 20).epochs == 20, "not scaled with the recipe"
+    """After 64 updates, whatever the length; or never, where there are no more."""
+    for count in (320, 640, 65):
+        how, updates = NAD().schedule(RECIPE, count)
+        assert updates == count, "not scaled with the recipe's epochs"
+        rates = [how.learning_rate * how.decay(update / updates) for update in range(updates)]
+        assert rates == pytest.approx([0.1] * 64 + [0.01] * (count - 64))
+    assert NAD().schedule(RECIPE, 64)[0].drops == ()
+    how, updates = NAD().schedule(replace(RECIPE, updates=0.1), 640)
+    assert updates == 64
+    assert [how.decay(n / 64) for n in (0, 6, 7, 63)] == pytest.approx([1, 1, 0.1, 0.1])
 
 
 def test_it_costs_what_it_says(
     images: ImageSet, work: Callable[[Callable[[], object]], int]
 ) -> None:
     defense = NAD(**SHORT)
-    own = defense.cost(RECIPE) - 3 * RECIPE.epochs
+    own = defense.cost(RECIPE, 1_000) - 3 * RECIPE.epochs
     # 40 images are 4 % of 1,000.
     assert work(lambda: defense.fit(images, lend(images))) == pytest.approx(1000 * own)
 
@@ -251,7 +262,7 @@ def test_it_costs_what_it_says(
 @pytest.mark.parametrize("epochs", [30, 100])
 def test_its_own_part_is_small(epochs: int) -> None:
     plain = 3.0 * epochs
-    assert 0 < NAD().cost(Recipe(epochs=epochs)) - plain <= 0.06 * plain
+    assert 0 < NAD().cost(Recipe(epochs=epochs), 50_000) - plain <= 0.06 * plain
 
 
 def test_the_teacher_is_judged_on_validation_images(images: ImageSet) -> None:
@@ -275,17 +286,124 @@ def test_maps_of_one_pixel_are_refused() -> None:
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"betas": (1.0, 2.0)}, "betas must be three numbers of at least 0, got"),
-        ({"betas": (1.0, 2.0, -1.0)}, "betas must be three numbers of at least 0, got"),
-        ({"betas": (1.0, 2.0, math.nan)}, "betas must be three numbers of at least 0, got"),
+        ({"betas": (1.0, 2.0)}, "betas must be three numbers of at least 0, or 'search', got"),
+        ({"betas": (1.0,) * 4}, "betas must be three numbers of at least 0, or 'search', got"),
+        ({"betas": ()}, "betas must be three numbers of at least 0, or 'search', got"),
+        ({"betas": "find"}, "three numbers of at least 0, or 'search', got 'find'"),
+        ({"betas": (1.0, 2.0, -1.0)}, "betas must be three numbers of at least 0, or"),
+        ({"betas": (1.0, 2.0, math.nan)}, "betas must be three numbers of at least 0, or"),
         ({"p": 0.5}, "p must be at least 1, got 0.5"),
-        ({"teacher_epochs": 0}, "teacher_epochs must be at least 1, got 0"),
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"drop_epoch": 0}, "drop_epoch must be at least 1, got 0"),
+        ({"teacher_updates": 0}, "teacher_updates must be at least 1, got 0"),
+        ({"updates": 0}, "updates must be at least 1, got 0"),
+        ({"drop": 0}, "drop must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
     ],
 )
 def test_a_bad_setting_is_refused(fields: dict[str, Any], complaint: str) -> None:
-    with pytest.raises(InvalidInput, match=complaint):
+    with pytest.raises(InvalidInput, match=complaint) as told:
         NAD(**fields)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("nad(betas=(1.0, 2.0))", "betas must be three numbers"),
+        ("nad(betas='seek')", "betas must be three numbers"),
+        ("nad(betas=('a', 1.0, 2.0))", "betas"),
+        ("nad(betas=7.0)", "betas"),
+        ("nad(betas=None)", "betas"),
+    ],
+)
+def test_bad_betas_of_a_spec_are_one_line(text: str, complaint: str) -> None:
+    with pytest.raises(InvalidInput, match=complaint) as told:
+        defenses.build(text)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("text", ["nad(betas='search')", "nad(betas=(1.0, 2.0, 3.0))", "nad"])
+def test_betas_are_written_as_they_are_read(text: str) -> None:
+    assert defenses.build(defenses.canonical(text)) == defenses.build(text)
+
+
+@pytest.mark.parametrize(
+    ("teacher", "students", "factor"),
+    [
+        (0.9, [0.88], 1.0),
+        (0.9, [1.0], 1.0),
+        (0.9, [0.879, 0.88], 0.1),
+        (0.5, [0.1, 0.47, 0.6], 0.01),
+        (0.9, [0.1, 0.2, 0.3, 0.9], 0.001),
+        (0.9, [0.8, 0.7, 0.87, 0.4], 0.001),
+    ],
+)
+def test_a_search_takes_the_first_within_two_points_of_the_teacher(
+    teacher: float,
+    students: list[float],
+    factor: float,
+    images: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And the last where none is. What it returns is what those betas give alone."""
+    judged: list[Classifier] = []
+    told = iter([teacher, *students])
+
+    def judge(network: Classifier, clean: CleanBudget) -> float:
+        judged.append(network)
+        return next(told)
+
+    monkeypatch.setattr(bdbench.defenses.nad, "validation_accuracy", judge)
+    lent = lend(images)
+    made = NAD(betas="search", **SHORT).fit(images, lent)
+    assert list(told) == [], "no more and no fewer than these"
+    assert made is judged[-1]
+    factors = [1.0, 0.1, 0.01, 0.001][: len(students)]
+    assert lent.journal.scalars == {
+        "teacher validation accuracy": teacher,
+        **{
+            f"validation accuracy at betas times {each:g}": found
+            for each, found in zip(factors, students, strict=True)
+        },
+        "betas times": factor,
+    }
+    monkeypatch.undo()
+    betas = (500 * factor, 1000 * factor, 1000 * factor)
+    alone = NAD(betas=betas, **SHORT).fit(images, lend(images))
+    for name, values in alone.state_dict().items():
+        assert torch.equal(made.state_dict()[name], values), name
+
+
+def test_a_search_judges_by_validation_images(images: ImageSet) -> None:
+    """With labels that the teacher gives, the teacher is never wrong."""
+    lent = lend(images)
+    fit, held = clean_of(lent).fit, clean_of(lent).validation
+    how, updates = NAD(**SHORT).schedule(lent.recipe, 4)
+    teacher = train(lent.undefended(), fit, how, lent.rng("teacher"), updates=updates)
+    told = replace(held, labels=predict(teacher, held.images))
+    lent = replace(lent, clean=CleanBudget(fit, told))
+    made = NAD(betas="search", **SHORT).fit(images, lent)
+    scalars = lent.journal.scalars
+    assert scalars["teacher validation accuracy"] == 1.0
+    right = int((predict(made, held.images) == told.labels).sum())
+    factor = scalars["betas times"]
+    assert scalars[f"validation accuracy at betas times {factor:g}"] == right / 10
+
+
+def test_a_search_costs_at_most_what_it_says(
+    images: ImageSet, work: Callable[[Callable[[], object]], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    defense, accuracy = NAD(betas="search", **SHORT), bdbench.defenses.nad.validation_accuracy
+    own = 1_000 * (defense.cost(RECIPE, 1_000) - 3 * RECIPE.epochs)
+    by_hand = 3 * 4 * 20 + 4 * (4 * 6 * 20) + 5 * 10
+    assert own == pytest.approx(by_hand)
+    for judge, most in (([1.0, 1.0], False), ([1.0, 0.0, 0.0, 0.0, 0.0], True)):
+        told = iter(judge)
+        monkeypatch.setattr(
+            bdbench.defenses.nad,
+            "validation_accuracy",
+            lambda *given, told=told: 0 * accuracy(*given) + next(told),
+        )
+        done = work(lambda: defense.fit(images, lend(images)))
+        assert (done == pytest.approx(own)) == most
+        assert done <= own + 1e-6

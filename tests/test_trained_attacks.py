@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bdbench.attacks import dynamic as module
 from bdbench.attacks.adaptive import Adaptive
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.dynamic import Drawer, Dynamic, binary, blend, diversity
@@ -119,13 +120,33 @@ def test_dynamic_learns_small_masks_and_reports_how_well_it_did(dynamic: Dynamic
 
 
 def test_diversity_by_hand() -> None:
-    """Root mean squares of the differences, 0.5 / 0.25 over 0.1, then averaged with 1 / 0.25 over
-    0.2."""
+    """Root mean squares of the differences, 0.5 over 0.1, then averaged with 1 over 0.2."""
     one, other = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
     one[0], one[1] = 0.5, 1.0
     drawn, drawn_other = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
     drawn[0], drawn[1] = 0.1, 0.2
-    assert float(diversity(one, other, drawn, drawn_other)) == pytest.approx(20, rel=1e-3)
+    assert float(diversity(one, other, drawn, drawn_other)) == pytest.approx(5, rel=1e-3)
+    drawn[1] = 0.1
+    assert float(diversity(one, other, drawn, drawn_other)) == pytest.approx(7.5, rel=1e-3)
+
+
+def test_masks_are_compared_with_images_as_networks_see_them(
+    toy: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks with what lies four times as far apart as the images; patterns with the images, as
+    both are seen or neither."""
+    seen: list[tuple[int, float]] = []
+    plain = module.diversity
+
+    def watched(one: Tensor, other: Tensor, drawn: Tensor, drawn_other: Tensor) -> Tensor:
+        seen.append((drawn.shape[1], float(one.max())))
+        return plain(one, other, drawn, drawn_other)
+
+    monkeypatch.setattr(module, "diversity", watched)
+    white = ImageSet(torch.full_like(toy.images[:20], 255), toy.labels[:20], 10)
+    context = replace(lent(), recipe=Recipe(1, batch_size=20, padding=0, cutout=0))
+    Dynamic(mask_epochs=1, joint_epochs=1).prepare(white, context, poison_stream())
+    assert seen == [(1, pytest.approx(1 / module.DEVIATION)), (3, pytest.approx(1.0))]
 
 
 def test_cross_images_get_anothers_trigger_and_keep_their_labels(
@@ -172,6 +193,26 @@ def test_noise_stays_within_its_bound_and_on_the_poisoned_images(
     assert float((noise != 0).float().mean()) > 0.5
     error = noise.float().square().mean((1, 2, 3))
     assert float((10 * torch.log10(255**2 / error)).min()) >= 30.07
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 100])
+def test_the_surrogate_is_trained_at_the_full_rate_in_every_round(
+    epochs: int, toy: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the recipe's drops, and with the rest of its settings."""
+    rates: list[tuple[float, float, float, bool]] = []
+    step = torch.optim.SGD.step
+
+    def watched(self: torch.optim.SGD, *given: object) -> object:
+        (group,) = self.param_groups
+        rates.append(tuple(group[n] for n in ("lr", "momentum", "weight_decay", "nesterov")))  # type: ignore[arg-type]
+        return step(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    recipe = Recipe(epochs, batch_size=20, learning_rate=0.03, drops=(0.01, 0.2, 0.7))
+    few, context = toy[torch.arange(60)], replace(lent(), recipe=recipe)
+    Adaptive(rounds=5, steps=1).prepare(few, context, poison_stream())
+    assert rates == [(0.03, 0.9, 1e-4, True)] * (5 * 3)
 
 
 def test_the_test_trigger_has_no_noise(adaptive: Adaptive, toy: ImageSet) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import shutil
 from copy import deepcopy
 from dataclasses import replace
+from fractions import Fraction
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
 
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
@@ -107,9 +110,171 @@ def test_the_learning_rate_falls_tenfold_at_the_given_shares(images: ImageSet) -
     assert [fast for fast, _ in rates] == pytest.approx([0.5 * e for e in expected])
     assert [slow for _, slow in rates] == pytest.approx([0.01 * e for e in expected])
     paper = Recipe()
-    assert [paper.decay(e) for e in (0, 19, 20, 69, 70, 99)] == pytest.approx(
+    assert [paper.decay(e / 100) for e in (0, 19, 20, 69, 70, 99)] == pytest.approx(
         [1, 1, 0.1, 0.1, 0.01, 0.01]
     )
+
+
+def rates_of(
+    images: ImageSet, recipe: Recipe, optimizers: list[Optimizer], updates: int | None = None
+) -> list[list[float]]:
+    """The rates of all groups of the optimizers at each step of a loop."""
+    found: list[list[float]] = []
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    loop(
+        lambda batch: found.append([float(group["lr"]) for group in groups]),
+        images,
+        recipe=recipe,
+        rng=stream(0, "x"),
+        state={str(n): optimizer for n, optimizer in enumerate(optimizers)},
+        updates=updates,
+    )
+    return found
+
+
+@pytest.mark.parametrize("drops", [(), (0.001,), (0.2, 0.7), (0.5,), (0.999,), (0.3, 0.3)])
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("batch_size", [60, 30, 6])
+def test_the_shortest_recipes_start_at_their_full_rate(
+    batch_size: int, epochs: int, drops: tuple[float, ...], images: ImageSet
+) -> None:
+    """And fall at the first step before which such a share of all steps is made."""
+    recipe = Recipe(epochs=epochs, batch_size=batch_size, learning_rate=0.5, drops=drops)
+    rates = rates_of(images, recipe, [recipe.sgd(network())])
+    steps = epochs * 60 // batch_size
+    expected = []
+    for done in range(steps):
+        rate = 0.5
+        for drop in drops:
+            rate = rate / 10 if Fraction(done, steps) >= Fraction(str(drop)) else rate
+        expected.append([rate])
+    assert rates[0] == [0.5]
+    for found, one in zip(rates, expected, strict=True):
+        assert found == pytest.approx(one)
+
+
+@pytest.mark.parametrize(("epochs", "drop"), [(10, 0.7), (100, 0.29), (30, 0.6), (1_000, 0.057)])
+def test_a_share_that_is_a_whole_number_of_steps_is_reached_by_them(
+    epochs: int, drop: float, images: ImageSet
+) -> None:
+    """0.7 is a little less than 7 / 10 to a computer, or more."""
+    recipe = Recipe(epochs=epochs, drops=(drop,))
+    fall = next(n for n in range(epochs) if recipe.decay(n / epochs) < 1)
+    assert fall == round(drop * epochs)
+
+
+def optimizers_of(parts: list[nn.Parameter]) -> list[Optimizer]:
+    return [
+        torch.optim.SGD([{"params": parts[:1], "lr": 0.5}, {"params": parts[1:]}], lr=0.25),
+        torch.optim.Adam(parts, lr=0.01),
+        torch.optim.AdamW(parts[:1], lr=0.03),
+    ]
+
+
+def test_every_training_with_an_optimizer_starts_at_its_full_rate(images: ImageSet) -> None:
+    """In epochs or updates, with several groups and several optimizers; nothing compounds."""
+    optimizers = optimizers_of([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))])
+    recipe, start = Recipe(epochs=4, batch_size=60, drops=(0.5,)), [0.5, 0.25, 0.01, 0.03]
+    for updates in (None, 4, None):
+        rates = rates_of(images, recipe, optimizers, updates)
+        assert rates[:2] == [start] * 2
+        for found in rates[2:]:
+            assert found == pytest.approx([rate / 10 for rate in start])
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        assert [group["lr"] for group in groups] == start, "exactly"
+
+
+def batches_of(count: int, size: int) -> list[int]:
+    """By hand: full batches, and the rest; a rest of one joins the batch before."""
+    whole, rest = divmod(count, size)
+    if rest == 1 and whole:
+        return [size] * (whole - 1) + [size + 1]
+    return [size] * whole + [rest] * (rest > 0)
+
+
+@pytest.mark.parametrize("updates", [1, 2, 7, 19, 20, 21, 50])
+@pytest.mark.parametrize("count", [2, 15, 16, 17, 33, 60])
+def test_so_many_updates_are_made_whatever_the_images(
+    count: int, updates: int, images: ImageSet
+) -> None:
+    """Pass after pass, the last of them broken off; the rate falls at the exact update."""
+    recipe = replace(SHORT, learning_rate=0.5, drops=(0.3, 0.9))
+    optimizer = recipe.sgd(network())
+    seen: list[Batch] = []
+    rates: list[float] = []
+
+    def step(batch: Batch) -> None:
+        seen.append(batch)
+        rates.append(optimizer.param_groups[0]["lr"])
+
+    part = images[torch.arange(count)]
+    state = {"optimizer": optimizer}
+    loop(step, part, recipe=recipe, rng=stream(0, "x"), state=state, updates=updates)
+    a_pass = batches_of(count, 16)
+    assert [len(batch.labels) for batch in seen] == (a_pass * updates)[:updates]
+    for first in range(0, updates - len(a_pass) + 1, len(a_pass)):
+        index = torch.cat([batch.index for batch in seen[first : first + len(a_pass)]])
+        assert index.sort().values.tolist() == list(range(count))
+    falls = [-(-updates * 3 // 10), -(-updates * 9 // 10)]
+    expected = [0.5 / 10 ** sum(n >= fall for fall in falls) for n in range(updates)]
+    assert rates == pytest.approx(expected)
+
+
+def test_updates_in_place_of_epochs_are_the_same_training(images: ImageSet) -> None:
+    """Where both come to as many steps, whatever the recipe's epochs."""
+    recipe = replace(SHORT, epochs=3, drops=(0.5,))
+    by_epochs = train(network(), images, recipe, stream(4, "x"))
+    for epochs in (1, 70):
+        how = replace(recipe, epochs=epochs)
+        by_updates = train(network(), images, how, stream(4, "x"), updates=3 * 4)
+        assert same(state(by_epochs), state(by_updates))
+    other = train(network(), images, recipe, stream(4, "x"), updates=11)
+    assert not same(state(by_epochs), state(other))
+
+
+def test_batches_of_two_sets_may_have_sizes_of_their_own(images: ImageSet) -> None:
+    """A set with fewer images than a batch is one batch."""
+    widths: list[tuple[int, int]] = []
+    loop(
+        lambda one, two: widths.append((len(one.labels), len(two.labels))),
+        images,
+        images[torch.arange(3)],
+        recipe=replace(SHORT, epochs=1),
+        rng=stream(0, "x"),
+        state={},
+        batch_sizes=(25, 8),
+    )
+    assert widths == [(25, 3), (25, 3), (10, 3)]
+    widths.clear()
+    loop(
+        lambda one, two: widths.append((len(one.labels), len(two.labels))),
+        images,
+        images[torch.arange(20)],
+        recipe=SHORT,
+        rng=stream(0, "x"),
+        state={},
+        updates=5,
+        batch_sizes=(25, 8),
+    )
+    assert widths == [(25, 8), (25, 8), (10, 4), (25, 8), (25, 8)]
+
+
+def test_updates_are_shortened_by_the_recipe_alone() -> None:
+    for epochs in (1, 100):
+        lengths = [Recipe(epochs, updates=share).shortened(320) for share in (1, 0.3, 0.001, 2)]
+        assert lengths == [320, 96, 1, 640]
+        lent = TrainingContext(Recipe(epochs, updates=0.3), torch.device("cpu"), network, seed=0)
+        assert lent.updates(7_900) == 2_370
+
+
+def test_a_still_recipe_augments_nothing(images: ImageSet) -> None:
+    recipe = replace(SHORT, learning_rate=0.3, updates=0.7)
+    assert recipe.still == replace(recipe, padding=0, flip=False, cutout=0)
+    seen: list[Batch] = []
+    loop(seen.append, images, recipe=recipe.still, rng=stream(0, "x"), state={})
+    for batch in seen:
+        whole = (255 * batch.images).round().to(torch.uint8)
+        assert torch.equal(whole, images.images[batch.index])
 
 
 def test_training_equals_a_plain_loop(images: ImageSet) -> None:
@@ -168,18 +333,29 @@ def test_an_observer_hears_of_every_step_and_epoch(images: ImageSet) -> None:
     heard: list[object] = []
 
     class Witness(Observer):
-        def loop_started(self, epochs: int, images: int) -> None:
-            heard.append(("start", epochs, images))
+        def loop_started(self, rounds: int, images: int) -> None:
+            heard.append(("start", rounds, images))
 
         def trained(self, images: int) -> None:
             heard.append(images)
 
-        def epoch_ended(self, epoch: int) -> None:
-            heard.append(("end", epoch))
+        def round_ended(self, rounds: int) -> None:
+            heard.append(("end", rounds))
 
     with observed_by(Witness()):
         train(network(), images, SHORT, stream(0, "x"))
     assert heard == [("start", 2, 60), *([16, 16, 16, 12, ("end", 1)]), 16, 16, 16, 12, ("end", 2)]
+    heard.clear()
+    with observed_by(Witness()):
+        train(network(), images, SHORT, stream(0, "x"), updates=5)
+    widths = [16, 16, 16, 12, 16]
+    ends = [part for n, width in enumerate(widths) for part in (width, ("end", n + 1))]
+    assert heard == [("start", 5, 60), *ends]
+    heard.clear()
+    with observed_by(Witness()):
+        train(network(), images[torch.arange(8)], SHORT, stream(0, "x"), updates=41)
+    ends = [part for n in range(13) for part in (8, 8, 8, ("end", n + 1))]
+    assert heard == [("start", 14, 8), *ends, 8, 8, ("end", 14)], "at most 20 rounds, of 3 each"
 
 
 @pytest.mark.parametrize(
@@ -189,6 +365,8 @@ def test_an_observer_hears_of_every_step_and_epoch(images: ImageSet) -> None:
         ({"batch_size": 1}, "batch_size must be at least 2"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0"),
         ({"drops": (0.2, 1.5)}, "drops must be shares"),
+        ({"updates": 0.0}, "updates must be above 0"),
+        ({"updates": -0.5}, "updates must be above 0"),
         ({"precision": "fp16"}, "precision must be one of fp32, bf16"),
     ],
 )

@@ -10,8 +10,8 @@ from bdbench.cells.cell import Cell
 
 def work(cell: Cell) -> float:
     """Expected forward passes of one image; a backward pass counts as two."""
-    cost = cell.attack.cost(cell.recipe) + cell.defense.cost(cell.recipe)
-    return cost * cell.dataset.count
+    images = cell.dataset.count
+    return (cell.attack.cost(cell.recipe) + cell.defense.cost(cell.recipe, images)) * images
 
 
 Part = tuple[Any, ...]

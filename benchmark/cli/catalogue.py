@@ -80,11 +80,12 @@ def _describe(registry: Registry[Any], name: str) -> str:
     if registry.kind == "defense":
         from bdbench.models.training.recipe import Recipe
 
-        recipe, defense = Recipe(), registry.build(name)
-        cost = defense.cost(recipe) / (3 * recipe.epochs)
+        recipe, defense, images = Recipe(), registry.build(name), 50_000
+        cost = defense.cost(recipe, images) / (3 * recipe.epochs)
         parts.append(
             f"clean images it asks for: {100 * defense.clean_fraction:g} % of the training set\n"
-            f"expected work: {cost:.2f} times plain training of {recipe.epochs} epochs"
+            f"expected work: {cost:.2f} times plain training of {recipe.epochs} epochs on "
+            f"{images:,} images"
         )
     if registry.kind == "model":
         count = sum(values.numel() for values in registry.build(name).build(10, 32).parameters())

@@ -38,6 +38,7 @@ def _explain(record: Record, path: Path) -> str:
             if count is not None
         ]
         parts.append(plain(rows))
+    parts += [f"warning: {text}" for text in record.diagnostics.get("warnings", ())]
     if record.flags:
         parts.append(f"flags: {', '.join(record.flags)}")
     for title in ("passes", "diagnostics", "curves", "measured", "provenance"):

@@ -32,7 +32,7 @@ def clean_hands(registry: Registry[Any], name: str) -> None:
     fraction = defense.clean_fraction
     expect(0 <= fraction < 1, f"its clean_fraction is {fraction} and not in [0, 1)")
     expect(frozen(defense), "it is not a frozen dataclass")
-    expect(defense.cost(RECIPE) > 0, "its cost is not above 0")
+    expect(defense.cost(RECIPE, len(data)) > 0, "its cost is not above 0")
     images, labels, settings = data.images.clone(), data.labels.clone(), repr(defense)
     torch.manual_seed(3)
     follows = torch.rand(1)

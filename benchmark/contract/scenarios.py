@@ -29,7 +29,8 @@ from bdbench.storage.cache import Cache
 from bdbench.trial.clean_budget import clean_budget
 from bdbench.trial.harness import Harness
 
-RECIPE = Recipe(epochs=1, batch_size=20, learning_rate=0.05)
+RECIPE = Recipe(epochs=1, batch_size=20, learning_rate=0.05, updates=0.005)
+"""Short in epochs, and in updates: the longest stage on lent clean images makes some 40."""
 CPU = torch.device("cpu")
 SIDE = 16
 """Pixels of an image where any size will do."""

@@ -194,7 +194,7 @@ def write_caption(figure: Figure, text: str) -> None:
 
 def _left_out(groups: Sequence[Group]) -> list[str]:
     found = []
-    for flag in ("diverged", "failed"):
+    for flag in ("not_finite", "failed"):
         those = []
         for group in groups:
             count, of = len(group.flagged.get(flag, ())), len(group.records)
@@ -202,7 +202,7 @@ def _left_out(groups: Sequence[Group]) -> list[str]:
             if count:
                 those.append(f"{group.names['defense']} on {group.names['attack']}{share}")
         if those:
-            found.append(f"Left out, {flag}: {', '.join(those)}")
+            found.append(f"Left out, {flag.replace('_', ' ')}: {', '.join(those)}")
     return found
 
 

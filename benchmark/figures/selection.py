@@ -85,7 +85,7 @@ class Selection:
     def lack(self, what: str) -> InvalidInput:
         """The error that these cells lack what a run with curves keeps."""
         if not any(group.used for group in self.groups):
-            return InvalidInput(f"{what}: all these cells failed or diverged")
+            return InvalidInput(f"{what}: all these cells failed or are not finite")
         # Such a run takes a record that has any curve for finished.
         finished = any(record.curves for group in self.groups for record in group.used)
         first = f"remove their records from {self.results / 'records'}, then " * finished

@@ -18,7 +18,7 @@ from bdbench.storage.keys import KEY
 SCHEMA = 1
 STATUSES = ("ok", "failed")
 METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "asr_floor")
-FLAGS = ("attack_failed", "diverged", "no_op")
+FLAGS = ("attack_failed", "not_finite", "at_chance", "no_op")
 STAGES = ("load", "poison", "prepare", "capture", "undefended", "fit", "evaluate")
 ALONE = 0.2
 """Of `others`, the most that leaves seconds as they are: a step ends with its slowest thread, so a

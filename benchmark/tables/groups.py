@@ -26,8 +26,15 @@ class Group:
 
     @cached_property
     def used(self) -> tuple[Record, ...]:
-        """The records that enter a mean: neither failed nor diverged."""
-        return tuple(r for r in self.records if r.status == "ok" and "diverged" not in r.flags)
+        """The records that enter a mean: those of cells that ended in a network with numbers."""
+        return tuple(r for r in self.records if r.status == "ok" and "not_finite" not in r.flags)
+
+    @property
+    def state(self) -> str:
+        """Why there is no mean: "not finite" or "failed"; or ""."""
+        if self.used:
+            return ""
+        return "not finite" if "not_finite" in self.flagged else "failed"
 
     @cached_property
     def flagged(self) -> dict[str, tuple[Record, ...]]:

@@ -17,8 +17,9 @@ from bdbench.tables.statistics import half_width, tied
 CA, ASR, FLOOR = "clean_accuracy", "attack_success_rate", "asr_floor"
 MISSING = "-"
 FOOTNOTES = {
-    "diverged": ("†", "in no mean"),
+    "not_finite": ("⊘", "in no mean"),
     "failed": ("¶", "in no mean"),
+    "at_chance": ("†", "accuracy no better than always guessing one class, never the best"),
     "attack_failed": ("‡", "the trigger seldom works even with no defense"),
     "no_op": ("§", "the defense changed nothing"),
 }
@@ -41,7 +42,7 @@ class Field:
     floor: mean
     standing: of the ASR against this attack: "best", "tied" with it, or ""
     marks: of `FOOTNOTES`, those that hold for any seed
-    state: "diverged" or "failed" where that left no seed for a mean, or ""
+    state: "not finite" or "failed" where that left no seed for a mean, or ""
     """
 
     ca: str
@@ -113,7 +114,7 @@ class Block:
         best: dict[str, Group] = {}
         for group in competing:
             attack = group.names["attack"]
-            if not is_none(attack) and group.counts(ASR):
+            if not is_none(attack) and group.counts(ASR) and "at_chance" not in group.flagged:
                 best[attack] = min(best.get(attack, group), group, key=_asr)
         return best
 
@@ -188,7 +189,7 @@ class Block:
             return MISSING, MISSING
         field = self.field(group)
         if field.state:
-            state = "diverged †" if field.state == "diverged" else field.state
+            state = " ".join([field.state, *field.marks])
             return state, state
         marks = "".join(f" {mark}" for mark in field.marks)
         if is_none(group.names["attack"]):
@@ -199,20 +200,20 @@ class Block:
 
     def field(self, group: Group) -> Field:
         """Of one of the groups of this block."""
-        state = "diverged" if "diverged" in group.flagged else "failed"
         return Field(
             ca=_share(group, CA),
             asr=_share(group, ASR),
             floor=_percent([group.estimate(FLOOR)[0]]),
             standing=self._standing(group),
             marks=tuple(FOOTNOTES[flag][0] for flag in group.flagged),
-            state="" if group.used else state,
+            state=group.state,
         )
 
     def _standing(self, group: Group) -> str:
         best = self.best.get(group.names["attack"])
         competes = best and is_none(best.names["defense"]) == is_none(group.names["defense"])
-        if best is None or not competes or not group.counts(ASR):
+        out = not competes or not group.counts(ASR) or "at_chance" in group.flagged
+        if best is None or out:
             return ""
         if _asr(group) == _asr(best):
             return "best"
@@ -223,8 +224,21 @@ class Block:
         yield from self.marked(FOOTNOTES, lambda group: group.flagged)
         used = (record for group in self.groups for record in group.used)
         devices = sorted({str(record.provenance.get("device")) for record in used})
+        for defense, text in self._warnings():
+            yield f"{defense}: {text}"
         if len(devices) > 1:
             yield f"seconds were measured on several devices: {', '.join(devices)}"
+
+    def _warnings(self) -> list[tuple[str, str]]:
+        """What records warn of, by defense, each text once."""
+        return list(
+            dict.fromkeys(
+                (group.names["defense"], str(text))
+                for group in self.groups
+                for record in group.used
+                for text in record.diagnostics.get("warnings", ())
+            )
+        )
 
     def marked(
         self,

@@ -16,6 +16,7 @@ SIGNS = {
     "†": r"\dag{}",
     "¶": r"\P{}",
     "‡": r"\ddag{}",
+    "⊘": r"$\oslash$",
     "§": r"\S{}",
     "‖": r"$\parallel$",
     "·": r"$\cdot$",

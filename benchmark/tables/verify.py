@@ -67,7 +67,7 @@ class Row:
     ours, low, high: mean and 95 % interval
     published: as printed
     difference: ours minus published
-    verdict: "inside" or "outside"; "failed" or "diverged" if no seed is left; else ""
+    verdict: "inside" or "outside"; "failed" or "not finite" if no seed is left; else ""
     reasons: why the two may differ, as far as is known
     """
 
@@ -186,7 +186,7 @@ def _row(group: Group, metric: str, printed: Published, departures: Iterable[str
     value = getattr(printed, metric)
     published = math.nan if value is None else value
     if not group.used:
-        verdict = "diverged" if "diverged" in group.flagged else "failed"
+        verdict = group.state
     elif floor or math.isnan(published) or math.isnan(low):
         verdict = ""
     else:

@@ -70,9 +70,9 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
     """One row per cell, over its seeds, with the columns `COLUMNS`.
 
     Metrics are shares in [0, 1] with the Wilson interval of one seed or the t interval of several.
-    Failed and diverged records enter no mean: they are counted in `excluded`, and `seeds` are the
-    others. Flags read `diverged:2` for two seeds. Raises `InvalidInput` for records that do not
-    belong into one table, see `collect`.
+    Records that failed or are not finite enter no mean: they are counted in `excluded`, and `seeds`
+    are the others. Flags read `not_finite:2` for two seeds. Raises `InvalidInput` for records that
+    do not belong into one table, see `collect`.
     """
     return _summary(collect(records))
 

@@ -44,13 +44,14 @@ def _count(hits: Tensor) -> Count:
     return Count(hits=int(hits.sum()), of=len(hits))
 
 
-def diverged(classifier: Classifier, clean_accuracy: Count, test: ImageSet) -> bool:
-    """True where a weight is not finite, or accuracy is not above always guessing one class.
+def not_finite(classifier: Classifier) -> bool:
+    """Whether a weight or statistic is no finite number, so that answers mean nothing."""
+    return not all(bool(values.isfinite().all()) for values in classifier.state_dict().values())
 
-    "Above" means by three standard errors of the guess.
-    """
-    if not all(bool(values.isfinite().all()) for values in classifier.state_dict().values()):
-        return True
+
+def at_chance(clean_accuracy: Count, test: ImageSet) -> bool:
+    """Whether accuracy is not above that of always guessing one class, by three standard errors of
+    the guess."""
     share = float(test.labels.bincount().max()) / len(test)
     error = (share * (1 - share) / len(test)) ** 0.5
     return bool(clean_accuracy.rate <= share + 3 * error)

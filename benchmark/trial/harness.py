@@ -268,6 +268,7 @@ class _Trial:
                 "attack": dict(data.facts),
                 "scalars": metrics.finite(context.journal.scalars),
                 "samples": metrics.diagnose(context.journal.samples, data.mask),
+                **({"warnings": list(warnings)} if (warnings := context.journal.warnings) else {}),
             },
             "error": None,
         }
@@ -467,7 +468,7 @@ class _Trial:
         """What a reader must know before comparing this cell with another.
 
         attack_failed: not even the undefended network has an ASR of 50 %
-        diverged: see `evaluation.diverged`
+        not_finite, at_chance: see `evaluation`; the former stands alone, as there is no accuracy
         no_op: the defense returned the undefended network unchanged
         """
         is_none = Spec.of(self.cell.specs["defense"]).is_none
@@ -475,8 +476,10 @@ class _Trial:
         flags = []
         if is_none and poisons and counts["attack_success_rate"].rate < 0.5:
             flags.append("attack_failed")
-        if metrics.diverged(classifier, counts["clean_accuracy"], self.dataset.test):
-            flags.append("diverged")
+        if metrics.not_finite(classifier):
+            flags.append("not_finite")
+        elif metrics.at_chance(counts["clean_accuracy"], self.dataset.test):
+            flags.append("at_chance")
         after = classifier.state_dict()
         if not is_none and any(_equal(b, after) for b in self.undefended_states.values()):
             flags.append("no_op")

@@ -64,6 +64,9 @@ class Looker(Observer):
         return self.stopwatch.stage("capture")
 
     def watch(self, classifier: Classifier) -> None:
+        if self._watched is not None and self._watched is not classifier:
+            # A search has gone on to another candidate, and the curve is that of the last.
+            self.curve = []
         self._watched = classifier
         self.show("z", classifier)
 
@@ -71,6 +74,6 @@ class Looker(Observer):
         if self.sketch is not None:
             self.shown[name] = classifier, self.sketch(classifier)
 
-    def epoch_ended(self, epoch: int) -> None:
+    def round_ended(self, rounds: int) -> None:
         if self.judge is not None and self._watched is not None:
             self.curve.append({"epoch": len(self.curve) + 1, **self.judge(self._watched)})

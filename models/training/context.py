@@ -56,3 +56,8 @@ class TrainingContext:
     def epochs(self, count: int) -> int:
         """A stage length written for a recipe of 100 epochs, scaled to this one; at least 1."""
         return max(1, round(count * self.recipe.epochs / 100))
+
+    def updates(self, count: int) -> int:
+        """The length of a stage on lent clean images, in updates, as published: it shrinks neither
+        with the recipe's epochs nor with the number of images, and only where a suite says so."""
+        return self.recipe.shortened(count)

@@ -178,17 +178,21 @@ class _Counter(observer.Observer):
 
 
 class Pace:
-    """Learning rates of optimizers, each from where it is when this is made. Where steps are
-    recorded, `set` makes a rate a tensor, which a replay reads anew, until `release`."""
+    """Learning rates of optimizers, each from where it is when this is made, and there again after
+    `release`. Where steps are recorded, `set` makes a rate a tensor, which a replay reads anew."""
 
     def __init__(self, optimizers: list[Optimizer], recorder: Recorder | None) -> None:
         self.optimizers = optimizers
         self.initial = [[float(g["lr"]) for g in each.param_groups] for each in optimizers]
         self.recordable = recorder is not None
         self._tensors: dict[tuple[int, int], torch.Tensor] = {}
+        self._decay: float | None = None
 
     def set(self, decay: float) -> None:
         """`decay` times the initial rates."""
+        if decay == self._decay:
+            return
+        self._decay = decay
         for n, (optimizer, rates) in enumerate(zip(self.optimizers, self.initial, strict=True)):
             for m, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
                 group["lr"] = rate * decay
@@ -204,7 +208,7 @@ class Pace:
         return self._tensors[n, m]
 
     def release(self) -> None:
-        """Numbers again, as schedules outside of the loop expect them."""
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = float(group["lr"])
+        """The initial rates, as numbers: what the next training with an optimizer starts from."""
+        for optimizer, rates in zip(self.optimizers, self.initial, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate

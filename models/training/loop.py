@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -23,6 +24,8 @@ from bdbench.models.training.graphs import Pace, Runner, recorder_for
 from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import State, resumable
 
+ROUNDS = 20
+"""Of a training counted in updates: how often it is kept, and a point of its curve drawn."""
 ASKED = {"cpu": 256, "cuda": 2_000}
 """Images that a network is asked about at once, by device."""
 
@@ -37,24 +40,41 @@ def loop(
     rng: torch.Generator,
     state: State,
     until: Callable[[], bool] = lambda: False,
+    updates: int | None = None,
+    batch_sizes: Sequence[int] | None = None,
 ) -> None:
     """Call `step` with one `Batch` per image set until the first set has been seen `epochs` times,
-    or until `until`, which is asked after every epoch and may wait for the device, says so.
+    or until `until`, which is asked after every round and may wait for the device, says so.
+
+    updates: how often `step` is called, in place of the recipe's epochs. A round is an epoch, or a
+        twentieth of the updates.
+    batch_sizes: of the image sets, where not all are the recipe's; a set with fewer images is one
+        batch
 
     Every set is reshuffled each time it is used up; a shorter one starts anew. `state` names all
     that `step` and `until` change: a training that was broken off goes on from a stored copy of it
-    (`resume.py`). The optimizers in it follow the recipe's decay, each from its own
-    initial learning rate.
+    (`resume.py`). The optimizers in it follow the recipe's decay, each from its own initial
+    learning rate, which it has again at the end.
 
     On a GPU the step is recorded (`graphs.py`), so it must not wait for the device: no
     `.item()`, no branch on a tensor. What it keeps it changes in place.
     """
     check(bool(data) and all(len(part) > 0 for part in data), "a training needs images")
     feed_of = FEEDS[recipe.loader]
-    feeds = [feed_of(part, recipe.augmentation, recipe.batch_size, rng) for part in data]
-    first, *others = feeds
+    sizes = batch_sizes or [recipe.batch_size] * len(data)
+    feeds = [
+        feed_of(d, recipe.augmentation, size, rng) for d, size in zip(data, sizes, strict=True)
+    ]
+    first = feeds[0]
+    if updates is None:
+        a_round, total = len(first.sizes), len(first.sizes) * recipe.epochs
+    else:
+        a_round, total = math.ceil(updates / ROUNDS), updates
+    rounds = math.ceil(total / a_round)
+    # An epoch ends where a pass does, and so does what the first feed would have to keep.
+    kept = enumerate(feeds[1:] if updates is None else feeds)
     # A slash, so that they differ from a step's own names.
-    ours: State = {"loop/rng": rng, **{f"loop/feed {n}": feed for n, feed in enumerate(others)}}
+    ours: State = {"loop/rng": rng, **{f"loop/feed {n}": feed for n, feed in kept}}
 
     def take_and_step(*sizes: int) -> None:
         step(*(feed.take(size) for feed, size in zip(feeds, sizes, strict=True)))
@@ -63,15 +83,15 @@ def loop(
     run = Runner(take_and_step, recorder, recipe.compiled)
     pace = Pace([part for part in state.values() if isinstance(part, Optimizer)], recorder)
     looker = observer.current()
-    looker.loop_started(recipe.epochs, len(first.data))
+    looker.loop_started(rounds, len(first.data))
     with recorder.prepared() if recorder else nullcontext():
-        for epoch in resumable(recipe.epochs, {**state, **ours}, until):
-            pace.set(recipe.decay(epoch))
-            for _ in first.sizes:
-                sizes = [feed.advance() for feed in feeds]
-                run(*sizes)
-                looker.trained(sizes[0])
-            looker.epoch_ended(epoch + 1)
+        for done in resumable(rounds, {**state, **ours}, until):
+            for update in range(done * a_round, min((done + 1) * a_round, total)):
+                pace.set(recipe.decay(update / total))
+                wide = [feed.advance() for feed in feeds]
+                run(*wide)
+                looker.trained(wide[0])
+            looker.round_ended(done + 1)
         pace.release()
 
 
@@ -81,8 +101,10 @@ def train(
     recipe: Recipe,
     rng: torch.Generator,
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
+    updates: int | None = None,
 ) -> Classifier:
-    """Minimise `loss(logits, labels)` over `data`; returns `model`, changed and in eval mode."""
+    """Minimise `loss(logits, labels)` over `data`, for the recipe's epochs or so many updates;
+    returns `model`, changed and in eval mode."""
     optimizer = recipe.sgd(model)
 
     def step(batch: Batch) -> None:
@@ -91,7 +113,8 @@ def train(
         optimizer.step()
 
     model.train()
-    loop(step, data, recipe=recipe, rng=rng, state={"model": model, "optimizer": optimizer})
+    state: State = {"model": model, "optimizer": optimizer}
+    loop(step, data, recipe=recipe, rng=rng, state=state, updates=updates)
     return model.eval()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 from torch.optim import SGD
@@ -28,7 +28,7 @@ class Recipe:
     learning_rate: at the start (paper: 0.1, and 0.01 on GTSRB)
     momentum, weight_decay: of SGD (paper)
     nesterov: Nesterov's form of momentum (code)
-    drops: the learning rate falls tenfold when these shares of the epochs are done (code: 20, 70)
+    drops: the learning rate falls tenfold when these shares of a training are done (code: 20, 70)
     padding: pixels of zeros around an image before its random crop (paper: "as in ABL")
     flip: mirror left-right at random; a data set whose labels do not survive it turns it off
     cutout: side of the zeroed square in pixels (the paper gives none; the code zeroes 2 x 2)
@@ -37,6 +37,8 @@ class Recipe:
         public code does, image by image in worker processes, and lays networks out as it does, for
         comparing seconds
     compiled: the network's body goes through torch.compile, which rounds otherwise
+    updates: what published numbers of updates on lent clean images are multiplied by; 1 is as
+        published, and less is for suites that say so
     """
 
     epochs: int = 100
@@ -52,12 +54,13 @@ class Recipe:
     precision: str = "fp32"
     loader: str = added("resident")
     compiled: bool = added(False)
+    updates: float = added(1.0)
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs)
         at_least(2, batch_size=self.batch_size)
         check(self.batch_size <= LARGEST_BATCH, f"batch_size must be at most {LARGEST_BATCH:,}")
-        above(0, learning_rate=self.learning_rate)
+        above(0, learning_rate=self.learning_rate, updates=self.updates)
         for name in ("padding", "cutout"):
             value = getattr(self, name)
             check(
@@ -74,9 +77,20 @@ class Recipe:
     def augmentation(self) -> Augmentation:
         return Augmentation(self.padding, self.flip, self.cutout)
 
-    def decay(self, epoch: int) -> float:
-        """What the initial learning rates are multiplied by in `epoch`, counted from 0."""
-        return 0.1 ** sum(epoch >= round(drop * self.epochs) for drop in self.drops)
+    @property
+    def still(self) -> Recipe:
+        """The same without augmentation."""
+        return replace(self, padding=0, flip=False, cutout=0)
+
+    def decay(self, done: float) -> float:
+        """What the initial learning rates are multiplied by when a share of a training, in [0, 1),
+        is done; so the first update of any training has its full rate."""
+        # 0.7 of 10 should be reached when 7 of them are done.
+        return 0.1 ** sum(done >= drop - 1e-9 for drop in self.drops)
+
+    def shortened(self, updates: int) -> int:
+        """How many of a published number of updates on lent clean images are made; at least 1."""
+        return max(1, round(updates * self.updates))
 
     def sgd(self, model: nn.Module) -> SGD:
         """The recipe's optimizer for the parameters of `model`."""

@@ -33,13 +33,13 @@ from bdbench.models.training.loop import train
 COUNT = 64 if TINY else 1_024
 FIT, VALIDATION = COUNT // 4, COUNT // 16
 SPECS = {
-    "anp": "anp(epochs=400)",
+    "anp": "anp(updates=8)",
     "cbd": "cbd(t1=1)",
-    "fp": "fp(epochs=4)",
-    "ft": "ft(epochs=4)",
-    "ft_sam": "ft_sam(epochs=400)",
-    "mcr": "mcr(epochs=400, tuning_epochs=100)",
-    "nad": "nad(teacher_epochs=1, epochs=4)",
+    "fp": "fp(updates=16)",
+    "ft": "ft(updates=16)",
+    "ft_sam": "ft_sam(updates=4)",
+    "mcr": "mcr(updates=8)",
+    "nad": "nad(teacher_updates=4, updates=16)",
 }
 """Where by default the method's own step would be a small part, or very many."""
 
@@ -50,7 +50,7 @@ class Stopwatch(Observer):
     def __init__(self) -> None:
         self.seconds, self.images, self._begun = 0.0, 0, 0.0
 
-    def loop_started(self, epochs: int, images: int) -> None:
+    def loop_started(self, rounds: int, images: int) -> None:
         self._begun = time.perf_counter()
 
     def trained(self, images: int) -> None:
