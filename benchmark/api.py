@@ -114,7 +114,7 @@ class CellRecord(Record):
 
 def run_cell(
     *,
-    dataset: str | Source = "toy",
+    dataset: str | Source = "digits",
     model: str | Model = "wrn16_1",
     attack: str | Attack = "badnets",
     defense: str | Defense = "none",
@@ -170,7 +170,7 @@ def run_cell(
 def _cell(changes: Changes, recipe: str | Recipe | None, place: torch.device, seed: int) -> Cell:
     whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     _require(whole, f"seed must be a whole number of at least 0, got {seed!r}")
-    one = changes.applied_to(Suite("", ("toy",), seeds=1))
+    one = changes.applied_to(Suite("", ("digits",), seeds=1))
     source = _datasets.built(one.datasets[0])
     if isinstance(recipe, Recipe):
         precision = precision_of(changes.precision or recipe.precision, place)
@@ -254,7 +254,7 @@ def load(folder: Folder) -> Results:
 def poison(
     attack: str | Attack,
     *,
-    dataset: str | Source = "toy",
+    dataset: str | Source = "digits",
     model: str | Model = "wrn16_1",
     recipe: str | Recipe | None = None,
     epochs: int | None = None,

@@ -14,10 +14,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch.nn.functional import adaptive_avg_pool2d, cross_entropy
+from sklearn.datasets import load_digits
+from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 from torchvision.datasets import CIFAR10
 
-from bdbench.datasets import gtsrb, images, parquet, toy
+from bdbench.datasets import digits, gtsrb, images, parquet, toy
 from bdbench.datasets.base import Dataset, Source, fingerprint, stratified
 from bdbench.datasets.cifar10 import CLASSES, FOLDER
 from bdbench.datasets.files import Found, content_of
@@ -613,4 +614,53 @@ def test_sources_say_what_they_are(name: str) -> None:
     assert source.num_classes > 1
     assert isinstance(source.flip, bool)
     assert 0 < source.learning_rate < 1
-    assert source.image_size in (32, 224)
+    assert source.image_size in (16, 32, 224)
+
+
+def test_digits_are_those_of_scikit_learn(tmp_path: Path) -> None:
+    made = datasets.build("digits").load([], Cache(tmp_path))
+    originals = load_digits()
+    found = torch.cat([made.train.images, made.test.images])
+    assert (len(made.train), len(made.test), found.shape[1:]) == (1_200, 597, (3, 16, 16))
+    assert torch.equal(found[:, :1].expand(-1, 3, -1, -1), found)
+    # Every original is there once, enlarged; torch computes in floats, halves go either way.
+    wide = interpolate(torch.from_numpy(originals.images)[:, None], scale_factor=2, mode="bilinear")
+    wide = wide[:, 0] * 255 / 16
+    labels = torch.cat([made.train.labels, made.test.labels])
+    for label in range(10):
+        ours = found[labels == label][:, 0].double().flatten(1)
+        theirs = wide[torch.from_numpy(originals.target) == label].flatten(1)
+        assert len(ours) == len(theirs)
+        nearest = (ours[:, None] - theirs[None]).abs().amax(2).min(1)
+        assert float(nearest.values.max()) <= 0.5 + 1e-9
+        assert len(set(nearest.indices.tolist())) >= len(theirs) - 1
+    assert found.max() == 255
+    assert found.min() == 0
+    # The same split and the same pixels on every machine.
+    assert made.sha256 == "301cf509a991ef604846bd2732f37604330d62c9735ffd791021bed7733efaa7"
+
+
+def test_the_classes_of_digits_are_split_alike(tmp_path: Path) -> None:
+    made = datasets.build("digits").load([], Cache(tmp_path))
+    train, test = (part.labels.bincount() for part in (made.train, made.test))
+    share = train / (train + test)
+    assert float((share - 1_200 / 1_797).abs().max()) < 0.005
+    some = datasets.build("digits(train_images=100)").load([], Cache(tmp_path))
+    assert len(some.train) == 100
+    assert some.test.images.equal(made.test.images)
+    with pytest.raises(InvalidInput, match="at most 1,200, all there are, got 1,201"):
+        datasets.build("digits(train_images=1201)").load([], Cache(tmp_path))
+    with pytest.raises(InvalidInput, match="at least 10, one image for each class, got 9"):
+        datasets.build("digits(train_images=9)")
+
+
+def test_digits_need_no_files_and_are_not_flipped(tmp_path: Path) -> None:
+    source = datasets.build("digits")
+    assert source.locate([]) == "ships with scikit-learn"
+    assert not source.flip
+    assert (source.image_size, source.learning_rate, source.num_classes) == (16, 0.1, 10)
+
+
+def test_doubling_is_three_quarters_and_one() -> None:
+    row = np.array([[[0, 16]]])
+    assert digits.enlarge(np.repeat(row, 2, 1))[0, 0, 0].tolist() == [0, 64, 191, 255]

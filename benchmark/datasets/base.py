@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import check
@@ -83,8 +84,13 @@ class Source(ABC):
 
 
 def stratified(data: ImageSet, count: int, name: str) -> ImageSet:
-    """A fixed random subset in the original order: one image of every class that occurs, the others
-    in proportion by largest remainder.
+    """A fixed random subset in the original order, see `stratified_rows`."""
+    return data[stratified_rows(data, count, name)]
+
+
+def stratified_rows(data: ImageSet, count: int, name: str) -> Tensor:
+    """bool (n,), `count` images by chance: one of every class that occurs, the others in proportion
+    by largest remainder.
 
     Raises `InvalidInput` if `data` has fewer than `count` images.
     """
@@ -105,7 +111,9 @@ def stratified(data: ImageSet, count: int, name: str) -> ImageSet:
     for c, size in enumerate(sizes):
         rows = (data.labels == c).nonzero().flatten()
         chosen.append(rows[torch.randperm(size, generator=rng)[: quota[c]]])
-    return data[torch.cat(chosen).sort().values]
+    rows_chosen = torch.zeros(len(data), dtype=torch.bool)
+    rows_chosen[torch.cat(chosen)] = True
+    return rows_chosen
 
 
 def fingerprint(train: ImageSet, test: ImageSet) -> str:
