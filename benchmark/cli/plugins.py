@@ -30,14 +30,26 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", required=False)
+@click.option("--protocol", is_flag=True, help="By which rules defenses are compared, in Markdown.")
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
-def describe(name: str, plugin: tuple[Path, ...]) -> None:
-    """Show fields, defaults, source and cost of an attack, defense, model, data set or suite."""
-    from bdbench.cli.catalogue import description
+def describe(name: str | None, protocol: bool, plugin: tuple[Path, ...]) -> None:
+    """Show fields, defaults, source and cost of an attack, defense, model, data set or suite.
+
+    With --protocol, show what defenses are lent, where each of their hyperparameters comes from,
+    and the rules for all; of one defense if NAME is given.
+    """
+    from bdbench.cli import catalogue
 
     load_plugins(plugin)
-    click.echo(description(name))
+    if protocol:
+        from bdbench.cli.protocol import protocol as page
+
+        click.echo(page([name] if name else []))
+    else:
+        check(name is not None, "describe needs a NAME, or --protocol; `bdbench list` lists names")
+        assert name is not None
+        click.echo(catalogue.description(name))
 
 
 @cli.command(name="check")

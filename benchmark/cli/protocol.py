@@ -1,0 +1,164 @@
+"""What `bdbench describe --protocol` prints: by which rules defenses are compared.
+
+It is made from the code: what a defense is lent from its class, hyperparameters and their sources
+from the docstrings of its fields, and what differs from its module.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from bdbench.defenses.base import VALIDATION, Defense
+from bdbench.defenses.registry import defenses
+from bdbench.models.plugins import spec
+from bdbench.models.training.recipe import Recipe
+
+IMAGES = 50_000
+"""Of the training set by which work is given: all of CIFAR-10."""
+RECIPE = Recipe()
+SOURCES = ("paper", "code", "choice", "validation", "BackdoorBench")
+"""Words of which one says where a value comes from."""
+RULES = (
+    "Every defense of a seed gets the same poisoned training set, the same undefended networks "
+    "and, if it asks for clean images, the same ones. It sees no test image, poison mask, trigger "
+    "or target.",
+    "Clean images are a stratified share of the training set in its clean state; "
+    f"{100 * (1 - VALIDATION):g} % of them are for fitting and {100 * VALIDATION:g} % for "
+    "validation. The undefended network was trained on them or on their poisoned copies, so "
+    "validation accuracy is accuracy on images it has seen.",
+    "A default comes from the method's paper, where that is silent from its authors' code, then "
+    "from what a defender sees (training losses, accuracy on clean validation images), and last "
+    "from us. None is chosen by ASR or on test images.",
+    "Settings are the same for all attacks, data sets and networks; where a suite sets others, the "
+    "row of its tables says so. Only the recipe follows the data set, as in the CBD paper: its "
+    "learning rate (0.1, and 0.01 on GTSRB), and whether images are mirrored.",
+    f"Lengths of stages that train on the poisoned set are written for {RECIPE.epochs} epochs and "
+    "scaled with the recipe. Stages on clean images make their published number of updates, "
+    "whatever the recipe and the number of images. A suite shortens them by its recipe's `updates` "
+    "only, for all alike.",
+    "Numbers are those of the last epoch. No epoch, network or seed is selected by a test result.",
+    "Seeds are counted from 0, and all of them are shown. With several, the interval is the 95 % t "
+    "interval.",
+    "Work and seconds count everything that a defense needs, the undefended networks included.",
+)
+"""For all defenses."""
+WIDTH = 120
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A field of a plugin.
+
+    meaning: of its docstring, without the source
+    source: where its default comes from, "" if the docstring does not say
+    """
+
+    name: str
+    default: Any
+    meaning: str
+    source: str
+
+
+def protocol(names: Sequence[str] = ()) -> str:
+    """The page, in Markdown, for the named defenses or all."""
+    chosen = list(names) or defenses.names()
+    rules = "\n".join(_wrapped(rule, "- ") for rule in RULES)
+    parts = ["### Rules for all", rules, "### What a defense is lent", _lent(chosen)]
+    parts.append("### Hyperparameters and their sources")
+    for name in chosen:
+        parts += _section(name)
+    return "\n\n".join(parts)
+
+
+def settings(factory: Callable[..., Any]) -> list[Setting]:
+    """The fields of a plugin with what its docstring says of them."""
+    fields = spec.fields_of(factory)
+    told = _told(inspect.getdoc(factory) or "", fields)
+    return [
+        Setting(name, field.default, *told.get(name, ("", ""))) for name, field in fields.items()
+    ]
+
+
+def paragraph(factory: Callable[..., Any], word: str) -> str:
+    """The paragraph of the plugin's module that begins with `word` and a colon, as one line."""
+    text = inspect.getdoc(inspect.getmodule(factory)) or ""
+    for part in text.split("\n\n"):
+        if part.startswith(f"{word}:"):
+            return " ".join(part.removeprefix(f"{word}:").split())
+    return ""
+
+
+def _told(text: str, fields: Iterable[str]) -> dict[str, tuple[str, str]]:
+    found = {}
+    for part in re.split(r"\n(?=\w+(?:, \w+)*: )|\n\n", text):
+        names, colon, rest = part.strip().partition(": ")
+        if colon and set(names.split(", ")) <= set(fields):
+            for name in names.split(", "):
+                found[name] = _split(" ".join(rest.split()))
+    return found
+
+
+def _split(text: str) -> tuple[str, str]:
+    """Meaning and source: what stands in brackets and names one of `SOURCES`."""
+    sources = [s for s in re.findall(r"\(([^()]*)\)", text) if any(word in s for word in SOURCES)]
+    for source in sources:
+        text = text.replace(f"({source})", "")
+    return re.sub(r"\s+([;,.:]|$)", r"\1", " ".join(text.split())), "; ".join(sources)
+
+
+def _lent(names: Sequence[str]) -> str:
+    headers = ("defense", "starts from", "clean images", "trains", "at test time", "work")
+    rows = []
+    for name in names:
+        made: Defense = defenses.build(name)
+        share, many = made.clean_fraction, made.undefended
+        start = "an undefended network" if many == 1 else f"{many} undefended networks"
+        own = "on the clean images" if share else "nothing"
+        rows.append(
+            (
+                f"`{name}`",
+                start if many else "new networks",
+                f"{100 * share:g} %" if share else "none",
+                own if many else "all of it",
+                "one network, nothing else",
+                f"{made.cost(RECIPE, IMAGES) / (3 * RECIPE.epochs):.2f}",
+            )
+        )
+    note = (
+        f"Work: in plain trainings of {RECIPE.epochs} epochs on {IMAGES:,} images, undefended "
+        "networks included."
+    )
+    return f"{_table(headers, rows)}\n\n{note}"
+
+
+def _section(name: str) -> list[str]:
+    factory = defenses.factory(name)
+    found = settings(factory)
+    parts = [f"#### `{name}`"]
+    if found:
+        rows = [(f"`{s.name}`", f"`{s.default!r}`", s.meaning, s.source or "-") for s in found]
+        parts.append(_table(("field", "default", "meaning", "source of the default"), rows))
+    for word in ("Differs", "Elsewhere"):
+        if text := paragraph(factory, word):
+            parts.append(_wrapped(f"{word}: {text}"))
+    return parts
+
+
+def _wrapped(text: str, bullet: str = "") -> str:
+    inside = " " * len(bullet)
+    return textwrap.fill(
+        text, WIDTH, initial_indent=bullet, subsequent_indent=inside, break_on_hyphens=False
+    )
+
+
+def _table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    table: str = tabulate(cells, headers, tablefmt="github", disable_numparse=True)
+    return re.sub(r" {2,}", " ", re.sub(r"-{4,}", "---", table))
