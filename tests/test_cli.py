@@ -168,7 +168,7 @@ def test_table_explain_list_describe_doctor_and_data_answer(
     assert "all 1 cells have records" in capsys.readouterr().out
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
-    assert all(word in shown for word in ("badnets", "cbd", "wrn16_1", "gtsrb", "cifar10-small"))
+    assert all(word in shown for word in ("badnets", "cbd", "wrn16_1", "gtsrb", "digits", "table5"))
     assert main(["describe", "cbd"]) == 0
     shown = capsys.readouterr().out
     assert "critic_weight" in shown

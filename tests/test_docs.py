@@ -44,13 +44,14 @@ PAGES = (
     "benchmark/README.md",
     "results/README.md",
     "results/PLANNING.md",
+    "results/archive/README.md",
 )
 TEXTS = {page: (ROOT / page).read_text("utf-8") for page in PAGES}
 LONGEST_PAGE, LONGEST_PLUGIN = 150, 30
 """Lines of README.md, and of a plugin in CONTRIBUTING.md."""
 
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
-QUOTE = re.compile(r"^<!-- ([\w-]+) (\w+) -->\n(.*?)\n<!-- end -->$", re.MULTILINE | re.DOTALL)
+QUOTE = re.compile(r"^<!-- ([\w/-]+) (\w+) -->\n(.*?)\n<!-- end -->$", re.MULTILINE | re.DOTALL)
 PROGRAM = ("bdbench", ".venv/bin/bdbench", "python -m bdbench")
 OTHERS = ("python -m venv", ".venv/bin/pip install", ".venv/bin/pytest", "export BDBENCH_DATA=")
 """How lines of the shell begin that are neither ours nor make's."""
@@ -62,23 +63,23 @@ AXES: dict[str, Registry[Any]] = {
 }
 
 NOT_RUN = {
-    "bdbench run cifar10-small --device cuda:1 --precision fp32": "two GPUs",
+    "bdbench run table1-cifar10 --device cuda:1": "two GPUs",
     "bdbench data preview blend --dataset cifar10": "CIFAR-10",
     "bdbench data prepare cifar10": "CIFAR-10",
 }
 """Commands that are parsed only, and what they would need."""
 STAND_INS = {
-    "quick": "abl-without-limits",
+    "quick": "archive/abl-without-limits",
     "table1-cifar10": "table1-cifar10-bf16",
-    "a": "abl-without-limits",
+    "a": "archive/abl-without-limits",
     "b": "table1-cifar10-bf16",
 }
 """Folders of results that a reader makes, and the published ones that are copied for them."""
 QUOTED = {
     ("README.md", "table1-cifar10-bf16", "leaderboard"),
     ("results/README.md", "table1-cifar10-bf16", "table1"),
-    ("results/README.md", "cifar10-small", "leaderboard"),
-    ("results/README.md", "cifar10-small", "table1"),
+    ("results/archive/README.md", "archive/cifar10-small", "leaderboard"),
+    ("results/archive/README.md", "archive/cifar10-small", "table1"),
     ("results/README.md", "quick", "leaderboard"),
 }
 """Tables that stand on a page."""
@@ -161,14 +162,6 @@ PLUGINS = [
     if re.search(r"^@register\(", block.text, re.M)
 ]
 PROGRAMS = [block for block in PYTHON if re.search(r"^import bdbench as bd$", block.text, re.M)]
-
-
-@pytest.fixture
-def unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten afterwards."""
-    for registry in AXES.values():
-        registry.names()
-        monkeypatch.setattr(registry, "_factories", dict(registry._factories))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,12 @@ from bdbench.tables.write import write_leaderboard, write_table
 
 ROOT = Path(__file__).parent.parent
 # By name, as a user's own runs lie beside them.
-PUBLISHED = ("attacks-cifar10", "cifar10-small", "abl-without-limits", "table1-cifar10-bf16")
+PUBLISHED = (
+    "attacks-cifar10",
+    "archive/cifar10-small",
+    "archive/abl-without-limits",
+    "table1-cifar10-bf16",
+)
 FOLDERS = [ROOT / "results" / name for name in PUBLISHED]
 FP32 = "recipe(precision='fp32')"
 
@@ -39,12 +44,12 @@ def test_published_tables_come_from_the_published_records(folder: Path, tmp_path
 
 
 def test_published_figures_have_the_data_of_the_published_records(tmp_path: Path) -> None:
-    folder = ROOT / "results/cifar10-small"
+    folder = ROOT / "results/archive/cifar10-small"
     records, _ = read_all(folder)
     list(make("pareto", records, tmp_path, {"recipe": [FP32]}, ["svg"]))
     drawn, published = (path / "figures/pareto.csv" for path in (tmp_path, folder))
     assert drawn.read_bytes() == published.read_bytes()
-    assert f'--recipe "{FP32}"' in (ROOT / "results/README.md").read_text()
+    assert f'--recipe "{FP32}"' in (ROOT / "results/archive/README.md").read_text()
 
 
 def test_the_planning_page_says_what_the_suites_cost() -> None:

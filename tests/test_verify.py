@@ -354,7 +354,7 @@ def test_bad_input_is_refused(tmp_path):
 def results(tmp_path, monkeypatch):
     """The default folder with all records."""
     monkeypatch.chdir(tmp_path)
-    folder = Path("results/cifar10-small")
+    folder = Path("results/table1-cifar10")
     for record in RECORDS:
         records.write(folder, record)
     return folder
@@ -373,7 +373,7 @@ def test_the_command_names_a_damaged_record_and_leaves_it_out(results, capsys):
     (results / "records" / f"{failed.key}.json").write_text("{")
     assert main(["verify", "--json"]) == 1
     streams = capsys.readouterr()
-    assert streams.err.startswith("bdbench: damaged record results/cifar10-small/records/")
+    assert streams.err.startswith("bdbench: damaged record results/table1-cifar10/records/")
     assert len(streams.err.splitlines()) == 1
     assert failed.key in streams.err
     assert "failed" not in {row["verdict"] for row in json.loads(streams.out)["rows"]}

@@ -40,7 +40,7 @@ def table(which: str, results: Path, latex: bool) -> int:
 
 
 @cli.command()
-@click.option("--results", type=FOLDER, default=Path("results/cifar10-small"), show_default=True)
+@click.option("--results", type=FOLDER, default=Path("results/table1-cifar10"), show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
 def verify(results: Path, as_json: bool) -> int:
     """Compare records with the numbers that the CBD paper prints. It never trains.
