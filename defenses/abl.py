@@ -7,13 +7,14 @@ E_rest[l] - E_isolated[l].
 
 Differs: stage 1 of the paper looks at the loss of each image, `abl(isolation="lga")`, which pushes
 images with a trigger up to gamma too once they are fitted. Here, as in the authors' code, it looks
-at the mean loss of a batch. Of each batch of stage 2 a quarter is isolated images, and the loss of
-one counts up to log(classes) only, that of a guess, as a loss without a bound wrecks the network;
-both are our choice. `abl(objective="sequential")` is the form of the authors' code: descent on the
-rest, then ascent on the isolated images. That code carries momentum into the ascent, where every
-stage here has a fresh optimizer, and of its five ascent epochs the first only tests. It has none of
-the two limits that end the ascent here: `abl(objective="sequential", loss_limit=1e9,
-drop_limit=1.0)` turns them off.
+at the mean loss of a batch. The paper minimises the objective of stage 2 for the remaining 80
+epochs; here, as in that code, the network is fitted to the rest first and unlearns then, by 80
+updates of the paper's objective. Of each batch a quarter is isolated images, and the loss of one
+counts up to log(classes) only, that of a guess, as a loss without a bound wrecks the network: our
+choice. `abl(objective="sequential")` is the ascent of the authors' code, on the isolated images
+alone. That code carries momentum into the ascent, where every stage here has a fresh optimizer, and
+of its five ascent epochs the first only tests. It has none of the two limits that end the ascent
+here: `abl(objective="sequential", loss_limit=1e9, drop_limit=1.0)` turns them off.
 
 Elsewhere: both stages follow the recipe's learning rate, so they start at 0.01 on GTSRB, as in
 ABL's paper, which trains networks there at that rate.
@@ -61,14 +62,17 @@ class ABL(Defense):
     augment: whether stage 1 augments (code: False; paper of CBD: True for all defenses)
     isolation_rate: share of the training set that is isolated, in (0, 1) (paper: 0.01)
     isolation_epochs: of stage 1, at the initial learning rate; of 100 (paper: 20; code: 10)
-    objective: of stage 2, "joint" (paper) or "sequential" (code)
-    joint_epochs: of the joint stage 2, of 100, at a tenth of the initial learning rate, and at a
-        hundredth after five eighths of them (paper: 80, and drops after 20 and 70 of all 100)
-    isolated_share: of each of its batches, in (0, 1) (our choice)
-
-    Of the sequential stage 2 alone:
     finetuning_epochs: of the descent on the rest, of 100; the learning rate falls tenfold after two
         thirds of them (code: 60 and 40)
+    objective: of the unlearning, "joint" (paper) or "sequential" (code)
+
+    Of the joint objective alone:
+    joint_updates: not scaled with the recipe's epochs, 0 for none (our choice)
+    joint_rate: learning rate, constant, above 0 (our choice)
+    joint_batch_size: images, at least 2 (our choice)
+    isolated_share: of each of its batches, in (0, 1) (our choice)
+
+    Of the sequential one alone:
     unlearning_epochs: of the ascent on the isolated images, which are few: not scaled with the
         recipe, 0 for none (code: 5)
     unlearning_rate: learning rate of the ascent (code: 5e-4)
@@ -87,10 +91,12 @@ class ABL(Defense):
     augment: bool = False
     isolation_rate: float = 0.01
     isolation_epochs: int = 20
-    objective: str = "joint"
-    joint_epochs: int = 80
-    isolated_share: float = 0.25
     finetuning_epochs: int = 60
+    objective: str = "joint"
+    joint_updates: int = 80
+    joint_rate: float = 0.01
+    joint_batch_size: int = 64
+    isolated_share: float = 0.25
     unlearning_epochs: int = 5
     unlearning_rate: float = 5e-4
     freeze_norm: bool = False
@@ -101,8 +107,11 @@ class ABL(Defense):
         one_of(ISOLATIONS, isolation=self.isolation)
         one_of(OBJECTIVES, objective=self.objective)
         at_least(0, gamma=self.gamma, unlearning_epochs=self.unlearning_epochs)
-        at_least(1, isolation_epochs=self.isolation_epochs, joint_epochs=self.joint_epochs)
+        at_least(1, isolation_epochs=self.isolation_epochs)
         at_least(1, finetuning_epochs=self.finetuning_epochs)
+        at_least(0, joint_updates=self.joint_updates)
+        at_least(2, joint_batch_size=self.joint_batch_size)
+        above(0, joint_rate=self.joint_rate)
         above(0, unlearning_rate=self.unlearning_rate, loss_limit=self.loss_limit)
         for name in ("isolation_rate", "isolated_share"):
             share = getattr(self, name)
@@ -125,13 +134,13 @@ class ABL(Defense):
         isolated, rest = data[suspects], data[~suspects]
         journal.scalars["isolated images"] = len(isolated)
 
+        late = replace(recipe, epochs=context.epochs(self.finetuning_epochs), drops=(2 / 3,))
+        train(network, rest, late, context.rng("classifier"))
+
+        journal.scalars["isolated loss before unlearning"] = mean_loss(network, isolated)
         if self.objective == "joint":
-            journal.scalars["isolated loss before unlearning"] = mean_loss(network, isolated)
             self.unlearn(network, rest, isolated, context)
         else:
-            late = replace(recipe, epochs=context.epochs(self.finetuning_epochs), drops=(2 / 3,))
-            train(network, rest, late, context.rng("classifier"))
-            journal.scalars["isolated loss before unlearning"] = mean_loss(network, isolated)
             journal.scalars["ascent epochs"] = self.ascend(network, isolated, rest, context)
         journal.scalars["isolated loss after unlearning"] = mean_loss(network, isolated)
         return network
@@ -147,14 +156,11 @@ class ABL(Defense):
         self, network: Classifier, rest: ImageSet, isolated: ImageSet, context: Context
     ) -> None:
         """Minimise E_rest[l] - E_isolated[l]; both are in every batch, and normalised together."""
-        size = context.recipe.batch_size
+        if self.joint_updates == 0:
+            return
+        size = self.joint_batch_size
         few = min(size - 1, max(1, round(self.isolated_share * size)))
-        recipe = replace(
-            context.recipe,
-            epochs=context.epochs(self.joint_epochs),
-            learning_rate=context.recipe.learning_rate / 10,
-            drops=(5 / 8,),
-        )
+        recipe = replace(context.recipe, learning_rate=self.joint_rate, drops=())
         optimizer = recipe.sgd(network)
         guess = math.log(rest.num_classes)
 
@@ -173,8 +179,9 @@ class ABL(Defense):
             rest,
             isolated,
             recipe=recipe,
-            rng=context.rng("classifier"),
+            rng=context.rng("unlearning"),
             state={"network": network, "optimizer": optimizer},
+            updates=context.updates(self.joint_updates),
             batch_sizes=(size - few, few),
         )
         network.eval()
@@ -226,14 +233,14 @@ class ABL(Defense):
         return done["epochs"]
 
     def cost(self, recipe: Recipe, images: int) -> float:
-        rate, share, ascent = self.isolation_rate, self.isolated_share, 0.0
+        rate = self.isolation_rate
+        trained = self.isolation_epochs + (1 - rate) * self.finetuning_epochs
+        # Of the ascent only what is trained: its judges are few.
+        unlearned = rate * self.unlearning_epochs
         if self.objective == "joint":
-            late = (1 - rate) * self.joint_epochs / (1 - share)
-        else:
-            late = (1 - rate) * self.finetuning_epochs
-            # Only what is trained: its judges are few.
-            ascent = rate * self.unlearning_epochs
-        return 3.0 * ((self.isolation_epochs + late) * recipe.epochs / 100 + ascent) + 1
+            updates = recipe.shortened(self.joint_updates) if self.joint_updates else 0
+            unlearned = updates * self.joint_batch_size / images
+        return 3.0 * (trained * recipe.epochs / 100 + unlearned) + 1
 
 
 def joint_objective(losses: Tensor, known: int, guess: float) -> Tensor:

@@ -408,35 +408,40 @@ def test_joint_batches_are_three_quarters_the_rest(
         loop(watched, *data, **how)
 
     monkeypatch.setattr(bdbench.defenses.abl, "loop", follow)
-    lent = context(replace(RECIPE, epochs=1, batch_size=batch_size))
-    ABL(isolation_rate=0.4, isolated_share=share).fit(images, lent)
+    lent = context(replace(RECIPE, epochs=1))
+    ABL(isolation_rate=0.4, joint_updates=7, joint_batch_size=batch_size, isolated_share=share).fit(
+        images, lent
+    )
     rest, isolated = parts
     assert (len(rest), len(isolated)) == (36, 24)
     assert set(rows_of(rest, images)).isdisjoint(rows_of(isolated, images))
     assert seen[0] == sizes
-    assert sum(known for known, _ in seen) == 36, "the rest is what an epoch counts"
-    assert {few for _, few in seen[:-1]} <= {sizes[1], 24 % sizes[1] or sizes[1]}
-    assert recipes == [replace(lent.recipe, learning_rate=0.005, drops=(5 / 8,))]
+    assert len(seen) == 7
+    assert {few for _, few in seen} <= {sizes[1], 24 % sizes[1] or sizes[1]}
+    assert recipes == [replace(lent.recipe, learning_rate=0.01, drops=())]
 
 
 def test_a_joint_stage_equals_a_slow_reading_of_equation_5(images: ImageSet) -> None:
-    """Stage 2 by torch alone: a tenth of the rate for 5 of 8 parts, and then a hundredth."""
+    """The unlearning by torch alone, at its own rate, after a descent on the rest."""
     lent = context(replace(RECIPE, epochs=2))
-    defense = ABL(isolation_rate=0.1, joint_epochs=80)
+    settings = {"isolation_rate": 0.1, "joint_updates": 6, "joint_batch_size": 20}
+    defense = ABL(**settings)  # type: ignore[arg-type]
     early = replace(STILL, epochs=1)
     network = train(lent.build(), images, early, lent.rng("isolation"), defense.isolation_loss)
     order = sample_losses(network, images).argsort(stable=True)
     isolated, rest = images[order[:6].sort().values], images[order[6:].sort().values]
+    late = replace(RECIPE, epochs=1, drops=(2 / 3,))
+    train(network, rest, late, lent.rng("classifier"))
     before = mean_loss(network, isolated)
     pairs: list[tuple[Batch, Batch]] = []
-    how = replace(RECIPE, epochs=2)
     loop(
         lambda one, two: pairs.append((one, two)),
         rest,
         isolated,
-        recipe=how,
-        rng=lent.rng("classifier"),
+        recipe=RECIPE,
+        rng=lent.rng("unlearning"),
         state={},
+        updates=6,
         batch_sizes=(15, 5),
     )
     # 54 images are 15, 15, 15 and 9, and 6 isolated ones all at once, as one would be left over.
@@ -445,13 +450,14 @@ def test_a_joint_stage_equals_a_slow_reading_of_equation_5(images: ImageSet) -> 
         (15, 6),
         (15, 6),
         (9, 6),
-    ] * 2
+        (15, 6),
+        (15, 6),
+    ]
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=0.005, momentum=0.9, weight_decay=1e-4, nesterov=True
+        network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4, nesterov=True
     )
     network.train()
-    for number, (known, suspect) in enumerate(pairs):
-        optimizer.param_groups[0]["lr"] = 0.005 if number < 5 else 0.0005
+    for known, suspect in pairs:
         logits = network(torch.cat([known.images, suspect.images]))
         labels = torch.cat([known.labels, suspect.labels])
         losses = [cross_entropy(logits[n], labels[n]) for n in range(len(labels))]
@@ -459,7 +465,7 @@ def test_a_joint_stage_equals_a_slow_reading_of_equation_5(images: ImageSet) -> 
         by_hand(losses[: len(known.labels)], losses[len(known.labels) :], 10).backward()
         optimizer.step()
     network.eval()
-    ours, used = fitted(images, objective="joint", isolation_rate=0.1, joint_epochs=80)
+    ours = defense.fit(images, used := context(replace(RECIPE, epochs=2)))
     for name, values in network.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-3, atol=1e-4)
     assert not ours.training
@@ -489,7 +495,7 @@ def test_poisoned_images_are_isolated() -> None:
     clean = generate(1_000, "train", 16)
     made = attacks.build("badnets(poisoning_rate=0.2)").poison(clean, stream(0, "poison"))
     lent = context(Recipe(epochs=4, batch_size=32, learning_rate=0.005))
-    defense = ABL(isolation_epochs=100, joint_epochs=1)
+    defense = ABL(isolation_epochs=100, finetuning_epochs=1, joint_updates=1)
     defense.fit(made.train, lent)
     found = diagnose(lent.journal.samples, made.mask)
     assert lent.journal.scalars["isolated images"] == 10
@@ -511,11 +517,13 @@ def test_the_sequential_form_costs_less_than_plain_training() -> None:
 def test_the_joint_form_costs_what_it_says(
     images: ImageSet, work: Callable[[Callable[[], object]], int]
 ) -> None:
-    """80 epochs of the rest, beside each three of which there is an isolated image."""
-    plain = 3 * 20 + 1 + 3 * 80 * 0.99 * 4 / 3
-    assert ABL().cost(Recipe(), 50_000) == pytest.approx(plain)
+    """80 updates of 64 images beside the two descents."""
+    plain = 3 * 20 + 1 + 3 * 60 * 0.99
+    assert ABL().cost(Recipe(), 50_000) == pytest.approx(plain + 3 * 80 * 64 / 50_000)
+    assert ABL(joint_updates=0).cost(Recipe(), 50_000) == pytest.approx(plain)
     recipe = replace(RECIPE, epochs=5)
-    defense, lent = ABL(isolation_rate=0.25), context(recipe)
+    # All batches are whole: 15 of 45 images, and 5 of 15.
+    defense, lent = ABL(isolation_rate=0.25, joint_batch_size=20), context(recipe)
     done = work(lambda: defense.fit(images, lent))
     # What the journal tells of 15 isolated images, before and after, is not counted.
     assert done - 2 * 15 == pytest.approx(60 * defense.cost(recipe, 60), rel=0.01)
@@ -526,7 +534,9 @@ def test_the_joint_form_costs_what_it_says(
     [
         ({"isolation": "lda"}, "isolation must be one of flooding, lga, got 'lda'"),
         ({"objective": "both"}, "objective must be one of joint, sequential, got 'both'"),
-        ({"joint_epochs": 0}, "joint_epochs must be at least 1"),
+        ({"joint_updates": -1}, "joint_updates must be at least 0"),
+        ({"joint_rate": 0.0}, "joint_rate must be above 0"),
+        ({"joint_batch_size": 1}, "joint_batch_size must be at least 2"),
         ({"isolated_share": 0.0}, "isolated_share must be above 0 and below 1"),
         ({"isolated_share": 1.0}, "isolated_share must be above 0 and below 1"),
         ({"gamma": -0.5}, "gamma must be at least 0"),

@@ -67,8 +67,8 @@ SUITES = {
         datasets=("digits",),
         attacks=("badnets", "blend"),
         defenses=tuple(name for name in (*DEFENSES, "ft") if name != "dbd"),
-        # Fixed by plain training: late drops, as 30 epochs of 1,200 images are few updates, and small
-        # changes of small images.
+        # Fixed by plain training: late drops, as 30 epochs of 1,200 images are few updates, and
+        # small changes of small images.
         recipe={"epochs": 30, "batch_size": 64, "drops": (0.6, 0.85), "padding": 2, "cutout": 0},
         # Three tenths of the published updates, which would take longer than all else together.
         settings={"mcr": "mcr(updates=2370)"},

@@ -37,8 +37,8 @@ class Recipe:
         public code does, image by image in worker processes, and lays networks out as it does, for
         comparing seconds
     compiled: the network's body goes through torch.compile, which rounds otherwise
-    updates: what published numbers of updates on lent clean images are multiplied by; 1 is as
-        published, and less is for suites that say so
+    updates: what the lengths of stages that are counted in updates, such as those on lent clean
+        images, are multiplied by; 1 is as published, and less is for suites that say so
     """
 
     epochs: int = 100
