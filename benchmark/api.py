@@ -361,9 +361,16 @@ class Results:
         """A row for each record: axes, seed, metrics as shares in [0, 1], seconds and flags."""
         return pd.DataFrame([_row(record) for record in self.records])
 
-    def leaderboard(self) -> Table:
-        """Defenses by attacks. Raises `InvalidInput` for records that do not belong together."""
-        return Table(leaderboard(self.records))
+    def leaderboard(self, sort: str = "", columns: Sequence[str] = ()) -> Table:
+        """Defenses by attacks, best DER first.
+
+        sort: title of another column to sort by, such as "badnets ASR"
+        columns: more of each attack, of "floor", "R-Acc", "CA interval", "ASR interval", "TPR",
+            "FPR" and "all"
+
+        Raises `InvalidInput` for an unknown column and for records that do not belong together.
+        """
+        return Table(leaderboard(self.records, sort, columns))
 
     def paper_table(self, number: int) -> Table:
         """A table of the CBD paper, 1, 2, 3 or 5, with the printed numbers beside ours."""

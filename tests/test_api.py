@@ -219,7 +219,7 @@ def test_a_run_is_shown_in_a_notebook_only_where_that_is_wanted(
 def test_a_frame_has_a_row_for_each_record(made: bd.CellRecord, tmp_path: Path) -> None:
     failed = bd.Record(
         **{name: getattr(made, name) for name in bd.Record.__dataclass_fields__}
-        | {"metrics": None, "status": "failed", "flags": ("diverged", "no_op")}
+        | {"metrics": None, "status": "failed", "flags": ("not_finite", "no_op")}
     )
     frame = bd.Results(tmp_path, (made, failed)).frame()
     assert len(frame) == 2
@@ -236,7 +236,7 @@ def test_a_frame_has_a_row_for_each_record(made: bd.CellRecord, tmp_path: Path) 
     assert row["seconds"] > 0
     assert row["flags"] == " ".join(made.flags)
     assert frame["clean_accuracy"].isna().tolist() == [False, True]
-    assert other["flags"] == "diverged no_op"
+    assert other["flags"] == "not_finite no_op"
 
 
 @pytest.mark.parametrize(

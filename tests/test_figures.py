@@ -94,7 +94,7 @@ ONE_SEED = [
     made("cbd(t1=2)", "badnets", 900, 12, seconds=(0.0, 150.0)),
     made("cbd(t1=2)", "blend", 930, 30, seconds=(0.0, 100.0)),
     made("ft", "badnets", 935, 900, seconds=(60.0, 6.0)),
-    made("ft", "blend", 100, 0, flags=("diverged",)),
+    made("ft", "blend", 100, 0, flags=("not_finite",)),
 ]
 
 ONE_SEED_CSV = """\
@@ -118,7 +118,7 @@ CURVES = [
     made("none", "badnets", 930, 990, seed=1, curve=[(0.5, 0.8, 1.5, 0.5), (0.9, 1.0, 0.5, 0.25)]),
     made("none", "adaptive", 920, 990, curve=[(0.3, 0.5, 2.0, 2.5), (0.7, 1.0, 1.25, 0.125)]),
     made("cbd(t1=2)", "badnets", 880, 20, curve=[(0.2, 0.25, 2.25, 4.0)]),
-    made("abl", "badnets", 100, 0, flags=("diverged",), curve=[(0.1, 0.0, 9.0, 9.0)]),
+    made("abl", "badnets", 100, 0, flags=("not_finite",), curve=[(0.1, 0.0, 9.0, 9.0)]),
 ]
 
 CURVES_CSV = """\
@@ -162,7 +162,7 @@ def test_pareto_compares_with_no_defense_over_the_attacks_that_both_have() -> No
     assert text == (
         "toy, wrn16_1, 30 epochs, 1 seed. Large marks: mean over 2 attacks; small: each of them. "
         "Dashed: Pareto front. Means over fewer attacks: abl 1, ft 1. "
-        "Left out, diverged: ft on blend. Left out, failed: abl on blend."
+        "Left out, not finite: ft on blend. Left out, failed: abl on blend."
     )
 
 
@@ -551,13 +551,13 @@ def test_the_command_in_a_refusal_makes_what_is_missing(
     assert ("--results" in command) == (name != "quick")
 
 
-def test_cells_that_all_diverged_are_said(
+def test_cells_that_are_all_not_finite_are_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder(tmp_path, made("none", "badnets", 100, 990, flags=("diverged",)))
+    folder(tmp_path, made("none", "badnets", 100, 990, flags=("not_finite",)))
     assert main(["figure", "losses", "--results", str(tmp_path)]) == 2
     line = capsys.readouterr().err
-    assert line.endswith("has no curves of clean loss: all these cells failed or diverged\n")
+    assert line.endswith("has no curves of clean loss: all these cells failed or are not finite\n")
 
 
 def test_a_folder_of_a_suite_is_named_by_it(

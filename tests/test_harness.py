@@ -127,6 +127,19 @@ def test_diagnostics_by_hand() -> None:
     assert (kept["precision"], kept["recall"]) == (0.5, 0.5)
     all_kept = metrics.diagnose({"kept": torch.ones(4)}, mask)["kept"]
     assert "precision" not in all_kept
+    assert (all_kept["tpr"], all_kept["fpr"]) == (0, 0)
+
+
+def test_the_rates_of_a_filter_by_hand() -> None:
+    """Of four poisoned images three are found, with two of six clean ones."""
+    mask = torch.tensor([True] * 4 + [False] * 6)
+    kept = torch.tensor([0, 0, 0, 1, 0, 0, 1, 1, 1, 1]).float()
+    found = metrics.diagnose({"kept": kept}, mask)["kept"]
+    assert (found["tpr"], found["fpr"]) == (0.75, 0.333333)
+    assert (found["recall"], found["precision"]) == (0.75, 0.6)
+    clean = metrics.diagnose({"kept": kept}, torch.zeros(10, dtype=torch.bool))["kept"]
+    assert clean == {"mean_clean": 0.5, "fpr": 0.5}
+    assert "tpr" not in metrics.diagnose({"w": kept / 2}, mask)["w"]
 
 
 def test_diagnostics_leave_out_what_is_no_number() -> None:

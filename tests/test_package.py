@@ -128,7 +128,7 @@ def project(tmp_path: Path) -> Path:
 
 def test_a_plugin_runs_in_a_project_that_has_folders_of_the_same_names(project: Path) -> None:
     command = [sys.executable, "-m", "bdbench", *TINY, "--defense=mine", "--plugin=my_defense.py"]
-    assert "badnets ASR" in output(project, environment("."), *command)
+    assert "| badnets |" in output(project, environment("."), *command)
     (path,) = (project / "results/quick/records").iterdir()
     record = json.loads(path.read_text())
     assert record["status"] == "ok"
@@ -188,7 +188,7 @@ def test_a_wheel_that_is_installed_elsewhere_runs_makes_tables_and_draws(tmp_pat
     small = ROOT / "results/table1-cifar10-bf16"
     shutil.copytree(small / "records", elsewhere / "small/records")
     assert "badnets" in output(elsewhere, variables, bdbench, "list")
-    assert "badnets ASR" in output(elsewhere, variables, bdbench, *TINY, "--defense=none")
+    assert "| badnets |" in output(elsewhere, variables, bdbench, *TINY, "--defense=none")
     for command in (["table"], ["report"], ["figure", "pareto", "--format=svg"]):
         output(elsewhere, variables, bdbench, *command, "--results=small")
     made = elsewhere / "small"

@@ -213,7 +213,7 @@ def test_every_truncation_is_named_and_skipped(record, written):
         ({"cell": {"seed": 0}}, "record.cell lacks attack, dataset, defense, model, recipe"),
         ({"labels": []}, "record.labels must be an object"),
         ({"passes": {"forward": True, "backward": 1}}, "forward has the wrong type, bool"),
-        ({"flags": "diverged"}, "record.flags has the wrong type, str"),
+        ({"flags": "not_finite"}, "record.flags has the wrong type, str"),
         ({"flags": [{}]}, "flags must be names"),
         ({"curves": [3]}, "curves must hold objects"),
         ({"curves": [{"epoch": 1}]}, "curves lacks attack_success_rate, clean_accuracy"),

@@ -41,7 +41,7 @@ SOME = [
     cell("abl", "badnets", 880, 20, 15, seconds=(60.0, 30.0)),
     cell("abl", "sig"),
     cell("cbd", "badnets", 890, 12, 11, seconds=(0.0, 150.0)),
-    cell("cbd", "sig", 100, 0, 0, flags=("diverged",), seconds=(0.0, 120.0)),
+    cell("cbd", "sig", 100, 0, 0, flags=("not_finite",), seconds=(0.0, 120.0)),
     cell("ft", "badnets", 900, 300, 11, flags=("no_op",), seconds=(60.0, 6.0)),
 ]
 SEEDS = [cell("none", "badnets", 930 + s, 990 + s, 10, s) for s in range(3)]
@@ -109,21 +109,24 @@ def with_picture(folder):
 
 def test_the_leaderboard_is_this(results):
     index = report(results, SOME)["index.html"]
-    heads = ["defense", "mean CA", "mean ASR", "seconds", "x none", "none", "badnets", "sig"]
+    heads = ["defense", "clean", "trainings", "mean CA", "mean ASR", "mean R-Acc", "DER"]
+    heads += ["seconds", "x none", "none", "badnets", "sig"]
     start = index.rows.index(heads) + 1
-    assert [" | ".join(row) for row in index.rows[start : start + 5]] == [
-        "none CA | none floor | badnets CA | badnets ASR | sig CA | sig ASR",
-        "none | 92.5 | 51.1 | 60.0 | 1.0 | 94.0 | 0.8 | 93.0 | 99.8 (floor 0.9)"
-        " | 92.0 | 2.5 (floor 1.0) ‡",
-        "cbd | 89.0 (1 of 2) | 1.2 (1 of 2) | 150.0 | 2.5 | - | - | 89.0 | **1.2** (floor 1.1)"
-        " | diverged | diverged †",
-        "abl | 88.0 (1 of 2) | 2.0 (1 of 2) | 90.0 | 1.5 | 87.0 | 2.0 | 88.0 | 2.0 ~ (floor 1.5)"
-        " | failed | failed ¶",
-        "ft | 90.0 (1 of 2) | 30.0 (1 of 2) | 66.0 | 1.1 | - | - | 90.0 | 30.0 (floor 1.1) §"
+    assert [" | ".join(row) for row in index.rows[start : start + 7]] == [
+        "none CA | badnets CA | badnets ASR | sig CA | sig ASR",
+        "no clean images",
+        "none | 0 % | 1.0 | 92.5 | 51.1 | 24.4 | - | 60.0 | 1.0 | 94.0 | 93.0 | 99.8"
+        " | 92.0 | 2.5 ‡",
+        "cbd | 0 % | 1.0 | 89.0 (1 of 2) | 1.2 | 49.4 | 97.3 | 150.0 | 2.5 | - | 89.0 | **1.2**°"
+        " | - | not finite ⊘",
+        "abl | 0 % | 1.0 | 88.0 (1 of 2) | 2.0 | 49.0 | 96.4 | 90.0 | 1.5 | 87.0 | 88.0 | 2.0° ~"
+        " | - | failed ¶",
+        "with clean images",
+        "ft | 5 % | 1.0 | 90.0 (1 of 2) | 30.0 | 35.0 | 83.4 | 66.0 | 1.1 | - | 90.0 | **30.0** §"
         " | - | -",
     ]
     for note in (
-        "† diverged, in no mean: cbd on sig (seed 0)",
+        "⊘ not_finite, in no mean: cbd on sig (seed 0)",
         "¶ failed, in no mean: abl on sig (seed 0: RuntimeError)",
         "‡ attack_failed, the trigger seldom works even with no defense: none on sig (seed 0)",
         "§ no_op, the defense changed nothing: ft on badnets (seed 0)",
@@ -137,7 +140,7 @@ def test_the_heat_maps_are_these(results):
     fields = re.compile(r'class="(l\d+|off|empty)"><(?:a href="cells/\w+.html"|span)>([^<]+)<')
     assert fields.findall(asr) == [
         *[("l10", "99.8"), ("l0", "1.2"), ("l0", "2.0"), ("l3", "30.0")],
-        *[("l0", "2.5"), ("off", "diverged"), ("off", "failed"), ("empty", "-")],
+        *[("l0", "2.5"), ("off", "not finite"), ("off", "failed"), ("empty", "-")],
     ]
     assert fields.findall(ca)[:4] == [
         ("l9", "94.0"),
@@ -231,7 +234,7 @@ def test_a_cell_page_says_everything_about_its_cell(results):
     [
         (2, "attack_failed ‡ the trigger seldom works even with no defense"),
         (5, "This cell failed RuntimeError out of memory Traceback"),
-        (7, "diverged † in no mean"),
+        (7, "not_finite ⊘ in no mean"),
         (8, "no_op § the defense changed nothing"),
     ],
 )
@@ -263,10 +266,12 @@ def test_a_defense_page_has_its_row_and_its_description(results):
     pages = report(results, SOME + SEEDS[3:])
     page = pages["defenses/abl.html"]
     assert ["none", "87.0", "-", "2.0", "90.0", "0"] in page.rows
-    assert ["badnets", "88.0", "2.0 ~", "1.5", "90.0", "0"] in page.rows
+    assert ["badnets", "88.0", "2.0° ~", "1.5", "90.0", "0"] in page.rows
     assert ["sig", "failed", "failed ¶", "-", "-", "0"] in page.rows
     assert "arXiv:2110.11571" in page.text
-    assert ["badnets", "90.0", "20.0 ¶", "1.1", "60.0", "0, 1"] in pages["defenses/nad.html"].rows
+    assert ["badnets", "90.0", "**20.0** ¶", "1.1", "60.0", "0, 1"] in pages[
+        "defenses/nad.html"
+    ].rows
 
 
 def test_descriptions_are_those_of_installed_defenses():

@@ -27,10 +27,19 @@ RECORDS = [
     cell("abl", "blend"),
     replace(cell("cbd", "badnets", 890, 12, 11), curves=CURVES),
     cell("cbd", "blend", 860, 15, 14),
-    cell("mine(name='<b>')", "badnets", 100, 0, 0, flags=("diverged",)),
+    cell("mine(name='<b>')", "badnets", 100, 0, 0, flags=("not_finite",)),
     cell("mine(name='<b>')", "blend", 895, 100, 11),
+    cell("nad", "badnets", 900, 300),
+    cell("ft", "badnets", 900, 400),
 ]
-ORDER = ["none", "cbd", "abl", "mine(name='<b>')"]
+RECORDS = [
+    replace(each, provenance=each.provenance | {"clean_fraction": 0.0})
+    if each.labels["defense"].startswith("mine")
+    else each
+    for each in RECORDS
+]
+ORDER = ["none", "abl", "cbd", "mine(name='<b>')"]
+"""Of the first section; that of the second is nad, ft."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +89,11 @@ def shown(browser, selector):
 
 
 def rows(browser):
-    return shown(browser, ".leaderboard tbody th")
+    """The defenses of the first section, those of the second behind a bar if they are shown."""
+    first, second = (
+        shown(browser, f".leaderboard tbody:nth-of-type({n}) tr:not(.section) th") for n in (1, 2)
+    )
+    return [*first, *(["|", *second] if second else [])]
 
 
 def head(browser, name):
@@ -96,19 +109,27 @@ def head(browser, name):
         ("badnets ASR", ["cbd", "abl", "none", ORDER[3]]),
         ("badnets CA", ["abl", "cbd", "none", ORDER[3]]),
         ("blend ASR", ["cbd", ORDER[3], "none", "abl"]),
-        ("none floor", ["none", "cbd", "abl", ORDER[3]]),
+        ("none CA", ["none", "abl", "cbd", ORDER[3]]),
+        ("DER", [ORDER[3], "cbd", "abl", "none"]),
         ("defense", ["abl", "cbd", ORDER[3], "none"]),
     ],
 )
 def test_a_click_sorts_and_another_turns_the_order(column, rising, index):
-    assert rows(index) == ORDER
+    assert rows(index) == [*ORDER, "|", "nad", "ft"]
     button = head(index, column).find_element("tag name", "button")
     button.click()
-    assert rows(index) == rising
+    first, second = rows(index)[:4], rows(index)[5:]
+    assert first == rising
+    assert second == {
+        "badnets ASR": ["nad", "ft"],
+        "DER": ["ft", "nad"],
+        "defense": ["ft", "nad"],
+    }.get(column, ["nad", "ft"])
     assert head(index, column).get_attribute("aria-sort") == "ascending"
     button.click()
-    with_value = {"badnets ASR": 3, "badnets CA": 3, "blend ASR": 3, "none floor": 1}.get(column, 4)
-    assert rows(index) == rising[:with_value][::-1] + rising[with_value:]
+    with_value = {"badnets ASR": 3, "badnets CA": 3, "blend ASR": 3, "none CA": 1, "DER": 3}
+    with_value = with_value.get(column, 4)
+    assert rows(index)[:4] == rising[:with_value][::-1] + rising[with_value:]
     assert head(index, column).get_attribute("aria-sort") == "descending"
     head(index, "seconds").find_element("tag name", "button").click()
     assert head(index, column).get_attribute("aria-sort") is None
@@ -145,7 +166,7 @@ def test_the_keyboard_is_enough(index):
 
 
 def test_a_number_leads_to_its_cell_and_back(index, home):
-    link = find(index, ".leaderboard tbody tr:nth-child(2) td[data-m=asr] a")[0]
+    link = find(index, ".leaderboard tbody tr:nth-child(4) td[data-m=asr] a")[0]
     assert link.text == "1.2"
     link.click()
     assert index.title == "cbd on badnets, seed 0"
@@ -162,15 +183,16 @@ def test_text_choices_and_metrics_filter(index):
 
     words = find(index, "input[name=words]")[0]
     words.send_keys("B")
-    assert rows(index) == ["cbd", "abl", ORDER[3]]
+    assert rows(index) == ["abl", "cbd", ORDER[3]]
     words.send_keys("D")
     assert rows(index) == ["cbd"]
-    assert shown(index, "output") == ["1 of 4 rows"]
+    assert shown(index, "output") == ["1 of 6 rows"]
+    assert shown(index, ".leaderboard .section") == ["no clean images"]
     assert shown(index, ".heat.asr thead th") == ["cbd"]
     words.send_keys("x")
     assert rows(index) == []
     find(index, "button[type=reset]")[0].click()
-    assert rows(index) == ORDER
+    assert rows(index) == [*ORDER, "|", "nad", "ft"]
 
     attacks, defenses = find(index, ".toolbar summary")
     attacks.click()
@@ -192,7 +214,7 @@ def test_text_choices_and_metrics_filter(index):
     assert [each.is_displayed() for each in find(index, "figure .heat")] == [False, True]
     assert find(index, "[scope=colgroup][data-a='2']")[0].get_attribute("colspan") == "1"
     find(index, "button[type=reset]")[0].click()
-    assert rows(index) == ORDER
+    assert rows(index) == [*ORDER, "|", "nad", "ft"]
     assert all(each.is_displayed() for each in find(index, ".leaderboard td"))
 
 
@@ -256,10 +278,10 @@ def test_without_scripts_all_is_there_but_sorting_and_filtering(index, home):
     index.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         index.get((home / "index.html").as_uri())
-        assert rows(index) == ORDER
+        assert rows(index) == [*ORDER, "|", "nad", "ft"]
         assert not find(index, ".toolbar")[0].is_displayed()
         assert find(index, "th button") == []
-        find(index, ".leaderboard tbody tr:nth-child(2) td[data-m=asr] a")[0].click()
+        find(index, ".leaderboard tbody tr:nth-child(4) td[data-m=asr] a")[0].click()
         assert index.title == "cbd on badnets, seed 0"
     finally:
         index.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})

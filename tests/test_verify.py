@@ -40,8 +40,8 @@ RECORDS = [
     *(cell("none", "badnets", 852 + s, 1000, 10, s) for s in range(3)),
     *(cell("cbd(t1=8)", "badnets", 860 + s, 9 + s, 10, s) for s in range(2)),
     cell("cbd(t1=8)", "badnets", seed=2),
-    cell("cbd(t1=8)", "badnets", 100, 0, 0, 3, flags=("diverged",)),
-    cell("fp", "badnets", 100, 0, 0, flags=("diverged",)),
+    cell("cbd(t1=8)", "badnets", 100, 0, 0, 3, flags=("not_finite",)),
+    cell("fp", "badnets", 100, 0, 0, flags=("not_finite",)),
     cell("nad", "badnets"),
     cell("ft", "badnets", 850, 100),
     cell("none", "badnets(poisoning_rate=0.01)", 857, 999),
@@ -52,24 +52,24 @@ RECORDS = [
 MARKDOWN = """\
 ## cifar10 · wrn16_1 · default recipe
 
-| attack                       | defense   | metric   |   seeds |   ours |    95 % interval |   paper |   table |   difference | verdict   | reasons   |
-|:-----------------------------|:----------|:---------|--------:|-------:|-----------------:|--------:|--------:|-------------:|:----------|:----------|
-| none                         | none      | CA       |       1 |  89.10 |   87.02 to 90.88 |   89.14 |       1 |        -0.04 | inside    |           |
-| none                         | none      | floor    |       1 |   0.80 |     0.41 to 1.57 |    0.00 |       1 |        +0.80 | -         | 1         |
-| none                         | cbd       | CA       |       1 |  88.00 |   85.84 to 89.87 |   88.95 |       1 |        -0.95 | inside    | 2         |
-| none                         | cbd       | floor    |       1 |   2.00 |     1.30 to 3.07 |    0.00 |       1 |        +2.00 | -         | 1 2       |
-| adaptive(attack='trojan')    | none      | CA       |       1 |  85.00 |   82.65 to 87.08 |       - |       5 |            - | -         | 3 4 5     |
-| adaptive(attack='trojan')    | none      | ASR      |       1 |  99.00 |   98.17 to 99.46 |       - |       5 |            - | -         | 3 4 5     |
-| badnets                      | none      | CA       |       3 |  85.30 |   85.05 to 85.55 |   85.37 |       1 |        -0.07 | inside    | 6         |
-| badnets                      | none      | ASR      |       3 | 100.00 | 100.00 to 100.00 |  100.00 |       1 |        +0.00 | inside    | 6         |
-| badnets                      | cbd(t1=8) | CA       |       2 |  86.05 |   85.41 to 86.69 |   87.46 |       1 |        -1.41 | outside   | 2 6 7 8 9 |
-| badnets                      | cbd(t1=8) | ASR      |       2 |   0.95 |     0.31 to 1.59 |    1.06 |       1 |        -0.11 | inside    | 2 6 7 8 9 |
-| badnets                      | fp        | CA       |       0 |      - |                - |   82.41 |       1 |            - | diverged  | 6 10 11   |
-| badnets                      | fp        | ASR      |       0 |      - |                - |   99.96 |       1 |            - | diverged  | 6 10 11   |
-| badnets                      | nad       | CA       |       0 |      - |                - |   82.25 |       1 |            - | failed    | 6 12 13   |
-| badnets                      | nad       | ASR      |       0 |      - |                - |    3.07 |       1 |            - | failed    | 6 12 13   |
-| badnets(poisoning_rate=0.01) | none      | CA       |       1 |  85.70 |   83.39 to 87.73 |   85.67 |       2 |        +0.03 | inside    | 6         |
-| badnets(poisoning_rate=0.01) | none      | ASR      |       1 |  99.90 |   99.44 to 99.98 |  100.00 |       2 |        -0.10 | outside   | 6         |
+| attack                       | defense   | metric | seeds |   ours |    95 % interval |  paper | table | difference | verdict    | reasons   |
+|:-----------------------------|:----------|:-------|------:|-------:|-----------------:|-------:|------:|-----------:|:-----------|:----------|
+| none                         | none      | CA     |     1 |  89.10 |   87.02 to 90.88 |  89.14 |     1 |      -0.04 | inside     |           |
+| none                         | none      | floor  |     1 |   0.80 |     0.41 to 1.57 |   0.00 |     1 |      +0.80 | -          | 1         |
+| none                         | cbd       | CA     |     1 |  88.00 |   85.84 to 89.87 |  88.95 |     1 |      -0.95 | inside     | 2         |
+| none                         | cbd       | floor  |     1 |   2.00 |     1.30 to 3.07 |   0.00 |     1 |      +2.00 | -          | 1 2       |
+| adaptive(attack='trojan')    | none      | CA     |     1 |  85.00 |   82.65 to 87.08 |      - |     5 |          - | -          | 3 4 5     |
+| adaptive(attack='trojan')    | none      | ASR    |     1 |  99.00 |   98.17 to 99.46 |      - |     5 |          - | -          | 3 4 5     |
+| badnets                      | none      | CA     |     3 |  85.30 |   85.05 to 85.55 |  85.37 |     1 |      -0.07 | inside     | 6         |
+| badnets                      | none      | ASR    |     3 | 100.00 | 100.00 to 100.00 | 100.00 |     1 |      +0.00 | inside     | 6         |
+| badnets                      | cbd(t1=8) | CA     |     2 |  86.05 |   85.41 to 86.69 |  87.46 |     1 |      -1.41 | outside    | 2 6 7 8 9 |
+| badnets                      | cbd(t1=8) | ASR    |     2 |   0.95 |     0.31 to 1.59 |   1.06 |     1 |      -0.11 | inside     | 2 6 7 8 9 |
+| badnets                      | fp        | CA     |     0 |      - |                - |  82.41 |     1 |          - | not finite | 6 10 11   |
+| badnets                      | fp        | ASR    |     0 |      - |                - |  99.96 |     1 |          - | not finite | 6 10 11   |
+| badnets                      | nad       | CA     |     0 |      - |                - |  82.25 |     1 |          - | failed     | 6 12 13   |
+| badnets                      | nad       | ASR    |     0 |      - |                - |   3.07 |     1 |          - | failed     | 6 12 13   |
+| badnets(poisoning_rate=0.01) | none      | CA     |     1 |  85.70 |   83.39 to 87.73 |  85.67 |     2 |      +0.03 | inside     | 6         |
+| badnets(poisoning_rate=0.01) | none      | ASR    |     1 |  99.90 |   99.44 to 99.98 | 100.00 |     2 |      -0.10 | outside    | 6         |
 
 All rows:
 
@@ -82,19 +82,19 @@ All rows:
 5. noise is made after every epoch, in the paper after every batch
 6. the paper gives no patch, ours is a black and white corner pattern
 7. cbd: t1=8 instead of 5
-8. diverged, in no mean: seed 3
-9. failed, in no mean: seed 2 (RuntimeError)
+8. failed, in no mean: seed 2 (RuntimeError)
+9. not_finite, in no mean: seed 3
 10. fp prunes the embedding, the paper only says original settings
-11. diverged, in no mean: seed 0
+11. not_finite, in no mean: seed 0
 12. nad by default starts at the recipe's learning rate
 13. failed, in no mean: seed 0 (RuntimeError)
 
 ## cifar10 · wrn16_1 · recipe(epochs=30)
 
-| attack   | defense   | metric   |   seeds |   ours |   95 % interval |   paper |   table |   difference | verdict   | reasons   |
-|:---------|:----------|:---------|--------:|-------:|----------------:|--------:|--------:|-------------:|:----------|:----------|
-| sig      | none      | CA       |       1 |  84.10 |  81.70 to 86.24 |   84.14 |       1 |        -0.04 | inside    |           |
-| sig      | none      | ASR      |       1 |  10.00 |   8.29 to 12.02 |   99.32 |       1 |       -89.32 | outside   |           |
+| attack | defense | metric | seeds |  ours |  95 % interval | paper | table | difference | verdict | reasons |
+|:-------|:--------|:-------|------:|------:|---------------:|------:|------:|-----------:|:--------|:--------|
+| sig    | none    | CA     |     1 | 84.10 | 81.70 to 86.24 | 84.14 |     1 |      -0.04 | inside  |         |
+| sig    | none    | ASR    |     1 | 10.00 |  8.29 to 12.02 | 99.32 |     1 |     -89.32 | outside |         |
 
 All rows:
 
@@ -118,10 +118,10 @@ table,dataset,model,recipe,attack,defense,metric,seeds,ours,low,high,published,d
 5,cifar10,wrn16_1,recipe,adaptive(attack='trojan'),none,ASR,1,99,98.1691,99.4559,,,,"illegible in the copies of Table 5 at hand; the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours by default adds seeded colours; noise is made after every epoch, in the paper after every batch"
 1,cifar10,wrn16_1,recipe,badnets,none,CA,3,85.3,85.0516,85.5484,85.37,-0.07,inside,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern"
 1,cifar10,wrn16_1,recipe,badnets,none,ASR,3,100,100,100,100,0,inside,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern"
-1,cifar10,wrn16_1,recipe,badnets,cbd(t1=8),CA,2,86.05,85.4147,86.6853,87.46,-1.41,outside,"cbd: t1=8 instead of 5; the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; cbd by default has T1 and beta fixed, which the paper searches, and two constants of its authors' code; diverged, in no mean: seed 3; failed, in no mean: seed 2 (RuntimeError)"
-1,cifar10,wrn16_1,recipe,badnets,cbd(t1=8),ASR,2,0.95,0.3147,1.5853,1.06,-0.11,inside,"cbd: t1=8 instead of 5; the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; cbd by default has T1 and beta fixed, which the paper searches, and two constants of its authors' code; diverged, in no mean: seed 3; failed, in no mean: seed 2 (RuntimeError)"
-1,cifar10,wrn16_1,recipe,badnets,fp,CA,0,,,,82.41,,diverged,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; fp prunes the embedding, the paper only says original settings; diverged, in no mean: seed 0"
-1,cifar10,wrn16_1,recipe,badnets,fp,ASR,0,,,,99.96,,diverged,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; fp prunes the embedding, the paper only says original settings; diverged, in no mean: seed 0"
+1,cifar10,wrn16_1,recipe,badnets,cbd(t1=8),CA,2,86.05,85.4147,86.6853,87.46,-1.41,outside,"cbd: t1=8 instead of 5; the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; cbd by default has T1 and beta fixed, which the paper searches, and two constants of its authors' code; failed, in no mean: seed 2 (RuntimeError); not_finite, in no mean: seed 3"
+1,cifar10,wrn16_1,recipe,badnets,cbd(t1=8),ASR,2,0.95,0.3147,1.5853,1.06,-0.11,inside,"cbd: t1=8 instead of 5; the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; cbd by default has T1 and beta fixed, which the paper searches, and two constants of its authors' code; failed, in no mean: seed 2 (RuntimeError); not_finite, in no mean: seed 3"
+1,cifar10,wrn16_1,recipe,badnets,fp,CA,0,,,,82.41,,not finite,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; fp prunes the embedding, the paper only says original settings; not_finite, in no mean: seed 0"
+1,cifar10,wrn16_1,recipe,badnets,fp,ASR,0,,,,99.96,,not finite,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; fp prunes the embedding, the paper only says original settings; not_finite, in no mean: seed 0"
 1,cifar10,wrn16_1,recipe,badnets,nad,CA,0,,,,82.25,,failed,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; nad by default starts at the recipe's learning rate; failed, in no mean: seed 0 (RuntimeError)"
 1,cifar10,wrn16_1,recipe,badnets,nad,ASR,0,,,,3.07,,failed,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; nad by default starts at the recipe's learning rate; failed, in no mean: seed 0 (RuntimeError)"
 2,cifar10,wrn16_1,recipe,badnets(poisoning_rate=0.01),none,CA,1,85.7,83.3935,87.7333,85.67,0.03,inside,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern"

@@ -19,22 +19,32 @@ from bdbench.cli.group import FILE, FOLDER, cli, load_plugins, records_in
 @click.argument("which", metavar="[leaderboard|1|2|3|5]", default="leaderboard")
 @click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
 @click.option("--latex", is_flag=True, help="A table of the paper as LaTeX, too.")
-def table(which: str, results: Path, latex: bool) -> int:
+@click.option("--sort", default="", metavar="COLUMN", help='Sort by "badnets ASR", seconds, ...')
+@click.option("--columns", multiple=True, metavar="NAME", help="More of each attack; repeatable.")
+def table(which: str, results: Path, latex: bool, sort: str, columns: tuple[str, ...]) -> int:
     """Make a table from records, as CSV and Markdown, and print it. It never trains.
 
     1, 2, 3 and 5 are those of the paper, in its layout, with the printed number beside ours.
+
+    --sort and --columns change how the leaderboard is printed, not the files. A column is named by
+    what stands above it: "badnets ASR", "mean CA", DER. NAME is floor, R-Acc, "CA interval", "ASR
+    interval", TPR, FPR or all.
     """
     known = ["leaderboard", "1", "2", "3", "5"]
     check(which in known, f"unknown table {which!r}{spec.did_you_mean(which, known)}")
     check(not latex or which != "leaderboard", "--latex is for the tables of the paper: 1, 2, 3, 5")
-    from bdbench.tables.write import write_leaderboard, write_table
+    plain = not sort and not columns
+    check(plain or which == "leaderboard", "--sort and --columns are for the leaderboard")
+    from bdbench.tables.write import leaderboard, write_leaderboard, write_table
 
     records, damaged = records_in(results)
     if which == "leaderboard":
+        made = leaderboard(records, sort, columns)
         paths = write_leaderboard(records, results)
+        click.echo(made.markdown())
     else:
         paths = write_table(int(which), records, results, latex)
-    click.echo(next(path for path in paths if path.suffix == ".md").read_text())
+        click.echo(next(path for path in paths if path.suffix == ".md").read_text())
     click.echo(f"written: {', '.join(map(str, paths))}")
     return 1 if damaged else 0
 
@@ -46,7 +56,9 @@ def verify(results: Path, as_json: bool) -> int:
     """Compare records with the numbers that the CBD paper prints. It never trains.
 
     Shown are the difference, whether the printed number is inside our 95 % interval, and the
-    reasons that are known. The same is written to tables/verify.md and verify.csv.
+    reasons that are known. Beside them stands what BackdoorBench and the FT-SAM paper have for the
+    same attack, poisoning rate and data set, and below them where published numbers contradict each
+    other. The same is written to tables/verify.md and verify.csv.
     """
     from bdbench.tables.verify import write_verification
 

@@ -15,8 +15,8 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from bdbench.figures.picture import COLOURS, MARKERS, PAGE, Picture, caption, legend, several
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import InvalidInput, check
-from bdbench.tables.groups import is_none, seconds_total
-from bdbench.tables.leaderboard import ASR, CA, Block
+from bdbench.tables.groups import ASR, CA, is_none, seconds_total
+from bdbench.tables.leaderboard import Block
 from bdbench.tables.statistics import half_width
 
 TIME, LOST = "seconds_ratio", "clean_accuracy_lost"

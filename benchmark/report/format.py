@@ -16,8 +16,8 @@ from markupsafe import Markup, escape
 from bdbench.records.count import wilson
 from bdbench.records.rerun import command
 from bdbench.report import charts
-from bdbench.tables.groups import is_none, seconds_total
-from bdbench.tables.leaderboard import ASR, CA, FLOOR, FOOTNOTES, MISSING, Block, decimal
+from bdbench.tables.groups import ASR, CA, FLOOR, is_none, seconds_total
+from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, Block, decimal
 
 PAGES = Path(__file__).parent / "templates"
 
@@ -83,6 +83,7 @@ def templates() -> Environment:
     }
     environment.tests["bare"] = is_none
     environment.globals |= {
+        "at_floor": AT_FLOOR,
         "command": command,
         "footnotes": FOOTNOTES,
         "maps": maps,

@@ -24,8 +24,8 @@ from bdbench.report import charts
 from bdbench.report.comparison import compare
 from bdbench.report.folder import replace_files
 from bdbench.report.format import ORIGINS, PAGES, number, slug, templates
-from bdbench.tables.groups import Group, collect, is_none, name_order
-from bdbench.tables.leaderboard import ASR, CA, MISSING, Block
+from bdbench.tables.groups import ASR, CA, Group, collect, is_none, name_order
+from bdbench.tables.leaderboard import MISSING, Block
 
 VALUES = 4
 

@@ -8,10 +8,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.registry import file_of
+from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES, consistent
 from bdbench.records.count import Count
 from bdbench.records.record import METRICS, Record
-from bdbench.tables.statistics import Estimate, estimate
+from bdbench.tables.published import defaults
+from bdbench.tables.statistics import Estimate, estimate, proportions_separable, tied
+
+CA, ASR, RACC = "clean_accuracy", "attack_success_rate", "robust_accuracy"
+FLOOR = "asr_floor"
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,37 @@ class Group:
         return {metric: estimate(list(self.counts(metric).values())) for metric in METRICS}
 
     def mean(self, value: Callable[[Record], float]) -> float:
-        """Over the used records; nan if there are none."""
-        return mean(map(value, self.used))
+        """Over the used records for which it is a number; nan if there are none."""
+        return mean(found for found in map(value, self.used) if not math.isnan(found))
+
+    @cached_property
+    def clean_fraction(self) -> float:
+        """Share of the clean training set that the defense is lent, in [0, 1); nan if unknown."""
+        return next((f for f in map(clean_fraction, self.records) if not math.isnan(f)), math.nan)
+
+    @cached_property
+    def at_floor(self) -> bool:
+        """Whether the ASR is not above the floor of the same networks at 95 %: neither over all
+        seeds nor in any of them, as one network with a backdoor is not made up for by others."""
+        asr, floor = self.counts(ASR), self.counts(FLOOR)
+        common = asr.keys() & floor.keys()
+        if not common or any(
+            asr[seed].rate > floor[seed].rate and proportions_separable(floor[seed], asr[seed])
+            for seed in common
+        ):
+            return False
+        return self.estimate(ASR)[0] <= self.estimate(FLOOR)[0] or tied(floor, asr)
+
+    def der(self, bare: Group | None) -> float:
+        """Defense effectiveness rating in [0, 1]: (max(0, dASR) - max(0, dCA) + 1) / 2, with d the
+        mean of no defense, `bare`, minus that of this one (Zhu et al., 2023, arXiv:2304.11823,
+        equation 7). nan where one of the four is missing, and for no defense itself."""
+        if bare is None or is_none(self.names["defense"]):
+            return math.nan
+        lost = [bare.estimate(metric)[0] - self.estimate(metric)[0] for metric in (ASR, CA)]
+        if any(map(math.isnan, lost)):
+            return math.nan
+        return (max(0.0, lost[0]) - max(0.0, lost[1]) + 1) / 2
 
 
 def seconds_own(record: Record) -> float:
@@ -68,6 +104,52 @@ def seconds_own(record: Record) -> float:
 def seconds_total(record: Record) -> float:
     """Seconds of a defense with the undefended networks that it starts from."""
     return seconds_own(record) + float(record.measured["seconds"]["undefended"])
+
+
+def clean_fraction(record: Record) -> float:
+    """Share of the clean training set that a defense was lent, in [0, 1); nan if unknown.
+
+    Records that do not say it are older: for these, what the source of a built-in defense says.
+    """
+    stored = record.provenance.get("clean_fraction")
+    if isinstance(stored, int | float):
+        return float(stored)
+    try:
+        name = Spec.of(record.cell["defense"]).name
+    except InvalidInput:
+        return math.nan
+    if not file_of("bdbench.defenses", name).is_file():
+        return math.nan
+    return float(defaults("bdbench.defenses", name).get("clean_fraction", 0.0))
+
+
+def passes(record: Record) -> float:
+    """Forward passes per training image, of which a backward pass counts two."""
+    return float(record.passes["forward"] + 2 * record.passes["backward"])
+
+
+def trainings(record: Record) -> float:
+    """The passes of a defense, undefended networks included, in units of one plain training, which
+    takes three an epoch; nan where the recipe names no epochs."""
+    try:
+        epochs = Spec.of(record.cell["recipe"]).fields.get("epochs")
+    except InvalidInput:
+        return math.nan
+    return passes(record) / (3 * epochs) if isinstance(epochs, int) and epochs else math.nan
+
+
+def filtered(record: Record) -> tuple[float, float]:
+    """TPR and FPR of what a defense took for poisoned, each nan if it judged no such images.
+
+    They are of the first per-sample verdict by name. Older records have recall, which is the TPR,
+    and the share of clean images that were kept.
+    """
+    samples = record.diagnostics.get("samples")
+    for _, found in sorted(samples.items()) if isinstance(samples, dict) else ():
+        if isinstance(found, dict) and found.keys() & {"tpr", "fpr", "recall"}:
+            recall, kept = (float(found.get(n, math.nan)) for n in ("recall", "mean_clean"))
+            return float(found.get("tpr", recall)), float(found.get("fpr", 1 - kept))
+    return math.nan, math.nan
 
 
 def mean(values: Iterable[float]) -> float:

@@ -7,14 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tabulate import tabulate
-
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.record import Record
-from bdbench.tables.groups import Group, is_none, mean, name_order, seconds_total
+from bdbench.tables.groups import (
+    ASR,
+    CA,
+    FLOOR,
+    RACC,
+    Group,
+    filtered,
+    is_none,
+    mean,
+    name_order,
+    seconds_total,
+    trainings,
+)
 from bdbench.tables.statistics import half_width, tied
 
-CA, ASR, FLOOR = "clean_accuracy", "attack_success_rate", "asr_floor"
 MISSING = "-"
 FOOTNOTES = {
     "not_finite": ("⊘", "in no mean"),
@@ -23,15 +32,33 @@ FOOTNOTES = {
     "attack_failed": ("‡", "the trigger seldom works even with no defense"),
     "no_op": ("§", "the defense changed nothing"),
 }
+AT_FLOOR = "°"
+"""Marks an ASR that is not above its floor."""
+NO_CLEAN, CLEAN, UNKNOWN = "no clean images", "with clean images", "clean images not known"
+"""The sections of a block, by what a defender has."""
+EXTRA = ("floor", "R-Acc", "CA interval", "ASR interval", "TPR", "FPR")
+"""What a table has of each attack only where it is asked for."""
+HIGH_IS_GOOD = ("CA", "R-Acc", "DER", "TPR")
+"""The last word of columns in which the highest number comes first."""
 LEGEND = """\
-CA: accuracy on clean test images. ASR: share of the test images of other classes that the \
-trigger turns into the target; floor: share of them that the same network calls the target \
-without it. All in percent, after the last epoch. **Bold**: lowest ASR against an attack; ~: ASR \
-that cannot be told from it at 95 % (paired t-test over seeds; with one seed, two-proportion \
-z-test). ±: half width of the 95 % t interval over seeds; with one seed, the CSV file has Wilson \
-intervals. Mean: over the attacks that a defense has results for (how many, if not all); rows are \
-sorted by mean ASR over the attacks that all defenses have results for. Seconds: training of a \
-defense and of the undefended network it starts from; x none: relative to no defense."""
+In percent, after the last epoch. Rows are sorted by DER.
+
+- Clean: share of the clean training set that a defense is given.
+- Trainings: forward and backward passes, the undefended network included, relative to one plain \
+training.
+- CA: accuracy on clean test images. R-Acc: triggered test images of other classes that get their \
+true label.
+- ASR: triggered test images of other classes that get the target. **Bold**: the lowest of a group \
+against an attack. ~: cannot be told from it.
+- °: this ASR is not above the floor, the share of the same images that the network calls the \
+target without the trigger. No backdoor is left there.
+- ~ and ° are at 95 %: two-proportion z-test with one seed, paired t-test with several. ° needs \
+the z-test of each seed too.
+- Mean: over the attacks that a defense has results for (how many, if not all).
+- DER: (max(0, fall of ASR) - max(0, fall of CA) + 1) / 2 against no defense. It is a trade-off \
+score: 50 is no gain, and a high one does not say that CA is high or ASR is low.
+- Seconds: training, the undefended network included. x none: relative to no defense.
+- Floors, R-Acc by attack, intervals, TPR and FPR are in the CSV file and with --columns."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +68,7 @@ class Field:
     ca, asr: mean ± half width, `MISSING` where there is none
     floor: mean
     standing: of the ASR against this attack: "best", "tied" with it, or ""
+    at_floor: whether the ASR is not above the floor, so that no backdoor is left
     marks: of `FOOTNOTES`, those that hold for any seed
     state: "not finite" or "failed" where that left no seed for a mean, or ""
     """
@@ -49,20 +77,47 @@ class Field:
     asr: str
     floor: str
     standing: str
+    at_floor: bool
     marks: tuple[str, ...]
     state: str
 
 
 @dataclass(frozen=True)
 class Block:
-    """The groups of one data set, model and recipe."""
+    """The groups of one data set, model and recipe.
+
+    apart: whether defenses with and without clean images are compared each among themselves
+    """
 
     groups: tuple[Group, ...]
+    apart: bool = True
 
-    def markdown(self) -> str:
-        """Title, table and footnotes."""
-        headers = ["defense", *self._headers()]
-        rows = [[name, *self._row(name)] for name in self.defenses]
+    def markdown(self, order: str = "", extra: Sequence[str] = ()) -> str:
+        """Title, table and footnotes.
+
+        order: title of the column that sorts the defenses of a section, DER if not given
+        extra: which of `EXTRA` to add for each attack
+        """
+        heads = {attack: self._subheads(attack, extra) for attack in self.attacks}
+        totals = list(self.totals())[2:]
+        means = [title.removeprefix("mean ") for title in totals if title.startswith("mean ")]
+        headers = ["defense", "clean", "trainings"]
+        for over, below in [*heads.items(), *([("mean", means)] if means else [])]:
+            headers += [over, *[""] * (len(below) - 1)]
+        headers += totals[len(means) :]
+        below = [*(name for names in heads.values() for name in names), *means]
+        filling = [""] * (len(totals) - len(means))
+        rows = []
+        for section, defenses in self.sections(order).items():
+            rows.append([section, "", "", *below, *filling])
+            for defense in defenses:
+                clean, work, *rest = self.total(defense)
+                fields = [
+                    text
+                    for attack in heads
+                    for text in self._fields(defense, attack, heads[attack])
+                ]
+                rows.append([defense, clean, work, *fields, *rest])
         table = pipe(headers, rows, ["left", *["right"] * (len(headers) - 1)])
         notes = "\n".join(f"- {note}" for note in self.footnotes())
         return "\n\n".join(part for part in (f"## {self.title()}", table, notes) if part)
@@ -84,39 +139,102 @@ class Block:
 
     @cached_property
     def defenses(self) -> list[str]:
-        """`none` first, the others by mean ASR over the attacks that all have results for.
+        """In the order of their sections."""
+        return [name for names in self.sections().values() for name in names]
 
-        Equals are sorted by mean CA; a defense without any result comes last.
+    def sections(self, order: str = "") -> dict[str, list[str]]:
+        """The defenses by what a defender has, `none` first, then by the column with this title.
+
+        Without one by DER; equals, and those without, by mean ASR, then by mean CA. What has no
+        number in the column comes last.
         """
-        names = {group.names["defense"] for group in self.groups}
-        done = {name: set(self._shares(name, ASR, self.poisoned)) for name in names}
-        contenders = [done[name] for name in names if done[name] and not is_none(name)]
-        shared = set.intersection(*contenders) if contenders else set()
+        named: dict[str, list[str]] = {title: [] for title in (NO_CLEAN, CLEAN, UNKNOWN)}
+        for name in sorted({group.names["defense"] for group in self.groups}):
+            named[self._section(name)].append(name)
+        titles = [*([order] if order and order != "defense" else []), "DER", "mean ASR", "mean CA"]
+        by_name = order == "defense"
 
-        def order(name: str) -> tuple[bool, float, float, str]:
-            attacks = shared & done[name] or done[name] or self.attacks
-            asr = mean(self._shares(name, ASR, attacks).values())
-            ca = mean(self._shares(name, CA, attacks).values())
-            last = math.inf
-            return (
-                not is_none(name),
-                last if math.isnan(asr) else asr,
-                last if math.isnan(ca) else -ca,
-                name,
-            )
+        def place(name: str) -> tuple[bool, tuple[float, ...]]:
+            found = (_place(title, self.numbers[name]) for title in titles)
+            return not is_none(name), () if by_name else tuple(found)
 
-        return sorted(names, key=order)
+        return {title: sorted(names, key=place) for title, names in named.items() if names}
+
+    def _section(self, defense: str) -> str:
+        share = self._clean_fractions[defense]
+        return UNKNOWN if math.isnan(share) else CLEAN if share else NO_CLEAN
 
     @cached_property
-    def best(self) -> dict[str, Group]:
-        """By attack, the group with the lowest ASR; no defense competes only if alone."""
+    def _clean_fractions(self) -> dict[str, float]:
+        """By defense, that of the first of its groups that knows it."""
+        found: dict[str, float] = {}
+        for group in self.groups:
+            name = group.names["defense"]
+            if math.isnan(found.get(name, math.nan)):
+                found[name] = group.clean_fraction
+        return found
+
+    @cached_property
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """Of each defense the numbers of its row by title of column, nan where there is none:
+        shares in percent, of an interval its lower end; those of `EXTRA` too."""
+        return {
+            name: dict(self._numbers(name)) for name in {g.names["defense"] for g in self.groups}
+        }
+
+    def _numbers(self, defense: str) -> Iterator[tuple[str, float]]:
+        yield "clean", 100 * self._clean_fractions[defense]
+        own = [g for g in self.groups if g.names["defense"] == defense and g.used]
+        yield "trainings", mean(n for g in own if not math.isnan(n := g.mean(trainings)))
+        for attack in self.attacks:
+            group = self.cells.get((defense, attack))
+            for name in self._subheads(attack, EXTRA):
+                share = _number(group, name) if group else math.nan
+                yield f"{attack} {name}", 100 * share
+        if self.poisoned:
+            for name, metric in MEANS.items():
+                shares = self._shares(defense, metric, self.poisoned)
+                yield f"mean {name}", 100 * mean(shares.values())
+            yield "DER", 100 * mean(self._ratings(defense).values())
+        seconds, bare = self._seconds(defense), self._seconds(self.bare)
+        yield "seconds", mean(seconds.values())
+        both = seconds.keys() & bare.keys()
+        base = mean(bare[attack] for attack in both)
+        yield "x none", mean(seconds[attack] for attack in both) / base if base else math.nan
+
+    @cached_property
+    def bare(self) -> str:
+        """The first `none` by name; empty where there is none."""
+        names = (group.names["defense"] for group in self.groups)
+        return min(filter(is_none, names), default="")
+
+    @cached_property
+    def best(self) -> dict[tuple[str, str], Group]:
+        """By section and attack, the group with the lowest ASR; no defense competes only if alone.
+
+        Sections are one where they are not `apart`.
+        """
         competing = [g for g in self.groups if not is_none(g.names["defense"])] or self.groups
-        best: dict[str, Group] = {}
+        best: dict[tuple[str, str], Group] = {}
         for group in competing:
-            attack = group.names["attack"]
-            if not is_none(attack) and group.counts(ASR) and "at_chance" not in group.flagged:
-                best[attack] = min(best.get(attack, group), group, key=_asr)
+            contest = self._contest(group)
+            attacked = not is_none(group.names["attack"])
+            if attacked and group.counts(ASR) and "at_chance" not in group.flagged:
+                best[contest] = min(best.get(contest, group), group, key=_asr)
         return best
+
+    def _contest(self, group: Group) -> tuple[str, str]:
+        section = self._section(group.names["defense"]) if self.apart else ""
+        return section, group.names["attack"]
+
+    def _ratings(self, defense: str) -> dict[str, float]:
+        """DER of a defense by attack, where there is one."""
+        found = {
+            attack: group.der(self.cells.get((self.bare, attack)))
+            for attack in self.poisoned
+            if (group := self.cells.get((defense, attack)))
+        }
+        return {attack: share for attack, share in found.items() if not math.isnan(share)}
 
     def _shares(self, defense: str, metric: str, attacks: Iterable[str]) -> dict[str, float]:
         """Means of a defense by attack, where there are any."""
@@ -147,35 +265,38 @@ class Block:
         ]
         return " · ".join(parts)
 
-    def _headers(self) -> Iterator[str]:
-        for attack in self.attacks:
-            yield f"{attack} CA"
-            yield f"{attack} {'floor' if is_none(attack) else 'ASR'}"
-        yield from self.totals()
+    def _subheads(self, attack: str, extra: Sequence[str]) -> list[str]:
+        """What is shown of an attack: without one there is no ASR, and the floor is as good."""
+        if is_none(attack):
+            return ["CA", *(name for name in EXTRA if name in extra and name in OF_CLEAN)]
+        return ["CA", "ASR", *(name for name in EXTRA if name in extra)]
 
     def totals(self) -> Iterator[str]:
         """The headers of what `total` says."""
+        yield from ("clean", "trainings")
         if self.poisoned:
-            yield from ("mean CA", "mean ASR")
+            yield from (*(f"mean {name}" for name in MEANS), "DER")
         yield from ("seconds", "x none")
 
-    def _row(self, defense: str) -> Iterator[str]:
-        for attack in self.attacks:
-            yield from self._pair(self.cells.get((defense, attack)))
-        yield from self.total(defense)
-
     def total(self, defense: str) -> Iterator[str]:
-        """What a row says about all attacks at once."""
-        for metric in (CA, ASR) if self.poisoned else ():
-            shares = self._shares(defense, metric, self.poisoned).values()
-            some = 0 < len(shares) < len(self.poisoned)
-            yield decimal(100 * mean(shares)) + f" ({len(shares)} of {len(self.poisoned)})" * some
-        seconds = self._seconds(defense)
-        yield decimal(mean(seconds.values()))
-        bare = next((self._seconds(name) for name in self.defenses if is_none(name)), {})
-        both = seconds.keys() & bare.keys()
-        base = mean(bare[attack] for attack in both)
-        yield decimal(mean(seconds[attack] for attack in both) / base if base else math.nan)
+        """What a row says of a defense and about all attacks at once.
+
+        Of how many attacks is said once, and again where that differs."""
+        numbers = self.numbers[defense]
+        counts = {
+            f"mean {n}": len(self._shares(defense, m, self.poisoned)) for n, m in MEANS.items()
+        }
+        counts["DER"] = len(self._ratings(defense))
+        said = len(self.poisoned)
+        for title in self.totals():
+            text = decimal(numbers[title])
+            if title == "clean":
+                text = MISSING if text == MISSING else f"{numbers[title]:g} %"
+            count = counts.get(title, 0)
+            if count not in (0, said):
+                text += f" ({count} of {len(self.poisoned)})"
+                said = count
+            yield text
 
     def _seconds(self, defense: str) -> dict[str, float]:
         groups = ((attack, self.cells.get((defense, attack))) for attack in self.attacks)
@@ -183,20 +304,21 @@ class Block:
             attack: group.mean(seconds_total) for attack, group in groups if group and group.used
         }
 
-    def _pair(self, group: Group | None) -> tuple[str, str]:
-        """CA, and ASR with its floor or, without an attack, the floor alone."""
+    def _fields(self, defense: str, attack: str, names: Sequence[str]) -> Iterator[str]:
+        """The columns of an attack; a state and marks stand with the ASR, without one with CA."""
+        group = self.cells.get((defense, attack))
         if group is None:
-            return MISSING, MISSING
-        field = self.field(group)
-        if field.state:
-            state = " ".join([field.state, *field.marks])
-            return state, state
-        marks = "".join(f" {mark}" for mark in field.marks)
-        if is_none(group.names["attack"]):
-            return field.ca, field.floor + marks
-        asr = {"best": f"**{field.asr}**", "tied": f"{field.asr} ~", "": field.asr}[field.standing]
-        suffix = f" (floor {field.floor})" if field.floor != MISSING else ""
-        return field.ca, asr + suffix + marks
+            yield from [MISSING] * len(names)
+            return
+        field, last = self.field(group), "CA" if is_none(attack) else "ASR"
+        for name in names:
+            text = _interval(group, name) or decimal(self.numbers[defense][f"{attack} {name}"])
+            if name == "ASR":
+                text = f"**{text}**" if field.standing == "best" else text
+                text += AT_FLOOR * field.at_floor + " ~" * (field.standing == "tied")
+            if name == last:
+                text = " ".join([field.state or text, *field.marks])
+            yield text
 
     def field(self, group: Group) -> Field:
         """Of one of the groups of this block."""
@@ -205,12 +327,13 @@ class Block:
             asr=_share(group, ASR),
             floor=_percent([group.estimate(FLOOR)[0]]),
             standing=self._standing(group),
+            at_floor=group.at_floor,
             marks=tuple(FOOTNOTES[flag][0] for flag in group.flagged),
             state=group.state,
         )
 
     def _standing(self, group: Group) -> str:
-        best = self.best.get(group.names["attack"])
+        best = self.best.get(self._contest(group))
         competes = best and is_none(best.names["defense"]) == is_none(group.names["defense"])
         out = not competes or not group.counts(ASR) or "at_chance" in group.flagged
         if best is None or out:
@@ -266,6 +389,35 @@ class Block:
                 yield f"{mark} {flag}, {meaning}: {'all cells' if whole else places}"
 
 
+MEANS = {"CA": CA, "ASR": ASR, "R-Acc": RACC}
+OF_CLEAN = ("floor", "CA interval", "FPR")
+"""Of `EXTRA`, what there is without an attack."""
+SHARES = {**MEANS, "floor": FLOOR, "CA interval": CA, "ASR interval": ASR}
+
+
+def _number(group: Group, name: str) -> float:
+    """The share in [0, 1] that a column shows, of an interval its lower end; nan for none."""
+    if name in SHARES:
+        return group.estimate(SHARES[name])[name.endswith(" interval")]
+    return group.mean(lambda record: filtered(record)[name == "FPR"])
+
+
+def _interval(group: Group, name: str) -> str:
+    """Both ends, in percent; empty for a column of single numbers."""
+    if not name.endswith(" interval"):
+        return ""
+    _, low, high = group.estimate(SHARES[name])
+    return MISSING if math.isnan(low) else f"{decimal(100 * low)} to {decimal(100 * high)}"
+
+
+def _place(title: str, numbers: Mapping[str, float]) -> float:
+    """Sorts the best number of a column first, and none last."""
+    value = numbers.get(title, math.nan)
+    if math.isnan(value):
+        return math.inf
+    return -value if title.split()[-1] in HIGH_IS_GOOD else value
+
+
 def _several(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
@@ -291,10 +443,17 @@ def plus_minus(middle: float, half: float) -> str:
 def pipe(headers: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str]) -> str:
     """A Markdown table; `align` is left or right for each column."""
     lines = [[cell.replace("|", "\\|") for cell in line] for line in [headers, *rows]]
-    table: str = tabulate(
-        lines[1:], lines[0], tablefmt="pipe", disable_numparse=True, colalign=align
-    )
-    return table
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+    rules = [
+        f":{'-' * (width + 1)}" if side == "left" else f"{'-' * (width + 1)}:"
+        for side, width in zip(align, widths, strict=True)
+    ]
+    put = [{"left": str.ljust, "right": str.rjust}[side] for side in align]
+    made = [
+        f"| {' | '.join(p(text, n) for p, text, n in zip(put, line, widths, strict=True))} |"
+        for line in lines
+    ]
+    return "\n".join([made[0], f"|{'|'.join(rules)}|", *made[1:]])
 
 
 def decimal(value: float) -> str:

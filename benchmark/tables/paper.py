@@ -16,8 +16,8 @@ from bdbench.cells.suites import ATTACKS, DEFENSES
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.record import ALONE, STAGES, Record
-from bdbench.tables.groups import Group, is_none, mean, seconds_total
-from bdbench.tables.leaderboard import ASR, CA, FLOOR, MISSING, Block, decimal, plus_minus
+from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes, seconds_total
+from bdbench.tables.leaderboard import MISSING, Block, decimal, plus_minus
 from bdbench.tables.published import RATE, reference
 from bdbench.tables.sheet import NOTHING, Entry, Sheet
 from bdbench.tables.statistics import Estimate, half_width
@@ -169,7 +169,7 @@ def sheets(table: int, groups: Sequence[Group]) -> list[tuple[list[Sheet], list[
     select, layouts = TABLES[table]
     made = []
     for _, members in groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]]):
-        block = Block(tuple(members))
+        block = Block(tuple(members), apart=False)
         if chosen := select(block.groups):
             made.append(([lay_out(block, chosen) for lay_out in layouts], chosen))
     return made
@@ -263,7 +263,8 @@ def overhead(group: Group, bare: Group) -> list[float]:
 
 def passes_ratio(group: Group, bare: Group) -> float:
     """Its forward passes, of which a backward pass costs two, to those of no defense."""
-    return _passes(group) / _passes(bare) if _passes(bare) else math.nan
+    base = bare.mean(passes)
+    return group.mean(passes) / base if base else math.nan
 
 
 def training_seconds(group: Group) -> dict[int, float]:
@@ -292,11 +293,6 @@ def spread(values: Sequence[float]) -> Estimate:
     """(median, least, largest). One value has no range (nan), none at all has no median either."""
     middle = median(values) if values else math.nan
     return (middle, min(values), max(values)) if len(values) > 1 else (middle, math.nan, math.nan)
-
-
-def _passes(group: Group) -> float:
-    """In forward passes, of which a backward pass costs two."""
-    return group.mean(lambda r: r.passes["forward"] + 2 * r.passes["backward"])
 
 
 def _with_range(values: Sequence[float]) -> str:
@@ -337,7 +333,7 @@ def _notes(groups: Sequence[Group], table: int) -> tuple[str, ...]:
         if row and row.published.note
     )
     other = [f"otherwise than in the paper: {'; '.join(departures)}"] if departures else []
-    block = Block(tuple(groups))
+    block = Block(tuple(groups), apart=False)
     disturbed = block.marked(COMPANY, company) if table == 3 else ()
     return (*block.footnotes(), *disturbed, *other, *remarks)
 

@@ -172,7 +172,7 @@ def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
     """A field that a spec leaves out is as in the paper."""
     dataset = Spec.of(cell["dataset"]).name
     fields = dict(Spec.of(cell["dataset"]).fields)
-    size = _defaults("bdbench.datasets", dataset).get("train_size")
+    size = defaults("bdbench.datasets", dataset).get("train_size")
     images = fields.pop("train_images", None)
     if images not in (None, size):
         yield f"{images:,} of {size:,} images" if size else f"{images:,} images, not all"
@@ -208,14 +208,14 @@ def _other(name: str, ours: Any, printed: Any) -> Iterator[str]:
 
 def _settings(package: str, given: Spec) -> Iterator[str]:
     """The fields of a plugin that are not at their defaults, which stand for the paper here."""
-    defaults = _defaults(package, given.name)
+    ours = defaults(package, given.name)
     for field, value in given.fields.items():
-        if field in defaults and value != defaults[field]:
-            yield f"{given.name}: {field}={value!r} instead of {defaults[field]!r}"
+        if field in ours and value != ours[field]:
+            yield f"{given.name}: {field}={value!r} instead of {ours[field]!r}"
 
 
 @cache
-def _defaults(package: str, name: str) -> Mapping[str, Any]:
+def defaults(package: str, name: str) -> Mapping[str, Any]:
     """The literals in the class of a built-in plugin, by name; none for another plugin.
 
     They are read from its source, because to import it is to import torch.

@@ -20,8 +20,8 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.record import Record
 from bdbench.storage.atomic import write_atomically
-from bdbench.tables.groups import Group, collect, is_none
-from bdbench.tables.leaderboard import ASR, CA, FLOOR, FOOTNOTES, MISSING, pipe
+from bdbench.tables.groups import ASR, CA, FLOOR, Group, collect, is_none
+from bdbench.tables.leaderboard import FOOTNOTES, MISSING, pipe
 from bdbench.tables.published import TABLES, Published, reference
 
 COMPARED = (1, 2, 5)

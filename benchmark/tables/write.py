@@ -15,11 +15,21 @@ from typing import Any
 import pandas as pd
 
 from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.spec import did_you_mean
 from bdbench.records.consistency import AXES
 from bdbench.records.record import STAGES, Record
 from bdbench.storage.atomic import write_atomically
-from bdbench.tables.groups import Group, collect, is_none, mean, seconds_own, seconds_total
-from bdbench.tables.leaderboard import LEGEND, Block
+from bdbench.tables.groups import (
+    Group,
+    collect,
+    filtered,
+    is_none,
+    mean,
+    seconds_own,
+    seconds_total,
+    trainings,
+)
+from bdbench.tables.leaderboard import EXTRA, LEGEND, Block
 from bdbench.tables.paper import LEGEND as PAPER_LEGEND
 from bdbench.tables.paper import (
     TIMING,
@@ -38,7 +48,8 @@ INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 COLUMNS = (
     *("dataset", "model", "attack", "defense", "recipe", "seeds"),
     *(f"{metric}{part}" for metric in INTERVALS for part in ("", "_low", "_high")),
-    *("asr_floor", "seconds_own", "seconds_total", "passes_forward", "passes_backward"),
+    *("asr_floor", "at_floor", "der", "tpr", "fpr", "clean_fraction", "trainings"),
+    *("seconds_own", "seconds_total", "passes_forward", "passes_backward"),
     *("flags", "excluded"),
 )
 
@@ -70,20 +81,39 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
     """One row per cell, over its seeds, with the columns `COLUMNS`.
 
     Metrics are shares in [0, 1] with the Wilson interval of one seed or the t interval of several.
-    Records that failed or are not finite enter no mean: they are counted in `excluded`, and `seeds`
-    are the others. Flags read `not_finite:2` for two seeds. Raises `InvalidInput` for records that
-    do not belong into one table, see `collect`.
+    at_floor: whether the ASR is not above the floor. der, tpr, fpr, clean_fraction: shares, see
+    `Group.der`, `filtered` and `clean_fraction`; trainings: see there. Records that failed or are
+    not finite enter no mean: they are counted in `excluded`, and `seeds` are the others. Flags read
+    `not_finite:2` for two seeds. Raises `InvalidInput` for records that do not belong into one
+    table, see `collect`.
     """
     return _summary(collect(records))
 
 
-def leaderboard(records: Iterable[Record]) -> Leaderboard:
-    """Defenses by attacks, for each data set, model and recipe. Raises as `summarise` does."""
+def leaderboard(
+    records: Iterable[Record], sort: str = "", columns: Iterable[str] = ()
+) -> Leaderboard:
+    """Defenses by attacks, for each data set, model and recipe.
+
+    sort: title of the column that orders the defenses of a section, such as "badnets ASR" or
+        "seconds"; DER if not given. The best number comes first.
+    columns: which of `EXTRA` to add for each attack, or "all"
+
+    Raises `InvalidInput` for a column that is not there, or as `summarise` does.
+    """
     groups = collect(records)
-    blocks = groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
-    return Leaderboard(
-        tuple(Block(tuple(members)).markdown() for _, members in blocks), _summary(groups)
-    )
+    found = groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
+    blocks = [Block(tuple(members)) for _, members in found]
+    titles = {title for block in blocks for row in block.numbers.values() for title in row}
+    known = ["defense", *sorted(titles)]
+    check(sort in ("", *known), f"unknown column {sort!r}{did_you_mean(sort, known)}")
+    wanted = list(columns)
+    for name in wanted:
+        choices = [*EXTRA, "all"]
+        check(name in choices, f"unknown column {name!r}{did_you_mean(name, choices)}")
+    extra = EXTRA if "all" in wanted else wanted
+    made = tuple(block.markdown(sort, extra) for block in blocks)
+    return Leaderboard(made, _summary(groups))
 
 
 def write_leaderboard(records: Sequence[Record], folder: Path) -> list[Path]:
@@ -166,17 +196,34 @@ def write_table(
     return [folder / "tables" / name for name in texts]
 
 
-def _summary(groups: Iterable[Group]) -> pd.DataFrame:
-    return pd.DataFrame([_row(group) for group in groups], columns=list(COLUMNS))
+def _summary(groups: Sequence[Group]) -> pd.DataFrame:
+    bare = _undefended(groups)
+    rows = [_row(group, bare.get(_data_of(group))) for group in groups]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _row(group: Group) -> dict[str, Any]:
+def _undefended(groups: Iterable[Group]) -> dict[tuple[str, ...], Group]:
+    """The groups of no defense by what they share with others, the first by name of several."""
+    bare: dict[tuple[str, ...], Group] = {}
+    for group in groups:
+        if is_none(group.names["defense"]):
+            bare.setdefault(_data_of(group), group)
+    return bare
+
+
+def _row(group: Group, bare: Group | None) -> dict[str, Any]:
     row: dict[str, Any] = {**group.names, "seeds": len(group.used)}
     for metric in INTERVALS:
         share = group.estimate(metric)
         row |= zip((metric, f"{metric}_low", f"{metric}_high"), share, strict=True)
     return row | {
         "asr_floor": group.estimate("asr_floor")[0],
+        "at_floor": group.at_floor if group.counts("attack_success_rate") else None,
+        "der": group.der(bare),
+        "tpr": group.mean(lambda record: filtered(record)[0]),
+        "fpr": group.mean(lambda record: filtered(record)[1]),
+        "clean_fraction": group.clean_fraction,
+        "trainings": group.mean(trainings),
         "seconds_own": group.mean(seconds_own),
         "seconds_total": group.mean(seconds_total),
         "passes_forward": group.mean(lambda record: record.passes["forward"]),
@@ -192,11 +239,11 @@ def _csv(frame: pd.DataFrame) -> str:
 
 def _long_form(groups: Sequence[Group], table: int) -> pd.DataFrame:
     """A row for each group with what the paper prints; shares like our own metrics."""
-    bare = {_data_of(group): group for group in groups if is_none(group.names["defense"])}
+    bare = _undefended(groups)
     rows = []
     for group in groups:
         found = reference(group.records[0].cell, table)
-        row = _row(group)
+        row = _row(group, bare.get(_data_of(group)))
         if table == 3:
             row |= _timing(group, bare[_data_of(group)])
             row["paper_seconds"] = found.published.seconds if found else None

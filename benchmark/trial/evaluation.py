@@ -62,7 +62,9 @@ def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str,
 
     auroc: chance that a poisoned image has a lower value than a clean one, ties counting half
     mean_poisoned, mean_clean: of the values
-    precision, recall: where there are only 0 and 1, of calling the images with 0 poisoned
+    tpr, fpr: where there are only 0 and 1, the shares of poisoned and of clean images that have 0,
+        which calls them poisoned: TP / (TP + FN) and FP / (FP + TN)
+    precision, recall: of the same, where some images are called poisoned; recall is the TPR
     not_finite: how many values are no finite numbers, if any; they are left out of all the above
     """
     result = {}
@@ -70,15 +72,20 @@ def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str,
         known = values.isfinite()
         poisoned, clean = values[mask & known].double().cpu(), values[~mask & known].double().cpu()
         summary = {"not_finite": float((~known).sum())} if not known.all() else {}
+        verdict = bool(((values == 0) | (values == 1)).all())
         if len(clean):
             summary["mean_clean"] = float(clean.mean())
+            if verdict:
+                summary["fpr"] = float((clean == 0).double().mean())
         if len(poisoned):
             summary["mean_poisoned"] = float(poisoned.mean())
+            if verdict:
+                summary["tpr"] = float((poisoned == 0).double().mean())
         if len(poisoned) and len(clean):
             above = mannwhitneyu(clean.numpy(), poisoned.numpy()).statistic
             summary["auroc"] = float(above) / (len(poisoned) * len(clean))
             called = float((values == 0).sum())
-            if called and bool(((values == 0) | (values == 1)).all()):
+            if called and verdict:
                 found = float((poisoned == 0).sum())
                 summary |= {"precision": found / called, "recall": found / len(poisoned)}
         result[name] = {key: round(value, 6) for key, value in summary.items()}

@@ -35,6 +35,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "commit": commit(),
         "sources": sources(cell),
         **({"code": {axis: code.text for axis, code in cell.local.items()}} if cell.local else {}),
+        "clean_fraction": cell.defense.clean_fraction,
         "data_sha256": dataset and dataset.sha256,
         "data_notes": list(dataset.notes) if dataset else [],
     }

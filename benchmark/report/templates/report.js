@@ -12,15 +12,15 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
       const up = head.getAttribute("aria-sort") !== "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", up ? "ascending" : "descending");
-      sort(table.tBodies[0], head, up ? 1 : -1);
+      for (const body of table.tBodies) sort(body, head, up ? 1 : -1);
     });
   }
 }
 
-// Rows without a value stay last in either direction.
+// Rows without a value stay last in either direction, and the heading of a section first.
 function sort(body, head, sign) {
   const text = "text" in head.dataset;
-  const rows = [...body.rows].map((row) => {
+  const rows = [...body.rows].filter((row) => row.className !== "section").map((row) => {
     const cell = row.cells[head.dataset.sort];
     const shown = cell.dataset.value ?? cell.textContent.trim();
     return { row, value: text ? shown : parseFloat(shown) };
@@ -57,10 +57,13 @@ function filter() {
     const { dataset } = element;
     element.hidden = axes.some(([axis, values]) => axis in dataset && !values.has(dataset[axis]));
   }
-  for (const head of document.querySelectorAll("th[data-a][scope=colgroup]")) {
+  for (const head of document.querySelectorAll("th[colspan][data-a]")) {
     head.colSpan = chosen.m?.size ?? 2;
   }
-  const rows = [...document.querySelectorAll("table[data-sortable] tbody tr")];
+  for (const { rows: [section, ...own] } of document.querySelectorAll("tbody:has(> .section)")) {
+    section.hidden = own.every((row) => row.hidden);
+  }
+  const rows = [...document.querySelectorAll("table[data-sortable] tbody tr:not(.section)")];
   const shown = rows.filter((row) => !row.hidden).length;
   toolbar.querySelector("output").textContent = `${shown} of ${rows.length} rows`;
 }
