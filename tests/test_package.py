@@ -175,7 +175,9 @@ def test_a_wheel_that_is_installed_elsewhere_runs_makes_tables_and_draws(tmp_pat
         "/".join([*name_of(path.parent).split("."), path.name])
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed" or path.parent.name == "templates"
+        if path.suffix in (".py", ".json")
+        or path.name == "py.typed"
+        or path.parent.name == "templates"
     }
 
     venv.create(home, symlinks=True)

@@ -254,6 +254,22 @@ def test_a_cell_page_has_the_stages_that_were_measured(results):
     assert ["testing evaluate", "1.0 s"] in pages[f"cells/{old.key}.html"].rows
 
 
+def test_a_cell_page_says_what_others_published(results):
+    own = {"dataset": "cifar10()", "attack": "blend(poisoning_rate=0.1)", "defense": "fp()"}
+    one = cell("fp", "blend", 880, 20, 15)
+    one = replace(one, cell=one.cell | own | {"model": "wrn16_1()"})
+    pages = report(results, [SOME[1], one])
+    page = pages[f"cells/{one.key}.html"]
+    assert ["CBD paper, Table 1", "wrn16_1", "81.6", "87.1", "-"] in page.rows
+    assert [row[:2] for row in page.rows if "PreAct-ResNet18" in row] == [
+        ["BackdoorBench", "PreAct-ResNet18"],
+        ["FT-SAM", "PreAct-ResNet18"],
+    ]
+    said = "the CBD paper 87.14, BackdoorBench 99.26, FT-SAM 8.32."
+    assert f"attack success rate: more than ten points apart {said}" in page.text
+    assert "What others published" not in pages[f"cells/{SOME[1].key}.html"].text
+
+
 def test_seeds_of_a_cell_lead_to_one_another(results):
     page = report(results, SEEDS)[f"cells/{SEEDS[1].key}.html"]
     assert {f"{SEEDS[0].key}.html", f"{SEEDS[2].key}.html"} <= set(page.links)

@@ -18,6 +18,7 @@ from bdbench.records.rerun import command
 from bdbench.report import charts
 from bdbench.tables.groups import ASR, CA, FLOOR, is_none, seconds_total
 from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, Block, decimal
+from bdbench.tables.others import SOURCES
 
 PAGES = Path(__file__).parent / "templates"
 
@@ -89,6 +90,7 @@ def templates() -> Environment:
         "maps": maps,
         "metric_words": METRIC_WORDS,
         "missing": MISSING,
+        "other_sources": SOURCES,
         "seconds_total": seconds_total,
         "stage_words": STAGE_WORDS,
         "wilson": wilson,

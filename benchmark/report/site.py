@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import groupby
@@ -26,6 +26,8 @@ from bdbench.report.folder import replace_files
 from bdbench.report.format import ORIGINS, PAGES, number, slug, templates
 from bdbench.tables.groups import ASR, CA, Group, collect, is_none, name_order
 from bdbench.tables.leaderboard import MISSING, Block
+from bdbench.tables.others import NETWORK, contradictions, others
+from bdbench.tables.published import MODELS, reference
 
 VALUES = 4
 
@@ -164,6 +166,7 @@ class Site:
             group=group,
             record=record,
             baseline=_baseline(block, group, record),
+            published=_published(record),
             configuration=[_settings(record, axis) for axis in AXES],
             charts=list(charts.charts(record.curves)),
             curves=charts.names(record.curves),
@@ -203,6 +206,21 @@ def _baseline(block: Block, group: Group, record: Record) -> Record | None:
     if bare is None or bare is group:
         return None
     return next((r for r in bare.used if r.cell["seed"] == record.cell["seed"]), None)
+
+
+def _published(record: Record) -> tuple[list[tuple[str, str, Mapping[str, float]]], dict[str, str]]:
+    """What others have for the cell: source, network and shares in percent by metric of each; and
+    where these contradict each other."""
+    try:
+        found, beside = reference(record.cell), others(record.cell)
+    except InvalidInput:
+        return [], {}
+    paper = found.published if found else None
+    rows = [(other.source, NETWORK, other.shares) for other in beside]
+    if paper and paper.shares:
+        place = f"CBD paper, Table {paper.table}"
+        rows.insert(0, (place, MODELS[paper.dataset], paper.shares))
+    return rows, contradictions(record.cell, paper, beside)
 
 
 _read = cache(Spec.of)

@@ -133,6 +133,12 @@ class Published:
     adaptive: bool = False
     note: str = ""
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """CA and ASR in percent by name of the metric; those that are printed."""
+        both = {name: getattr(self, name) for name in ("clean_accuracy", "attack_success_rate")}
+        return {name: value for name, value in both.items() if value is not None}
+
 
 @dataclass(frozen=True)
 class Reference:

@@ -1,6 +1,8 @@
 """Ours against the paper's numbers: difference, inside or outside our interval, known reasons.
 
-A pure function of records, like every table. The published numbers are in `published.py`.
+Beside them stands what other benchmarks published, which is of another network and gets no verdict.
+A pure function of records, like every table. The published numbers are in `published.py` and
+`others.py`.
 """
 
 from __future__ import annotations
@@ -20,14 +22,16 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.record import Record
 from bdbench.storage.atomic import write_atomically
-from bdbench.tables.groups import ASR, CA, FLOOR, Group, collect, is_none
+from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, collect, is_none
 from bdbench.tables.leaderboard import FOOTNOTES, MISSING, pipe
-from bdbench.tables.published import TABLES, Published, reference
+from bdbench.tables.others import SOURCES, Other, contradictions, others
+from bdbench.tables.published import TABLES, Published, Reference, reference
 
 COMPARED = (1, 2, 5)
 """The paper's tables of CA and ASR."""
 ROUNDING = 0.005
 """Half a unit of the paper's last digit, percent: 100 stands for 99.995 and above."""
+NAMES = {CA: "CA", ASR: "ASR", RACC: "R-Acc"}
 ANY = "*"
 REASONS = {
     (ANY, ANY, ANY): "the paper gives no batch size, learning rate drops or size of cutout",
@@ -53,25 +57,31 @@ LEGEND = """\
 All in percent, after the last epoch. Ours: mean over seeds with its 95 % interval, Wilson's of \
 one seed, which leaves out how seeds differ, or t of several. Paper: the printed value; inside: it \
 lies in our interval, give or take its own rounding. Settings of attacks and defenses are compared \
-with our defaults, as the paper prints few of them."""
+with our defaults, as the paper prints few of them. BackdoorBench and FT-SAM: numbers of others \
+for the same attack, poisoning rate and data set. They are of another network, so they get no \
+verdict. """
+LEGEND += " ".join(f"{name}: {what}." for name, what in SOURCES.items())
 
 
 @dataclass(frozen=True)
 class Row:
     """One metric of one cell over its seeds; numbers in percent, nan where there is none.
 
-    table: of the paper
+    table: of the paper, None where it does not have the cell
     dataset, model, recipe, attack, defense: as the leaderboard calls them
-    metric: CA, ASR, or floor, which takes the place of ASR where nothing was poisoned
+    metric: CA, ASR, or floor, which takes the place of ASR where nothing was poisoned; R-Acc only
+        where others published it
     seeds: how many enter the mean
     ours, low, high: mean and 95 % interval
-    published: as printed
+    published: as the paper prints it
     difference: ours minus published
     verdict: "inside" or "outside"; "failed" or "not finite" if no seed is left; else ""
+    backdoorbench, ft_sam: as these published it, see `others`
+    contradiction: which of the three sources are more than ten points apart, with their numbers
     reasons: why the two may differ, as far as is known
     """
 
-    table: int
+    table: int | None
     dataset: str
     model: str
     recipe: str
@@ -85,6 +95,9 @@ class Row:
     published: float
     difference: float
     verdict: str
+    backdoorbench: float
+    ft_sam: float
+    contradiction: str
     reasons: tuple[str, ...]
 
     @property
@@ -95,8 +108,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Verification:
-    """rows: of the cells that the paper has too; missing: how many printed cells of each table have
-    no record; beyond: how many of our cells are not in the paper."""
+    """rows: of the cells that the paper or another benchmark has too; missing: how many printed
+    cells of each table of the paper have no record; beyond: how many of our cells are not in the
+    paper."""
 
     rows: tuple[Row, ...]
     missing: Mapping[int, int]
@@ -134,7 +148,10 @@ class Verification:
 
     def csv(self) -> str:
         """One line per row, with nothing for nan and reasons separated by semicolons."""
-        lines = [{**vars(row), "reasons": "; ".join(row.reasons)} for row in self.rows]
+        lines = [
+            {**vars(row), "table": row.table or "", "reasons": "; ".join(row.reasons)}
+            for row in self.rows
+        ]
         frame = pd.DataFrame(lines, columns=[field.name for field in fields(Row)])
         return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
@@ -149,7 +166,7 @@ class Verification:
 
 
 def verify(records: Iterable[Record]) -> Verification:
-    """Every cell of which the paper prints CA and ASR, beside what it prints.
+    """Every cell that the paper or another benchmark has, beside what they print.
 
     Raises `InvalidInput` for records that do not belong into one table, see `collect`.
     """
@@ -157,12 +174,13 @@ def verify(records: Iterable[Record]) -> Verification:
     seen: set[Published] = set()
     beyond = 0
     for group in collect(records):
-        found = reference(group.records[0].cell)
+        cell = group.records[0].cell
+        found, beside = reference(cell), others(cell)
         if found is None:
             beyond += 1
-            continue
-        seen.add(found.published)
-        rows += (_row(group, metric, found.published, found.departures) for metric in (CA, ASR))
+        else:
+            seen.add(found.published)
+        rows += _rows(group, found, beside)
     missing = {table: len(set(TABLES[table]) - seen) for table in COMPARED}
     return Verification(tuple(rows), missing, beyond)
 
@@ -180,11 +198,25 @@ def write_verification(records: Sequence[Record], folder: Path) -> Verification:
     return made
 
 
-def _row(group: Group, metric: str, printed: Published, departures: Iterable[str]) -> Row:
+def _rows(group: Group, found: Reference | None, beside: tuple[Other, ...]) -> Iterator[Row]:
+    """Of each metric; none for a cell that nobody else has. The paper has no R-Acc."""
+    if found is None and not beside:
+        return
+    apart = contradictions(group.records[0].cell, found.published if found else None, beside)
+    for metric in (CA, ASR, RACC):
+        theirs = {other.source: other.shares.get(metric, math.nan) for other in beside}
+        if metric != RACC:
+            yield _row(group, metric, found, theirs, apart.get(metric, ""))
+        elif not all(map(math.isnan, theirs.values())):
+            yield _row(group, metric, None, theirs, "")
+
+
+def _row(
+    group: Group, metric: str, found: Reference | None, theirs: Mapping[str, float], apart: str
+) -> Row:
     floor = metric == ASR and is_none(group.names["attack"])
     ours, low, high = (100 * share for share in group.estimate(FLOOR if floor else metric))
-    value = getattr(printed, metric)
-    published = math.nan if value is None else value
+    published = found.published.shares.get(metric, math.nan) if found else math.nan
     if not group.used:
         verdict = group.state
     elif floor or math.isnan(published) or math.isnan(low):
@@ -193,16 +225,16 @@ def _row(group: Group, metric: str, printed: Published, departures: Iterable[str
         inside = low - ROUNDING <= published <= high + ROUNDING
         verdict = "inside" if inside else "outside"
     reasons = [
-        *departures,
+        *(found.departures if found else ()),
         *(note for record in group.records for note in record.provenance.get("data_notes", ())),
-        *([printed.note] if printed.note else []),
-        *_reasons(group.records[0].cell, metric),
+        *([found.published.note] if found and found.published.note else []),
+        *(_reasons(group.records[0].cell, metric) if found else ()),
         *_flags(group),
     ]
     return Row(
-        table=printed.table,
+        table=found.published.table if found else None,
         **group.names,
-        metric="floor" if floor else {CA: "CA", ASR: "ASR"}[metric],
+        metric="floor" if floor else NAMES[metric],
         seeds=len(group.used),
         ours=round(ours, 4),
         low=round(low, 4),
@@ -210,6 +242,9 @@ def _row(group: Group, metric: str, printed: Published, departures: Iterable[str
         published=published,
         difference=round(ours - published, 4),
         verdict=verdict,
+        backdoorbench=theirs.get("BackdoorBench", math.nan),
+        ft_sam=theirs.get("FT-SAM", math.nan),
+        contradiction=apart,
         reasons=tuple(dict.fromkeys(reasons)),
     )
 
@@ -235,27 +270,42 @@ def _flags(group: Group) -> Iterator[str]:
 def _block(rows: Sequence[Row]) -> str:
     """Title, table, the reasons that all rows share, and a numbered list of the others."""
     every = list(dict.fromkeys(reason for row in rows for reason in row.reasons))
-    shared = [reason for reason in every if all(reason in row.reasons for row in rows)]
+    of_paper = [row for row in rows if row.table] or rows
+    shared = [reason for reason in every if all(reason in row.reasons for row in of_paper)]
     numbers = {reason: n for n, reason in enumerate((r for r in every if r not in shared), 1)}
     headers = ["attack", "defense", "metric", "seeds", "ours", "95 % interval"]
-    headers += ["paper", "table", "difference", "verdict", "reasons"]
+    headers += ["paper", "table", "difference", "verdict", *SOURCES, "reasons"]
     lines = [
         [
             *(row.attack, row.defense, row.metric, str(row.seeds)),
-            *(_decimal(row.ours), _interval(row), _decimal(row.published), str(row.table)),
+            *(_decimal(row.ours), _interval(row), _decimal(row.published)),
+            str(row.table or MISSING),
             *(_decimal(row.difference, "+z"), row.verdict or MISSING),
+            *(_decimal(row.backdoorbench), _decimal(row.ft_sam)),
             " ".join(str(n) for reason, n in numbers.items() if reason in row.reasons),
         ]
         for row in rows
     ]
-    table = pipe(headers, lines, ["left"] * 3 + ["right"] * 6 + ["left"] * 2)
+    align = [*["left"] * 3, *["right"] * 6, "left", *["right"] * len(SOURCES), "left"]
+    table = pipe(headers, lines, align)
+    apart = [
+        f"- {row.defense} on {row.attack}, {row.metric}: {row.contradiction}"
+        for row in rows
+        if row.contradiction
+    ]
     dataset, model, recipe, *_ = rows[0].cell
     named = "default recipe" if recipe == "recipe" else recipe
     parts = [f"## {dataset} · {model} · {named}", table]
     if shared:
-        parts.append("All rows:\n\n" + "\n".join(f"- {reason}" for reason in shared))
+        parts.append(
+            "All rows of the paper's tables:\n\n" + "\n".join(f"- {reason}" for reason in shared)
+        )
     if numbers:
         parts.append("\n".join(f"{number}. {reason}" for reason, number in numbers.items()))
+    if apart:
+        parts.append(
+            "Published numbers that are more than ten points apart:\n\n" + "\n".join(apart)
+        )
     return "\n\n".join(parts)
 
 

@@ -1,0 +1,120 @@
+"""What other benchmarks published: BackdoorBench's leaderboard, and Table 1 of the FT-SAM paper.
+
+The numbers stand in `other_benchmarks.json` as they were published, in percent, with their source.
+Both are of another network than ours, so they are shown beside our numbers and judge nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from bdbench.models.plugins.spec import Spec
+from bdbench.tables.groups import ASR, CA, RACC
+from bdbench.tables.published import RATE, Published
+
+NETWORK = "PreAct-ResNet18"
+NAMES = {"leaderboard": "BackdoorBench", "ft_sam_paper": "FT-SAM"}
+"""What a source of the file is called in tables."""
+SOURCES = {
+    "BackdoorBench": f"its leaderboard as of 2025-06-04, {NETWORK}",
+    "FT-SAM": f"Zhu et al., ICCV 2023, arXiv:2304.11823, Table 1, {NETWORK}",
+}
+ATTACKS = {
+    "badnet": "badnets",
+    "blended": "blend",
+    "inputaware": "dynamic",
+    "trojannn": "trojan",
+}
+"""Their names of our attacks, where they differ. Names without a counterpart here match nothing."""
+SHORT = {"CA": CA, "ASR": ASR, "R-Acc": RACC}
+APART = 10.0
+"""Points by which sources must differ to contradict each other."""
+CLASSES = {"cifar10": 10}
+"""Data sets whose classes are equally large, so that a share of one is a share of all images."""
+
+Place = tuple[str, str, float, str]
+
+
+@dataclass(frozen=True)
+class Other:
+    """What a source published for one cell.
+
+    source: of `SOURCES`
+    dataset, attack, defense: names of plugins, or the source's own
+    poisoning_rate: share of the whole training set, in (0, 1]
+    shares: percent, by name of our metric; those that the source gives
+    """
+
+    source: str
+    dataset: str
+    attack: str
+    poisoning_rate: float
+    defense: str
+    shares: Mapping[str, float]
+
+
+def others(cell: Mapping[str, Any]) -> tuple[Other, ...]:
+    """What others published for the data set, attack, poisoning rate and defense of a cell of a
+    record, whatever its other settings. Raises `InvalidInput` for a damaged spec."""
+    attack, dataset = Spec.of(cell["attack"]), Spec.of(cell["dataset"]).name
+    share = _poisoned(attack, dataset)
+    if share is None:
+        return ()
+    place = (dataset, attack.name, share, Spec.of(cell["defense"]).name)
+    return known().get(place, ())
+
+
+@cache
+def known() -> Mapping[Place, tuple[Other, ...]]:
+    """All numbers, by data set, attack, poisoning rate and defense. Read when first asked for."""
+    text = (Path(__file__).parent / "other_benchmarks.json").read_text(encoding="utf-8")
+    document = json.loads(text)
+    found: dict[Place, tuple[Other, ...]] = {}
+    for name, source in document["sources"].items():
+        for values in source["rows"]:
+            row: dict[str, Any] = dict(zip(document["columns"], values, strict=True))
+            attack = str(ATTACKS.get(row["attack"], row["attack"]))
+            place = (row["dataset"], attack, row["poisoning_rate"], row["defense"])
+            shares = {SHORT[n]: row[n] for n in SHORT if row[n] is not None}
+            found[place] = (*found.get(place, ()), Other(NAMES[name], *place, shares))
+    return found
+
+
+def contradictions(
+    cell: Mapping[str, Any], paper: Published | None, found: tuple[Other, ...]
+) -> dict[str, str]:
+    """By metric, which sources are more than `APART` points apart in CA or ASR, in words.
+
+    The paper counts where it has the poisoning rate of the cell. Of sig it does not say what its
+    rate is a share of.
+    """
+    sides: dict[str, Mapping[str, float]] = {other.source: other.shares for other in found}
+    rate = Spec.of(cell["attack"]).fields.get("poisoning_rate", RATE)
+    if paper and paper.poisoning_rate == rate and paper.attack != "sig":
+        sides = {"the CBD paper": paper.shares, **sides}
+    return {metric: text for metric in (CA, ASR) if (text := _apart(metric, sides))}
+
+
+def _apart(metric: str, sides: Mapping[str, Mapping[str, float]]) -> str:
+    values = {name: shares[metric] for name, shares in sides.items() if metric in shares}
+    pairs = [p for p in combinations(values, 2) if abs(values[p[0]] - values[p[1]]) > APART]
+    said = [name for name in values if any(name in pair for pair in pairs)]
+    return ", ".join(f"{name} {values[name]:g}" for name in said)
+
+
+def _poisoned(attack: Spec, dataset: str) -> float | None:
+    """The share of the whole training set that an attack poisons; None where that is not known.
+
+    A rate of sig may be one of the target class, where others give that of all images.
+    """
+    rate = attack.fields.get("poisoning_rate", RATE)
+    if attack.name == "sig" and attack.fields.get("rate_basis", "target_class") != "dataset":
+        classes = CLASSES.get(dataset)
+        return None if classes is None else round(rate / classes, 9)
+    return rate if isinstance(rate, float) else None
