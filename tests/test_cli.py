@@ -60,7 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (["run", "--seeds", "0"], "seeds must be at least 1"),
         (["run", "--seeds", "many"], "'many' is not a valid integer"),
         (["run", "--epochs", "0"], "epochs must be at least 1"),
-        (["run", "--train-images", "3"], "train_images of toy must be at least 10"),
+        (["run", "--train-images", "3"], "train_images of digits must be at least 10"),
         (["run", "--plugin", "absent.py"], "plugin 'absent.py' is not a Python file"),
         (["describe", "badnet"], "nothing is called 'badnet'; did you mean 'badnets'?"),
         (["list", "attack"], "unknown kind 'attack'; did you mean 'attacks'?"),

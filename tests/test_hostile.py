@@ -187,8 +187,9 @@ def test_what_is_accepted_can_be_written_and_read_again() -> None:
         canonical = defenses.canonical(text)
         assert "betas=(1.0, 2.0, 3.0)" in canonical
         assert defenses.canonical(canonical) == canonical
-    with pytest.raises(InvalidInput, match="betas of defense 'nad' must be tuple"):
-        defenses.canonical("nad(betas=(1.0,))")
+    for short in ("(1.0,)", "()", "(1.0, 2.0, 3.0, 4.0)", "'serch'"):
+        with pytest.raises(InvalidInput, match="betas must be three numbers of at least 0, or"):
+            defenses.build(f"nad(betas={short})")
     with pytest.raises(InvalidInput, match="betas of defense 'nad' must be finite, got inf"):
         defenses.canonical("nad(betas=(1.0, 2.0, 1e999))")
 

@@ -134,7 +134,7 @@ def test_wider_batches_and_more_images_take_more(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "ram", "disk"),
-    [("quick", 102e6, 12.8e6), ("table1-cifar10", 1012e6, 1282e6)],
+    [("quick", 93.4e6, 9.66e6), ("table1-cifar10", 1012e6, 1282e6)],
 )
 def test_what_suites_are_said_to_take(name: str, ram: float, disk: float, tmp_path: Path) -> None:
     cells = grid.cells(suite(name), "fp32")

@@ -330,6 +330,7 @@ BUILDERS = {
     "benchmark/cells/cell.py:cell_of": "this makes cells of records and of what a worker is told",
     "benchmark/cells/grid.py:cells": "each plugin of a suite is made once for all its cells",
     "benchmark/cli/catalogue.py:_describe": FROM_A_USER,
+    "benchmark/cli/protocol.py:_lent": FROM_A_USER,
     "benchmark/cli/data.py:data_ls": FROM_A_USER,
     "benchmark/cli/data.py:prepare": FROM_A_USER,
     "benchmark/cli/diagnosis.py:diagnosis": FROM_A_USER,

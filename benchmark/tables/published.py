@@ -229,17 +229,30 @@ def defaults(package: str, name: str) -> Mapping[str, Any]:
     path = file_of(package, name)
     if not path.is_file():
         return {}
+    body = ast.parse(path.read_text()).body
+    constants = {
+        target.id: part.value
+        for part in body
+        if isinstance(part, ast.Assign)
+        for target in part.targets
+        if isinstance(target, ast.Name)
+    }
     found = {}
-    for owner in ast.parse(path.read_text()).body:
+    for owner in body:
         if not isinstance(owner, ast.ClassDef):
             continue
         if f"register({name!r})" not in map(ast.unparse, owner.decorator_list):
             continue
         for part in owner.body:
             if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.value:
+                value = part.value
+                if isinstance(value, ast.Call) and ast.unparse(value.func) == "added":
+                    value = value.args[0]
+                if isinstance(value, ast.Name):
+                    value = constants.get(value.id, value)
                 # What a default is computed from is nothing that a spec could hold.
                 with suppress(ValueError):
-                    found[part.target.id] = ast.literal_eval(part.value)
+                    found[part.target.id] = ast.literal_eval(value)
     return found
 
 

@@ -45,9 +45,13 @@ REASONS = {
     ("none", "wanet", ASR): "WaNet is hard to learn in a short training",
     (ANY, "adaptive", ANY): "noise is made after every epoch, in the paper after every batch",
     ("fp", ANY, ANY): "fp prunes the embedding, the paper only says original settings",
-    ("mcr", ANY, ANY): "mcr by default joins the undefended network and its fine-tuned self",
-    ("nad", ANY, ANY): "nad by default starts at the recipe's learning rate",
-    ("abl", ANY, ANY): "abl ends the ascent before the network collapses",
+    ("mcr", ANY, ANY): "mcr takes t by clean validation, the paper only says original settings",
+    (
+        "nad",
+        ANY,
+        ANY,
+    ): "nad has 320 and 640 updates by default, the paper only says original settings",
+    ("abl", ANY, ANY): "abl by default bounds the loss that it unlearns, for 80 updates",
     ("dbd", ANY, ANY): "dbd has 100 and 50 epochs by default, in its paper 1,000 and 190",
     ("cbd", ANY, ANY): "cbd by default has T1 and beta fixed, which the paper searches, and two "
     "constants of its authors' code",
