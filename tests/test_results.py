@@ -23,6 +23,7 @@ PUBLISHED = (
     "archive/cifar10-small",
     "archive/abl-without-limits",
     "table1-cifar10-bf16",
+    "digits",
 )
 FOLDERS = [ROOT / "results" / name for name in PUBLISHED]
 FP32 = "recipe(precision='fp32')"
