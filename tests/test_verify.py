@@ -93,7 +93,7 @@ All rows of the paper's tables:
 9. not_finite, in no mean: seed 3
 10. fp prunes the embedding, the paper only says original settings
 11. not_finite, in no mean: seed 0
-12. nad by default starts at the recipe's learning rate
+12. nad has 320 and 640 updates by default, the paper only says original settings
 13. failed, in no mean: seed 0 (RuntimeError)
 
 Published numbers that are more than ten points apart:
@@ -140,8 +140,8 @@ table,dataset,model,recipe,attack,defense,metric,seeds,ours,low,high,published,d
 ,cifar10,wrn16_1,recipe,badnets,ft,CA,1,85,82.6531,87.079,,,,89.96,90.29,,
 ,cifar10,wrn16_1,recipe,badnets,ft,ASR,1,10,8.2909,12.0152,,,,1.48,1.7,,
 ,cifar10,wrn16_1,recipe,badnets,ft,R-Acc,1,45,41.9415,48.0967,,,,89.39,,,
-1,cifar10,wrn16_1,recipe,badnets,nad,CA,0,,,,82.25,,failed,89.87,88.82,,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; nad by default starts at the recipe's learning rate; failed, in no mean: seed 0 (RuntimeError)"
-1,cifar10,wrn16_1,recipe,badnets,nad,ASR,0,,,,3.07,,failed,2.14,1.96,,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; nad by default starts at the recipe's learning rate; failed, in no mean: seed 0 (RuntimeError)"
+1,cifar10,wrn16_1,recipe,badnets,nad,CA,0,,,,82.25,,failed,89.87,88.82,,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; nad has 320 and 640 updates by default, the paper only says original settings; failed, in no mean: seed 0 (RuntimeError)"
+1,cifar10,wrn16_1,recipe,badnets,nad,ASR,0,,,,3.07,,failed,2.14,1.96,,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern; nad has 320 and 640 updates by default, the paper only says original settings; failed, in no mean: seed 0 (RuntimeError)"
 ,cifar10,wrn16_1,recipe,badnets,nad,R-Acc,0,,,,,,failed,88.71,,,"failed, in no mean: seed 0 (RuntimeError)"
 2,cifar10,wrn16_1,recipe,badnets(poisoning_rate=0.01),none,CA,1,85.7,83.3935,87.7333,85.67,0.03,inside,93.14,,,"the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern"
 2,cifar10,wrn16_1,recipe,badnets(poisoning_rate=0.01),none,ASR,1,99.9,99.4357,99.9823,100,-0.1,outside,74.73,,"the CBD paper 100, BackdoorBench 74.73","the paper gives no batch size, learning rate drops or size of cutout; the paper gives no patch, ours is a black and white corner pattern"
@@ -220,7 +220,7 @@ JSON = """\
    "reasons": [
     "the paper gives no batch size, learning rate drops or size of cutout",
     "the paper gives no patch, ours is a black and white corner pattern",
-    "nad by default starts at the recipe's learning rate",
+    "nad has 320 and 640 updates by default, the paper only says original settings",
     "failed, in no mean: seed 0 (RuntimeError)"
    ]
   },
@@ -245,7 +245,7 @@ JSON = """\
    "reasons": [
     "the paper gives no batch size, learning rate drops or size of cutout",
     "the paper gives no patch, ours is a black and white corner pattern",
-    "nad by default starts at the recipe's learning rate",
+    "nad has 320 and 640 updates by default, the paper only says original settings",
     "failed, in no mean: seed 0 (RuntimeError)"
    ]
   },
