@@ -24,6 +24,7 @@ PUBLISHED = (
     "archive/abl-without-limits",
     "table1-cifar10-bf16",
     "digits",
+    "digits-diagnostics",
 )
 FOLDERS = [ROOT / "results" / name for name in PUBLISHED]
 FP32 = "recipe(precision='fp32')"
