@@ -527,3 +527,20 @@ def test_the_command_refuses_a_wrong_column_in_one_line(options, complaint, tmp_
     assert capsys.readouterr().err == f"bdbench: {complaint}\n"
     assert main(["table", "1", "--results", str(tmp_path), *options]) == 2
     assert capsys.readouterr().err == "bdbench: --sort and --columns are for the leaderboard\n"
+
+
+def test_flags_of_older_and_later_versions_do_no_harm() -> None:
+    """An older "diverged" enters no mean, and a flag that nobody knows yet changes nothing."""
+    made = [
+        cell("none", "badnets", 900, 1000),
+        cell("none", "badnets", 100, 1000, seed=1, flags=("diverged",)),
+        cell("ft", "badnets", 890, 20, flags=("as_yet_unknown",)),
+        cell("fp", "badnets", 100, 0, flags=("diverged",)),
+    ]
+    text = tables.leaderboard(made).markdown()
+    rows = {line.split("|")[1].strip(): line for line in text.splitlines() if line[:1] == "|"}
+    assert "90.0" in rows["none"]
+    assert "50.0" not in rows["none"]
+    assert "89.0" in rows["ft"]
+    assert "diverged ⊘" in rows["fp"]
+    assert "⊘ diverged, in no mean; an older record, not finite or at chance" in text

@@ -490,3 +490,18 @@ code = main(["verify", "--results", {str(results.absolute())!r}])
 sys.exit(code or "torch" in sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, stdout=subprocess.PIPE)
+
+
+def test_flags_of_older_and_later_versions_are_said():
+    made = [
+        cell("none", "badnets", 850, 1000),
+        cell("fp", "badnets", 100, 0, flags=("diverged",)),
+        cell("nad", "badnets", 820, 30, flags=("as_yet_unknown",)),
+    ]
+    rows = {(row["defense"], row["metric"]): row for row in json.loads(verify(made).json())["rows"]}
+    assert rows["fp", "ASR"]["verdict"] == "diverged"
+    assert rows["nad", "ASR"]["verdict"] == "inside"
+    assert any(
+        reason == "as_yet_unknown, a flag that this version does not know: seed 0"
+        for reason in rows["nad", "ASR"]["reasons"]
+    )

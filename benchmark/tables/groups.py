@@ -21,6 +21,10 @@ CA, ASR, RACC = "clean_accuracy", "attack_success_rate", "robust_accuracy"
 FLOOR = "asr_floor"
 
 
+NUMBERLESS = {"not_finite", "diverged"}
+"""Flags of records that enter no mean. Older ones do not tell not finite from at chance."""
+
+
 @dataclass(frozen=True)
 class Group:
     """Records that differ in nothing but their seed, sorted by it.
@@ -34,14 +38,16 @@ class Group:
     @cached_property
     def used(self) -> tuple[Record, ...]:
         """The records that enter a mean: those of cells that ended in a network with numbers."""
-        return tuple(r for r in self.records if r.status == "ok" and "not_finite" not in r.flags)
+        return tuple(r for r in self.records if r.status == "ok" and not {*r.flags} & NUMBERLESS)
 
     @property
     def state(self) -> str:
-        """Why there is no mean: "not finite" or "failed"; or ""."""
+        """Why there is no mean: "not finite", "diverged" or "failed"; or ""."""
         if self.used:
             return ""
-        return "not finite" if "not_finite" in self.flagged else "failed"
+        return next(
+            (f.replace("_", " ") for f in sorted(NUMBERLESS) if f in self.flagged), "failed"
+        )
 
     @cached_property
     def flagged(self) -> dict[str, tuple[Record, ...]]:

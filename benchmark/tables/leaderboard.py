@@ -27,6 +27,7 @@ from bdbench.tables.statistics import half_width, tied
 MISSING = "-"
 FOOTNOTES = {
     "not_finite": ("⊘", "in no mean"),
+    "diverged": ("⊘", "in no mean; an older record, not finite or at chance"),
     "failed": ("¶", "in no mean"),
     "at_chance": ("†", "accuracy no better than always guessing one class, never the best"),
     "attack_failed": ("‡", "the trigger seldom works even with no defense"),
@@ -70,7 +71,7 @@ class Field:
     standing: of the ASR against this attack: "best", "tied" with it, or ""
     at_floor: whether the ASR is not above the floor, so that no backdoor is left
     marks: of `FOOTNOTES`, those that hold for any seed
-    state: "not finite" or "failed" where that left no seed for a mean, or ""
+    state: see `Group.state`
     """
 
     ca: str
@@ -328,7 +329,8 @@ class Block:
             floor=_percent([group.estimate(FLOOR)[0]]),
             standing=self._standing(group),
             at_floor=group.at_floor,
-            marks=tuple(FOOTNOTES[flag][0] for flag in group.flagged),
+            # A flag of a later version has no mark yet.
+            marks=tuple(FOOTNOTES[flag][0] for flag in group.flagged if flag in FOOTNOTES),
             state=group.state,
         )
 

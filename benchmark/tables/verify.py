@@ -268,7 +268,8 @@ def _flags(group: Group) -> Iterator[str]:
     for flag, those in group.flagged.items():
         seeds = ", ".join(f"seed {record.cell['seed']}" for record in those)
         raised = ", ".join(sorted({record.error["type"] for record in those if record.error}))
-        yield f"{flag}, {FOOTNOTES[flag][1]}: {seeds}" + f" ({raised})" * bool(raised)
+        _, meaning = FOOTNOTES.get(flag, ("", "a flag that this version does not know"))
+        yield f"{flag}, {meaning}: {seeds}" + f" ({raised})" * bool(raised)
 
 
 def _block(rows: Sequence[Row]) -> str:
