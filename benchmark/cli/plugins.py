@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from bdbench.cli.group import FILE, cli, load_plugins
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import check
-
-if TYPE_CHECKING:
-    pass
-from bdbench.cli.group import FILE, cli, load_plugins
 
 
 @cli.command(name="list")

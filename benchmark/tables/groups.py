@@ -19,8 +19,6 @@ from bdbench.tables.statistics import Estimate, estimate, proportions_separable,
 
 CA, ASR, RACC = "clean_accuracy", "attack_success_rate", "robust_accuracy"
 FLOOR = "asr_floor"
-
-
 NUMBERLESS = {"not_finite", "diverged"}
 """Flags of records that enter no mean. Older ones do not tell not finite from at chance."""
 

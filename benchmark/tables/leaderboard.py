@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from tabulate import tabulate
+
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.record import Record
 from bdbench.tables.groups import (
@@ -445,17 +447,10 @@ def plus_minus(middle: float, half: float) -> str:
 def pipe(headers: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str]) -> str:
     """A Markdown table; `align` is left or right for each column."""
     lines = [[cell.replace("|", "\\|") for cell in line] for line in [headers, *rows]]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-    rules = [
-        f":{'-' * (width + 1)}" if side == "left" else f"{'-' * (width + 1)}:"
-        for side, width in zip(align, widths, strict=True)
-    ]
-    put = [{"left": str.ljust, "right": str.rjust}[side] for side in align]
-    made = [
-        f"| {' | '.join(p(text, n) for p, text, n in zip(put, line, widths, strict=True))} |"
-        for line in lines
-    ]
-    return "\n".join([made[0], f"|{'|'.join(rules)}|", *made[1:]])
+    # Of what it is told are headers, tabulate makes every column wider than they are.
+    table = tabulate(lines, tablefmt="pipe", disable_numparse=True, colalign=align)
+    rule, header, *others = table.splitlines()
+    return "\n".join([header, rule, *others])
 
 
 def decimal(value: float) -> str:

@@ -253,7 +253,8 @@ class _Trial:
         if self.harness.curves and not self.looker.curve:
             self.looker.curve.append({"epoch": 1, **self.point(classifier, data)})
         self.keep(context.journal, data)
-        images = len(data.train)
+        images, warnings = len(data.train), context.journal.warnings
+        warned = {"warnings": list(warnings)} if warnings else {}
         return {
             "status": "ok",
             "metrics": counts,
@@ -268,7 +269,7 @@ class _Trial:
                 "attack": dict(data.facts),
                 "scalars": metrics.finite(context.journal.scalars),
                 "samples": metrics.diagnose(context.journal.samples, data.mask),
-                **({"warnings": list(warnings)} if (warnings := context.journal.warnings) else {}),
+                **warned,
             },
             "error": None,
         }
