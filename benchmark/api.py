@@ -19,7 +19,7 @@ from rich.console import Console
 
 from bdbench.attacks import Attack
 from bdbench.attacks.registry import attacks as _attacks
-from bdbench.cells.cell import Cell, cell
+from bdbench.cells.cell import Cell, cell, check_trigger
 from bdbench.cells.grid import recipe_for
 from bdbench.cells.overrides import Changes
 from bdbench.cells.suites import Suite, suite
@@ -178,7 +178,9 @@ def _cell(changes: Changes, recipe: str | Recipe | None, place: torch.device, se
         how = replace(recipe, epochs=epochs, precision=precision)
     else:
         how = recipe_for(source, one.recipe, precision_of(one.precision, place))
-    return cell(source, one.models[0], one.attacks[0], one.defenses[0], how, seed)
+    chosen = cell(source, one.models[0], one.attacks[0], one.defenses[0], how, seed)
+    check_trigger(chosen)
+    return chosen
 
 
 def run(
@@ -194,8 +196,10 @@ def run(
     train_images: int | None = None,
     loader: str | None = None,
     precision: str | None = None,
+    graphs: bool = False,
     device: str = "auto",
     jobs: int | None = None,
+    in_process: bool = False,
     results: Folder | None = None,
     data: Folder | None = None,
     plugins: Sequence[Folder] = (),
@@ -208,6 +212,9 @@ def run(
     """Run what is missing of a suite, as `bdbench run` does, whose options these are; each of the
     first four replaces an axis. Returns the records of the suite's cells.
 
+    jobs: cells at once; None is one for each core or GPU
+    in_process: run cells here, where a debugger sees them and they can touch one another. So do
+        those of a plugin that a notebook or a script defines.
     progress: print what is done, with a bar on a terminal and in a notebook
 
     Raises `InvalidInput` for what is not right. A cell that fails stops no other: see
@@ -216,7 +223,17 @@ def run(
     for path in plugins:
         load_file(Path(path))
     changes = Changes(
-        datasets, models, attacks, defenses, seeds, recipe, epochs, train_images, loader, precision
+        dataset=datasets,
+        model=models,
+        attack=attacks,
+        defense=defenses,
+        seeds=seeds,
+        recipe=recipe,
+        epochs=epochs,
+        train_images=train_images,
+        loader=loader,
+        precision=precision,
+        graphs=graphs,
     )
     options = Options(
         device=device,
@@ -228,7 +245,9 @@ def run(
         stale=stale,
         curves=curves,
     )
-    made = plan(name, changes.applied_to(suite(name)), Place(jobs=jobs), options)
+    made = plan(
+        name, changes.applied_to(suite(name)), Place(jobs=jobs, in_process=in_process), options
+    )
     execution = execute(made, Console(quiet=not progress))
     fresh = {record.key: record for record in execution.records}
     found, damaged = [], []

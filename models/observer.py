@@ -29,6 +29,9 @@ class Observer:
     def trained(self, images: int) -> None:
         """One step on so many images is done (or queued, on a GPU)."""
 
+    def found(self) -> None:
+        """What was counted since the last step was done by an earlier attempt."""
+
     def round_ended(self, rounds: int) -> None:
         """So many rounds of the current loop are complete."""
 

@@ -6,10 +6,13 @@ Every random choice is drawn on the CPU, so that all devices see the same number
 from __future__ import annotations
 
 import hashlib
+import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
+import numpy
 import torch
 
 _global = threading.RLock()
@@ -26,10 +29,71 @@ def stream(seed: int, *purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
+class GlobalGenerators:
+    """Those of torch on all devices, of numpy and of Python, which layers such as dropout draw
+    from, as one part of a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        with _global:
+            return self._state()
+
+    def _state(self) -> dict[str, Any]:
+        words_of: Any = numpy.random.get_state(legacy=True)
+        kind, keys, *rest = words_of
+        version, words, gauss = random.getstate()
+        found: dict[str, Any] = {
+            "torch": torch.get_rng_state(),
+            "numpy": [kind, keys.tolist(), *rest],
+            "python": [version, list(words), gauss],
+        }
+        if torch.cuda.is_initialized():
+            found["cuda"] = torch.cuda.get_rng_state_all()
+        return found
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        version, words, gauss = state["python"]
+        with _global:
+            torch.set_rng_state(state["torch"])
+            numpy.random.set_state(tuple(state["numpy"]))
+            random.setstate((version, tuple(words), gauss))
+            if "cuda" in state:
+                torch.cuda.set_rng_state_all(state["cuda"])
+
+    def fingerprint(self) -> str:
+        """Another one after every draw."""
+        state = self.state_dict()
+        tensors = [state.pop("torch"), *state.pop("cuda", [])]
+        digest = hashlib.sha256(str(state).encode())
+        for each in tensors:
+            digest.update(each.numpy().tobytes())
+        return digest.hexdigest()
+
+    def seed(self, seed: int) -> None:
+        """All of them anew."""
+        torch.manual_seed(seed)
+        numpy.random.seed(seed % 2**32)
+        random.seed(seed)
+
+
+GENERATORS = GlobalGenerators()
+"""They belong to the process; a thread waits while another has seeded them with `global_seed`."""
+
+
+@contextmanager
+def seeded(seed: int, *purpose: str) -> Iterator[None]:
+    """Seeds the global generators for the block, in which several threads may draw, and restores
+    them afterwards."""
+    before = GENERATORS.state_dict()
+    GENERATORS.seed(derive(seed, *purpose))
+    try:
+        yield
+    finally:
+        GENERATORS.load_state_dict(before)
+
+
 @contextmanager
 def global_seed(seed: int, *purpose: str) -> Iterator[None]:
-    """Seeds torch's global CPU generator inside the block (layers draw their weights from it), and
-    restores it afterwards. Other threads wait for their turn."""
-    with _global, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive(seed, *purpose))
+    """As `seeded`, for a block in which layers draw their weights. Other threads that come here
+    wait for their turn."""
+    with _global, seeded(seed, *purpose):
         yield

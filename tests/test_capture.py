@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from bdbench.contract import device
 from bdbench.contract.host_graph import HostGraph
 from bdbench.contract.scenarios import context, replays
 from bdbench.defenses.registry import defenses
@@ -19,7 +20,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.training.graphs import by_device, recorded_by
+from bdbench.models.training import graphs
+from bdbench.models.training.graphs import Work, by_device, recorded_by
 from bdbench.models.training.loop import Batch, logits, loop, train
 from bdbench.models.training.recipe import Recipe
 
@@ -241,3 +243,42 @@ def test_variants_can_be_replayed(name: str, images: ImageSet) -> None:
 
     graph = replays(fit)
     assert graph.replayed >= graph.recorded > 0
+
+
+def test_a_training_is_recorded_only_where_the_recipe_says_so(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the device is one that can."""
+    recorder = HostGraph()
+    monkeypatch.setattr(graphs, "by_device", lambda device: recorder)
+    eager = train(network(), images, RECIPE, stream(0, "x"))
+    assert recorder.recorded == 0
+    recorded = train(network(), images, replace(RECIPE, graphs=True), stream(0, "x"))
+    assert recorder.recorded == 2
+    for ours, theirs in zip(recorded.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+def test_the_doctor_tells_recorded_steps_that_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(HostGraph):
+        def record(self, work: Work) -> Work:
+            super().record(work)
+            return lambda: None
+
+    monkeypatch.setattr(device, "IMAGES", 64)
+    monkeypatch.setattr(graphs, "by_device", lambda chosen: HostGraph())
+    found = list(device.graphs(torch.device("cpu")))
+    assert [each.what for each in found] == [
+        f"graphs, {name}, {precision}" for precision in ("fp32", "bf16") for name in ("none", "cbd")
+    ]
+    assert all(each.safe for each in found), found
+    assert str(found[0]).startswith("safe, ")
+    monkeypatch.setattr(graphs, "by_device", lambda chosen: Forgetful())
+    assert not any(each.safe for each in device.graphs(torch.device("cpu")))
+    assert str(next(device.graphs(torch.device("cpu")))).startswith("NOT SAFE, ")
+
+
+def test_the_doctor_tells_cells_that_disturb_one_another() -> None:
+    one = torch.ones(4)
+    assert device.jobs(lambda: one, lambda: [one, one]).safe
+    assert not device.jobs(lambda: one, lambda: [one, one + 1e-4]).safe

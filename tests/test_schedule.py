@@ -29,7 +29,7 @@ from bdbench.running.schedule import ATTEMPTS, Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.worker import Attempt
 from bdbench.storage.cache import Cache
-from bdbench.trial.harness import Harness, lost
+from bdbench.trial.harness import Harness, failed, lost
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=1)
@@ -242,7 +242,7 @@ def test_a_stamp_tells_a_later_record(tmp_path: Path) -> None:
         (-9, "killed by SIGKILL, perhaps for want of memory"),
         (-11, "killed by SIGSEGV"),
         (3, "gone with exit code 3"),
-        (None, "gone with exit code None"),
+        (None, "lost"),
     ],
 )
 def test_a_death_is_told_in_words(code: int | None, words: str) -> None:
@@ -253,7 +253,8 @@ def test_a_death_is_told_in_words(code: int | None, words: str) -> None:
 def test_the_record_of_a_lost_cell_can_be_written_and_read(tmp_path: Path, device: str) -> None:
     """Also where the GPUs are those of a cluster."""
     (chosen,) = cells_of("cbd")
-    path = records.write(tmp_path, lost(chosen, torch.device(device), ["killed by SIGKILL"]))
+    deaths = ["killed by SIGKILL"]
+    path = records.write(tmp_path, failed(chosen, torch.device(device), lost(deaths), deaths))
     assert records.read(path).provenance["data_sha256"] is None
 
 
@@ -273,7 +274,7 @@ def test_finished_cells_are_seen_soon(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "all 1000 cells have records" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("jobs", [[], ["--jobs=1"]])
+@pytest.mark.parametrize("jobs", [[], ["--jobs=2"]])
 def test_what_a_run_left_that_died_right_after_its_record_is_removed(
     jobs: list[str], tmp_path: Path, cache_folder: Path
 ) -> None:
@@ -281,7 +282,7 @@ def test_what_a_run_left_that_died_right_after_its_record_is_removed(
     (chosen,) = grid.cells(one, "fp32")
     found = record(chosen)
     records.write(tmp_path, Record(**{**vars(found), "labels": chosen.labels}))
-    with threaded(1 if jobs else 2):
+    with threaded(1):
         left = Harness(Cache(cache_folder), [], CPU).checkpoints(chosen)
     left.mkdir(parents=True)
     (left / "0.safetensors").touch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from bdbench.machine import clock as timing
 from bdbench.machine.contention import Others, worst
 from bdbench.models import observer
 from bdbench.models.training.recipe import Recipe
+from bdbench.records.files import read
 from bdbench.records.record import ALONE, Record
 from bdbench.running import speed
 from bdbench.storage.cache import Cache
@@ -54,7 +56,7 @@ class Machine:
         self.own = (0.0, 0.0, 0.0, 0.0)
         self.children: list[tuple[float, ...]] = []
 
-    def process(self) -> Any:
+    def process(self, pid: int | None = None) -> Any:
         def told(times: tuple[float, ...]) -> Any:
             # Linux adds what it waited for the disk.
             return SimpleNamespace(cpu_times=lambda: (*times, 77.0))
@@ -349,21 +351,39 @@ def test_a_timed_suite_can_be_listed(
 
 
 @pytest.mark.parametrize("words", [[], ["--jobs=1"]])
-def test_nothing_is_timed_cold_and_others_are_named(
+def test_others_are_named(
     words: list[str],
     order: list[tuple[str, str, int]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """What trains is this process, which has made a few steps: of another, nothing would be noted
-    here."""
+    """What trains has a process of its own, which is no other."""
     monkeypatch.setattr("bdbench.running.run.Others", Told(1.43))
     assert main(["run", "table3", *TINY, *words]) == 0
-    (one, model, threads), (two, same, also) = order
-    assert (one, two) == ("probe", "train")
-    assert (model, threads) == (same, also)
+    # Nothing is computed here.
+    assert order == []
     said = capsys.readouterr().out
     assert said.count("warning: others use the device, 1.4 cores; that costs time\n") == 1
+    (path,) = Path("results/table3/records").glob("*.json")
+    assert read(path).measured["isolated"]
+
+
+def test_nothing_is_timed_cold_and_to_warm_up_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warm, told = harness.warm_up, []
+
+    def observed(*arguments: Any) -> None:
+        told.append(dict(sys._getframe(1).f_locals["watch"].seconds))
+        warm(*arguments)
+
+    monkeypatch.setattr(harness, "warm_up", observed)
+    first = Harness(Cache(tmp_path / "warm"), [], CPU).run(tiny("ft"))
+    (stages,) = told
+    assert stages.keys() == {"load"}
+    monkeypatch.setattr(harness, "warm_up", lambda *arguments: None)
+    second = Harness(Cache(tmp_path / "cold"), [], CPU).run(tiny("ft"))
+    assert {**vars(first), "measured": None} == {**vars(second), "measured": None}
 
 
 @pytest.mark.parametrize("answer", [0.0, ALONE, None])

@@ -126,10 +126,14 @@ def cell(
         seed,
     )
     check_target(made.attack.target, made.dataset.num_classes)
-    if not made.attack.trains:
-        size = made.dataset.image_size
-        made.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     return made
+
+
+def check_trigger(cell: Cell) -> None:
+    """Raises `InvalidInput` for a trigger that does not fit the images."""
+    if not cell.attack.trains:
+        size = cell.dataset.image_size
+        cell.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
 
 
 def cell_of(identity: Mapping[str, Any]) -> Cell:

@@ -26,7 +26,7 @@ class Changes:
     dataset, model, attack, defense: specs or plugins in place of those of an axis
     seeds: how many, counted from 0
     recipe: a spec in place of the fields that the suite sets
-    epochs, loader: fields of the recipe
+    epochs, loader, graphs: fields of the recipe
     train_images: of each data set
     precision: auto, fp32 or bf16
     """
@@ -41,6 +41,7 @@ class Changes:
     train_images: int | None = None
     loader: str | None = None
     precision: str | None = None
+    graphs: bool = False
 
     def applied_to(self, suite: Suite) -> Suite:
         """The suite that is meant. Raises `InvalidInput`."""
@@ -52,6 +53,8 @@ class Changes:
             fields["epochs"] = spec.fields_of(Recipe)["epochs"].accept(self.epochs, "the recipe")
         if self.loader is not None:
             fields["loader"] = self.loader
+        if self.graphs:
+            fields["graphs"] = True
         datasets = tuple(self.dataset) or suite.datasets
         if self.train_images is not None:
             datasets = tuple(_smaller(each, self.train_images) for each in datasets)

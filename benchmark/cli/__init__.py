@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -17,6 +18,7 @@ from bdbench.cli import plugins as plugins
 from bdbench.cli import results as results
 from bdbench.cli import run as run
 from bdbench.cli.group import cli
+from bdbench.machine.threads import short_spin
 from bdbench.models.plugins.errors import InvalidInput, one_line
 
 
@@ -39,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def entry() -> NoReturn:
     """The `bdbench` command."""
+    # Before torch is loaded, which a command does when it runs.
+    os.environ.update(short_spin(os.environ))
     warnings.showwarning = lambda message, *where: click.echo(
         f"bdbench: warning: {one_line(str(message))}", err=True
     )

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bdbench.cells.cell import REGISTRIES
 from bdbench.cli.columns import plain
+from bdbench.contract.device import Comparison, bf16, graphs, jobs, weights
 from bdbench.datasets.registry import datasets
 from bdbench.machine.devices import has_bf16
 from bdbench.machine.system import commit, processor, versions
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.running.engines.processes import apart
+from bdbench.running.worker import Job, Worker
 from bdbench.storage.atomic import check_writable
 from bdbench.storage.folders import cache_root, roots
 
@@ -42,4 +49,27 @@ def diagnosis(data: Path | None) -> tuple[list[str], bool]:
         for name, reason in registry.broken.items():
             fine = False
             rows.append((f"{registry.kind} {name}", f"PROBLEM: failed to import: {reason}"))
+    for index in range(count):
+        for comparison in comparisons(torch.device(f"cuda:{index}")):
+            fine = fine and comparison.safe
+            rows.append((f"cuda:{index} {comparison.what}", str(comparison)))
     return plain(rows).splitlines(), fine
+
+
+def comparisons(device: torch.device) -> Iterator[Comparison]:
+    """Whether recorded steps, bf16 and several cells at once give the numbers of plain steps."""
+    yield from graphs(device)
+    yield bf16(device)
+    made = partial(weights, device, "none")
+
+    def at_once() -> list[Tensor]:
+        job = Job(Path(), cache_root(), (), str(device))
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(apart, job, partial(_without_worker, made)) for _ in range(2)]
+            return [future.result() for future in asked]
+
+    yield jobs(made, at_once)
+
+
+def _without_worker(call: Callable[[], Tensor], worker: Worker) -> Tensor:
+    return call()

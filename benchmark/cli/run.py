@@ -11,6 +11,23 @@ import click
 from bdbench.cells.suites import suite
 from bdbench.cli.group import FILE, FOLDER, cli, load_plugins
 
+
+class Jobs(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A number, or None for `auto`."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value in (None, "auto"):
+            return None
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor auto", param, ctx)
+
+
+JOBS = Jobs()
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -33,7 +50,8 @@ if TYPE_CHECKING:
 @click.option("--results", type=FOLDER, help="Default: results/SUITE.")
 @click.option("--data", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
-@click.option("--jobs", type=int, metavar="N", help="Run N cells at once, in N processes.")
+@click.option("--jobs", type=JOBS, metavar="N", help="Cells at once: N, or auto, the default.")
+@click.option("--in-process", is_flag=True, help="Run cells in this process, for debugging.")
 @click.option("--engine", default="local", show_default=True, help="local, ray or slurm.")
 @click.option("--cores", type=int, metavar="N", help="Cores for each cell on a cluster.")
 @click.option("--gpus", type=float, metavar="N", help="GPUs for each cell on a cluster: 1 or 0.25.")
@@ -42,6 +60,7 @@ if TYPE_CHECKING:
 @click.option("--limit", type=float, metavar="SECONDS", help="Stop any cell that takes longer.")
 @click.option("--dry-run", is_flag=True, help="List the cells and their cost, run none.")
 @click.option("--stale", is_flag=True, help="Also run cells whose code has changed.")
+@click.option("--graphs", is_flag=True, help="Record training steps on a GPU as CUDA graphs.")
 @click.option("--curves", is_flag=True, help="Evaluate after every epoch.")
 def run(name: str, **options: Any) -> int:
     """Run the cells of SUITE that have no record yet, then print the leaderboard.

@@ -109,7 +109,7 @@ def goes_on(attack: str, defense: str, curves: bool = False) -> int:
 
             with suppress(KeyboardInterrupt):
                 again = attempt(folder, progress)
-            # Loops that are restored report their progress, too.
+            # So that it comes further each time.
             share += 4
     one, two = ({**encode(record), "measured": None} for record in (whole, again))
     expect(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from bdbench.attacks.base import Attack
 from bdbench.cells import grid
-from bdbench.cells.cell import cell
+from bdbench.cells.cell import cell, check_trigger
 from bdbench.datasets.base import Dataset
 from bdbench.datasets.registry import datasets
 from bdbench.figures.distortion import distortion, survival
@@ -87,6 +87,7 @@ def preview(
     source = datasets.build(dataset)
     recipe = grid.recipe_for(source, {"epochs": epochs}, precision_of("auto", place))
     asked = cell(source, model, attack, "none", recipe, seed)
+    check_trigger(asked)
     check(1 <= count <= MOST, f"count must be from 1 to {MOST}, got {count}")
     path = out or Path(f"preview-{Spec.of(attack).name}.png")
     kind = path.suffix.lower()

@@ -40,13 +40,19 @@ class Untrained(Exception):
 class ReadyMade(Cache):
     """The cache, but no poisoned set is made for it."""
 
-    def fetch(self, kind: str, key: Mapping[str, Any], build: Callable[[], Payload]) -> Entry:
+    def fetch(
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        build: Callable[[], Payload],
+        suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
+    ) -> Entry:
         """As `Cache.fetch`. Raises `Untrained` where a poisoned set would have to be made."""
 
         def refuse() -> Payload:
             raise Untrained
 
-        return super().fetch(kind, key, refuse if kind == "poisoned" else build)
+        return super().fetch(kind, key, refuse if kind == "poisoned" else build, suffices)
 
 
 def draw(selection: Selection) -> Picture:

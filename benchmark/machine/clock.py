@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -64,9 +66,22 @@ class Stopwatch:
         self.seconds[name] += seconds
 
 
+def reset_peak_memory(device: torch.device) -> None:
+    """From now on `peak_memory` is of what follows, where the system allows it."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        # Linux: the mark is the size of now.
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: torch.device) -> int:
     """Bytes: the largest allocation on a GPU, else the largest resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # Not of ru_maxrss where this is there: a process inherits that from whoever started it.
+    with suppress(OSError):
+        if mark := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M):
+            return int(mark[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

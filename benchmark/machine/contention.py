@@ -6,8 +6,9 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import torch
@@ -19,7 +20,12 @@ IDLE = ("idle", "iowait", "guest", "guest_nice")
 
 
 class Others:
-    """What others take of a device from now on."""
+    """What others take of a device from now on.
+
+    family: the process that is no other, with all that it has started; None for this one
+    """
+
+    family: ClassVar[int | None] = None
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -36,7 +42,9 @@ class Others:
         return max(begun, now) if isinstance(begun, int) and isinstance(now, int) else None
 
     def _look(self) -> _Load | int | None:
-        return _processes(self.device) if self.device.type == "cuda" else _Load.now()
+        if self.device.type == "cuda":
+            return _processes(self.device, self.family)
+        return _Load.now(self.family)
 
 
 def worst(others: Iterable[float | None]) -> float | None:
@@ -52,7 +60,7 @@ class _Load:
 
     clock: the one on the wall
     busy: of all cores that this process may use, when they work
-    own: of this process and those that it has started
+    own: of the family's first process and all that it has started
     """
 
     clock: float
@@ -60,10 +68,10 @@ class _Load:
     own: float
 
     @classmethod
-    def now(cls) -> _Load | None:
+    def now(cls, first: int | None) -> _Load | None:
         """None where the system does not tell."""
         try:
-            family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+            family = _family(first)
             own = sum(sum(process.cpu_times()[:4]) for process in family)
             return cls(time.perf_counter(), sum(map(_busy, _cores())), own)
         except (psutil.Error, OSError):
@@ -74,6 +82,12 @@ class _Load:
         busy, own = self.busy - begun.busy, self.own - begun.own
         # Some sandboxes have clocks that stand still.
         return max(0.0, busy - own) / (self.clock - begun.clock) if busy > 0 else None
+
+
+def _family(first: int | None) -> list[psutil.Process]:
+    """A process and all that it has started. Raises psutil.Error where it is gone."""
+    oldest = psutil.Process(first)
+    return [oldest, *oldest.children(recursive=True)]
 
 
 def _cores() -> list[Any]:
@@ -88,8 +102,9 @@ def _busy(core: Any) -> float:
     return sum(seconds for name, seconds in times.items() if name not in IDLE)
 
 
-def _processes(device: torch.device) -> int | None:
-    """Other processes on a GPU; None where nvidia-smi is absent, or tells of none."""
+def _processes(device: torch.device, first: int | None) -> int | None:
+    """Processes on a GPU that are not of the family; None where nvidia-smi is absent, or tells of
+    none."""
     name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     asked = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader", "-i", name]
     try:
@@ -97,5 +112,10 @@ def _processes(device: torch.device) -> int | None:
     except (OSError, subprocess.SubprocessError):
         return None
     listed = answer.stdout.split()
+    if not listed or not all(map(str.isdecimal, listed)):
+        return None
+    ours = {os.getpid()}
+    with suppress(psutil.Error):
+        ours |= {process.pid for process in _family(first)}
     # This process is among them, in a container perhaps under another number.
-    return len(listed) - 1 if listed and all(map(str.isdecimal, listed)) else None
+    return len(listed) - max(1, len(ours & set(map(int, listed))))

@@ -21,6 +21,15 @@ def device_of(name: str) -> torch.device:
     return torch.device("cuda:0" if name == "cuda" else name)
 
 
+def devices_of(name: str) -> tuple[torch.device, ...]:
+    """Those that a run may spread over: `auto` and `cuda` are all visible GPUs, `cuda:1` is one.
+    Raises `InvalidInput` as `device_of`."""
+    first = device_of(name)
+    if first.type == "cpu" or ":" in name:
+        return (first,)
+    return tuple(torch.device(f"cuda:{n}") for n in range(torch.cuda.device_count()))
+
+
 def precision_of(name: str, device: torch.device) -> str:
     """`auto` is bf16 on a processor with instructions for it, fp32 everywhere else."""
     if name == "auto":

@@ -47,9 +47,10 @@ class Record:
     measured: seconds by stage; peak_memory_bytes; images, a third of all forward passes, of which a
         backward pass counts two; images_per_second, these by seconds of training; started and ended
         (ISO 8601); resumed, how often work went on from a checkpoint, whose seconds are counted;
+        isolated, whether the cell had a process of its own;
         retries, why earlier attempts ended; others, how many cores of the processor other processes
         kept busy meanwhile, or how many of them were on the GPU, None if not known; older records
-        lack capture, images and others; the only part in which two runs of one cell may differ
+        lack capture, images, others and isolated; the only part in which two runs may differ
     error: type, message and traceback if failed, else None
     more: parts that a later version wrote, kept as they are
     """
@@ -118,6 +119,7 @@ _SHAPE = {
         "started": str,
         "ended": str,
         "resumed?": int,
+        "isolated?": bool,
         "retries?": list,
         "images?": int,
         "others?": (*_NUMBER, NoneType),
@@ -205,7 +207,7 @@ def _fit(value: Any, shape: dict[str, Any], name: str) -> None:
             continue
         if isinstance(expected, dict):
             _fit(found, expected, f"{name}.{part}")
-        elif not isinstance(found, expected) or isinstance(found, bool):
+        elif not isinstance(found, expected) or isinstance(found, bool) > (expected is bool):
             raise InvalidInput(f"{name}.{part} has the wrong type, {type(found).__name__}")
     if unknown:
         names = sorted(map(str, unknown))

@@ -11,7 +11,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from bdbench.attacks.base import Attack
 from bdbench.cells.cell import Cell
+from bdbench.cells.cost import tests
 from bdbench.datasets.base import Source
 from bdbench.datasets.files import FileSource
 from bdbench.models.networks.classifier import Classifier
@@ -158,7 +159,7 @@ def memory(
         _whole(source) * (1 if _identity("datasets", {"name": source.name}) in decoded else PACKED)
         for source in sources.values()
     )
-    held = sum((source.count + _tests(source)) * _image(source) for source in sources.values())
+    held = sum((source.count + tests(source)) * _image(source) for source in sources.values())
     axes = ("dataset", "model", "defense", "recipe")
     unlike = {tuple(cell.specs[axis] for axis in axes): cell for cell in cells}
     most = max(_cell_memory(cell, device) for cell in unlike.values())
@@ -182,7 +183,7 @@ def cache_growth(cells: Sequence[Cell], cache: Cache, curves: bool = False, jobs
         settings = {axis: specs[axis] for axis in ("attack", "model", "recipe")}
         trained: dict[str, Any] = {**settings, "seed": cell.seed}
         shared = trained if attack.trains else {"attack": specs["attack"], "seed": cell.seed}
-        images = _changed(attack, source) + _tests(source)
+        images = _changed(attack, source) + tests(source)
         poisoned = images * _image(source) + 2 * source.count
         expected[specs["dataset"], _identity("poisoned", shared)] = poisoned
         expected[specs["dataset"], _identity("undefended", trained)] = network.state
@@ -196,13 +197,13 @@ def cache_growth(cells: Sequence[Cell], cache: Cache, curves: bool = False, jobs
 _footprints: dict[tuple[Any, ...], Footprint] = {}
 
 
-def footprint_of(cell: Cell) -> Footprint:
-    """That of a cell's network."""
+def footprint_of(cell: Cell, measure: Callable[[Cell], Footprint] | None = None) -> Footprint:
+    """That of a cell's network, measured once, here or as it is said."""
     source = cell.dataset
     shape = source.num_classes, source.image_size, cell.recipe.precision
     identity = cell.specs["model"], *shape
     if identity not in _footprints:
-        _footprints[identity] = footprint(cell.model, *shape)
+        _footprints[identity] = measure(cell) if measure else footprint(cell.model, *shape)
     return _footprints[identity]
 
 
@@ -254,7 +255,7 @@ def _cell_memory(cell: Cell, device: torch.device) -> int:
     """Bytes beside the data set: the poisoned copy, another two that an attack or a defense may
     make, the test set with the trigger, networks, and what a batch takes."""
     source, network = cell.dataset, footprint_of(cell)
-    copies = (3 * source.count + _tests(source)) * _image(source)
+    copies = (3 * source.count + tests(source)) * _image(source)
     # As much as the largest tensors of a network: gradients on their way, inputs and workspaces.
     passing = 3 * network.largest + 2 * 4 * _image(source)
     trained = _widest(cell) * (network.saved + passing)
@@ -287,12 +288,6 @@ def _saved(network: Classifier, count: int, image_size: int) -> list[int]:
 def _image(source: Source) -> int:
     """Bytes of an image and its label."""
     return 3 * source.image_size**2 + LABEL
-
-
-def _tests(source: Source) -> int:
-    """Number of test images; as many as for training where a source does not say."""
-    size: int = getattr(source, "test_images", getattr(source, "test_size", source.count))
-    return size
 
 
 def _whole(source: Source) -> int:

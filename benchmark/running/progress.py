@@ -18,7 +18,6 @@ from rich.progress import (
     Progress,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 
 from bdbench.records.record import Record
@@ -37,12 +36,14 @@ WINDOW = 10.0
 class _Running:
     """A cell that is being run: what it is called, and how far it is, in forward passes.
 
+    found: how far it was when this run began
     looks: seconds and how far it was then, the last ones
     """
 
     name: str
     short: str
     expected: float
+    found: float
     spoken: float
     done: float = 0.0
     looks: deque[tuple[float, float]] = field(default_factory=deque)
@@ -57,9 +58,16 @@ class _Running:
         return True
 
     @property
+    def reached(self) -> str:
+        """Such as `40%, 20,000 images`."""
+        done, whole = self.found + self.done, self.found + self.expected
+        share = min(done / whole, 1.0) if whole else 1.0
+        return f"{share:.0%}, {done / 3:,.0f} images"
+
+    @property
     def speed(self) -> float:
         """Images per second, a forward and a backward pass each: the median between two looks,
-        which neither a checkpoint that was found nor a pause changes."""
+        which a pause does not change."""
         # A copy, as each cell may have a thread that looks.
         looks = pairwise(list(self.looks))
         rates = [(after - before) / (end - start) for (start, before), (end, after) in looks]
@@ -74,7 +82,8 @@ def has_bar(console: Console) -> bool:
 
 
 class Reporter:
-    """Follows a run of `cells` cells and `work` forward passes in all; a context manager.
+    """Follows a run of `cells` cells and `work` forward passes that are left; a context manager.
+    What an earlier run has done takes no time of this one.
 
     console: where to write; decides whether there is a bar
     """
@@ -87,13 +96,12 @@ class Reporter:
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[speed]}"),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[left]}"),
             console=console,
             disable=not has_bar(console),
             transient=True,
         )
-        self._task = self._bar.add_task("", total=work, speed="")
+        self._task = self._bar.add_task("", total=work, speed="", left="")
         self._started = time.monotonic()
         self._running: dict[str, _Running] = {}
         self._finished = 0.0
@@ -108,11 +116,12 @@ class Reporter:
         if not self._bar.disable:
             self._bar.stop()
 
-    def begin(self, key: str, name: str, short: str, work: float) -> None:
-        """A cell that is expected to take `work` forward passes starts; `short` is for the bar."""
+    def begin(self, key: str, name: str, short: str, work: float, found: float = 0.0) -> None:
+        """A cell that is expected to take `work` forward passes, after the `found` ones that are
+        done, starts; `short` is for the bar."""
         number = self._numbers.setdefault(key, len(self._numbers) + 1)
         name = f"[{number}/{self.cells}] {name}"
-        self._running[key] = _Running(name, short, work, time.monotonic())
+        self._running[key] = _Running(name, short, work, found, time.monotonic())
         self._draw()
 
     def advance(self, key: str, work: float) -> None:
@@ -127,13 +136,9 @@ class Reporter:
         self._draw()
         if not has_bar(self.console) and now - running.spoken > PAUSE:
             running.spoken = now
-            share = min(running.done / running.expected, 1.0)
-            left, reached = "", self._reached()
-            if reached > 0.01 * self.work:
-                seconds = (now - self._started) * (self.work - reached) / reached
-                left = f", about {duration(seconds)} left in all"
-            done = f"{share:.0%}, {running.done / 3:,.0f} images, {running.speed:,.0f} images/s"
-            self.say(f"{running.name}: {done}{left}")
+            seconds = self._seconds_left(now)
+            left = "" if seconds is None else f", about {duration(seconds)} left in all"
+            self.say(f"{running.name}: {running.reached}, {running.speed:,.0f} images/s{left}")
 
     def end(self, key: str, line: str) -> None:
         """A cell is over: its line stays."""
@@ -159,17 +164,25 @@ class Reporter:
         at_it = list(self._running.values())
         return self._finished + sum(min(cell.done, cell.expected) for cell in at_it)
 
+    def _seconds_left(self, now: float) -> float | None:
+        """As fast as until now; None before that can be told."""
+        reached = self._reached()
+        if reached <= 0.01 * self.work:
+            return None
+        return max(0.0, (now - self._started) * (self.work - reached) / reached)
+
     def _draw(self) -> None:
         at_it = list(self._running.values())
         short = at_it[0].short if len(at_it) == 1 else f"{len(at_it)} at once"
         fitting = short if len(short) <= WIDEST else f"{short[: WIDEST - 1]}…"
         text = f"[{len(self._numbers)}/{self.cells}] {fitting if at_it else ''}"
-        speed = sum(cell.speed for cell in at_it)
+        speed, left = sum(cell.speed for cell in at_it), self._seconds_left(time.monotonic())
         self._bar.update(
             self._task,
             description=escape(text),
             completed=self._reached(),
             speed=f"{speed:,.0f} img/s" if speed else "",
+            left="" if left is None else f"{duration(left)} left",
         )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -23,9 +25,12 @@ from bdbench.models.scope import threaded
 from bdbench.records.files import path_of, read
 from bdbench.records.record import ALONE, OtherSchema, Record
 from bdbench.running.claims import claimed, lock_of
-from bdbench.running.engines.base import Ear, Engine, Here
+from bdbench.running.engines.base import Ear, Engine
 from bdbench.running.engines.options import Place
+from bdbench.running.engines.processes import apart
+from bdbench.running.found import found
 from bdbench.running.needs import Need, check_needs, estimate
+from bdbench.running.probing import Asking
 from bdbench.running.progress import Reporter, duration
 from bdbench.running.schedule import Schedule, title
 from bdbench.running.speed import Speed
@@ -65,6 +70,7 @@ class Options:
 class Plan:
     """What a run of a suite would do.
 
+    devices: over which cells are spread
     results: folder of the records
     cells: of the suite
     missing: those that have no record, or not the one that is wanted
@@ -74,7 +80,7 @@ class Plan:
     suite: Suite
     place: Place
     options: Options
-    device: torch.device
+    devices: tuple[torch.device, ...]
     precision: str
     results: Path
     cells: tuple[Cell, ...]
@@ -83,31 +89,52 @@ class Plan:
     @cached_property
     def speed(self) -> Speed:
         """Of this machine. It trains a few steps of each network when it is first asked."""
-        return Speed(self.device, self.place.threads)
+        cache, curves = Cache(self.job.cache), self.options.curves
+        there = found(self.missing, cache, self.device, self.threads, curves)
+        return Speed(self.device, self.threads, there, curves, self.asking.speed)
 
     @property
+    def asking(self) -> Asking:
+        """How plugins are asked before the run."""
+        alone = self.place.is_here and not self.place.in_process
+        return Asking(self.job, apart if alone else None)
+
+    @property
+    def device(self) -> torch.device:
+        """The first of them, which speaks for the others."""
+        return self.devices[0]
+
+    @property
+    def threads(self) -> int:
+        """Of a cell: as many whatever else is missing."""
+        return self.place.threads(self.device, self.suite.timed)
+
+    @cached_property
     def at_once(self) -> int:
-        """Cells that run at the same time."""
-        return max(1, min(self.place.jobs or 1, len(self.missing)))
+        """Cells that run at the same time: as many as have a place and, where nobody has said how
+        many they are, as memory allows."""
+        most = self.place.at_once(len(self.missing), self.devices, self.suite.timed)
+        if self.place.jobs is not None or not self.place.is_here or not self.missing:
+            return most
+        fitting = (n for n in range(most, 1, -1) if all(need.fits for need in self._needs(n)))
+        return next(fitting, 1)
 
     @cached_property
     def expected(self) -> float | None:
         """Seconds of the run; None on a cluster, of whose machines nothing is known here."""
-        return self.speed.seconds(self.missing) / self.at_once if self.place.is_here else None
+        if not self.place.is_here:
+            return None
+        return self.speed.seconds(self.missing) / self.at_once
 
     @cached_property
     def needs(self) -> list[Need]:
         """Memory and disk that the run takes; nothing where that is not known."""
-        if not self.place.is_here:
-            return []
-        return estimate(
-            self.missing,
-            self.device,
-            self.results,
-            cache_root(),
-            self.options.curves,
-            self.at_once,
-        )
+        return self._needs(self.at_once) if self.place.is_here else []
+
+    def _needs(self, at_once: int) -> list[Need]:
+        curves, shared = self.options.curves, math.ceil(at_once / len(self.devices))
+        self.asking.footprints(self.missing)
+        return estimate(self.missing, self.device, self.results, cache_root(), curves, shared)
 
     @property
     def job(self) -> Job:
@@ -120,7 +147,8 @@ class Plan:
             plugins=tuple(path.absolute() for path in self.options.plugin),
             curves=self.options.curves,
             limit=self.options.limit,
-            threads=self.place.threads,
+            threads=self.threads,
+            family=os.getpid() if self.place.is_here else None,
         )
 
     def lines(self) -> Iterator[str]:
@@ -137,8 +165,12 @@ class Plan:
     @property
     def headline(self) -> str:
         """What is to be done, where and how."""
-        where = f" on {device_name(self.device)} in {self.precision}" if self.place.is_here else ""
-        return f"{self.name}: {self._count}{self._about}{where}"
+        if not self.place.is_here:
+            return f"{self.name}: {self._count}"
+        where = f" on {device_name(self.device)} in {self.precision}"
+        how = f", {self.at_once} at once" if self.at_once > 1 else ""
+        here = ", in this process" if self.place.in_process else ""
+        return f"{self.name}: {self._count}{self._about}{where}{how}{here}"
 
     @property
     def _count(self) -> str:
@@ -162,13 +194,15 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
         "machine, so leave out --jobs and --engine",
     )
     check(limit is None or limit > 0, f"--limit must be above 0 seconds, got {limit}")
-    device = place.device(options.device)
-    precision = precision_of(suite.precision, device)
+    devices = place.devices(options.device)
+    precision = precision_of(suite.precision, devices[0])
     cells = tuple(grid.cells(suite, precision))
-    _check_local(cells, place)
+    place = _for_local(cells, place)
     folder = options.results or Path("results") / name
     missing = tuple(cell for cell in cells if not _finished(cell, folder, options))
-    return Plan(name, suite, place, options, device, precision, folder, cells, missing)
+    made = Plan(name, suite, place, options, devices, precision, folder, cells, missing)
+    made.asking.triggers(cells)
+    return made
 
 
 @dataclass(frozen=True)
@@ -198,7 +232,8 @@ def execute(plan: Plan, console: Console) -> Execution:
     others = Others(plan.device) if plan.suite.timed else None
     _check_places(plan)
     console.print(plan.headline, markup=False, highlight=False, soft_wrap=True)
-    with Reporter(len(plan.missing), sum(shares(plan.missing).values()), console) as reporter:
+    left = sum(shares(plan.missing, plan.speed.there).values())
+    with Reporter(len(plan.missing), left, console) as reporter:
         if others is not None and (taken := others.meanwhile() or 0) > ALONE:
             unit = "cores" if plan.device.type == "cpu" else "processes"
             reporter.say(f"warning: others use the device, {taken:.2g} {unit}; that costs time")
@@ -211,8 +246,7 @@ def execute(plan: Plan, console: Console) -> Execution:
 
 def _engine(plan: Plan, reporter: Reporter) -> Engine:
     ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
-    # A timed suite trains in this process, which the probes of its speed have warmed up.
-    return Here(plan.job, ear) if plan.suite.timed else plan.place.start(plan.job, ear)
+    return plan.place.start(plan.job, ear, plan.at_once, plan.devices)
 
 
 def _check_places(plan: Plan) -> None:
@@ -224,10 +258,11 @@ def _check_places(plan: Plan) -> None:
         Harness(Cache(plan.job.cache), plan.job.roots, plan.device).check_data(plan.missing)
 
 
-def _check_local(cells: Sequence[Cell], place: Place) -> None:
-    """Raises `InvalidInput` for plugins that the workers of a run could not make."""
+def _for_local(cells: Sequence[Cell], place: Place) -> Place:
+    """This process, where plugins are of a notebook or a script, which no other process can make.
+    Raises `InvalidInput` where another was asked for."""
     if place.is_here and place.jobs is None:
-        return
+        return replace(place, in_process=place.in_process or any(cell.local for cell in cells))
     for cell in cells:
         for axis in cell.local:
             raise InvalidInput(
@@ -235,6 +270,7 @@ def _check_local(cells: Sequence[Cell], place: Place) -> None:
                 "can import it: leave out jobs and engine, or move it to a file and name that as a "
                 "plugin"
             )
+    return place
 
 
 def _finished(cell: Cell, folder: Path, options: Options) -> bool:

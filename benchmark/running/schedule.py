@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from pathlib import Path
 
 from bdbench.cells.cell import Cell
-from bdbench.cells.cost import Part, shared, shares, work
+from bdbench.cells.cost import Part, parts, shared, shares, work
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records.files import write
 from bdbench.records.record import Record
@@ -18,7 +17,7 @@ from bdbench.running.engines.base import Died, Engine
 from bdbench.running.progress import Reporter, summary
 from bdbench.running.speed import Speed
 from bdbench.running.worker import Attempt
-from bdbench.trial.harness import lost
+from bdbench.trial.harness import failed, lost
 
 ATTEMPTS = 3
 """At a cell whose workers die."""
@@ -46,14 +45,19 @@ class Schedule:
         reporter: Reporter,
     ) -> None:
         self.results, self.speed, self.budget, self.reporter = results, speed, budget, reporter
-        self._waiting, self._elsewhere = deque(cells), list[Cell]()
-        self._shares = shares(cells)
+        self._waiting, self._elsewhere = dict.fromkeys(cells), list[Cell]()
+        self._shares, self._parts = (
+            shares(cells, speed.there),
+            {cell: parts(cell) for cell in cells},
+        )
+        self._common = {cell: shared(cell).keys() for cell in cells}
         self._before = {cell: stamp(results, cell.key) for cell in cells}
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
         self._running: dict[Future[Attempt], Cell] = {}
         self.made: list[Record] = []
         self._shared = set[Part]()
         self._failed: list[Record] = []
+        self._unkept = 0
         self._left_out = 0
         self._start = time.monotonic()
 
@@ -76,14 +80,15 @@ class Schedule:
         errors = [record.error["type"] for record in self._failed if record.error]
         if InvalidInput.__name__ in errors:
             return 2
-        return 1 if errors else 0
+        return 1 if errors or self._unkept else 0
 
     def _next(self) -> Cell:
         """The first in line that need not wait for what a running one makes; else the first."""
-        making = set().union(*map(shared, self._running.values())) - self._shared
-        free = (cell for cell in self._waiting if making.isdisjoint(shared(cell)))
-        chosen = next(free, self._waiting[0])
-        self._waiting.remove(chosen)
+        running = (self._common[cell] for cell in self._running.values())
+        making = set[Part]().union(*running) - self._shared
+        free = (cell for cell in self._waiting if making.isdisjoint(self._common[cell]))
+        chosen = next(free, next(iter(self._waiting)))
+        del self._waiting[chosen]
         return chosen
 
     def _begin(self, cell: Cell, engine: Engine) -> None:
@@ -93,7 +98,8 @@ class Schedule:
             self._left_out += 1
             return
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
-        self.reporter.begin(cell.key, title(cell), short, self._shares[cell])
+        found = sum(self.speed.there.get(part, 0.0) for part in self._parts[cell])
+        self.reporter.begin(cell.key, title(cell), short, self._shares[cell], found)
         self._running[engine.submit(cell, self._before[cell], self._deaths[cell])] = cell
 
     def _end(self, cell: Cell, future: Future[Attempt]) -> None:
@@ -104,29 +110,43 @@ class Schedule:
             deaths.append(str(death))
             if len(deaths) < ATTEMPTS:
                 self.reporter.again(cell.key, f"its worker was {death}; it goes on in another")
-                self._waiting.appendleft(cell)
+                self._waiting = {cell: None, **self._waiting}
                 return
-            record = lost(cell, self.speed.device, deaths)
-            # The claim of the dead is in the way of nobody but leaves its file.
-            with claimed(self.results, cell.key):
-                write(self.results, record)
-            attempt = Attempt(record, mine=True)
+            attempt = self._given_up(cell, lost(deaths), deaths)
+        except Exception as error:
+            # Not of the cell's own making, such as a data set that cannot be read any more.
+            attempt = self._given_up(cell, error, self._deaths[cell])
         if attempt.record is None:
             self.reporter.again(cell.key, "another run is at it")
             self._elsewhere.append(cell)
         elif not attempt.mine:
             self.reporter.end(cell.key, "another run has made its record")
         else:
-            self._learn(cell, attempt.record)
+            self._learn(cell, attempt.record, attempt.unkept)
 
-    def _learn(self, cell: Cell, record: Record) -> None:
+    def _given_up(self, cell: Cell, error: Exception, retries: Sequence[str]) -> Attempt:
+        record = failed(cell, self.speed.device, error, retries)
+        try:
+            # The claim of the dead is in the way of nobody but leaves its file.
+            with claimed(self.results, cell.key):
+                write(self.results, record)
+        except InvalidInput as reason:
+            return Attempt(record, mine=True, unkept=str(reason))
+        return Attempt(record, mine=True)
+
+    def _learn(self, cell: Cell, record: Record, unkept: str | None) -> None:
         self.reporter.end(cell.key, summary(record))
         self.made.append(record)
+        if unkept is not None:
+            self._unkept += 1
+            self.reporter.say(f"  FAILED: there is no record of it: {unkept}")
         if record.status == "failed":
             self._failed.append(record)
-            self.reporter.say(f"  bdbench explain {record.key} shows the traceback")
+            if unkept is None:
+                self.reporter.say(f"  bdbench explain {record.key} shows the traceback")
             return
-        self._shared |= shared(cell).keys()
+        self._shared |= self._common[cell]
+        self.speed.there |= shared(cell)
         seconds = record.measured["seconds"]
         busy = sum(seconds[stage] for stage in ("prepare", "undefended", "fit"))
         self.speed.learn(cell, work(cell), busy)
@@ -137,7 +157,7 @@ class Schedule:
             with claimed(self.results, cell.key) as free:
                 if free:
                     self._elsewhere.remove(cell)
-                    self._waiting.append(cell)
+                    self._waiting[cell] = None
 
 
 def title(cell: Cell) -> str:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import signal
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 
-from bdbench.cells.cell import Cell, cell_of
+from bdbench.cells.cell import REGISTRIES, Cell, cell_of
+from bdbench.machine.contention import Others
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import load_file
 from bdbench.records.files import path_of, read, write
 from bdbench.records.record import Record
@@ -33,6 +36,7 @@ class Job:
     curves: see `Harness`
     limit: seconds that one attempt at a cell may take, None for any
     threads: of a processor, None for as many as torch takes
+    family: the process whose descendants are no others, None for this one
     """
 
     results: Path
@@ -43,6 +47,22 @@ class Job:
     curves: bool = False
     limit: float | None = None
     threads: int | None = None
+    family: int | None = None
+
+    def narrowed(self, cell: Cell) -> Job:
+        """The same with the plugin files that a cell needs, and those that register nothing. What
+        others do when they are imported does not concern it."""
+        needed = {
+            _file(part)
+            for axis, registry in REGISTRIES.items()
+            for part in registry.factories(getattr(cell, axis))
+        }
+        others = {
+            _file(registry.factory(name))
+            for registry in REGISTRIES.values()
+            for name in registry.names()
+        } - needed
+        return replace(self, plugins=tuple(p for p in self.plugins if p.resolve() not in others))
 
 
 @dataclass(frozen=True)
@@ -51,23 +71,33 @@ class Attempt:
 
     record: None where another run is at this cell
     mine: whether the record was made here and not by another run meanwhile
+    unkept: why it could not be written, None where it was
     """
 
     record: Record | None
     mine: bool = False
+    unkept: str | None = None
 
 
 class Worker:
-    """Makes attempts, one after the other. `progress` is told the cell and the forward passes."""
+    """Makes attempts, one after the other. `progress` is told the cell and the forward passes.
 
-    def __init__(self, job: Job, progress: Callable[[str, int], None]) -> None:
+    isolated: see `Harness`
+    """
+
+    def __init__(
+        self, job: Job, progress: Callable[[str, int], None], isolated: bool = False
+    ) -> None:
         for path in job.plugins:
             load_file(path)
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         self.job, self.progress = job, progress
-        device = torch.device(job.device)
-        self.harness = Harness(Cache(job.cache), job.roots, device, job.curves)
+        if job.family is not None:
+            Others.family = job.family
+        self.harness = Harness(
+            Cache(job.cache), job.roots, torch.device(job.device), job.curves, isolated=isolated
+        )
 
     def attempt(self, cell: Cell, before: int | None, retries: Sequence[str] = ()) -> Attempt:
         """Run a cell and write its record, unless another run is at it or has done so since.
@@ -81,7 +111,10 @@ class Worker:
             if stamp(self.job.results, cell.key) != before:
                 return Attempt(read(path_of(self.job.results, cell.key)))
             record = self.run(cell, retries)
-            keep(self.job.results, record, cell)
+            try:
+                keep(self.job.results, record, cell)
+            except InvalidInput as error:
+                return Attempt(record, mine=True, unkept=str(error))
             self.discard(record, cell)
             return Attempt(record, mine=True)
 
@@ -101,6 +134,13 @@ class Worker:
             self.harness.discard(cell)
 
 
+def attempted(
+    worker: Worker, identity: Mapping[str, Any], before: int | None, retries: Sequence[str]
+) -> Attempt:
+    """`Worker.attempt` for a process that is told of a cell by its specs."""
+    return worker.attempt(worker.cell(identity), before, retries)
+
+
 def keep(results: Path, record: Record, cell: Cell) -> None:
     """Write a record, unless the code of one of its plugins is not wholly known: it would pass for
     that of later code."""
@@ -113,6 +153,12 @@ def keep(results: Path, record: Record, cell: Cell) -> None:
         )
     else:
         write(results, record)
+
+
+def _file(factory: Callable[..., Any]) -> Path | None:
+    """Where a plugin was defined."""
+    file = getattr(sys.modules.get(factory.__module__), "__file__", None)
+    return Path(file).resolve() if file else None
 
 
 @contextmanager

@@ -67,8 +67,15 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def fetch(self, kind: str, key: Mapping[str, Any], build: Callable[[], Payload]) -> Entry:
-        """The entry for `key`, made by `build` if it is missing or damaged.
+    def fetch(
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        build: Callable[[], Payload],
+        suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
+    ) -> Entry:
+        """The entry for `key`, made by `build` if it is missing or damaged, or its meta does not
+        suffice.
 
         Of several processes that ask at once, one builds and the others wait. A damaged entry is
         warned of (`DamagedCache`) and replaced. Raises `InvalidInput` for a folder that cannot be
@@ -84,7 +91,7 @@ class Cache:
             raise InvalidInput(f"the cache folder {folder} is not usable: {reason}") from error
         try:
             entry = self._read(kind, digest)
-            if entry is None:
+            if entry is None or not suffices(entry.meta):
                 tensors, meta = build()
                 self._write(folder, digest, dict(key), tensors, meta)
                 entry = Entry(tensors, meta, fresh=True)

@@ -14,7 +14,8 @@ import shutil
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,8 @@ from bdbench.storage.atomic import write_atomically
 
 SHARE = 0.02
 """Of the time of a training, that checkpoints may take."""
+LONGEST = 2**26
+"""Bytes of the head of a file; one that says it has more is damaged."""
 PATIENCE = 1.0
 """Seconds before the first one, whose cost is not known yet."""
 
@@ -36,6 +39,7 @@ class Checkpoints(Keeper):
     """Keeps loops in files, as often as the time for it allows.
 
     folder: of this piece of work alone
+    about: what that is, as JSON values, for whoever wants to know how much of it is done
     note: gives JSON values to keep beside a loop's state, such as counts and seconds
     recall: told the note of a loop that is restored
     patience: see `PATIENCE`; below 0, every round is kept
@@ -44,11 +48,13 @@ class Checkpoints(Keeper):
     def __init__(
         self,
         folder: Path,
+        about: Mapping[str, Any],
         note: Callable[[], dict[str, Any]],
         recall: Callable[[dict[str, Any]], None],
         patience: float = PATIENCE,
     ) -> None:
-        self.folder, self.note, self.recall, self.patience = folder, note, recall, patience
+        self.folder, self.about, self.note = folder, about, note
+        self.recall, self.patience = recall, patience
         self._next = time.monotonic() + patience
         self._found = dict(self._whole())
         self._writing = threading.Lock()
@@ -76,7 +82,7 @@ class Checkpoints(Keeper):
 
     def _keep(self, loop: str, rounds: int, finished: bool, state: State) -> None:
         started = time.monotonic()
-        note = {"rounds": rounds, "finished": finished, "note": self.note()}
+        note = {"rounds": rounds, "finished": finished, "note": self.note(), "about": self.about}
         content = encode(note, capture(state))
         path = self.folder / f"{loop}-{rounds}-{hash_of(content)}.safetensors"
         try:
@@ -110,6 +116,16 @@ def discard(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
+def notes(root: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """Of all checkpoints in the folders below `root`: the loop, what the work is, and the note.
+    Only the heads of files are read, and none is changed."""
+    for path in root.glob("*/*.safetensors"):
+        with suppress(OSError, ValueError, LookupError, TypeError), path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            document = _document(file.read(min(length, LONGEST)))
+            yield path.stem.partition("-")[0], document["about"], document["note"]
+
+
 def hash_of(content: bytes) -> str:
     """32 hex digits."""
     return hashlib.sha256(content).hexdigest()[:32]
@@ -127,9 +143,14 @@ def decode(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
     anything else."""
     tensors = safetensors.torch.load(content)
     length = int.from_bytes(content[:8], "little")
-    document = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["document"])
+    document = _document(content[8 : 8 + length])
     state: dict[str, Any] = _restored(document.pop("state"), tensors)
     return document, state
+
+
+def _document(head: bytes) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(json.loads(head)["__metadata__"]["document"])
+    return found
 
 
 def _flattened(value: Any, tensors: dict[str, Tensor]) -> Any:

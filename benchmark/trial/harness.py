@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,15 +19,14 @@ from bdbench.cells.cell import Cell
 from bdbench.datasets.base import Dataset, Source
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Context, Journal
-from bdbench.machine.clock import Stopwatch, peak_memory
+from bdbench.machine.clock import Stopwatch, peak_memory, reset_peak_memory
 from bdbench.machine.contention import Others, worst
-from bdbench.machine.system import device_name
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.plugins.spec import Spec
-from bdbench.models.rng import derive, stream
+from bdbench.models.rng import derive, seeded, stream
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import features, sample_losses, train
 from bdbench.models.training.resume import kept_by
@@ -38,10 +37,12 @@ from bdbench.storage.cache import Cache, Payload
 from bdbench.storage.checkpoints import PATIENCE, Checkpoints, discard
 from bdbench.storage.keys import digest_of
 from bdbench.trial import evaluation as metrics
-from bdbench.trial import provenance
+from bdbench.trial import keys, provenance
 from bdbench.trial.clean_budget import clean_budget
+from bdbench.trial.guard import Lent, unchanged
 from bdbench.trial.monitor import Looker
 from bdbench.trial.poisoned import PoisonedData
+from bdbench.trial.warm_up import warm_up
 
 POINT = ("epoch", *METRICS, "clean_loss", "poisoned_loss")
 """What a point of a curve holds."""
@@ -59,6 +60,7 @@ class Harness:
     curves: evaluate the watched network after every epoch; a defense that trains none has one point
     progress: told of finished work, in forward passes of one image; a backward pass counts two
     patience: see `Checkpoints`
+    isolated: whether this process is for one cell alone; then whatever ends a plugin is its failure
     """
 
     cache: Cache
@@ -67,6 +69,7 @@ class Harness:
     curves: bool = False
     progress: Callable[[int], None] = lambda work: None
     patience: float = PATIENCE
+    isolated: bool = False
     _datasets: dict[str, Dataset] = field(default_factory=dict)
 
     def dataset(self, source: Source) -> Dataset:
@@ -104,15 +107,16 @@ class Harness:
         attempts of the same command ended.
         """
         started, watch = datetime.now(UTC), Stopwatch(self.device)
+        reset_peak_memory(self.device)
         others = Others(self.device)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
         with watch.stage("load"):
             dataset = self.dataset(cell.dataset)
         trial, failure = _Trial(self, cell, dataset, watch), None
         try:
+            # Before any clock of a stage runs.
+            warm_up(cell, self.device)
             outcome = trial.outcome()
-        except (Exception, TimeLimit) as error:
+        except self._failures as error:
             outcome, failure = _failure(error), error
         measured = _measured(
             started,
@@ -122,14 +126,20 @@ class Harness:
             work=trial.looker.work,
             others=worst([others.meanwhile(), *trial.taken]),
             resumed=trial.resumed,
+            isolated=self.isolated,
         )
         record = _record(cell, provenance.of(cell, self.device, dataset), measured, outcome)
         return Finished(record, trial.network, trial.data, failure)
 
+    @property
+    def _failures(self) -> tuple[type[BaseException], ...]:
+        """Ctrl-C in a process that goes on after a cell is no failure of it."""
+        return (BaseException,) if self.isolated else (Exception, SystemExit, TimeLimit)
+
     def checkpoints(self, cell: Cell) -> Path:
         """The folder of the checkpoints of a cell."""
         dataset = self.dataset(cell.dataset)
-        return _Trial(self, cell, dataset, Stopwatch(self.device)).folder("fit")
+        return _Trial(self, cell, dataset, Stopwatch(self.device)).folder("fit")[0]
 
     def discard(self, cell: Cell) -> None:
         """Remove the checkpoints of a cell."""
@@ -159,9 +169,13 @@ class WorkerDied(Exception):
     """The process that ran a cell ended before it was done."""
 
 
-def lost(cell: Cell, device: torch.device, retries: Sequence[str]) -> Record:
-    """The record of a cell none of whose attempts lived long enough to write one."""
-    error = WorkerDied(f"the worker was {retries[-1]}, in attempt {len(retries)} of as many")
+def lost(retries: Sequence[str]) -> WorkerDied:
+    """Why there is nothing of a cell none of whose attempts lived long enough."""
+    return WorkerDied(f"the worker was {retries[-1]}, in attempt {len(retries)} of as many")
+
+
+def failed(cell: Cell, device: torch.device, error: Exception, retries: Sequence[str]) -> Record:
+    """The record of a cell that nobody could run."""
     measured = _measured(datetime.now(UTC), retries)
     return _record(cell, provenance.of(cell, device, None), measured, _failure(error))
 
@@ -175,6 +189,7 @@ def _measured(
     work: int = 0,
     others: float | None = None,
     resumed: int = 0,
+    isolated: bool = True,
 ) -> dict[str, Any]:
     """The part of a record that another run would not repeat."""
     spent = {stage: round(seconds.get(stage, 0.0), 6) for stage in STAGES}
@@ -186,6 +201,7 @@ def _measured(
         "images_per_second": round(work / 3 / busy, 1) if busy else 0.0,
         "others": None if others is None else round(others, 3),
         "resumed": resumed,
+        "isolated": isolated,
         "retries": list(retries),
         "started": started.isoformat(timespec="seconds"),
         "ended": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -238,16 +254,21 @@ class _Trial:
         if self.harness.curves:
             self.looker.judge = lambda classifier: self.point(classifier, data)
             self.looker.sketch = lambda classifier: self.embedding(classifier, data)
+        for n in range(self.cell.defense.undefended):
+            # From the poisoned set as it is stored: no defense has seen it yet.
+            self.train_undefended(data.train, n)
+        lent = Lent(f"defense {self.cell.labels['defense']}", "the training set", data.train)
         context = Context(
             **vars(self.training),
             clean=clean_budget(
                 self.dataset.train, self.cell.defense.clean_fraction, self.cell.seed
             ),
             journal=Journal(),
-            train_undefended=lambda n: self.undefended(data.train, n),
+            train_undefended=lambda n: self.undefended(lent, n),
         )
-        with self.resumable("fit", self.folder("fit"), self.looker):
+        with self.resumable("fit", *self.folder("fit"), self.looker), self.seeded("fit"):
             classifier = self.cell.defense.fit(data.train, context)
+        lent.check()
         self.network = classifier
         counts = self.evaluate(classifier, data)
         if self.harness.curves and not self.looker.curve:
@@ -276,9 +297,9 @@ class _Trial:
 
     def evaluate(self, classifier: Classifier, data: PoisonedData) -> dict[str, Count]:
         """The counts of `evaluation.evaluate`, as a stage of its own."""
-        with observed_by(Observer()), self.watch.stage("evaluate"):
+        with observed_by(Observer()), self.watch.stage("evaluate"), self.seeded("evaluate"):
             test = self.dataset.test
-            goal = self.cell.attack.goal(test.labels, test.num_classes)
+            goal = self.cell.attack.goal(test.labels.clone(), test.num_classes)
             return metrics.evaluate(classifier, test, data.triggered, goal)
 
     def point(self, classifier: Classifier, data: PoisonedData) -> dict[str, float | None]:
@@ -324,24 +345,20 @@ class _Trial:
 
     def poisoned(self) -> PoisonedData:
         """The attack's work, done once for each data set, attack and seed."""
-        clean, cell = self.dataset.train, self.cell
-        key = {
-            "data": self.dataset.sha256,
-            "attack": cell.specs["attack"],
-            "source": provenance.sources(cell)["attack"],
-            "seed": cell.seed,
-        }
-        if self.cell.attack.trains:
-            key |= {"model": cell.specs["model"], "recipe": cell.specs["recipe"]}
-        folder = self.folder("prepare", **key)
+        clean, test, cell = self.dataset.train, self.dataset.test, self.cell
+        key = {"data": self.dataset.sha256, **keys.attack_key(cell)}
+        folder, about = self.folder("prepare", key)
 
         def build() -> Payload:
             # Nor may a defense, whose networks start from the training seed, meet the attacker's.
             means = replace(self.training, seed=derive(cell.seed, "attack"))
             looker = Looker(self.harness.progress, self.watch)
-            with self.resumable("prepare", folder, looker):
-                ready = self.cell.attack.prepare(clean, means, stream(cell.seed, "poison"))
-            made = ready.poison(clean, stream(cell.seed, "poison"))
+            lent = Lent(f"attack {cell.labels['attack']}", "the clean images", clean, test)
+            with unchanged(lent), self.seeded("attack"):
+                with self.resumable("prepare", folder, about, looker):
+                    ready = self.cell.attack.prepare(clean, means, stream(cell.seed, "poison"))
+                made = ready.poison(clean, stream(cell.seed, "poison"))
+                triggered = ready.trigger(test.images.clone())
             rows = torch.nonzero(made.mask | made.cover).flatten()
             tensors = {
                 "rows": rows,
@@ -349,7 +366,7 @@ class _Trial:
                 "labels": made.train.labels[rows],
                 "mask": made.mask,
                 "cover": made.cover,
-                "triggered": ready.trigger(self.dataset.test.images),
+                "triggered": triggered,
             }
             meta = {"prepare": self.watch.seconds["prepare"], "facts": metrics.finite(made.facts)}
             return {name: values.cpu() for name, values in tensors.items()}, meta
@@ -368,63 +385,75 @@ class _Trial:
             train_set, made["mask"], made["cover"], made["triggered"], entry.meta["facts"]
         )
 
-    def undefended(self, data: ImageSet, n: int) -> Classifier:
-        """See `Context.undefended`. A stored network brings the seconds and passes it once took;
-        they count once in a cell."""
-        context = self.training
-        if n:
-            context = replace(context, seed=derive(context.seed, "undefended", str(n)))
-        network = context.build()
-        if n in self.undefended_states:
-            network.load_state_dict(self.undefended_states[n])
-            return network.eval()
-        is_none = Spec.of(self.cell.specs["defense"]).is_none
-        sources = provenance.sources(self.cell)
-        key = {
-            "data": self.dataset.sha256,
-            "n": n,
-            "curve": POINT if is_none and self.harness.curves else (),
-            "sources": {axis: sources[axis] for axis in ("training", "attack", "model")},
-            **self.machine(),
-            **{axis: self.cell.specs[axis] for axis in ("attack", "model", "recipe")},
-            "seed": self.cell.seed,
-        }
-
-        folder = self.folder("undefended", **key)
-        if is_none:
+    def undefended(self, lent: Lent, n: int) -> Classifier:
+        """See `Context.undefended`."""
+        if n not in self.undefended_states:
+            # The defense did not say that it would ask for this one.
+            lent.check()
+            (data,) = lent.sets
+            self.train_undefended(data, n)
+        network = self.undefended_means(n).build()
+        if self.is_none:
             self.looker.watch(network)
-        spent = self.watch.seconds["undefended"]
+        network.load_state_dict(self.undefended_states[n])
+        return network.eval()
+
+    def undefended_means(self, n: int) -> TrainingContext:
+        """What the n-th undefended network is made with."""
+        means = self.training
+        return replace(means, seed=derive(means.seed, "undefended", str(n))) if n else means
+
+    def train_undefended(self, data: ImageSet, n: int) -> None:
+        """Make the weights of the n-th undefended network known. A stored one brings the seconds
+        and passes it once took; they count once in a cell."""
+        means, spent = self.undefended_means(n), self.watch.seconds["undefended"]
+        key = {"data": self.dataset.sha256, **keys.undefended_key(self.cell, n), **self.machine()}
+        folder, about = self.folder("undefended", key)
+        drawn = self.harness.curves and n == 0
 
         def build() -> Payload:
             # To look for others takes a second on some machines, which is nobody's.
             with self.watch.stage("others"):
                 others = Others(self.harness.device)
-            looker = Looker(self.harness.progress, self.watch)
-            looker.judge = self.looker.judge if is_none else None
+            looker, network = Looker(self.harness.progress, self.watch), means.build()
+            looker.judge = self.looker.judge if drawn else None
             looker.watch(network)
-            with self.resumable("undefended", folder, looker):
-                train(network, data, context.recipe, context.rng("classifier"))
+            keeping = self.resumable("undefended", folder, about, looker)
+            with keeping, self.seeded("undefended", str(n)):
+                train(network, data, means.recipe, means.rng("classifier"))
             with self.watch.stage("others"):
                 taken = worst([others.meanwhile(), *self.taken])
             seconds = self.watch.seconds["undefended"] - spent
-            meta = {"seconds": seconds, "others": taken, **looker.counts()}
-            # Copies: a defense may go on training the very network that is handed out.
+            points = POINT if drawn else ()
+            meta = {"seconds": seconds, "others": taken, "points": points, **looker.counts()}
             return {name: t.cpu().clone() for name, t in network.state_dict().items()}, meta
+
+        def suffices(meta: Mapping[str, Any]) -> bool:
+            """One that was trained without a curve is as good where none is asked for."""
+            return not (self.is_none and drawn) or tuple(meta.get("points", ())) == POINT
 
         # Another worker may be at it: to wait for it is no work of this cell.
         with self.watch.stage("wait"):
-            entry = self.harness.cache.fetch("undefended", key, build)
+            entry = self.harness.cache.fetch("undefended", key, build, suffices)
         discard(folder)
         if not entry.fresh:
             self.watch.charge("undefended", entry.meta["seconds"])
             self.taken.append(entry.meta.get("others"))
-        self.looker.add(entry.meta)
-        network.load_state_dict(entry.tensors)
+        self.looker.add(entry.meta, with_curve=self.is_none)
         self.undefended_states[n] = entry.tensors
-        return network.eval()
+
+    @property
+    def is_none(self) -> bool:
+        return Spec.of(self.cell.specs["defense"]).is_none
+
+    def seeded(self, *purpose: str) -> AbstractContextManager[None]:
+        """Around what may draw from global generators: its draws are the cell's own."""
+        return seeded(self.training.seed, "global", *purpose)
 
     @contextmanager
-    def resumable(self, stage: str, folder: Path, looker: Looker) -> Iterator[None]:
+    def resumable(
+        self, stage: str, folder: Path, about: Mapping[str, Any], looker: Looker
+    ) -> Iterator[None]:
         """A stage whose loops are kept in a folder, with what was counted and the seconds so far;
         those of an earlier attempt count as if there had been none between."""
         start = self.watch.own(stage)
@@ -442,28 +471,22 @@ class _Trial:
             self.taken.append(None)
             observer.current().go_on(noted)
 
-        keeper = Checkpoints(folder, note, recall, self.harness.patience)
+        keeper = Checkpoints(folder, about, note, recall, self.harness.patience)
         with observed_by(looker), self.watch.stage(stage), kept_by(keeper):
             yield
 
-    def folder(self, stage: str, **key: Any) -> Path:
-        """Where the checkpoints of a stage lie: those of a stage without a key are the cell's."""
-        own = key or {
-            "cell": self.cell.key,
-            "data": self.dataset.sha256,
-            "sources": provenance.sources(self.cell),
-            "curves": self.harness.curves,
-        }
-        digest = digest_of({"stage": stage, **own, **self.machine()})
-        return self.harness.cache.root / "checkpoints" / digest
+    def folder(
+        self, stage: str, key: Mapping[str, Any] | None = None
+    ) -> tuple[Path, dict[str, Any]]:
+        """Where the checkpoints of a stage lie, and what that is named after. Those of a stage
+        without a key are the cell's."""
+        data = {"data": self.dataset.sha256}
+        whole = key or data | keys.fit_key(self.cell, self.harness.curves)
+        about = {"stage": stage, **whole, **self.machine()}
+        return self.harness.cache.root / "checkpoints" / digest_of(about), about
 
     def machine(self) -> dict[str, Any]:
-        """What the last bits of a number depend on beside code and data."""
-        return {
-            "torch": torch.__version__,
-            "device": device_name(self.harness.device),
-            "threads": torch.get_num_threads(),
-        }
+        return keys.machine(self.harness.device, torch.get_num_threads())
 
     def flags(self, classifier: Classifier, counts: Mapping[str, Count]) -> tuple[str, ...]:
         """What a reader must know before comparing this cell with another.
@@ -472,17 +495,16 @@ class _Trial:
         not_finite, at_chance: see `evaluation`; the former stands alone, as there is no accuracy
         no_op: the defense returned the undefended network unchanged
         """
-        is_none = Spec.of(self.cell.specs["defense"]).is_none
         poisons = not Spec.of(self.cell.specs["attack"]).is_none
         flags = []
-        if is_none and poisons and counts["attack_success_rate"].rate < 0.5:
+        if self.is_none and poisons and counts["attack_success_rate"].rate < 0.5:
             flags.append("attack_failed")
         if metrics.not_finite(classifier):
             flags.append("not_finite")
         elif metrics.at_chance(counts["clean_accuracy"], self.dataset.test):
             flags.append("at_chance")
         after = classifier.state_dict()
-        if not is_none and any(_equal(b, after) for b in self.undefended_states.values()):
+        if not self.is_none and any(_equal(b, after) for b in self.undefended_states.values()):
             flags.append("no_op")
         return tuple(flags)
 

@@ -41,14 +41,14 @@ class Looker(Observer):
     def go_on(self, counts: Mapping[str, Any]) -> None:
         self.forwards, self.backwards = counts["forwards"], counts["backwards"]
         self.curve = list(counts["curve"])
-        self.trained(0)
+        self.found()
 
-    def add(self, meta: Mapping[str, Any]) -> None:
+    def add(self, meta: Mapping[str, Any], with_curve: bool) -> None:
         """Take over what was counted when a stored network was trained."""
         self.forwards += meta["forwards"]
         self.backwards += meta["backwards"]
-        self.curve += meta["curve"]
-        self._reported = self.work
+        self.curve += meta["curve"] if with_curve else []
+        self.found()
 
     def forward(self, images: int) -> None:
         self.forwards += images
@@ -58,6 +58,9 @@ class Looker(Observer):
 
     def trained(self, images: int) -> None:
         self.progress(self.work - self._reported)
+        self._reported = self.work
+
+    def found(self) -> None:
         self._reported = self.work
 
     def capture(self) -> AbstractContextManager[None]:

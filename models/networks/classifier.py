@@ -9,8 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.modules.dropout import _DropoutNd
 
 from bdbench.models import observer
+
+RANDOM = ("StochasticDepth", "DropPath")
+"""Layers of torchvision and timm that draw."""
 
 
 class Classifier(nn.Module, ABC):
@@ -73,3 +77,11 @@ def compiled(kind: type[Classifier]) -> Callable[[Classifier, Tensor], list[Tens
     """The body of all networks of a class, which copies of a network share."""
     body: Callable[[Classifier, Tensor], list[Tensor]] = torch.compile(kind.body, dynamic=False)
     return body
+
+
+def draws(network: nn.Module) -> bool:
+    """Whether layers of a network draw from the global generators while it trains."""
+    return any(
+        isinstance(layer, (_DropoutNd, nn.RReLU)) or type(layer).__name__ in RANDOM
+        for layer in network.modules()
+    )

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from bdbench.models.networks.classifier import Classifier
+from bdbench.models.networks.classifier import Classifier, draws
 from bdbench.models.rng import global_seed, stream
 from bdbench.models.training.parallel import side_by_side
 from bdbench.models.training.recipe import Recipe
@@ -49,8 +49,9 @@ class TrainingContext:
     def side_by_side(self, *works: Callable[[], T]) -> list[T]:
         """What independent pieces of work return, in their order; see `parallel.py`. On a
         processor they run at the same time. On a GPU they do not, as nobody has measured it yet;
-        nor do loaders with processes of their own, or compilers."""
-        alone = self.recipe.compiled or self.recipe.loader == "reference"
+        nor do loaders with processes of their own, compilers, or networks whose layers draw from
+        the global generator."""
+        alone = self.recipe.compiled or self.recipe.loader == "reference" or draws(self.build())
         return side_by_side(works, together=self.device.type == "cpu" and not alone)
 
     def epochs(self, count: int) -> int:

@@ -103,16 +103,17 @@ def by_device(device: torch.device) -> Recorder | None:
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
-_choice: ContextVar[Choice] = ContextVar("choice", default=by_device)
+_choice: ContextVar[Choice | None] = ContextVar("choice", default=None)
 
 
-def recorder_for(device: torch.device) -> Recorder | None:
+def recorder_for(device: torch.device, wanted: bool) -> Recorder | None:
     """What records the steps of a training on this device; None for nothing."""
-    return _choice.get()(device)
+    choice = _choice.get() or (by_device if wanted else None)
+    return choice(device) if choice else None
 
 
 def recorded_by(choice: Choice) -> AbstractContextManager[None]:
-    """Another choice of the recorder inside the block."""
+    """A choice of the recorder inside the block, whatever recipes say."""
     return bound(_choice, choice)
 
 

@@ -56,8 +56,8 @@ def loop(
     (`resume.py`). The optimizers in it follow the recipe's decay, each from its own initial
     learning rate, which it has again at the end.
 
-    On a GPU the step is recorded (`graphs.py`), so it must not wait for the device: no
-    `.item()`, no branch on a tensor. What it keeps it changes in place.
+    With `recipe.graphs` the step is recorded on a GPU (`graphs.py`), so it must not wait for the
+    device: no `.item()`, no branch on a tensor. What it keeps it changes in place.
     """
     check(bool(data) and all(len(part) > 0 for part in data), "a training needs images")
     feed_of = FEEDS[recipe.loader]
@@ -79,7 +79,7 @@ def loop(
     def take_and_step(*sizes: int) -> None:
         step(*(feed.take(size) for feed, size in zip(feeds, sizes, strict=True)))
 
-    recorder = recorder_for(first.data.device) if feed_of.recordable else None
+    recorder = recorder_for(first.data.device, recipe.graphs) if feed_of.recordable else None
     run = Runner(take_and_step, recorder, recipe.compiled)
     pace = Pace([part for part in state.values() if isinstance(part, Optimizer)], recorder)
     looker = observer.current()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from bdbench.models import observer
+from bdbench.models.rng import GENERATORS
 from bdbench.models.scope import threaded
 from bdbench.models.training.resume import branched
 
@@ -29,6 +30,9 @@ def side_by_side(works: Sequence[Callable[[], T]], together: bool = True) -> lis
     As many run at once as this thread may compute with; one after the other, in this thread, where
     they are not to run `together`. When one raises, or this thread does, the others end with their
     current step, and the error is raised here. Checkpoints and counts are those of one training.
+
+    Raises RuntimeError where works that run together have drawn from a global generator: then their
+    numbers hang on which of them came first.
     """
     outer, stop, turn = observer.current(), threading.Event(), threading.Lock()
 
@@ -48,17 +52,24 @@ def side_by_side(works: Sequence[Callable[[], T]], together: bool = True) -> lis
     ]
     if not together:
         return [run() for run in branches]
+    untouched = GENERATORS.fingerprint()
     # The pool's threads change what new threads compute with, and so what comes after it.
     with threaded(None), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         futures = [pool.submit(run) for run in branches]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
             # All are, unless one has failed.
-            return [future.result() for future in futures if future.done()]
+            results = [future.result() for future in futures if future.done()]
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+    if GENERATORS.fingerprint() != untouched:
+        raise RuntimeError(
+            "works that run side by side draw from a global generator, in an order that nobody "
+            "knows; draw from context.rng(purpose)"
+        )
+    return results
 
 
 class Stopped(BaseException):
@@ -87,15 +98,20 @@ class _Branch(observer.Observer):
         if self.stop.is_set():
             raise Stopped
         with self.turn:
-            forwards, backwards = self._told
-            self._told = (self.forwards, self.backwards)
-            self.outer.forward(self.forwards - forwards)
-            self.outer.backward(self.backwards - backwards)
+            self._tell()
             self.outer.trained(images)
+
+    def _tell(self) -> None:
+        forwards, backwards = self._told
+        self._told = (self.forwards, self.backwards)
+        self.outer.forward(self.forwards - forwards)
+        self.outer.backward(self.backwards - backwards)
 
     def counts(self) -> dict[str, Any]:
         return {"forwards": self.forwards, "backwards": self.backwards}
 
     def go_on(self, counts: Mapping[str, Any]) -> None:
         self.forwards, self.backwards = counts["forwards"], counts["backwards"]
-        self.trained(0)
+        with self.turn:
+            self._tell()
+            self.outer.found()

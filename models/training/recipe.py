@@ -37,6 +37,8 @@ class Recipe:
         public code does, image by image in worker processes, and lays networks out as it does, for
         comparing seconds
     compiled: the network's body goes through torch.compile, which rounds otherwise
+    graphs: on a GPU, steps are recorded as CUDA graphs and replayed; nothing elsewhere. See
+        `bdbench doctor` before.
     updates: what the lengths of stages that are counted in updates, such as those on lent clean
         images, are multiplied by; 1 is as published, and less is for suites that say so
     """
@@ -54,6 +56,7 @@ class Recipe:
     precision: str = "fp32"
     loader: str = added("resident")
     compiled: bool = added(False)
+    graphs: bool = added(False)
     updates: float = added(1.0)
 
     def __post_init__(self) -> None:

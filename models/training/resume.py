@@ -21,6 +21,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from bdbench.models.rng import GENERATORS
 from bdbench.models.scope import bound
 
 
@@ -105,8 +106,11 @@ def resumable(count: int, state: State, until: Callable[[], bool] = lambda: Fals
     state: by name, all that a round changes and that is read after it: modules, optimizers,
         tensors, generators, and dicts of such values as JSON or tensors. It is changed in place.
 
-    A loop inside of another is not kept by itself: the state of the outer one must have it all.
+    The global generators are kept with it. A loop inside of another is not kept by itself: the
+    state of the outer one must have it all.
     """
+    # A slash, so that it differs from a caller's own names.
+    state = {**state, "global/generators": GENERATORS}
     work = _current.get()
     if work is None or work.inside:
         for done in range(count):

@@ -100,7 +100,7 @@ class Bench:
         return pictures(self.images if count is None else count).to(self.device)
 
     def lend(self, **fields: Any) -> Context:
-        recipe = Recipe(**{"batch_size": self.batch_size, **fields})
+        recipe = Recipe(**{"batch_size": self.batch_size, "graphs": True, **fields})
         builder = partial(models.build("wrn16_1").build, 10, 32)
         return Context(**vars(TrainingContext(recipe, self.device, builder, seed=0)))
 

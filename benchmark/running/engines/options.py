@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from bdbench.machine.devices import device_of
+from bdbench.machine.devices import devices_of
+from bdbench.machine.threads import cores
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.running.engines.base import Ear, Engine, Here
@@ -22,13 +23,16 @@ class Place:
     """Where a run is made. Raises `InvalidInput` for what cannot be.
 
     engine: of `ENGINES`
-    jobs: cells at once; None is one, in this process, or as many as a cluster takes
+    jobs: cells at once, which share the cores; None is one for each core or GPU, or as many as a
+        cluster takes
+    in_process: here, one cell after the other, for debugging
     cores, gpus: of a cluster, for each cell; a GPU may be shared, as in 0.25
     options: for the cluster's library, by name
     """
 
     engine: str = "local"
     jobs: int | None = None
+    in_process: bool = False
     cores: int | None = None
     gpus: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -44,47 +48,67 @@ class Place:
             remote = name != "jobs" and value is not None
             check(not (remote and self.is_here), f"--{name} is for --engine ray and slurm")
         check(not (self.options and self.is_here), "--option is for --engine ray and slurm")
+        alone = self.is_here and self.jobs in (None, 1)
+        check(
+            alone or not self.in_process,
+            "in one process cells run one after the other: leave out --jobs and --engine, or "
+            "--in-process",
+        )
 
     @property
     def is_here(self) -> bool:
         """Whether cells run on this very machine."""
         return self.engine == "local"
 
-    @property
-    def threads(self) -> int | None:
-        """Of a cell; None for as many as torch takes. Workers that share a processor and take
-        several each would wait for one another."""
+    def devices(self, name: str) -> tuple[torch.device, ...]:
+        """Of cells; nothing is known here of the devices of a cluster."""
         if self.is_here:
-            return None if self.jobs is None else 1
-        return self.cores or 1
+            return devices_of(name)
+        return (torch.device(name if name != "auto" else "cuda" if self.gpus else "cpu"),)
 
-    def device(self, name: str) -> torch.device:
-        """Of a cell; nothing is known here of the devices of a cluster."""
-        if self.is_here:
-            return device_of(name)
-        return torch.device(name if name != "auto" else "cuda" if self.gpus else "cpu")
+    def at_once(self, cells: int, devices: Sequence[torch.device], timed: bool) -> int:
+        """How many of so many cells run at the same time on this machine, if memory allows it."""
+        if self.in_process or timed:
+            return 1
+        places = self.jobs or (cores() if devices[0].type == "cpu" else len(devices))
+        return max(1, min(places, cells))
 
-    def start(self, job: Job, ear: Ear) -> Engine:
-        """The engine. Raises `InvalidInput` where its library or its cluster is not there."""
-        cores, gpus = self.cores or 1, self.gpus or 0.0
+    def threads(self, device: torch.device, timed: bool) -> int:
+        """Of each cell. Where a core has a cell for itself, the last bits of a number hang neither
+        on how many cells there are nor on the cores of the machine."""
+        if not self.is_here:
+            return self.cores or 1
+        usual = torch.get_num_threads()
+        if self.in_process or timed or self.jobs == 1:
+            return usual
+        if device.type == "cpu" and self.jobs is None:
+            return 1
+        return max(1, min(usual, cores() // (self.jobs or 1)))
+
+    def start(self, job: Job, ear: Ear, slots: int, devices: Sequence[torch.device]) -> Engine:
+        """The engine. Raises `InvalidInput` where its library or its cluster is not there.
+
+        slots, devices: of this machine
+        """
+        asked, gpus = self.cores or 1, self.gpus or 0.0
         try:
             if self.engine == "ray":
                 from bdbench.running.engines.ray import Ray
 
-                return Ray(job, self.jobs, cores, gpus, self.options)
+                return Ray(job, self.jobs, asked, gpus, self.options)
             if self.engine == "slurm":
                 from bdbench.running.engines.slurm import Slurm
 
-                return Slurm(job, self.jobs, cores, gpus, self.options)
-            if self.jobs is not None:
-                from bdbench.running.engines.processes import Processes
-
-                return Processes(job, ear, self.jobs)
+                return Slurm(job, self.jobs, asked, gpus, self.options)
         except ModuleNotFoundError as error:
             raise InvalidInput(
                 f"--engine {self.engine} needs {error.name}: pip install {error.name}"
             ) from error
-        return Here(job, ear)
+        if self.in_process:
+            return Here(job, ear)
+        from bdbench.running.engines.processes import Processes
+
+        return Processes(job, ear, slots, [str(device) for device in devices])
 
 
 def options_of(texts: tuple[str, ...]) -> dict[str, Any]:

@@ -1,128 +1,234 @@
-"""Several processes of this machine.
+"""Cells on this machine, each in a fresh process that ends with it; see `nursery.py`.
 
-Each is a new Python with a pipe. Those of multiprocessing would import the caller's main module
-again, which a script without a main guard does not survive.
+The processes of multiprocessing would import the caller's main module again, which a script without
+a main guard does not survive.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from bdbench.cells.cell import Cell
+from bdbench.machine.threads import short_spin
 from bdbench.running.engines.base import Died, Ear, Engine
-from bdbench.running.worker import Attempt, Job
+from bdbench.running.engines.nursery import Task
+from bdbench.running.worker import Attempt, Job, Worker, attempted
 
-Words = tuple[dict[str, Any], int | None, list[str]]
-"""What a worker is told: a cell by its specs, and what else `Worker.attempt` takes."""
+AT_START = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "CUDA_", "TORCH", "PYTORCH_", "LD_")
+"""Beginnings of variables that libraries read when they are loaded."""
 
 
 class Processes(Engine):
-    """`slots` new processes, each with a `Worker`. One that dies is replaced."""
+    """`slots` cells at a time, spread over devices by their names."""
 
-    def __init__(self, job: Job, ear: Ear, slots: int) -> None:
-        self.slots, self._job, self._ear = slots, job, ear
-        self._tasks: queue.SimpleQueue[tuple[Future[Attempt], Words] | None] = queue.SimpleQueue()
+    def __init__(self, job: Job, ear: Ear, slots: int, devices: Sequence[str]) -> None:
+        self.slots, self._ear = slots, ear
+        self._tasks: queue.SimpleQueue[tuple[Future[Attempt], Task] | None] = queue.SimpleQueue()
         self._lock, self._closed = threading.Lock(), False
-        self._processes: set[subprocess.Popen[bytes]] = set()
-        self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(slots)]
+        self._cells: set[_Process] = set()
+        self._job = job
+        # Loads while the first cells are chosen.
+        nursery()
+        self._threads = [
+            threading.Thread(target=self._serve, args=[devices[n % len(devices)]], daemon=True)
+            for n in range(slots)
+        ]
         for thread in self._threads:
             thread.start()
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-        self._tasks.put((future, (cell.identity, before, list(retries))))
+        call = partial(attempted, identity=cell.identity, before=before, retries=list(retries))
+        self._tasks.put((future, _task(self._job.narrowed(cell), call)))
         return future
 
     def close(self, broken: bool) -> None:
         with self._lock:
             self._closed = True
             if broken:
-                for process in self._processes:
-                    process.kill()
+                for each in self._cells:
+                    each.end()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _serve(self) -> None:
-        """Hand tasks to a process, one after the other, until there is none."""
-        child: _Child | None = None
-        while (task := self._tasks.get()) is not None:
-            future, words = task
+    def _serve(self, device: str) -> None:
+        """Make one attempt after the other on a device, until there is none."""
+        while (asked := self._tasks.get()) is not None:
+            future, task = asked
+            task = replace(task, job=replace(task.job, device=device))
             try:
-                child = child or self._start()
-                self._wait(child, future, words)
-            except (EOFError, OSError):
-                code, child = self._end(child), None
-                future.set_exception(Died(how(code)))
+                future.set_result(self._attempt(task))
             except Exception as error:
                 future.set_exception(error)
-        self._end(child)
 
-    def _wait(self, child: _Child, future: Future[Attempt], words: Words) -> None:
-        """Until an attempt is over. Raises EOFError or OSError where its process died."""
-        child.pipe.send(words)
-        while not future.done():
-            kind, *said = child.pipe.recv()
-            if kind == "progress":
-                self._ear.progress(*said)
-            elif kind == "warning":
-                self._ear.warning(*said)
-            elif kind == "done":
-                future.set_result(*said)
-            else:
-                future.set_exception(*said)
-
-    def _start(self) -> _Child:
+    def _attempt(self, task: Task) -> Attempt:
+        """Raises `Died`, or what the attempt raised."""
         with self._lock:
             if self._closed:
-                raise EOFError
-            child = _Child(self._job)
-            self._processes.add(child.process)
-        return child
-
-    def _end(self, child: _Child | None) -> int | None:
-        """Let go of a process; returns its exit code, None where there was none."""
-        if child is None:
-            return None
-        child.pipe.close()
-        code = child.process.wait()
-        with self._lock:
-            self._processes.discard(child.process)
-        return code
+                raise Died("stopped")
+            process = _begun()
+            self._cells.add(process)
+        try:
+            made: Attempt = process.run(task, self._ear)
+            return made
+        finally:
+            with self._lock:
+                self._cells.discard(process)
+            process.close()
 
 
-class _Child:
-    """A worker process and our end of its pipe."""
+def apart(job: Job, call: Callable[[Worker], Any]) -> Any:
+    """What a call of a function of a module returns that is made in a fresh process. Raises `Died`,
+    or what it raised."""
+    process = _begun()
+    try:
+        return process.run(_task(job, call), Ear(lambda key, work: None, lambda line: None))
+    finally:
+        process.close()
 
-    def __init__(self, job: Job) -> None:
-        self.pipe: Connection
-        self.pipe, theirs = multiprocessing.Pipe()
+
+def _begun() -> _Process:
+    try:
+        return _Process(nursery())
+    except OSError as error:
+        raise Died("lost while it started") from error
+
+
+def _task(job: Job, call: Callable[[Worker], Any]) -> Task:
+    return Task(job, call, dict(os.environ), _working_folder(), list(sys.path))
+
+
+class _Process:
+    """That of one cell: what it says, and its keeper, which is told what to do and says how it
+    ended."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        self._control, keepers = multiprocessing.Pipe()
+        self._talk, cells = multiprocessing.Pipe(duplex=False)
+        with keepers, cells:
+            nursery.fork(keepers, cells)
+
+    def run(self, task: Task, ear: Ear) -> Any:
+        """What the call of a task returns. Raises `Died`, or what the call raised."""
+        answer: tuple[str, Any] | None = None
+        # A process that dies may leave half a message.
+        with suppress(EOFError, OSError, ValueError):
+            self._control.send(task)
+            while True:
+                kind, *said = self._talk.recv()
+                if kind == "progress":
+                    ear.progress(*said)
+                elif kind == "warning":
+                    ear.warning(*said)
+                else:
+                    answer = kind, said[0]
+        code = None
+        with suppress(EOFError, OSError):
+            code = self._control.recv()
+        if answer is None:
+            raise Died(how(code))
+        kind, said = answer
+        if kind == "raised":
+            raise said
+        return said
+
+    def end(self) -> None:
+        """Have it killed, at once; `run` then returns."""
+        with suppress(OSError):
+            self._control.send("end")
+
+    def close(self) -> None:
+        self._control.close()
+        self._talk.close()
+
+
+class Nursery:
+    """See `nursery.py`. It ends when this process does, however that is."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        ours, theirs = socket.socketpair()
         # The same modules as here, wherever they were found.
-        paths = [path or os.getcwd() for path in sys.path]
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "bdbench.running.engines.child", str(theirs.fileno())],
+        paths = [path or os.curdir for path in sys.path]
+        self.environment, self._socket = environment, ours
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", f"{__package__}.nursery", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))},
+            env={
+                **os.environ,
+                **short_spin(os.environ),
+                "PYTHONPATH": os.pathsep.join(dict.fromkeys(map(os.path.abspath, paths))),
+            },
         )
         theirs.close()
-        self.pipe.send(job)
+
+    def fork(self, *pipes: Connection) -> None:
+        """Raises OSError where it is gone."""
+        socket.send_fds(self._socket, [b"."], [pipe.fileno() for pipe in pipes])
+
+    @property
+    def lives(self) -> bool:
+        return self._process.poll() is None
+
+    def close(self) -> None:
+        self._socket.close()
+        self._process.wait()
+
+
+_nursery: Nursery | None = None
+_turn = threading.Lock()
+
+
+def nursery() -> Nursery:
+    """That of this process, started anew where it is gone or libraries are to be loaded in other
+    surroundings."""
+    global _nursery
+    read = {name: text for name, text in os.environ.items() if name.startswith(AT_START)}
+    with _turn:
+        if _nursery is not None and not (_nursery.lives and _nursery.environment == read):
+            _nursery.close()
+            _nursery = None
+        if _nursery is None:
+            _nursery = Nursery(read)
+        return _nursery
+
+
+@atexit.register
+def _close() -> None:
+    if _nursery is not None:
+        _nursery.close()
+
+
+def _working_folder() -> Path | None:
+    """None where it was removed."""
+    with suppress(OSError):
+        return Path.cwd()
+    return None
 
 
 def how(code: int | None) -> str:
-    """What an exit code says of a death."""
-    if code is not None and code < 0:
+    """What an exit code says of a death; None where nobody was left to tell."""
+    if code is None:
+        return "lost"
+    if code < 0:
         hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
         return f"killed by {signal.Signals(-code).name}{hint}"
     return f"gone with exit code {code}"

@@ -1,0 +1,107 @@
+"""Whether a device gives the same numbers in all ways in which it can be asked for them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from bdbench.contract.scenarios import pictures
+from bdbench.defenses.base import Context
+from bdbench.defenses.registry import defenses
+from bdbench.models.registry import models
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.loop import train
+from bdbench.models.training.recipe import Recipe
+
+IMAGES, BATCH = 320, 32
+LIMITS = {"fp32": 1e-5, "bf16": 1e-2}
+"""Relative L2 distance of parameters and buffers, by precision."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """
+    what: was compared
+    distance: relative L2, of all parameters and buffers
+    limit: below which the two are the same
+    """
+
+    what: str
+    distance: float
+    limit: float
+
+    @property
+    def safe(self) -> bool:
+        return self.distance < self.limit
+
+    def __str__(self) -> str:
+        verdict = "safe" if self.safe else "NOT SAFE"
+        return f"{verdict}, {self.distance:.1e} apart (limit {self.limit:.0e})"
+
+
+def weights(
+    device: torch.device, defense: str, precision: str = "fp32", recorded: bool = False
+) -> Tensor:
+    """float64 (n,): the parameters and buffers of a network after some epochs of `none` or `cbd`.
+
+    recorded: whether steps are recorded as graphs
+    """
+    recipe = Recipe(
+        epochs=2, batch_size=BATCH, learning_rate=0.02, precision=precision, graphs=recorded
+    )
+    build = partial(models.build("wrn16_1").build, 10, 32)
+    means = TrainingContext(recipe, device, build, seed=0)
+    data = pictures(IMAGES, 32, 10).to(device)
+    with full_precision():
+        if defense == "none":
+            network = train(means.build(), data, recipe, means.rng("classifier"))
+        else:
+            network = defenses.build(defense).fit(data, Context(**vars(means)))
+    return torch.cat([part.flatten().double().cpu() for part in network.state_dict().values()])
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Relative to the first."""
+    return float((one - other).norm() / one.norm())
+
+
+def graphs(device: torch.device) -> Iterator[Comparison]:
+    """Recorded steps beside eager ones."""
+    for precision, limit in LIMITS.items():
+        for defense in ("none", "cbd(t1=1)"):
+            eager, recorded = (
+                weights(device, defense, precision, wanted) for wanted in (False, True)
+            )
+            name = defense.partition("(")[0]
+            yield Comparison(f"graphs, {name}, {precision}", distance(eager, recorded), limit)
+
+
+def bf16(device: torch.device) -> Comparison:
+    """The same steps in bf16 as in fp32: a network that learns something else is far away."""
+    fine, coarse = (weights(device, "none", precision) for precision in ("fp32", "bf16"))
+    return Comparison("bf16, none", distance(fine, coarse), 10 * LIMITS["bf16"])
+
+
+def jobs(alone: Callable[[], Tensor], at_once: Callable[[], list[Tensor]]) -> Comparison:
+    """Trainings at the same time beside one alone."""
+    first = alone()
+    worst = max(distance(first, other) for other in at_once())
+    return Comparison("jobs, none, fp32", worst, LIMITS["fp32"])
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Without TF32, and with algorithms that repeat themselves."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
+    cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic = before

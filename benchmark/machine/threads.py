@@ -1,0 +1,41 @@
+"""Cores and threads: how many there are, and how threads wait for each other."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+SPIN = "2000"
+"""Rounds that a thread of OpenMP spins at a barrier before it sleeps. By default it spins for
+milliseconds; where another thread has no core just then, that keeps it from having one."""
+
+
+def short_spin(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to add to an environment before libraries are loaded: nothing where the user has chosen
+    how threads wait."""
+    chosen = environment.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
+    return {} if chosen else {"GOMP_SPINCOUNT": SPIN}
+
+
+def cores(system: Path = Path("/")) -> int:
+    """Cores that this process may keep busy: of the machine, by affinity, and by the quota of its
+    control group.
+
+    system: the folder above `proc` and `sys`
+    """
+    found = [os.cpu_count() or 1]
+    if hasattr(os, "sched_getaffinity"):
+        found.append(len(os.sched_getaffinity(0)))
+    with suppress(OSError, StopIteration):
+        groups = (system / "proc/self/cgroup").read_text().splitlines()
+        name = next(line[3:] for line in groups if line.startswith("0::"))
+        # A quota holds for all groups below.
+        for group in (Path(name), *Path(name).parents):
+            with suppress(OSError, ValueError):
+                place = system / "sys/fs/cgroup" / group.relative_to("/") / "cpu.max"
+                quota, period = map(int, place.read_text().split())
+                found.append(math.ceil(quota / period))
+    return max(1, min(found))

@@ -1,0 +1,45 @@
+"""Training steps on noise: at the first ones a library chooses its algorithms, a device wakes."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from bdbench.cells.cell import Cell
+from bdbench.machine.clock import synchronise
+from bdbench.models.rng import derive, stream
+from bdbench.models.training.context import TrainingContext
+
+FEW = 16
+"""Images of a step beside the processor, where the first one is hardly longer than others."""
+
+
+def warm_up(cell: Cell, device: torch.device) -> None:
+    """Make what a first step makes, before any clock runs."""
+    steps(cell, device, 2, cell.recipe.batch_size if device.type == "cuda" else FEW)
+
+
+def steps(cell: Cell, device: torch.device, count: int, batch: int) -> list[float]:
+    """Seconds of a few training steps of a throw-away network, with the model, recipe and image
+    size of a cell. It has a seed of its own and leaves the global generators as they were."""
+    recipe, size, classes = cell.recipe, cell.dataset.image_size, cell.dataset.num_classes
+    build = partial(cell.model.build, classes, size)
+    own = derive(cell.seed, "warm up")
+    network = TrainingContext(recipe, device, build, own).build()
+    optimizer = recipe.sgd(network)
+    noise = torch.rand(batch, 3, size, size, generator=stream(own, "noise"))
+    images = noise.to(device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(batch, device=device) % classes
+    seconds = []
+    for _ in range(count):
+        synchronise(device)
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        cross_entropy(network(images), labels).backward()
+        optimizer.step()
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds

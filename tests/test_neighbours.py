@@ -1,0 +1,86 @@
+"""A cell is what it is whatever the plugins of other cells do, and with however many at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+PLUGIN = Path(__file__).with_name("neighbours.py")
+DEEDS = re.findall(r"^def (\w+)\(\) -> None:", PLUGIN.read_text(), re.MULTILINE)
+FATAL = {"leave_system", "interrupt", "leave_at_once", "abort", "become_another", "die"}
+FATAL |= {"kill_parent", "recurse", "exhaust_memory"}
+"""After these there is nothing to evaluate."""
+SILENT = {"forbid_files", "close_umask"}
+"""After these there may be no record."""
+FIXED = ["--epochs=1", "--device=cpu", "--precision=fp32", "--seeds=1"]
+SIZES = "toy(train_images=40, test_images=40, image_size=16)"
+GOOD = {"attack": "badnets", "defense": "none", "model": "wrn16_1"}
+
+
+def run(folder: Path, *words: str) -> int:
+    command = ["run", f"--dataset={SIZES}", *FIXED, f"--results={folder}", *words]
+    done = subprocess.run(
+        [sys.executable, "-m", "bdbench", *command],
+        env={**os.environ, "BDBENCH_CACHE": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in (folder / "records").glob("*.json")]
+
+
+def lasting(record: dict[str, Any]) -> dict[str, Any]:
+    return {part: value for part, value in record.items() if part not in ("measured", "checksum")}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of the good cell with nobody beside it."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert run(folder, *(f"--{axis}={text}" for axis, text in GOOD.items())) == 0
+    (record,) = records(folder)
+    return lasting(record)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("jobs", ["auto", pytest.param("1", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("axis", GOOD)
+def test_no_neighbour_changes_a_record(
+    axis: str,
+    jobs: str,
+    alone: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert len(DEEDS) >= 15
+    # As many threads in every cell, however many of them run at once.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    deeds = [*DEEDS, *(["in_place"] if axis != "model" else [])]
+    bad = {deed: f"neighbour(deed={deed!r})" for deed in deeds}
+    chosen = {**{other: [text] for other, text in GOOD.items()}, axis: [*bad.values(), GOOD[axis]]}
+    words = [f"--{each}={text}" for each, texts in chosen.items() for text in texts]
+    assert run(tmp_path, *words, f"--plugin={PLUGIN}", f"--jobs={jobs}") == 1
+    found = {each["labels"][axis]: each for each in records(tmp_path)}
+    assert lasting(found.pop(GOOD[axis])) == alone
+    assert found.keys() >= {bad[deed] for deed in bad.keys() - SILENT}
+    failed = {label for label, each in found.items() if each["status"] == "failed"}
+    assert failed >= {bad[deed] for deed in FATAL}
+    if axis != "model":
+        error = found[bad["in_place"]]["error"]
+        assert error["type"] == "WroteInPlace"
+        assert error["message"].startswith(f"{axis} neighbour(deed='in_place') wrote in the ")
+    left = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+    assert not [words for words in left if "1234.5" in " ".join(words)]
