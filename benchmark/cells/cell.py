@@ -17,6 +17,7 @@ from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
+from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.local import Code, code_of
 from bdbench.models.plugins.registry import Registry, version_of
@@ -128,7 +129,8 @@ def cell(
     check_target(made.attack.target, made.dataset.num_classes)
     if not made.attack.trains:
         size = made.dataset.image_size
-        made.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        with blaming("the trigger of the attack"):
+            made.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
     return made
 
 

@@ -24,7 +24,7 @@ from bdbench.machine.contention import Others, worst
 from bdbench.machine.system import device_name
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
+from bdbench.models.networks.classifier import Classifier, check_network
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import derive, stream
@@ -248,6 +248,8 @@ class _Trial:
         )
         with self.resumable("fit", self.folder("fit"), self.looker):
             classifier = self.cell.defense.fit(data.train, context)
+            owner = f"defense {Spec.of(self.cell.specs['defense']).name!r}"
+            check_network(classifier, data.train.num_classes, owner, "fit")
         self.network = classifier
         counts = self.evaluate(classifier, data)
         if self.harness.curves and not self.looker.curve:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from bdbench.models import observer
+from bdbench.models.plugins.errors import check
 
 
 class Classifier(nn.Module, ABC):
@@ -66,6 +67,29 @@ class Classifier(nn.Module, ABC):
         """float32 (n, 3, height, width) in [0, 1] -> float32 logits (n, classes)."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+
+def check_network(network: object, num_classes: int, owner: str, function: str) -> None:
+    """Raises `InvalidInput` for what is no classifier of so many classes.
+
+    owner, function: who returned it, and from where
+    """
+    given, hint = "None", "; is a `return` missing?"
+    if network is not None:
+        given, hint = f"a {type(network).__name__}", ""
+    if isinstance(network, nn.Module):
+        hint = "; derive its class from that, with body, embed and head"
+    check(
+        isinstance(network, Classifier),
+        f"{owner} returned {given}: {function} must return a bdbench.models.Classifier{hint}",
+    )
+    assert isinstance(network, Classifier)
+    outputs = getattr(getattr(network, "head", None), "out_features", num_classes)
+    check(
+        outputs == num_classes or type(network).forward is not Classifier.forward,
+        f"{owner} returned a network whose head has {outputs} outputs: there are {num_classes} "
+        "classes, and each needs one",
+    )
 
 
 @functools.cache
