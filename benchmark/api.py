@@ -23,7 +23,7 @@ from bdbench.cells.cell import Cell, cell
 from bdbench.cells.grid import recipe_for
 from bdbench.cells.overrides import Changes
 from bdbench.cells.suites import Suite, suite
-from bdbench.contract.promises import broken, found
+from bdbench.contract.promises import found, judged
 from bdbench.datasets import Source
 from bdbench.datasets.registry import datasets as _datasets
 from bdbench.defenses import Defense
@@ -279,10 +279,11 @@ def poison(
 
 
 class Promise(NamedTuple):
-    """A promise of the contract, whether a plugin keeps it, and how it breaks it."""
+    """A promise of the contract, whether a plugin keeps it, and how it breaks it. One that means
+    nothing while another is broken is not tested, and `kept` is None."""
 
     promise: str
-    kept: bool
+    kept: bool | None
     why: str | None
 
 
@@ -291,9 +292,9 @@ def check(what: Folder) -> list[Promise]:
     `InvalidInput` where there is none."""
     plugins = found(str(what))
     return [
-        Promise(f"{kind} {name}: {each.sentence}", why is None, why)
+        Promise(f"{kind} {name}: {each.promise.sentence}", each.kept, each.why)
         for kind, name in plugins
-        for each, why in broken(kind, name)
+        for each in judged(kind, name)
     ]
 
 
