@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bdbench.models.plugins import spec
+from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import check
 from bdbench.models.plugins.registry import Registry
 
@@ -30,9 +31,10 @@ class Model:
         """A network with new random weights. Raises `InvalidInput` for what is none of ours."""
         from bdbench.models.networks.classifier import check_network
 
-        network = self.factory(num_classes, image_size, **self.settings)
-        name = models.name_of(self.factory)
-        check_network(network, num_classes, f"model {name!r}", self.factory.__name__)
+        owner = f"model {models.name_of(self.factory)!r}"
+        with blaming(owner):
+            network = self.factory(num_classes, image_size, **self.settings)
+        check_network(network, num_classes, owner, self.factory.__name__)
         return network
 
 

@@ -97,7 +97,7 @@ class Harness:
 
     def finish(self, cell: Cell, retries: Sequence[str] = ()) -> Finished:
         """Run a cell. Whatever its attack or defense raises becomes a failed record; a data set
-        that cannot be loaded raises `InvalidInput`.
+        that cannot be loaded, or has no image to attack, raises `InvalidInput`.
 
         A run that was broken off goes on from its last checkpoint. The checkpoints stay until
         `discard`, which is for when the record is in a safe place. `retries` say why earlier
@@ -109,6 +109,7 @@ class Harness:
             torch.cuda.reset_peak_memory_stats(self.device)
         with watch.stage("load"):
             dataset = self.dataset(cell.dataset)
+        metrics.check_victims(cell.attack, dataset.test, f"attack {cell.labels['attack']}")
         trial, failure = _Trial(self, cell, dataset, watch), None
         try:
             outcome = trial.outcome()

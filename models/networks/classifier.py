@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -12,6 +13,9 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from bdbench.models import observer
 from bdbench.models.plugins.errors import check
+
+TINY = 1e-6
+"""What pixels in [0, 1] may be divided by, so that no number overflows."""
 
 
 class Classifier(nn.Module, ABC):
@@ -28,6 +32,11 @@ class Classifier(nn.Module, ABC):
 
     def __init__(self, mean: float, deviation: float) -> None:
         super().__init__()
+        check(math.isfinite(mean), f"mean of a model must be finite, got {mean}")
+        check(
+            TINY <= deviation < math.inf,
+            f"deviation of a model must be finite and at least {TINY}, got {deviation}",
+        )
         self.precision = "fp32"
         self.compiled = False
         self.normalises = (mean, deviation) != (0.0, 1.0)
@@ -84,11 +93,19 @@ def check_network(network: object, num_classes: int, owner: str, function: str) 
         f"{owner} returned {given}: {function} must return a bdbench.models.Classifier{hint}",
     )
     assert isinstance(network, Classifier)
-    outputs = getattr(getattr(network, "head", None), "out_features", num_classes)
+    if type(network).forward is not Classifier.forward:
+        return
+    head = getattr(network, "head", None)
     check(
-        outputs == num_classes or type(network).forward is not Classifier.forward,
-        f"{owner} returned a network whose head has {outputs} outputs: there are {num_classes} "
-        "classes, and each needs one",
+        isinstance(head, nn.Linear),
+        f"{owner} returned a {type(network).__name__} without a linear layer `head`, from the "
+        "embedding to the classes",
+    )
+    assert isinstance(head, nn.Linear)
+    check(
+        head.out_features == num_classes,
+        f"{owner} returned a network whose head has {head.out_features} outputs: there are "
+        f"{num_classes} classes, and each needs one",
     )
 
 
