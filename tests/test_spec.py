@@ -386,3 +386,30 @@ def test_what_a_model_returns_is_a_classifier_of_all_classes(
     with pytest.raises(InvalidInput) as refusal:
         models.build("net").build(10, 16)
     assert complaint in str(refusal.value)
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plugin adds to the path, and the helper that it finds there, are forgotten."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_helper", raising=False)
+    monkeypatch.setitem(sys.modules, "my_helper", None)
+    del sys.modules["my_helper"]
+
+
+@pytest.mark.usefixtures("paths", "unregistered")
+def test_a_plugin_imports_what_lies_beside_it_and_no_other_of_that_name(tmp_path: Path) -> None:
+    files = []
+    for size in (3, 4):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        (folder / "my_helper.py").write_text(f"SIZE = {size}\n")
+        files.append(folder / "plugin.py")
+        text = "import my_helper\n" + NAMED + CLASS.replace("1", "my_helper.SIZE") + FIT
+        files[-1].write_text(text.replace("'mine'", f"'mine{size}'"))
+    load_file(files[0])
+    assert defenses.canonical("mine3") == "mine3(size=3)"
+    with pytest.raises(InvalidInput, match=r"module 'my_helper' is .*3/my_helper.py, and not .*4/"):
+        load_file(files[1])
+    assert str(files[1].parent) not in sys.path
+    assert "mine4" not in defenses.names()

@@ -325,7 +325,8 @@ def file_of(package: str, name: str) -> Path:
 
 
 def load_file(path: Path) -> None:
-    """Import one plugin file, which registers what it holds, once. Raises `InvalidInput`."""
+    """Import one plugin file, which registers what it holds, once. It may import modules that lie
+    beside it. Raises `InvalidInput`."""
     complaint = f"plugin {str(path)!r} is not a Python file"
     try:
         check(path.is_file(), complaint)
@@ -340,11 +341,17 @@ def load_file(path: Path) -> None:
         raise InvalidInput(complaint)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
+    beside, paths = path.resolve().parent, list(sys.path)
+    if str(beside) not in sys.path:
+        # Last, so that a file of a common name takes the place of no library.
+        sys.path.append(str(beside))
     try:
         module_spec.loader.exec_module(module)
+        _check_beside(module, beside)
         _check_registered(module, path)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
+        sys.path[:] = paths
         for registry in REGISTRIES:
             registry.forget(registry.registered([name]))
         file, line = place(error) or (path, 0)
@@ -355,14 +362,31 @@ def load_file(path: Path) -> None:
         raise InvalidInput(f"plugin {str(path)!r} failed{where}: {reason(error)}") from error
 
 
+def _imported(module: ModuleType) -> set[str]:
+    """The modules that a file has imported, or has names of, but for ours."""
+    found = set()
+    for value in vars(module).values():
+        name = getattr(value, "__name__" if inspect.ismodule(value) else "__module__", None)
+        if isinstance(name, str) and name.partition(".")[0] != "bdbench":
+            found.add(name)
+    return found
+
+
+def _check_beside(module: ModuleType, folder: Path) -> None:
+    """Raises `InvalidInput` where a file imports a module and another of that name lies beside it,
+    such as a helper of a plugin in another folder."""
+    for name in {each.partition(".")[0] for each in _imported(module)}:
+        own = folder / f"{name}.py"
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if own.is_file() and file is not None and Path(file).resolve() != own.resolve():
+            raise InvalidInput(f"module {name!r} is {file}, and not {own}; rename the latter")
+
+
 def _check_registered(module: ModuleType, path: Path) -> None:
     """Raises `InvalidInput` unless a file, or a module that it imports, has registered plugins."""
-    modules = {value.__name__ for value in vars(module).values() if inspect.ismodule(value)}
-    modules |= {getattr(value, "__module__", "") or "" for value in vars(module).values()}
-    others = {each for each in modules if isinstance(each, str) and not each.startswith("bdbench.")}
     registered = 0
     for registry in REGISTRIES:
-        for name, factory in registry.registered({module.__name__, *others}).items():
+        for name, factory in registry.registered({module.__name__, *_imported(module)}).items():
             registry.check_factory(name, factory)
             registered += 1
     check(
