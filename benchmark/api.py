@@ -23,13 +23,14 @@ from bdbench.cells.cell import Cell, cell, check_trigger
 from bdbench.cells.grid import recipe_for
 from bdbench.cells.overrides import Changes
 from bdbench.cells.suites import Suite, suite
-from bdbench.contract.promises import broken, found
+from bdbench.contract.promises import found, judged
 from bdbench.datasets import Source
 from bdbench.datasets.registry import datasets as _datasets
 from bdbench.defenses import Defense
 from bdbench.defenses.registry import defenses as _defenses
 from bdbench.machine.devices import device_of, precision_of
 from bdbench.models import Classifier, Recipe
+from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.errors import check as _require
 from bdbench.models.plugins.registry import load_file
@@ -179,7 +180,8 @@ def _cell(changes: Changes, recipe: str | Recipe | None, place: torch.device, se
     else:
         how = recipe_for(source, one.recipe, precision_of(one.precision, place))
     chosen = cell(source, one.models[0], one.attacks[0], one.defenses[0], how, seed)
-    check_trigger(chosen)
+    with blaming("the trigger of the attack"):
+        check_trigger(chosen)
     return chosen
 
 
@@ -298,10 +300,11 @@ def poison(
 
 
 class Promise(NamedTuple):
-    """A promise of the contract, whether a plugin keeps it, and how it breaks it."""
+    """A promise of the contract, whether a plugin keeps it, and how it breaks it. One that means
+    nothing while another is broken is not tested, and `kept` is None."""
 
     promise: str
-    kept: bool
+    kept: bool | None
     why: str | None
 
 
@@ -310,9 +313,9 @@ def check(what: Folder) -> list[Promise]:
     `InvalidInput` where there is none."""
     plugins = found(str(what))
     return [
-        Promise(f"{kind} {name}: {each.sentence}", why is None, why)
+        Promise(f"{kind} {name}: {each.promise.sentence}", each.kept, each.why)
         for kind, name in plugins
-        for each, why in broken(kind, name)
+        for each in judged(kind, name)
     ]
 
 

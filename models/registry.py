@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.blame import blaming
+from bdbench.models.plugins.errors import check
 from bdbench.models.plugins.registry import Registry
 
 if TYPE_CHECKING:
@@ -24,12 +28,32 @@ class Model:
     settings: Mapping[str, Any]
 
     def build(self, num_classes: int, image_size: int) -> Classifier:
-        """A network with new random weights."""
-        return self.factory(num_classes, image_size, **self.settings)
+        """A network with new random weights. Raises `InvalidInput` for what is none of ours."""
+        from bdbench.models.networks.classifier import check_network
+
+        owner = f"model {models.name_of(self.factory)!r}"
+        with blaming(owner):
+            network = self.factory(num_classes, image_size, **self.settings)
+        check_network(network, num_classes, owner, self.factory.__name__)
+        return network
 
 
 class Models(Registry[Model]):
-    """The registry of networks, whose plugins are functions."""
+    """The registry of networks, whose plugins are functions, or classes of networks."""
+
+    lent = 2
+
+    def check_factory(self, name: str, factory: Callable[..., Any]) -> None:
+        check(
+            inspect.isfunction(factory) or inspect.isclass(factory),
+            f"model {name!r} is not a function: write one that makes a network of the number of "
+            "classes and the image size",
+        )
+        given = list(inspect.signature(factory).parameters.values())
+        check(
+            len(given) >= self.lent or any(each.kind in spec.VARIABLE for each in given),
+            f"model {name!r} must take the number of classes and the image size first",
+        )
 
     def make(self, factory: Callable[..., Any], settings: Mapping[str, Any]) -> Model:
         return Model(factory, settings)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import Attack, Poisoned
@@ -21,7 +24,9 @@ from bdbench.contract.scenarios import Broken, context
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.registry import Registry
+from bdbench.models.registry import Models, models
 from bdbench.trial.clean_budget import clean_budget
 
 ALL = [
@@ -142,9 +147,15 @@ def test_a_plugin_that_keeps_all_is_told_so(
     [
         ("strength: of nothing", "", "its docstring does not say what strength is"),
         ("return network", "return network.train()", "is in training mode; call eval()"),
-        ("return network", "return network.head", "fit returns Linear, not a Classifier"),
+        ("return network", "return network.head", "it returned a Linear: fit must return a"),
+        ("return network", "pass", "it returned None: fit must return a bdbench.models.Classifier"),
         ("return network", "data.labels.zero_(); return network", "writes into the training set"),
         ("return network", "torch.rand(1); return network", "draws from torch's global generator"),
+        (
+            "return network",
+            "import random; network.head.bias.data += random.random(); return network",
+            "draws from Python's global generator",
+        ),
         ("return network", "return 1 / 0", "ZeroDivisionError in mine"),
         ('context.rng("classifier")', CHANCE, "the same seed gives another network"),
         ("nobody, 2026.", "nobody, 2026", "is not a sentence"),
@@ -158,6 +169,8 @@ def test_a_broken_promise_is_said_in_words(
     code, said = checked(tmp_path, capsys, old, new)
     assert code == 1
     assert complaint in said, said
+    # What follows from a mistake is no other mistake.
+    assert said.count("BROKEN") == 1, said
 
 
 def test_check_wants_a_plugin_that_is_there(
@@ -195,9 +208,25 @@ class Neighbourly(BadNets):
         return super().trigger(images[:1]).expand_as(images)
 
 
+class Random(BadNets):
+    """Draws from a stream of its own where it is to stamp."""
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return super().trigger(images) ^ int(numpy.random.randint(2))
+
+
+class Shuffling(BadNets):
+    """Chooses by torch's global generator who is poisoned."""
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return super().poison(clean, torch.Generator().manual_seed(int(torch.randint(9, (1,)))))
+
+
 @pytest.mark.parametrize(
     ("attack", "promise", "complaint"),
     [
+        (Random, promised_attacks.attack_draws, "draws from numpy's global generator"),
+        (Shuffling, promised_attacks.attack_draws, "draws from torch's global generator"),
         (Sloppy, promised_attacks.honest_poison, "labels outside the mask were changed"),
         (Neighbourly, promised_attacks.pure_trigger, "depends on the others in its batch"),
     ],
@@ -209,3 +238,63 @@ def test_check_finds_what_is_wrong_with_an_attack(
     registry.register("wrong")(attack)
     with pytest.raises(Broken, match=complaint):
         promise(registry, "wrong")
+
+
+def dropping(classes: int, size: int, drop: bool = True) -> Classifier:
+    """A network that needs torch's generator while it trains."""
+    network = models.build("wrn16_1").build(classes, size)
+    network.embed = lambda last: nn.functional.dropout(last, training=network.training or not drop)
+    return network
+
+
+def scattered(classes: int, size: int) -> Classifier:
+    """A network whose weights no seed decides."""
+    network = models.build("wrn16_1").build(classes, size)
+    network.head.bias.data += numpy.random.rand()
+    return network
+
+
+@pytest.mark.parametrize(
+    ("factory", "complaint"),
+    [
+        (dropping, None),
+        (partial(dropping, drop=False), "an answer in eval mode draws from torch's global gen"),
+        (scattered, "its making draws from numpy's global generator"),
+    ],
+    ids=["dropout", "dropout in eval mode", "numpy"],
+)
+def test_check_finds_where_a_model_draws_from_a_global_generator(
+    factory: Callable[..., Classifier], complaint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout has no other generator than torch's, and draws from it in training alone."""
+
+    def net(classes: int, size: int) -> Classifier:
+        return factory(classes, size)
+
+    registry = Models("model", "bdbench.models.networks")
+    registry.register("net")(net)
+    monkeypatch.setitem(models._factories, "net", net)
+    promise = next(each for each in promises("model") if each.test.__name__ == "model_draws")
+    with nullcontext() if complaint is None else pytest.raises(Broken, match=complaint):
+        promise.test(registry, "net")
+
+
+def test_what_needs_a_broken_promise_is_not_tested(
+    monkeypatch: pytest.MonkeyPatch, unregistered: None
+) -> None:
+    class Lost(BadNets):
+        def trigger(self, images: Tensor) -> Tensor:
+            raise RuntimeError("lost")
+
+    REGISTRIES["attack"].register("lost")(dataclass(frozen=True)(Lost))
+    verdicts = {v.promise.test.__name__: v for v in contract.judged("attack", "lost")}
+    assert [name for name, each in verdicts.items() if each.kept is False] == ["works"]
+    assert "RuntimeError in test_contract.py, line " in str(verdicts["works"].why)
+    left = {name for name, each in verdicts.items() if each.kept is None}
+    assert left == {
+        *("attack_draws", "pure_trigger", "honest_poison"),
+        *("attack_cell", "attack_goes_on", "attack_replays"),
+    }
+    assert {verdicts[name].why for name in left} == {
+        "not tested until it stamps its trigger, and poisons a training set"
+    }

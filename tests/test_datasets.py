@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from sklearn.datasets import load_digits
 from torch.nn.functional import adaptive_avg_pool2d, cross_entropy, interpolate
 from torchvision.datasets import CIFAR10
@@ -124,10 +124,109 @@ def test_odd_schema_metadata_names_no_classes(metadata: str) -> None:
     assert parquet._class_names({b"huggingface": metadata.encode()}) == ()
 
 
-@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "PPM", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG", "PPM", "BMP", "TIFF"])
 def test_image_formats(kind: str) -> None:
     flat = np.full((32, 32, 3), 77, dtype=np.uint8)
     assert images.decode(encoded(flat, kind), 32, None, "x") == b"M" * 3072
+
+
+def saved(picture: Image.Image, kind: str, **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def ramp(kind: str) -> np.ndarray:
+    """32 x 32 levels of grey from the lowest to the highest of 16 bits."""
+    return np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(kind)
+
+
+DEEP = {
+    "PNG": saved(Image.frombytes("I;16", (32, 32), ramp("<u2").tobytes()), "PNG"),
+    "TIFF": saved(Image.frombytes("I;16", (32, 32), ramp("<u2").tobytes()), "TIFF"),
+    "big-endian TIFF": saved(Image.frombytes("I;16B", (32, 32), ramp(">u2").tobytes()), "TIFF"),
+    "PPM": b"P5 32 32 65535\n" + ramp(">u2").tobytes(),
+    "coloured PPM": b"P6 32 32 65535\n" + np.repeat(ramp(">u2"), 3).tobytes(),
+}
+
+
+@pytest.mark.parametrize("content", [pytest.param(each, id=name) for name, each in DEEP.items()])
+def test_of_sixteen_bits_the_upper_eight_stay(content: bytes) -> None:
+    found = np.frombuffer(images.decode(content, 32, None, "x"), np.uint8).reshape(3, 32, 32)
+    expected = ramp("u2") >> 8
+    # Pillow itself rounds where it reads three channels.
+    assert all(abs(channel.astype(int) - expected).max() <= 1 for channel in found)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (saved(Image.fromarray(ramp("i4") * 9), "TIFF"), "pixels of 32-bit integers, whose range"),
+        (saved(Image.fromarray(ramp("f4")), "TIFF"), "pixels of floating point, whose range of"),
+        (saved(Image.new("LAB", (32, 32)), "TIFF"), "image has pixels of the kind LAB"),
+    ],
+    ids=["I", "F", "LAB"],
+)
+def test_pixels_of_an_unknown_range_are_refused_in_words(content: bytes, said: str) -> None:
+    with pytest.raises(InvalidInput, match=f"^x: image has {said.removeprefix('image has ')}"):
+        images.decode(content, 32, None, "x")
+
+
+RED, CLEAR = (200, 10, 20), (200, 10, 20, 0)
+KINDS = {
+    "palette": (saved(Image.new("RGB", (32, 32), RED).quantize(4), "PNG"), RED),
+    "transparent palette": (
+        saved(Image.new("RGB", (32, 32), RED).quantize(4), "PNG", transparency=0),
+        RED,
+    ),
+    "alpha": (saved(Image.new("RGBA", (32, 32), CLEAR), "PNG"), RED),
+    "alpha of WebP": (saved(Image.new("RGBA", (32, 32), RED), "WEBP", lossless=True), RED),
+    "grey and alpha": (saved(Image.new("LA", (32, 32), (77, 0)), "PNG"), (77, 77, 77)),
+    "transparent colour": (
+        saved(Image.new("RGB", (32, 32), RED), "PNG", transparency=RED),
+        RED,
+    ),
+    "black and white": (saved(Image.new("1", (32, 32), 1), "PNG"), (255, 255, 255)),
+    "CMYK": (saved(Image.new("CMYK", (32, 32), (55, 245, 235, 0)), "TIFF"), RED),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pixel_has_the_colour_that_is_stored_whatever_its_transparency(kind: str) -> None:
+    content, expected = KINDS[kind]
+    found = np.frombuffer(images.decode(content, 32, None, "x"), np.uint8).reshape(3, -1)
+    assert found.min(1).tolist() == found.max(1).tolist() == list(expected)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(9))
+def test_an_image_stands_as_its_exif_says(orientation: int, kind: str) -> None:
+    levels = np.zeros((32, 32, 3), dtype=np.uint8)
+    levels[:16, :16], levels[:16, 16:], levels[16:, :16] = 240, 160, 80
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    content = saved(Image.fromarray(levels), kind, exif=exif)
+    found = np.frombuffer(images.decode(content, 32, None, "x"), np.uint8).reshape(3, 32, 32)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    assert found.transpose(1, 2, 0).tolist() == np.asarray(upright).tolist()
+    moved = orientation > 1
+    assert (abs(found[0, ::31, ::31].astype(int) - [[240, 160], [80, 0]]).max() > 9) == moved
+
+
+def test_a_damaged_exif_turns_nothing() -> None:
+    content = saved(Image.fromarray(pictures(1)[0]), "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+    assert images.decode(content, 32, None, "x") == chw(pictures(1)).numpy().tobytes()
+
+
+@pytest.mark.parametrize("folder", ["data", "plain_text"])
+@pytest.mark.parametrize("name", ["cifar10", "gtsrb"])
+def test_parquet_is_found_where_hubs_put_it(name: str, folder: str, tmp_path: Path) -> None:
+    base = tmp_path / name / folder
+    for split, seed in (("train", 0), ("test", 1)):
+        contents = [encoded(picture) for picture in pictures(ROWS, seed=seed)]
+        write(base / f"{split}-00000-of-00001.parquet", contents, [n % 10 for n in range(ROWS)])
+    assert load(name, tmp_path).train.images.equal(chw(pictures(ROWS)))
+    assert datasets.build(name).locate([tmp_path]) == f"parquet in {base}"
 
 
 def test_grey_and_palette_images_become_colour() -> None:
@@ -445,6 +544,26 @@ def test_official_gtsrb(tmp_path: Path, below: str, table: str) -> None:
     assert data.test.images.flatten(1).unique(dim=1).flatten().tolist() == [102, 100, 101]
     assert data.train.size == (32, 32)
     assert not any("smaller" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "byte-order mark"])
+@pytest.mark.parametrize("delimiter", [";", ",", "; "])
+def test_the_table_of_gtsrb_may_come_from_a_spreadsheet(
+    mark: str, delimiter: str, tmp_path: Path
+) -> None:
+    write_gtsrb(tmp_path, "Final_Training/Images")
+    table = tmp_path / "GT-final_test.csv"
+    table.write_text(mark + table.read_text().replace(";", delimiter), encoding="utf-8")
+    assert load("gtsrb", tmp_path).test.labels.tolist() == [9, 7, 8]
+
+
+def test_images_of_gtsrb_that_are_not_read_are_named(tmp_path: Path) -> None:
+    write_gtsrb(tmp_path, "Final_Training/Images")
+    folder = tmp_path / "GTSRB/Final_Training/Images/00042"
+    (folder / "GT-00042.csv").touch()
+    assert not any("left out" in note for note in load("gtsrb", tmp_path).notes)
+    (folder / "00002.png").touch()
+    assert "left out 1, as not *.ppm: 00042/00002.png" in load("gtsrb", tmp_path).notes
 
 
 def test_the_smaller_gtsrb_carries_a_note(tmp_path: Path) -> None:

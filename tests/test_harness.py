@@ -355,6 +355,12 @@ class Broken(Defense):
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         if self.how == "raise":
             raise RuntimeError("this defense is broken")
+        if self.how == "nothing returned":
+            return None
+        if self.how == "nine classes":
+            return replace(
+                context, build_network=partial(models.build("wrn16_1").build, 9, 32)
+            ).build()
         model = context.undefended()
         with torch.no_grad():
             if self.how == "nan":
@@ -366,6 +372,8 @@ class Broken(Defense):
                 model.head.bias.copy_(torch.arange(10.0))
             if self.how == "in place":
                 model.head.weight.mul_(0.5)
+            if self.how == "layer":
+                return model.head
             if self.how == "twice":
                 assert context.undefended() is not model
         return model
@@ -388,6 +396,39 @@ def test_a_failing_defense_fails_its_own_cell(harness: Harness) -> None:
     assert record.error["message"] == "this defense is broken"
     assert "in fit" in record.error["traceback"]
     assert harness.run(tiny()).status == "ok"
+
+
+@pytest.mark.usefixtures("broken")
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (
+            "nothing returned",
+            "defense 'broken' returned None: fit must return a bdbench.models.Classifier; is a "
+            "`return` missing?",
+        ),
+        ("layer", "defense 'broken' returned a Linear: fit must return a bdbench.models.Classi"),
+        ("nine classes", "a network whose head has 9 outputs: there are 10 classes"),
+    ],
+)
+def test_what_fit_returns_is_looked_at_at_once(how: str, said: str, harness: Harness) -> None:
+    record = harness.run(tiny(defense=f"broken(how={how!r})"))
+    assert record.status == "failed"
+    assert record.error is not None
+    assert said in record.error["message"]
+    assert record.measured["seconds"]["evaluate"] == 0
+
+
+def test_an_attack_without_a_victim_is_refused_before_training(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = harness.dataset(tiny().dataset)
+    few = dataset.test[dataset.test.labels != 1]
+    monkeypatch.setattr(Harness, "dataset", lambda *_: replace(dataset, test=few))
+    said = r"attack tact\(.*\) is to turn none of the .* without a test image are the classes 1$"
+    with pytest.raises(InvalidInput, match=said):
+        harness.run(tiny("tact(poisoning_rate=0.05)"))
+    assert harness.run(tiny("tact(poisoning_rate=0.05, source=2)")).status == "ok"
 
 
 def test_a_class_without_clean_images_is_said_in_one_line(images: ImageSet) -> None:

@@ -174,6 +174,27 @@ def test_images_of_any_shape_are_cropped_to_half_a_pixel(size: tuple[int, int]) 
     assert abs(cropped[inner, :, 1] - expected[inner, None]).max() <= 1.0
 
 
+def test_images_of_every_kind_are_read_and_what_is_none_is_named(tmp_path: Path) -> None:
+    base = write_folders(tmp_path)
+    folder = base / "train" / WORDNET[0]
+    for kind in ("webp", "bmp", "ppm", "tif", "tiff", "png", "jpg"):
+        pillow = {"tif": "TIFF", "jpg": "JPEG"}.get(kind, kind)
+        (folder / f"more.{kind.upper()}").write_bytes(encoded(flat(9), pillow))
+    data = load(tmp_path)
+    assert data.train.labels.bincount().tolist() == [PER_CLASS + 7, *([PER_CLASS] * 11)]
+    assert not any("left out" in note for note in data.notes)
+    for name in ("a.gif", "b.txt", "c.npy", "d.zip"):
+        (folder / name).touch()
+    (base / "val/labels.csv").touch()
+    (folder / ".hidden").touch()
+    (base / "test").mkdir()
+    (base / "test/unused.txt").touch()
+    (note,) = [note for note in load(tmp_path).notes if "left out" in note]
+    inside = f"train/{WORDNET[0]}"
+    named = f"{inside}/a.gif, {inside}/b.txt, {inside}/c.npy and 2 more"
+    assert note == f"left out 5, as not *{', *'.join(images.SUFFIXES)}: {named}"
+
+
 def test_a_sharp_image_of_the_final_size_is_left_alone(tmp_path: Path) -> None:
     base = write_folders(tmp_path)
     picture = noise(224, 224)
@@ -235,11 +256,11 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "empty training class": (
         lambda base: empty(base / "train" / WORDNET[0]),
-        f"imagenet_subset/train/{WORDNET[0]}: has no images *.jpeg, *.jpg, *.png",
+        f"imagenet_subset/train/{WORDNET[0]}: has no images *.bmp, *.jpeg, *.jpg, *.png",
     ),
     "empty test class": (
         lambda base: empty(base / "val" / WORDNET[11]),
-        f"imagenet_subset/val/{WORDNET[11]}: has no images *.jpeg, *.jpg, *.png",
+        f"imagenet_subset/val/{WORDNET[11]}: has no images *.bmp, *.jpeg, *.jpg, *.png",
     ),
     "no image": (damage(b"no image"), f"{WORDNET[4]}/bad.JPEG: image cannot be decoded"),
     "empty file": (damage(b" "), f"{WORDNET[4]}/bad.JPEG: image cannot be decoded"),

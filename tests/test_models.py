@@ -7,6 +7,7 @@ import torch
 
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
 
@@ -97,3 +98,10 @@ def test_passes_are_counted() -> None:
             model(picture(32))
         model(picture(32))
     assert (counter.forwards, counter.backwards) == (12, 4)
+
+
+@pytest.mark.parametrize("name", models.names())
+@pytest.mark.parametrize("settings", ["deviation=0.0", "deviation=-1.0", "deviation=1e-300"])
+def test_pixels_are_divided_by_no_zero(name: str, settings: str) -> None:
+    with pytest.raises(InvalidInput, match="deviation of a model must be finite and at least"):
+        models.build(f"{name}({settings})").build(10, 32)

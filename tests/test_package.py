@@ -22,6 +22,7 @@ import pytest
 
 import bdbench
 import bdbench.models
+from bdbench.machine.system import commit_of
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("attacks", "benchmark", "defenses", "models")
@@ -201,6 +202,38 @@ def test_a_wheel_that_is_installed_elsewhere_runs_makes_tables_and_draws(tmp_pat
     homes = "import bdbench.models, bdbench.attacks as a; print(*bdbench.__path__, *a.__path__)"
     paths = output(elsewhere, variables, python, "-c", homes).split()
     assert [Path(path) for path in paths] == [site / "bdbench", site / "bdbench/attacks"]
+
+
+def test_the_commit_is_ours_or_none(tmp_path: Path) -> None:
+    """Not that of a project in whose environment or folders bdbench lies."""
+
+    def git(*words: str, at: Path) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b.invalid"]
+        done = subprocess.run(["git", *who, *words], cwd=at, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    file = Path("benchmark/machine/system.py")
+    ours, thesis = tmp_path / "ours", tmp_path / "thesis"
+    for tree in (ours, thesis / "vendored", thesis / ".venv"):
+        (tree / file).parent.mkdir(parents=True)
+        (tree / file).write_text("x = 1\n")
+    assert commit_of(ours / file) is None
+    (thesis / ".gitignore").write_text(".venv\n")
+    for folder in (ours, thesis):
+        git("init", "-q", ".", at=folder)
+        assert commit_of(folder / file if folder == ours else folder / "vendored" / file) is None
+        git("add", "-A", at=folder)
+        git("commit", "-qm", "first", at=folder)
+    head = git("rev-parse", "--short=12", "HEAD", at=ours)
+    assert commit_of(ours / file) == head
+    assert commit_of(thesis / "vendored" / file) is None
+    assert commit_of(thesis / ".venv" / file) is None
+    for name, changed in (("tests", False), ("attacks", True)):
+        (ours / name).mkdir()
+        (ours / name / "x.py").touch()
+        git("add", "-A", at=ours)
+        assert commit_of(ours / file) == head + ("+" if changed else "")
 
 
 PURELIB = "import sysconfig; print(sysconfig.get_path('purelib'))"

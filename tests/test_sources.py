@@ -339,9 +339,9 @@ BUILDERS = {
         f"benchmark/contract/{name}": "a promise is tested on new plugins"
         for name in [
             *(f"attacks.py:{name}" for name in ("attack_goes_on", "attack_replays")),
-            *(f"attacks.py:{name}" for name in ("honest_poison", "pure_trigger")),
-            *(f"defenses.py:{name}" for name in ("clean_hands", "defense_replays", "seeded")),
-            *(f"others.py:{name}" for name in ("any_size", "declared", "specs")),
+            *(f"attacks.py:{name}" for name in ("honest_poison", "tried")),
+            *(f"defenses.py:{name}" for name in ("defense_replays", "fitted", "seeded")),
+            *(f"others.py:{name}" for name in ("any_size", "declared", "made", "small", "specs")),
             "scenarios.py:lent",
         ]
     },

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -161,3 +163,253 @@ def test_ranges_of_settings(
             test(other=good[0], size=value)
         shown = repr(value) if isinstance(value, str) else str(value)
         assert str(error.value) == complaint + shown
+
+
+KINDS = [
+    ("list[int]", "field(default_factory=lambda: [1, 2])", "[3]", [3]),
+    ("list[int]", "field(default_factory=list)", "(3, 4)", [3, 4]),
+    ("list", "field(default_factory=list)", "[1, 'a']", [1, "a"]),
+    ("Sequence[int]", "(1, 2)", "[3]", (3,)),
+    ("tuple[int, float]", "(1, 2)", "[3, 4]", (3, 4.0)),
+    ("tuple[Mode, ...]", "(Mode.FAST,)", "('SLOW', 'fast')", "(Mode.SLOW, Mode.FAST)"),
+    ("dict[str, float]", "field(default_factory=dict)", "{'a': 1}", {"a": 1.0}),
+    ("Literal['one', 'two']", "'one'", "'two'", "two"),
+    ("Literal[1, True]", "1", "True", True),
+    ("Mode", "Mode.FAST", "'SLOW'", "Mode.SLOW"),
+    ("Mode", "Mode.FAST", "2", "Mode.SLOW"),
+    ("Mode | None", "None", "'fast'", "Mode.FAST"),
+    ("int | None", "3", "None", None),
+    ("Optional[int]", "None", "3", 3),
+    ("Union[Literal['all'], int]", "'all'", "3", 3),
+    ("list[list[int]] | str", "'all'", "[[1]]", [[1]]),
+    ("Annotated[float, 'a rate']", "1", "2", 2.0),
+    ("Any", "None", "[1, ('a',)]", [1, ("a",)]),
+]
+FILE = '''"""A defense with one field."""
+{future}
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import {typed}
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from fractions import Fraction
+from torch import Tensor
+from bdbench.defenses import Defense, register
+
+class Mode(Enum):
+    FAST = "fast"
+    SLOW = 2
+
+@register("mine")
+@dataclass(frozen=True)
+class Mine(Defense):
+    size: {kind}{default}
+
+    def fit(self, data, context):
+        return context.build()
+'''
+
+
+@pytest.fixture
+def mine(tmp_path: Path, unregistered: None) -> Callable[..., Any]:
+    """Loads a defense `mine` whose field `size` has this type and default."""
+
+    def load(kind: str, default: str, future: bool = True) -> Any:
+        typed = "TYPE_CHECKING, Annotated, Any, Literal, Optional, Union"
+        text = FILE.format(
+            future="from __future__ import annotations" if future else "",
+            typed=typed if future else typed.replace("TYPE_CHECKING", "TYPE_CHECKING, Sequence"),
+            kind=kind,
+            default=default and f" = {default}",
+        )
+        path = tmp_path / "mine.py"
+        path.write_text(text)
+        load_file(path)
+        return sys.modules[defenses.factory("mine").__module__]
+
+    return load
+
+
+@pytest.mark.parametrize("future", [True, False], ids=["text", "type"])
+@pytest.mark.parametrize(("kind", "default", "given", "value"), KINDS)
+def test_a_field_of_any_such_type_is_written_and_read_back(
+    kind: str, default: str, given: str, value: Any, future: bool, mine: Callable[..., Any]
+) -> None:
+    module = mine(kind, default, future)
+    expected = eval(value, vars(module)) if "Mode." in str(value) else value
+    for text in ("mine", f"mine(size={given})"):
+        made, canonical = defenses.build(text), defenses.canonical(text)
+        assert defenses.canonical(canonical) == canonical
+        assert defenses.canonical(made) == canonical
+        assert defenses.build(canonical) == made
+    assert (made.size, type(made.size)) == (expected, type(expected))
+    assert defenses.label("mine") == "mine"
+    # What one plugin does with its list is not seen by the next.
+    if isinstance(defenses.build("mine").size, list):
+        assert defenses.build("mine").size is not defenses.build("mine").size
+
+
+@pytest.mark.parametrize(
+    ("kind", "default", "text", "complaint"),
+    [
+        (
+            "Literal['one', 'two']",
+            "'one'",
+            "mine(size='tow')",
+            "size of defense 'mine' must be one of 'one', 'two', got 'tow'; did you mean 'two'?",
+        ),
+        (
+            "Mode | None",
+            "None",
+            "mine(size='SLO')",
+            "size of defense 'mine' must be one of 'FAST', 'SLOW', None, got 'SLO'; "
+            "did you mean 'SLOW'?",
+        ),
+        ("Literal[1]", "1", "mine(size=True)", "must be one of 1, got True"),
+        ("list[int]", "field(default_factory=list)", "mine(size=['a'])", "list[int], got ['a']"),
+        ("tuple[Mode, int]", "(Mode.FAST, 1)", "mine(size=(1,))", "tuple[Mode, int], got (1,)"),
+        ("int | None", "None", "mine(size=1.5)", "must be int | None, got 1.5"),
+        (
+            "int",
+            "None",
+            "mine",
+            "the default of size of defense 'mine' must be int, got None; write int | None",
+        ),
+        ("int", "", "mine(size=3)", "size of defense 'mine' has no default: give it one"),
+        ("Path", "Path('a')", "mine", "has the type Path, which no spec can write; use int, float"),
+        ("Tensor | None", "None", "mine", "has the type Tensor | None; Tensor, which no spec can"),
+        ("set[int]", "frozenset()", "mine", "has the type set[int], which no spec can write"),
+        (
+            "Fraction",
+            "3",
+            "mine",
+            "size of defense 'mine' has the type Fraction, which cannot be read: name 'Fraction' "
+            "is not defined; import what it names at the top of the file",
+        ),
+    ],
+)
+def test_a_field_that_cannot_be_written_or_read_is_named_with_its_type(
+    kind: str, default: str, text: str, complaint: str, mine: Callable[..., Any]
+) -> None:
+    mine(kind, default)
+    with pytest.raises(InvalidInput) as refusal:
+        defenses.build(text)
+    assert complaint in str(refusal.value)
+
+
+HEAD = "from dataclasses import dataclass\nfrom bdbench.defenses import Defense, register\n"
+CLASS = "@dataclass(frozen=True)\nclass Mine(Defense):\n    size: int = 1\n"
+FIT = "    def fit(self, data, context):\n        return context.build()\n"
+NAMED = f"{HEAD}@register('mine')\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("import torch\n\ndef f(:\n", "failed at line 3: SyntaxError: invalid syntax"),
+        ("import nothing_there\n", "failed at line 1: ModuleNotFoundError"),
+        ("import numpy\nnumpy.zeros(-1)\n", "failed at line 2: ValueError"),
+        (NAMED + CLASS + "    of: int = unknown\n", "failed at line 7: NameError"),
+        ("import bad_helper\n", "failed at line 2 of {folder}/bad_helper.py: ZeroDivisionError"),
+        ("import no_helper\n", "failed at line 2 of {folder}/no_helper.py: SyntaxError"),
+        ("raise SystemExit(3)\n", "failed at line 1: SystemExit: 3"),
+        (HEAD + CLASS + FIT, "registers nothing: write @register('name') above its class"),
+        (NAMED + "class Mine:\n    size = 1\n", "'mine' is not a subclass of bdbench.defenses.Def"),
+        (NAMED + CLASS, "defense 'mine' has no fit: every Defense defines it"),
+        (NAMED + "class Mine(Defense):\n    size: int = 1\n" + FIT, "'mine' is not a dataclass"),
+        (HEAD + "register('mine')(3)\n", "defense 'mine' must be a class or function, got 3"),
+        (
+            HEAD + "@register('cbd')\n" + CLASS + FIT,
+            "failed at line 3: two defenses are called 'cbd', in {home}/cbd.py and {file}; give",
+        ),
+    ],
+)
+def test_a_plugin_file_that_is_wrong_is_answered_with_what_to_do(
+    text: str,
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unregistered: None,
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "bad_helper.py").write_text("x = 1\ny = x / 0\n")
+    (tmp_path / "no_helper.py").write_text("x = 1\ny = (\n")
+    file = tmp_path / "wrong.py"
+    file.write_text(text)
+    before = defenses.names()
+    with pytest.raises(InvalidInput) as refusal:
+        load_file(file)
+    home = Path(inspect.getfile(defenses.factory("cbd"))).parent
+    assert complaint.format(folder=tmp_path, home=home, file=file) in str(refusal.value)
+    assert defenses.names() == before
+
+
+def test_a_plugin_that_refuses_its_settings_is_one_line(tmp_path: Path, unregistered: None) -> None:
+    file = tmp_path / "strict.py"
+    refusing = "    def __post_init__(self):\n        raise ValueError('too small')\n"
+    file.write_text(NAMED + CLASS + refusing + FIT)
+    load_file(file)
+    said = rf"defense mine\(size=3\) failed at line 8 of {file}: ValueError: too small"
+    with pytest.raises(InvalidInput, match=said):
+        defenses.build("mine(size=3)")
+
+
+def test_an_edited_plugin_file_is_loaded_again(tmp_path: Path, unregistered: None) -> None:
+    file = tmp_path / "edited.py"
+    for size in (1, 2):
+        file.write_text(NAMED + CLASS.replace("1", str(size)) + FIT)
+        load_file(file)
+        assert defenses.canonical("mine") == f"mine(size={size})"
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("pass", "model 'net' returned None: net must return a bdbench.models.Classifier; is a"),
+        ("return nn.Linear(3, classes)", "returned a Linear: net must return a bdbench.models.Cl"),
+        (
+            "return models.build('wrn16_1').build(classes - 1, size)",
+            "model 'net' returned a network whose head has 9 outputs: there are 10 classes",
+        ),
+    ],
+)
+def test_what_a_model_returns_is_a_classifier_of_all_classes(
+    body: str, complaint: str, tmp_path: Path, unregistered: None
+) -> None:
+    file = tmp_path / "net.py"
+    file.write_text(
+        "from torch import nn\nfrom bdbench.models.registry import models\n"
+        f"@models.register('net')\ndef net(classes, size):\n    {body}\n"
+    )
+    load_file(file)
+    with pytest.raises(InvalidInput) as refusal:
+        models.build("net").build(10, 16)
+    assert complaint in str(refusal.value)
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plugin adds to the path, and the helper that it finds there, are forgotten."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_helper", raising=False)
+    monkeypatch.setitem(sys.modules, "my_helper", None)
+    del sys.modules["my_helper"]
+
+
+@pytest.mark.usefixtures("paths", "unregistered")
+def test_a_plugin_imports_what_lies_beside_it_and_no_other_of_that_name(tmp_path: Path) -> None:
+    files = []
+    for size in (3, 4):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        (folder / "my_helper.py").write_text(f"SIZE = {size}\n")
+        files.append(folder / "plugin.py")
+        text = "import my_helper\n" + NAMED + CLASS.replace("1", "my_helper.SIZE") + FIT
+        files[-1].write_text(text.replace("'mine'", f"'mine{size}'"))
+    load_file(files[0])
+    assert defenses.canonical("mine3") == "mine3(size=3)"
+    with pytest.raises(InvalidInput, match=r"module 'my_helper' is .*3/my_helper.py, and not .*4/"):
+        load_file(files[1])
+    assert str(files[1].parent) not in sys.path
+    assert "mine4" not in defenses.names()

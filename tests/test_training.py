@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from copy import deepcopy
 from dataclasses import replace
@@ -14,6 +15,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from bdbench.cells.cell import recipe_of, recipe_spec
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
@@ -368,11 +370,29 @@ def test_an_observer_hears_of_every_step_and_epoch(images: ImageSet) -> None:
         ({"updates": 0.0}, "updates must be above 0"),
         ({"updates": -0.5}, "updates must be above 0"),
         ({"precision": "fp16"}, "precision must be one of fp32, bf16"),
+        ({"momentum": -0.1}, r"momentum must be in \[0, 1\), got -0.1"),
+        ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"weight_decay": math.inf}, "weight_decay of the recipe must be finite, got inf"),
+        ({"learning_rate": math.nan}, "learning_rate of the recipe must be finite, got nan"),
+        ({"epochs": 1.5}, "epochs of the recipe must be int, got 1.5"),
+        ({"drops": (0.2, math.nan)}, "drops of the recipe must be finite, got nan"),
     ],
 )
 def test_a_bad_recipe_is_refused(fields: dict[str, object], complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         Recipe(**fields)  # type: ignore[arg-type]
+
+
+def test_without_momentum_the_optimizer_is_plain_sgd() -> None:
+    """Though Nesterov's form is the default, which torch refuses where there is none."""
+    assert Recipe(momentum=0.0).sgd(network()).param_groups[0]["nesterov"] is False
+    assert Recipe().sgd(network()).param_groups[0]["nesterov"] is True
+
+
+def test_a_recipe_made_in_python_has_the_spec_of_one_that_is_written() -> None:
+    made = Recipe(learning_rate=1, drops=[0.5])  # type: ignore[arg-type]
+    assert recipe_spec(made) == recipe_spec(recipe_of("recipe(learning_rate=1.0, drops=(0.5,))"))
 
 
 def test_a_bad_image_set_is_refused(images: ImageSet) -> None:

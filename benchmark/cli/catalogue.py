@@ -68,8 +68,7 @@ def _describe(registry: Registry[Any], name: str) -> str:
     factory = registry.factory(name)
     module = inspect.getmodule(factory)
     rows = [
-        (field.name, getattr(field.type, "__name__", str(field.type)), repr(field.default))
-        for field in spec.fields_of(factory).values()
+        (field.name, field.shown, repr(field.default)) for field in spec.fields_of(factory).values()
     ]
     parts = [
         f"{registry.kind} {name} (version {registry.version(name)}, {registry.origin(name)})",

@@ -8,7 +8,7 @@ import click
 
 from bdbench.cli.group import FILE, cli, load_plugins
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import check, one_line
 
 
 @cli.command(name="list")
@@ -56,15 +56,16 @@ def check_plugin(what: str, plugin: tuple[Path, ...]) -> int:
 
     Exit codes: 0 every promise is kept, 1 one is broken, 2 there is no such plugin.
     """
-    from bdbench.contract.promises import broken, found
+    from bdbench.contract.promises import found, judged
 
     load_plugins(plugin)
     failures = 0
+    marks = {True: "ok     ", False: "BROKEN ", None: "-      "}
     for kind, name in found(what):
         click.echo(f"{kind} {name}")
-        for each, how in broken(kind, name):
-            click.echo(f"  {'ok     ' if how is None else 'BROKEN '}{each.sentence}")
-            if how is not None:
-                failures += 1
-                click.echo(f"         {how}")
+        for verdict in judged(kind, name):
+            click.echo(f"  {marks[verdict.kept]}{verdict.promise.sentence}")
+            failures += verdict.kept is False
+            if verdict.why is not None:
+                click.echo(f"         {one_line(verdict.why)}")
     return 1 if failures else 0

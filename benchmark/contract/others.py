@@ -9,14 +9,18 @@ from typing import Any
 import torch
 
 from bdbench.contract.promises import promise
-from bdbench.contract.scenarios import CPU, RECIPE, expect, pictures
-from bdbench.models.networks.classifier import Classifier
+from bdbench.contract.scenarios import CPU, RECIPE, expect, pictures, untouched
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import logits, predict
 
 
-@promise("", "it can be written as a spec, and read back")
+@promise("", "it can be made with its defaults")
+def made(registry: Registry[Any], name: str) -> None:
+    registry.build(name)
+
+
+@promise("", "it can be written as a spec, and read back", made)
 def specs(registry: Registry[Any], name: str) -> None:
     canonical = registry.canonical(name)
     expect(registry.canonical(canonical) == canonical, f"{canonical!r} reads back as another")
@@ -40,21 +44,41 @@ def documentation(registry: Registry[Any], name: str) -> None:
             expect(field.name in doc, f"its docstring does not say what {field.name} is")
 
 
-@promise("model", "it is a classifier for images of any size, with weights that follow the seed")
+def small(registry: Registry[Any], name: str) -> TrainingContext:
+    """The means of training such networks of 7 classes on images of 48 pixels."""
+    return TrainingContext(RECIPE, CPU, partial(registry.build(name).build, 7, 48), seed=0)
+
+
+@promise("model", "it is a classifier for images of any size", made)
 def any_size(registry: Registry[Any], name: str) -> None:
-    means = TrainingContext(RECIPE, CPU, partial(registry.build(name).build, 7, 48), seed=0)
-    one, two, other = means.build(), means.build(), means.build("other")
-    expect(isinstance(one, Classifier), "it is not a subclass of bdbench.models.Classifier")
-    images = pictures(3, 48, 7).images
-    answers = logits(one, images)
+    network, images = small(registry, name).build(), pictures(3, 48, 7).images
+    answers = logits(network, images)
     expect(answers.shape == (3, 7), f"its logits have the shape {tuple(answers.shape)}")
-    expect(predict(one, images).shape == (3,), "it does not name one class for each image")
-    weights = [torch.cat([p.flatten() for p in m.parameters()]) for m in (one, two, other)]
-    expect(torch.equal(weights[0], weights[1]), "the same seed gives other weights")
-    expect(not torch.equal(weights[0], weights[2]), "another seed gives the same weights")
+    expect(predict(network, images).shape == (3,), "it does not name one class for each image")
 
 
-@promise("data set", "it says beforehand what it is")
+@promise("model", "it draws weights from torch's generator alone, and answers from none", any_size)
+def model_draws(registry: Registry[Any], name: str) -> None:
+    means, images = small(registry, name), pictures(3, 48, 7).images
+    with untouched("its making"):
+        network = means.build()
+    with untouched("an answer in eval mode"):
+        logits(network, images)
+    # Layers such as dropout have no other generator than torch's.
+    with untouched("an answer in training mode", but_torch=True), torch.random.fork_rng(devices=[]):
+        network.train()(images / 255)
+
+
+@promise("model", "its weights follow the seed", model_draws)
+def weights_follow(registry: Registry[Any], name: str) -> None:
+    means = small(registry, name)
+    networks = means.build(), means.build(), means.build("other")
+    one, two, other = (torch.cat([p.flatten() for p in m.parameters()]) for m in networks)
+    expect(torch.equal(one, two), "the same seed gives other weights")
+    expect(not torch.equal(one, other), "another seed gives the same weights")
+
+
+@promise("data set", "it says beforehand what it is", made)
 def declared(registry: Registry[Any], name: str) -> None:
     source = registry.build(name)
     expect(source.name == name, f"its name is {source.name!r}")

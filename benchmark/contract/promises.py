@@ -15,6 +15,7 @@ from bdbench.attacks.registry import attacks
 from bdbench.contract.scenarios import Broken
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
+from bdbench.models.plugins.blame import place
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.registry import Registry, load_file
 from bdbench.models.plugins.spec import did_you_mean
@@ -25,6 +26,9 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 
 
+Test = Callable[[Registry[Any], str], None]
+
+
 @dataclass(frozen=True)
 class Promise:
     """A check of one kind of plugin.
@@ -32,21 +36,35 @@ class Promise:
     kind: attack, defense, model, data set, or "" for all
     sentence: what is promised
     test: called with the kind's registry and a name; raises `Broken`
+    needs: the tests of promises without which this one means nothing
     """
 
     kind: str
     sentence: str
-    test: Callable[[Registry[Any], str], None]
+    test: Test
+    needs: tuple[Test, ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a promise is kept; None where that was not tested, since another is broken.
+
+    why: how it is broken, or why it was not tested
+    """
+
+    promise: Promise
+    kept: bool | None
+    why: str | None = None
 
 
 PROMISES: list[Promise] = []
 
 
-def promise(kind: str, sentence: str) -> Callable[[Any], Any]:
-    """Decorator: the function checks this."""
+def promise(kind: str, sentence: str, *needs: Test) -> Callable[[Test], Test]:
+    """Decorator: the function checks this, once the promises that it `needs` are kept."""
 
-    def remember(test: Callable[[Registry[Any], str], None]) -> Any:
-        PROMISES.append(Promise(kind, sentence, test))
+    def remember(test: Test) -> Test:
+        PROMISES.append(Promise(kind, sentence, test, needs))
         return test
 
     return remember
@@ -82,18 +100,30 @@ def promises(kind: str) -> list[Promise]:
     return [each for each in PROMISES if each.kind in ("", kind)]
 
 
-def broken(kind: str, name: str) -> Iterator[tuple[Promise, str | None]]:
-    """Every promise with None where it is kept, or how it is broken, one after the other."""
+def judged(kind: str, name: str) -> Iterator[Verdict]:
+    """Every promise with its verdict, one after the other. A mistake breaks one promise: those that
+    need it are not tested."""
+    failed: dict[Test, Promise] = {}
     for each in promises(kind):
-        try:
-            each.test(REGISTRIES[kind], name)
-        except Broken as error:
-            yield each, str(error)
-        except InvalidInput as error:
-            yield each, f"it refuses its own defaults: {error}"
-        except Exception as error:
-            where = inspect.trace()[-1]
-            file = where.filename.rpartition("/")[2]
-            yield each, f"{type(error).__name__} in {file}, line {where.lineno}: {error}"
+        first = next((failed[test] for test in each.needs if test in failed), None)
+        why = _broken(each, kind, name) if first is None else None
+        if first is not None:
+            failed[each.test] = first
+            yield Verdict(each, None, f"not tested until {first.sentence}")
+        elif why is not None:
+            failed[each.test] = each
+            yield Verdict(each, False, why)
         else:
-            yield each, None
+            yield Verdict(each, True)
+
+
+def _broken(each: Promise, kind: str, name: str) -> str | None:
+    try:
+        each.test(REGISTRIES[kind], name)
+    except (Broken, InvalidInput) as error:
+        return str(error)
+    except Exception as error:
+        where = inspect.trace()[-1]
+        file, line = place(error) or (Path(where.filename), where.lineno)
+        return f"{type(error).__name__} in {file.name}, line {line}: {error}"
+    return None

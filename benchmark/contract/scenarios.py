@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -40,10 +42,38 @@ class Broken(Exception):
     """A promise that is not kept; the message says how, as a sentence about the plugin."""
 
 
+class Drawn(Broken):
+    """A global random generator was drawn from."""
+
+
 def expect(kept: bool, otherwise: str) -> None:
     """Raises `Broken(otherwise)` unless `kept`."""
     if not kept:
         raise Broken(otherwise)
+
+
+@contextmanager
+def untouched(drawing: str, but_torch: bool = False) -> Iterator[None]:
+    """Raises `Drawn` where the work inside leaves a global random generator in another state.
+
+    drawing: the work, as a sentence begins
+    but_torch: that of torch may be drawn from
+    """
+    states: dict[str, Callable[[], Any]] = {
+        "torch's": lambda: torch.get_rng_state().tolist(),
+        "numpy's": lambda: str(numpy.random.get_state(legacy=False)),
+        "Python's": random.getstate,
+    }
+    if but_torch:
+        del states["torch's"]
+    before = {whose: state() for whose, state in states.items()}
+    yield
+    for whose, state in states.items():
+        if state() != before[whose]:
+            raise Drawn(
+                f"{drawing} draws from {whose} global generator; use the random stream that is "
+                "given, context.rng or bdbench.models.rng.stream"
+            )
 
 
 def pictures(count: int, size: int, classes: int) -> ImageSet:

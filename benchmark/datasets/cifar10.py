@@ -46,7 +46,7 @@ class CIFAR10(FileSource):
     flip: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 0.1
     layouts: ClassVar[tuple[str, ...]] = (
-        "cifar10/{train,test}-*.parquet",
+        f"cifar10/{parquet.LAYOUT}",
         f"[cifar10/]{FOLDER}",
     )
 

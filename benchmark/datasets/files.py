@@ -16,7 +16,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.storage.cache import Cache, Payload, sha256_of
 
-DECODER = 1
+DECODER = 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Found:
     files: whatever the decoded arrays depend on
     decode: reads them, raises `InvalidInput` where they are damaged
     note: what is missing compared with the official data set, empty if nothing
+    left_out: what lies there and is not read, in words; empty if nothing
     """
 
     layout: str
@@ -44,6 +45,7 @@ class Found:
     files: tuple[Path, ...]
     decode: Callable[[], Decoded]
     note: str = ""
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class FileSource(Source):
             ImageSet(entry.tensors[f"{s}_images"], entry.tensors[f"{s}_labels"], self.num_classes)
             for s in ("train", "test")
         )
-        notes = [found.note] if found.note else []
+        notes = [note for note in (found.note, found.left_out) if note]
         for split, there, official in (
             ("training", len(train), self.train_size),
             ("test", len(test), self.test_size),

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from bdbench.datasets import parquet, register
 from bdbench.datasets.files import Decoded, FileSource, Found
-from bdbench.datasets.images import Album, squash
+from bdbench.datasets.images import Album, left_out, squash
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, check
 
@@ -38,7 +38,7 @@ class GTSRB(FileSource):
     flip: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.01
     layouts: ClassVar[tuple[str, ...]] = (
-        "gtsrb/{train,test}-*.parquet",
+        f"gtsrb/{parquet.LAYOUT}",
         f"[gtsrb/]GTSRB/Final_Training and Final_Test with {TABLE}",
         f"[gtsrb/]GTSRB/Training and Final_Test with {TABLE}",
     )
@@ -56,30 +56,39 @@ class GTSRB(FileSource):
 def archive(base: Path, layout: str, training: str, note: str = "") -> Found:
     """PPM images below `<base>/GTSRB`, those for training in one folder for each class."""
     pictures = base / "GTSRB/Final_Test/Images"
-    train = sorted((base / "GTSRB" / training).glob(f"{'[0-9]' * 5}/*.ppm"))
+    folder = base / "GTSRB" / training
+    inside = sorted(folder.glob(f"{'[0-9]' * 5}/[!.]*"))
+    train = [path for path in inside if path.suffix == ".ppm"]
+    # Each class has a table of its own, for the regions of interest.
+    others = [path for path in inside if path.suffix not in (".ppm", ".csv")]
     tables = [folder / TABLE for folder in (base, base / "GTSRB", pictures)]
     table = next((path for path in tables if path.is_file()), None)
 
     def decode() -> Decoded:
-        check(bool(train), f"{base / 'GTSRB' / training}: no images NNNNN/*.ppm")
+        check(bool(train), f"{folder}: no images NNNNN/*.ppm")
         check(table is not None, f"{base}: {TABLE}, which holds the test labels, is missing")
         assert table is not None
         labelled = ((path, int(path.parent.name)) for path in train)
         return Decoded(_read(labelled), _read(_test_labels(table, pictures)), CLASSES)
 
     files = (*train, *sorted(pictures.glob("*.ppm")), *((table,) if table else ()))
-    return Found(layout, base, files, decode, note)
+    unread = left_out((path.relative_to(folder).as_posix() for path in others), (".ppm",))
+    return Found(layout, base, files, decode, note, unread)
 
 
 def _test_labels(table: Path, pictures: Path) -> list[tuple[Path, int]]:
     """Image files and their classes, in the order of the table."""
     try:
-        with table.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter=";", skipinitialspace=True))
+        # Spreadsheets put a byte-order mark before it, and some write commas.
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+            file.seek(0)
+            delimiter = ";" if ";" in header else ","
+            rows = list(csv.DictReader(file, delimiter=delimiter, skipinitialspace=True))
             found = [(pictures / Path(row["Filename"]).name, int(row["ClassId"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         raise InvalidInput(
-            f"{table}: needs columns Filename and ClassId, separated by semicolons"
+            f"{table}: needs columns Filename and ClassId, separated by semicolons or commas"
         ) from None
     check(bool(found), f"{table}: has no rows")
     # Other files would be read, but not be part of what the data set is known by.

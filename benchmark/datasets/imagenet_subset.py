@@ -21,13 +21,12 @@ from PIL import Image
 
 from bdbench.datasets import parquet, register
 from bdbench.datasets.files import Decoded, FileSource, Found
-from bdbench.datasets.images import Album
+from bdbench.datasets.images import SUFFIXES, Album, left_out
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, check
 
 CLASSES = tuple(f"{label:02d}" for label in range(12))
 """Names for Parquet files that have none."""
-SUFFIXES = (".jpeg", ".jpg", ".png")
 SIZE = 224
 RESIZED = 256
 
@@ -50,8 +49,8 @@ class ImageNetSubset(FileSource):
     flip: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 0.1
     layouts: ClassVar[tuple[str, ...]] = (
-        "imagenet_subset/{train,test}-*.parquet",
-        "imagenet_subset/{train,val}/CLASS/*.{JPEG,jpg,jpeg,png} with 12 classes, or test for val",
+        f"imagenet_subset/{parquet.LAYOUT}",
+        "imagenet_subset/{train,val}/CLASS/*.{JPEG,png,...} with 12 classes, or test for val",
     )
 
     def find(self, root: Path) -> Iterator[Found]:
@@ -86,7 +85,16 @@ def class_folders(base: Path) -> Found:
         check(not complaint, complaint)
         return Decoded(_read(train), _read(test), names)
 
-    return Found("class folders", base, tuple(path for path, _ in (*train, *test)), decode)
+    files = tuple(path for path, _ in (*train, *test))
+    unread = left_out(path.relative_to(base).as_posix() for path in _unread(files))
+    return Found("class folders", base, files, decode, left_out=unread)
+
+
+def _unread(files: tuple[Path, ...]) -> Iterator[Path]:
+    """What lies beside images, or beside the folders of their classes."""
+    known = {*files, *(path.parent for path in files)}
+    for folder in {above for path in files for above in path.parents[:2]}:
+        yield from (path for path in folder.glob("[!.]*") if path not in known)
 
 
 def _with_all_classes(found: Found) -> Decoded:

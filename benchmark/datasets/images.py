@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
@@ -20,7 +20,24 @@ from bdbench.models.plugins.errors import InvalidInput, check
 LARGEST = 10_000
 """Pixels along a side: enough for photographs as cameras make them."""
 # Among the other formats that Pillow knows are some that start external programs.
-FORMATS = ("PNG", "JPEG", "WEBP", "PPM", "BMP")
+FORMATS = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF")
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Of files that are taken for images, in small letters."""
+EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
+"""Pillow's modes of pixels whose colours it converts as one expects."""
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What undoes each orientation of Exif, by its number."""
+
+NAMED = 3
+"""How many files a note names."""
 
 Resize = Callable[[Image.Image, int], Image.Image]
 """Makes an image of any size one of so many pixels a side."""
@@ -34,8 +51,8 @@ def squash(image: Image.Image, size: int) -> Image.Image:
 def decode(content: bytes, size: int, resize: Resize | None, origin: str) -> bytes:
     """One image as the uint8 bytes of (3, size, size).
 
-    An image of another size is resized or, without `resize`, refused. Raises `InvalidInput` with
-    `origin`, which names file and row.
+    It is turned as its Exif says. An image of another size is resized or, without `resize`,
+    refused. Raises `InvalidInput` with `origin`, which names file and row.
     """
     with _refusal(origin):
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -48,10 +65,51 @@ def decode(content: bytes, size: int, resize: Resize | None, origin: str) -> byt
             # Decoding compares no checksum of the pixels, and what is verified is used up.
             image.verify()
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-        image = image.convert("RGB")
+        image = upright(colour(image, origin))
         if resize is not None and not fits:
             image = resize(image, size)
     return np.asarray(image).transpose(2, 0, 1).tobytes()
+
+
+def colour(image: Image.Image, origin: str) -> Image.Image:
+    """An image of any kind in 8 bits of red, green and blue.
+
+    Of 16 bits the upper eight stay. Transparency is dropped and put on no background, as Pillow's
+    `convert` and the loaders of torchvision do: a pixel has the colour that is stored for it.
+    Raises `InvalidInput` for pixels whose range is not known, such as floating point.
+    """
+    mode = image.mode
+    # Older versions of Pillow, and that of PPM, read 16 bits into 32.
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
+        levels = np.asarray(image).astype(np.int64) >> 8
+        grey = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+        grey.info = image.info
+        return grey.convert("RGB")
+    kinds = {"I": "32-bit integers", "F": "floating point"}
+    check(
+        mode in EIGHT_BITS,
+        f"{origin}: image has pixels of {kinds.get(mode, f'the kind {mode}')}, whose range of "
+        "colours is not known; save it with 8 or 16 bits",
+    )
+    return image.convert("RGB")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """An image turned and mirrored as its Exif says; as it is, where that cannot be read."""
+    turn = None
+    with suppress(Exception):  # a damaged Exif makes Pillow raise almost anything
+        turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def left_out(names: Iterable[str], read: Sequence[str] = SUFFIXES) -> str:
+    """A note that names and counts what lies among images and is not `read`; empty for no names."""
+    found = sorted(names)
+    if not found:
+        return ""
+    few = ", ".join(found[:NAMED])
+    more = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
+    return f"left out {len(found):,}, as not *{', *'.join(read)}: {few}{more}"
 
 
 @contextmanager

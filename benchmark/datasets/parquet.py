@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from bdbench.datasets.images import Album, Resize
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, check
 
+FOLDERS = ("", "data", "plain_text")
+"""Where hubs keep the files of a data set, below its own folder."""
+LAYOUT = "[data/|plain_text/]{train,test}-*.parquet"
 BATCH = 1024
 LARGEST_CHUNK = 2**26
 """Bytes of one column in one row group that may be stored in less than a hundredth of them."""
@@ -26,26 +30,30 @@ SHARD = re.compile(r"-(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet$")
 def find(
     root: Path, name: str, class_names: tuple[str, ...], size: int, resize: Resize | None
 ) -> Iterator[Found]:
-    """The data set in `<root>/<name>`, if any Parquet file is there.
+    """The data set in `<root>/<name>` or one of its `FOLDERS`, if any Parquet file is there.
 
     class_names: used where the files do not name their classes
     size: height and width, pixels
     resize: what is done with images of another size, None if they are refused
     """
-    folder = root / name
+    for below in FOLDERS:
+        folder = root / name / below
+        files = [path for split in ("train", "test") for path in shards(folder, split)]
+        if files:
+            read_all = partial(_read_all, folder, class_names, size, resize)
+            yield Found("parquet", folder, tuple(files), read_all)
 
-    def decode() -> Decoded:
-        train, names = read(folder, "train", len(class_names), size, resize)
-        test, others = read(folder, "test", len(class_names), size, resize)
-        check(
-            not (names and others) or names == others,
-            f"{folder}: train-*.parquet and test-*.parquet name different classes",
-        )
-        return Decoded(train, test, names or class_names)
 
-    files = [path for split in ("train", "test") for path in shards(folder, split)]
-    if files:
-        yield Found("parquet", folder, tuple(files), decode)
+def _read_all(
+    folder: Path, class_names: tuple[str, ...], size: int, resize: Resize | None
+) -> Decoded:
+    train, names = read(folder, "train", len(class_names), size, resize)
+    test, others = read(folder, "test", len(class_names), size, resize)
+    check(
+        not (names and others) or names == others,
+        f"{folder}: train-*.parquet and test-*.parquet name different classes",
+    )
+    return Decoded(train, test, names or class_names)
 
 
 def shards(folder: Path, split: str) -> list[Path]:

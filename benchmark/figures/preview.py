@@ -22,6 +22,7 @@ from bdbench.datasets.registry import datasets
 from bdbench.figures.distortion import distortion, survival
 from bdbench.machine.devices import device_of, precision_of
 from bdbench.models.data import ImageSet
+from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import check
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import stream
@@ -87,7 +88,8 @@ def preview(
     source = datasets.build(dataset)
     recipe = grid.recipe_for(source, {"epochs": epochs}, precision_of("auto", place))
     asked = cell(source, model, attack, "none", recipe, seed)
-    check_trigger(asked)
+    with blaming("the trigger of the attack"):
+        check_trigger(asked)
     check(1 <= count <= MOST, f"count must be from 1 to {MOST}, got {count}")
     path = out or Path(f"preview-{Spec.of(attack).name}.png")
     kind = path.suffix.lower()

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+FOLDERS = ("attacks", "benchmark", "defenses", "models")
+HOME = "benchmark/machine/"
+"""Where this file lies in our repository."""
 LIBRARIES = ("bdbench", "torch", "torchvision", "numpy", "pandas", "safetensors", "pyarrow")
 
 
@@ -45,18 +48,27 @@ def processor() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """The git commit of the running code, with `+` where files differ from it; None outside git."""
-    folder = Path(__file__).parent
+    """The git commit of the running code, with `+` where files differ from it; None outside git,
+    also where another project's repository lies around an installed copy."""
+    return commit_of(Path(__file__).resolve())
+
+
+def commit_of(file: Path) -> str | None:
+    """That of the repository whose `HOME` holds a file; None where git knows no such file, or
+    where it is a part of another project."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=file.parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
     try:
-        head, changes = (
-            subprocess.run(
-                ["git", *words], cwd=folder, capture_output=True, text=True, check=True, timeout=10
-            ).stdout.strip()
-            for words in (
-                ["rev-parse", "--short=12", "HEAD"],
-                ["status", "--porcelain", "--untracked-files=no", "--", "*.py"],
-            )
-        )
+        git("ls-files", "--error-unmatch", "--", file.name)
+        prefix, head = git("rev-parse", "--show-prefix"), git("rev-parse", "--short=12", "HEAD")
+        folders = [f":/{folder}/*.py" for folder in FOLDERS]
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", *folders)
     except (OSError, subprocess.SubprocessError):
+        return None
+    if prefix != HOME:
         return None
     return head + ("+" if changes else "")

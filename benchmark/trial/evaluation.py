@@ -9,8 +9,11 @@ import torch
 from scipy.stats import mannwhitneyu
 from torch import Tensor
 
+from bdbench.attacks.base import Attack
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.blame import blaming
+from bdbench.models.plugins.errors import check
 from bdbench.models.training.loop import predict
 from bdbench.records.count import Count
 
@@ -38,6 +41,21 @@ def evaluate(
         "robust_accuracy": _count((attacked == test.labels)[victims]),
         "asr_floor": _count((clean == goal)[victims]),
     }
+
+
+def check_victims(attack: Attack, test: ImageSet, owner: str) -> None:
+    """Raises `InvalidInput` unless the trigger is to turn some of the test images: without one
+    there is no attack success rate, which is better known before anything trains."""
+    with blaming(owner):
+        goal = attack.goal(test.labels.clone(), test.num_classes)
+    counts = test.labels.bincount(minlength=test.num_classes).tolist()
+    absent = ", ".join(str(label) for label, count in enumerate(counts) if not count)
+    check(
+        bool((goal != test.labels).any()),
+        f"{owner} is to turn none of the {len(test):,} test images, so it has no success rate: "
+        f"choose another source or target, or other data; without a test image are the classes "
+        f"{absent or 'none'}",
+    )
 
 
 def _count(hits: Tensor) -> Count:

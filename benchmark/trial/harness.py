@@ -23,7 +23,7 @@ from bdbench.machine.clock import Stopwatch, peak_memory, reset_peak_memory
 from bdbench.machine.contention import Others, worst
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
+from bdbench.models.networks.classifier import Classifier, check_network
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import derive, seeded, stream
@@ -100,7 +100,7 @@ class Harness:
 
     def finish(self, cell: Cell, retries: Sequence[str] = ()) -> Finished:
         """Run a cell. Whatever its attack or defense raises becomes a failed record; a data set
-        that cannot be loaded raises `InvalidInput`.
+        that cannot be loaded, or has no image to attack, raises `InvalidInput`.
 
         A run that was broken off goes on from its last checkpoint. The checkpoints stay until
         `discard`, which is for when the record is in a safe place. `retries` say why earlier
@@ -111,6 +111,7 @@ class Harness:
         others = Others(self.device)
         with watch.stage("load"):
             dataset = self.dataset(cell.dataset)
+        metrics.check_victims(cell.attack, dataset.test, f"attack {cell.labels['attack']}")
         trial, failure = _Trial(self, cell, dataset, watch), None
         try:
             # Before any clock of a stage runs.
@@ -268,6 +269,8 @@ class _Trial:
         )
         with self.resumable("fit", *self.folder("fit"), self.looker), self.seeded("fit"):
             classifier = self.cell.defense.fit(data.train, context)
+            owner = f"defense {Spec.of(self.cell.specs['defense']).name!r}"
+            check_network(classifier, data.train.num_classes, owner, "fit")
         lent.check()
         self.network = classifier
         counts = self.evaluate(classifier, data)

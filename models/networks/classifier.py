@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -12,6 +13,10 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.nn.modules.dropout import _DropoutNd
 
 from bdbench.models import observer
+from bdbench.models.plugins.errors import check
+
+TINY = 1e-6
+"""What pixels in [0, 1] may be divided by, so that no number overflows."""
 
 RANDOM = ("StochasticDepth", "DropPath")
 """Layers of torchvision and timm that draw."""
@@ -31,6 +36,11 @@ class Classifier(nn.Module, ABC):
 
     def __init__(self, mean: float, deviation: float) -> None:
         super().__init__()
+        check(math.isfinite(mean), f"mean of a model must be finite, got {mean}")
+        check(
+            TINY <= deviation < math.inf,
+            f"deviation of a model must be finite and at least {TINY}, got {deviation}",
+        )
         self.precision = "fp32"
         self.compiled = False
         self.normalises = (mean, deviation) != (0.0, 1.0)
@@ -70,6 +80,37 @@ class Classifier(nn.Module, ABC):
         """float32 (n, 3, height, width) in [0, 1] -> float32 logits (n, classes)."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+
+def check_network(network: object, num_classes: int, owner: str, function: str) -> None:
+    """Raises `InvalidInput` for what is no classifier of so many classes.
+
+    owner, function: who returned it, and from where
+    """
+    given, hint = "None", "; is a `return` missing?"
+    if network is not None:
+        given, hint = f"a {type(network).__name__}", ""
+    if isinstance(network, nn.Module):
+        hint = "; derive its class from that, with body, embed and head"
+    check(
+        isinstance(network, Classifier),
+        f"{owner} returned {given}: {function} must return a bdbench.models.Classifier{hint}",
+    )
+    assert isinstance(network, Classifier)
+    if type(network).forward is not Classifier.forward:
+        return
+    head = getattr(network, "head", None)
+    check(
+        isinstance(head, nn.Linear),
+        f"{owner} returned a {type(network).__name__} without a linear layer `head`, from the "
+        "embedding to the classes",
+    )
+    assert isinstance(head, nn.Linear)
+    check(
+        head.out_features == num_classes,
+        f"{owner} returned a network whose head has {head.out_features} outputs: there are "
+        f"{num_classes} classes, and each needs one",
+    )
 
 
 @functools.cache

@@ -86,7 +86,7 @@ class _Reader:
     def _class(self, kind: type) -> Iterator[str]:
         """Name, class variables and defaults, and methods."""
         yield f"class {kind.__qualname__}"
-        self._left += [base for base in kind.__mro__[1:] if _is_the_users(base.__module__)]
+        self._left += [base for base in kind.__mro__[1:] if is_the_users(base.__module__)]
         for name, value in vars(kind).items():
             for part in _unwrapped(value):
                 if isinstance(part, types.FunctionType):
@@ -118,7 +118,7 @@ class _Reader:
         for value in list(vars(module).values()):
             named = getattr(value, "__module__", None)
             other = value if isinstance(value, types.ModuleType) else sys.modules.get(str(named))
-            if other is not None and _is_the_users(other.__name__) and other.__name__ != "__main__":
+            if other is not None and is_the_users(other.__name__) and other.__name__ != "__main__":
                 self._left.append(other)
 
     def _value(self, name: str, value: Any) -> str:
@@ -137,17 +137,17 @@ class _Reader:
         if isinstance(value, functools.partial | functools.partialmethod):
             return self._text((value.func, value.args, value.keywords))
         if isinstance(value, types.ModuleType):
-            if _is_the_users(value.__name__):
+            if is_the_users(value.__name__):
                 self._left.append(value)
             return f"module {value.__name__}"
         named = isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
-        if named and _is_the_users(value.__module__):
+        if named and is_the_users(value.__module__):
             self._left.append(value)
         if named:
             return f"{value.__module__}.{value.__qualname__}"
         # A function of a library, such as one of numpy, which is made in C or by a class.
         library = callable(value) and hasattr(value, "__name__")
-        if library and not _is_the_users(getattr(value, "__module__", None)):
+        if library and not is_the_users(getattr(value, "__module__", None)):
             return f"{getattr(value, '__module__', None)}.{value.__name__}"
         raise _NotKnown
 
@@ -221,13 +221,16 @@ def _steps(function: types.FunctionType) -> Iterator[dis.Instruction]:
         yield from dis.get_instructions(code)
 
 
-def _is_the_users(module: str | None) -> bool:
-    """Whether a module is neither ours nor Python's nor installed, and may change at any time."""
+def is_the_users(module: str | None, file: Path | None = None) -> bool:
+    """Whether a module is neither ours nor Python's nor installed, and may change at any time.
+
+    file: where it lies, for a module that was not imported whole
+    """
     if module is None:
         return False
     if module == "__main__":
         return True
     if module.partition(".")[0] in {"bdbench", "builtins"} | sys.stdlib_module_names:
         return False
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return file is not None and not {"site-packages", "dist-packages"} & {*Path(file).parts}
+    place = file or getattr(sys.modules.get(module), "__file__", None)
+    return place is not None and not {"site-packages", "dist-packages"} & {*Path(place).parts}

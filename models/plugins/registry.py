@@ -12,20 +12,21 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
-import traceback
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 from bdbench.models.plugins import spec
+from bdbench.models.plugins.blame import blaming, place, reason
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.spec import Spec
 
 T = TypeVar("T")
 PLUGIN = "bdbench_plugin_"
-VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -36,24 +37,35 @@ class Registry(Generic[T]):
     base: module and name of the class that all plugins have in common, if there is one
     """
 
+    lent = 0
+    """How many of the parameters are given by whoever makes a plugin, and are no settings."""
+
     def __init__(self, kind: str, package: str, base: tuple[str, str] | None = None) -> None:
         self.kind = kind
         self.package = package
         self.base = base
         self.broken: dict[str, str] = {}
         self._factories: dict[str, Callable[..., T]] = {}
-        self._discovered = False
+        self._discovered = self._imported = False
+        REGISTRIES.add(self)
 
     def register(self, name: str) -> Callable[[F], F]:
-        """Class or function decorator. A name is given once: a second use raises `InvalidInput`."""
+        """Class or function decorator. A name is given once, but for a class or file that is loaded
+        again: another's raises `InvalidInput`."""
 
         def remember(factory: F) -> F:
+            check(
+                inspect.isclass(factory) or inspect.isroutine(factory),
+                f"{self.kind} {name!r} must be a class or function, got {factory!r}",
+            )
+            if not self._is_built_in(factory):
+                self._import_package()
             known = self._factories.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (
-                factory.__module__,
-                factory.__qualname__,
-            ):
-                raise InvalidInput(f"two {self.kind}s are called {name!r}")
+            if known is not None and not _is_same(known, factory):
+                places = f"{_home(known)} and {_home(factory)}"
+                raise InvalidInput(
+                    f"two {self.kind}s are called {name!r}, in {places}; give one another name"
+                )
             self._factories[name] = factory
             return factory
 
@@ -65,18 +77,51 @@ class Registry(Generic[T]):
         return sorted(self._factories, key=lambda name: (name != "none", name))
 
     def factory(self, name: str) -> Callable[..., T]:
-        """The registered class or function. Raises `InvalidInput` with the nearest name."""
+        """The registered class or function. Raises `InvalidInput` with the nearest name, and for
+        what can be no plugin."""
         self._discover()
         if name in self._factories:
+            self.check_factory(name, self._factories[name])
             return self._factories[name]
         if name in self.broken:
             raise InvalidInput(f"{self.kind} {name!r} failed to import: {self.broken[name]}")
         raise InvalidInput(f"unknown {self.kind} {name!r}{spec.did_you_mean(name, self.names())}")
 
+    def registered(self, modules: Collection[str]) -> dict[str, Callable[..., T]]:
+        """What these modules have registered so far, by name."""
+        found = self._factories.items()
+        return {name: factory for name, factory in found if factory.__module__ in modules}
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take back what was registered."""
+        for name in names:
+            del self._factories[name]
+
+    def check_factory(self, name: str, factory: Callable[..., Any]) -> None:
+        """Raises `InvalidInput` for what is registered and can be no plugin."""
+        if self.base is None:
+            return
+        module, base = self.base
+        owner, ours = f"{self.kind} {name!r}", f"{self.package}.{base}"
+        fits = inspect.isclass(factory) and issubclass(
+            factory, getattr(importlib.import_module(module), base)
+        )
+        check(fits, f"{owner} is not a subclass of {ours}: write `class ...({base})`")
+        missing = sorted(getattr(factory, "__abstractmethods__", ()))
+        check(not missing, f"{owner} has no {' and no '.join(missing)}: every {base} defines it")
+        check(
+            "__dataclass_params__" in vars(factory) or not _settings_of(factory),
+            f"{owner} is not a dataclass: write @dataclass(frozen=True) above the class, and its "
+            "settings as fields",
+        )
+
     def build(self, what: str | Spec) -> T:
         """The plugin of a spec. Raises `InvalidInput`."""
         factory, complete = self._read(Spec.of(what) if isinstance(what, str) else what)
-        return self.make(factory, complete.fields)
+        fields = spec.fields_of(factory)
+        settings = {key: fields[key].made(value) for key, value in complete.fields.items()}
+        with blaming(f"{self.kind} {complete}"):
+            return self.make(factory, settings)
 
     def built(self, what: str | T) -> T:
         """A plugin as it is, or that of a spec. Raises `InvalidInput`."""
@@ -97,13 +142,7 @@ class Registry(Generic[T]):
     def taken_apart(self, plugin: T) -> tuple[Callable[..., Any], Mapping[str, Any]]:
         """The inverse of `make`."""
         kind: Callable[..., Any] = type(plugin)
-        parameters = inspect.signature(kind).parameters.values()
-        for parameter in parameters:
-            check(
-                parameter.default is not parameter.empty or parameter.kind in VARIABLE,
-                f"{parameter.name} of {self.kind} {kind.__name__!r} has no default: give it one, "
-                "for only what has a default is a setting",
-            )
+        self._check_defaults(kind, kind.__name__)
         return kind, {name: getattr(plugin, name) for name in spec.fields_of(kind)}
 
     def complete(self, what: str | T) -> Spec:
@@ -173,18 +212,28 @@ class Registry(Generic[T]):
     def _checked(self, factory: Callable[..., Any], given: Spec) -> Spec:
         """The spec with every field. Raises `InvalidInput`."""
         owner = f"{self.kind} {given.name!r}"
+        self._check_defaults(factory, given.name)
         fields = spec.fields_of(factory)
         for key in given.fields:
             if key not in fields:
                 guess = spec.did_you_mean(key, fields)
                 raise InvalidInput(f"{owner} has no field {key!r}{guess}")
         values = {
-            key: field.accept(given.fields[key], owner) if key in given.fields else field.default
+            key: field.accept(given.fields[key], owner)
+            if key in given.fields
+            else field.accept_default(owner)
             for key, field in fields.items()
         }
         for key, kept in _nested(factory).items():
             values[key] = self._inner(values[key], kept, owner)
         return Spec(given.name, values)
+
+    def _check_defaults(self, factory: Callable[..., Any], name: str) -> None:
+        for field in spec.required(factory, self.lent):
+            raise InvalidInput(
+                f"{field} of {self.kind} {name!r} has no default: give it one, for only what has a "
+                "default is a setting"
+            )
 
     def _inner(self, text: str, kept: Sequence[str], owner: str) -> str:
         given = Spec.of(text)
@@ -198,22 +247,61 @@ class Registry(Generic[T]):
     def origin(self, name: str) -> str:
         """Where a plugin comes from: `built in`, its module, or its file."""
         factory = self.factory(name)
-        if factory.__module__.startswith(f"{self.package}."):
+        if self._is_built_in(factory):
             return "built in"
         loaded_from_file = factory.__module__.startswith(PLUGIN)
         return inspect.getfile(factory) if loaded_from_file else factory.__module__
 
+    def _is_built_in(self, factory: Callable[..., Any]) -> bool:
+        return factory.__module__.startswith(f"{self.package}.")
+
+    def _import_package(self) -> None:
+        if self._imported:
+            return
+        self._imported = True
+        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+
     def _discover(self) -> None:
+        self._import_package()
         if self._discovered:
             return
         self._discovered = True
-        for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-            importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s"):
             try:
-                self.register(point.name)(point.load())
+                factory = point.load()
+                self.check_factory(point.name, factory)
+                self.register(point.name)(factory)
             except (Exception, SystemExit) as error:
                 self.broken[point.name] = f"{type(error).__name__}: {error}"
+
+
+REGISTRIES: WeakSet[Registry[Any]] = WeakSet()
+"""All there are, of any kind."""
+
+
+def _home(factory: Callable[..., Any]) -> str:
+    """The file of a class or function, or else its module."""
+    try:
+        return inspect.getfile(factory)
+    except (TypeError, OSError):
+        return factory.__module__
+
+
+def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether the second is the first, defined again: in its module or, after an edit, its file."""
+    if one.__qualname__ != other.__qualname__:
+        return False
+    files = _home(one), _home(other)
+    loaded = one.__module__.startswith(PLUGIN) and other.__module__.startswith(PLUGIN)
+    return one.__module__ == other.__module__ or (loaded and files[0] == files[1])
+
+
+def _settings_of(factory: Callable[..., Any]) -> list[str]:
+    """What a class itself declares as settings, in whatever way."""
+    declared = inspect.get_annotations(factory).items()
+    fields = [name for name, annotation in declared if "ClassVar" not in str(annotation)]
+    return [*fields, *({"__init__"} & vars(factory).keys())]
 
 
 def version_of(factory: Callable[..., Any]) -> int:
@@ -237,7 +325,8 @@ def file_of(package: str, name: str) -> Path:
 
 
 def load_file(path: Path) -> None:
-    """Import one plugin file, which registers what it holds, once. Raises `InvalidInput`."""
+    """Import one plugin file, which registers what it holds, once. It may import modules that lie
+    beside it. Raises `InvalidInput`."""
     complaint = f"plugin {str(path)!r} is not a Python file"
     try:
         check(path.is_file(), complaint)
@@ -252,11 +341,55 @@ def load_file(path: Path) -> None:
         raise InvalidInput(complaint)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
+    beside, paths = path.resolve().parent, list(sys.path)
+    if str(beside) not in sys.path:
+        # Last, so that a file of a common name takes the place of no library.
+        sys.path.append(str(beside))
     try:
         module_spec.loader.exec_module(module)
+        _check_beside(module, beside)
+        _check_registered(module, path)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        line = traceback.extract_tb(error.__traceback__)[-1].lineno
-        raise InvalidInput(
-            f"plugin {str(path)!r} failed at line {line}: {type(error).__name__}: {error}"
-        ) from error
+        sys.path[:] = paths
+        for registry in REGISTRIES:
+            registry.forget(registry.registered([name]))
+        file, line = place(error) or (path, 0)
+        if isinstance(error, InvalidInput) and not line:
+            raise
+        where = f" at line {line}" if line else ""
+        where += "" if file.resolve() == path.resolve() else f" of {file}"
+        raise InvalidInput(f"plugin {str(path)!r} failed{where}: {reason(error)}") from error
+
+
+def _imported(module: ModuleType) -> set[str]:
+    """The modules that a file has imported, or has names of, but for ours."""
+    found = set()
+    for value in vars(module).values():
+        name = getattr(value, "__name__" if inspect.ismodule(value) else "__module__", None)
+        if isinstance(name, str) and name.partition(".")[0] != "bdbench":
+            found.add(name)
+    return found
+
+
+def _check_beside(module: ModuleType, folder: Path) -> None:
+    """Raises `InvalidInput` where a file imports a module and another of that name lies beside it,
+    such as a helper of a plugin in another folder."""
+    for name in {each.partition(".")[0] for each in _imported(module)}:
+        own = folder / f"{name}.py"
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if own.is_file() and file is not None and Path(file).resolve() != own.resolve():
+            raise InvalidInput(f"module {name!r} is {file}, and not {own}; rename the latter")
+
+
+def _check_registered(module: ModuleType, path: Path) -> None:
+    """Raises `InvalidInput` unless a file, or a module that it imports, has registered plugins."""
+    registered = 0
+    for registry in REGISTRIES:
+        for name, factory in registry.registered({module.__name__, *_imported(module)}).items():
+            registry.check_factory(name, factory)
+            registered += 1
+    check(
+        registered > 0,
+        f"plugin {str(path)!r} registers nothing: write @register('name') above its class",
+    )

@@ -7,21 +7,21 @@ out, and serves as cache key and test id; a field that came later is `added`.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import difflib
 import functools
 import inspect
-import math
-import types
-import typing
 import warnings
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins import literals
+from bdbench.models.plugins.errors import InvalidInput
 
 LONGEST = 1_000
-LARGEST = 2**63 - 1
+VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,7 +91,8 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One setting of a plugin: its name, type and default, and whether it was `added`."""
+    """One setting of a plugin: its name, type and default, as a literal, and whether it was
+    `added`."""
 
     name: str
     type: Any
@@ -99,36 +100,54 @@ class Field:
     added: bool = False
 
     def accept(self, value: Any, owner: str) -> Any:
-        """`value` as this field's type; an int serves as a float. Raises `InvalidInput`."""
-        accepted = self.type
-        if typing.get_origin(accepted) in (typing.Union, types.UnionType):
-            kinds = typing.get_args(accepted)
-        else:
-            kinds = (accepted,)
-        for kind in kinds:
-            plain, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
-            if plain is tuple and parts and isinstance(value, list | tuple):
-                expected = parts[:1] * len(value) if parts[-1] is ... else parts
-                if len(expected) == len(value):
-                    pairs = zip(expected, value, strict=True)
-                    return tuple(Field(self.name, p, None).accept(v, owner) for p, v in pairs)
-            elif plain is float and isinstance(value, int) and not isinstance(value, bool):
-                return float(self._bounded(value, owner))
-            elif isinstance(plain, type) and isinstance(value, plain):
-                if plain is int and isinstance(value, bool):
-                    continue
-                return self._bounded(value, owner)
-        wanted = getattr(accepted, "__name__", str(accepted))
-        raise InvalidInput(f"{self.name} of {owner} must be {wanted}, got {value!r}")
+        """`value` as a literal of this field's type; an int serves as a float. Raises
+        `InvalidInput`."""
+        return self._accept(value, f"{self.name} of {owner}")
 
-    def _bounded(self, value: Any, owner: str) -> Any:
-        """No number that the arithmetic behind it could not hold."""
-        if isinstance(value, float):
-            check(math.isfinite(value), f"{self.name} of {owner} must be finite, got {value!r}")
-        if isinstance(value, int):
-            fits = abs(value) <= LARGEST
-            check(fits, f"{self.name} of {owner} must be below 2**63, got {value!r}")
-        return value
+    def accept_default(self, owner: str) -> Any:
+        """The same for the default, which may have another type than the field."""
+        hint = f"; write {self.shown} | None for its type" if self.default is None else ""
+        return self._accept(self.default, f"the default of {self.name} of {owner}", hint)
+
+    def made(self, literal: Any) -> Any:
+        """What the plugin is given for an accepted value, such as the member of an Enum."""
+        return literals.made(self.type, literal)
+
+    @property
+    def shown(self) -> str:
+        """The type, as it is written in Python."""
+        return literals.text(self.type)
+
+    def _accept(self, value: Any, what: str, hint: str = "") -> Any:
+        part = literals.unwritable(self.type)
+        if isinstance(part, literals.Unknown):
+            raise InvalidInput(
+                f"{what} has the type {self.shown}, which cannot be read: {part.why}; import what "
+                "it names at the top of the file, outside of `if TYPE_CHECKING`"
+            )
+        if part is not None:
+            inner = "" if part is self.type else f"; {literals.text(part)}"
+            raise InvalidInput(
+                f"{what} has the type {self.shown}{inner}, which no spec can write; "
+                f"use {literals.OFFERED}"
+            )
+        try:
+            return literals.written(self.type, value)
+        except literals.Misfit as misfit:
+            wanted = str(misfit) or f"{self.shown}, got {_shown(value)}{hint}"
+        known = literals.choices(self.type)
+        if known and not hint:
+            near = difflib.get_close_matches(str(value)[:LONGEST], map(str, known), 1, 0.5)
+            guess = f"; did you mean {near[0]!r}?" if near else ""
+            wanted = f"one of {', '.join(map(repr, known))}, got {_shown(value)}{guess}"
+        raise InvalidInput(f"{what} must be {wanted}")
+
+
+def _shown(value: Any) -> str:
+    try:
+        return repr(value)
+    except Exception:  # it may be an object of any class
+        return f"a {type(value).__name__}"
 
 
 def added(default: Any) -> Any:
@@ -141,17 +160,30 @@ def added(default: Any) -> Any:
 def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
     """The settings of a class or function: its parameters that have a default, in order. A
     dataclass field that its `repr` leaves out is no setting."""
-    hints = typing.get_type_hints(factory.__init__ if inspect.isclass(factory) else factory)
-    hidden, later = set(), set()
+    kinds = literals.types_of(factory)
+    declared = {}
     if dataclasses.is_dataclass(factory):
-        hidden = {field.name for field in dataclasses.fields(factory) if not field.repr}
-        later = {field.name for field in dataclasses.fields(factory) if field.metadata.get("added")}
-    found = {
-        name: Field(name, hints.get(name, Any), parameter.default, name in later)
-        for name, parameter in inspect.signature(factory).parameters.items()
-        if parameter.default is not inspect.Parameter.empty and name not in hidden
-    }
-    return types.MappingProxyType(found)
+        declared = {field.name: field for field in dataclasses.fields(factory)}
+    found = {}
+    for name, parameter in inspect.signature(factory).parameters.items():
+        field, default = declared.get(name), parameter.default
+        if default is parameter.empty or (field is not None and not field.repr):
+            continue
+        if field is not None and field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        kind = kinds.get(name, Any)
+        with contextlib.suppress(literals.Misfit):
+            default = literals.written(kind, default)
+        later = field is not None and bool(field.metadata.get("added"))
+        found[name] = Field(name, kind, default, later)
+    return MappingProxyType(found)
+
+
+def required(factory: Callable[..., Any], given: int = 0) -> list[str]:
+    """The parameters of a class or function that have no default, but for the first ones, which
+    are `given` by whoever calls it."""
+    parameters = list(inspect.signature(factory).parameters.values())[given:]
+    return [p.name for p in parameters if p.default is p.empty and p.kind not in VARIABLE]
 
 
 def canonical(spec: Spec, fields: Mapping[str, Field]) -> Spec:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.optim import SGD
 
 from bdbench.models.plugins.errors import above, at_least, check, one_of
-from bdbench.models.plugins.spec import added
+from bdbench.models.plugins.spec import added, fields_of
 from bdbench.models.training.augment import Augmentation
 from bdbench.models.training.feed import FEEDS
 from bdbench.models.training.feed import Batch as Batch
@@ -26,8 +26,8 @@ class Recipe:
     epochs: passes over the training set (paper)
     batch_size: images (not in the paper)
     learning_rate: at the start (paper: 0.1, and 0.01 on GTSRB)
-    momentum, weight_decay: of SGD (paper)
-    nesterov: Nesterov's form of momentum (code)
+    momentum, weight_decay: of SGD, in [0, 1) and at least 0 (paper)
+    nesterov: Nesterov's form of momentum, if there is any (code)
     drops: the learning rate falls tenfold when these shares of a training are done (code: 20, 70)
     padding: pixels of zeros around an image before its random crop (paper: "as in ABL")
     flip: mirror left-right at random; a data set whose labels do not survive it turns it off
@@ -60,10 +60,15 @@ class Recipe:
     updates: float = added(1.0)
 
     def __post_init__(self) -> None:
+        for name, field in fields_of(Recipe).items():
+            # So that a recipe made in Python has the spec of one that is written.
+            object.__setattr__(self, name, field.accept(getattr(self, name), "the recipe"))
         at_least(1, epochs=self.epochs)
         at_least(2, batch_size=self.batch_size)
         check(self.batch_size <= LARGEST_BATCH, f"batch_size must be at most {LARGEST_BATCH:,}")
         above(0, learning_rate=self.learning_rate, updates=self.updates)
+        check(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+        at_least(0, weight_decay=self.weight_decay)
         for name in ("padding", "cutout"):
             value = getattr(self, name)
             check(
@@ -102,5 +107,5 @@ class Recipe:
             lr=self.learning_rate,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
+            nesterov=self.nesterov and self.momentum > 0,
         )

@@ -1,0 +1,262 @@
+"""Types of settings: which values fit one, and how a spec writes them.
+
+A spec holds literals. An Enum's member is written as its name, a sequence as a list where a list is
+asked for and as a tuple otherwise, and all else as it is.
+"""
+
+from __future__ import annotations
+
+import cmath
+import collections.abc
+import dataclasses
+import enum
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+LARGEST = 2**63 - 1
+PLAIN: tuple[Any, ...] = (bool, int, float, complex, str, bytes, types.NoneType)
+LISTS = (list, collections.abc.MutableSequence)
+TUPLES = (tuple, collections.abc.Sequence, collections.abc.Collection, collections.abc.Iterable)
+MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
+UNIONS = (typing.Union, types.UnionType)
+ANY = (Any, object)
+OFFERED = (
+    "int, float, bool, str, bytes, None, Literal, an Enum, or a list, tuple, dict or union of them"
+)
+WELL_KNOWN = {**vars(typing), **vars(collections.abc)}
+"""Names that annotations take from `typing` and `collections.abc`, also where a file imports them
+for type checkers only."""
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """An annotation that names what is not there."""
+
+    text: str
+    why: str
+
+
+class Misfit(Exception):
+    """A value that is not of a type. The message, if any, says what a number in it must be."""
+
+
+def types_of(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The types of what a class or function is called with, by name; `Unknown` where an annotation
+    cannot be read."""
+    found = {}
+    for home in _annotated(factory):
+        module = vars(sys.modules.get(home.__module__, types))
+        names = {**WELL_KNOWN, **module, **getattr(home, "__globals__", {})}
+        for name, annotation in inspect.get_annotations(home).items():
+            found[name] = _read(annotation, names)
+    return found
+
+
+def _annotated(factory: Callable[..., Any]) -> list[Any]:
+    """What says of which types the parameters are. A field belongs to the module of the class that
+    declares it, which need not be that of the `__init__` that is made of it."""
+    if not inspect.isclass(factory):
+        return [factory]
+    if dataclasses.is_dataclass(factory) and factory.__init__.__code__.co_filename == "<string>":
+        return list(reversed(factory.__mro__))
+    return [factory.__init__]
+
+
+def _read(annotation: Any, names: dict[str, Any]) -> Any:
+    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    try:
+        return typing.get_type_hints(holder, names)["it"]
+    except Exception as error:
+        return Unknown(str(annotation), str(error))
+
+
+def text(kind: Any) -> str:
+    """A type as it is written in Python."""
+    if isinstance(kind, Unknown):
+        return kind.text
+    if isinstance(kind, type) and typing.get_origin(kind) is None:
+        return "None" if kind is types.NoneType else kind.__name__
+    if kind is Ellipsis:
+        return "..."
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in UNIONS:
+        return " | ".join(map(text, parts))
+    inner = map(repr if origin is typing.Literal else text, parts)
+    name = getattr(kind, "__name__", None) or str(kind)
+    return f"{name}[{', '.join(inner)}]" if parts else name
+
+
+def unwritable(kind: Any) -> Any:
+    """The part of a type that no spec can write, such as a Tensor; None where there is none."""
+    kind = _plain(kind)
+    if kind in ANY or kind in PLAIN or kind is Ellipsis or _is_enum(kind):
+        return None
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Literal or kind in (*LISTS, *TUPLES, *MAPPINGS):
+        return None
+    if origin in (*UNIONS, *LISTS, *TUPLES, *MAPPINGS):
+        return next((part for part in map(unwritable, parts) if part is not None), None)
+    return kind
+
+
+def choices(kind: Any) -> list[Any]:
+    """The literals that a type consists of, if they are few."""
+    kind = _plain(kind)
+    if _is_enum(kind):
+        return list(kind.__members__)
+    if typing.get_origin(kind) is typing.Literal:
+        return [_name(choice) for choice in typing.get_args(kind)]
+    if kind is types.NoneType:
+        return [None]
+    if typing.get_origin(kind) in UNIONS:
+        found = [choices(part) for part in typing.get_args(kind)]
+        return [choice for part in found for choice in part] if all(found) else []
+    return []
+
+
+def written(kind: Any, value: Any) -> Any:
+    """A value of this type as a literal; an int serves as a float, and a list as a tuple. Raises
+    `Misfit`."""
+    kind = _plain(kind)
+    origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if kind in ANY:
+        return _literal(value)
+    if origin in UNIONS:
+        return _first(parts, value)
+    if origin is typing.Literal:
+        return _chosen(parts, value)
+    if _is_enum(kind):
+        return _chosen(tuple(kind.__members__.values()), _member(kind, value))
+    if origin in MAPPINGS and isinstance(value, dict):
+        keys, values = parts or (Any, Any)
+        return {written(keys, key): written(values, each) for key, each in value.items()}
+    if origin in LISTS and isinstance(value, list | tuple):
+        return [written((parts or (Any,))[0], each) for each in value]
+    if origin in TUPLES and isinstance(value, list | tuple):
+        kinds = _kinds(origin, parts, len(value))
+        return tuple(written(part, each) for part, each in zip(kinds, value, strict=True))
+    if kind is float and type(value) is int:
+        return float(_bounded(value))
+    # A bool is an int to Python.
+    fits = isinstance(kind, type) and isinstance(value, kind)
+    if kind not in PLAIN or not fits or (isinstance(value, bool) and kind is not bool):
+        raise Misfit
+    return _literal(value)
+
+
+def made(kind: Any, literal: Any) -> Any:
+    """The value that `written` wrote, as a class expects it."""
+    kind = _plain(kind)
+    origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
+    if origin in UNIONS:
+        return made(next(part for part in parts if _fits(part, literal)), literal)
+    if origin is typing.Literal:
+        return next(choice for choice in parts if _same(_name(choice), literal))
+    if _is_enum(kind):
+        return kind[literal]
+    if isinstance(literal, dict) and parts:
+        return {made(parts[0], key): made(parts[1], each) for key, each in literal.items()}
+    if isinstance(literal, list):
+        return [made((parts or (Any,))[0], each) for each in literal]
+    if isinstance(literal, tuple):
+        kinds = _kinds(origin, parts, len(literal))
+        return tuple(made(part, each) for part, each in zip(kinds, literal, strict=True))
+    return literal
+
+
+def _plain(kind: Any) -> Any:
+    """What a new name of a type, or one for a checker, stands for."""
+    while True:
+        under = getattr(kind, "__supertype__", None) or getattr(kind, "__value__", None)
+        if typing.get_origin(kind) is typing.Final:
+            under = typing.get_args(kind)[0]
+        if under is None or isinstance(kind, type):
+            return kind
+        kind = under
+
+
+def _kinds(origin: Any, parts: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """The types of so many elements. Raises `Misfit` where there are more or fewer."""
+    if not parts:
+        return (Any,) * count
+    if origin is not tuple or parts[-1] is ...:
+        return parts[:1] * count
+    expected = () if parts == ((),) else parts
+    if len(expected) != count:
+        raise Misfit
+    return expected
+
+
+def _first(kinds: tuple[Any, ...], value: Any) -> Any:
+    reason = ""
+    for kind in kinds:
+        try:
+            return written(kind, value)
+        except Misfit as error:
+            reason = reason or str(error)
+    raise Misfit(reason)
+
+
+def _fits(kind: Any, literal: Any) -> bool:
+    try:
+        return _same(written(kind, literal), literal)
+    except Misfit:
+        return False
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, and of one type: 1 is not True."""
+    return type(one) is type(other) and bool(one == other)
+
+
+def _is_enum(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, enum.Enum)
+
+
+def _name(choice: Any) -> Any:
+    return choice.name if isinstance(choice, enum.Enum) else choice
+
+
+def _member(kind: type[enum.Enum], value: Any) -> Any:
+    """Of an Enum, which may be given by its name or its value."""
+    if isinstance(value, kind):
+        return value
+    if isinstance(value, str) and value in kind.__members__:
+        return kind[value]
+    return next((member for member in kind if _same(member.value, value)), value)
+
+
+def _chosen(known: tuple[Any, ...], value: Any) -> Any:
+    for choice in known:
+        if _same(choice, value) or _same(_name(choice), value):
+            return _name(choice)
+    raise Misfit
+
+
+def _literal(value: Any) -> Any:
+    """A value as Python reads it back, whatever its type. Raises `Misfit` where it cannot."""
+    if isinstance(value, enum.Enum) or not isinstance(value, (*PLAIN, list, tuple, dict)):
+        raise Misfit
+    if isinstance(value, list):
+        return [_literal(each) for each in value]
+    if isinstance(value, tuple):
+        return tuple(_literal(each) for each in value)
+    if isinstance(value, dict):
+        return {_literal(key): _literal(each) for key, each in value.items()}
+    kind = next(kind for kind in PLAIN if isinstance(value, kind))
+    # Of a subclass, such as a number of numpy, the number.
+    return _bounded(value if type(value) is kind else kind(value))
+
+
+def _bounded(value: Any) -> Any:
+    """No number that the arithmetic behind it could not hold."""
+    if isinstance(value, float | complex) and not cmath.isfinite(value):
+        raise Misfit(f"finite, got {value!r}")
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise Misfit(f"below 2**63, got {value!r}")
+    return value
