@@ -219,7 +219,7 @@ def _check_places(plan: Plan) -> None:
     """Raises `InvalidInput` where a folder, memory, disk or data are missing."""
     check_writable(plan.results)
     if plan.place.is_here:
-        check_writable(plan.job.cache)
+        Cache(plan.job.cache).prepare()
         check_needs(plan.needs)
         Harness(Cache(plan.job.cache), plan.job.roots, plan.device).check_data(plan.missing)
 
