@@ -9,13 +9,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bdbench.records.files import path_of
-from bdbench.storage.atomic import Unwritable
+from bdbench.storage.atomic import Unusable
 
 
 @contextmanager
 def claimed(results: Path, key: str) -> Iterator[bool]:
     """Whether no other process is at the cell; none can be inside the block. The system takes the
-    claim of a dead process back. Raises `Unwritable` where there can be no lock."""
+    claim of a dead process back. Raises `Unusable` where there can be no lock."""
     path = lock_of(results, key)
     lock = FileLock(path, blocking=False)
     try:
@@ -25,7 +25,7 @@ def claimed(results: Path, key: str) -> Iterator[bool]:
         return
     except (OSError, NotImplementedError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise Unwritable(f"cannot lock {path.name} in {path.parent}: {reason}") from error
+        raise Unusable(f"cannot lock {path.name} in {path.parent}: {reason}") from error
     try:
         yield True
     finally:

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 
 from bdbench.models.plugins.errors import check
 from bdbench.storage import mark
-from bdbench.storage.atomic import Unwritable, write_atomically
+from bdbench.storage.atomic import Unusable, write_atomically
 from bdbench.storage.keys import KEY
 
 FOLDER = "artefacts"
@@ -48,7 +48,7 @@ def save(record_key: str, root: Path, arrays: Mapping[str, NDArray[numpy.generic
     try:
         mark.claim(root)
         write_atomically(path, content)
-    except Unwritable as error:
+    except Unusable as error:
         warnings.warn(f"no figure will show what is inside this cell: {error}", stacklevel=2)
         return path
     for other in files:

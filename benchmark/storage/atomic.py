@@ -17,13 +17,13 @@ TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)
 """The name of a file that is being written, or whose writer is dead."""
 
 
-class Unwritable(InvalidInput):
-    """A file that cannot be written: the disk is full, fails or may only be read."""
+class Unusable(InvalidInput):
+    """A file or folder on a disk that is full, fails, or may not be used."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is either whole or as it was, and remove what writers of it left that were
-    killed. Raises `Unwritable` where it cannot be."""
+    killed. Raises `Unusable` where it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent, path.name)
@@ -39,18 +39,18 @@ def write_atomically(path: Path, content: bytes) -> None:
                 raise
     except OSError as error:
         reason = error.strerror or error
-        raise Unwritable(f"cannot write {path.name} in {path.parent}: {reason}") from error
+        raise Unusable(f"cannot write {path.name} in {path.parent}: {reason}") from error
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if need be, and raise `Unwritable` unless files can be written there."""
+    """Make the folder if need be, and raise `Unusable` unless files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # It has no name, so nothing is left of it whatever happens.
         with TemporaryFile(dir=folder):
             return
     except OSError as error:
-        raise Unwritable(f"cannot write in {folder}: {error.strerror or error}") from error
+        raise Unusable(f"cannot write in {folder}: {error.strerror or error}") from error
 
 
 def remove_abandoned(folder: Path, name: str | None = None) -> None:

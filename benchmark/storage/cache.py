@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bdbench.storage import mark
-from bdbench.storage.atomic import Unwritable, check_writable, write_atomically
+from bdbench.storage.atomic import Unusable, check_writable, write_atomically
 from bdbench.storage.keys import digest_of
 
 Payload = tuple[dict[str, Tensor], dict[str, Any]]
@@ -100,7 +100,7 @@ class Cache:
     def _alone(self, kind: str, digest: str) -> Iterator[None]:
         """Hold the lock of an entry. Where there can be none, two processes may make the same."""
         lock = self.lock(kind, digest)
-        with suppress(Unwritable, OSError, NotImplementedError):
+        with suppress(Unusable, OSError, NotImplementedError):
             mark.claim(self.root)
             (self.root / kind).mkdir(exist_ok=True)
             lock.acquire()
@@ -165,8 +165,9 @@ class Cache:
     ) -> None:
         """Write an entry, or say that it cannot be."""
         try:
+            mark.claim(self.root)
             self._write(self.root / kind, digest, key, tensors, meta)
-        except Unwritable as error:
+        except Unusable as error:
             warnings.warn(
                 f"the cache goes without {kind}/{digest}: {error}", UnwritableCache, stacklevel=3
             )
@@ -189,7 +190,7 @@ class Cache:
         write_atomically(payload, content)
         try:
             write_atomically(folder / f"{digest}.json", json.dumps(signed, indent=1).encode())
-        except Unwritable:
+        except Unusable:
             with suppress(OSError):
                 payload.unlink(missing_ok=True)
             raise

@@ -22,10 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.training.resume import Keeper, Kept, State, capture
 from bdbench.storage import mark
-from bdbench.storage.atomic import Unwritable, remove_abandoned, write_atomically
+from bdbench.storage.atomic import Unusable, remove_abandoned, write_atomically
 
 SHARE = 0.02
 """Of the time of a training, that checkpoints may take."""
@@ -82,9 +81,9 @@ class Checkpoints(Keeper):
         path = self.folder / f"{loop}-{rounds}-{hash_of(content)}.safetensors"
         try:
             if self.folder.is_symlink():
-                raise Unwritable(f"{self.folder} is a link")
+                raise Unusable(f"{self.folder} is a link")
             write_atomically(path, content)
-        except Unwritable as error:
+        except Unusable as error:
             warnings.warn(f"going on without checkpoints: {error}", stacklevel=2)
             self._next = math.inf
             return
@@ -121,7 +120,7 @@ def _own(folder: Path) -> Iterator[Path]:
     """The checkpoints in a folder, which is none of ours if it is a link."""
     if folder.is_symlink():
         return
-    with suppress(InvalidInput):
+    with suppress(Unusable):
         for path in mark.listed(folder):
             if path.suffix == ".safetensors" and mark.own_name(path, "checkpoints") is not None:
                 yield path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput, check
 
 
 def cache_root() -> Path:
@@ -16,9 +16,12 @@ def cache_root() -> Path:
     # Nobody who names a folder needs it, and not every machine that only computes has it.
     from platformdirs import user_cache_path
 
-    found = user_cache_path("bdbench")
-    if not found.is_absolute():
-        raise InvalidInput("there is no home folder here: name a folder in BDBENCH_CACHE")
+    try:
+        found = user_cache_path("bdbench")
+    except RuntimeError:
+        found = Path("~")
+    # Older versions give the ~ back where there is no home.
+    check(found.is_absolute(), "there is no home folder here: name a folder in BDBENCH_CACHE")
     return found
 
 

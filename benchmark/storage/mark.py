@@ -15,6 +15,7 @@ from pathlib import Path
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.storage.atomic import (
     TEMPORARY,
+    Unusable,
     remove_abandoned,
     remove_if_abandoned,
     write_atomically,
@@ -43,7 +44,7 @@ BESIDE = ("data", "lost+found")
 def claim(root: Path) -> None:
     """Make a folder the cache of bdbench, if it is not.
 
-    Raises `InvalidInput` for a folder that is somebody else's, `Unwritable` where it cannot be.
+    Raises `InvalidInput` for a folder that is somebody else's, `Unusable` where it cannot be made.
     """
     if not marked(root):
         check_ours(root)
@@ -96,7 +97,7 @@ def own_name(path: Path, kind: str) -> str | None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; nothing where it is not there. Raises `InvalidInput` where it
+    """What lies in a folder, by name; nothing where there is none. Raises `Unusable` where it
     cannot be read."""
     try:
         with os.scandir(folder) as entries:
@@ -104,7 +105,7 @@ def listed(folder: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise InvalidInput(f"cannot read {folder}: {error.strerror or error}") from error
+        raise Unusable(f"cannot read {folder}: {error.strerror or error}") from error
 
 
 def _folders(root: Path, kind: str) -> list[Path]:

@@ -1,12 +1,13 @@
-"""A Ray cluster: the one that RAY_ADDRESS names, else this machine.
+"""A Ray cluster: the one that RAY_ADDRESS or the option `address` names, else this machine.
 
+A Ray that is started here listens to this machine only: whoever reaches its ports may run code.
 Nodes need not share a folder: records come back to the process that started the run, which writes
 them. The package, data sets and plugin files must be on every node, at the same path.
 """
 
 from __future__ import annotations
 
-import functools
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -41,11 +42,13 @@ class Ray(Engine):
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
-                ray.init(log_to_driver=False, **options)
+                ray.init(log_to_driver=False, **_where(options))
             except (OSError, RuntimeError, TypeError, ValueError) as error:
                 raise InvalidInput(f"Ray does not start: {error}") from error
-        # Of Ray's own retries the record would know nothing.
-        self._task = ray.remote(_run).options(num_cpus=cores, num_gpus=gpus, max_retries=0)
+        # Of Ray's own retries the record would know nothing. A cell has a process of its own.
+        self._task = ray.remote(_run).options(
+            num_cpus=cores, num_gpus=gpus, max_retries=0, max_calls=1
+        )
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
@@ -81,15 +84,18 @@ class Ray(Engine):
             ray.shutdown()
 
 
+def _where(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options for `ray.init`, with those of a Ray that is started here."""
+    if "address" in options or os.environ.get("RAY_ADDRESS"):
+        return dict(options)
+    alone = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
+    return {**alone, **options}
+
+
 def _run(job: Job, identity: dict[str, Any], retries: list[str]) -> Record:
-    """On a node, whose processes run many cells."""
-    worker = _worker(job)
+    """On a node."""
+    worker = Worker(job, lambda key, work: None)
     cell = worker.cell(identity)
     record = worker.run(cell, retries)
     worker.discard(record, cell)
     return record
-
-
-@functools.cache
-def _worker(job: Job) -> Worker:
-    return Worker(job, lambda key, work: None)
