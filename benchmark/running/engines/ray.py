@@ -12,8 +12,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 from bdbench.cells.cell import Cell
@@ -42,13 +44,12 @@ class Ray(Engine):
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
-                ray.init(log_to_driver=False, **_where(options))
+                _start(options)
             except (OSError, RuntimeError, TypeError, ValueError) as error:
                 raise InvalidInput(f"Ray does not start: {error}") from error
         # Of Ray's own retries the record would know nothing. A cell has a process of its own.
-        self._task = ray.remote(_run).options(
-            num_cpus=cores, num_gpus=gpus, max_retries=0, max_calls=1
-        )
+        place = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0, max_calls=1)
+        self._task = place(_run)
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
@@ -84,12 +85,18 @@ class Ray(Engine):
             ray.shutdown()
 
 
-def _where(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options for `ray.init`, with those of a Ray that is started here."""
+def _start(options: Mapping[str, Any]) -> None:
+    """Join the cluster that is named, or start a Ray that listens to this machine only."""
     if "address" in options or os.environ.get("RAY_ADDRESS"):
-        return dict(options)
-    alone = {"address": "local", "_node_ip_address": "127.0.0.1", "include_dashboard": False}
-    return {**alone, **options}
+        ray.init(log_to_driver=False, **options)
+        return
+    # What it does by itself on macOS and Windows. An address of this machine alone, given as the
+    # address of the node, it would replace by that in the network.
+    with (
+        patch.dict(os.environ, {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}),
+        patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False),
+    ):
+        ray.init(address="local", **{"log_to_driver": False, "include_dashboard": False, **options})
 
 
 def _run(job: Job, identity: dict[str, Any], retries: list[str]) -> Record:
