@@ -27,14 +27,17 @@ from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.storage import artefacts
 from bdbench.storage.atomic import write_atomically
-from bdbench.storage.cache import Cache, DamagedCache, sha256_of
+from bdbench.storage.cache import Cache, DamagedCache, UnwritableCache, sha256_of
 from bdbench.storage.keys import digest_of
 from bdbench.storage.maintenance import contents, parse_size, sweep, verify
+from bdbench.storage.mark import TAG
 
 SPAWN = multiprocessing.get_context("spawn")
 DAY = 24 * 3600.0
 KEY = {"a": 1}
 VALUES = torch.arange(500)
+TOKEN = 32 * "a"
+"""Of a temporary file."""
 
 
 def build() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,10 +57,17 @@ def aged(path: Path, age: float) -> Path:
 
 
 def checkpoint(root: Path, name: str, age: float, content: bytes = b"state") -> Path:
-    path = root / "checkpoints" / name / f"0-3-{hashlib.sha256(content).hexdigest()[:32]}"
+    path = (
+        root / "checkpoints" / folder_of(name) / f"0-3-{hashlib.sha256(content).hexdigest()[:32]}"
+    )
     path = path.with_suffix(".safetensors")
     write_atomically(path, content)
     return aged(path, age)
+
+
+def folder_of(name: str) -> str:
+    """Under which name the checkpoints of a piece of work lie."""
+    return digest_of(name)
 
 
 def artefact(root: Path, age: float = 0.0) -> Path:
@@ -65,8 +75,8 @@ def artefact(root: Path, age: float = 0.0) -> Path:
 
 
 def names(root: Path) -> set[str]:
-    """All files, but the locks of entries that are there."""
-    paths = {path for path in root.rglob("*") if path.is_file()}
+    """All files, but the mark of the cache and the locks of entries that are there."""
+    paths = {path for path in root.rglob("*") if path.is_file() and path.name != TAG}
     locks = {
         path for path in paths if path.suffix == ".lock" and path.with_suffix(".json").exists()
     }
@@ -185,11 +195,14 @@ def test_the_bomb_goes_off_where_it_is_unpickled(tmp_path: Path) -> None:
 def test_the_next_writer_removes_what_a_dead_one_left_of_the_same_entry(tmp_path: Path) -> None:
     folder = tmp_path / "poisoned"
     folder.mkdir()
-    own = [f".{digest_of(KEY)}.{suffix}.0ab1.tmp" for suffix in ("json", "safetensors")]
-    for name in (*own, ".another.json.0ab1.tmp"):
+    own = [f".{digest_of(KEY)}.{suffix}.{TOKEN}.tmp" for suffix in ("json", "safetensors")]
+    others = {f".{digest_of(0)}.json.{TOKEN}.tmp", f".{digest_of(KEY)}.json.0ab1.tmp"}
+    for name in (*own, *others):
         (folder / name).write_text("half")
     fill(tmp_path)
-    assert {path.name for path in folder.glob(".*")} == {".another.json.0ab1.tmp"}
+    assert {path.name for path in folder.glob(".*")} == others
+    Cache(tmp_path).prepare()
+    assert {path.name for path in folder.glob(".*")} == {f".{digest_of(KEY)}.json.0ab1.tmp"}
 
 
 def test_a_hit_counts_as_use(tmp_path: Path) -> None:
@@ -216,23 +229,22 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing_behind(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InvalidInput, match=r"cannot write file in .*: No space left on device$"):
         write_atomically(tmp_path / "file", b"new")
-    with pytest.raises(InvalidInput, match="No space left on device"):
-        Cache(tmp_path).fetch("poisoned", KEY, build)
     assert (tmp_path / "file").read_bytes() == b"old"
-    assert names(tmp_path) == {"file", f"poisoned/{digest_of(KEY)}.lock"}
+    assert names(tmp_path) == {"file"}
 
 
 @pytest.mark.parametrize(("numbers", "letters"), [(10_000, 1), (1, 50_000)])
 def test_a_real_limit_leaves_no_half_entry(numbers: int, letters: int, tmp_path: Path) -> None:
     """Either the payload or, after it, the description meets the limit."""
+    cache, made = Cache(tmp_path), ({"x": torch.arange(numbers)}, {"text": letters * "a"})
+    cache.prepare()
     write_atomically(tmp_path / "file", b"old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
-        with pytest.raises(InvalidInput, match="File too large"):
-            Cache(tmp_path).fetch(
-                "poisoned", KEY, lambda: ({"x": torch.arange(numbers)}, {"text": letters * "a"})
-            )
+        with pytest.warns(UnwritableCache, match="File too large"):
+            entry = cache.fetch("poisoned", KEY, lambda: made)
+        assert (entry.tensors, entry.meta) == made
         with pytest.raises(InvalidInput, match="File too large"):
             write_atomically(tmp_path / "file", bytes(30_000))
     finally:
@@ -284,6 +296,7 @@ def hang_while_writing(root: Path) -> None:
         (root / "writing").touch()
         time.sleep(60)
 
+    Cache(root).prepare()
     os.fsync = hang
     Cache(root).fetch("poisoned", KEY, build)
 
@@ -346,11 +359,12 @@ def test_what_no_run_can_use_is_removed_and_nothing_else(tmp_path: Path) -> None
     payload.write_bytes(payload.read_bytes()[:-1])
     fill(tmp_path, key={"a": 3})[0].unlink()
     fill(tmp_path, "datasets", {"a": 4})[1].unlink()
-    (tmp_path / "undefended" / "abc.lock").touch()
-    (tmp_path / "undefended" / "def.safetensors").touch()
-    (tmp_path / "poisoned" / f".{digest_of(KEY)}.json.0ab1.tmp").write_text("half")
-    write_atomically(tmp_path / "checkpoints" / "young" / f"1-1-{32 * '0'}.safetensors", b"x")
-    aged(tmp_path / "checkpoints" / "young" / f"1-1-{32 * '0'}.safetensors", DAY)
+    (tmp_path / "undefended" / f"{digest_of(5)}.lock").touch()
+    (tmp_path / "undefended" / f"{digest_of(6)}.safetensors").touch()
+    (tmp_path / "poisoned" / f".{digest_of(KEY)}.json.{TOKEN}.tmp").write_text("half")
+    young, old = (folder_of(name) for name in ("young", "old"))
+    write_atomically(tmp_path / "checkpoints" / young / f"1-1-{32 * '0'}.safetensors", b"x")
+    aged(tmp_path / "checkpoints" / young / f"1-1-{32 * '0'}.safetensors", DAY)
     checkpoint(tmp_path, "old", 8 * DAY)
     before, size = names(tmp_path), sum(p.stat().st_size for p in tmp_path.rglob("*.*"))
 
@@ -359,13 +373,13 @@ def test_what_no_run_can_use_is_removed_and_nothing_else(tmp_path: Path) -> None
     done = sweep(cache)
     assert [line.replace("would remove", "removed") for line in foreseen[:-1]] == done[:-1]
     assert names(tmp_path) == expected
-    assert not (tmp_path / "checkpoints" / "old").exists()
+    assert not (tmp_path / "checkpoints" / old).exists()
     said = "\n".join(done)
     assert f"removed poisoned/{description.stem}, damaged or half written" in said
     assert f"removed poisoned/{digest_of(KEY)}, left over: 4 bytes" in said
-    assert "removed undefended/abc, left over: 0 bytes" in said
-    assert "removed checkpoints/young, damaged or half written: 1 byte" in said
-    assert "removed checkpoints/old, unused for a week: 5 bytes" in said
+    assert f"removed undefended/{digest_of(5)}, left over: 0 bytes" in said
+    assert f"removed checkpoints/{young}, damaged or half written: 1 byte" in said
+    assert f"removed checkpoints/{old}, unused for a week: 5 bytes" in said
     freed = size - sum(p.stat().st_size for p in tmp_path.rglob("*.*"))
     assert done[-1].startswith(f"removed {freed / 1000:.1f} kB, ")
     assert verify(cache)[1]
@@ -384,7 +398,7 @@ def test_the_least_recently_used_go_until_the_rest_fits(tmp_path: Path) -> None:
     assert [line.split(", ")[0] for line in lines[:-1]] == [
         f"removed datasets/{digest_of({'a': 4})}",
         f"removed poisoned/{digest_of({'a': 3})}",
-        "removed checkpoints/paused",
+        f"removed checkpoints/{folder_of('paused')}",
     ]
     assert {
         stored.name for kind in ("datasets", "poisoned") for stored in contents(cache, kind)
@@ -392,7 +406,7 @@ def test_the_least_recently_used_go_until_the_rest_fits(tmp_path: Path) -> None:
         digest_of({"a": 1}),
         digest_of({"a": 2}),
     }
-    assert [stored.name for stored in contents(cache, "checkpoints")] == ["running"]
+    assert [stored.name for stored in contents(cache, "checkpoints")] == [folder_of("running")]
     assert sweep(cache, max_size="0")[-1] == "that is more than 0: the rest is in use"
     assert {name.split("/")[0] for name in names(tmp_path)} == {"checkpoints", "artefacts"}
     assert not list(tmp_path.rglob("*.lock"))
@@ -403,7 +417,7 @@ def test_only_a_kind_that_is_named_is_touched(tmp_path: Path) -> None:
     artefact(tmp_path)
     damaged = tmp_path / "artefacts" / f"{16 * '0'}-{16 * '0'}.safetensors"
     write_atomically(damaged, b"x")
-    young = tmp_path / "artefacts" / ".a.safetensors.0ab1.tmp"
+    young = tmp_path / "artefacts" / f".{16 * '0'}-{16 * '1'}.safetensors.{TOKEN}.tmp"
     young.touch()
     sweep(Cache(tmp_path))
     assert damaged.exists()
@@ -413,7 +427,7 @@ def test_only_a_kind_that_is_named_is_touched(tmp_path: Path) -> None:
     sweep(Cache(tmp_path), ["artefacts"], max_size="0")
     assert names(tmp_path) == {
         f"poisoned/{digest_of(KEY)}.{s}" for s in ("json", "safetensors")
-    } | {"artefacts/.a.safetensors.0ab1.tmp"}
+    } | {f"artefacts/{young.name}"}
 
 
 def test_what_is_held_stays_and_a_build_survives_a_sweep_beside_it(tmp_path: Path) -> None:

@@ -283,9 +283,9 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: str) -> None:
     elif damage == "cut":
         path.write_bytes(content[:-9])
     elif damage == "other name":
-        path.rename(tmp_path / "0-1-abc.safetensors")
+        path.rename(tmp_path / f"0-1-{32 * 'a'}.safetensors")
     elif damage == "temporary":
-        path.rename(tmp_path / f".{path.name}.0123.tmp")
+        path.rename(tmp_path / f".{path.name}.{32 * '0'}.tmp")
     else:
         torch.save({"x": 1}, path)
     again, heard = notes(tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -97,6 +99,34 @@ def test_a_node_goes_and_all_records_arrive(
     assert all(record.status == "ok" for record in found)
     assert same(found[-1], alone(wanted[-1], tmp_path))
     assert [path for path in (results / "records").iterdir() if path.suffix != ".json"] == []
+
+
+def listening() -> set[tuple[int, str]]:
+    """Process and address of everything on this machine that listens to a network."""
+    found = psutil.net_connections("tcp")
+    return {(each.pid or 0, each.laddr.ip) for each in found if each.status == psutil.CONN_LISTEN}
+
+
+def test_a_ray_of_ours_listens_to_this_machine_only_and_ends_a_process_with_its_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    import ray
+
+    from bdbench.running.engines import ray as engine
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(engine, "_run", lambda: os.getpid())
+    before = listening()
+    made = engine.Ray(job(tmp_path), 1, 1, 0.0, {"num_cpus": 1})
+    try:
+        ids = [ray.get(made._task.remote()) for _ in range(3)]
+        assert len(set(ids)) == 3
+        opened = listening() - before
+        assert opened
+        assert {address for _, address in opened} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    finally:
+        made.close(False)
 
 
 def test_submitit_runs_cells_and_says_when_a_job_is_lost(tmp_path: Path) -> None:

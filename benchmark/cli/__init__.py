@@ -7,7 +7,8 @@ import signal
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from contextlib import suppress
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -34,6 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(error.format_message())
     except InvalidInput as error:
         return _refuse(str(error))
+    except OSError as error:
+        # Of what surrounds a command: folders, disks, limits.
+        where = f"{error.filename}: " if error.filename else ""
+        return _refuse(f"{where}{error.strerror or error}")
     except (KeyboardInterrupt, click.Abort):
         click.echo("bdbench: stopped; the same command goes on from here", err=True)
         return 130
@@ -43,10 +48,30 @@ def entry() -> NoReturn:
     """The `bdbench` command."""
     # Before torch is loaded, which a command does when it runs.
     os.environ.update(short_spin(os.environ))
+    _open_streams()
+    # No figure is shown in a window, and the name of a window system may be one of a notebook.
+    os.environ["MPLBACKEND"] = "agg"
     warnings.showwarning = lambda message, *where: click.echo(
         f"bdbench: warning: {one_line(str(message))}", err=True
     )
     sys.exit(main())
+
+
+def _open_streams() -> None:
+    """Make all three standard streams usable: a closed one leads nowhere, or else the next file
+    that is opened would take its place; and what an encoding lacks becomes a question mark."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            # Takes the lowest number that is free.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
+        stream: TextIO = getattr(sys, name)
+        with suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[attr-defined]
 
 
 def _stop(number: int, frame: Any) -> NoReturn:

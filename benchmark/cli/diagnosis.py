@@ -21,6 +21,7 @@ from bdbench.running.engines.processes import apart
 from bdbench.running.worker import Job, Worker
 from bdbench.storage.atomic import check_writable
 from bdbench.storage.folders import cache_root, roots
+from bdbench.storage.mark import check_ours
 
 
 def diagnosis(data: Path | None) -> tuple[list[str], bool]:
@@ -35,6 +36,8 @@ def diagnosis(data: Path | None) -> tuple[list[str], bool]:
     rows.append(("gpus", ", ".join(gpus) or "none, the processor is used"))
     for label, folder in (("cache folder", cache_root()), ("results folder", Path("results"))):
         try:
+            if label == "cache folder":
+                check_ours(folder)
             check_writable(folder)
             rows.append((label, f"{folder}, writable"))
         except InvalidInput as error:

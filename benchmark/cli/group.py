@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bdbench.models.plugins import spec
+from bdbench.storage.folders import expanded
 
 if TYPE_CHECKING:
     from bdbench.records.record import Record
 
 
-class PathWithoutNul(click.Path):
-    """What no system takes for a path is said here, and not by whoever opens it."""
+class UserPath(click.Path):
+    """A path as users write it: ~ is the home folder. What no system takes for a path is said here,
+    and not by whoever opens it."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if "\0" in str(value):
             self.fail(f"{str(value)!r} is no path", param, ctx)
-        return super().convert(value, param, ctx)
+        return super().convert(expanded(Path(value)), param, ctx)
 
 
-FOLDER = PathWithoutNul(path_type=Path, file_okay=False)
-FILE = PathWithoutNul(path_type=Path, dir_okay=False)
+FOLDER = UserPath(path_type=Path, file_okay=False)
+FILE = UserPath(path_type=Path, dir_okay=False)
 
 
 class Commands(click.Group):

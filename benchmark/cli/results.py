@@ -44,7 +44,7 @@ def table(which: str, results: Path, latex: bool, sort: str, columns: tuple[str,
         click.echo(made.markdown())
     else:
         paths = write_table(int(which), records, results, latex)
-        click.echo(next(path for path in paths if path.suffix == ".md").read_text())
+        click.echo(next(path for path in paths if path.suffix == ".md").read_text("utf-8"))
     click.echo(f"written: {', '.join(map(str, paths))}")
     return 1 if damaged else 0
 

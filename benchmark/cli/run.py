@@ -102,7 +102,9 @@ def _show(folder: Path, console: Console) -> int:
         paths = write_leaderboard(records, folder)
         for path in paths:
             if path.suffix == ".md":
-                console.print(path.read_text(), markup=False, highlight=False, soft_wrap=True)
+                console.print(
+                    path.read_text("utf-8"), markup=False, highlight=False, soft_wrap=True
+                )
         console.print(f"tables in {folder / 'tables'}", markup=False, highlight=False)
     return 1 if damaged else 0
 

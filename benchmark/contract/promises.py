@@ -20,6 +20,7 @@ from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.registry import Registry, load_file
 from bdbench.models.plugins.spec import did_you_mean
 from bdbench.models.registry import models
+from bdbench.storage.folders import expanded
 
 REGISTRIES: dict[str, Registry[Any]] = {
     registry.kind: registry for registry in (attacks, defenses, models, datasets)
@@ -75,7 +76,7 @@ def found(what: str) -> list[tuple[str, str]]:
 
     A file is what ends in .py or has a folder before it; it is imported.
     """
-    path = Path(what)
+    path = expanded(Path(what))
     if path.suffix == ".py" or len(path.parts) > 1:
         load_file(path)
         made = [

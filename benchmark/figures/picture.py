@@ -69,9 +69,10 @@ _LOOK = {
 }
 
 
-def look() -> AbstractContextManager[None]:
-    """In it, figures are drawn and encoded, whatever the user's own settings of matplotlib."""
-    context: AbstractContextManager[None] = style.context(["default", _LOOK])
+def look(own: Mapping[str, Any] = _LOOK) -> AbstractContextManager[None]:
+    """In it, figures are drawn and encoded, whatever the user's settings of matplotlib. `own` are
+    settings other than its defaults."""
+    context: AbstractContextManager[None] = style.context(["default", dict(own)])
     return context
 
 

@@ -20,6 +20,7 @@ from bdbench.cells.cell import cell, check_trigger
 from bdbench.datasets.base import Dataset
 from bdbench.datasets.registry import datasets
 from bdbench.figures.distortion import distortion, survival
+from bdbench.figures.picture import look
 from bdbench.machine.devices import device_of, precision_of
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.blame import blaming
@@ -107,8 +108,10 @@ def preview(
     for group in groups:
         yield from (_line(label, value) for label, value in group.items())
     title = f"{asked.labels['attack']} on {asked.labels['dataset']}, seed{NO_BREAK}{seed}"
-    figure = draw(title, groups, blocks(built, loaded, made, count))
-    write_atomically(path, encode(figure, kind))
+    with look({}):
+        figure = draw(title, groups, blocks(built, loaded, made, count))
+        content = encode(figure, kind)
+    write_atomically(path, content)
     yield _line("picture", str(path))
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records.files import path_of
+from bdbench.storage.atomic import Unusable
 
 
 @contextmanager
 def claimed(results: Path, key: str) -> Iterator[bool]:
     """Whether no other process is at the cell; none can be inside the block. The system takes the
-    claim of a dead process back."""
+    claim of a dead process back. Raises `Unusable` where there can be no lock."""
     path = lock_of(results, key)
     lock = FileLock(path, blocking=False)
     try:
@@ -23,15 +23,18 @@ def claimed(results: Path, key: str) -> Iterator[bool]:
     except Timeout:
         yield False
         return
-    except OSError as error:
-        reason = error.strerror or error
-        raise InvalidInput(f"cannot write in {path.parent}: {reason}") from error
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise Unusable(f"cannot lock {path.name} in {path.parent}: {reason}") from error
     try:
         yield True
     finally:
-        # Whoever waits for this very file finds the record when it has it.
-        path.unlink(missing_ok=True)
-        lock.release()
+        # Whoever waits for this very file finds the record when it has it. A file that stays is
+        # removed by the next claim.
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            lock.release()
 
 
 def lock_of(results: Path, key: str) -> Path:
@@ -40,8 +43,8 @@ def lock_of(results: Path, key: str) -> Path:
 
 
 def stamp(results: Path, key: str) -> int | None:
-    """Tells one record of a cell from a later one; None where there is none."""
+    """Tells one record of a cell from a later one; None where none can be seen."""
     try:
         return path_of(results, key).stat().st_mtime_ns
-    except FileNotFoundError:
+    except OSError:
         return None

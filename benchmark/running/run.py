@@ -35,11 +35,14 @@ from bdbench.running.progress import Reporter, duration
 from bdbench.running.schedule import Schedule, title
 from bdbench.running.speed import Speed
 from bdbench.running.worker import Job
-from bdbench.storage.atomic import check_writable
+from bdbench.storage.atomic import check_writable, remove_abandoned
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
 from bdbench.trial import provenance
 from bdbench.trial.harness import Harness
+
+LONGEST = 1e9
+"""Seconds, some thirty years: what a clock of the system can be set to."""
 
 
 @dataclass(frozen=True)
@@ -186,14 +189,21 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
 
     Raises `InvalidInput` for anything in the suite or the options that is not right.
     """
-    limit = options.limit
     check(place.is_here or options.budget is None, "--budget is for --engine local")
     check(
         not suite.timed or (place.is_here and place.jobs in (None, 1)),
         f"seconds of {name} would not be comparable: its cells run one after the other on this "
         "machine, so leave out --jobs and --engine",
     )
-    check(limit is None or limit > 0, f"--limit must be above 0 seconds, got {limit}")
+    limit, budget = options.limit, options.budget
+    check(
+        limit is None or 0 < limit <= LONGEST,
+        f"--limit must be above 0 and at most {LONGEST:,.0f} seconds, got {limit}",
+    )
+    check(
+        budget is None or 0 <= budget <= LONGEST,
+        f"--budget must be from 0 to {LONGEST:,.0f} seconds, got {budget}",
+    )
     devices = place.devices(options.device)
     precision = precision_of(suite.precision, devices[0])
     cells = tuple(grid.cells(suite, precision))
@@ -253,7 +263,7 @@ def _check_places(plan: Plan) -> None:
     """Raises `InvalidInput` where a folder, memory, disk or data are missing."""
     check_writable(plan.results)
     if plan.place.is_here:
-        check_writable(plan.job.cache)
+        Cache(plan.job.cache).prepare()
         check_needs(plan.needs)
         Harness(Cache(plan.job.cache), plan.job.roots, plan.device).check_data(plan.missing)
 
@@ -295,6 +305,7 @@ def _tidy(plan: Plan) -> None:
     """Remove what a run left that was killed right after it had written the record of a cell. On a
     cluster, whose devices are not known here, checkpoints stay until `bdbench cache gc`."""
     job, missing = plan.job, set(plan.missing)
+    remove_abandoned(job.results / "records")
     for cell in plan.cells:
         if cell in missing or not lock_of(job.results, cell.key).exists():
             continue

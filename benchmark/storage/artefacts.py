@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy
@@ -17,7 +19,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from bdbench.models.plugins.errors import check
-from bdbench.storage.atomic import write_atomically
+from bdbench.storage import mark
+from bdbench.storage.atomic import Unusable, write_atomically
 from bdbench.storage.keys import KEY
 
 FOLDER = "artefacts"
@@ -25,7 +28,7 @@ Arrays = dict[str, NDArray[numpy.generic]]
 
 
 def save(record_key: str, root: Path, arrays: Mapping[str, NDArray[numpy.generic]]) -> Path:
-    """Keep `arrays` for a cell in place of what was kept before.
+    """Keep `arrays` for a cell in place of what was kept before; returns where.
 
     mask: bool (n,), training images with the trigger
     samples/<name>: float32 (n,), what a defense published for each training image
@@ -35,16 +38,23 @@ def save(record_key: str, root: Path, arrays: Mapping[str, NDArray[numpy.generic
     embedding/<name>/before, embedding/<name>/after: float32 (m, d), of a network before and after
         its training; z is the network that a defense returns, r is CBD's f_B
 
-    Raises `InvalidInput` for an unwritable folder, and for a key that is none.
+    Where the file cannot be written, that is warned of. Raises `InvalidInput` for a key that is
+    none, and for a folder that is somebody else's.
     """
     files = _files(record_key, root)
     whole = {name: numpy.ascontiguousarray(array) for name, array in arrays.items()}
     content = safetensors.numpy.save(whole)
     path = root / FOLDER / f"{record_key}-{_digest(content)}.safetensors"
-    write_atomically(path, content)
+    try:
+        mark.claim(root)
+        write_atomically(path, content)
+    except Unusable as error:
+        warnings.warn(f"no figure will show what is inside this cell: {error}", stacklevel=2)
+        return path
     for other in files:
-        if other != path and not other.is_dir():
-            other.unlink(missing_ok=True)
+        if other != path and mark.own_name(other, FOLDER) is not None:
+            with suppress(OSError):
+                other.unlink(missing_ok=True)
     return path
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-import glob
 import os
+import re
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -13,36 +13,66 @@ from typing import BinaryIO
 
 from bdbench.models.plugins.errors import InvalidInput
 
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)
+"""The name of a file that is being written, or whose writer is dead."""
+
+
+class Unusable(InvalidInput):
+    """A file or folder on a disk that is full, fails, or may not be used."""
+
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file that is either whole or as it was, and remove what writers of it left that were
-    killed. Raises `InvalidInput` where it cannot be."""
+    killed. Raises `Unusable` where it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
+        remove_abandoned(path.parent, path.name)
         with _temporary(path) as file:
-            temporary = Path(file.name)
             try:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.replace(path)
-            finally:
-                temporary.unlink(missing_ok=True)
+                os.replace(file.name, path)
+            except BaseException:
+                with suppress(OSError):
+                    os.unlink(file.name)
+                raise
     except OSError as error:
         reason = error.strerror or error
-        raise InvalidInput(f"cannot write {path.name} in {path.parent}: {reason}") from error
+        raise Unusable(f"cannot write {path.name} in {path.parent}: {reason}") from error
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if need be, and raise `InvalidInput` unless files can be written there."""
+    """Make the folder if need be, and raise `Unusable` unless files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # It has no name, so nothing is left of it whatever happens.
         with TemporaryFile(dir=folder):
             return
     except OSError as error:
-        raise InvalidInput(f"cannot write in {folder}: {error.strerror or error}") from error
+        raise Unusable(f"cannot write in {folder}: {error.strerror or error}") from error
+
+
+def remove_abandoned(folder: Path, name: str | None = None) -> None:
+    """Remove temporary files in a folder whose writers are dead: those of one file, or of all where
+    the folder is ours alone. Nothing happens where that is not possible."""
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            found = TEMPORARY.fullmatch(entry.name)
+            ours = found is not None and name in (None, found["name"])
+            if ours and entry.is_file(follow_symlinks=False):
+                remove_if_abandoned(Path(entry.path))
+
+
+def remove_if_abandoned(path: Path) -> None:
+    """Remove a temporary file unless somebody has locked it."""
+    with suppress(OSError):
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
+        finally:
+            os.close(file)
 
 
 def _temporary(path: Path) -> BinaryIO:
@@ -55,11 +85,3 @@ def _temporary(path: Path) -> BinaryIO:
             return file
         # Another writer saw it before it was locked.
         file.close()
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of `path` that nobody has locked: their writers are dead."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError), leftover.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()

@@ -3,7 +3,8 @@
 An entry is `<root>/<kind>/<digest>.safetensors` beside `<digest>.json`, where the digest is the
 hash of everything the entry depends on. The JSON is written last, holds hashes of the other file
 and of its own content, and so marks the entry as complete. Nothing here is ever unpickled. What
-else lies under the root, and how all of it is kept in order, is in `maintenance.py`.
+else lies under the root, and how all of it is kept in order, is in `maintenance.py`; whose the
+root is, in `mark.py`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bdbench.models.plugins.errors import InvalidInput
-from bdbench.storage.atomic import write_atomically
+from bdbench.storage import mark
+from bdbench.storage.atomic import Unusable, check_writable, write_atomically
 from bdbench.storage.keys import digest_of
 
 Payload = tuple[dict[str, Tensor], dict[str, Any]]
@@ -44,6 +45,10 @@ DAMAGE = (
 
 class DamagedCache(UserWarning):
     """A cache entry did not match its hash and was made anew."""
+
+
+class UnwritableCache(UserWarning):
+    """A cache entry could not be written, so whoever needs it next makes it again."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,13 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
 
+    def prepare(self) -> None:
+        """Make the folder, remove what dead writers left in it, and raise `InvalidInput` where it
+        cannot be written or is somebody else's."""
+        mark.claim(self.root)
+        check_writable(self.root)
+        mark.tidy(self.root)
+
     def fetch(
         self,
         kind: str,
@@ -78,26 +90,32 @@ class Cache:
         suffice.
 
         Of several processes that ask at once, one builds and the others wait. A damaged entry is
-        warned of (`DamagedCache`) and replaced. Raises `InvalidInput` for a folder that cannot be
-        written or is full.
+        warned of (`DamagedCache`) and replaced. One that cannot be written is warned of
+        (`UnwritableCache`), and the caller has what was made. Raises `InvalidInput` for a folder
+        that is somebody else's.
         """
-        folder, digest = self.root / kind, digest_of(key)
-        lock = self.lock(kind, digest)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except OSError as error:
-            reason = error.strerror or error
-            raise InvalidInput(f"the cache folder {folder} is not usable: {reason}") from error
-        try:
+        digest = digest_of(key)
+        with self._alone(kind, digest):
             entry = self._read(kind, digest)
             if entry is None or not suffices(entry.meta):
                 tensors, meta = build()
-                self._write(folder, digest, dict(key), tensors, meta)
+                self._keep(kind, digest, dict(key), tensors, meta)
                 entry = Entry(tensors, meta, fresh=True)
             return entry
+
+    @contextmanager
+    def _alone(self, kind: str, digest: str) -> Iterator[None]:
+        """Hold the lock of an entry. Where there can be none, two processes may make the same."""
+        lock = self.lock(kind, digest)
+        with suppress(Unusable, OSError, NotImplementedError):
+            mark.claim(self.root)
+            (self.root / kind).mkdir(exist_ok=True)
+            lock.acquire()
+        try:
+            yield
         finally:
-            lock.release()
+            with suppress(OSError):
+                lock.release()
 
     def lock(self, kind: str, digest: str) -> FileLock:
         """What whoever makes or removes an entry must hold."""
@@ -129,7 +147,7 @@ class Cache:
 
     def _read(self, kind: str, digest: str) -> Entry | None:
         description = self.root / kind / f"{digest}.json"
-        if not description.exists():
+        if not os.path.lexists(description):
             return None
         try:
             entry = self.load(kind, digest)
@@ -141,8 +159,25 @@ class Cache:
             )
             return None
         with suppress(OSError):
-            os.utime(description)
+            os.utime(description, follow_symlinks=False)
         return entry
+
+    def _keep(
+        self,
+        kind: str,
+        digest: str,
+        key: dict[str, Any],
+        tensors: dict[str, Tensor],
+        meta: dict[str, Any],
+    ) -> None:
+        """Write an entry, or say that it cannot be."""
+        try:
+            mark.claim(self.root)
+            self._write(self.root / kind, digest, key, tensors, meta)
+        except Unusable as error:
+            warnings.warn(
+                f"the cache goes without {kind}/{digest}: {error}", UnwritableCache, stacklevel=3
+            )
 
     def _write(
         self,
@@ -162,6 +197,7 @@ class Cache:
         write_atomically(payload, content)
         try:
             write_atomically(folder / f"{digest}.json", json.dumps(signed, indent=1).encode())
-        except InvalidInput:
-            payload.unlink(missing_ok=True)
+        except Unusable:
+            with suppress(OSError):
+                payload.unlink(missing_ok=True)
             raise

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import shutil
 import threading
 import time
 import warnings
@@ -23,9 +22,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.training.resume import Keeper, Kept, State, capture
-from bdbench.storage.atomic import write_atomically
+from bdbench.storage import mark
+from bdbench.storage.atomic import Unusable, remove_abandoned, write_atomically
 
 SHARE = 0.02
 """Of the time of a training, that checkpoints may take."""
@@ -86,14 +85,16 @@ class Checkpoints(Keeper):
         content = encode(note, capture(state))
         path = self.folder / f"{loop}-{rounds}-{hash_of(content)}.safetensors"
         try:
+            if self.folder.is_symlink():
+                raise Unusable(f"{self.folder} is a link")
             write_atomically(path, content)
-        except InvalidInput as error:
+        except Unusable as error:
             warnings.warn(f"going on without checkpoints: {error}", stacklevel=2)
             self._next = math.inf
             return
         old, self._found[loop] = self._found.get(loop), path
         if old is not None and old != path:
-            old.unlink(missing_ok=True)
+            _remove(old)
         if self.patience >= 0:
             ended = time.monotonic()
             self._next = ended + (ended - started) / SHARE
@@ -101,19 +102,47 @@ class Checkpoints(Keeper):
     def _whole(self) -> list[tuple[str, Path]]:
         """Loops and their files, the last for each loop last; what is damaged is removed."""
         found = []
-        for path in self.folder.glob("*"):
-            loop, rounds, digest = (*path.stem.split("-"), "", "")[:3]
-            numbers = [*loop.split("."), rounds]
-            if all(map(str.isdecimal, numbers)) and hash_of(path.read_bytes()) == digest:
+        remove_abandoned(self.folder)
+        for path in _own(self.folder):
+            loop, rounds, digest = path.stem.split("-")
+            if _digest(path) == digest:
                 found.append((loop, int(rounds), path))
             else:
-                path.unlink(missing_ok=True)
+                _remove(path)
         return [(loop, path) for loop, _, path in sorted(found)]
 
 
 def discard(folder: Path) -> None:
-    """Remove the checkpoints of a piece of work that is done."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove the checkpoints of a piece of work that is done, and nothing else in the folder."""
+    remove_abandoned(folder)
+    for path in _own(folder):
+        _remove(path)
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _own(folder: Path) -> Iterator[Path]:
+    """The checkpoints in a folder, which is none of ours if it is a link."""
+    if folder.is_symlink():
+        return
+    with suppress(Unusable):
+        for path in mark.listed(folder):
+            if path.suffix == ".safetensors" and mark.own_name(path, "checkpoints") is not None:
+                yield path
+
+
+def _digest(path: Path) -> str | None:
+    """That of the bytes of a file; None where it cannot be read."""
+    try:
+        return hash_of(path.read_bytes())
+    except OSError:
+        return None
+
+
+def _remove(path: Path) -> None:
+    """What cannot be removed now is removed by `bdbench cache gc`."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def notes(root: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:

@@ -8,6 +8,8 @@ from typing import Any
 
 KEY = "[0-9a-f]{16}"
 """What the first half of a digest looks like, by which cells and records are called."""
+DIGEST = "[0-9a-f]{32}"
+"""What a digest looks like, by which entries of the cache are called."""
 
 
 def digest_of(value: Any) -> str:

@@ -25,6 +25,7 @@ from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import models
+from bdbench.storage import mark
 from bdbench.storage.cache import DAMAGE, Cache, sha256_of
 
 KINDS = {
@@ -101,7 +102,7 @@ class Stored:
             except Timeout:
                 yield False
                 return
-            except OSError:
+            except (OSError, NotImplementedError):
                 # Nobody has a lock here, where none can be written.
                 pass
         try:
@@ -133,21 +134,19 @@ class Stored:
 
 
 def contents(cache: Cache, kind: str) -> list[Stored]:
-    """All there is of a kind, last used first, with what is damaged or half written."""
-    folder = cache.root / kind
+    """All there is of a kind, last used first, with what is damaged or half written. What bdbench
+    did not make is no part of it."""
     groups: dict[str, list[Path]] = defaultdict(list)
-    for path in folder.rglob("*"):
-        if path.suffix in (".json", ".safetensors", ".tmp", ".lock") and path.is_file():
-            # A temporary file has the name of its file after a dot.
-            first = path.relative_to(folder).parts[0]
-            groups[first.removeprefix(".").partition(".")[0]].append(path)
+    for name, path in mark.own_files(cache.root, kind):
+        groups[name].append(path)
     found = [_stored(cache, kind, name, paths) for name, paths in groups.items()]
     return sorted(found, key=lambda stored: (-stored.used, stored.name))
 
 
 def listing(cache: Cache, kind: str | None = None) -> str:
     """What there is, and how large: of all kinds in sum, or of one thing by thing. Raises
-    `InvalidInput` for an unknown kind."""
+    `InvalidInput` for an unknown kind, and a folder that is somebody else's."""
+    mark.check_ours(cache.root)
     if kind is None:
         headers = ["kind", "entries", "size", ""]
         found = {name: _present(cache, name) for name in KINDS}
@@ -171,7 +170,8 @@ def listing(cache: Cache, kind: str | None = None) -> str:
 
 def verify(cache: Cache) -> tuple[list[str], bool]:
     """Read everything. Returns lines that name what is damaged and count what is whole, and whether
-    nothing is damaged."""
+    nothing is damaged. Raises `InvalidInput` for a folder that is somebody else's."""
+    mark.check_ours(cache.root)
     lines: list[str] = []
     rows = []
     for kind in KINDS:
@@ -200,8 +200,9 @@ def sweep(
     kinds: what to look at and to measure; unless given, all but artefacts, which no run makes anew
 
     Safe beside running cells: what another process holds stays. Raises `InvalidInput` for an
-    unknown kind, a bad size, and where nothing may be removed.
+    unknown kind, a bad size, a folder that is somebody else's, and where nothing may be removed.
     """
+    mark.check_ours(cache.root)
     for kind in kinds:
         check_kind(kind)
     limit = None if max_size is None else parse_size(max_size)

@@ -229,7 +229,7 @@ def defaults(package: str, name: str) -> Mapping[str, Any]:
     path = file_of(package, name)
     if not path.is_file():
         return {}
-    body = ast.parse(path.read_text()).body
+    body = ast.parse(path.read_text("utf-8")).body
     constants = {
         target.id: part.value
         for part in body

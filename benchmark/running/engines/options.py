@@ -43,7 +43,8 @@ class Place:
         for name, least in (("jobs", 1), ("cores", 1), ("gpus", 0)):
             value = getattr(self, name)
             check(
-                value is None or value >= least, f"--{name} must be at least {least}, got {value}"
+                value is None or least <= value < float("inf"),
+                f"--{name} must be at least {least}, got {value}",
             )
             remote = name != "jobs" and value is not None
             check(not (remote and self.is_here), f"--{name} is for --engine ray and slurm")

@@ -1,18 +1,21 @@
-"""A Ray cluster: the one that RAY_ADDRESS names, else this machine.
+"""A Ray cluster: the one that RAY_ADDRESS or the option `address` names, else this machine.
 
+A Ray that is started here listens to this machine only: whoever reaches its ports may run code.
 Nodes need not share a folder: records come back to the process that started the run, which writes
 them. The package, data sets and plugin files must be on every node, at the same path.
 """
 
 from __future__ import annotations
 
-import functools
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError, RayTaskError
 
 from bdbench.cells.cell import Cell
@@ -41,11 +44,12 @@ class Ray(Engine):
         self._ours = not ray.is_initialized()
         if self._ours:
             try:
-                ray.init(log_to_driver=False, **options)
+                _start(options)
             except (OSError, RuntimeError, TypeError, ValueError) as error:
                 raise InvalidInput(f"Ray does not start: {error}") from error
-        # Of Ray's own retries the record would know nothing.
-        self._task = ray.remote(_run).options(num_cpus=cores, num_gpus=gpus, max_retries=0)
+        # Of Ray's own retries the record would know nothing. A cell has a process of its own.
+        place = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0, max_calls=1)
+        self._task = place(_run)
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
@@ -81,15 +85,24 @@ class Ray(Engine):
             ray.shutdown()
 
 
+def _start(options: Mapping[str, Any]) -> None:
+    """Join the cluster that is named, or start a Ray that listens to this machine only."""
+    if "address" in options or os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False, **options)
+        return
+    # What it does by itself on macOS and Windows. An address of this machine alone, given as the
+    # address of the node, it would replace by that in the network.
+    with (
+        patch.dict(os.environ, {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}),
+        patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False),
+    ):
+        ray.init(address="local", **{"log_to_driver": False, "include_dashboard": False, **options})
+
+
 def _run(job: Job, identity: dict[str, Any], retries: list[str]) -> Record:
-    """On a node, whose processes run many cells."""
-    worker = _worker(job)
+    """On a node."""
+    worker = Worker(job, lambda key, work: None)
     cell = worker.cell(identity)
     record = worker.run(cell, retries)
     worker.discard(record, cell)
     return record
-
-
-@functools.cache
-def _worker(job: Job) -> Worker:
-    return Worker(job, lambda key, work: None)

@@ -1,0 +1,278 @@
+"""Disks that are full or fail: what was whole stays whole, and a cell goes on with what it has."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import subprocess
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor
+
+from bdbench.cells.cell import cell
+from bdbench.models.training.recipe import Recipe
+from bdbench.running.claims import claimed, lock_of, stamp
+from bdbench.storage import artefacts
+from bdbench.storage.atomic import Unusable, write_atomically
+from bdbench.storage.cache import Cache, UnwritableCache
+from bdbench.storage.checkpoints import Checkpoints, discard
+from bdbench.storage.keys import digest_of
+from bdbench.trial.harness import Harness
+
+ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EFBIG", "EMFILE")
+KEY = {"a": 1}
+VALUES = torch.arange(5)
+CELL = 16 * "0"
+
+
+def build() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    return {"x": VALUES}, {"n": 7}
+
+
+def failing(name: str) -> Callable[..., Any]:
+    """A call that fails with the error of that name."""
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        number = getattr(errno, name)
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+def temporaries(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.tmp"))
+
+
+@contextmanager
+def few_files() -> Iterator[None]:
+    """In it, no more files can be opened."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    last = os.open(os.devnull, os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (last, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(last)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("name", ERRORS)
+def test_a_file_stays_as_it_was_where_it_cannot_be_written(
+    call: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_atomically(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, call, failing(name))
+    said = os.strerror(getattr(errno, name))
+    with pytest.raises(Unusable, match=f"^cannot write file in {tmp_path}: {said}$"):
+        write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert temporaries(tmp_path) == []
+
+
+def test_a_file_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"old")
+    with few_files(), pytest.raises(Unusable, match="Too many open files"):
+        write_atomically(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_temporary_file_that_cannot_be_removed_hides_nothing(
+    broken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "unlink", failing("EIO"))
+        if broken:
+            patch.setattr(os, "fsync", failing("ENOSPC"))
+            with pytest.raises(Unusable, match="No space left"):
+                write_atomically(tmp_path / "file", b"new")
+        else:
+            write_atomically(tmp_path / "file", b"new")
+    assert len(temporaries(tmp_path)) == broken
+    write_atomically(tmp_path / "file", b"new")
+    assert temporaries(tmp_path) == []
+
+
+# The cache
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize("name", ERRORS)
+def test_an_entry_that_cannot_be_written_costs_a_warning(
+    call: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path)
+    cache.prepare()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, failing(name))
+        with pytest.warns(UnwritableCache, match=f"without poisoned/{digest_of(KEY)}: cannot"):
+            entry = cache.fetch("poisoned", KEY, build)
+        with pytest.warns(UserWarning, match="no figure will show"):
+            artefacts.save(CELL, tmp_path, {"mask": numpy.ones(3)})
+    assert entry.fresh
+    assert (entry.tensors, entry.meta) == build()
+    assert {path.suffix for path in tmp_path.rglob("*.*")} == {".TAG", ".lock"}
+    assert artefacts.load(CELL, tmp_path) is None
+    cache.fetch("poisoned", KEY, build)
+    assert not cache.fetch("poisoned", KEY, build).fresh
+
+
+def test_an_entry_is_made_where_nothing_can_be_opened(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    with few_files(), pytest.warns(UnwritableCache, match="Too many open files"):
+        entry = cache.fetch("poisoned", KEY, build)
+    assert entry.fresh
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [failing("ENOLCK"), failing("EIO"), failing("ENOSYS")])
+def test_a_cache_without_locks_is_a_cache(
+    error: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path)
+    monkeypatch.setattr(type(cache.lock("poisoned", "x")), "_acquire", error)
+    assert cache.fetch("poisoned", KEY, build).fresh
+    assert not cache.fetch("poisoned", KEY, build).fresh
+
+
+def test_an_unreadable_entry_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = Cache(tmp_path)
+    cache.fetch("poisoned", KEY, build)
+    with monkeypatch.context() as patch:
+        patch.setattr("bdbench.storage.cache.sha256_of", failing("EIO"))
+        with pytest.warns(UserWarning, match="is damaged and is made anew"):
+            assert cache.fetch("poisoned", KEY, build).fresh
+    assert not cache.fetch("poisoned", KEY, build).fresh
+
+
+def test_a_read_only_cache_gives_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = Cache(tmp_path)
+    cache.fetch("poisoned", KEY, build)
+    for call in ("fsync", "unlink", "utime", "replace"):
+        monkeypatch.setattr(os, call, failing("EROFS"))
+    monkeypatch.setattr(type(cache.lock("poisoned", "x")), "_acquire", failing("EROFS"))
+    assert not cache.fetch("poisoned", KEY, build).fresh
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])
+def test_checkpoints_that_cannot_be_written_or_removed_cost_no_training(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / digest_of(KEY)
+    keeper = Checkpoints(folder, dict, lambda note: None, -1.0)
+    keeper.offer("0", 1, False, {"x": VALUES})
+    with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        patch.setattr(os, call, failing("EIO"))
+        keeper.offer("0", 2, False, {"x": VALUES})
+        keeper.offer("0", 3, False, {"x": VALUES})
+        discard(folder)
+    assert len(warned) == (call != "unlink"), "once is enough"
+    discard(folder)
+    assert not folder.exists()
+
+
+def test_an_unreadable_checkpoint_is_as_good_as_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / digest_of(KEY)
+    Checkpoints(folder, dict, lambda note: None, -1.0).offer("0", 1, False, {"x": VALUES})
+    monkeypatch.setattr(Path, "read_bytes", failing("EIO"))
+    assert Checkpoints(folder, dict, lambda note: None).find("0") is None
+
+
+def test_a_cell_has_its_record_where_the_cache_takes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.01)
+    data = "toy(train_images=32, test_images=20, image_size=16)"
+    chosen = cell(data, "wrn16_1", "badnets", "none", recipe, 0)
+    harness = Harness(Cache(tmp_path), (), torch.device("cpu"), patience=-1.0)
+    whole = vars(harness.run(chosen))
+    for path in tmp_path.rglob("*.json"):
+        path.unlink()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.warns(UserWarning, match="File too large"):
+            made = vars(harness.run(chosen))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert made["status"] == "ok"
+    assert {**made, "measured": 0} == {**whole, "measured": 0}
+    assert temporaries(tmp_path) == []
+
+
+def test_a_tiny_disk_keeps_what_fits(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], capture_output=True
+    )
+    if mounted.returncode:
+        pytest.skip("no disk can be mounted here")
+    try:
+        cache = Cache(disk)
+        cache.fetch("poisoned", KEY, build)
+        with pytest.warns(UnwritableCache, match="No space left on device"):
+            entry = cache.fetch("poisoned", {"a": 2}, lambda: ({"x": torch.zeros(99_999)}, {}))
+        assert len(entry.tensors["x"]) == 99_999
+        assert not cache.fetch("poisoned", KEY, build).fresh
+        assert temporaries(disk) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+# Claims
+
+
+@pytest.mark.parametrize("name", ["ENOLCK", "ENOSPC", "EROFS", "EIO", "EMFILE"])
+def test_a_claim_that_cannot_be_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setattr(FileLock, "_acquire", failing(name))
+    said = os.strerror(getattr(errno, name))
+    with pytest.raises(Unusable, match=rf"^cannot lock .* in .*: {said}$"), claimed(tmp_path, CELL):
+        pytest.fail("nobody may be in it")
+
+
+def test_the_lock_of_the_system_is_what_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing("ENOLCK"))
+    assert Cache(tmp_path).fetch("poisoned", KEY, build).fresh
+    with pytest.raises(Unusable, match="cannot lock"), claimed(tmp_path, CELL):
+        pytest.fail("nobody may be in it")
+
+
+def test_a_lock_that_cannot_be_removed_is_removed_by_the_next_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, claimed(tmp_path, CELL) as mine:
+        assert mine
+        patch.setattr(os, "unlink", failing("EIO"))
+    path = lock_of(tmp_path, CELL)
+    with claimed(tmp_path, CELL) as mine:
+        assert mine
+    assert not path.exists()
+
+
+def test_a_record_that_cannot_be_seen_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Path, "stat", failing("EIO"))
+    assert stamp(tmp_path, CELL) is None

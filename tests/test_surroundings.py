@@ -1,0 +1,197 @@
+"""What surrounds a command, such as terminals, homes and settings of other programs: it works, or
+says in one line what is in the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import matplotlib
+import pytest
+
+from bdbench.cli import main
+from bdbench.cli.group import UserPath, cli
+from bdbench.storage.folders import cache_root, roots
+
+TOY = "toy(train_images=100, test_images=50, image_size=16)"
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands write below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The one line that a command refuses with."""
+    assert main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.startswith("bdbench: ")
+    assert line.count("\n") == 1
+    return line
+
+
+def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command line in which `bdbench` is this one."""
+    return subprocess.run(
+        ["sh", "-c", command.replace("bdbench", f"{sys.executable} -m bdbench", 1)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+    )
+
+
+# Homes
+
+
+def options(command: click.Command = cli) -> Iterator[click.Parameter]:
+    for each in command.params:
+        yield each
+    for each in getattr(command, "commands", {}).values():
+        yield from options(each)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(own_folder))
+    paths = [option for option in options() if isinstance(option.type, click.Path)]
+    assert len(paths) > 20
+    for option in paths:
+        assert isinstance(option.type, UserPath), option.name
+        assert option.type.convert("~/x", None, None) == own_folder / "x"
+        assert option.type.convert("x/~", None, None) == Path("x/~")
+    monkeypatch.setenv("BDBENCH_CACHE", "~/cache")
+    monkeypatch.setenv("BDBENCH_DATA", "~/sets")
+    assert cache_root() == own_folder / "cache"
+    assert roots(Path("~/more"))[:2] == [own_folder / "more", own_folder / "sets"]
+    assert main(["doctor"]) == 0
+    assert not Path("~").exists()
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without name and home, as containers have."""
+
+    def unknown(who: Any) -> NoReturn:
+        raise KeyError(f"{who} not found")
+
+    for name in ("HOME", "USER", "LOGNAME", "BDBENCH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    monkeypatch.setattr(pwd, "getpwnam", unknown)
+
+
+@pytest.mark.usefixtures("nobody")
+def test_nobody_needs_a_home_who_names_a_folder(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("doctor", "cache ls", "data ls"):
+        line = refused(capsys, *command.split())
+        assert "there is no home folder here: name a folder in BDBENCH_CACHE" in line
+    assert "home folder in ~/x is not known" in refused(capsys, "table", "--results=~/x")
+    monkeypatch.setenv("BDBENCH_CACHE", str(own_folder / "cache"))
+    assert main(["doctor"]) == 0
+    assert not Path("~").exists()
+
+
+def test_the_home_of_an_unknown_user_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("BDBENCH_CACHE", "~no-such-user/x")
+    assert "home folder in ~no-such-user/x" in refused(capsys, "cache", "ls")
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "0", "-1", "1e300"])
+def test_a_limit_is_a_time(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--limit must be above 0 and at most" in refused(capsys, "run", f"--limit={number}")
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "-1", "1e300"])
+def test_a_budget_is_a_time(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--budget must be from 0 to" in refused(capsys, "run", f"--budget={number}")
+
+
+@pytest.mark.parametrize("number", ["inf", "nan", "-1"])
+def test_a_share_of_gpus_is_a_number(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--gpus must be" in refused(capsys, "run", "--engine=slurm", f"--gpus={number}")
+
+
+# Disks and settings
+
+
+def test_what_the_system_refuses_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*arguments: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+
+    monkeypatch.setattr("bdbench.storage.maintenance.listing", full)
+    assert refused(capsys, "cache", "ls") == "bdbench: somewhere: No space left on device\n"
+
+
+def test_a_picture_needs_no_latex_and_not_the_settings_of_the_user(own_folder: Path) -> None:
+    preview = ["data", "preview", "badnets", "--count=1", f"--dataset={TOY}"]
+    assert main([*preview, "--out=plain.png"]) == 0
+    own = {"text.usetex": True, "figure.facecolor": "red", "font.size": 30.0}
+    with matplotlib.rc_context(own):
+        assert main([*preview, "--out=own.png"]) == 0
+    assert Path("own.png").read_bytes() == Path("plain.png").read_bytes()
+
+
+def test_neither_the_window_system_nor_the_encoding_matters(own_folder: Path) -> None:
+    done = shell(
+        f"bdbench data preview badnets --count=1 --dataset='{TOY}' --out=é.png",
+        MPLBACKEND="module://no_such_thing",
+        LC_ALL="C",
+        PYTHONUTF8="0",
+        PYTHONCOERCECLOCALE="0",
+        TMPDIR=str(own_folder / ("d" * 120)),  # is not there
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith(".png\n")
+    assert (own_folder / "é.png").stat().st_size
+
+
+# Streams
+
+
+def test_what_an_encoding_lacks_is_a_question_mark() -> None:
+    done = shell("bdbench run --dry-run --engine=ray --defense=none", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert " ? badnets ? none ? seed 0: to be run\n" in done.stdout
+
+
+@pytest.mark.parametrize("streams", ["", ">&-", "<&- >&- 2>&-"])
+def test_a_closed_stream_leads_nowhere(streams: str, own_folder: Path) -> None:
+    """And no file that is opened later takes its place, to be printed into."""
+    (own_folder / "opens.py").write_text("import os\nopen('number', 'w').write(str(os.dup(0)))\n")
+    done = shell(f"bdbench list suites --plugin=opens.py {streams}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert int(Path("number").read_text()) > 2
+
+
+@pytest.mark.parametrize("command", ["list suites", "run --dry-run --engine=ray"])
+def test_a_reader_may_go(command: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "bdbench", *command.split()],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 1
+    assert done.stderr == ""
