@@ -251,6 +251,7 @@ def run(
         name, changes.applied_to(suite(name)), Place(jobs=jobs, in_process=in_process), options
     )
     execution = execute(made, Console(quiet=not progress))
+    _require(not execution.refused, "; ".join(dict.fromkeys(execution.refused)))
     fresh = {record.key: record for record in execution.records}
     found, damaged = [], []
     for key in dict.fromkeys(each.key for each in made.cells):

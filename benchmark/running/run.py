@@ -221,10 +221,12 @@ class Execution:
 
     code: 0 all fine, 1 a cell failed, 2 one failed on bad input
     records: that were made
+    refused: why cells could not be begun
     """
 
     code: int
     records: tuple[Record, ...] = ()
+    refused: tuple[str, ...] = ()
 
 
 def execute(plan: Plan, console: Console) -> Execution:
@@ -251,7 +253,8 @@ def execute(plan: Plan, console: Console) -> Execution:
             plan.missing, plan.job.results, plan.speed, plan.options.budget, reporter
         )
         with _engine(plan, reporter) as engine:
-            return Execution(schedule.run(engine), tuple(schedule.made))
+            code = schedule.run(engine)
+    return Execution(code, tuple(schedule.made), tuple(schedule.refused))
 
 
 def _engine(plan: Plan, reporter: Reporter) -> Engine:
@@ -309,7 +312,7 @@ def _tidy(plan: Plan) -> None:
     for cell in plan.cells:
         if cell in missing or not lock_of(job.results, cell.key).exists():
             continue
-        with claimed(job.results, cell.key) as mine, suppress(InvalidInput):
+        with suppress(InvalidInput), claimed(job.results, cell.key) as mine:
             if mine and plan.place.is_here:
                 harness = Harness(Cache(job.cache), job.roots, plan.device)
                 with threaded(job.threads):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import suppress
 from pathlib import Path
 
 from bdbench.cells.cell import Cell
@@ -17,6 +18,7 @@ from bdbench.running.engines.base import Died, Engine
 from bdbench.running.progress import Reporter, summary
 from bdbench.running.speed import Speed
 from bdbench.running.worker import Attempt
+from bdbench.storage.atomic import Unusable
 from bdbench.trial.harness import failed, lost
 
 ATTEMPTS = 3
@@ -34,6 +36,7 @@ class Schedule:
     reporter: told of all that happens
 
     made: records of this run, in the order in which their cells ended
+    refused: why cells could not be begun
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class Schedule:
         self.made: list[Record] = []
         self._shared = set[Part]()
         self._failed: list[Record] = []
+        self.refused: list[str] = []
         self._unkept = 0
         self._left_out = 0
         self._start = time.monotonic()
@@ -78,7 +82,7 @@ class Schedule:
             count = len(self._before)
             self.reporter.say(f"over the budget, so left out: {self._left_out} of {count} cells")
         errors = [record.error["type"] for record in self._failed if record.error]
-        if InvalidInput.__name__ in errors:
+        if self.refused or InvalidInput.__name__ in errors:
             return 2
         return 1 if errors or self._unkept else 0
 
@@ -113,10 +117,17 @@ class Schedule:
                 self._waiting = {cell: None, **self._waiting}
                 return
             attempt = self._given_up(cell, lost(deaths), deaths)
+        except InvalidInput as error:
+            self.refused.append(str(error))
+            self.reporter.end(cell.key, f"refused: {error}")
+            return
         except Exception as error:
-            # Not of the cell's own making, such as a data set that cannot be read any more.
+            # Nothing that a plugin did: that is in the record which an attempt gives.
             attempt = self._given_up(cell, error, self._deaths[cell])
-        if attempt.record is None:
+        if attempt.record is None and attempt.unkept is not None:
+            self._unkept += 1
+            self.reporter.end(cell.key, f"FAILED: {attempt.unkept}")
+        elif attempt.record is None:
             self.reporter.again(cell.key, "another run is at it")
             self._elsewhere.append(cell)
         elif not attempt.mine:
@@ -130,7 +141,7 @@ class Schedule:
             # The claim of the dead is in the way of nobody but leaves its file.
             with claimed(self.results, cell.key):
                 write(self.results, record)
-        except InvalidInput as reason:
+        except Unusable as reason:
             return Attempt(record, mine=True, unkept=str(reason))
         return Attempt(record, mine=True)
 
@@ -154,10 +165,12 @@ class Schedule:
     def _look(self) -> None:
         """Take back what no other run is at any more."""
         for cell in list(self._elsewhere):
-            with claimed(self.results, cell.key) as free:
-                if free:
-                    self._elsewhere.remove(cell)
-                    self._waiting[cell] = None
+            with suppress(Unusable), claimed(self.results, cell.key) as free:
+                if not free:
+                    continue
+            # Where there are no locks, the attempt will say so.
+            self._elsewhere.remove(cell)
+            self._waiting[cell] = None
 
 
 def title(cell: Cell) -> str:

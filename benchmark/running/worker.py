@@ -15,11 +15,11 @@ import torch
 
 from bdbench.cells.cell import REGISTRIES, Cell, cell_of
 from bdbench.machine.contention import Others
-from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import load_file
 from bdbench.records.files import path_of, read, write
 from bdbench.records.record import Record
 from bdbench.running.claims import claimed, stamp
+from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
 from bdbench.trial.harness import Harness, TimeLimit
 
@@ -69,7 +69,7 @@ class Job:
 class Attempt:
     """What came of it.
 
-    record: None where another run is at this cell
+    record: None where another run is at this cell, or nothing can be kept in the folder
     mine: whether the record was made here and not by another run meanwhile
     unkept: why it could not be written, None where it was
     """
@@ -105,6 +105,12 @@ class Worker:
         before: `stamp` of the cell's record when this run began
         retries: why earlier attempts of this run ended
         """
+        try:
+            return self._attempt(cell, before, retries)
+        except Unusable as error:
+            return Attempt(None, mine=True, unkept=str(error))
+
+    def _attempt(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Attempt:
         with claimed(self.job.results, cell.key) as mine:
             if not mine:
                 return Attempt(None)
@@ -113,7 +119,7 @@ class Worker:
             record = self.run(cell, retries)
             try:
                 keep(self.job.results, record, cell)
-            except InvalidInput as error:
+            except Unusable as error:
                 return Attempt(record, mine=True, unkept=str(error))
             self.discard(record, cell)
             return Attempt(record, mine=True)

@@ -25,6 +25,7 @@ from bdbench.records.record import Record
 from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.worker import Attempt, Job, Worker
+from bdbench.storage.atomic import Unusable
 
 MANY = 10_000
 
@@ -54,7 +55,12 @@ class Ray(Engine):
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
         results, claim = self.job.results, ExitStack()
-        if not claim.enter_context(claimed(results, cell.key)):
+        try:
+            mine = claim.enter_context(claimed(results, cell.key))
+        except Unusable as error:
+            future.set_result(Attempt(None, mine=True, unkept=str(error)))
+            return future
+        if not mine:
             future.set_result(Attempt(None))
             return future
         if stamp(results, cell.key) != before:
@@ -64,8 +70,11 @@ class Ray(Engine):
 
         def over(made: Future[Record]) -> None:
             try:
-                record = made.result()
-                write(results, record)
+                record, unkept = made.result(), None
+                try:
+                    write(results, record)
+                except Unusable as error:
+                    unkept = str(error)
             except RayTaskError as error:
                 future.set_exception(error.as_instanceof_cause())
             except RayError as error:
@@ -73,11 +82,12 @@ class Ray(Engine):
             except Exception as error:
                 future.set_exception(error)
             else:
-                future.set_result(Attempt(record, mine=True))
+                future.set_result(Attempt(record, mine=True, unkept=unkept))
             finally:
                 claim.close()
 
-        self._task.remote(self.job, cell.identity, list(retries)).future().add_done_callback(over)
+        job = self.job.narrowed(cell)
+        self._task.remote(job, cell.identity, list(retries)).future().add_done_callback(over)
         return future
 
     def close(self, broken: bool) -> None:
@@ -101,7 +111,7 @@ def _start(options: Mapping[str, Any]) -> None:
 
 def _run(job: Job, identity: dict[str, Any], retries: list[str]) -> Record:
     """On a node."""
-    worker = Worker(job, lambda key, work: None)
+    worker = Worker(job, lambda key, work: None, isolated=True)
     cell = worker.cell(identity)
     record = worker.run(cell, retries)
     worker.discard(record, cell)

@@ -59,7 +59,7 @@ class Slurm(Engine):
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
         self._open[future] = self._executor.submit(
-            _attempt, self.job, cell.identity, before, list(retries)
+            _attempt, self.job.narrowed(cell), cell.identity, before, list(retries)
         )
         return future
 
@@ -87,5 +87,5 @@ def _settle(future: Future[Attempt], job: submitit.Job[Attempt]) -> None:
 
 def _attempt(job: Job, identity: dict[str, Any], before: int | None, retries: list[str]) -> Attempt:
     """On a node."""
-    worker = Worker(job, lambda key, work: None)
+    worker = Worker(job, lambda key, work: None, isolated=True)
     return worker.attempt(worker.cell(identity), before, retries)
