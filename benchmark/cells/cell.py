@@ -23,7 +23,7 @@ from bdbench.models.plugins.registry import Registry, version_of
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model, models
 from bdbench.models.training.recipe import Recipe
-from bdbench.records.record import SCHEMA
+from bdbench.records.record import key_of
 from bdbench.storage.keys import digest_of
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -85,9 +85,8 @@ class Cell:
 
     @cached_property
     def key(self) -> str:
-        """16 hex digits that stand for this cell, the name of its record."""
-        parts = {"schema": SCHEMA, "versions": self.versions, **self.identity}
-        return digest_of(parts)[:16]
+        """See `key_of`."""
+        return key_of(self.identity, self.versions)
 
     @cached_property
     def labels(self) -> dict[str, str]:

@@ -200,6 +200,7 @@ def _record(
         key=cell.key,
         cell=cell.identity,
         labels=cell.labels,
+        versions=cell.versions,
         provenance=origin,
         measured=measured,
         **outcome,
