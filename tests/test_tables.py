@@ -299,7 +299,7 @@ def test_at_chance_enters_means_with_a_mark_and_is_never_the_best():
         (cell("ft", "badnets", 880, 20), None, "5 %"),
         (cell("cbd", "badnets", 880, 20), None, "0 %"),
         (cell("mine", "badnets", 880, 20), None, "-"),
-        (cell("<script>", "badnets", 880, 20), None, "-"),
+        (cell("a.py", "badnets", 880, 20), None, "-"),
     ],
 )
 def test_the_clean_share_is_the_records_or_that_of_the_source(record, share, text):

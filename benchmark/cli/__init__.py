@@ -16,7 +16,7 @@ from bdbench.cli import doctor as doctor
 from bdbench.cli import plugins as plugins
 from bdbench.cli import results as results
 from bdbench.cli import run as run
-from bdbench.cli.group import cli
+from bdbench.cli.group import cli, say
 from bdbench.models.plugins.errors import InvalidInput, one_line
 
 
@@ -33,13 +33,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         return _refuse(str(error))
     except (KeyboardInterrupt, click.Abort):
-        click.echo("bdbench: stopped; the same command goes on from here", err=True)
+        say("bdbench: stopped; the same command goes on from here", err=True)
         return 130
 
 
 def entry() -> NoReturn:
     """The `bdbench` command."""
-    warnings.showwarning = lambda message, *where: click.echo(
+    warnings.showwarning = lambda message, *where: say(
         f"bdbench: warning: {one_line(str(message))}", err=True
     )
     sys.exit(main())
@@ -50,5 +50,5 @@ def _stop(number: int, frame: Any) -> NoReturn:
 
 
 def _refuse(message: str) -> int:
-    click.echo(f"bdbench: {one_line(message)}", err=True)
+    say(f"bdbench: {one_line(message)}", err=True)
     return 2

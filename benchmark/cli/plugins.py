@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bdbench.cli.group import FILE, cli, load_plugins
+from bdbench.cli.group import FILE, cli, load_plugins, say
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import check
 
@@ -22,7 +22,7 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
     from bdbench.cli.catalogue import catalogue
 
     load_plugins(plugin)
-    click.echo(catalogue(list(kinds) or known))
+    say(catalogue(list(kinds) or known))
 
 
 @cli.command()
@@ -41,11 +41,11 @@ def describe(name: str | None, protocol: bool, plugin: tuple[Path, ...]) -> None
     if protocol:
         from bdbench.cli.protocol import protocol as page
 
-        click.echo(page([name] if name else []))
+        say(page([name] if name else []))
     else:
         check(name is not None, "describe needs a NAME, or --protocol; `bdbench list` lists names")
         assert name is not None
-        click.echo(catalogue.description(name))
+        say(catalogue.description(name))
 
 
 @cli.command(name="check")
@@ -61,10 +61,10 @@ def check_plugin(what: str, plugin: tuple[Path, ...]) -> int:
     load_plugins(plugin)
     failures = 0
     for kind, name in found(what):
-        click.echo(f"{kind} {name}")
+        say(f"{kind} {name}")
         for each, how in broken(kind, name):
-            click.echo(f"  {'ok     ' if how is None else 'BROKEN '}{each.sentence}")
+            say(f"  {'ok     ' if how is None else 'BROKEN '}{each.sentence}")
             if how is not None:
                 failures += 1
-                click.echo(f"         {how}")
+                say(f"         {how}")
     return 1 if failures else 0

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from bdbench.models.plugins.errors import shown
 from bdbench.records.count import wilson
 from bdbench.records.rerun import command
 from bdbench.report import charts
@@ -68,6 +69,7 @@ def templates() -> Environment:
         loader=FileSystemLoader(PAGES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
     )

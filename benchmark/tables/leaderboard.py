@@ -25,6 +25,7 @@ from bdbench.tables.groups import (
     trainings,
 )
 from bdbench.tables.statistics import half_width, tied
+from bdbench.tables.text import as_markdown
 
 MISSING = "-"
 FOOTNOTES = {
@@ -106,7 +107,7 @@ class Block:
         means = [title.removeprefix("mean ") for title in totals if title.startswith("mean ")]
         headers = ["defense", "clean", "trainings"]
         for over, below in [*heads.items(), *([("mean", means)] if means else [])]:
-            headers += [over, *[""] * (len(below) - 1)]
+            headers += [as_markdown(over), *[""] * (len(below) - 1)]
         headers += totals[len(means) :]
         below = [*(name for names in heads.values() for name in names), *means]
         filling = [""] * (len(totals) - len(means))
@@ -120,10 +121,11 @@ class Block:
                     for attack in heads
                     for text in self._fields(defense, attack, heads[attack])
                 ]
-                rows.append([defense, clean, work, *fields, *rest])
+                rows.append([as_markdown(defense), clean, work, *fields, *rest])
         table = pipe(headers, rows, ["left", *["right"] * (len(headers) - 1)])
-        notes = "\n".join(f"- {note}" for note in self.footnotes())
-        return "\n\n".join(part for part in (f"## {self.title()}", table, notes) if part)
+        notes = "\n".join(f"- {as_markdown(note)}" for note in self.footnotes())
+        title = f"## {as_markdown(self.title())}"
+        return "\n\n".join(part for part in (title, table, notes) if part)
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Group]:
@@ -445,10 +447,9 @@ def plus_minus(middle: float, half: float) -> str:
 
 
 def pipe(headers: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str]) -> str:
-    """A Markdown table; `align` is left or right for each column."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in [headers, *rows]]
+    """A table of cells in Markdown; `align` is left or right for each column."""
     # Of what it is told are headers, tabulate makes every column wider than they are.
-    table = tabulate(lines, tablefmt="pipe", disable_numparse=True, colalign=align)
+    table = tabulate([headers, *rows], tablefmt="pipe", disable_numparse=True, colalign=align)
     rule, header, *others = table.splitlines()
     return "\n".join([header, rule, *others])
 

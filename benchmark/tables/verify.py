@@ -26,6 +26,7 @@ from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, collect, is_none
 from bdbench.tables.leaderboard import FOOTNOTES, MISSING, pipe
 from bdbench.tables.others import SOURCES, Other, contradictions, others
 from bdbench.tables.published import TABLES, Published, Reference, reference
+from bdbench.tables.text import as_csv, as_markdown
 
 COMPARED = (1, 2, 5)
 """The paper's tables of CA and ASR."""
@@ -157,7 +158,7 @@ class Verification:
             for row in self.rows
         ]
         frame = pd.DataFrame(lines, columns=[field.name for field in fields(Row)])
-        return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        return as_csv(frame)
 
     def json(self) -> str:
         """Rows and summary, with null for nan."""
@@ -166,7 +167,7 @@ class Verification:
             for row in self.rows
         ]
         document = {"rows": rows, "summary": self.summary()}
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def verify(records: Iterable[Record]) -> Verification:
@@ -282,7 +283,7 @@ def _block(rows: Sequence[Row]) -> str:
     headers += ["paper", "table", "difference", "verdict", *SOURCES, "reasons"]
     lines = [
         [
-            *(row.attack, row.defense, row.metric, str(row.seeds)),
+            *(as_markdown(row.attack), as_markdown(row.defense), row.metric, str(row.seeds)),
             *(_decimal(row.ours), _interval(row), _decimal(row.published)),
             str(row.table or MISSING),
             *(_decimal(row.difference, "+z"), row.verdict or MISSING),
@@ -294,19 +295,20 @@ def _block(rows: Sequence[Row]) -> str:
     align = [*["left"] * 3, *["right"] * 6, "left", *["right"] * len(SOURCES), "left"]
     table = pipe(headers, lines, align)
     apart = [
-        f"- {row.defense} on {row.attack}, {row.metric}: {row.contradiction}"
+        f"- {as_markdown(f'{row.defense} on {row.attack}, {row.metric}: {row.contradiction}')}"
         for row in rows
         if row.contradiction
     ]
     dataset, model, recipe, *_ = rows[0].cell
     named = "default recipe" if recipe == "recipe" else recipe
-    parts = [f"## {dataset} · {model} · {named}", table]
+    parts = [f"## {as_markdown(f'{dataset} · {model} · {named}')}", table]
     if shared:
         parts.append(
-            "All rows of the paper's tables:\n\n" + "\n".join(f"- {reason}" for reason in shared)
+            "All rows of the paper's tables:\n\n"
+            + "\n".join(f"- {as_markdown(reason)}" for reason in shared)
         )
     if numbers:
-        parts.append("\n".join(f"{number}. {reason}" for reason, number in numbers.items()))
+        parts.append("\n".join(f"{n}. {as_markdown(reason)}" for reason, n in numbers.items()))
     if apart:
         parts.append(
             "Published numbers that are more than ten points apart:\n\n" + "\n".join(apart)

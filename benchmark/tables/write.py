@@ -43,6 +43,7 @@ from bdbench.tables.paper import (
 from bdbench.tables.published import reference
 from bdbench.tables.sheet import Sheet
 from bdbench.tables.statistics import half_width, tied
+from bdbench.tables.text import as_csv
 
 INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 COLUMNS = (
@@ -74,7 +75,7 @@ class Leaderboard:
 
     def csv(self) -> str:
         """The summary with shares in [0, 1], six significant digits, and nothing for nan."""
-        return _csv(self.summary)
+        return as_csv(self.summary)
 
 
 def summarise(records: Iterable[Record]) -> pd.DataFrame:
@@ -153,11 +154,11 @@ class OfPaper:
 
     def csv(self) -> str:
         """In long form, with what the paper prints."""
-        return _csv(_long_form(self.groups, self.number))
+        return as_csv(_long_form(self.groups, self.number))
 
     def differences(self) -> str:
         """Of each pair of defenses on the same poisoned sets, as CSV."""
-        return _csv(_differences(self.groups))
+        return as_csv(_differences(self.groups))
 
 
 def paper_table(number: int, records: Iterable[Record], folder: Path) -> OfPaper:
@@ -231,10 +232,6 @@ def _row(group: Group, bare: Group | None) -> dict[str, Any]:
         "flags": " ".join(f"{flag}:{len(those)}" for flag, those in group.flagged.items()),
         "excluded": len(group.records) - len(group.used),
     }
-
-
-def _csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
 def _long_form(groups: Sequence[Group], table: int) -> pd.DataFrame:
