@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _MARKUP = re.compile(r"[\\`*<>\[\]~|&]|(?<![^\W_])_|_(?![^\W_])|^[-+=#](?=\s|$)")
 """What Markdown takes for more than itself; an underscore inside of a word is one."""
+_ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+"""Also where a reader of Markdown passes HTML on before it looks for escapes."""
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -39,7 +41,7 @@ _FORMULA = tuple("=+-@")
 
 def as_markdown(text: str) -> str:
     """One line of Markdown, without markup."""
-    return _MARKUP.sub(r"\\\g<0>", _line(text))
+    return _MARKUP.sub(lambda m: _ENTITIES.get(m[0], f"\\{m[0]}"), _line(text))
 
 
 def as_latex(text: str) -> str:
