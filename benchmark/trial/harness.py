@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -40,6 +39,7 @@ from bdbench.storage.keys import digest_of
 from bdbench.trial import evaluation as metrics
 from bdbench.trial import provenance
 from bdbench.trial.clean_budget import clean_budget
+from bdbench.trial.failure import error_of
 from bdbench.trial.monitor import Looker
 from bdbench.trial.poisoned import PoisonedData
 
@@ -504,9 +504,5 @@ def _failure(error: BaseException) -> dict[str, Any]:
         "flags": (),
         "curves": [],
         "diagnostics": {},
-        "error": {
-            "type": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
-        },
+        "error": error_of(error),
     }
