@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -34,6 +34,17 @@ REGISTRIES: dict[str, Registry[Any]] = {
 }
 
 
+@dataclass(frozen=True)
+class Words:
+    """What a plugin is called: canonical spec, label and versions, see `Cell`; and its code, if it
+    is local."""
+
+    spec: str
+    label: str
+    versions: Any
+    code: Code | None
+
+
 @dataclass(frozen=True, eq=False)
 class Cell:
     """Plugins with their settings; make one with `cell`. All that decides the numbers is in here.
@@ -52,8 +63,13 @@ class Cell:
     @cached_property
     def specs(self) -> dict[str, str]:
         """Of the axes and the recipe, with every field."""
-        found = {axis: reg.canonical(getattr(self, axis)) for axis, reg in REGISTRIES.items()}
+        found = {axis: words.spec for axis, words in self.words.items()}
         return {**found, "recipe": recipe_spec(self.recipe)}
+
+    @cached_property
+    def words(self) -> dict[str, Words]:
+        """By axis; see `share`."""
+        return {axis: _words(axis, getattr(self, axis)) for axis in REGISTRIES}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -64,24 +80,12 @@ class Cell:
     def versions(self) -> dict[str, Any]:
         """Of the plugins: raised by their authors when numbers change. A list of them where one
         plugin holds another. That of a local plugin is a hash of its code."""
-        found = {}
-        for axis, registry in REGISTRIES.items():
-            versions: list[Any] = [
-                digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
-                for each in registry.factories(getattr(self, axis))
-            ]
-            found[axis] = versions if len(versions) > 1 else versions[0]
-        return found
+        return {axis: words.versions for axis, words in self.words.items()}
 
     @cached_property
     def local(self) -> dict[str, Code]:
         """The code of plugins that no other process can make, by axis."""
-        found = {}
-        for axis, registry in REGISTRIES.items():
-            factory = registry.factories(getattr(self, axis))[0]
-            if registry.is_local(factory):
-                found[axis] = code_of(factory)
-        return found
+        return {axis: words.code for axis, words in self.words.items() if words.code}
 
     @cached_property
     def key(self) -> str:
@@ -91,7 +95,7 @@ class Cell:
     @cached_property
     def labels(self) -> dict[str, str]:
         """The specs, with only the fields that differ from their defaults."""
-        short = {axis: reg.label(getattr(self, axis)) for axis, reg in REGISTRIES.items()}
+        short = {axis: words.label for axis, words in self.words.items()}
         default, given = dataclasses.asdict(Recipe()), dataclasses.asdict(self.recipe)
         changed = {name: value for name, value in given.items() if value != default[name]}
         return {**short, "recipe": str(Spec("recipe", changed))}
@@ -124,11 +128,45 @@ def cell(
         recipe,
         seed,
     )
-    check_target(made.attack.target, made.dataset.num_classes)
-    if not made.attack.trains:
-        size = made.dataset.image_size
-        made.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    check_attack(made.attack, made.dataset)
     return made
+
+
+def check_attack(attack: Attack, dataset: Source) -> None:
+    """Raises `InvalidInput` for an attack that does not fit the images of a data set."""
+    check_target(attack.target, dataset.num_classes)
+    if not attack.trains:
+        size = dataset.image_size
+        attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+
+
+def share(cells: Iterable[Cell]) -> None:
+    """Find the words of a plugin once for all cells that have it."""
+    known: dict[tuple[str, int], Words] = {}
+    for each in cells:
+        found = {}
+        for axis in REGISTRIES:
+            plugin = getattr(each, axis)
+            place = axis, id(plugin)
+            if place not in known:
+                known[place] = _words(axis, plugin)
+            found[axis] = known[place]
+        vars(each)["words"] = found
+
+
+def _words(axis: str, plugin: Any) -> Words:
+    registry = REGISTRIES[axis]
+    factories = registry.factories(plugin)
+    versions: list[Any] = [
+        digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
+        for each in factories
+    ]
+    return Words(
+        spec=registry.canonical(plugin),
+        label=registry.label(plugin),
+        versions=versions if len(versions) > 1 else versions[0],
+        code=code_of(factories[0]) if registry.is_local(factories[0]) else None,
+    )
 
 
 def cell_of(identity: Mapping[str, Any]) -> Cell:

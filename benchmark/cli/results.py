@@ -38,13 +38,13 @@ def table(which: str, results: Path, latex: bool, sort: str, columns: tuple[str,
     from bdbench.tables.write import leaderboard, write_leaderboard, write_table
 
     records, damaged = records_in(results)
+    made = None if plain else leaderboard(records, sort, columns)
     if which == "leaderboard":
-        made = leaderboard(records, sort, columns)
         paths = write_leaderboard(records, results)
-        say(made.markdown())
     else:
         paths = write_table(int(which), records, results, latex)
-        say(next(path for path in paths if path.suffix == ".md").read_text())
+    written = next(path for path in paths if path.suffix == ".md")
+    say(made.markdown() if made else written.read_text(encoding="utf-8"))
     say(f"written: {', '.join(map(str, paths))}")
     return 1 if damaged else 0
 

@@ -72,6 +72,7 @@ def templates() -> Environment:
         finalize=lambda value: shown(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters |= {
         "decimal": decimal,

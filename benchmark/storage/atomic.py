@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-import glob
 import os
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -19,7 +17,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     killed. Raises `InvalidInput` where it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
         with _temporary(path) as file:
             temporary = Path(file.name)
             try:
@@ -46,9 +43,19 @@ def check_writable(folder: Path) -> None:
 
 
 def _temporary(path: Path) -> BinaryIO:
-    """A new file beside `path`, which is locked as long as it is open."""
+    """A new file beside `path`, which is locked as long as it is open.
+
+    The first free name is taken, so that whoever writes next meets what a dead writer has left,
+    and need not look through the folder.
+    """
+    number = 0
     while True:
-        file = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp").open("xb")
+        place = path.with_name(f".{path.name}.{number}.tmp")
+        try:
+            file = place.open("xb")
+        except FileExistsError:
+            number += not _removed(place)
+            continue
         with suppress(OSError):  # of a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
@@ -57,9 +64,12 @@ def _temporary(path: Path) -> BinaryIO:
         file.close()
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove the temporary files of `path` that nobody has locked: their writers are dead."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        with suppress(OSError), leftover.open("r+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            leftover.unlink()
+def _removed(place: Path) -> bool:
+    """Remove a temporary file that nobody has locked: its writer is dead."""
+    with suppress(OSError), place.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The name may be that of a new file by now.
+        if os.path.samestat(os.fstat(file.fileno()), place.stat()):
+            place.unlink()
+            return True
+    return False

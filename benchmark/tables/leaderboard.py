@@ -183,13 +183,18 @@ class Block:
     def numbers(self) -> dict[str, dict[str, float]]:
         """Of each defense the numbers of its row by title of column, nan where there is none:
         shares in percent, of an interval its lower end; those of `EXTRA` too."""
-        return {
-            name: dict(self._numbers(name)) for name in {g.names["defense"] for g in self.groups}
-        }
+        return {name: dict(self._numbers(name)) for name in self._by_defense}
+
+    @cached_property
+    def _by_defense(self) -> dict[str, list[Group]]:
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            found.setdefault(group.names["defense"], []).append(group)
+        return found
 
     def _numbers(self, defense: str) -> Iterator[tuple[str, float]]:
         yield "clean", 100 * self._clean_fractions[defense]
-        own = [g for g in self.groups if g.names["defense"] == defense and g.used]
+        own = [g for g in self._by_defense[defense] if g.used]
         yield "trainings", mean(n for g in own if not math.isnan(n := g.mean(trainings)))
         for attack in self.attacks:
             group = self.cells.get((defense, attack))

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from bdbench.models.plugins.errors import check
@@ -163,9 +164,8 @@ def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | 
     wanted = (Spec.of(cell["dataset"]).name, trigger, Spec.of(cell["defense"]).name, adaptive)
     found = [
         row
-        for number in ((1, 2, 5) if table is None else (table,))
-        for row in TABLES[number]
-        if (row.dataset, row.attack, row.defense, row.adaptive) == wanted
+        for row in PLACES.get(wanted, ())
+        if row.table in ((1, 2, 5) if table is None else (table,))
         and (row.table != 2 or row.poisoning_rate == rate)
     ]
     if not found:
@@ -287,6 +287,10 @@ TABLES: Mapping[int, tuple[Published, ...]] = {
     table: tuple(row for row in _ROWS if row.table == table and row.attack != "average")
     for table in (1, 2, 3, 5)
 }
+PLACES: dict[tuple[str, str, str, bool], list[Published]] = {}
+"""The rows of all tables by data set, attack, defense, and whether the attack is hardened."""
+for _row in chain.from_iterable(TABLES.values()):
+    PLACES.setdefault((_row.dataset, _row.attack, _row.defense, _row.adaptive), []).append(_row)
 AVERAGES = tuple(row for row in _ROWS if row.attack == "average")
 """Of Table 1 as printed, over the attacks."""
 INCREASES = {(dataset, attack): more for (attack,), dataset, (*_, more) in _grid(TABLE_3, 1, 3)}

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,10 @@ class Verification:
 
     def markdown(self) -> str:
         """A block for each data set, model and recipe, a legend and the sentence."""
+        return self._markdown
+
+    @cached_property
+    def _markdown(self) -> str:
         blocks = [_block(list(rows)) for _, rows in groupby(self.rows, lambda row: row.cell[:3])]
         return "\n\n".join([*blocks, *([LEGEND] if blocks else []), self.sentence()]) + "\n"
 
@@ -277,8 +282,9 @@ def _block(rows: Sequence[Row]) -> str:
     """Title, table, the reasons that all rows share, and a numbered list of the others."""
     every = list(dict.fromkeys(reason for row in rows for reason in row.reasons))
     of_paper = [row for row in rows if row.table] or rows
-    shared = [reason for reason in every if all(reason in row.reasons for row in of_paper)]
-    numbers = {reason: n for n, reason in enumerate((r for r in every if r not in shared), 1)}
+    of_all = set.intersection(*(set(row.reasons) for row in of_paper))
+    shared = [reason for reason in every if reason in of_all]
+    numbers = {reason: n for n, reason in enumerate((r for r in every if r not in of_all), 1)}
     headers = ["attack", "defense", "metric", "seeds", "ours", "95 % interval"]
     headers += ["paper", "table", "difference", "verdict", *SOURCES, "reasons"]
     lines = [
@@ -288,7 +294,7 @@ def _block(rows: Sequence[Row]) -> str:
             str(row.table or MISSING),
             *(_decimal(row.difference, "+z"), row.verdict or MISSING),
             *(_decimal(row.backdoorbench), _decimal(row.ft_sam)),
-            " ".join(str(n) for reason, n in numbers.items() if reason in row.reasons),
+            " ".join(map(str, sorted(numbers[r] for r in row.reasons if r in numbers))),
         ]
         for row in rows
     ]

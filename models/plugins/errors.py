@@ -55,6 +55,8 @@ def visible(text: str) -> str:
 
 def shown(text: str) -> str:
     """`text` of several lines, each as `visible` has it."""
+    if text.isprintable():
+        return text
     return "\n".join(map(visible, text.split("\n")))
 
 
