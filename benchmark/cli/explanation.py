@@ -10,6 +10,7 @@ from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.records.files import read
 from bdbench.records.record import Record
 from bdbench.records.rerun import command
+from bdbench.tables.groups import lent
 
 
 def explanation(key: str, results: Path | None) -> str:
@@ -39,6 +40,7 @@ def _explain(record: Record, path: Path) -> str:
         ]
         parts.append(plain(rows))
     parts += [f"warning: {text}" for text in record.diagnostics.get("warnings", ())]
+    parts += [f"the defense {text}" for text in [lent(record)] if text]
     if record.flags:
         parts.append(f"flags: {', '.join(record.flags)}")
     for title in ("passes", "diagnostics", "curves", "measured", "provenance"):

@@ -160,7 +160,7 @@ def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | 
     attack = Spec.of(cell["attack"])
     adaptive = attack.name == "adaptive"
     trigger = Spec.of(attack.fields["attack"]).name if adaptive else attack.name
-    rate = attack.fields.get("poisoning_rate", RATE)
+    rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
     wanted = (Spec.of(cell["dataset"]).name, trigger, Spec.of(cell["defense"]).name, adaptive)
     found = [
         row
@@ -199,7 +199,8 @@ def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
     attack = Spec.of(cell["attack"]).name
     fields = dict(Spec.of(cell["attack"]).fields)
     if row.poisoning_rate is not None:
-        yield from _other("poisoning_rate", fields.pop("poisoning_rate", RATE), row.poisoning_rate)
+        rate = fields.pop("poisoning_rate", default_rate(attack))
+        yield from _other("poisoning_rate", rate, row.poisoning_rate)
         yield from _other("target", fields.pop("target", TARGETS[dataset]), TARGETS[dataset])
         if row.adaptive:
             yield from _settings("bdbench.attacks", Spec.of(fields.pop("attack")))
@@ -254,6 +255,11 @@ def defaults(package: str, name: str) -> Mapping[str, Any]:
                 with suppress(ValueError):
                     found[part.target.id] = ast.literal_eval(value)
     return found
+
+
+def default_rate(attack: str) -> float:
+    """The poisoning rate of an attack whose spec gives none."""
+    return float(defaults("bdbench.attacks", attack).get("poisoning_rate", RATE))
 
 
 def _grid(text: str, labels: int, width: int = 2) -> Iterator[tuple[list[str], str, list[Any]]]:

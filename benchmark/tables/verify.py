@@ -245,7 +245,7 @@ def _row(
         table=found.published.table if found else None,
         **group.names,
         metric="floor" if floor else NAMES[metric],
-        seeds=len(group.used),
+        seeds=len(group.counts(FLOOR if floor else metric)) if group.used else 0,
         ours=round(ours, 4),
         low=round(low, 4),
         high=round(high, 4),

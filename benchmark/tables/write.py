@@ -38,7 +38,6 @@ from bdbench.tables.paper import (
     sheets,
     spread,
     stage_seconds,
-    training_seconds,
 )
 from bdbench.tables.published import reference
 from bdbench.tables.sheet import Sheet
@@ -257,7 +256,7 @@ def _timing(group: Group, bare: Group) -> dict[str, float]:
     """Medians with the ranges from the least to the largest: seconds, by stage, too; by what share
     they are more than with no defense. And the passes relative to it, and what others took of the
     device at most."""
-    total = spread(list(training_seconds(group).values()))
+    total = spread(list(group.seconds.values()))
     more = spread([percent / 100 for percent in overhead(group, bare)])
     others: list[Any] = [record.measured.get("others") for record in group.used]
     return {

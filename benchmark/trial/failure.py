@@ -35,8 +35,8 @@ def without_folders(text: str) -> str:
     for folder, short in _folders():
         place = rf"(?<![\w.~/-]){re.escape(folder)}"
         inside = f"{short}/" if short else ""
-        text = re.sub(rf"{place}/+(?=[^/\s'\"])", lambda _, to=inside: str(to), text)
-        text = re.sub(rf"{place}/?(?![\w./-])", lambda _, to=short or ".": str(to), text)
+        text = re.sub(rf"{place}/+(?=[^/\s'\"])", inside, text)
+        text = re.sub(rf"{place}/?(?![\w./-])", short or ".", text)
     return _BARE.sub(_last_name, _QUOTED.sub(_last_name, text))
 
 

@@ -38,7 +38,7 @@ from bdbench.storage.checkpoints import PATIENCE, Checkpoints, discard
 from bdbench.storage.keys import digest_of
 from bdbench.trial import evaluation as metrics
 from bdbench.trial import provenance
-from bdbench.trial.clean_budget import clean_budget
+from bdbench.trial.clean_budget import clean_budget, lent
 from bdbench.trial.failure import error_of
 from bdbench.trial.monitor import Looker
 from bdbench.trial.poisoned import PoisonedData
@@ -267,6 +267,7 @@ class _Trial:
             "curves": self.looker.curve,
             "diagnostics": {
                 **data.extent(self.dataset.train, self.cell.attack.target),
+                **lent(context.clean, self.dataset.train),
                 "attack": dict(data.facts),
                 "scalars": metrics.finite(context.journal.scalars),
                 "samples": metrics.diagnose(context.journal.samples, data.mask),
