@@ -270,7 +270,9 @@ def test_finished_cells_are_seen_soon(tmp_path: Path, capsys: pytest.CaptureFixt
     recipe = ["--precision=fp32", "--recipe=recipe()"]
     assert main(["run", *axes, *recipe, f"--results={tmp_path}", "--device=cpu"]) == 0
     assert time.monotonic() - began < 1000 * 0.05
-    assert "all 1000 cells have records" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "all 1000 cells have records" in shown
+    assert "other code made 1000 of them, --stale runs these again" in shown
 
 
 @pytest.mark.parametrize("jobs", [[], ["--jobs=1"]])

@@ -21,6 +21,9 @@ from bdbench.tables.groups import ASR, CA, FLOOR, is_none, seconds_total
 from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, Block, decimal
 from bdbench.tables.others import SOURCES
 
+LARGE = 1_000
+"""Groups above which a block has no heat maps, and one link for each group: who opens the index
+waits for all of it."""
 PAGES = Path(__file__).parent / "templates"
 
 
@@ -86,6 +89,7 @@ def templates() -> Environment:
         "signed": _signed,
     }
     environment.tests["bare"] = is_none
+    environment.tests["large"] = lambda block: len(block.groups) > LARGE
     environment.globals |= {
         "at_floor": AT_FLOOR,
         "command": command,
