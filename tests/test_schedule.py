@@ -213,7 +213,7 @@ def test_a_claim_keeps_others_out_and_its_record_sweeps_up_what_the_dead_left(
     tmp_path: Path,
 ) -> None:
     found = record(cells_of("none")[0])
-    half = tmp_path / "records" / f".{found.key}.json.77.tmp"
+    half = tmp_path / "records" / f".{found.key}.json.0.tmp"
     with claimed(tmp_path, found.key) as mine:
         assert mine
         half.write_text("{")
