@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import torch
-from rich.console import Console
 
 from bdbench.attacks import Attack
 from bdbench.attacks.registry import attacks as _attacks
@@ -29,6 +28,7 @@ from bdbench.datasets.registry import datasets as _datasets
 from bdbench.defenses import Defense
 from bdbench.defenses.registry import defenses as _defenses
 from bdbench.machine.devices import device_of, precision_of
+from bdbench.machine.terminal import Terminal
 from bdbench.models import Classifier, Recipe
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput
@@ -250,7 +250,7 @@ def run(
     made = plan(
         name, changes.applied_to(suite(name)), Place(jobs=jobs, in_process=in_process), options
     )
-    execution = execute(made, Console(quiet=not progress))
+    execution = execute(made, Terminal(quiet=not progress))
     _require(not execution.refused, "; ".join(dict.fromkeys(execution.refused)))
     fresh = {record.key: record for record in execution.records}
     found, damaged = [], []

@@ -36,7 +36,7 @@ SPAWN = multiprocessing.get_context("spawn")
 DAY = 24 * 3600.0
 KEY = {"a": 1}
 VALUES = torch.arange(500)
-TOKEN = 32 * "a"
+TOKEN = "0"
 """Of a temporary file."""
 
 

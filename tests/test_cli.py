@@ -111,7 +111,9 @@ def test_a_run_is_resumed_and_extended_without_repeating_anything(
     first = stamps(results)
     assert len(first) == 1
     assert run("--defense=none") == 0
-    assert "all 1 cells have records" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "all 1 cells have records" in shown
+    assert "--stale" not in shown
     assert stamps(results) == first
     assert run("--defense=none", "--seeds=2") == 0
     second = stamps(results)

@@ -180,7 +180,7 @@ def test_pareto_has_intervals_over_the_seeds_that_lack_nothing() -> None:
     row = data[(data["defense"] == "cbd(t1=2)") & (data["attack"] == "mean")].iloc[0]
     assert row["seeds"] == 3
     ratios, factor = [2.0, 4.0, 8.0], np.exp(4.302653 * np.log(2) / np.sqrt(3))
-    mean = (700 / 3 + 200) / 2 / 50
+    mean = (2.0 * 4.0 * 8.0) ** (1 / 3)
     assert np.std(np.log(ratios), ddof=1) == pytest.approx(np.log(2))
     assert row["seconds_ratio"] == pytest.approx(mean)
     assert row["seconds_ratio_low"] == pytest.approx(mean / factor, rel=1e-5)
@@ -191,6 +191,19 @@ def test_pareto_has_intervals_over_the_seeds_that_lack_nothing() -> None:
     assert row["attack_success_rate_high"] == pytest.approx(0.01 + half, rel=1e-5)
     lost = [row[f"clean_accuracy_lost{end}"] for end in ("_low", "", "_high")]
     assert lost == pytest.approx([0.02] * 3)
+
+
+def test_pareto_compares_the_seeds_that_both_sides_have() -> None:
+    """Every pair loses 0.02 of CA; the third seed of no defense, a poor one, is in no pair."""
+    cells = [
+        *(made("none", "badnets", ca, 1000, seed=s) for s, ca in enumerate((900, 800, 500))),
+        *(made("cbd", "badnets", ca, 10, seed=s) for s, ca in enumerate((880, 780))),
+    ]
+    data = pareto.draw(drawn(cells)).data
+    for _, row in data[data["defense"] == "cbd"].iterrows():
+        lost = [row[f"clean_accuracy_lost{end}"] for end in ("_low", "", "_high")]
+        assert lost == pytest.approx([0.02] * 3)
+        assert row["seeds"] == 2
 
 
 def test_the_front_is_what_nothing_beats() -> None:

@@ -24,7 +24,7 @@ from bdbench.tables.groups import collect
 from bdbench.tables.leaderboard import Block
 from bdbench.tables.paper import COMPANY, TABLES, TIMING, company, sheets
 from bdbench.tables.sheet import Entry, Sheet
-from bdbench.tables.write import write_table
+from bdbench.tables.write import leaderboard, write_table
 
 GOLDEN = Path(__file__).parent / "golden"
 RECIPE = "recipe(epochs=100, learning_rate=0.1, precision='fp32')"
@@ -295,13 +295,32 @@ def test_paired_differences_are_those_of_scipy(tmp_path):
     assert row.separable == (test.pvalue < 0.05)
 
 
-def test_of_several_rates_table_1_shows_the_default():
-    records = [
-        on_cifar10(cell("none", "badnets", 850, 990), f"badnets(poisoning_rate={rate})")
-        for rate in (0.05, 0.1, 0.2)
-    ]
+@pytest.mark.parametrize(
+    ("attack", "default"), [("badnets", 0.1), ("tact", 0.01), ("adap_blend", 0.003), ("mine", 0.7)]
+)
+def test_of_several_rates_table_1_shows_the_attacks_own_default(attack, default):
+    records = []
+    for rate in {0.003, 0.01, 0.1, 0.2, default}:
+        whole = f"{attack}(poisoning_rate={rate})"
+        record = on_cifar10(cell("none", attack, 850, 990), whole)
+        label = attack if rate == default else whole
+        records.append(replace(record, labels=record.labels | {"attack": label}))
     ((_, groups),) = sheets(1, collect(records))
-    assert [group.names["attack"] for group in groups] == ["badnets(poisoning_rate=0.1)"]
+    assert [group.names["attack"] for group in groups] == [attack]
+
+
+def test_an_average_and_its_interval_are_of_the_seeds_that_all_attacks_have(tmp_path):
+    shares = {"badnets": (900, 900, 300), "blend": (900, 900)}
+    records = [
+        on_cifar10(cell("none", attack, ca, 990, seed=seed), attack)
+        for attack, those in shares.items()
+        for seed, ca in enumerate(those)
+    ]
+    found = written(records, 1, tmp_path)["table1.md"]
+    (line,) = (line for line in found.splitlines() if line.startswith("| average"))
+    assert "90.0 ± 0.0" in line
+    (line,) = (line for line in leaderboard(records).markdown().splitlines() if "| none " in line)
+    assert line.split("|")[8].strip() == "90.0"
 
 
 def test_each_recipe_has_a_sheet_of_its_own(tmp_path):

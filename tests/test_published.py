@@ -266,7 +266,8 @@ def test_what_the_paper_does_not_have_has_no_reference(changed):
 
 def test_a_plugin_of_another_file_has_no_defaults_to_compare_with(monkeypatch):
     row = replace(CLEAN, dataset="elsewhere")
-    monkeypatch.setitem(published.TABLES, 1, (row,))
+    place = (row.dataset, row.attack, row.defense, row.adaptive)
+    monkeypatch.setitem(published.PLACES, place, [row])
     for conditions in (published.MODELS, published.LEARNING_RATES, published.TARGETS):
         monkeypatch.setitem(conditions, "elsewhere", conditions["cifar10"])
     specs = cell(CLEAN, dataset="elsewhere(train_images=1000, seed=1)")

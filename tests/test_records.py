@@ -24,6 +24,7 @@ from bdbench.records.record import (
     Record,
     decode,
     encode,
+    key_of,
 )
 
 SPECS = ("dataset", "model", "attack", "defense", "recipe")
@@ -112,6 +113,15 @@ def written(record, tmp_path):
     return records.write(tmp_path, record)
 
 
+VERSIONS = {"dataset": 1, "model": 1, "attack": [1, 2], "defense": "ab" * 16}
+
+
+def versioned(record, **cell):
+    """With the versions of its plugins and the key that follows from them."""
+    cell = record.cell | cell
+    return replace(record, cell=cell, versions=VERSIONS, key=key_of(cell, VERSIONS))
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
@@ -190,6 +200,42 @@ def test_a_folder_that_is_a_file_is_named(record, tmp_path, inner):
     with pytest.raises(InvalidInput, match=f"in {folder / 'records'}: (File exists|Not a dir)"):
         records.write(folder, record)
     assert obstacle.read_text() == "in the way"
+
+
+def test_a_record_with_versions_survives_the_disk(record, tmp_path):
+    whole = versioned(record)
+    path = records.write(tmp_path, whole)
+    assert records.read(path) == whole
+    assert json.loads(path.read_text())["versions"] == VERSIONS
+
+
+def test_a_record_without_versions_is_written_without(written):
+    assert "versions" not in json.loads(written.read_text())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"versions": VERSIONS | {"attack": [1, 3]}},
+        {"versions": VERSIONS | {"model": 2}},
+        {"cell": {"attack": "blend(alpha=0.2)"}},
+        {"cell": {"seed": 4}},
+        {"key": "f" * 16},
+    ],
+)
+def test_a_key_that_is_not_that_of_its_cell_and_versions_is_damage(record, tmp_path, changes):
+    whole = versioned(record)
+    path = records.write(tmp_path, whole)
+    document = json.loads(path.read_text())
+    for part, change in changes.items():
+        document[part] = document[part] | change if isinstance(change, dict) else change
+    del document["checksum"]
+    path = path.with_stem(document["key"])
+    path.write_text(json.dumps(document))
+    with pytest.raises(InvalidInput, match="its key is not that of its cell"):
+        records.read(path)
+    with pytest.raises(InvalidInput, match="its key is not that of its cell"):
+        records.write(tmp_path / "other", replace(whole, key="f" * 16))
 
 
 def test_every_truncation_is_named_and_skipped(record, written):
@@ -285,7 +331,7 @@ def test_what_a_cell_is_has_no_unknown_parts(written, part):
         records.read(written)
 
 
-PARTS = [name for name in Record.__dataclass_fields__ if name != "more"]
+PARTS = [name for name in Record.__dataclass_fields__ if name not in ("versions", "more")]
 
 
 @pytest.mark.parametrize("missing", PARTS)

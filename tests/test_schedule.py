@@ -213,7 +213,7 @@ def test_a_claim_keeps_others_out_and_its_record_sweeps_up_what_the_dead_left(
     tmp_path: Path,
 ) -> None:
     found = record(cells_of("none")[0])
-    half = tmp_path / "records" / f".{found.key}.json.77.tmp"
+    half = tmp_path / "records" / f".{found.key}.json.0.tmp"
     with claimed(tmp_path, found.key) as mine:
         assert mine
         half.write_text("{")
@@ -271,7 +271,9 @@ def test_finished_cells_are_seen_soon(tmp_path: Path, capsys: pytest.CaptureFixt
     recipe = ["--precision=fp32", "--recipe=recipe()"]
     assert main(["run", *axes, *recipe, f"--results={tmp_path}", "--device=cpu"]) == 0
     assert time.monotonic() - began < 1000 * 0.05
-    assert "all 1000 cells have records" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "all 1000 cells have records" in shown
+    assert "other code made 1000 of them, --stale runs these again" in shown
 
 
 @pytest.mark.parametrize("jobs", [[], ["--jobs=2"]])

@@ -10,6 +10,8 @@ from scipy import stats
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records.count import Count, wilson
 from bdbench.tables.statistics import (
+    average,
+    common_seeds,
     estimate,
     half_width,
     mean_interval,
@@ -134,3 +136,15 @@ def test_tied_by_counts_where_one_seed_or_none_is_common():
     # No common seed: 100 of 2000 against 60 of 1000, then against 150 of 1000.
     assert tied(best, {2: Count(60, 1000)})
     assert not tied(best, {2: Count(150, 1000)})
+
+
+def test_an_average_is_over_the_seeds_that_all_cells_have():
+    one, two = {0: 0.9, 1: 0.8, 2: 0.1}, {0: 0.7, 1: 0.8}
+    assert common_seeds([one, two]) == [0, 1]
+    assert average([one, two]) == pytest.approx((0.8, half_width([0.8, 0.8])))
+    assert average([one])[0] == pytest.approx(0.6)
+    middle, half = average([{0: 0.2}, {1: 0.4}])
+    assert middle == pytest.approx(0.3)
+    assert math.isnan(half)
+    assert all(map(math.isnan, average([])))
+    assert common_seeds([]) == []

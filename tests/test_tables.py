@@ -299,7 +299,7 @@ def test_at_chance_enters_means_with_a_mark_and_is_never_the_best():
         (cell("ft", "badnets", 880, 20), None, "5 %"),
         (cell("cbd", "badnets", 880, 20), None, "0 %"),
         (cell("mine", "badnets", 880, 20), None, "-"),
-        (cell("<script>", "badnets", 880, 20), None, "-"),
+        (cell("a.py", "badnets", 880, 20), None, "-"),
     ],
 )
 def test_the_clean_share_is_the_records_or_that_of_the_source(record, share, text):
@@ -544,3 +544,34 @@ def test_flags_of_older_and_later_versions_do_no_harm() -> None:
     assert "89.0" in rows["ft"]
     assert "diverged ⊘" in rows["fp"]
     assert "⊘ diverged, in no mean; an older record, not finite or at chance" in text
+
+
+def test_falls_and_ratios_are_of_the_seeds_that_both_sides_have():
+    records = [
+        *(cell("none", "badnets", ca, 1000, seed=s) for s, ca in enumerate((900, 800, 500))),
+        *(cell("cbd", "badnets", ca, 1000, seed=s) for s, ca in enumerate((880, 780))),
+    ]
+    assert summarised(records)["cbd"] == pytest.approx((1 - 0.02) / 2)
+
+
+def summarised(records):
+    frame = tables.summarise(records)
+    return dict(zip(frame["defense"], frame["der"], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"fit": 10, "validation": 10, "of": 100, "classes": 10}, True),
+        ({"fit": 5, "validation": 5, "of": 100, "classes": 10}, False),
+        ({"fit": 2, "validation": 1, "of": 60, "classes": 2}, False),
+        ({"fit": "many"}, False),
+        (None, False),
+    ],
+)
+def test_another_clean_share_than_declared_is_said(given, said):
+    record = cell("ft", "badnets", 880, 20)
+    record = replace(record, provenance=record.provenance | {"clean_fraction": 0.05})
+    record = replace(record, diagnostics={"lent": given})
+    line = "- ft was lent 20 clean images of 100, 20 %, where it declares 5 %: at least two of each class"  # fmt: skip
+    assert (line in board(record).splitlines()) is said

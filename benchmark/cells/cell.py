@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +23,7 @@ from bdbench.models.plugins.registry import Registry, version_of
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model, models
 from bdbench.models.training.recipe import Recipe
-from bdbench.records.record import SCHEMA
+from bdbench.records.record import key_of
 from bdbench.storage.keys import digest_of
 
 REGISTRIES: dict[str, Registry[Any]] = {
@@ -32,6 +32,17 @@ REGISTRIES: dict[str, Registry[Any]] = {
     "attack": attacks,
     "defense": defenses,
 }
+
+
+@dataclass(frozen=True)
+class Words:
+    """What a plugin is called: canonical spec, label and versions, see `Cell`; and its code, if it
+    is local."""
+
+    spec: str
+    label: str
+    versions: Any
+    code: Code | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,8 +63,13 @@ class Cell:
     @cached_property
     def specs(self) -> dict[str, str]:
         """Of the axes and the recipe, with every field."""
-        found = {axis: reg.canonical(getattr(self, axis)) for axis, reg in REGISTRIES.items()}
+        found = {axis: words.spec for axis, words in self.words.items()}
         return {**found, "recipe": recipe_spec(self.recipe)}
+
+    @cached_property
+    def words(self) -> dict[str, Words]:
+        """By axis; see `share`."""
+        return {axis: _words(axis, getattr(self, axis)) for axis in REGISTRIES}
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -64,35 +80,22 @@ class Cell:
     def versions(self) -> dict[str, Any]:
         """Of the plugins: raised by their authors when numbers change. A list of them where one
         plugin holds another. That of a local plugin is a hash of its code."""
-        found = {}
-        for axis, registry in REGISTRIES.items():
-            versions: list[Any] = [
-                digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
-                for each in registry.factories(getattr(self, axis))
-            ]
-            found[axis] = versions if len(versions) > 1 else versions[0]
-        return found
+        return {axis: words.versions for axis, words in self.words.items()}
 
     @cached_property
     def local(self) -> dict[str, Code]:
         """The code of plugins that no other process can make, by axis."""
-        found = {}
-        for axis, registry in REGISTRIES.items():
-            factory = registry.factories(getattr(self, axis))[0]
-            if registry.is_local(factory):
-                found[axis] = code_of(factory)
-        return found
+        return {axis: words.code for axis, words in self.words.items() if words.code}
 
     @cached_property
     def key(self) -> str:
-        """16 hex digits that stand for this cell, the name of its record."""
-        parts = {"schema": SCHEMA, "versions": self.versions, **self.identity}
-        return digest_of(parts)[:16]
+        """See `key_of`."""
+        return key_of(self.identity, self.versions)
 
     @cached_property
     def labels(self) -> dict[str, str]:
         """The specs, with only the fields that differ from their defaults."""
-        short = {axis: reg.label(getattr(self, axis)) for axis, reg in REGISTRIES.items()}
+        short = {axis: words.label for axis, words in self.words.items()}
         default, given = dataclasses.asdict(Recipe()), dataclasses.asdict(self.recipe)
         changed = {name: value for name, value in given.items() if value != default[name]}
         return {**short, "recipe": str(Spec("recipe", changed))}
@@ -134,6 +137,35 @@ def check_trigger(cell: Cell) -> None:
     if not cell.attack.trains:
         size = cell.dataset.image_size
         cell.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+
+
+def share(cells: Iterable[Cell]) -> None:
+    """Find the words of a plugin once for all cells that have it."""
+    known: dict[tuple[str, int], Words] = {}
+    for each in cells:
+        found = {}
+        for axis in REGISTRIES:
+            plugin = getattr(each, axis)
+            place = axis, id(plugin)
+            if place not in known:
+                known[place] = _words(axis, plugin)
+            found[axis] = known[place]
+        vars(each)["words"] = found
+
+
+def _words(axis: str, plugin: Any) -> Words:
+    registry = REGISTRIES[axis]
+    factories = registry.factories(plugin)
+    versions: list[Any] = [
+        digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
+        for each in factories
+    ]
+    return Words(
+        spec=registry.canonical(plugin),
+        label=registry.label(plugin),
+        versions=versions if len(versions) > 1 else versions[0],
+        code=code_of(factories[0]) if registry.is_local(factories[0]) else None,
+    )
 
 
 def cell_of(identity: Mapping[str, Any]) -> Cell:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from itertools import product
 from typing import Any
 
+from bdbench.attacks.base import check_target
 from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import Cell, cell
+from bdbench.cells.cell import Cell, share
 from bdbench.cells.suites import Suite
 from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
@@ -36,10 +37,13 @@ def cells(suite: Suite, precision: str) -> list[Cell]:
     found: list[Cell] = []
     for dataset in map(datasets.built, suite.datasets):
         recipe = recipe_for(dataset, suite.recipe, precision)
+        for attack in axes[2]:
+            check_target(attack.target, dataset.num_classes)
         found += [
-            cell(dataset, model, attack, defense, recipe, seed)
+            Cell(dataset, model, attack, defense, recipe, seed)
             for seed, model, attack, defense in product(*axes)
         ]
+    share(found)
     return list(dict.fromkeys(found))
 
 

@@ -18,7 +18,7 @@ from bdbench.cli import doctor as doctor
 from bdbench.cli import plugins as plugins
 from bdbench.cli import results as results
 from bdbench.cli import run as run
-from bdbench.cli.group import cli
+from bdbench.cli.group import cli, say
 from bdbench.machine.threads import short_spin
 from bdbench.models.plugins.errors import InvalidInput, one_line
 
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or error}")
     except (KeyboardInterrupt, click.Abort):
-        click.echo("bdbench: stopped; the same command goes on from here", err=True)
+        say("bdbench: stopped; the same command goes on from here", err=True)
         return 130
 
 
@@ -51,7 +51,7 @@ def entry() -> NoReturn:
     _open_streams()
     # No figure is shown in a window, and the name of a window system may be one of a notebook.
     os.environ["MPLBACKEND"] = "agg"
-    warnings.showwarning = lambda message, *where: click.echo(
+    warnings.showwarning = lambda message, *where: say(
         f"bdbench: warning: {one_line(str(message))}", err=True
     )
     sys.exit(main())
@@ -79,5 +79,5 @@ def _stop(number: int, frame: Any) -> NoReturn:
 
 
 def _refuse(message: str) -> int:
-    click.echo(f"bdbench: {one_line(message)}", err=True)
+    say(f"bdbench: {one_line(message)}", err=True)
     return 2

@@ -8,7 +8,7 @@ import click
 
 if TYPE_CHECKING:
     pass
-from bdbench.cli.group import Commands, cli
+from bdbench.cli.group import Commands, cli, say
 
 
 @cli.group(cls=Commands)
@@ -27,7 +27,7 @@ def cache_ls(kind: str | None) -> None:
     from bdbench.storage.folders import cache_root
     from bdbench.storage.maintenance import listing
 
-    click.echo(listing(Cache(cache_root()), kind))
+    say(listing(Cache(cache_root()), kind))
 
 
 @cache.command(name="verify")
@@ -41,7 +41,7 @@ def cache_verify() -> int:
     from bdbench.storage.maintenance import verify
 
     lines, whole = verify(Cache(cache_root()))
-    click.echo("\n".join(lines))
+    say("\n".join(lines))
     return 0 if whole else 1
 
 
@@ -60,4 +60,4 @@ def gc(max_size: str | None, kinds: tuple[str, ...], dry_run: bool) -> None:
     from bdbench.storage.folders import cache_root
     from bdbench.storage.maintenance import sweep
 
-    click.echo("\n".join(sweep(Cache(cache_root()), kinds, max_size, dry_run)))
+    say("\n".join(sweep(Cache(cache_root()), kinds, max_size, dry_run)))

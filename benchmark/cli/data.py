@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     pass
-from bdbench.cli.group import FILE, FOLDER, Commands, cli, load_plugins
+from bdbench.cli.group import FILE, FOLDER, Commands, cli, load_plugins, say
 
 TRAINED = "For an attack that trains."
 
@@ -28,8 +28,8 @@ def data_ls(folder: Path | None) -> None:
 
     for name in datasets.names():
         found = datasets.build(name).locate(roots(folder))
-        click.echo(f"{name:<16} {found or 'not found'}")
-    click.echo(f"searched: {', '.join(str(root) for root in roots(folder))}")
+        say(f"{name:<16} {found or 'not found'}")
+    say(f"searched: {', '.join(str(root) for root in roots(folder))}")
 
 
 @data.command()
@@ -43,13 +43,13 @@ def prepare(name: str, folder: Path | None) -> None:
 
     loaded = datasets.build(name).load(roots(folder), Cache(cache_root()))
     height, width = loaded.train.size
-    click.echo(f"data set        {datasets.canonical(name)}")
-    click.echo(f"training images {len(loaded.train):,} of {height} x {width} pixels")
-    click.echo(f"test images     {len(loaded.test):,}")
-    click.echo(f"classes         {loaded.train.num_classes}: {', '.join(loaded.class_names)}")
-    click.echo(f"sha256          {loaded.sha256}")
+    say(f"data set        {datasets.canonical(name)}")
+    say(f"training images {len(loaded.train):,} of {height} x {width} pixels")
+    say(f"test images     {len(loaded.test):,}")
+    say(f"classes         {loaded.train.num_classes}: {', '.join(loaded.class_names)}")
+    say(f"sha256          {loaded.sha256}")
     for note in loaded.notes:
-        click.echo(f"note            {note}")
+        say(f"note            {note}")
 
 
 @data.command()
@@ -75,4 +75,4 @@ def preview(attack: str, plugin: tuple[Path, ...], **options: Any) -> None:
 
     load_plugins(plugin)
     for line in previews.preview(attack, **options):
-        click.echo(line)
+        say(line)

@@ -9,7 +9,7 @@ import click
 
 if TYPE_CHECKING:
     pass
-from bdbench.cli.group import FOLDER, cli
+from bdbench.cli.group import FOLDER, cli, say
 
 
 @cli.command()
@@ -19,5 +19,5 @@ def doctor(folder: Path | None) -> int:
     from bdbench.cli.diagnosis import diagnosis
 
     lines, fine = diagnosis(folder)
-    click.echo("\n".join(lines))
+    say("\n".join(lines))
     return 0 if fine else 1

@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 
 from bdbench.cli.columns import plain
-from bdbench.models.plugins.errors import InvalidInput, check, visible
+from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.records.files import read
 from bdbench.records.record import Record
 from bdbench.records.rerun import command
+from bdbench.tables.groups import lent
 
 
 def explanation(key: str, results: Path | None) -> str:
@@ -39,6 +40,7 @@ def _explain(record: Record, path: Path) -> str:
         ]
         parts.append(plain(rows))
     parts += [f"warning: {text}" for text in record.diagnostics.get("warnings", ())]
+    parts += [f"the defense {text}" for text in [lent(record)] if text]
     if record.flags:
         parts.append(f"flags: {', '.join(record.flags)}")
     for title in ("passes", "diagnostics", "curves", "measured", "provenance"):
@@ -46,6 +48,6 @@ def _explain(record: Record, path: Path) -> str:
         if content:
             parts.append(f"{title}\n{json.dumps(content, indent=2, ensure_ascii=False)}")
     if record.error is not None:
-        parts.append("\n".join(map(visible, record.error["traceback"].rstrip().splitlines())))
+        parts.append(record.error["traceback"].rstrip())
     parts.append(f"run it again with\n  {command(record)}")
     return "\n\n".join(parts)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import shown
 from bdbench.storage.folders import expanded
 
 if TYPE_CHECKING:
@@ -58,13 +59,18 @@ def cli(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
+def say(text: str, err: bool = False) -> None:
+    """Print text of several lines; what a terminal would obey stands written out."""
+    click.echo(shown(text), err=err)
+
+
 def records_in(results: Path) -> tuple[list[Record], bool]:
     """The records of a folder, and whether any was damaged, which is said."""
     from bdbench.records.files import read_all
 
     records, damaged = read_all(results)
     for line in damaged:
-        click.echo(f"bdbench: {line}; it is left out", err=True)
+        say(f"bdbench: {line}; it is left out", err=True)
     return records, bool(damaged)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bdbench.cli.group import FILE, cli, load_plugins
+from bdbench.cli.group import FILE, cli, load_plugins, say
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import check, one_line
 
@@ -22,7 +22,7 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
     from bdbench.cli.catalogue import catalogue
 
     load_plugins(plugin)
-    click.echo(catalogue(list(kinds) or known))
+    say(catalogue(list(kinds) or known))
 
 
 @cli.command()
@@ -41,11 +41,11 @@ def describe(name: str | None, protocol: bool, plugin: tuple[Path, ...]) -> None
     if protocol:
         from bdbench.cli.protocol import protocol as page
 
-        click.echo(page([name] if name else []))
+        say(page([name] if name else []))
     else:
         check(name is not None, "describe needs a NAME, or --protocol; `bdbench list` lists names")
         assert name is not None
-        click.echo(catalogue.description(name))
+        say(catalogue.description(name))
 
 
 @cli.command(name="check")
@@ -62,10 +62,10 @@ def check_plugin(what: str, plugin: tuple[Path, ...]) -> int:
     failures = 0
     marks = {True: "ok     ", False: "BROKEN ", None: "-      "}
     for kind, name in found(what):
-        click.echo(f"{kind} {name}")
+        say(f"{kind} {name}")
         for verdict in judged(kind, name):
-            click.echo(f"  {marks[verdict.kept]}{verdict.promise.sentence}")
+            say(f"  {marks[verdict.kept]}{verdict.promise.sentence}")
             failures += verdict.kept is False
             if verdict.why is not None:
-                click.echo(f"         {one_line(verdict.why)}")
+                say(f"         {one_line(verdict.why)}")
     return 1 if failures else 0

@@ -12,7 +12,7 @@ from bdbench.models.plugins.errors import check
 
 if TYPE_CHECKING:
     pass
-from bdbench.cli.group import FILE, FOLDER, cli, load_plugins, records_in
+from bdbench.cli.group import FILE, FOLDER, cli, load_plugins, records_in, say
 
 
 @cli.command()
@@ -38,14 +38,14 @@ def table(which: str, results: Path, latex: bool, sort: str, columns: tuple[str,
     from bdbench.tables.write import leaderboard, write_leaderboard, write_table
 
     records, damaged = records_in(results)
+    made = None if plain else leaderboard(records, sort, columns)
     if which == "leaderboard":
-        made = leaderboard(records, sort, columns)
         paths = write_leaderboard(records, results)
-        click.echo(made.markdown())
     else:
         paths = write_table(int(which), records, results, latex)
-        click.echo(next(path for path in paths if path.suffix == ".md").read_text("utf-8"))
-    click.echo(f"written: {', '.join(map(str, paths))}")
+    written = next(path for path in paths if path.suffix == ".md")
+    say(made.markdown() if made else written.read_text(encoding="utf-8"))
+    say(f"written: {', '.join(map(str, paths))}")
     return 1 if damaged else 0
 
 
@@ -64,7 +64,7 @@ def verify(results: Path, as_json: bool) -> int:
 
     records, damaged = records_in(results)
     made = write_verification(records, results)
-    click.echo(made.json() if as_json else made.markdown())
+    say(made.json() if as_json else made.markdown())
     return 1 if damaged else 0
 
 
@@ -81,7 +81,7 @@ def merge(folders: tuple[Path, ...], results: Path) -> int:
     from bdbench.records.merge import merge as gather
 
     lines, whole = gather(folders, results)
-    click.echo("\n".join(lines))
+    say("\n".join(lines))
     return 0 if whole else 1
 
 
@@ -116,7 +116,7 @@ def figure(
     load_plugins(plugin)
     records, damaged = records_in(results)
     for line in make(which, records, results, wanted, formats or FORMATS, data):
-        click.echo(line)
+        say(line)
     return 1 if damaged else 0
 
 
@@ -134,7 +134,7 @@ def report(results: Path, compare: Path | None, out: Path | None) -> int:
     records, damaged = records_in(results)
     others, more = records_in(compare) if compare else ([], False)
     first = write_report(records, results, out, (compare, others) if compare else None)
-    click.echo(f"written: {first}")
+    say(f"written: {first}")
     return 1 if damaged or more else 0
 
 
@@ -145,4 +145,4 @@ def explain(key: str, results: Path | None) -> None:
     """Show everything behind one cell. KEY is the name of a record or its first digits."""
     from bdbench.cli.explanation import explanation
 
-    click.echo(explanation(key, results))
+    say(explanation(key, results))

@@ -72,9 +72,8 @@ def run(name: str, **options: Any) -> int:
     Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
     """
     chosen = suite(name)
-    from rich.console import Console
-
     from bdbench.cells.overrides import Changes
+    from bdbench.machine.terminal import Terminal
     from bdbench.running.engines.options import Place, options_of
     from bdbench.running.run import Options, execute, plan
 
@@ -82,7 +81,7 @@ def run(name: str, **options: Any) -> int:
     changed = Changes(**_named(Changes, options)).applied_to(chosen)
     load_plugins(options["plugin"])
     made = plan(name, changed, place, Options(**_named(Options, options)))
-    console = Console()
+    console = Terminal()
     if options["dry_run"]:
         for line in made.lines():
             console.print(line, markup=False, highlight=False, soft_wrap=True)

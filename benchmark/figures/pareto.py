@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from bdbench.figures.picture import COLOURS, MARKERS, PAGE, Picture, caption, legend, several
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import InvalidInput, check
-from bdbench.tables.groups import ASR, CA, is_none, seconds_total
+from bdbench.tables.groups import ASR, CA, is_none, mean, seconds_total
 from bdbench.tables.leaderboard import Block
 from bdbench.tables.statistics import half_width
 
@@ -59,8 +59,10 @@ def points(block: Block) -> pd.DataFrame:
 
     seconds_ratio: of the training of a defense, undefended network included, to no defense
     attack_success_rate, clean_accuracy_lost: shares
-    _low, _high: 95 % t interval over the seeds for which nothing is missing; that of the ratio is
-        one of its logarithm, so it never reaches 0
+    _low, _high: 95 % t interval
+    seeds: those that a defense and no defense have in common, for a mean with each attack; values
+        and intervals are of these, paired. Where there is none, values are of all seeds of either,
+        without interval. Ratios are averaged as logarithms, so their interval never reaches 0
     front_*: on rows of means, whether no other defense is as good in time and in that value, and
         better in one
     """
@@ -97,8 +99,11 @@ def _rows(block: Block) -> Iterator[dict[str, Any]]:
                     if len(pair) == len(chosen)
                 ]
                 row: dict[str, Any] = {"defense": defense, "attack": name, "attacks": len(chosen)}
-                centre = _compare(cells.loc[chosen])
-                yield {**row, "seeds": len(seeds), **_estimates(centre, seeds)}
+                yield {
+                    **row,
+                    "seeds": len(seeds),
+                    **_estimates(seeds or [_compare(cells.loc[chosen])]),
+                }
 
 
 def _results(block: Block) -> pd.DataFrame:
@@ -124,9 +129,12 @@ def _compare(pairs: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def _estimates(centre: dict[str, float], seeds: list[dict[str, float]]) -> dict[str, float]:
+def _estimates(seeds: list[dict[str, float]]) -> dict[str, float]:
     """Each value, and the ends of its interval."""
-    factor = math.exp(half_width([math.log(seed[TIME]) for seed in seeds]))
+    logarithms = [math.log(seed[TIME]) for seed in seeds]
+    centre = {value: mean(seed[value] for seed in seeds) for value in (ASR, LOST)}
+    centre[TIME] = math.exp(mean(logarithms))
+    factor = math.exp(half_width(logarithms))
     asr, lost = (half_width([seed[value] for seed in seeds]) for value in (ASR, LOST))
     ends: dict[str, Iterable[float]] = {
         TIME: (centre[TIME] / factor, centre[TIME] * factor),

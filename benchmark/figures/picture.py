@@ -20,6 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from bdbench.models.plugins.spec import Spec
 from bdbench.storage.atomic import write_atomically
 from bdbench.tables.groups import Group
+from bdbench.tables.text import as_csv
 
 Place = tuple[str, str]
 FORMATS = ("png", "svg")
@@ -89,8 +90,8 @@ class Picture:
 
         Returns the paths. Raises `InvalidInput` for an unwritable folder.
         """
-        table = self.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-        contents = {"csv": table.encode()} | {each: encode(self.figure, each) for each in formats}
+        contents = {"csv": as_csv(self.data).encode()}
+        contents |= {each: encode(self.figure, each) for each in formats}
         paths = [folder / f"{name}.{suffix}" for suffix in contents]
         for path, content in zip(paths, contents.values(), strict=True):
             write_atomically(path, content)

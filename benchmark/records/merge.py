@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from bdbench.models.plugins.errors import check
@@ -39,7 +41,9 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
         if folder != into or records:
             lines.append(f"{folder}: {taken} of {len(records)} records taken")
     consistent(kept.values())
-    for record in kept.values():
-        write(into, record)
+    # Threads wait for the disk.
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(partial(write, into), kept.values()):
+            pass
     lines.append(f"{into}: {len(kept)} records")
     return lines, whole

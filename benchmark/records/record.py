@@ -7,13 +7,14 @@ know. So records of all versions with one schema can be read, merged and written
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from types import NoneType
 from typing import Any
 
 from bdbench.models.plugins.errors import InvalidInput, check, one_of
 from bdbench.records.count import Count
-from bdbench.storage.keys import KEY
+from bdbench.storage.keys import KEY, digest_of
 
 SCHEMA = 1
 STATUSES = ("ok", "failed")
@@ -27,6 +28,16 @@ fifth of one core counts on a machine with many."""
 
 class OtherSchema(InvalidInput):
     """A record that another version of the program wrote."""
+
+
+def key_of(identity: Mapping[str, Any], versions: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for a cell, the name of its record.
+
+    identity: dataset, model, attack, defense, recipe as canonical specs, and the seed
+    versions: of the plugins by axis: a number, that of a local plugin a hash of its code, a list
+        of them where one plugin holds another
+    """
+    return digest_of({"schema": SCHEMA, "versions": versions, **identity})[:16]
 
 
 @dataclass(frozen=True)
@@ -52,6 +63,7 @@ class Record:
         kept busy meanwhile, or how many of them were on the GPU, None if not known; older records
         lack capture, images, others and isolated; the only part in which two runs may differ
     error: type, message and traceback if failed, else None
+    versions: of the plugins by axis, see `key_of`; older records lack them
     more: parts that a later version wrote, kept as they are
     """
 
@@ -68,6 +80,7 @@ class Record:
     provenance: dict[str, Any]
     measured: dict[str, Any]
     error: dict[str, str] | None
+    versions: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -125,6 +138,7 @@ _SHAPE = {
         "others?": (*_NUMBER, NoneType),
     },
     "error": (dict, NoneType),
+    "versions?": dict,
 }
 _ABSENT = object()
 _COUNT = {"hits": int, "of": int, "rate": _NUMBER}
@@ -138,6 +152,8 @@ def encode(record: Record) -> dict[str, Any]:
     known = [part.name for part in fields(Record) if part.name != "more"]
     document = {**record.more, **{name: getattr(record, name) for name in known}}
     document["flags"] = list(record.flags)
+    if not record.versions:
+        del document["versions"]
     if record.metrics is not None:
         document["metrics"] = {
             name: count and {"hits": count.hits, "of": count.of, "rate": round(count.rate, 6)}
@@ -168,6 +184,8 @@ def _validate(document: Any) -> None:
     _fit(document, _SHAPE, "record")
     key, status = document["key"], document["status"]
     check(re.fullmatch(KEY, key) is not None, f"key {key!r} is not 16 hex digits")
+    if versions := document.get("versions"):
+        check(key == key_of(document["cell"], versions), "its key is not that of its cell")
     one_of(STATUSES, status=status)
     spent = document["measured"]["seconds"] | document["passes"]
     check(min(spent.values()) >= 0, "seconds and passes must be at least 0")

@@ -18,6 +18,10 @@ class Pair:
     here: Group
     there: Group
 
+    def difference(self, metric: str) -> float:
+        """By how much more there is here, see `Group.more`."""
+        return self.here.more(self.there, metric)
+
     def separable(self, metric: str) -> str:
         """Whether the two shares can be told apart at 95 %: yes, no, or why nobody can say."""
         one, two = self.here.counts(metric), self.there.counts(metric)

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from bdbench.models.plugins.errors import shown
 from bdbench.records.count import wilson
 from bdbench.records.rerun import command
 from bdbench.report import charts
@@ -20,6 +21,9 @@ from bdbench.tables.groups import ASR, CA, FLOOR, is_none, seconds_total
 from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, Block, decimal
 from bdbench.tables.others import SOURCES
 
+LARGE = 1_000
+"""Groups above which a block has no heat maps, and one link for each group: who opens the index
+waits for all of it."""
 PAGES = Path(__file__).parent / "templates"
 
 
@@ -68,8 +72,10 @@ def templates() -> Environment:
         loader=FileSystemLoader(PAGES),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=lambda value: shown(value) if type(value) is str else value,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     environment.filters |= {
         "decimal": decimal,
@@ -83,6 +89,7 @@ def templates() -> Environment:
         "signed": _signed,
     }
     environment.tests["bare"] = is_none
+    environment.tests["large"] = lambda block: len(block.groups) > LARGE
     environment.globals |= {
         "at_floor": AT_FLOOR,
         "command": command,

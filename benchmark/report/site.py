@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from itertools import groupby
 from pathlib import Path
@@ -84,6 +84,7 @@ class Site:
 
     groups: Sequence[Group]
     pictures: Sequence[str] = ()
+    _rows: dict[str, list[tuple[str, int, str]]] = field(default_factory=dict, init=False)
 
     def pages(self, compared: tuple[str, Sequence[Group]] | None) -> dict[str, Callable[[], bytes]]:
         """By file name, what makes a page. Raises `InvalidInput` for two records with one key."""
@@ -165,6 +166,7 @@ class Site:
             anchor=anchor,
             group=group,
             record=record,
+            seeds=self._seeds(group),
             baseline=_baseline(block, group, record),
             published=_published(record),
             configuration=[_settings(record, axis) for axis in AXES],
@@ -173,6 +175,14 @@ class Site:
             diagnostics=list(_flat(record.diagnostics)),
             provenance=[("record", f"records/{record.key}.json"), *_flat(record.provenance)],
         )
+
+    def _seeds(self, group: Group) -> list[tuple[str, int, str]]:
+        """Of each record of a group its key, its seed and its row, made once for all its pages."""
+        place = group.records[0].key
+        if place not in self._rows:
+            of_seed = templates().get_template("parts.html").module.of_seed  # type: ignore[attr-defined]
+            self._rows[place] = [(r.key, r.cell["seed"], of_seed(r)) for r in group.records]
+        return self._rows[place]
 
     def _compare(self, other: str, groups: Sequence[Group]) -> bytes:
         sections = compare(self.groups, groups)

@@ -77,6 +77,7 @@ class Plan:
     results: folder of the records
     cells: of the suite
     missing: those that have no record, or not the one that is wanted
+    outdated: how many of the others have a record that other code made
     """
 
     name: str
@@ -88,6 +89,7 @@ class Plan:
     results: Path
     cells: tuple[Cell, ...]
     missing: tuple[Cell, ...]
+    outdated: int = 0
 
     @cached_property
     def speed(self) -> Speed:
@@ -156,9 +158,10 @@ class Plan:
 
     def lines(self) -> Iterator[str]:
         """One for each cell, the sum, and what it takes of time, memory and disk."""
+        missing = set(self.missing)
         for cell in self.cells:
             cost = "has its record"
-            if cell in self.missing:
+            if cell in missing:
                 known = self.place.is_here
                 cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
             yield f"{cell.key}  {title(cell)}: {cost}"
@@ -209,8 +212,10 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
     cells = tuple(grid.cells(suite, precision))
     place = _for_local(cells, place)
     folder = options.results or Path("results") / name
-    missing = tuple(cell for cell in cells if not _finished(cell, folder, options))
-    made = Plan(name, suite, place, options, devices, precision, folder, cells, missing)
+    states = {cell: _state(cell, folder, options) for cell in cells}
+    missing = tuple(cell for cell in cells if states[cell] == "missing")
+    outdated = list(states.values()).count("outdated")
+    made = Plan(name, suite, place, options, devices, precision, folder, cells, missing, outdated)
     made.asking.triggers(cells)
     return made
 
@@ -236,10 +241,10 @@ def execute(plan: Plan, console: Console) -> Execution:
     """
     _tidy(plan)
     if not plan.missing:
-        count = len(plan.cells)
-        console.print(
-            f"{plan.name}: all {count} cells have records in {plan.results}", highlight=False
-        )
+        line = f"{plan.name}: all {len(plan.cells)} cells have records in {plan.results}"
+        if plan.outdated:
+            line += f"; other code made {plan.outdated} of them, --stale runs these again"
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
         return Execution(0)
     others = Others(plan.device) if plan.suite.timed else None
     _check_places(plan)
@@ -286,22 +291,23 @@ def _for_local(cells: Sequence[Cell], place: Place) -> Place:
     return place
 
 
-def _finished(cell: Cell, folder: Path, options: Options) -> bool:
-    """Whether the cell needs no run; a damaged record does. Raises `OtherSchema`."""
+def _state(cell: Cell, folder: Path, options: Options) -> str:
+    """Of a cell: "missing" if it needs a run, as with a damaged record; else "finished", or
+    "outdated" if other code made its record. Raises `OtherSchema`."""
     path = path_of(folder, cell.key)
     if not path.exists():
-        return False
+        return "missing"
     try:
         record = read(path)
     except OtherSchema:
         raise
     except InvalidInput:
-        return False
-    if options.stale and record.provenance["sources"] != provenance.sources(cell):
-        return False
-    if options.curves and not record.curves:
-        return False
-    return record.status == "ok"
+        return "missing"
+    outdated = record.provenance.get("sources") != provenance.sources(cell)
+    wanted = not (options.stale and outdated) and not (options.curves and not record.curves)
+    if record.status == "failed" or not wanted:
+        return "missing"
+    return "outdated" if outdated else "finished"
 
 
 def _tidy(plan: Plan) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import uuid
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -13,7 +12,7 @@ from typing import BinaryIO
 
 from bdbench.models.plugins.errors import InvalidInput
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{32}\.tmp", re.DOTALL)
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d+|[0-9a-f]{32})\.tmp", re.DOTALL)
 """The name of a file that is being written, or whose writer is dead."""
 
 
@@ -26,7 +25,6 @@ def write_atomically(path: Path, content: bytes) -> None:
     killed. Raises `Unusable` where it cannot be."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(path.parent, path.name)
         with _temporary(path) as file:
             try:
                 file.write(content)
@@ -64,21 +62,35 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
                 remove_if_abandoned(Path(entry.path))
 
 
-def remove_if_abandoned(path: Path) -> None:
-    """Remove a temporary file unless somebody has locked it."""
+def remove_if_abandoned(path: Path) -> bool:
+    """Remove a temporary file unless somebody has locked it; whether it was removed."""
     with suppress(OSError):
         file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            os.unlink(path)
+            # The name may be that of a new file by now.
+            if os.path.samestat(os.fstat(file), os.lstat(path)):
+                os.unlink(path)
+                return True
         finally:
             os.close(file)
+    return False
 
 
 def _temporary(path: Path) -> BinaryIO:
-    """A new file beside `path`, which is locked as long as it is open."""
+    """A new file beside `path`, which is locked as long as it is open.
+
+    The first free name is taken, so that whoever writes next meets what a dead writer has left,
+    and need not look through the folder.
+    """
+    number = 0
     while True:
-        file = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp").open("xb")
+        place = path.with_name(f".{path.name}.{number}.tmp")
+        try:
+            file = place.open("xb")
+        except FileExistsError:
+            number += not remove_if_abandoned(place)
+            continue
         with suppress(OSError):  # of a file system without locks
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:

@@ -15,7 +15,13 @@ from bdbench.records.consistency import AXES, consistent
 from bdbench.records.count import Count
 from bdbench.records.record import METRICS, Record
 from bdbench.tables.published import defaults
-from bdbench.tables.statistics import Estimate, estimate, proportions_separable, tied
+from bdbench.tables.statistics import (
+    Estimate,
+    common_seeds,
+    estimate,
+    proportions_separable,
+    tied,
+)
 
 CA, ASR, RACC = "clean_accuracy", "attack_success_rate", "robust_accuracy"
 FLOOR = "asr_floor"
@@ -66,9 +72,26 @@ class Group:
     def _estimates(self) -> dict[str, Estimate]:
         return {metric: estimate(list(self.counts(metric).values())) for metric in METRICS}
 
+    def rates(self, metric: str) -> dict[int, float]:
+        """Shares in [0, 1] by seed, see `counts`."""
+        return {seed: count.rate for seed, count in self.counts(metric).items()}
+
+    def more(self, other: Group, metric: str) -> float:
+        """By how much this has more than the other: the mean difference over the seeds that both
+        have, or that of the means where they have none in common; nan where one has none."""
+        ours, theirs = self.rates(metric), other.rates(metric)
+        if seeds := common_seeds((ours, theirs)):
+            return mean(ours[seed] - theirs[seed] for seed in seeds)
+        return mean(ours.values()) - mean(theirs.values())
+
     def mean(self, value: Callable[[Record], float]) -> float:
         """Over the used records for which it is a number; nan if there are none."""
         return mean(found for found in map(value, self.used) if not math.isnan(found))
+
+    @cached_property
+    def seconds(self) -> dict[int, float]:
+        """By seed, of the used records, see `seconds_total`."""
+        return {record.cell["seed"]: seconds_total(record) for record in self.used}
 
     @cached_property
     def clean_fraction(self) -> float:
@@ -80,21 +103,22 @@ class Group:
         """Whether the ASR is not above the floor of the same networks at 95 %: neither over all
         seeds nor in any of them, as one network with a backdoor is not made up for by others."""
         asr, floor = self.counts(ASR), self.counts(FLOOR)
-        common = asr.keys() & floor.keys()
+        common = common_seeds((asr, floor))
         if not common or any(
             asr[seed].rate > floor[seed].rate and proportions_separable(floor[seed], asr[seed])
             for seed in common
         ):
             return False
-        return self.estimate(ASR)[0] <= self.estimate(FLOOR)[0] or tied(floor, asr)
+        return mean(asr[s].rate - floor[s].rate for s in common) <= 0 or tied(floor, asr)
 
     def der(self, bare: Group | None) -> float:
-        """Defense effectiveness rating in [0, 1]: (max(0, dASR) - max(0, dCA) + 1) / 2, with d the
-        mean of no defense, `bare`, minus that of this one (Zhu et al., 2023, arXiv:2304.11823,
-        equation 7). nan where one of the four is missing, and for no defense itself."""
+        """Defense effectiveness rating in [0, 1]: (max(0, dASR) - max(0, dCA) + 1) / 2, with d by
+        how much no defense, `bare`, has more than this one, see `more` (Zhu et al., 2023,
+        arXiv:2304.11823, equation 7). nan where one of the four is missing, and for no defense
+        itself."""
         if bare is None or is_none(self.names["defense"]):
             return math.nan
-        lost = [bare.estimate(metric)[0] - self.estimate(metric)[0] for metric in (ASR, CA)]
+        lost = [bare.more(self, metric) for metric in (ASR, CA)]
         if any(map(math.isnan, lost)):
             return math.nan
         return (max(0.0, lost[0]) - max(0.0, lost[1]) + 1) / 2
@@ -125,6 +149,22 @@ def clean_fraction(record: Record) -> float:
     if not file_of("bdbench.defenses", name).is_file():
         return math.nan
     return float(defaults("bdbench.defenses", name).get("clean_fraction", 0.0))
+
+
+def lent(record: Record) -> str:
+    """How many clean images a defense had, in words, where that is another share than it declares
+    by more than rounding, which is half an image of each class; else empty."""
+    found, declared = record.diagnostics.get("lent"), clean_fraction(record)
+    parts = found if isinstance(found, dict) else {}
+    counts = [parts.get(name) for name in ("fit", "validation", "of", "classes")]
+    fit, validation, of, classes = (n if type(n) is int and n > 0 else 0 for n in counts)
+    given = fit + validation
+    if not of or math.isnan(declared) or abs(given - declared * of) <= classes / 2:
+        return ""
+    return (
+        f"was lent {given:,} clean images of {of:,}, {100 * given / of:.3g} %, where it declares "
+        f"{100 * declared:.3g} %: at least two of each class"
+    )
 
 
 def passes(record: Record) -> float:

@@ -19,12 +19,14 @@ from bdbench.tables.groups import (
     Group,
     filtered,
     is_none,
+    lent,
     mean,
     name_order,
     seconds_total,
     trainings,
 )
-from bdbench.tables.statistics import half_width, tied
+from bdbench.tables.statistics import average, common_seeds, half_width, tied
+from bdbench.tables.text import as_markdown
 
 MISSING = "-"
 FOOTNOTES = {
@@ -57,7 +59,8 @@ against an attack. ~: cannot be told from it.
 target without the trigger. No backdoor is left there.
 - ~ and ° are at 95 %: two-proportion z-test with one seed, paired t-test with several. ° needs \
 the z-test of each seed too.
-- Mean: over the attacks that a defense has results for (how many, if not all).
+- Mean: over the attacks that a defense has results for (how many, if not all), from the seeds \
+that all of these have. Falls and ratios are from the seeds that both sides have.
 - DER: (max(0, fall of ASR) - max(0, fall of CA) + 1) / 2 against no defense. It is a trade-off \
 score: 50 is no gain, and a high one does not say that CA is high or ASR is low.
 - Seconds: training, the undefended network included. x none: relative to no defense.
@@ -106,7 +109,7 @@ class Block:
         means = [title.removeprefix("mean ") for title in totals if title.startswith("mean ")]
         headers = ["defense", "clean", "trainings"]
         for over, below in [*heads.items(), *([("mean", means)] if means else [])]:
-            headers += [over, *[""] * (len(below) - 1)]
+            headers += [as_markdown(over), *[""] * (len(below) - 1)]
         headers += totals[len(means) :]
         below = [*(name for names in heads.values() for name in names), *means]
         filling = [""] * (len(totals) - len(means))
@@ -120,10 +123,11 @@ class Block:
                     for attack in heads
                     for text in self._fields(defense, attack, heads[attack])
                 ]
-                rows.append([defense, clean, work, *fields, *rest])
+                rows.append([as_markdown(defense), clean, work, *fields, *rest])
         table = pipe(headers, rows, ["left", *["right"] * (len(headers) - 1)])
-        notes = "\n".join(f"- {note}" for note in self.footnotes())
-        return "\n\n".join(part for part in (f"## {self.title()}", table, notes) if part)
+        notes = "\n".join(f"- {as_markdown(note)}" for note in self.footnotes())
+        title = f"## {as_markdown(self.title())}"
+        return "\n\n".join(part for part in (title, table, notes) if part)
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Group]:
@@ -181,13 +185,18 @@ class Block:
     def numbers(self) -> dict[str, dict[str, float]]:
         """Of each defense the numbers of its row by title of column, nan where there is none:
         shares in percent, of an interval its lower end; those of `EXTRA` too."""
-        return {
-            name: dict(self._numbers(name)) for name in {g.names["defense"] for g in self.groups}
-        }
+        return {name: dict(self._numbers(name)) for name in self._by_defense}
+
+    @cached_property
+    def _by_defense(self) -> dict[str, list[Group]]:
+        found: dict[str, list[Group]] = {}
+        for group in self.groups:
+            found.setdefault(group.names["defense"], []).append(group)
+        return found
 
     def _numbers(self, defense: str) -> Iterator[tuple[str, float]]:
         yield "clean", 100 * self._clean_fractions[defense]
-        own = [g for g in self.groups if g.names["defense"] == defense and g.used]
+        own = [g for g in self._by_defense[defense] if g.used]
         yield "trainings", mean(n for g in own if not math.isnan(n := g.mean(trainings)))
         for attack in self.attacks:
             group = self.cells.get((defense, attack))
@@ -196,14 +205,11 @@ class Block:
                 yield f"{attack} {name}", 100 * share
         if self.poisoned:
             for name, metric in MEANS.items():
-                shares = self._shares(defense, metric, self.poisoned)
-                yield f"mean {name}", 100 * mean(shares.values())
+                shares = self.shares(defense, metric, self.poisoned)
+                yield f"mean {name}", 100 * average(list(shares.values()))[0]
             yield "DER", 100 * mean(self._ratings(defense).values())
-        seconds, bare = self._seconds(defense), self._seconds(self.bare)
-        yield "seconds", mean(seconds.values())
-        both = seconds.keys() & bare.keys()
-        base = mean(bare[attack] for attack in both)
-        yield "x none", mean(seconds[attack] for attack in both) / base if base else math.nan
+        yield "seconds", mean(self._seconds(defense).values())
+        yield "x none", self._ratio(defense)
 
     @cached_property
     def bare(self) -> str:
@@ -239,14 +245,26 @@ class Block:
         }
         return {attack: share for attack, share in found.items() if not math.isnan(share)}
 
-    def _shares(self, defense: str, metric: str, attacks: Iterable[str]) -> dict[str, float]:
-        """Means of a defense by attack, where there are any."""
-        found = (
-            (attack, self.cells[defense, attack].estimate(metric)[0])
-            for attack in attacks
-            if (defense, attack) in self.cells
-        )
-        return {attack: share for attack, share in found if not math.isnan(share)}
+    def shares(
+        self, defense: str, metric: str, attacks: Iterable[str]
+    ) -> dict[str, dict[int, float]]:
+        """Those of a defense by attack and seed, of attacks that have any."""
+        groups = ((attack, self.cells.get((defense, attack))) for attack in attacks)
+        found = ((attack, group.rates(metric)) for attack, group in groups if group)
+        return {attack: rates for attack, rates in found if rates}
+
+    def _ratio(self, defense: str) -> float:
+        """Seconds of a defense to those of none, over the cells and seeds that both have."""
+        ours, theirs = [], []
+        for attack in self.attacks:
+            group, bare = (self.cells.get((name, attack)) for name in (defense, self.bare))
+            if group and bare:
+                seconds, base = group.seconds, bare.seconds
+                seeds = common_seeds((seconds, base))
+                ours += [mean(seconds[seed] for seed in seeds)] * bool(seeds)
+                theirs += [mean(base[seed] for seed in seeds)] * bool(seeds)
+        base_mean = mean(theirs)
+        return mean(ours) / base_mean if base_mean else math.nan
 
     def title(self) -> str:
         """Data set, model, recipe, precision and number of seeds."""
@@ -287,7 +305,7 @@ class Block:
         Of how many attacks is said once, and again where that differs."""
         numbers = self.numbers[defense]
         counts = {
-            f"mean {n}": len(self._shares(defense, m, self.poisoned)) for n, m in MEANS.items()
+            f"mean {n}": len(self.shares(defense, m, self.poisoned)) for n, m in MEANS.items()
         }
         counts["DER"] = len(self._ratings(defense))
         said = len(self.poisoned)
@@ -353,6 +371,8 @@ class Block:
         devices = sorted({str(record.provenance.get("device")) for record in used})
         for defense, text in self._warnings():
             yield f"{defense}: {text}"
+        lines = ((g.names["defense"], lent(r)) for g in self.groups for r in g.used)
+        yield from dict.fromkeys(f"{defense} {text}" for defense, text in lines if text)
         if len(devices) > 1:
             yield f"seconds were measured on several devices: {', '.join(devices)}"
 
@@ -445,10 +465,9 @@ def plus_minus(middle: float, half: float) -> str:
 
 
 def pipe(headers: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str]) -> str:
-    """A Markdown table; `align` is left or right for each column."""
-    lines = [[cell.replace("|", "\\|") for cell in line] for line in [headers, *rows]]
+    """A table of cells in Markdown; `align` is left or right for each column."""
     # Of what it is told are headers, tabulate makes every column wider than they are.
-    table = tabulate(lines, tablefmt="pipe", disable_numparse=True, colalign=align)
+    table = tabulate([headers, *rows], tablefmt="pipe", disable_numparse=True, colalign=align)
     rule, header, *others = table.splitlines()
     return "\n".join([header, rule, *others])
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.tables.groups import ASR, CA, RACC
-from bdbench.tables.published import RATE, Published
+from bdbench.tables.published import Published, default_rate
 
 NETWORK = "PreAct-ResNet18"
 NAMES = {"leaderboard": "BackdoorBench", "ft_sam_paper": "FT-SAM"}
@@ -95,7 +95,8 @@ def contradictions(
     rate is a share of.
     """
     sides: dict[str, Mapping[str, float]] = {other.source: other.shares for other in found}
-    rate = Spec.of(cell["attack"]).fields.get("poisoning_rate", RATE)
+    attack = Spec.of(cell["attack"])
+    rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
     if paper and paper.poisoning_rate == rate and paper.attack != "sig":
         sides = {"the CBD paper": paper.shares, **sides}
     return {metric: text for metric in (CA, ASR) if (text := _apart(metric, sides))}
@@ -113,7 +114,7 @@ def _poisoned(attack: Spec, dataset: str) -> float | None:
 
     A rate of sig may be one of the target class, where others give that of all images.
     """
-    rate = attack.fields.get("poisoning_rate", RATE)
+    rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
     if attack.name == "sig" and attack.fields.get("rate_basis", "target_class") != "dataset":
         classes = CLASSES.get(dataset)
         return None if classes is None else round(rate / classes, 9)

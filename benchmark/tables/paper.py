@@ -16,11 +16,11 @@ from bdbench.cells.suites import ATTACKS, DEFENSES
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.record import ALONE, STAGES, Record
-from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes, seconds_total
+from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes
 from bdbench.tables.leaderboard import MISSING, Block, decimal, plus_minus
-from bdbench.tables.published import RATE, reference
+from bdbench.tables.published import reference
 from bdbench.tables.sheet import NOTHING, Entry, Sheet
-from bdbench.tables.statistics import Estimate, half_width
+from bdbench.tables.statistics import Estimate, average, common_seeds
 
 Selection = Callable[[Sequence[Group]], list[Group]]
 Layout = Callable[[Block, Sequence[Group]], Sheet]
@@ -32,7 +32,7 @@ over seeds; with one seed, the CSV file has Wilson intervals. **Bold**: lowest A
 attack; ~: cannot be told from it at 95 %. In brackets: what the paper prints, and by how much \
 ours is more. The ASR of no attack is the floor, the share that is called the target without any \
 trigger; the paper prints 0. Averages are over the attacks that have results (how many, if not \
-all), the paper's too."""
+all), the paper's too, and ours are from the seeds that all of these have."""
 TIMING = """\
 Seconds of training, with the undefended network where a defense starts from one; more: than with \
 no defense on the same data, paired by seed; passes: forward passes of one image, of which a \
@@ -132,8 +132,7 @@ def of_one_rate(groups: Sequence[Group]) -> list[Group]:
     return [
         group
         for group in groups
-        if not _adaptive(group)
-        and (_without_rate(group) not in swept or _without_rate(group)[1] == RATE)
+        if not _adaptive(group) and (_without_rate(group) not in swept or _has_default_rate(group))
     ]
 
 
@@ -218,19 +217,17 @@ def _printed(group: Group, metric: str, table: int) -> float | None:
 
 
 def _average(block: Block, defense: str, metric: str, attacks: Sequence[str]) -> Entry:
-    """Over the attacks that the defense has results for, first for each seed that has all these."""
-    groups = [g for attack in attacks if (g := block.cells.get((defense, attack)))]
-    groups = [group for group in groups if group.counts(metric)]
-    if not groups:
+    """Over the attacks that the defense has results for, see `average`."""
+    shares = block.shares(defense, metric, attacks)
+    if not shares:
         return NOTHING
-    seeds = set.intersection(*(set(group.counts(metric)) for group in groups))
-    rates = [mean(group.counts(metric)[seed].rate for group in groups) for seed in sorted(seeds)]
-    ours = mean(group.estimate(metric)[0] for group in groups)
+    groups = [block.cells[defense, attack] for attack in shares]
+    ours, half = average(list(shares.values()))
     some = f" [{len(groups)} of {len(attacks)}]" * (len(groups) < len(attacks))
     printed = [_printed(group, metric, 1) for group in groups]
     known = [value for value in printed if value is not None]
     beside = _comparison(round(mean(known), 2), 100 * ours) if len(known) == len(groups) else ""
-    return Entry(plus_minus(100 * ours, 100 * half_width(rates)) + some, beside)
+    return Entry(plus_minus(100 * ours, 100 * half) + some, beside)
 
 
 def _timing(group: Group | None, bare: Group, undefended: bool) -> list[Entry]:
@@ -238,7 +235,7 @@ def _timing(group: Group | None, bare: Group, undefended: bool) -> list[Entry]:
     if group is None or not group.used:
         return [NOTHING] * (1 if undefended else 3)
     marks = "".join(COMPANY[flag][0] for flag in company(group))
-    seconds = list(training_seconds(group).values())
+    seconds = list(group.seconds.values())
     first = Entry(_with_range(seconds), _paper_seconds(group), marks=marks)
     if undefended:
         return [first]
@@ -256,20 +253,18 @@ def _ratio(value: float) -> str:
 
 def overhead(group: Group, bare: Group) -> list[float]:
     """By how much more seconds than no defense it trains, percent, for each seed that both have."""
-    seconds, base = training_seconds(group), training_seconds(bare)
-    common = sorted(seconds.keys() & base.keys())
+    seconds, base = group.seconds, bare.seconds
+    common = common_seeds((seconds, base))
     return [100 * (seconds[seed] / base[seed] - 1) for seed in common if base[seed]]
 
 
 def passes_ratio(group: Group, bare: Group) -> float:
-    """Its forward passes, of which a backward pass costs two, to those of no defense."""
-    base = bare.mean(passes)
-    return group.mean(passes) / base if base else math.nan
-
-
-def training_seconds(group: Group) -> dict[int, float]:
-    """By seed, with the undefended network that a defense starts from."""
-    return {record.cell["seed"]: seconds_total(record) for record in group.used}
+    """Its forward passes, of which a backward pass costs two, to those of no defense, over the
+    seeds that both have."""
+    ours, theirs = ({r.cell["seed"]: passes(r) for r in side.used} for side in (group, bare))
+    seeds = common_seeds((ours, theirs))
+    base = mean(theirs[seed] for seed in seeds)
+    return mean(ours[seed] for seed in seeds) / base if base else math.nan
 
 
 def stage_seconds(group: Group, stage: str) -> list[float]:
@@ -352,6 +347,11 @@ def _without_rate(group: Group) -> tuple[str, float]:
     shown = Spec.of(group.names["attack"])
     fields = {key: value for key, value in shown.fields.items() if key != "poisoning_rate"}
     return str(Spec(shown.name, fields)), float(rate)
+
+
+def _has_default_rate(group: Group) -> bool:
+    """A label has only the fields that differ from their defaults."""
+    return "poisoning_rate" not in Spec.of(group.records[0].labels["attack"]).fields
 
 
 def _plugins(specs: Iterable[str]) -> list[str]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from bdbench.models.plugins.errors import check
@@ -159,13 +160,12 @@ def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | 
     attack = Spec.of(cell["attack"])
     adaptive = attack.name == "adaptive"
     trigger = Spec.of(attack.fields["attack"]).name if adaptive else attack.name
-    rate = attack.fields.get("poisoning_rate", RATE)
+    rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
     wanted = (Spec.of(cell["dataset"]).name, trigger, Spec.of(cell["defense"]).name, adaptive)
     found = [
         row
-        for number in ((1, 2, 5) if table is None else (table,))
-        for row in TABLES[number]
-        if (row.dataset, row.attack, row.defense, row.adaptive) == wanted
+        for row in PLACES.get(wanted, ())
+        if row.table in ((1, 2, 5) if table is None else (table,))
         and (row.table != 2 or row.poisoning_rate == rate)
     ]
     if not found:
@@ -199,7 +199,8 @@ def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
     attack = Spec.of(cell["attack"]).name
     fields = dict(Spec.of(cell["attack"]).fields)
     if row.poisoning_rate is not None:
-        yield from _other("poisoning_rate", fields.pop("poisoning_rate", RATE), row.poisoning_rate)
+        rate = fields.pop("poisoning_rate", default_rate(attack))
+        yield from _other("poisoning_rate", rate, row.poisoning_rate)
         yield from _other("target", fields.pop("target", TARGETS[dataset]), TARGETS[dataset])
         if row.adaptive:
             yield from _settings("bdbench.attacks", Spec.of(fields.pop("attack")))
@@ -256,6 +257,11 @@ def defaults(package: str, name: str) -> Mapping[str, Any]:
     return found
 
 
+def default_rate(attack: str) -> float:
+    """The poisoning rate of an attack whose spec gives none."""
+    return float(defaults("bdbench.attacks", attack).get("poisoning_rate", RATE))
+
+
 def _grid(text: str, labels: int, width: int = 2) -> Iterator[tuple[list[str], str, list[Any]]]:
     """For every line its labels, and for every heading the `width` numbers below it."""
     headings, _, *lines = text.strip("\n").splitlines()
@@ -287,6 +293,10 @@ TABLES: Mapping[int, tuple[Published, ...]] = {
     table: tuple(row for row in _ROWS if row.table == table and row.attack != "average")
     for table in (1, 2, 3, 5)
 }
+PLACES: dict[tuple[str, str, str, bool], list[Published]] = {}
+"""The rows of all tables by data set, attack, defense, and whether the attack is hardened."""
+for _row in chain.from_iterable(TABLES.values()):
+    PLACES.setdefault((_row.dataset, _row.attack, _row.defense, _row.adaptive), []).append(_row)
 AVERAGES = tuple(row for row in _ROWS if row.attack == "average")
 """Of Table 1 as printed, over the attacks."""
 INCREASES = {(dataset, attack): more for (attack,), dataset, (*_, more) in _grid(TABLE_3, 1, 3)}

@@ -9,18 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from bdbench.tables.leaderboard import MISSING, pipe
-
-ESCAPES = {"\\": r"\textbackslash{}"} | {c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"$\sim$"}
-SIGNS = {
-    "±": r"$\pm$",
-    "†": r"\dag{}",
-    "¶": r"\P{}",
-    "‡": r"\ddag{}",
-    "⊘": r"$\oslash$",
-    "§": r"\S{}",
-    "‖": r"$\parallel$",
-    "·": r"$\cdot$",
-}
+from bdbench.tables.text import as_latex, as_markdown
 
 
 @dataclass(frozen=True)
@@ -39,9 +28,18 @@ class Entry:
     tied: bool = False
     marks: str = ""
 
-    def text(self, bold: str) -> str:
-        """`bold` is a template with {} for what is best."""
-        ours = bold.format(self.ours) if self.best else self.ours
+    def markdown(self) -> str:
+        """In Markdown."""
+        return self._joined(f"**{self.ours}**" if self.best else self.ours)
+
+    def latex(self) -> str:
+        """In LaTeX."""
+        ours = as_latex(self.ours)
+        rest = as_latex(self._joined(""))
+        signed = re.sub(r"(?<=; )-(?=\d)", "$-$", rest)
+        return " ".join(filter(None, (f"\\textbf{{{ours}}}" if self.best else ours, signed)))
+
+    def _joined(self, ours: str) -> str:
         paper = f"({self.paper})" if self.paper else ""
         return " ".join(part for part in (ours, "~" * self.tied, self.marks, paper) if part)
 
@@ -67,25 +65,29 @@ class Sheet:
     def markdown(self) -> str:
         """Title, table and footnotes."""
         headers = [*self.corner, *(" ".join(filter(None, pair)) for pair in self.columns)]
-        rows = [[*labels, *(e.text("**{}**") for e in entries)] for labels, entries in self.rows]
+        rows = [
+            [*map(as_markdown, labels), *(entry.markdown() for entry in entries)]
+            for labels, entries in self.rows
+        ]
         align = [*("left" for _ in self.corner), *("right" for _ in self.columns)]
-        table = pipe(headers, rows, align)
-        notes = "\n".join(f"- {note}" for note in self.notes)
-        return "\n\n".join(part for part in (f"## {self.title}", table, notes) if part)
+        table = pipe(list(map(as_markdown, headers)), rows, align)
+        notes = "\n".join(f"- {as_markdown(note)}" for note in self.notes)
+        title = f"## {as_markdown(self.title)}"
+        return "\n\n".join(part for part in (title, table, notes) if part)
 
     def latex(self) -> str:
         """A table environment, which needs the packages booktabs and multirow."""
         frame = pd.DataFrame(
-            [[_tex(entry.text("<{}>")) for entry in entries] for _, entries in self.rows],
+            [[entry.latex() for entry in entries] for _, entries in self.rows],
             index=_labels([labels for labels, _ in self.rows], self.corner),
             columns=pd.MultiIndex.from_tuples(
-                [(_tex(above), _tex(below)) for above, below in self.columns]
+                [(as_latex(above), as_latex(below)) for above, below in self.columns]
             ),
         )
-        caption = ". ".join([self.title, *self.notes])
+        caption = as_latex(". ".join([self.title, *self.notes]))
         text: str = frame.style.to_latex(
             hrules=True,
-            caption=_tex(caption),
+            caption=caption,
             column_format="l" * len(self.corner) + "r" * len(self.columns),
             multicol_align="c",
             position_float="centering",
@@ -94,14 +96,8 @@ class Sheet:
 
 
 def _labels(rows: Sequence[tuple[str, ...]], corner: tuple[str, ...]) -> pd.Index[str]:
-    escaped = [tuple(map(_tex, labels)) for labels in rows]
+    escaped = [tuple(map(as_latex, labels)) for labels in rows]
+    names = list(map(as_latex, corner))
     if len(corner) == 1:
-        return pd.Index([label for (label,) in escaped], name=_tex(corner[0]))
-    return pd.MultiIndex.from_tuples(escaped, names=[_tex(name) for name in corner])
-
-
-def _tex(text: str) -> str:
-    """Plain text as LaTeX; what stands in <> becomes bold."""
-    escaped = "".join((ESCAPES | SIGNS).get(character, character) for character in text)
-    signed = re.sub(r"(?<=; )-(?=\d)", "$-$", escaped)
-    return signed.replace("<", r"\textbf{").replace(">", "}")
+        return pd.Index([label for (label,) in escaped], name=names[0])
+    return pd.MultiIndex.from_tuples(escaped, names=names)

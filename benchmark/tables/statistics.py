@@ -8,7 +8,7 @@ numpy is slow on a handful of seeds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from scipy import special
@@ -52,6 +52,27 @@ def estimate(counts: Sequence[Count]) -> Estimate:
     return mean_interval([count.rate for count in counts])
 
 
+def common_seeds(sides: Iterable[Mapping[int, object]]) -> list[int]:
+    """The seeds that all sides have, sorted; none where there is no side."""
+    seeds = [set(side) for side in sides]
+    return sorted(set.intersection(*seeds)) if seeds else []
+
+
+def average(sides: Sequence[Mapping[int, float]]) -> tuple[float, float]:
+    """Mean over several cells, each given by seed, and the half width of its 95 % interval.
+
+    Number and interval are of the same seeds, those that all cells have: first the mean over the
+    cells, then that over seeds. Where there is none, it is the mean of the means, without interval
+    (nan); of no cells both are nan.
+    """
+    seeds = common_seeds(sides)
+    if seeds:
+        rates = [_mean([side[seed] for side in sides]) for seed in seeds]
+        return _mean(rates), half_width(rates)
+    means = [_mean(list(side.values())) for side in sides if side]
+    return (_mean(means) if means else math.nan), math.nan
+
+
 def paired_separable(a: Sequence[float], b: Sequence[float]) -> bool:
     """Whether the means differ by a paired t-test at 95 %: seed by seed, on the same poisoned sets.
 
@@ -82,7 +103,7 @@ def tied(best: Mapping[int, Count], other: Mapping[int, Count]) -> bool:
     By the paired t-test over common seeds if there are two or more. Else by the two-proportion
     test: on the one common seed, or on the sums over all seeds if none is common.
     """
-    common = sorted(best.keys() & other.keys())
+    common = common_seeds((best, other))
     if len(common) >= 2:
         return not paired_separable(*([side[s].rate for s in common] for side in (best, other)))
     return not proportions_separable(*(_total(side, common or side) for side in (best, other)))

@@ -12,6 +12,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, collect, is_none
 from bdbench.tables.leaderboard import FOOTNOTES, MISSING, pipe
 from bdbench.tables.others import SOURCES, Other, contradictions, others
 from bdbench.tables.published import TABLES, Published, Reference, reference
+from bdbench.tables.text import as_csv, as_markdown
 
 COMPARED = (1, 2, 5)
 """The paper's tables of CA and ASR."""
@@ -147,6 +149,10 @@ class Verification:
 
     def markdown(self) -> str:
         """A block for each data set, model and recipe, a legend and the sentence."""
+        return self._markdown
+
+    @cached_property
+    def _markdown(self) -> str:
         blocks = [_block(list(rows)) for _, rows in groupby(self.rows, lambda row: row.cell[:3])]
         return "\n\n".join([*blocks, *([LEGEND] if blocks else []), self.sentence()]) + "\n"
 
@@ -157,7 +163,7 @@ class Verification:
             for row in self.rows
         ]
         frame = pd.DataFrame(lines, columns=[field.name for field in fields(Row)])
-        return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        return as_csv(frame)
 
     def json(self) -> str:
         """Rows and summary, with null for nan."""
@@ -166,7 +172,7 @@ class Verification:
             for row in self.rows
         ]
         document = {"rows": rows, "summary": self.summary()}
-        return json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
 
 def verify(records: Iterable[Record]) -> Verification:
@@ -239,7 +245,7 @@ def _row(
         table=found.published.table if found else None,
         **group.names,
         metric="floor" if floor else NAMES[metric],
-        seeds=len(group.used),
+        seeds=len(group.counts(FLOOR if floor else metric)) if group.used else 0,
         ours=round(ours, 4),
         low=round(low, 4),
         high=round(high, 4),
@@ -276,37 +282,39 @@ def _block(rows: Sequence[Row]) -> str:
     """Title, table, the reasons that all rows share, and a numbered list of the others."""
     every = list(dict.fromkeys(reason for row in rows for reason in row.reasons))
     of_paper = [row for row in rows if row.table] or rows
-    shared = [reason for reason in every if all(reason in row.reasons for row in of_paper)]
-    numbers = {reason: n for n, reason in enumerate((r for r in every if r not in shared), 1)}
+    of_all = set.intersection(*(set(row.reasons) for row in of_paper))
+    shared = [reason for reason in every if reason in of_all]
+    numbers = {reason: n for n, reason in enumerate((r for r in every if r not in of_all), 1)}
     headers = ["attack", "defense", "metric", "seeds", "ours", "95 % interval"]
     headers += ["paper", "table", "difference", "verdict", *SOURCES, "reasons"]
     lines = [
         [
-            *(row.attack, row.defense, row.metric, str(row.seeds)),
+            *(as_markdown(row.attack), as_markdown(row.defense), row.metric, str(row.seeds)),
             *(_decimal(row.ours), _interval(row), _decimal(row.published)),
             str(row.table or MISSING),
             *(_decimal(row.difference, "+z"), row.verdict or MISSING),
             *(_decimal(row.backdoorbench), _decimal(row.ft_sam)),
-            " ".join(str(n) for reason, n in numbers.items() if reason in row.reasons),
+            " ".join(map(str, sorted(numbers[r] for r in row.reasons if r in numbers))),
         ]
         for row in rows
     ]
     align = [*["left"] * 3, *["right"] * 6, "left", *["right"] * len(SOURCES), "left"]
     table = pipe(headers, lines, align)
     apart = [
-        f"- {row.defense} on {row.attack}, {row.metric}: {row.contradiction}"
+        f"- {as_markdown(f'{row.defense} on {row.attack}, {row.metric}: {row.contradiction}')}"
         for row in rows
         if row.contradiction
     ]
     dataset, model, recipe, *_ = rows[0].cell
     named = "default recipe" if recipe == "recipe" else recipe
-    parts = [f"## {dataset} · {model} · {named}", table]
+    parts = [f"## {as_markdown(f'{dataset} · {model} · {named}')}", table]
     if shared:
         parts.append(
-            "All rows of the paper's tables:\n\n" + "\n".join(f"- {reason}" for reason in shared)
+            "All rows of the paper's tables:\n\n"
+            + "\n".join(f"- {as_markdown(reason)}" for reason in shared)
         )
     if numbers:
-        parts.append("\n".join(f"{number}. {reason}" for reason, number in numbers.items()))
+        parts.append("\n".join(f"{n}. {as_markdown(reason)}" for reason, n in numbers.items()))
     if apart:
         parts.append(
             "Published numbers that are more than ten points apart:\n\n" + "\n".join(apart)

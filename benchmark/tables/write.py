@@ -38,11 +38,11 @@ from bdbench.tables.paper import (
     sheets,
     spread,
     stage_seconds,
-    training_seconds,
 )
 from bdbench.tables.published import reference
 from bdbench.tables.sheet import Sheet
 from bdbench.tables.statistics import half_width, tied
+from bdbench.tables.text import as_csv
 
 INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 COLUMNS = (
@@ -74,7 +74,7 @@ class Leaderboard:
 
     def csv(self) -> str:
         """The summary with shares in [0, 1], six significant digits, and nothing for nan."""
-        return _csv(self.summary)
+        return as_csv(self.summary)
 
 
 def summarise(records: Iterable[Record]) -> pd.DataFrame:
@@ -153,11 +153,11 @@ class OfPaper:
 
     def csv(self) -> str:
         """In long form, with what the paper prints."""
-        return _csv(_long_form(self.groups, self.number))
+        return as_csv(_long_form(self.groups, self.number))
 
     def differences(self) -> str:
         """Of each pair of defenses on the same poisoned sets, as CSV."""
-        return _csv(_differences(self.groups))
+        return as_csv(_differences(self.groups))
 
 
 def paper_table(number: int, records: Iterable[Record], folder: Path) -> OfPaper:
@@ -233,10 +233,6 @@ def _row(group: Group, bare: Group | None) -> dict[str, Any]:
     }
 
 
-def _csv(frame: pd.DataFrame) -> str:
-    return frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
-
-
 def _long_form(groups: Sequence[Group], table: int) -> pd.DataFrame:
     """A row for each group with what the paper prints; shares like our own metrics."""
     bare = _undefended(groups)
@@ -260,7 +256,7 @@ def _timing(group: Group, bare: Group) -> dict[str, float]:
     """Medians with the ranges from the least to the largest: seconds, by stage, too; by what share
     they are more than with no defense. And the passes relative to it, and what others took of the
     device at most."""
-    total = spread(list(training_seconds(group).values()))
+    total = spread(list(group.seconds.values()))
     more = spread([percent / 100 for percent in overhead(group, bare)])
     others: list[Any] = [record.measured.get("others") for record in group.used]
     return {

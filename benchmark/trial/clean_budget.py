@@ -11,6 +11,18 @@ from bdbench.models.plugins.errors import check
 from bdbench.models.rng import stream
 
 
+def lent(budget: CleanBudget | None, train_set: ImageSet) -> dict[str, dict[str, int]]:
+    """How many trusted images a defense has, for its record; nothing where it has none.
+
+    of: images of the training set, in as many classes
+    """
+    if budget is None:
+        return {}
+    counts = {"fit": len(budget.fit), "validation": len(budget.validation)}
+    classes = len(train_set.labels.unique())
+    return {"lent": {**counts, "of": len(train_set), "classes": classes}}
+
+
 def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget | None:
     """A stratified share of the clean training set, the same for all defenses of a seed.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from bdbench.storage.keys import digest_of
 from bdbench.trial import evaluation as metrics
 from bdbench.trial import keys, provenance
 from bdbench.trial.clean_budget import clean_budget
+from bdbench.trial.failure import error_of
 from bdbench.trial.guard import Lent, unchanged
 from bdbench.trial.monitor import Looker
 from bdbench.trial.poisoned import PoisonedData
@@ -217,6 +217,7 @@ def _record(
         key=cell.key,
         cell=cell.identity,
         labels=cell.labels,
+        versions=cell.versions,
         provenance=origin,
         measured=measured,
         **outcome,
@@ -258,20 +259,20 @@ class _Trial:
         for n in range(self.cell.defense.undefended):
             # From the poisoned set as it is stored: no defense has seen it yet.
             self.train_undefended(data.train, n)
-        lent = Lent(f"defense {self.cell.labels['defense']}", "the training set", data.train)
+        seen = Lent(f"defense {self.cell.labels['defense']}", "the training set", data.train)
         context = Context(
             **vars(self.training),
             clean=clean_budget(
                 self.dataset.train, self.cell.defense.clean_fraction, self.cell.seed
             ),
             journal=Journal(),
-            train_undefended=lambda n: self.undefended(lent, n),
+            train_undefended=lambda n: self.undefended(seen, n),
         )
         with self.resumable("fit", *self.folder("fit"), self.looker), self.seeded("fit"):
             classifier = self.cell.defense.fit(data.train, context)
             owner = f"defense {Spec.of(self.cell.specs['defense']).name!r}"
             check_network(classifier, data.train.num_classes, owner, "fit")
-        lent.check()
+        seen.check()
         self.network = classifier
         counts = self.evaluate(classifier, data)
         if self.harness.curves and not self.looker.curve:
@@ -290,6 +291,7 @@ class _Trial:
             "curves": self.looker.curve,
             "diagnostics": {
                 **data.extent(self.dataset.train, self.cell.attack.target),
+                **lent(context.clean, self.dataset.train),
                 "attack": dict(data.facts),
                 "scalars": metrics.finite(context.journal.scalars),
                 "samples": metrics.diagnose(context.journal.samples, data.mask),
@@ -356,8 +358,8 @@ class _Trial:
             # Nor may a defense, whose networks start from the training seed, meet the attacker's.
             means = replace(self.training, seed=derive(cell.seed, "attack"))
             looker = Looker(self.harness.progress, self.watch)
-            lent = Lent(f"attack {cell.labels['attack']}", "the clean images", clean, test)
-            with unchanged(lent), self.seeded("attack"):
+            seen = Lent(f"attack {cell.labels['attack']}", "the clean images", clean, test)
+            with unchanged(seen), self.seeded("attack"):
                 with self.resumable("prepare", folder, about, looker):
                     ready = self.cell.attack.prepare(clean, means, stream(cell.seed, "poison"))
                 made = ready.poison(clean, stream(cell.seed, "poison"))
@@ -388,12 +390,12 @@ class _Trial:
             train_set, made["mask"], made["cover"], made["triggered"], entry.meta["facts"]
         )
 
-    def undefended(self, lent: Lent, n: int) -> Classifier:
+    def undefended(self, seen: Lent, n: int) -> Classifier:
         """See `Context.undefended`."""
         if n not in self.undefended_states:
             # The defense did not say that it would ask for this one.
-            lent.check()
-            (data,) = lent.sets
+            seen.check()
+            (data,) = seen.sets
             self.train_undefended(data, n)
         network = self.undefended_means(n).build()
         if self.is_none:
@@ -528,9 +530,5 @@ def _failure(error: BaseException) -> dict[str, Any]:
         "flags": (),
         "curves": [],
         "diagnostics": {},
-        "error": {
-            "type": type(error).__name__,
-            "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
-        },
+        "error": error_of(error),
     }

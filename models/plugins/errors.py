@@ -48,7 +48,16 @@ def one_line(text: str) -> str:
 
 def visible(text: str) -> str:
     """`text` with escapes for what cannot be printed, such as a terminal's commands."""
+    if text.isprintable():
+        return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shown(text: str) -> str:
+    """`text` of several lines, each as `visible` has it."""
+    if text.isprintable():
+        return text
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def _cut(text: str) -> str:

@@ -38,7 +38,8 @@ class Spec:
     @classmethod
     def of(cls, text: str) -> Spec:
         """Read `name(field=literal, ...)`. Raises `InvalidInput` for any other text."""
-        return cls(*_parse(text))
+        name, fields = _parse(text)
+        return cls(name, dict(fields))
 
     def with_(self, **fields: Any) -> Spec:
         """The same with these fields."""
@@ -62,7 +63,9 @@ class Spec:
         return hash(str(self))
 
 
-def _parse(text: str) -> tuple[str, dict[str, Any]]:
+@functools.lru_cache(maxsize=2**14)
+def _parse(text: str) -> tuple[str, Mapping[str, Any]]:
+    """Name and fields. Records of thousands of cells have few specs, each many times."""
     if len(text) > LONGEST:
         raise InvalidInput(f"a spec of {len(text):,} characters is too long, at most {LONGEST:,}")
     shape = f"expected name or name(field=value, ...), got {text!r}"
