@@ -37,7 +37,7 @@ from bdbench.storage.checkpoints import PATIENCE, Checkpoints, discard
 from bdbench.storage.keys import digest_of
 from bdbench.trial import evaluation as metrics
 from bdbench.trial import keys, provenance
-from bdbench.trial.clean_budget import clean_budget
+from bdbench.trial.clean_budget import clean_budget, lent
 from bdbench.trial.failure import error_of
 from bdbench.trial.guard import Lent, unchanged
 from bdbench.trial.monitor import Looker
