@@ -12,7 +12,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/bdbench run quick --jobs 2
+	$(BIN)/bdbench run quick
 
 # The package as one tree of links, for what reads files and not an installation: mypy, import-linter,
 # doctests, an editor, or `PYTHONPATH=build/tree python -m bdbench`.

@@ -201,6 +201,7 @@ def run(
     graphs: bool = False,
     device: str = "auto",
     jobs: int | None = None,
+    threads: int | None = None,
     in_process: bool = False,
     results: Folder | None = None,
     data: Folder | None = None,
@@ -215,6 +216,7 @@ def run(
     first four replaces an axis. Returns the records of the suite's cells.
 
     jobs: cells at once; None is one for each core or GPU
+    threads: of each cell beside a processor; None is one
     in_process: run cells here, where a debugger sees them and they can touch one another. So do
         those of a plugin that a notebook or a script defines.
     progress: print what is done, with a bar on a terminal and in a notebook
@@ -247,9 +249,8 @@ def run(
         stale=stale,
         curves=curves,
     )
-    made = plan(
-        name, changes.applied_to(suite(name)), Place(jobs=jobs, in_process=in_process), options
-    )
+    place = Place(jobs=jobs, threads=threads, in_process=in_process)
+    made = plan(name, changes.applied_to(suite(name)), place, options)
     execution = execute(made, Terminal(quiet=not progress))
     _require(not execution.refused, "; ".join(dict.fromkeys(execution.refused)))
     fresh = {record.key: record for record in execution.records}

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from bdbench.cli import main
@@ -273,6 +274,13 @@ def processes(*options: str) -> list[int]:
     return [int(pid) for pid in asked.stdout.split()]
 
 
+def family(pid: int) -> list[int]:
+    """All that a process has started and that lives."""
+    with suppress(psutil.Error):
+        return [each.pid for each in psutil.Process(pid).children(recursive=True)]
+    return []
+
+
 def has_open(pid: int, path: Path) -> bool:
     with suppress(OSError):
         return any(link.readlink() == path for link in Path(f"/proc/{pid}/fd").iterdir())
@@ -284,7 +292,8 @@ def kill(whom: str, run: subprocess.Popen[str], path: Path, chance: random.Rando
     there is no worker."""
     victim = run.pid
     if whom == "worker":
-        workers = processes("-P", str(run.pid), "-f", "engines.child")
+        # The nursery, keepers and cells, and whoever has just begun to load.
+        workers = family(run.pid)
         if not workers:
             return None
         victim = chance.choice([pid for pid in workers if has_open(pid, path)] or workers)
@@ -301,7 +310,7 @@ def died(whom: str, run: subprocess.Popen[str], victim: int) -> bool:
     """Wait until the victim is gone, with all of the run unless it goes on without. Returns whether
     it was killed, and not at its end before that."""
     if whom == "worker":
-        while victim in processes("-P", str(run.pid)):
+        while psutil.pid_exists(victim) and psutil.Process(victim).status() != "zombie":
             time.sleep(0.05)
         return run.poll() is None
     code = run.wait(60)

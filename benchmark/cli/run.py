@@ -51,6 +51,7 @@ if TYPE_CHECKING:
 @click.option("--data", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
 @click.option("--jobs", type=JOBS, metavar="N", help="Cells at once: N, or auto, the default.")
+@click.option("--threads", type=int, metavar="N", help="Of each cell on a CPU. [default: 1]")
 @click.option("--in-process", is_flag=True, help="Run cells in this process, for debugging.")
 @click.option("--engine", default="local", show_default=True, help="local, ray or slurm.")
 @click.option("--cores", type=int, metavar="N", help="Cores for each cell on a cluster.")

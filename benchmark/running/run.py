@@ -20,6 +20,7 @@ from bdbench.cells.suites import Suite
 from bdbench.machine.contention import Others
 from bdbench.machine.devices import precision_of
 from bdbench.machine.system import device_name
+from bdbench.machine.threads import cores
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.scope import threaded
 from bdbench.records.files import path_of, read
@@ -112,7 +113,7 @@ class Plan:
     @property
     def threads(self) -> int:
         """Of a cell: as many whatever else is missing."""
-        return self.place.threads(self.device, self.suite.timed)
+        return self.place.threads_of(self.device, self.suite.timed)
 
     @cached_property
     def at_once(self) -> int:
@@ -175,6 +176,8 @@ class Plan:
             return f"{self.name}: {self._count}"
         where = f" on {device_name(self.device)} in {self.precision}"
         how = f", {self.at_once} at once" if self.at_once > 1 else ""
+        alone = self.device.type == "cpu" and self.at_once == self.threads == 1 < cores()
+        how += f" (--threads {cores()} is faster for one cell)" if alone else ""
         here = ", in this process" if self.place.in_process else ""
         return f"{self.name}: {self._count}{self._about}{where}{how}{here}"
 

@@ -47,6 +47,7 @@ class Registry(Generic[T]):
         self.broken: dict[str, str] = {}
         self._factories: dict[str, Callable[..., T]] = {}
         self._discovered = self._imported = False
+        self._points: set[str] = set()
         REGISTRIES.add(self)
 
     def register(self, name: str) -> Callable[[F], F]:
@@ -78,8 +79,10 @@ class Registry(Generic[T]):
 
     def factory(self, name: str) -> Callable[..., T]:
         """The registered class or function. Raises `InvalidInput` with the nearest name, and for
-        what can be no plugin."""
-        self._discover()
+        what can be no plugin. Installed plugins of other names are imported only then."""
+        self._discover(name)
+        if name not in self._factories and name not in self.broken:
+            self._discover()
         if name in self._factories:
             self.check_factory(name, self._factories[name])
             return self._factories[name]
@@ -180,11 +183,12 @@ class Registry(Generic[T]):
     def name_of(self, factory: Callable[..., Any]) -> str:
         """What a class or function was registered as, or else its own name. Raises `InvalidInput`
         where that is another's."""
-        self._discover()
         own: str = factory.__name__
+        self._discover(own)
         for name, other in self._factories.items():
             if other is factory:
                 return name
+        self._discover()
         if own in self._factories:
             raise InvalidInput(f"there is a {self.kind} {own!r} already; give yours another name")
         return own
@@ -192,7 +196,10 @@ class Registry(Generic[T]):
     def is_local(self, factory: Callable[..., Any]) -> bool:
         """Whether a class or function is that of a notebook or a script, or was never registered:
         no other process finds it by its name."""
-        self._discover()
+        if self._is_built_in(factory):
+            return False
+        if factory not in self._factories.values():
+            self._discover()
         return factory.__module__ == "__main__" or factory not in self._factories.values()
 
     def version(self, name: str) -> int:
@@ -262,12 +269,17 @@ class Registry(Generic[T]):
         for module in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
             importlib.import_module(f"{self.package}.{module.name}")
 
-    def _discover(self) -> None:
+    def _discover(self, wanted: str | None = None) -> None:
+        """Import our plugins and those that are installed: all of them, or only the one that is
+        wanted, as what others do when they are imported does not concern who asks for it."""
         self._import_package()
-        if self._discovered:
+        if self._discovered or wanted in self._factories:
             return
-        self._discovered = True
+        self._discovered = wanted is None
         for point in entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s"):
+            if point.name in self._points or wanted not in (None, point.name):
+                continue
+            self._points.add(point.name)
             try:
                 factory = point.load()
                 self.check_factory(point.name, factory)

@@ -23,8 +23,9 @@ class Place:
     """Where a run is made. Raises `InvalidInput` for what cannot be.
 
     engine: of `ENGINES`
-    jobs: cells at once, which share the cores; None is one for each core or GPU, or as many as a
-        cluster takes
+    jobs: cells at once; None is one for each core or GPU, or as many as a cluster takes
+    threads: of each cell beside a processor; None is one, so that the last bits of a number hang
+        neither on how many cells there are nor on the cores of a machine
     in_process: here, one cell after the other, for debugging
     cores, gpus: of a cluster, for each cell; a GPU may be shared, as in 0.25
     options: for the cluster's library, by name
@@ -32,6 +33,7 @@ class Place:
 
     engine: str = "local"
     jobs: int | None = None
+    threads: int | None = None
     in_process: bool = False
     cores: int | None = None
     gpus: float | None = None
@@ -40,14 +42,16 @@ class Place:
     def __post_init__(self) -> None:
         known = self.engine in ENGINES
         check(known, f"unknown engine {self.engine!r}{spec.did_you_mean(self.engine, ENGINES)}")
-        for name, least in (("jobs", 1), ("cores", 1), ("gpus", 0)):
+        for name, least in (("jobs", 1), ("threads", 1), ("cores", 1), ("gpus", 0)):
             value = getattr(self, name)
             check(
                 value is None or least <= value < float("inf"),
                 f"--{name} must be at least {least}, got {value}",
             )
-            remote = name != "jobs" and value is not None
+            remote = name in ("cores", "gpus") and value is not None
             check(not (remote and self.is_here), f"--{name} is for --engine ray and slurm")
+        apart = self.threads is None or (self.is_here and not self.in_process)
+        check(apart, "--threads is for cells in processes of this machine; a cluster has --cores")
         check(not (self.options and self.is_here), "--option is for --engine ray and slurm")
         alone = self.is_here and self.jobs in (None, 1)
         check(
@@ -71,20 +75,18 @@ class Place:
         """How many of so many cells run at the same time on this machine, if memory allows it."""
         if self.in_process or timed:
             return 1
-        places = self.jobs or (cores() if devices[0].type == "cpu" else len(devices))
+        here = max(1, cores() // (self.threads or 1))
+        places = self.jobs or (here if devices[0].type == "cpu" else len(devices))
         return max(1, min(places, cells))
 
-    def threads(self, device: torch.device, timed: bool) -> int:
-        """Of each cell. Where a core has a cell for itself, the last bits of a number hang neither
-        on how many cells there are nor on the cores of the machine."""
+    def threads_of(self, device: torch.device, timed: bool) -> int:
+        """Those of each cell."""
         if not self.is_here:
             return self.cores or 1
         usual = torch.get_num_threads()
-        if self.in_process or timed or self.jobs == 1:
+        if self.in_process or (timed and self.threads is None):
             return usual
-        if device.type == "cpu" and self.jobs is None:
-            return 1
-        return max(1, min(usual, cores() // (self.jobs or 1)))
+        return self.threads or (1 if device.type == "cpu" else usual)
 
     def start(self, job: Job, ear: Ear, slots: int, devices: Sequence[torch.device]) -> Engine:
         """The engine. Raises `InvalidInput` where its library or its cluster is not there.
