@@ -179,15 +179,15 @@ def test_a_run_resumes_and_is_extended(
     tmp_path: Path, trained: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    first = bd.run("quick", seeds=2, **SMALL)
+    first = bd.run("quick", seeds=2, in_process=True, **SMALL)
     assert isinstance(first, bd.Results)
     assert len(trained) == len(first) == 2
     assert first.folder == Path("results/quick")
     assert not first.failed
-    again = bd.run("quick", seeds=2, **SMALL)
+    again = bd.run("quick", seeds=2, in_process=True, **SMALL)
     assert len(trained) == 2
     assert [record.key for record in again] == [record.key for record in first]
-    more = bd.run("quick", seeds=3, **SMALL)
+    more = bd.run("quick", seeds=3, in_process=True, **SMALL)
     assert len(trained) == 3
     assert {record.key for record in more} == {*trained}
     assert {record.key for record in bd.load("results/quick")} == {*trained}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bdbench.cells import cost, grid
-from bdbench.cells.cell import Cell, cell, recipe_of
+from bdbench.cells.cell import Cell, cell, check_trigger, recipe_of
 from bdbench.cells.suites import SUITES, suite
 from bdbench.defenses.base import Context, Defense
 from bdbench.defenses.registry import defenses
@@ -35,7 +35,7 @@ from bdbench.records.count import Count
 from bdbench.records.files import read, write
 from bdbench.records.record import encode
 from bdbench.storage import artefacts
-from bdbench.storage.cache import Cache, DamagedCache, Entry
+from bdbench.storage.cache import Cache, DamagedCache, Entry, UnwritableCache
 from bdbench.trial import evaluation as metrics
 from bdbench.trial.clean_budget import clean_budget
 from bdbench.trial.harness import POINT, Harness
@@ -526,8 +526,11 @@ def test_a_broken_off_build_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InvalidInput, match=r"cache folder .* is not usable: Not a directory"):
-        Cache(tmp_path / "file").fetch("kind", {}, lambda: ({}, {}))
+    with pytest.raises(InvalidInput, match=r"cannot write CACHEDIR.TAG in .*file: File exists"):
+        Cache(tmp_path / "file").prepare()
+    # In the middle of a run it costs no cell.
+    with pytest.warns(UnwritableCache, match="the cache goes without kind/"):
+        assert Cache(tmp_path / "file").fetch("kind", {}, lambda: ({}, {})).fresh
 
 
 def test_stages_keep_their_own_time_when_nested() -> None:
@@ -576,7 +579,7 @@ def test_a_bad_cell_is_refused_before_anything_is_loaded(
 ) -> None:
     axes = {"dataset": "toy", "model": "wrn16_1", "attack": "badnets", "defense": "none"}
     with pytest.raises(InvalidInput, match=complaint):
-        cell(**(axes | parts), recipe=RECIPE, seed=0)
+        check_trigger(cell(**(axes | parts), recipe=RECIPE, seed=0))
 
 
 def names(cells: Iterable[Cell]) -> set[str]:

@@ -41,7 +41,7 @@ from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records
 from bdbench.records.merge import merge
 from bdbench.records.record import encode
-from bdbench.storage import artefacts
+from bdbench.storage import artefacts, mark
 
 FIXED = settings(
     deadline=None,
@@ -256,6 +256,7 @@ def test_what_is_in_the_way_of_artefacts_is_passed_over(own_folder: Path) -> Non
     folder = own_folder / "artefacts"
     (folder / f"{key}-folder.safetensors").mkdir(parents=True)
     os.mkfifo(folder / f"{key}-pipe.safetensors")
+    (own_folder / mark.TAG).write_text(mark.CONTENT)
     assert artefacts.load(key, own_folder) is None
     artefacts.save(key, own_folder, {"mask": np.array([True])})
     found = artefacts.load(key, own_folder)

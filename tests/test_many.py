@@ -18,6 +18,8 @@ from bdbench.models.plugins.registry import Registry
 from bdbench.records import files
 from bdbench.report import format
 from bdbench.report.site import write_report
+from bdbench.running.probing import Asking
+from bdbench.running.worker import Job
 
 SEEDS = 30
 
@@ -82,6 +84,7 @@ def test_plugins_of_a_suite_are_described_once(monkeypatch: pytest.MonkeyPatch) 
     suite = Suite("", ("toy",), attacks=("badnets",), defenses=("none", "ft"), seeds=SEEDS)
     found = grid.cells(suite, "fp32")
     assert len({each.key for each in found}) == 2 * SEEDS
+    Asking(Job(Path(), Path(), (), "cpu"), None).triggers(found)
     assert seen["trigger"] == 1
     assert seen["canonical"] <= 10
 

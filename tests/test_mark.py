@@ -309,11 +309,17 @@ def test_of_temporary_files_those_of_dead_writers_go_and_no_link_or_other_file(
     for name in (*kept, f".a.md.{32 * '4'}.tmp"):
         put(tmp_path / name)
     before = tree(tmp_path)
-    write_atomically(tmp_path / "a.md", b"whole")
+    remove_abandoned(tmp_path, "a.md")
     assert before.keys() - tree(tmp_path).keys() == {f".a.md.{32 * '4'}.tmp"}
     remove_abandoned(tmp_path)
     assert before.keys() - tree(tmp_path).keys() == {
         f".{each}.md.{32 * digit}.tmp" for each, digit in ("a4", "b3")
     }
     remove_abandoned(tmp_path / "nowhere")
+    put(tmp_path / ".a.md.0.tmp")
+    (tmp_path / ".c.md.0.tmp").symlink_to(target)
+    for name in "ac":
+        write_atomically(tmp_path / f"{name}.md", b"whole")
+    assert not (tmp_path / ".a.md.0.tmp").exists()
+    assert (tmp_path / ".c.md.0.tmp").is_symlink()
     assert target.read_text() == "mine"

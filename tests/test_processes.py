@@ -330,10 +330,10 @@ def test_without_groups_cores_are_those_of_the_affinity(system: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "added"),
     [
-        ({}, {"GOMP_SPINCOUNT": "2000"}),
+        ({}, {"GOMP_SPINCOUNT": "5000"}),
         ({"GOMP_SPINCOUNT": "7"}, {}),
         ({"OMP_WAIT_POLICY": "active"}, {}),
-        ({"OMP_NUM_THREADS": "7"}, {"GOMP_SPINCOUNT": "2000"}),
+        ({"OMP_NUM_THREADS": "7"}, {"GOMP_SPINCOUNT": "5000"}),
     ],
 )
 def test_threads_spin_shortly_unless_the_user_says_how_they_wait(
@@ -349,6 +349,6 @@ def test_the_command_and_its_cells_spin_shortly(job: Job, monkeypatch: pytest.Mo
     script = "import sys; sys.argv = ['bdbench', '--version']\nfrom bdbench.cli import entry\n"
     script += f"import atexit; atexit.register(lambda: exec({spin!r}))\nentry()"
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert said.stdout.splitlines()[-1] == "2000"
+    assert said.stdout.splitlines()[-1] == "5000"
     loaded = Path(f"/proc/{nursery()._process.pid}/environ").read_text()
-    assert "GOMP_SPINCOUNT=2000" in loaded.split("\0")
+    assert "GOMP_SPINCOUNT=5000" in loaded.split("\0")

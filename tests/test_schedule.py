@@ -287,7 +287,7 @@ def test_what_a_run_left_that_died_right_after_its_record_is_removed(
     with threaded(1):
         left = Harness(Cache(cache_folder), [], CPU).checkpoints(chosen)
     left.mkdir(parents=True)
-    (left / "0.safetensors").touch()
+    (left / f"0-1-{32 * '0'}.safetensors").touch()
     lock_of(tmp_path, chosen.key).touch()
     arguments = [
         "--dataset=toy(train_images=20)",

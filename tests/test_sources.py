@@ -342,7 +342,7 @@ BUILDERS = {
             *(f"attacks.py:{name}" for name in ("honest_poison", "tried")),
             *(f"defenses.py:{name}" for name in ("defense_replays", "fitted", "seeded")),
             *(f"others.py:{name}" for name in ("any_size", "declared", "made", "small", "specs")),
-            "scenarios.py:lent",
+            *("scenarios.py:lent", "device.py:weights"),
         ]
     },
 }

@@ -17,7 +17,7 @@ from bdbench.attacks.registry import attacks
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.errors import InvalidInput, above, at_least, one_of
-from bdbench.models.plugins.registry import Registry, load_file
+from bdbench.models.plugins.registry import RegistersNothing, Registry, load_file
 from bdbench.models.plugins.spec import Spec, added
 from bdbench.models.registry import models
 
@@ -315,6 +315,10 @@ NAMED = f"{HEAD}@register('mine')\n"
         ("import no_helper\n", "failed at line 2 of {folder}/no_helper.py: SyntaxError"),
         ("raise SystemExit(3)\n", "failed at line 1: SystemExit: 3"),
         (HEAD + CLASS + FIT, "registers nothing: write @register('name') above its class"),
+        (
+            "from torch import nn\nclass Net(nn.Module): ...\n",
+            "registers nothing: write @register('name') above its class",
+        ),
         (NAMED + "class Mine:\n    size = 1\n", "'mine' is not a subclass of bdbench.defenses.Def"),
         (NAMED + CLASS, "defense 'mine' has no fit: every Defense defines it"),
         (NAMED + "class Mine(Defense):\n    size: int = 1\n" + FIT, "'mine' is not a dataclass"),
@@ -413,3 +417,11 @@ def test_a_plugin_imports_what_lies_beside_it_and_no_other_of_that_name(tmp_path
         load_file(files[1])
     assert str(files[1].parent) not in sys.path
     assert "mine4" not in defenses.names()
+
+
+def test_a_file_that_is_loaded_for_something_else_is_warned_of(tmp_path: Path) -> None:
+    file = tmp_path / "patch.py"
+    file.write_text("import os\n\nclass Other(dict):\n    pass\n")
+    with pytest.warns(RegistersNothing, match=r"plugin '.*patch.py' registers nothing"):
+        load_file(file)
+    load_file(file)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-SPIN = "2000"
+SPIN = "5000"
 """Rounds that a thread of OpenMP spins at a barrier before it sleeps. By default it spins for
 milliseconds; where another thread has no core just then, that keeps it from having one."""
 

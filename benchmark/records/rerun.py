@@ -8,10 +8,14 @@ from bdbench.records.record import Record
 
 
 def command(record: Record) -> str:
-    """The command that runs this cell, and the seeds before it."""
+    """The command that runs this cell, and the seeds before it, with as many threads, on which the
+    last bits of numbers hang."""
     axes = ("dataset", "model", "attack", "defense", "recipe")
     chosen = " ".join(f"--{axis} {quoted(record.cell[axis])}" for axis in axes)
-    return f"bdbench run {chosen} --seeds {record.cell['seed'] + 1}"
+    origin = record.provenance
+    beside = str(origin.get("device", "")).startswith("cpu") and origin.get("threads", 1) != 1
+    threads = f" --threads {origin['threads']}" if beside else ""
+    return f"bdbench run {chosen} --seeds {record.cell['seed'] + 1}{threads}"
 
 
 def quoted(word: str) -> str:

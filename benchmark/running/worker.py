@@ -15,7 +15,7 @@ import torch
 
 from bdbench.cells.cell import REGISTRIES, Cell, cell_of
 from bdbench.machine.contention import Others
-from bdbench.models.plugins.registry import load_file
+from bdbench.models.plugins.registry import RegistersNothing, load_file
 from bdbench.records.files import path_of, read, write
 from bdbench.records.record import Record
 from bdbench.running.claims import claimed, stamp
@@ -88,8 +88,11 @@ class Worker:
     def __init__(
         self, job: Job, progress: Callable[[str, int], None], isolated: bool = False
     ) -> None:
-        for path in job.plugins:
-            load_file(path)
+        with warnings.catch_warnings():
+            # Whoever began the run was told.
+            warnings.simplefilter("ignore", RegistersNothing)
+            for path in job.plugins:
+                load_file(path)
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         self.job, self.progress = job, progress

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -38,19 +39,19 @@ class Checkpoints(Keeper):
     """Keeps loops in files, as often as the time for it allows.
 
     folder: of this piece of work alone
-    about: what that is, as JSON values, for whoever wants to know how much of it is done
     note: gives JSON values to keep beside a loop's state, such as counts and seconds
     recall: told the note of a loop that is restored
     patience: see `PATIENCE`; below 0, every round is kept
+    about: what the work is, as JSON values, for whoever wants to know how much of it is done
     """
 
     def __init__(
         self,
         folder: Path,
-        about: Mapping[str, Any],
         note: Callable[[], dict[str, Any]],
         recall: Callable[[dict[str, Any]], None],
         patience: float = PATIENCE,
+        about: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.folder, self.about, self.note = folder, about, note
         self.recall, self.patience = recall, patience
@@ -81,7 +82,12 @@ class Checkpoints(Keeper):
 
     def _keep(self, loop: str, rounds: int, finished: bool, state: State) -> None:
         started = time.monotonic()
-        note = {"rounds": rounds, "finished": finished, "note": self.note(), "about": self.about}
+        note = {
+            "rounds": rounds,
+            "finished": finished,
+            "note": self.note(),
+            "about": dict(self.about),
+        }
         content = encode(note, capture(state))
         path = self.folder / f"{loop}-{rounds}-{hash_of(content)}.safetensors"
         try:

@@ -476,7 +476,7 @@ class _Trial:
             self.taken.append(None)
             observer.current().go_on(noted)
 
-        keeper = Checkpoints(folder, about, note, recall, self.harness.patience)
+        keeper = Checkpoints(folder, note, recall, self.harness.patience, about)
         with observed_by(looker), self.watch.stage(stage), kept_by(keeper):
             yield
 

@@ -12,6 +12,7 @@ import importlib.util
 import inspect
 import pkgutil
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -27,7 +28,18 @@ from bdbench.models.plugins.spec import Spec
 
 T = TypeVar("T")
 PLUGIN = "bdbench_plugin_"
+PLUGINS = (
+    "bdbench.attacks.base.Attack",
+    "bdbench.defenses.base.Defense",
+    "bdbench.datasets.base.Source",
+    "torch.nn.modules.module.Module",
+)
+"""What classes of plugins and networks have in common."""
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class RegistersNothing(UserWarning):
+    """A plugin file that is loaded for what else it does."""
 
 
 class Registry(Generic[T]):
@@ -395,13 +407,27 @@ def _check_beside(module: ModuleType, folder: Path) -> None:
 
 
 def _check_registered(module: ModuleType, path: Path) -> None:
-    """Raises `InvalidInput` unless a file, or a module that it imports, has registered plugins."""
+    """Raises `InvalidInput` for what is registered and can be no plugin, and where a file registers
+    nothing though it defines a plugin. One that does something else is warned of."""
     registered = 0
     for registry in REGISTRIES:
         for name, factory in registry.registered({module.__name__, *_imported(module)}).items():
             registry.check_factory(name, factory)
             registered += 1
+    if registered:
+        return
+    complaint = f"plugin {str(path)!r} registers nothing"
     check(
-        registered > 0,
-        f"plugin {str(path)!r} registers nothing: write @register('name') above its class",
+        not any(_is_plugin(value, module.__name__) for value in vars(module).values()),
+        f"{complaint}: write @register('name') above its class",
+    )
+    warnings.warn(complaint, RegistersNothing, stacklevel=3)
+
+
+def _is_plugin(value: object, module: str) -> bool:
+    """Whether a module defines this class, and it is a plugin or a network."""
+    return (
+        inspect.isclass(value)
+        and value.__module__ == module
+        and any(f"{base.__module__}.{base.__name__}" in PLUGINS for base in value.__mro__[1:])
     )
