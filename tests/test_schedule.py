@@ -17,6 +17,7 @@ from bdbench.cells import cost, grid
 from bdbench.cells.cell import Cell, cell
 from bdbench.cells.suites import Suite
 from bdbench.cli import main
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import threaded
 from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records
@@ -73,8 +74,8 @@ class Scripted(Engine):
         future, chosen, retries = self._open.pop(0)
         try:
             future.set_result(self.answer(chosen, retries))
-        except Died as death:
-            future.set_exception(death)
+        except Exception as error:
+            future.set_exception(error)
 
 
 def run(
@@ -142,6 +143,36 @@ def test_a_cell_whose_worker_dies_goes_on_in_another(tmp_path: Path) -> None:
     assert [len(retries) for name, retries in heard if name == "none"] == list(range(ATTEMPTS))
     assert heard[1] == ("none", ["killed by SIGKILL"])
     assert said.count("its worker was killed by SIGKILL; it goes on in another") == ATTEMPTS - 1
+
+
+def test_what_cannot_be_kept_begun_or_made_stops_no_other_cell(tmp_path: Path) -> None:
+    cells = cells_of("none", "fp", "cbd", "ft", "nad")
+    _, full, refused, lost_memory, unlocked = cells
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        if chosen == full:
+            return Attempt(record(chosen), mine=True, unkept="cannot write x: No space left")
+        if chosen == refused:
+            raise InvalidInput("the data are gone")
+        if chosen == lost_memory:
+            raise MemoryError("while images were loaded")
+        if chosen == unlocked:
+            return Attempt(None, mine=True, unkept="cannot lock x: No locks available")
+        return Attempt(record(chosen), mine=True)
+
+    engine = Scripted(1, answer)
+    code, said = run(cells, tmp_path, engine)
+    assert engine.begun == cells
+    assert code == 2
+    assert "FAILED: there is no record of it: cannot write x: No space left" in said
+    assert "refused: the data are gone" in said
+    assert "FAILED: cannot lock x: No locks available" in said
+    (path,) = (tmp_path / "records").glob("*.json")
+    kept = records.read(path)
+    assert kept.key == lost_memory.key
+    assert kept.error is not None
+    assert kept.error["type"] == "MemoryError"
+    assert run(cells[:2], tmp_path, Scripted(1, answer))[0] == 1
 
 
 def test_a_cell_whose_workers_always_die_has_a_record_that_says_so(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ import sys
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from importlib.metadata import entry_points
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -59,7 +60,6 @@ class Registry(Generic[T]):
         self.broken: dict[str, str] = {}
         self._factories: dict[str, Callable[..., T]] = {}
         self._discovered = self._imported = False
-        self._points: set[str] = set()
         REGISTRIES.add(self)
 
     def register(self, name: str) -> Callable[[F], F]:
@@ -196,7 +196,7 @@ class Registry(Generic[T]):
         """What a class or function was registered as, or else its own name. Raises `InvalidInput`
         where that is another's."""
         own: str = factory.__name__
-        self._discover(own)
+        self._import_package()
         for name, other in self._factories.items():
             if other is factory:
                 return name
@@ -274,6 +274,12 @@ class Registry(Generic[T]):
     def _is_built_in(self, factory: Callable[..., Any]) -> bool:
         return factory.__module__.startswith(f"{self.package}.")
 
+    @cached_property
+    def _installed(self) -> dict[str, EntryPoint]:
+        """Plugins of other distributions that nobody has asked for yet."""
+        points = entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s")
+        return {point.name: point for point in points}
+
     def _import_package(self) -> None:
         if self._imported:
             return
@@ -288,10 +294,8 @@ class Registry(Generic[T]):
         if self._discovered or wanted in self._factories:
             return
         self._discovered = wanted is None
-        for point in entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s"):
-            if point.name in self._points or wanted not in (None, point.name):
-                continue
-            self._points.add(point.name)
+        for name in [each for each in self._installed if wanted in (None, each)]:
+            point = self._installed.pop(name)
             try:
                 factory = point.load()
                 self.check_factory(point.name, factory)
