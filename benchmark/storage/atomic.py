@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from bdbench.models.plugins.errors import InvalidInput
 
-TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d+|[0-9a-f]{32})\.tmp", re.DOTALL)
+TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d{1,6}|[0-9a-f]{32})\.tmp", re.DOTALL)
 """The name of a file that is being written, or whose writer is dead."""
 
 
