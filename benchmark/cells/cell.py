@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,13 +36,14 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 @dataclass(frozen=True)
 class Words:
-    """What a plugin is called: canonical spec, label and versions, see `Cell`; and its code, if it
-    is local."""
+    """What a plugin is called: canonical spec, label and versions, see `Cell`; its code, if it is
+    local; and the modules of what made it."""
 
     spec: str
     label: str
     versions: Any
     code: Code | None
+    modules: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +97,7 @@ class Cell:
     def labels(self) -> dict[str, str]:
         """The specs, with only the fields that differ from their defaults."""
         short = {axis: words.label for axis, words in self.words.items()}
-        default, given = dataclasses.asdict(Recipe()), dataclasses.asdict(self.recipe)
-        changed = {name: value for name, value in given.items() if value != default[name]}
-        return {**short, "recipe": str(Spec("recipe", changed))}
+        return {**short, "recipe": recipe_label(self.recipe)}
 
     def __eq__(self, other: object) -> bool:
         return self.key == other.key if isinstance(other, Cell) else NotImplemented
@@ -165,6 +164,7 @@ def _words(axis: str, plugin: Any) -> Words:
         label=registry.label(plugin),
         versions=versions if len(versions) > 1 else versions[0],
         code=code_of(factories[0]) if registry.is_local(factories[0]) else None,
+        modules=tuple(each.__module__ for each in factories),
     )
 
 
@@ -175,6 +175,15 @@ def cell_of(identity: Mapping[str, Any]) -> Cell:
     return Cell(**plugins, recipe=recipe_of(identity["recipe"]), seed=identity["seed"])
 
 
+@functools.cache
+def recipe_label(recipe: Recipe) -> str:
+    """The spec with only the fields that differ from their defaults."""
+    default, given = vars(Recipe()), vars(recipe)
+    changed = {name: value for name, value in given.items() if value != default[name]}
+    return str(Spec("recipe", changed))
+
+
+@functools.cache
 def recipe_spec(recipe: Recipe) -> str:
     """The spec of a recipe, with every field but those `added` that have their defaults."""
     return str(spec.canonical(Spec("recipe", vars(recipe)), spec.fields_of(Recipe)))

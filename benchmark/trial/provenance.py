@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import bdbench.models
-from bdbench.cells.cell import REGISTRIES, Cell
+from bdbench.cells.cell import Cell
 from bdbench.datasets.base import Dataset
 from bdbench.machine.system import commit, device_name, versions
 
@@ -43,15 +43,24 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
 
 def sources(cell: Cell) -> dict[str, str]:
     """12 hex digits for each plugin of a cell, with the code it stands on, and for all training."""
-    found = {"training": _hash(*sorted(Path(bdbench.models.__path__[0]).rglob("*.py")))}
-    for axis, registry in REGISTRIES.items():
-        parts = registry.factories(getattr(cell, axis))
-        files = {file for part in parts for file in files_of(part.__module__)}
-        code = cell.local[axis].text if axis in cell.local else ""
-        # A notebook may use anything that we offer.
-        files |= files_of("bdbench") if code else set()
-        found[axis] = _hash(*sorted(files), text=code)
-    return found
+    found = {
+        axis: _of_plugin(words.modules, words.code.text if words.code else "")
+        for axis, words in cell.words.items()
+    }
+    return {"training": _of_training(), **found}
+
+
+@functools.cache
+def _of_training() -> str:
+    return _hash(*sorted(Path(bdbench.models.__path__[0]).rglob("*.py")))
+
+
+@functools.cache
+def _of_plugin(modules: tuple[str, ...], code: str) -> str:
+    files = {file for module in modules for file in files_of(module)}
+    # A notebook may use anything that we offer.
+    files |= files_of("bdbench") if code else set()
+    return _hash(*sorted(files), text=code)
 
 
 @functools.cache
