@@ -60,10 +60,10 @@ def _kept(cache: Cache) -> dict[str, float]:
     """Forward passes in the checkpoints of each piece of work. Branches count for themselves; what
     comes after them counts them, too."""
     reached: dict[str, dict[str, float]] = defaultdict(dict)
-    for loop, about, note in notes(cache.root / "checkpoints"):
+    for loop, note in notes(cache.root / "checkpoints"):
         with suppress(KeyError, TypeError):
             branch, done = loop.rpartition(".")[0], note["forwards"] + 2 * note["backwards"]
-            at_it = reached[_text(about)]
+            at_it = reached[_text(note["about"])]
             at_it[branch] = max(done, at_it.get(branch, 0.0))
     return {
         text: max(by.get("", 0.0), sum(done for branch, done in by.items() if branch))

@@ -16,7 +16,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
@@ -42,7 +41,6 @@ class Checkpoints(Keeper):
     note: gives JSON values to keep beside a loop's state, such as counts and seconds
     recall: told the note of a loop that is restored
     patience: see `PATIENCE`; below 0, every round is kept
-    about: what the work is, as JSON values, for whoever wants to know how much of it is done
     """
 
     def __init__(
@@ -51,10 +49,8 @@ class Checkpoints(Keeper):
         note: Callable[[], dict[str, Any]],
         recall: Callable[[dict[str, Any]], None],
         patience: float = PATIENCE,
-        about: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.folder, self.about, self.note = folder, about, note
-        self.recall, self.patience = recall, patience
+        self.folder, self.note, self.recall, self.patience = folder, note, recall, patience
         self._next = time.monotonic() + patience
         self._found = dict(self._whole())
         self._writing = threading.Lock()
@@ -82,12 +78,7 @@ class Checkpoints(Keeper):
 
     def _keep(self, loop: str, rounds: int, finished: bool, state: State) -> None:
         started = time.monotonic()
-        note = {
-            "rounds": rounds,
-            "finished": finished,
-            "note": self.note(),
-            "about": dict(self.about),
-        }
+        note = {"rounds": rounds, "finished": finished, "note": self.note()}
         content = encode(note, capture(state))
         path = self.folder / f"{loop}-{rounds}-{hash_of(content)}.safetensors"
         try:
@@ -151,14 +142,14 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def notes(root: Path) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """Of all checkpoints in the folders below `root`: the loop, what the work is, and the note.
-    Only the heads of files are read, and none is changed."""
+def notes(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of all checkpoints in the folders below `root`: the loop and the note. Only the heads of
+    files are read, and none is changed."""
     for path in root.glob("*/*.safetensors"):
         with suppress(OSError, ValueError, LookupError, TypeError), path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             document = _document(file.read(min(length, LONGEST)))
-            yield path.stem.partition("-")[0], document["about"], document["note"]
+            yield path.stem.partition("-")[0], document["note"]
 
 
 def hash_of(content: bytes) -> str:

@@ -467,7 +467,8 @@ class _Trial:
             seconds = self.watch.own(stage) - start
             # Of a branch, where the work has parted.
             counts = observer.current().counts()
-            return {"seconds": seconds, "resumed": self.resumed, **counts}
+            told = {"seconds": seconds, "resumed": self.resumed, "about": dict(about)}
+            return {**told, **counts}
 
         def recall(noted: dict[str, Any]) -> None:
             spent = self.watch.own(stage) - start
@@ -476,7 +477,7 @@ class _Trial:
             self.taken.append(None)
             observer.current().go_on(noted)
 
-        keeper = Checkpoints(folder, note, recall, self.harness.patience, about)
+        keeper = Checkpoints(folder, note, recall, self.harness.patience)
         with observed_by(looker), self.watch.stage(stage), kept_by(keeper):
             yield
 
