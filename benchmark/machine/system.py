@@ -59,7 +59,13 @@ def commit_of(file: Path) -> str | None:
 
     def git(*words: str) -> str:
         return subprocess.run(
-            ["git", *words], cwd=file.parent, capture_output=True, text=True, check=True, timeout=10
+            # A look locks nothing: the repository may be in use.
+            ["git", "--no-optional-locks", *words],
+            cwd=file.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
 
     try:

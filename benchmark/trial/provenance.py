@@ -43,24 +43,23 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
 
 def sources(cell: Cell) -> dict[str, str]:
     """12 hex digits for each plugin of a cell, with the code it stands on, and for all training."""
-    found = {
-        axis: _of_plugin(words.modules, words.code.text if words.code else "")
-        for axis, words in cell.words.items()
-    }
-    return {"training": _of_training(), **found}
+    found = {"training": _hash(*_training())}
+    for axis, words in cell.words.items():
+        # A notebook may use anything that we offer.
+        modules = (*words.modules, "bdbench") if words.code else words.modules
+        found[axis] = _hash(*_together(modules), text=words.code.text if words.code else "")
+    return found
 
 
 @functools.cache
-def _of_training() -> str:
-    return _hash(*sorted(Path(bdbench.models.__path__[0]).rglob("*.py")))
+def _training() -> tuple[Path, ...]:
+    return tuple(sorted(Path(bdbench.models.__path__[0]).rglob("*.py")))
 
 
 @functools.cache
-def _of_plugin(modules: tuple[str, ...], code: str) -> str:
-    files = {file for module in modules for file in files_of(module)}
-    # A notebook may use anything that we offer.
-    files |= files_of("bdbench") if code else set()
-    return _hash(*sorted(files), text=code)
+def _together(modules: tuple[str, ...]) -> tuple[Path, ...]:
+    """The files of several modules."""
+    return tuple(sorted({file for module in modules for file in files_of(module)}))
 
 
 @functools.cache

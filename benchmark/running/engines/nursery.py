@@ -179,8 +179,10 @@ def flush() -> None:
 def preload() -> None:
     """All that every cell would load and look up for itself. Of plugins our own: those of others
     might compute something."""
-    # An optimizer imports it when it is made, which takes seconds.
-    importlib.import_module("torch._dynamo")
+    # An optimizer imports it when it is made, which takes seconds. What is wrong with it, such as
+    # a disk where no file can be removed, is for a cell to say.
+    with suppress(Exception):
+        importlib.import_module("torch._dynamo")
     commit()
     versions()
     for registry in REGISTRIES.values():
