@@ -102,7 +102,8 @@ class Reporter:
             transient=True,
         )
         self._task = self._bar.add_task("", total=work, speed="", left="")
-        self._started = time.monotonic()
+        # When the first work was done, and how much: before it, processes were started.
+        self._begun: tuple[float, float] | None = None
         self._running: dict[str, _Running] = {}
         self._finished = 0.0
         self._numbers: dict[str, int] = {}
@@ -131,6 +132,8 @@ class Reporter:
             return
         running.done += work
         now = time.monotonic()
+        if self._begun is None:
+            self._begun = now, self._reached()
         if not running.look(now):
             return
         self._draw()
@@ -165,11 +168,14 @@ class Reporter:
         return self._finished + sum(min(cell.done, cell.expected) for cell in at_it)
 
     def _seconds_left(self, now: float) -> float | None:
-        """As fast as until now; None before that can be told."""
-        reached = self._reached()
-        if reached <= 0.01 * self.work:
+        """As fast as since the first step; None before that can be told."""
+        if self._begun is None:
             return None
-        return max(0.0, (now - self._started) * (self.work - reached) / reached)
+        begun, before = self._begun
+        reached = self._reached()
+        if reached - before <= 0.01 * self.work:
+            return None
+        return max(0.0, (now - begun) * (self.work - reached) / (reached - before))
 
     def _draw(self) -> None:
         at_it = list(self._running.values())
