@@ -77,6 +77,13 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 @pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands write below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
 def images() -> ImageSet:
     """60 random images of 16 x 16 pixels, six of each of ten classes."""
     rng = stream(0, "test images")

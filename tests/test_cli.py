@@ -11,8 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import refused
 
 from bdbench.cli import main
+
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 TINY = [
     "--dataset=toy(train_images=100, test_images=50, image_size=16)",
@@ -21,24 +24,6 @@ TINY = [
     "--precision=fp32",
     "--device=cpu",
 ]
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands write below the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a command refuses with."""
-    assert main(arguments) == 2
-    streams = capsys.readouterr()
-    lines = streams.err.splitlines()
-    assert len(lines) == 1, streams.err
-    assert lines[0].startswith("bdbench: ")
-    assert "Traceback" not in streams.err
-    return lines[0]
 
 
 @pytest.mark.parametrize(

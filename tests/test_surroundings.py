@@ -15,28 +15,15 @@ from typing import Any, NoReturn
 import click
 import matplotlib
 import pytest
+from commands import refused
 
 from bdbench.cli import main
 from bdbench.cli.group import UserPath, cli
 from bdbench.storage.folders import cache_root, roots
 
+pytestmark = pytest.mark.usefixtures("own_folder")
+
 TOY = "toy(train_images=100, test_images=50, image_size=16)"
-
-
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands write below the current folder."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one line that a command refuses with."""
-    assert main(arguments) == 2
-    line = capsys.readouterr().err
-    assert line.startswith("bdbench: ")
-    assert line.count("\n") == 1
-    return line
 
 
 def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -138,7 +125,7 @@ def test_what_the_system_refuses_is_one_line(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
 
     monkeypatch.setattr("bdbench.storage.maintenance.listing", full)
-    assert refused(capsys, "cache", "ls") == "bdbench: somewhere: No space left on device\n"
+    assert refused(capsys, "cache", "ls") == "bdbench: somewhere: No space left on device"
 
 
 def test_a_picture_needs_no_latex_and_not_the_settings_of_the_user(own_folder: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any
 
 import pandas as pd
 import torch
@@ -20,7 +19,7 @@ from bdbench.figures.picture import COLUMN, PAGE, Picture, stacked, write_captio
 from bdbench.figures.preview import amplified
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import check
-from bdbench.storage.cache import Cache, Entry, Payload
+from bdbench.storage.cache import Cache, Payload
 from bdbench.storage.folders import cache_root, roots
 from bdbench.tables.groups import is_none
 from bdbench.trial.harness import Harness
@@ -40,19 +39,11 @@ class Untrained(Exception):
 class ReadyMade(Cache):
     """The cache, but no poisoned set is made for it."""
 
-    def fetch(
-        self,
-        kind: str,
-        key: Mapping[str, Any],
-        build: Callable[[], Payload],
-        suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
-    ) -> Entry:
-        """As `Cache.fetch`. Raises `Untrained` where a poisoned set would have to be made."""
-
-        def refuse() -> Payload:
+    def make(self, kind: str, build: Callable[[], Payload]) -> Payload:
+        """As `Cache.make`. Raises `Untrained` where a poisoned set would have to be made."""
+        if kind == "poisoned":
             raise Untrained
-
-        return super().fetch(kind, key, refuse if kind == "poisoned" else build, suffices)
+        return super().make(kind, build)
 
 
 def draw(selection: Selection) -> Picture:

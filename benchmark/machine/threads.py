@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from bdbench.machine.cgroup import groups
+
 SPIN = "5000"
 """Rounds that a thread of OpenMP spins at a barrier before it sleeps. By default it spins for
 milliseconds; where another thread has no core just then, that keeps it from having one."""
@@ -29,13 +31,8 @@ def cores(system: Path = Path("/")) -> int:
     found = [os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
         found.append(len(os.sched_getaffinity(0)))
-    with suppress(OSError, StopIteration):
-        groups = (system / "proc/self/cgroup").read_text().splitlines()
-        name = next(line[3:] for line in groups if line.startswith("0::"))
-        # A quota holds for all groups below.
-        for group in (Path(name), *Path(name).parents):
-            with suppress(OSError, ValueError):
-                place = system / "sys/fs/cgroup" / group.relative_to("/") / "cpu.max"
-                quota, period = map(int, place.read_text().split())
-                found.append(math.ceil(quota / period))
+    for group in groups(system):
+        with suppress(OSError, ValueError):
+            quota, period = map(int, (group / "cpu.max").read_text().split())
+            found.append(math.ceil(quota / period))
     return max(1, min(found))

@@ -28,6 +28,7 @@ from bdbench.cells.cell import Cell
 from bdbench.cells.cost import tests
 from bdbench.datasets.base import Source
 from bdbench.datasets.files import FileSource
+from bdbench.machine.cgroup import groups
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import check
 from bdbench.models.registry import Model
@@ -234,12 +235,8 @@ def free_memory(device: torch.device, system: Path = Path("/")) -> int | None:
     with suppress(OSError):
         text = (system / "proc/meminfo").read_text()
         found += [1024 * int(size) for size in re.findall(r"MemAvailable: +(\d+) kB", text)]
-    with suppress(OSError):
-        text = (system / "proc/self/cgroup").read_text()
-        for name in re.findall(r"^0::/(.*)$", text, re.MULTILINE):
-            # A limit holds for all groups below.
-            for group in (Path(name), *Path(name).parents):
-                found += _free_in(system / "sys/fs/cgroup" / group)
+    for group in groups(system):
+        found += _free_in(group)
     return min(found, default=None)
 
 

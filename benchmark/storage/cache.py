@@ -98,10 +98,14 @@ class Cache:
         with self._alone(kind, digest):
             entry = self._read(kind, digest)
             if entry is None or not suffices(entry.meta):
-                tensors, meta = build()
-                self._keep(kind, digest, dict(key), tensors, meta)
-                entry = Entry(tensors, meta, fresh=True)
+                made = self.make(kind, build)
+                self._keep(kind, digest, dict(key), made)
+                entry = Entry(*made, fresh=True)
             return entry
+
+    def make(self, kind: str, build: Callable[[], Payload]) -> Payload:
+        """What is to be stored, where it is not there."""
+        return build()
 
     @contextmanager
     def _alone(self, kind: str, digest: str) -> Iterator[None]:
@@ -162,31 +166,18 @@ class Cache:
             os.utime(description, follow_symlinks=False)
         return entry
 
-    def _keep(
-        self,
-        kind: str,
-        digest: str,
-        key: dict[str, Any],
-        tensors: dict[str, Tensor],
-        meta: dict[str, Any],
-    ) -> None:
+    def _keep(self, kind: str, digest: str, key: dict[str, Any], made: Payload) -> None:
         """Write an entry, or say that it cannot be."""
         try:
             mark.claim(self.root)
-            self._write(self.root / kind, digest, key, tensors, meta)
+            self._write(self.root / kind, digest, key, made)
         except Unusable as error:
             warnings.warn(
                 f"the cache goes without {kind}/{digest}: {error}", UnwritableCache, stacklevel=3
             )
 
-    def _write(
-        self,
-        folder: Path,
-        digest: str,
-        key: dict[str, Any],
-        tensors: dict[str, Tensor],
-        meta: dict[str, Any],
-    ) -> None:
+    def _write(self, folder: Path, digest: str, key: dict[str, Any], made: Payload) -> None:
+        tensors, meta = made
         apart = {
             name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
         }

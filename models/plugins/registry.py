@@ -72,7 +72,7 @@ class Registry(Generic[T]):
                 f"{self.kind} {name!r} must be a class or function, got {factory!r}",
             )
             if not self._is_built_in(factory):
-                self._import_package()
+                self.import_package()
             known = self._factories.get(name)
             if known is not None and not _is_same(known, factory):
                 places = f"{_home(known)} and {_home(factory)}"
@@ -196,7 +196,7 @@ class Registry(Generic[T]):
         """What a class or function was registered as, or else its own name. Raises `InvalidInput`
         where that is another's."""
         own: str = factory.__name__
-        self._import_package()
+        self.import_package()
         for name, other in self._factories.items():
             if other is factory:
                 return name
@@ -280,7 +280,7 @@ class Registry(Generic[T]):
         points = entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s")
         return {point.name: point for point in points}
 
-    def _import_package(self) -> None:
+    def import_package(self) -> None:
         if self._imported:
             return
         self._imported = True
@@ -290,7 +290,7 @@ class Registry(Generic[T]):
     def _discover(self, wanted: str | None = None) -> None:
         """Import our plugins and those that are installed: all of them, or only the one that is
         wanted, as what others do when they are imported does not concern who asks for it."""
-        self._import_package()
+        self.import_package()
         if self._discovered or wanted in self._factories:
             return
         self._discovered = wanted is None

@@ -17,7 +17,6 @@ import gc
 import importlib
 import os
 import pickle
-import pkgutil
 import select
 import signal
 import socket
@@ -60,7 +59,7 @@ class Task:
     path: list[str]
 
 
-class Reporter:
+class Teller:
     """Tells the process that asked for a cell; several threads may do so."""
 
     def __init__(self, connection: Connection) -> None:
@@ -97,18 +96,18 @@ def portable(error: BaseException) -> Exception:
 
 def work(task: Task, talk: Connection) -> None:
     """What the process of a cell does."""
-    reporter = Reporter(talk)
+    teller = Teller(talk)
     try:
         os.environ.clear()
         os.environ.update(task.environment)
         sys.path[:] = task.path
         if task.folder is not None:
             os.chdir(task.folder)
-        warnings.showwarning = reporter.warning  # type: ignore[assignment]
-        worker = Worker(task.job, reporter.progress, isolated=True)
-        reporter.say("done", task.call(worker))
+        warnings.showwarning = teller.warning  # type: ignore[assignment]
+        worker = Worker(task.job, teller.progress, isolated=True)
+        teller.say("done", task.call(worker))
     except BaseException as error:
-        reporter.say("raised", portable(error))
+        teller.say("raised", portable(error))
 
 
 def keep(control: Connection, talk: Connection) -> None:
@@ -186,9 +185,7 @@ def preload() -> None:
     commit()
     versions()
     for registry in REGISTRIES.values():
-        package = importlib.import_module(registry.package)
-        for module in pkgutil.iter_modules(package.__path__):
-            importlib.import_module(f"{registry.package}.{module.name}")
+        registry.import_package()
 
 
 def main() -> NoReturn:
