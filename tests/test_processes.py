@@ -27,7 +27,8 @@ from bdbench.models.training.recipe import Recipe
 from bdbench.running.engines import options, processes
 from bdbench.running.engines.base import Died, Ear
 from bdbench.running.engines.options import Place
-from bdbench.running.engines.processes import Processes, apart, nursery
+from bdbench.running.engines.own_nursery import Nursery, nursery
+from bdbench.running.engines.processes import Processes, apart
 from bdbench.running.worker import Attempt, Job, Worker
 
 CPU = torch.device("cpu")
@@ -179,6 +180,12 @@ def test_other_variables_of_libraries_need_another_nursery(
     assert second is not first
     assert not first.lives
     monkeypatch.delenv("OMP_PROC_BIND")
+
+
+def test_a_nursery_of_which_nothing_was_asked_is_not_waited_for() -> None:
+    begun = Nursery({})
+    begun.close()
+    assert begun._process.returncode == -signal.SIGKILL
 
 
 def test_the_end_of_a_run_is_the_end_of_its_cells(tmp_path: Path) -> None:

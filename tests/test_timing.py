@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections import namedtuple
@@ -27,6 +28,7 @@ from bdbench.running import speed
 from bdbench.storage.cache import Cache
 from bdbench.trial import harness
 from bdbench.trial.harness import Harness
+from bdbench.trial.warm_up import steps
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 Core = namedtuple("Core", "user nice system idle iowait irq softirq steal guest guest_nice")
@@ -384,6 +386,11 @@ def test_nothing_is_timed_cold_and_to_warm_up_changes_nothing(
     monkeypatch.setattr(harness, "warm_up", lambda *arguments: None)
     second = Harness(Cache(tmp_path / "cold"), [], CPU).run(tiny("ft"))
     assert {**vars(first), "measured": None} == {**vars(second), "measured": None}
+
+
+@pytest.mark.parametrize(("enough", "made"), [(math.inf, 5), (0.0, 3)])
+def test_a_probe_of_a_slow_network_is_short(enough: float, made: int) -> None:
+    assert len(steps(tiny("none"), CPU, 5, 4, enough)) == made
 
 
 @pytest.mark.parametrize("answer", [0.0, ALONE, None])

@@ -10,6 +10,7 @@ import click
 
 from bdbench.cells.suites import suite
 from bdbench.cli.group import FILE, FOLDER, cli, load_plugins
+from bdbench.running.engines.own_nursery import nursery
 
 
 class Jobs(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -73,6 +74,8 @@ def run(name: str, **options: Any) -> int:
     Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
     """
     chosen = suite(name)
+    if options["engine"] == "local" and not options["in_process"]:
+        nursery()
     from bdbench.cells.overrides import Changes
     from bdbench.machine.terminal import Terminal
     from bdbench.running.engines.options import Place, options_of
@@ -84,8 +87,7 @@ def run(name: str, **options: Any) -> int:
     made = plan(name, changed, place, Options(**_named(Options, options)))
     console = Terminal()
     if options["dry_run"]:
-        for line in made.lines():
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print("\n".join(made.lines()), markup=False, highlight=False, soft_wrap=True)
         return 0
     return max(execute(made, console).code, _show(made.results, console))
 

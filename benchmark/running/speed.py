@@ -56,7 +56,11 @@ class Speed:
         return self._rates[kind]
 
 
-def probe(cell: Cell, device: torch.device, count: int = 8) -> float:
+STEPS, ENOUGH = 8, 1.0
+"""Of a probe: as many steps as take about so many seconds, up to so many."""
+
+
+def probe(cell: Cell, device: torch.device) -> float:
     """Forward passes per second of a cell's model: the fastest of a few training steps on noise."""
     batch = cell.recipe.batch_size
-    return 3 * batch / min(steps(cell, device, count, batch))
+    return 3 * batch / min(steps(cell, device, STEPS, batch, ENOUGH))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from functools import partial
 
@@ -22,9 +23,14 @@ def warm_up(cell: Cell, device: torch.device) -> None:
     steps(cell, device, 2, cell.recipe.batch_size if device.type == "cuda" else FEW)
 
 
-def steps(cell: Cell, device: torch.device, count: int, batch: int) -> list[float]:
+def steps(
+    cell: Cell, device: torch.device, count: int, batch: int, enough: float = math.inf
+) -> list[float]:
     """Seconds of a few training steps of a throw-away network, with the model, recipe and image
-    size of a cell. It has a seed of its own and leaves the global generators as they were."""
+    size of a cell. It has a seed of its own and leaves the global generators as they were.
+
+    count: of steps; three do once they have taken `enough` seconds
+    """
     recipe, size, classes = cell.recipe, cell.dataset.image_size, cell.dataset.num_classes
     build = partial(cell.model.build, classes, size)
     own = derive(cell.seed, "warm up")
@@ -33,8 +39,8 @@ def steps(cell: Cell, device: torch.device, count: int, batch: int) -> list[floa
     noise = torch.rand(batch, 3, size, size, generator=stream(own, "noise"))
     images = noise.to(device).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch, device=device) % classes
-    seconds = []
-    for _ in range(count):
+    seconds: list[float] = []
+    while len(seconds) < count and (len(seconds) < 3 or sum(seconds) < enough):
         synchronise(device)
         start = time.perf_counter()
         optimizer.zero_grad()

@@ -6,13 +6,10 @@ a main guard does not survive.
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import os
 import queue
 import signal
-import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -20,18 +17,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from bdbench.cells.cell import Cell
-from bdbench.machine.threads import short_spin
 from bdbench.running.engines.base import Died, Ear, Engine
 from bdbench.running.engines.nursery import Task
+from bdbench.running.engines.own_nursery import Nursery, nursery
 from bdbench.running.worker import Attempt, Job, Worker, attempted
-
-AT_START = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "CUDA_", "TORCH", "PYTORCH_", "LD_")
-"""Beginnings of variables that libraries read when they are loaded."""
 
 
 class Processes(Engine):
@@ -120,11 +113,11 @@ class _Process:
     """That of one cell: what it says, and its keeper, which is told what to do and says how it
     ended."""
 
-    def __init__(self, nursery: Nursery) -> None:
+    def __init__(self, begun: Nursery) -> None:
         self._control, keepers = multiprocessing.Pipe()
         self._talk, cells = multiprocessing.Pipe(duplex=False)
         with keepers, cells:
-            nursery.fork(keepers, cells)
+            begun.fork(keepers, cells)
 
     def run(self, task: Task, ear: Ear) -> Any:
         """What the call of a task returns. Raises `Died`, or what the call raised."""
@@ -158,63 +151,6 @@ class _Process:
     def close(self) -> None:
         self._control.close()
         self._talk.close()
-
-
-class Nursery:
-    """See `nursery.py`. It ends when this process does, however that is."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        ours, theirs = socket.socketpair()
-        # The same modules as here, wherever they were found.
-        paths = [path or os.curdir for path in sys.path]
-        self.environment, self._socket = environment, ours
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", f"{__package__}.nursery", str(theirs.fileno())],
-            stdin=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            env={
-                **os.environ,
-                **short_spin(os.environ),
-                "PYTHONPATH": os.pathsep.join(dict.fromkeys(map(os.path.abspath, paths))),
-            },
-        )
-        theirs.close()
-
-    def fork(self, *pipes: Connection) -> None:
-        """Raises OSError where it is gone."""
-        socket.send_fds(self._socket, [b"."], [pipe.fileno() for pipe in pipes])
-
-    @property
-    def lives(self) -> bool:
-        return self._process.poll() is None
-
-    def close(self) -> None:
-        self._socket.close()
-        self._process.wait()
-
-
-_nursery: Nursery | None = None
-_turn = threading.Lock()
-
-
-def nursery() -> Nursery:
-    """That of this process, started anew where it is gone or libraries are to be loaded in other
-    surroundings."""
-    global _nursery
-    read = {name: text for name, text in os.environ.items() if name.startswith(AT_START)}
-    with _turn:
-        if _nursery is not None and not (_nursery.lives and _nursery.environment == read):
-            _nursery.close()
-            _nursery = None
-        if _nursery is None:
-            _nursery = Nursery(read)
-        return _nursery
-
-
-@atexit.register
-def _close() -> None:
-    if _nursery is not None:
-        _nursery.close()
 
 
 def _working_folder() -> Path | None:
