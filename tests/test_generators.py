@@ -31,7 +31,7 @@ from bdbench.storage.cache import Cache
 from bdbench.trial.harness import Harness
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(epochs=3, batch_size=32, learning_rate=0.02)
+RECIPE = Recipe(epochs=3, batch_size=32, learning_rate=0.02, updates=0.005)
 DRAWS: dict[str, Callable[[], float]] = {
     "torch": lambda: float(torch.rand(())),
     "numpy": lambda: float(numpy.random.rand()),

@@ -196,7 +196,7 @@ def test_the_worst_of_several_is_only_known_if_all_are() -> None:
     assert worst([0.1, None, 3.0]) is None
 
 
-RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
+RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02, updates=0.005)
 
 
 def tiny(defense: str) -> Cell:
