@@ -27,7 +27,9 @@ from bdbench.records.record import Record
 from bdbench.running import speed
 from bdbench.trial import provenance
 
-TINY = 'datasets = ["toy(image_size=16, train_images=100, test_images=50)"]\nattacks = ["badnets"]\n'
+TINY = (
+    'datasets = ["toy(image_size=16, train_images=100, test_images=50)"]\nattacks = ["badnets"]\n'
+)
 PLUGIN = """
 from dataclasses import dataclass
 

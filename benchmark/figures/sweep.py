@@ -203,44 +203,55 @@ def _bare(selection: Selection, swept: Swept, points: Sequence[Point]) -> list[G
 
 
 class Scale:
-    """Where values stand on the axis: numbers where they are, all else side by side."""
+    """Where values stand on the axis: numbers where they are, all else side by side as text."""
 
     def __init__(self, values: Iterable[Any]) -> None:
-        by_text = {repr(value): value for value in values}
-        self.numeric = all(type(value) in (int, float) for value in by_text.values())
-        if self.numeric:
-            self.values = sorted(by_text.values())
-        else:
-            self.values = [by_text[text] for text in sorted(by_text)]
-        self._places = {repr(value): place for place, value in enumerate(self.values)}
-        low, high = (self.values[0], self.values[-1]) if self.numeric else (0, 0)
+        known = {repr(value): value for value in values}.values()
+        self.numeric = all(map(_is_number, known))
+        ordered = sorted(known, key=_order)
+        self.shown = ordered if self.numeric else [str(value) for value in ordered]
+        low, high = (ordered[0], ordered[-1]) if self.numeric else (0, 0)
         self.logarithmic = bool(low > 0 and high / low >= WIDE)
 
-    def place(self, value: Any) -> float:
-        return float(value) if self.numeric else float(self._places[repr(value)])
+    def show(self, value: Any) -> Any:
+        """A value as it stands in a table: a number or a text."""
+        return value if self.numeric else str(value)
+
+    def place(self, shown: Any) -> float:
+        """Of a shown value."""
+        return float(shown if self.numeric else self.shown.index(shown))
 
     def apply(self, axes: Axes) -> None:
         """To a panel, and those that share its axis."""
         if self.logarithmic:
             axes.set_xscale("log")
-        shown = self._shown()
-        texts = [f"{value:g}" if self.numeric else fill(str(value), 12) for value in shown]
-        axes.set_xticks([self.place(value) for value in shown], texts)
+        ticks = self._ticks()
+        texts = [f"{value:g}" if self.numeric else fill(value, 12) for value in ticks]
+        axes.set_xticks([self.place(value) for value in ticks], texts)
         axes.xaxis.set_minor_locator(NullLocator())
         if not self.numeric:
-            axes.set_xlim(-0.5, len(self.values) - 0.5)
+            axes.set_xlim(-0.5, len(self.shown) - 0.5)
 
-    def _shown(self) -> list[Any]:
-        """The first and the last, and those between that leave room for their labels."""
+    def _ticks(self) -> list[Any]:
+        """The first value, the last, and those between that leave room for their labels."""
         if not self.numeric:
-            return self.values
-        places = [math.log(value) if self.logarithmic else value for value in self.values]
+            return self.shown
+        places = [math.log(value) if self.logarithmic else value for value in self.shown]
         gap = (places[-1] - places[0]) * NEAREST
         kept = [0]
         for number, place in enumerate(places[:-1]):
             if place - places[kept[-1]] >= gap and places[-1] - place >= gap:
                 kept.append(number)
-        return [self.values[number] for number in dict.fromkeys([*kept, len(places) - 1])]
+        return [self.shown[number] for number in dict.fromkeys([*kept, len(places) - 1])]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Numbers first, in their order."""
+    return (False, value, "") if _is_number(value) else (True, 0.0, str(value))
 
 
 def _table(
@@ -249,25 +260,20 @@ def _table(
     """For each attack, defense and value a row of means with 95 % intervals, without a seed, then
     one for each seed. `value` is empty for no defense, which has none."""
     rows: list[dict[str, Any]] = []
-    order = {repr(value): place for place, value in enumerate(scale.values)}
-    points = sorted(points, key=lambda p: order[repr(p.value)])
-    lines = [*((point.group, point.value) for point in points), *((group, None) for group in bare)]
+    lines = [(point.group, scale.show(point.value)) for point in points]
+    lines.sort(key=lambda line: scale.place(line[1]))
+    lines += [(group, None) for group in bare]
     lines.sort(key=lambda line: [name_order(line[0].names[a]) for a in ("attack", "defense")])
     for group, value in lines:
-        cell: dict[str, Any] = {
-            "attack": group.names["attack"],
-            "defense": group.names["defense"],
-            "field": str(swept),
-            "value": value if scale.numeric or value is None else str(value),
-        }
+        names = {axis: group.names[axis] for axis in ("attack", "defense")}
+        cell = {**names, "field": str(swept), "value": value}
         rows.append({**cell, "seed": None, "seeds": len(group.used), **_interval(group)})
         rates = {metric: group.rates(metric) for metric in ROWS}
         for record in group.used:
             seed = record.cell["seed"]
             shares = {metric: rates[metric].get(seed, math.nan) for metric in ROWS}
             rows.append({**cell, "seed": seed, "seeds": 1, **shares})
-    table = pd.DataFrame(rows)
-    return table.astype({"seed": "Int64"})
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
 
 
 def _interval(group: Group) -> dict[str, float]:
@@ -290,14 +296,16 @@ def _figure(swept: Swept, data: pd.DataFrame, scale: Scale, points: Sequence[Poi
     below = f"{swept.field} of {owners.pop()}" if len(owners) == 1 else swept.field
     figure, panels = grid(places, ROWS, height=1.5, below=below)
     names = sorted(set(data["defense"]), key=name_order)
-    looks = {name: _look(rank) for rank, name in enumerate(names)}
+    # The first look is that of no defense.
+    start = 0 if is_none(names[0]) else 1
+    looks = {name: _look(rank) for rank, name in enumerate(names, start)}
     for place, axes in panels.items():
         _draw_panel(axes, data[data["attack"] == place[1]], place[0], looks, scale)
         axes.set(ylim=(-3, 103), yticks=range(0, 101, 25))
     scale.apply(next(iter(panels.values())))
     if _fit_beside(data, panels, names):
         for place in _last(panels):
-            _label(panels[place], data[data["attack"] == place[1]], place[0], looks, scale)
+            _label(panels[place], data[data["attack"] == place[1]], place[0], looks)
     else:
         legend(figure, looks)
     caption(figure, [point.group for point in points], *_sentences(data, scale))
@@ -308,29 +316,29 @@ def _draw_panel(
     axes: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, dict[str, Any]], scale: Scale
 ) -> None:
     """In percent: means with intervals, and small dots for the seeds."""
-    for name, table in data.groupby("defense", sort=False):
+    for number, (name, table) in enumerate(data.groupby("defense", sort=False)):
         look = looks[str(name)]
         means, seeds = table[table["seed"].isna()], table[table["seed"].notna()]
         if means["value"].isna().all():
             axes.axhline(100 * means[metric].iloc[0], **look | {"marker": "", "dashes": (1, 1.5)})
             continue
-        xs = [scale.place(value) for value in _values(means, scale)]
+        # What stands side by side has no order, and so no line; lines stand side by side, too.
+        beside = 0.0 if scale.numeric else _apart(number, data["defense"].nunique())
+        xs, dots = ([scale.place(n) + beside for n in rows["value"]] for rows in (means, seeds))
         ys, low, high = (100 * means[f"{metric}{end}"] for end in ("", "_low", "_high"))
-        marks = {"color": look["color"], "marker": look["marker"], "linestyle": ""}
-        axes.plot(xs, ys, **look if scale.numeric else marks | {"markersize": 3.5})
+        marks = {name: value for name, value in look.items() if name != "dashes"}
+        axes.plot(xs, ys, **look if scale.numeric else marks | {"linestyle": ""})
         if scale.numeric and len(xs) > 1:
             axes.fill_between(xs, low, high, color=look["color"], alpha=0.15, linewidth=0)
         else:
             axes.vlines(xs, low, high, color=look["color"], linewidth=0.9)
         if (means["seeds"] > 1).any():
-            dots = [scale.place(value) for value in _values(seeds, scale)]
             axes.plot(dots, 100 * seeds[metric], ".", color=look["color"], markersize=2.5)
 
 
-def _values(table: pd.DataFrame, scale: Scale) -> Iterator[Any]:
-    """The values of the rows, which a table has as texts where they are no numbers."""
-    texts = {str(value): value for value in scale.values}
-    return (value if scale.numeric else texts[value] for value in table["value"])
+def _apart(number: int, count: int) -> float:
+    """Where one of so many lines stands beside the place of a value."""
+    return (number - (count - 1) / 2) * min(0.12, 0.8 / count)
 
 
 def _fit_beside(data: pd.DataFrame, panels: Mapping[Place, Axes], names: Sequence[str]) -> bool:
@@ -351,7 +359,7 @@ def _last(panels: Mapping[Place, Axes]) -> list[Place]:
 
 
 def _label(
-    axes: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, dict[str, Any]], scale: Scale
+    axes: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, dict[str, Any]]
 ) -> None:
     """Beside a panel, the name of each line at its end, one below the other."""
     means = data[data["seed"].isna()]
@@ -400,7 +408,9 @@ def _look(rank: int) -> dict[str, Any]:
 def _sentences(data: pd.DataFrame, scale: Scale) -> Iterator[str]:
     means = data[data["seed"].isna()]
     shape = "Bands" if scale.numeric else "Bars"
-    several = bool((means["seeds"] > 1).any())
-    yield f"{shape}: 95 % interval" + (" over seeds, which are the dots" if several else " of one")
+    if (means["seeds"] > 1).any():
+        yield f"{shape}: 95 % interval over seeds, which are the dots"
+    else:
+        yield f"{shape}: 95 % interval of one seed (Wilson)"
     if means["value"].isna().any():
         yield "Dotted: no defense"
