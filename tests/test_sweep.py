@@ -57,6 +57,10 @@ def drawn(records: list[Record], field: str = "", **wanted: list[str]) -> pictur
         return sweep.draw(select(records, Path("results/toy"), wanted, field=field))
 
 
+def csv(data: pd.DataFrame) -> str:
+    return str(data.to_csv())
+
+
 def means(data: pd.DataFrame) -> pd.DataFrame:
     return data[data["seed"].isna()]
 
@@ -77,6 +81,9 @@ def test_a_defense_is_drawn_against_its_field_with_seeds_and_intervals() -> None
     assert len(seeds) == 7
     assert seeds[seeds["value"] == 8]["attack_success_rate"].tolist() == [0.16, 0.161]
     assert found.remarks == ("left out, without t1: abl",)
+    more = drawn([*T1, made("cbd(t1=5, beta=0.5)", "badnets", 900, 10)], field="t1")
+    assert csv(more.data) == csv(found.data)
+    assert more.remarks[1] == "left out, with one value of t1: cbd(t1=5, beta=0.5) on badnets"
 
 
 def test_an_attack_is_drawn_against_its_field_a_column_of_panels_each() -> None:

@@ -95,17 +95,55 @@ def draw(selection: Selection) -> Picture:
         f"all these cells of {selection.results} failed or are not finite",
     )
     swept = _swept(selection, [group for group in groups if group.used])
-    owners = [group for group in groups if swept.is_in(group)]
-    points = [Point(swept.value(group), _stripped(group, swept)) for group in owners]
+    lines = _lines(swept, groups)
+    points = [
+        Point(swept.value(group), _stripped(group, swept))
+        for line in lines
+        for group in line
+        if _is_swept(swept, line)
+    ]
     selection.settled([point.group for point in points], SETTING)
     finished = [point for point in points if point.group.used]
     scale = Scale([point.value for point in finished])
     data = _table(swept, finished, _bare(selection, swept, finished), scale)
     figure = _figure(swept, data, scale, points)
-    others = {group.names[swept.axis] for group in groups if not swept.is_in(group)}
-    left_out = sorted(name for name in others if not is_none(name))
-    remarks = [f"left out, without {swept.field}: {', '.join(left_out)}"] * bool(left_out)
-    return Picture(figure, data, tuple(remarks))
+    return Picture(figure, data, tuple(_remarks(swept, groups, lines)))
+
+
+def _lines(swept: Swept, groups: Iterable[Group]) -> list[list[Group]]:
+    """The groups that have the field, together where they differ in nothing else."""
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        if swept.is_in(group):
+            found.setdefault(swept.rest(group), []).append(group)
+    return list(found.values())
+
+
+def _is_swept(swept: Swept, line: Iterable[Group]) -> bool:
+    """Whether a line has several values, of cells that ended with numbers."""
+    return len({repr(swept.value(group)) for group in line if group.used}) > 1
+
+
+def _varies(swept: Swept, groups: Sequence[Group]) -> bool:
+    """Whether any line has several values; most fields have one value throughout."""
+    everywhere = [group for group in groups if swept.is_in(group)]
+    return _is_swept(swept, everywhere) and any(
+        _is_swept(swept, line) for line in _lines(swept, everywhere)
+    )
+
+
+def _remarks(
+    swept: Swept, groups: Iterable[Group], lines: Iterable[Sequence[Group]]
+) -> Iterator[str]:
+    """What is not in the picture."""
+    without = {group.names[swept.axis] for group in groups if not swept.is_in(group)}
+    without = {name for name in without if not is_none(name)}
+    if without:
+        yield f"left out, without {swept.field}: {', '.join(sorted(without))}"
+    single = [line[0].names for line in lines if not _is_swept(swept, line)]
+    if single:
+        names = (f"{each['defense']} on {each['attack']}" for each in single)
+        yield f"left out, with one value of {swept.field}: {', '.join(dict.fromkeys(names))}"
 
 
 def _swept(selection: Selection, groups: Sequence[Group]) -> Swept:
@@ -154,17 +192,6 @@ def _fields(groups: Iterable[Group]) -> list[Swept]:
         for field in Spec.of(group.records[0].cell[axis]).fields
     }
     return list(found)
-
-
-def _varies(swept: Swept, groups: Iterable[Group]) -> bool:
-    """Whether two groups differ in this field and nothing else."""
-    known: dict[tuple[str, ...], str] = {}
-    for group in groups:
-        if swept.is_in(group):
-            value = repr(swept.value(group))
-            if known.setdefault(swept.rest(group), value) != value:
-                return True
-    return False
 
 
 def _default(axis: str, name: str, field: str) -> Any:
