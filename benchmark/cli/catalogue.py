@@ -55,7 +55,9 @@ def description(name: str) -> str:
         if name in registry.names():
             parts.append(_describe(registry, name))
     if name in SUITES or name.lower().endswith(SUFFIX):
-        fields = vars(find(name).suite)
+        found = find(name)
+        files = {"plugins": tuple(map(str, found.plugins))} if found.plugins else {}
+        fields = vars(found.suite) | files
         rows = [
             (key, "all, or the defaults" if value in ({}, ()) else value)
             for key, value in fields.items()

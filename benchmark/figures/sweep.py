@@ -236,7 +236,7 @@ class Scale:
         known = {repr(value): value for value in values}.values()
         self.numeric = all(map(_is_number, known))
         ordered = sorted(known, key=_order)
-        self.shown = ordered if self.numeric else [str(value) for value in ordered]
+        self.shown: list[Any] = ordered if self.numeric else [str(value) for value in ordered]
         low, high = (ordered[0], ordered[-1]) if self.numeric else (0, 0)
         self.logarithmic = bool(low > 0 and high / low >= WIDE)
 
