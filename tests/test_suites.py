@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from commands import refused
+from made import cell as made_record
 
 import bdbench as bd
 from bdbench.cells import grid
@@ -296,6 +298,17 @@ def test_exactly_the_seeds_that_are_named_are_run(capsys: pytest.CaptureFixture[
     assert listed(capsys, *axes, "--seed=1") == [three[1]]
 
 
+def test_a_command_for_a_figure_has_the_seeds_and_plugins_of_its_records(
+    patient: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bd.load_file(patient)
+    made = [record_of("patient(days=4)", Path("results/mine"), seed=seed) for seed in (3, 5)]
+    assert main(["figure", "curves", "--results", "results/mine"]) == 2
+    command = capsys.readouterr().err.split("`")[1]
+    assert "--seed 3 --seed 5 --plugin plugins/patient.py" in command
+    assert listed(capsys, *shlex.split(command)[1:]) == [record.key for record in made]
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
@@ -336,8 +349,6 @@ def record_of(defense: str, folder: Path, **fields: Any) -> Record:
         **fields,
     }
     made = cell(given["dataset"], given["model"], given["attack"], defense, recipe, given["seed"])
-    from made import cell as made_record
-
     record = made_record("none", "none", 900, 10)
     found = replace(
         record,
@@ -345,7 +356,7 @@ def record_of(defense: str, folder: Path, **fields: Any) -> Record:
         cell=dict(made.identity),
         labels=made.labels,
         versions=made.versions,
-        provenance=provenance.of(made, __import__("torch").device("cpu"), None),
+        provenance=provenance.of(made, torch.device("cpu"), None),
     )
     write(folder, found)
     return found
