@@ -7,7 +7,7 @@ of classes that a notebook defines.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,8 @@ from bdbench.attacks.registry import attacks as _attacks
 from bdbench.cells.cell import Cell, cell, check_trigger
 from bdbench.cells.grid import recipe_for
 from bdbench.cells.overrides import Changes
-from bdbench.cells.suites import Suite, suite
+from bdbench.cells.suite_file import find
+from bdbench.cells.suites import Suite
 from bdbench.contract.promises import found, judged
 from bdbench.datasets import Source
 from bdbench.datasets.registry import datasets as _datasets
@@ -39,18 +40,20 @@ from bdbench.models.registry import Model
 from bdbench.models.registry import models as _models
 from bdbench.records.files import path_of, read, read_all
 from bdbench.records.record import Record
+from bdbench.records.rerun import call
 from bdbench.running.engines.options import Place
 from bdbench.running.run import Options, execute, plan
 from bdbench.running.worker import keep
 from bdbench.storage.atomic import check_writable
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
-from bdbench.tables.groups import seconds_own, seconds_total
+from bdbench.tables import export
 from bdbench.tables.write import leaderboard, paper_table
 from bdbench.trial.harness import Harness
 from bdbench.trial.poisoned import PoisonedData
 
 Folder = str | Path
+"""A folder or a file."""
 
 
 def attack(name: str, **fields: Any) -> Attack:
@@ -104,13 +107,7 @@ class CellRecord(Record):
 
     @property
     def _again(self) -> str:
-        local = self.provenance.get("code", {})
-        given = [
-            f"{axis}={text if axis in local else repr(text)}"
-            for axis, text in self.cell.items()
-            if axis != "seed"
-        ]
-        return f"bd.run_cell({', '.join(given)}, seed={self.cell['seed']}) makes it"
+        return f"{call(self)} makes it"
 
 
 def run_cell(
@@ -186,13 +183,14 @@ def _cell(changes: Changes, recipe: str | Recipe | None, place: torch.device, se
 
 
 def run(
-    name: str = "quick",
+    name: Folder = "quick",
     *,
     datasets: Sequence[str | Source] = (),
     models: Sequence[str | Model] = (),
     attacks: Sequence[str | Attack] = (),
     defenses: Sequence[str | Defense] = (),
     seeds: int | None = None,
+    seed: int | Sequence[int] = (),
     recipe: str | None = None,
     epochs: int | None = None,
     train_images: int | None = None,
@@ -215,6 +213,8 @@ def run(
     """Run what is missing of a suite, as `bdbench run` does, whose options these are; each of the
     first four replaces an axis. Returns the records of the suite's cells.
 
+    name: of a built-in suite, or a TOML file
+    seeds, seed: how many, counted from 0, or exactly which
     jobs: cells at once; None is one for each core or GPU
     threads: of each cell beside a processor; None is one
     in_process: run cells here, where a debugger sees them and they can touch one another. So do
@@ -226,12 +226,15 @@ def run(
     """
     for path in plugins:
         load_file(Path(path))
+    chosen = find(str(name))
+    chosen.prepare()
     changes = Changes(
         dataset=datasets,
         model=models,
         attack=attacks,
         defense=defenses,
         seeds=seeds,
+        seed=seed if isinstance(seed, Sequence) else (seed,),
         recipe=recipe,
         epochs=epochs,
         train_images=train_images,
@@ -243,14 +246,14 @@ def run(
         device=device,
         results=None if results is None else Path(results),
         data=None if data is None else Path(data),
-        plugin=[Path(path) for path in plugins],
+        plugin=[*map(Path, plugins), *chosen.plugins],
         budget=budget,
         limit=limit,
         stale=stale,
         curves=curves,
     )
     place = Place(jobs=jobs, threads=threads, in_process=in_process)
-    made = plan(name, changes.applied_to(suite(name)), place, options)
+    made = plan(chosen.name, changes.applied_to(chosen.suite), place, options)
     execution = execute(made, Terminal(quiet=not progress))
     _require(not execution.refused, "; ".join(dict.fromkeys(execution.refused)))
     fresh = {record.key: record for record in execution.records}
@@ -381,9 +384,10 @@ class Results:
         """Records of cells that raised; `error` says what."""
         return [record for record in self.records if record.status == "failed"]
 
-    def frame(self) -> pd.DataFrame:
-        """A row for each record: axes, seed, metrics as shares in [0, 1], seconds and flags."""
-        return pd.DataFrame([_row(record) for record in self.records])
+    def frame(self, epochs: bool = False) -> pd.DataFrame:
+        """A row for each record: axes, seed, metrics as shares in [0, 1], seconds, flags and all
+        else that `bdbench export` writes; or a row for each epoch of each curve."""
+        return export.frame(self.records, epochs)
 
     def leaderboard(self, sort: str = "", columns: Sequence[str] = ()) -> Table:
         """Defenses by attacks, best DER first.
@@ -407,19 +411,3 @@ class Results:
 
     def _repr_html_(self) -> str:
         return self._board._repr_html_()
-
-
-def _row(record: Record) -> Mapping[str, Any]:
-    metrics = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "asr_floor")
-    counts = {name: getattr(record, name) for name in metrics}
-    return {
-        "key": record.key,
-        **{axis: record.labels[axis] for axis in ("dataset", "model", "attack", "defense")},
-        "recipe": record.labels["recipe"],
-        "seed": record.cell["seed"],
-        "status": record.status,
-        **{name: None if count is None else count.rate for name, count in counts.items()},
-        "seconds": seconds_total(record),
-        "seconds_own": seconds_own(record),
-        "flags": " ".join(record.flags),
-    }

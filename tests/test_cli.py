@@ -151,8 +151,9 @@ def test_table_explain_list_describe_doctor_and_data_answer(
     assert key in shown
     assert "data_sha256" in shown
     again = shlex.split(shown.strip().splitlines()[-1])[1:]
-    assert main(again) == 0
-    assert "all 1 cells have records" in capsys.readouterr().out
+    assert main([*again, "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith(f"{key}  ")
+    assert again[-2:] == ["--results", "results/quick/again"]
     assert main(["list"]) == 0
     shown = capsys.readouterr().out
     assert all(word in shown for word in ("badnets", "cbd", "wrn16_1", "gtsrb", "digits", "table5"))

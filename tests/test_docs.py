@@ -175,11 +175,15 @@ def cache_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unregistered: None, cache_of_all: Path
 ) -> Path:
-    """The current folder of a reader who has saved the plugins of all pages."""
+    """The current folder of a reader who has saved the plugins and the suites of all pages. A
+    suite has the name of its file in a comment on its first line."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BDBENCH_CACHE", str(cache_of_all))
     for plugin in PLUGINS:
         (tmp_path / plugin.file).write_text(plugin.block.text, "utf-8")
+    for block in BLOCKS:
+        if block.language == "toml":
+            (tmp_path / block.text.split()[1]).write_text(block.text, "utf-8")
     return tmp_path
 
 
@@ -211,7 +215,7 @@ def check_specs(parameters: dict[str, Any]) -> None:
     for axis, registry in AXES.items():
         given = parameters.get(axis) or ()
         for text in [given] if isinstance(given, str) else given:
-            registry.complete(text)
+            registry.swept(text)
     given = parameters.get("recipe") or ()
     for text in [given] if isinstance(given, str) else given:
         recipe_fields(text)
@@ -219,7 +223,7 @@ def check_specs(parameters: dict[str, Any]) -> None:
 
 def test_the_pages_have_what_is_tested_here() -> None:
     """So that no test below is empty because a page is written otherwise."""
-    assert {block.language for block in BLOCKS} == {"sh", "python", "ini", ""}
+    assert {block.language for block in BLOCKS} == {"sh", "python", "ini", "toml", ""}
     assert {plugin.file for plugin in PLUGINS} == {
         "strong_cutout.py",
         "my_defense.py",
@@ -279,7 +283,7 @@ def test_specs_in_the_text_are_right() -> None:
         if call[1] == "recipe":
             recipe_fields(call[0])
         else:
-            known[call[1]].complete(call[0])
+            known[call[1]].swept(call[0])
 
 
 def options_of(command: click.Command) -> Iterator[str]:

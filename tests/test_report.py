@@ -220,7 +220,7 @@ def test_a_cell_page_says_everything_about_its_cell(results):
         results / f"report/cells/{one.key}.html"
     ).read_text().replace("&#39;", "'")
     assert "--defense \"abl(field=1, other='x')\"" in page.text
-    assert "--seeds 1" in page.text
+    assert " --seed 0 --curves --results results/again" in page.text
     assert [row for row in page.rows if row[0] in "1234" and len(row) == 4] == [
         ["1", "0", "-", "2"],
         ["2", "0.5", "-", "1"],

@@ -328,7 +328,8 @@ BUILDERS = {
     "benchmark/api.py:_cell": "the data set settles the recipe before there is a cell",
     "benchmark/cells/cell.py:cell": "this makes cells, of specs too",
     "benchmark/cells/cell.py:cell_of": "this makes cells of records and of what a worker is told",
-    "benchmark/cells/grid.py:cells": "each plugin of a suite is made once for all its cells",
+    "benchmark/cells/grid.py:_plugins": "each plugin of a suite is made once for all its cells",
+    "benchmark/cells/suite_file.py:NamedSuite._check_specs": "a wrong spec is named with its line",
     "benchmark/cli/catalogue.py:_describe": FROM_A_USER,
     "benchmark/cli/protocol.py:_lent": FROM_A_USER,
     "benchmark/cli/data.py:data_ls": FROM_A_USER,
@@ -349,8 +350,11 @@ BUILDERS = {
 """Who makes plugins of text, and why. All others are handed a cell, whose plugins are made."""
 
 
+MAKING = ("build", "built", "swept")
+
+
 def builders(path: Path) -> set[str]:
-    """The functions of a file that name `build` or `built` of a registry."""
+    """The functions of a file that name one of `MAKING` of a registry."""
     tree = ast.parse(path.read_text())
     names = {"registry", "REGISTRIES"}
     for node in ast.walk(tree):
@@ -362,7 +366,7 @@ def builders(path: Path) -> set[str]:
         for part in ast.iter_child_nodes(node):
             named = isinstance(part, ast.FunctionDef | ast.ClassDef)
             inner = f"{place}.{part.name}" if named else place
-            if isinstance(part, ast.Attribute) and part.attr in ("build", "built"):
+            if isinstance(part, ast.Attribute) and part.attr in MAKING:
                 parts = ast.walk(part.value)
                 if names & {each.id for each in parts if isinstance(each, ast.Name)}:
                     found.add(f"{path.relative_to(ROOT).as_posix()}:{inner.removeprefix('.')}")

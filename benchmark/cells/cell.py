@@ -26,6 +26,7 @@ from bdbench.models.training.recipe import Recipe
 from bdbench.records.record import key_of
 from bdbench.storage.keys import digest_of
 
+RECIPE = "the recipe"
 REGISTRIES: dict[str, Registry[Any]] = {
     "dataset": datasets,
     "model": models,
@@ -195,11 +196,23 @@ def recipe_of(text: str) -> Recipe:
 
 
 def recipe_fields(text: str) -> dict[str, Any]:
-    """The fields that a recipe spec gives, checked. Raises `InvalidInput`."""
-    given, fields = Spec.of(text), spec.fields_of(Recipe)
+    """The fields that a recipe spec gives, checked; a list in place of a value stays, see
+    `recipes_of`. Raises `InvalidInput`."""
+    given = Spec.of(text)
     if given.name != "recipe":
         raise InvalidInput(f"a recipe is written recipe(field=value, ...), got {text!r}")
-    for key in given.fields:
-        if key not in fields:
-            raise InvalidInput(f"the recipe has no field {key!r}{spec.did_you_mean(key, fields)}")
-    return {key: fields[key].accept(value, "the recipe") for key, value in given.fields.items()}
+    recipes_of(given.fields)
+    return dict(given.fields)
+
+
+def recipes_of(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Fields of a recipe, checked: those of each combination where lists sweep some of them, see
+    `spec.swept`. Raises `InvalidInput`."""
+    known = spec.fields_of(Recipe)
+    for key in fields:
+        if key not in known:
+            raise InvalidInput(f"the recipe has no field {key!r}{spec.did_you_mean(key, known)}")
+    return [
+        {key: known[key].accept(value, RECIPE) for key, value in each.fields.items()}
+        for each in spec.swept(Spec("recipe", fields), known, RECIPE)
+    ]

@@ -2,49 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 from bdbench.attacks.base import check_target
 from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import Cell, share
+from bdbench.cells.cell import Cell, recipes_of, share
 from bdbench.cells.suites import Suite
 from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
-from bdbench.models.plugins.errors import at_least
+from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import models
 from bdbench.models.training.recipe import Recipe
+
+T = TypeVar("T")
 
 
 def cells(suite: Suite, precision: str) -> list[Cell]:
     """All cells, seed by seed, so that an interrupted run has whole tables first. Each plugin is
-    built once; an axis may hold plugins in place of specs.
+    built once; an axis may hold plugins in place of specs, and a spec may be a sweep.
 
     Raises `InvalidInput` for anything in the suite that is not right.
     """
-    at_least(1, seeds=suite.seeds)
     chosen = [
         suite.settings.get(each, each) if isinstance(each, str) else each for each in suite.defenses
     ]
     axes = (
-        range(suite.seeds),
-        [models.built(each) for each in suite.models],
-        [attacks.built(each) for each in suite.attacks],
-        [defenses.built(each) for each in chosen],
+        suite.each_seed,
+        _plugins(models, suite.models),
+        _plugins(attacks, suite.attacks),
+        _plugins(defenses, chosen),
     )
+    recipes = recipes_of(suite.recipe)
     found: list[Cell] = []
-    for dataset in map(datasets.built, suite.datasets):
-        recipe = recipe_for(dataset, suite.recipe, precision)
+    for dataset in _plugins(datasets, suite.datasets):
         for attack in axes[2]:
             check_target(attack.target, dataset.num_classes)
-        found += [
-            Cell(dataset, model, attack, defense, recipe, seed)
-            for seed, model, attack, defense in product(*axes)
-        ]
+        for fields in recipes:
+            recipe = recipe_for(dataset, fields, precision)
+            found += [
+                Cell(dataset, model, attack, defense, recipe, seed)
+                for seed, model, attack, defense in product(*axes)
+            ]
     share(found)
     return list(dict.fromkeys(found))
+
+
+def _plugins(registry: Registry[T], axis: Iterable[str | T]) -> list[T]:
+    return [plugin for each in axis for plugin in registry.swept(each)]
 
 
 def recipe_for(dataset: Source, fields: Mapping[str, Any], precision: str) -> Recipe:

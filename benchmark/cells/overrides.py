@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from bdbench.attacks.base import Attack
-from bdbench.cells.cell import recipe_fields
-from bdbench.cells.suites import Suite
+from bdbench.cells.cell import RECIPE, recipe_fields
+from bdbench.cells.suites import Suite, check_seeds
 from bdbench.datasets.base import Source
 from bdbench.defenses.base import Defense
 from bdbench.models.plugins import spec
@@ -16,8 +17,6 @@ from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
 from bdbench.models.training.recipe import Recipe
 
-MOST_SEEDS = 10_000
-
 
 @dataclass(frozen=True)
 class Changes:
@@ -25,6 +24,7 @@ class Changes:
 
     dataset, model, attack, defense: specs or plugins in place of those of an axis
     seeds: how many, counted from 0
+    seed: exactly which
     recipe: a spec in place of the fields that the suite sets
     epochs, loader, graphs: fields of the recipe
     train_images: of each data set
@@ -36,6 +36,7 @@ class Changes:
     attack: Sequence[str | Attack] = ()
     defense: Sequence[str | Defense] = ()
     seeds: int | None = None
+    seed: Sequence[int] = ()
     recipe: str | None = None
     epochs: int | None = None
     train_images: int | None = None
@@ -45,12 +46,16 @@ class Changes:
 
     def applied_to(self, suite: Suite) -> Suite:
         """The suite that is meant. Raises `InvalidInput`."""
-        seeds = suite.seeds if self.seeds is None else self.seeds
-        check(seeds <= MOST_SEEDS, f"--seeds must be at most {MOST_SEEDS:,}")
+        check(
+            self.seeds is None or not self.seed,
+            "--seeds says how many and --seed exactly which: give one of them",
+        )
+        seeds = tuple(self.seed) or (suite.seeds if self.seeds is None else self.seeds)
+        check_seeds(seeds)
         fields = dict(suite.recipe) if self.recipe is None else recipe_fields(self.recipe)
-        stated = fields.pop("precision", suite.precision)
+        stated = _one("precision", fields.pop("precision", suite.precision))
         if self.epochs is not None:
-            fields["epochs"] = spec.fields_of(Recipe)["epochs"].accept(self.epochs, "the recipe")
+            fields["epochs"] = _one("epochs", self.epochs)
         if self.loader is not None:
             fields["loader"] = self.loader
         if self.graphs:
@@ -68,6 +73,11 @@ class Changes:
             recipe=fields,
             precision=self.precision or stated,
         )
+
+
+def _one(field: str, value: Any) -> Any:
+    """The value of a field of the recipe that is the same for all cells. Raises `InvalidInput`."""
+    return spec.fields_of(Recipe)[field].accept(value, RECIPE)
 
 
 def _smaller(dataset: str | Source, train_images: int) -> str | Source:

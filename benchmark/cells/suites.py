@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.spec import Spec
 
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bdbench.defenses.base import Defense
     from bdbench.models.registry import Model
 
+MOST_SEEDS = 10_000
+LARGEST_SEED = 2**63 - 1
 DEFENSES = ("none", "fp", "mcr", "nad", "abl", "dbd", "cbd")
 """Those of the paper's Table 1, in its order."""
 
@@ -27,7 +29,7 @@ class Suite:
     description: one line
     datasets, models, attacks, defenses: specs, or plugins that a caller has made
     settings: specs that take the place of a defense's bare name
-    seeds: how many, counted from 0
+    seeds: how many, counted from 0, or exactly which
     recipe: fields of the recipe that differ from its defaults, for every data set
     precision: auto, fp32 or bf16
     timed: its seconds are compared, so cells run one after the other, and seeds are repeats
@@ -39,10 +41,35 @@ class Suite:
     attacks: tuple[str | Attack, ...] = ("none", "badnets", "blend")
     defenses: tuple[str | Defense, ...] = (*DEFENSES, "ft")
     settings: Mapping[str, str] = field(default_factory=dict)
-    seeds: int = 1
+    seeds: int | tuple[int, ...] = 1
     recipe: Mapping[str, Any] = field(default_factory=dict)
     precision: str = "auto"
     timed: bool = False
+
+    @property
+    def each_seed(self) -> Sequence[int]:
+        """All of them. Raises `InvalidInput` where `seeds` are none."""
+        check_seeds(self.seeds)
+        return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
+
+
+def check_seeds(seeds: object) -> None:
+    """Raises `InvalidInput` unless it is how many seeds, or a sequence of exactly which."""
+    if _is_whole(seeds):
+        check(seeds >= 1, f"seeds must be at least 1, got {seeds}")
+        check(seeds <= MOST_SEEDS, f"seeds must be at most {MOST_SEEDS:,}, got {seeds:,}")
+        return
+    if not isinstance(seeds, list | tuple):
+        raise InvalidInput(f"seeds must be how many, such as 3, or a list of which, got {seeds!r}")
+    check(0 < len(seeds) <= MOST_SEEDS, f"seeds must be 1 to {MOST_SEEDS:,}, got {len(seeds):,}")
+    for place, each in enumerate(seeds):
+        fits = _is_whole(each) and 0 <= each <= LARGEST_SEED
+        check(fits, f"a seed must be a whole number from 0 to {LARGEST_SEED:,}, got {each!r}")
+        check(each not in seeds[:place], f"seed {each} is given twice")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def of_paper(description: str, dataset: str, attacks: Sequence[str], **fields: Any) -> Suite:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
+from bdbench.cells.suite_file import SUFFIX, find
 from bdbench.cells.suites import SUITES
 from bdbench.cli.columns import plain
 from bdbench.models.plugins import spec
@@ -53,8 +54,10 @@ def description(name: str) -> str:
         known += registry.names()
         if name in registry.names():
             parts.append(_describe(registry, name))
-    if name in SUITES:
-        fields = vars(SUITES[name])
+    if name in SUITES or name.lower().endswith(SUFFIX):
+        found = find(name)
+        files = {"plugins": tuple(map(str, found.plugins))} if found.plugins else {}
+        fields = vars(found.suite) | files
         rows = [
             (key, "all, or the defaults" if value in ({}, ()) else value)
             for key, value in fields.items()

@@ -9,7 +9,7 @@ from bdbench.cli.columns import plain
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.records.files import read
 from bdbench.records.record import Record
-from bdbench.records.rerun import command
+from bdbench.records.rerun import again
 from bdbench.tables.groups import lent
 
 
@@ -49,5 +49,5 @@ def _explain(record: Record, path: Path) -> str:
             parts.append(f"{title}\n{json.dumps(content, indent=2, ensure_ascii=False)}")
     if record.error is not None:
         parts.append(record.error["traceback"].rstrip())
-    parts.append(f"run it again with\n  {command(record)}")
+    parts.append(f"run it again with\n  {again(record, path.parent.parent)}")
     return "\n\n".join(parts)

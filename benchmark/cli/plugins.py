@@ -28,13 +28,22 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
 @cli.command()
 @click.argument("name", required=False)
 @click.option("--protocol", is_flag=True, help="By which rules defenses are compared, in Markdown.")
+@click.option("--toml", is_flag=True, help="Print a suite as a file for `bdbench run`.")
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
-def describe(name: str | None, protocol: bool, plugin: tuple[Path, ...]) -> None:
+def describe(name: str | None, protocol: bool, toml: bool, plugin: tuple[Path, ...]) -> None:
     """Show fields, defaults, source and cost of an attack, defense, model, data set or suite.
 
     With --protocol, show what defenses are lent, where each of their hyperparameters comes from,
-    and the rules for all; of one defense if NAME is given.
+    and the rules for all; of one defense if NAME is given. With --toml, print a suite as a file to
+    start one's own from.
     """
+    if toml:
+        check(not protocol, "--toml is of a suite and --protocol of defenses: give one of them")
+        check(name is not None, "--toml needs the NAME of a suite, such as quick")
+        from bdbench.cells.suite_file import find, written
+
+        say(written(find(str(name)).suite).rstrip())
+        return
     from bdbench.cli import catalogue
 
     load_plugins(plugin)

@@ -86,7 +86,7 @@ def merge(folders: tuple[Path, ...], results: Path) -> int:
 
 
 @cli.command()
-@click.argument("which", metavar="tsne|losses|curves|pareto|triggers")
+@click.argument("which", metavar="tsne|losses|curves|pareto|sweep|triggers")
 @click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
 @click.option("--attack", multiple=True, metavar="SPEC", help="Only this attack; repeatable.")
 @click.option("--defense", multiple=True, metavar="SPEC", help="Only this defense; repeatable.")
@@ -94,12 +94,14 @@ def merge(folders: tuple[Path, ...], results: Path) -> int:
 @click.option("--model", multiple=True, metavar="SPEC", help="Which, where there are several.")
 @click.option("--recipe", multiple=True, metavar="SPEC", help="Which, where there are several.")
 @click.option("--format", "formats", multiple=True, metavar="png|svg", help="Default: both.")
+@click.option("--field", default="", metavar="NAME", help="For sweep: a field, such as t1.")
 @click.option("--data", type=FOLDER, help="Where data sets lie, for triggers.")
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
 def figure(
     which: str,
     results: Path,
     formats: tuple[str, ...],
+    field: str,
     data: Path | None,
     plugin: tuple[Path, ...],
     **wanted: tuple[str, ...],
@@ -108,14 +110,15 @@ def figure(
 
     pareto: time, ASR and lost CA of all defenses. curves: CA and ASR by epoch. losses: those of
     clean and poisoned training images by epoch. tsne: embeddings before and after training.
-    triggers: an image with the trigger of each attack. A SPEC is a name with or without fields,
+    sweep: CA and ASR against a field that differs between specs, such as t1 of cbd. triggers: an
+    image with the trigger of each attack. A SPEC is a name with or without fields,
     and stands for all that agree with it.
     """
     from bdbench.figures import FORMATS, make
 
     load_plugins(plugin)
     records, damaged = records_in(results)
-    for line in make(which, records, results, wanted, formats or FORMATS, data):
+    for line in make(which, records, results, wanted, formats or FORMATS, data, field):
         say(line)
     return 1 if damaged else 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bdbench.cells.suites import suite
+from bdbench.cells.suite_file import find
 from bdbench.cli.group import FILE, FOLDER, cli, load_plugins
 from bdbench.running.engines.own_nursery import nursery
 
@@ -34,12 +34,13 @@ if TYPE_CHECKING:
 
 
 @cli.command()
-@click.argument("name", metavar="[SUITE]", default="quick")
+@click.argument("name", metavar="[SUITE|FILE.toml]", default="quick")
 @click.option("--dataset", multiple=True, metavar="SPEC", help="Replace the data sets.")
 @click.option("--model", multiple=True, metavar="SPEC", help="Replace the models.")
 @click.option("--attack", multiple=True, metavar="SPEC", help="Replace the attacks.")
 @click.option("--defense", multiple=True, metavar="SPEC", help="Replace the defenses.")
 @click.option("--seeds", type=int, metavar="N", help="Run seeds 0 to N-1.")
+@click.option("--seed", type=int, multiple=True, metavar="N", help="Exactly this; repeatable.")
 @click.option("--recipe", metavar="SPEC", help='Replace the recipe, "recipe(epochs=20, ...)".')
 @click.option("--epochs", type=int, metavar="N", help="Length of the recipe.")
 @click.option("--train-images", type=int, metavar="N", help="Train on a fixed subset.")
@@ -67,13 +68,15 @@ if TYPE_CHECKING:
 def run(name: str, **options: Any) -> int:
     """Run the cells of SUITE that have no record yet, then print the leaderboard.
 
-    SUITE is `quick` unless given; `bdbench list suites` shows the others. The options --dataset,
-    --model, --attack and --defense replace that axis of the suite and may be repeated. A SPEC is
-    a name with or without fields, such as blend or "blend(alpha=0.1)".
+    SUITE is `quick` unless given; `bdbench list suites` shows the others, and `bdbench describe
+    quick --toml` prints a file to start one's own from. The options --dataset, --model, --attack
+    and --defense replace that axis of the suite and may be repeated. A SPEC is a name with or
+    without fields, such as blend or "blend(alpha=0.1)"; a list in place of a value is a sweep, so
+    "cbd(t1=[3, 5, 8])" is three defenses.
 
     Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
     """
-    chosen = suite(name)
+    chosen = find(name)
     if options["engine"] == "local" and not options["in_process"]:
         nursery()
     from bdbench.cells.overrides import Changes
@@ -82,9 +85,11 @@ def run(name: str, **options: Any) -> int:
     from bdbench.running.run import Options, execute, plan
 
     place = Place(**_named(Place, options), options=options_of(options.pop("option")))
-    changed = Changes(**_named(Changes, options)).applied_to(chosen)
     load_plugins(options["plugin"])
-    made = plan(name, changed, place, Options(**_named(Options, options)))
+    chosen.prepare()
+    options["plugin"] += chosen.plugins
+    changed = Changes(**_named(Changes, options)).applied_to(chosen.suite)
+    made = plan(chosen.name, changed, place, Options(**_named(Options, options)))
     console = Terminal()
     if options["dry_run"]:
         console.print("\n".join(made.lines()), markup=False, highlight=False, soft_wrap=True)

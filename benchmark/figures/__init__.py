@@ -16,7 +16,7 @@ from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import check
 from bdbench.records.record import Record
 
-FIGURES = ("curves", "losses", "pareto", "triggers", "tsne")
+FIGURES = ("curves", "losses", "pareto", "sweep", "triggers", "tsne")
 
 
 def make(
@@ -26,11 +26,13 @@ def make(
     wanted: Mapping[str, Sequence[str]],
     formats: Sequence[str] = FORMATS,
     data: Path | None = None,
+    field: str = "",
 ) -> list[str]:
     """Draw one of `FIGURES` into `<results>/figures`, with its data as CSV. Returns lines to print.
 
     wanted: specs by axis, where not everything in the records is to be drawn
     data: where data sets lie, for `triggers`
+    field: against which `sweep` draws, where several are swept
 
     Raises `InvalidInput` for names that are unknown, for records that do not suffice, with the
     command that makes them, and for an unwritable folder.
@@ -40,7 +42,8 @@ def make(
         check(each in FORMATS, f"unknown format {each!r}{spec.did_you_mean(each, FORMATS)}")
     module = importlib.import_module(f"bdbench.figures.{which}")
     draw: Callable[[Selection], Picture] = module.draw
-    selection = select(records, results, wanted, data)
+    check(not field or which == "sweep", "--field is for the figure sweep")
+    selection = select(records, results, wanted, data, field)
     with look():
         picture = draw(selection)
         paths = picture.write(results / "figures", which, formats)

@@ -176,12 +176,14 @@ def legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
 
 def caption(figure: Figure, groups: Sequence[Group], *sentences: str) -> None:
     """Small print below: data set, model, epochs and seeds, the sentences, and what is left out."""
-    names, cell = groups[0].names, groups[0].records[0].cell
+    names = groups[0].names
+    recipes = [Spec.of(group.records[0].cell["recipe"]).fields for group in groups]
+    epochs = " or ".join(dict.fromkeys(str(fields.get("epochs", "?")) for fields in recipes))
     seeds = {record.cell["seed"] for group in groups for record in group.used}
     parts = [
         names["dataset"],
         names["model"],
-        several(Spec.of(cell["recipe"]).fields.get("epochs", "?"), "epoch"),
+        several(epochs, "epoch"),
         several(len(seeds), "seed"),
     ]
     text = ". ".join([", ".join(parts), *sentences, *_left_out(groups)])
@@ -210,4 +212,4 @@ def _left_out(groups: Sequence[Group]) -> list[str]:
 
 def several(count: Any, noun: str) -> str:
     """Such as `1 seed` and `3 seeds`, on one line."""
-    return f"{count}{NO_BREAK}{noun}{'s' * (count != 1)}"
+    return f"{count}{NO_BREAK}{noun}{'s' * (str(count) != '1')}"

@@ -13,7 +13,7 @@ from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.record import Record
-from bdbench.records.rerun import quoted
+from bdbench.records.rerun import line, with_plugins
 from bdbench.tables.groups import Group, collect, is_none, name_order
 
 SETTING = AXES[:3]
@@ -29,12 +29,14 @@ class Selection:
     every: all of its groups
     wanted: specs by axis, as the user gave them; an axis without any is taken whole
     data: where data sets lie, None for the usual places
+    field: of a plugin or the recipe, if the user named one
     """
 
     results: Path
     every: tuple[Group, ...]
     wanted: Mapping[str, Sequence[str]]
     data: Path | None = None
+    field: str = ""
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -77,10 +79,10 @@ class Selection:
         for axis in axes:
             specs = dict.fromkeys(_repeatable(group, axis, suite) for group in groups)
             words += [word for text in specs for word in (f"--{axis}", text)]
-        seeds = 1 + max(record.cell["seed"] for group in groups for record in group.records)
-        if seeds > (suite.seeds if name in SUITES else 1):
-            words += ["--seeds", str(seeds)]
-        return _command(self.results, *words, *options)
+        records = [record for group in groups for record in group.records]
+        usual = suite.each_seed if name in SUITES else range(1)
+        words += _seeds({record.cell["seed"] for record in records}, usual)
+        return _command(self.results, *words, *with_plugins(records), *options)
 
     def lack(self, what: str) -> InvalidInput:
         """The error that these cells lack what a run with curves keeps."""
@@ -121,9 +123,10 @@ def select(
     results: Path,
     wanted: Mapping[str, Sequence[str]],
     data: Path | None = None,
+    field: str = "",
 ) -> Selection:
     """The records of the folder `results`; see `Selection`. Raises `InvalidInput` for none."""
-    selection = Selection(results, tuple(collect(records)), wanted, data)
+    selection = Selection(results, tuple(collect(records)), wanted, data, field)
     if not selection.every:
         raise InvalidInput(f"no records in {results / 'records'}; {_command(results)} makes them")
     return selection
@@ -145,9 +148,18 @@ def _repeatable(group: Group, axis: str, suite: Suite) -> str:
     return str(record.cell[axis]) if axis == "recipe" or label in suite.settings else label
 
 
+def _seeds(wanted: set[int], usual: Sequence[int]) -> list[str]:
+    """Options for these seeds, where a run takes the usual ones without."""
+    if wanted <= {*usual}:
+        return []
+    if wanted == {*range(len(wanted))}:
+        return ["--seeds", str(len(wanted))]
+    return [word for seed in sorted(wanted) for word in ("--seed", str(seed))]
+
+
 def _command(results: Path, *words: str) -> str:
     name = results.name
     suite = [name] if name in SUITES else []
     usual = suite and results == Path("results") / name
     folder = [] if usual else ["--results", str(results)]
-    return f"`{' '.join(map(quoted, ['bdbench', 'run', *suite, *words, *folder]))}`"
+    return f"`{line('bdbench', 'run', *suite, *words, *folder)}`"

@@ -17,6 +17,7 @@ import bdbench.models
 from bdbench.cells.cell import Cell
 from bdbench.datasets.base import Dataset
 from bdbench.machine.system import commit, device_name, versions
+from bdbench.models.plugins.registry import plugin_files
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
 """The packages whose files belong to the source of a plugin that imports them."""
@@ -35,10 +36,24 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "commit": commit(),
         "sources": sources(cell),
         **({"code": {axis: code.text for axis, code in cell.local.items()}} if cell.local else {}),
+        **({"plugins": files} if (files := plugins(cell)) else {}),
         "clean_fraction": cell.defense.clean_fraction,
         "data_sha256": dataset and dataset.sha256,
         "data_notes": list(dataset.notes) if dataset else [],
     }
+
+
+def plugins(cell: Cell) -> list[str]:
+    """The plugin files that a cell needs, relative to the current folder if they are below it."""
+    modules = {name for words in cell.words.values() for name in words.modules}
+    return [_relative(file) for file in plugin_files(modules - {"__main__"})]
+
+
+def _relative(file: Path) -> str:
+    try:
+        return str(file.relative_to(Path.cwd()))
+    except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
+        return str(file)
 
 
 def sources(cell: Cell) -> dict[str, str]:

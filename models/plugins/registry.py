@@ -149,6 +149,16 @@ class Registry(Generic[T]):
             check(fits, f"{self.kind} must be a spec or a {name}, got {what!r}{hint}")
         return what
 
+    def swept(self, what: str | T) -> list[T]:
+        """As `built`, but for a spec in which lists stand in place of values: a plugin for each
+        combination, see `spec.swept`. Raises `InvalidInput`."""
+        if not isinstance(what, str):
+            return [self.built(what)]
+        given = Spec.of(what)
+        fields = spec.fields_of(self.factory(given.name))
+        owner = f"{self.kind} {given.name!r}"
+        return [self.build(each) for each in spec.swept(given, fields, owner)]
+
     def make(self, factory: Callable[..., Any], settings: Mapping[str, Any]) -> T:
         """The plugin that a class or function gives with these settings."""
         plugin: T = factory(**settings)
@@ -350,6 +360,13 @@ def file_of(package: str, name: str) -> Path:
     assert found is not None
     assert found.submodule_search_locations is not None
     return Path(found.submodule_search_locations[0]) / f"{name}.py"
+
+
+def plugin_files(modules: Collection[str]) -> list[Path]:
+    """The files that were loaded for these modules: they are them, or import them."""
+    loaded = {name: module for name, module in sys.modules.items() if name.startswith(PLUGIN)}
+    needed = (m for name, m in loaded.items() if {name, *_imported(m)} & {*modules})
+    return sorted({Path(str(module.__file__)) for module in needed})
 
 
 def load_file(path: Path) -> None:

@@ -12,7 +12,10 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
+import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -21,6 +24,8 @@ from bdbench.models.plugins import literals
 from bdbench.models.plugins.errors import InvalidInput
 
 LONGEST = 1_000
+MOST_SWEPT = 10_000
+"""Specs that one sweep may stand for."""
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
@@ -112,6 +117,26 @@ class Field:
         hint = f"; write {self.shown} | None for its type" if self.default is None else ""
         return self._accept(self.default, f"the default of {self.name} of {owner}", hint)
 
+    def fits(self, value: Any) -> bool:
+        """Whether `accept` takes it."""
+        try:
+            literals.written(self.type, value)
+        except literals.Misfit:
+            return False
+        return True
+
+    def values(self, value: Any, owner: str) -> list[Any]:
+        """What a setting stands for, as literals: each value of a list that is no value of this
+        field itself, which sweeps it; else the one value. Raises `InvalidInput`, for a value that
+        is given twice, too."""
+        if not isinstance(value, list) or self.fits(value) or not any(map(self.fits, value)):
+            return [self.accept(value, owner)]
+        found = [self.accept(each, owner) for each in value]
+        for each, count in Counter(map(repr, found)).items():
+            if count > 1:
+                raise InvalidInput(f"{self.name} of {owner} is given {each} twice in a sweep")
+        return found
+
     def made(self, literal: Any) -> Any:
         """What the plugin is given for an accepted value, such as the member of an Enum."""
         return literals.made(self.type, literal)
@@ -137,13 +162,23 @@ class Field:
         try:
             return literals.written(self.type, value)
         except literals.Misfit as misfit:
-            wanted = str(misfit) or f"{self.shown}, got {_shown(value)}{hint}"
+            told = hint or self._sweeping(value)
+            wanted = str(misfit) or f"{self.shown}, got {_shown(value)}{told}"
         known = literals.choices(self.type)
         if known and not hint:
             near = difflib.get_close_matches(str(value)[:LONGEST], map(str, known), 1, 0.5)
             guess = f"; did you mean {near[0]!r}?" if near else ""
+            guess = self._sweeping(value) or guess
             wanted = f"one of {', '.join(map(repr, known))}, got {_shown(value)}{guess}"
         raise InvalidInput(f"{what} must be {wanted}")
+
+    def _sweeping(self, value: Any) -> str:
+        """What to do about a list where there can be no sweep, or one of nothing."""
+        if not isinstance(value, list) or not all(map(self.fits, value)):
+            return ""
+        if not value:
+            return "; a sweep needs at least one value"
+        return "; a list is a sweep, which a run of a suite takes: give one value here"
 
 
 def _shown(value: Any) -> str:
@@ -198,6 +233,22 @@ def canonical(spec: Spec, fields: Mapping[str, Field]) -> Spec:
         if not (fields[key].added and value == fields[key].default)
     }
     return Spec(spec.name, written)
+
+
+def swept(given: Spec, fields: Mapping[str, Field], owner: str) -> list[Spec]:
+    """Every combination of the values of its fields, see `Field.values`; the last field changes
+    first. What is no field stays, for whoever makes the plugin. Raises `InvalidInput`."""
+    values = {
+        name: fields[name].values(value, owner)
+        if isinstance(value, list) and name in fields
+        else [value]
+        for name, value in given.fields.items()
+    }
+    count = math.prod(map(len, values.values()))
+    if count > MOST_SWEPT:
+        raise InvalidInput(f"{owner} is swept over {count:,} settings, at most {MOST_SWEPT:,}")
+    combined = itertools.product(*values.values())
+    return [Spec(given.name, dict(zip(values, each, strict=True))) for each in combined]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

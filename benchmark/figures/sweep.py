@@ -1,0 +1,443 @@
+"""CA and ASR against a setting that differs between records, such as T1 of CBD.
+
+A column of panels for each attack, a line for each defense. Specs that differ in the swept field
+alone are one line; whatever else differs makes another.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from textwrap import fill
+from typing import Any
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
+
+from bdbench.figures.picture import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    Picture,
+    Place,
+    caption,
+    grid,
+    legend,
+)
+from bdbench.figures.selection import SETTING, Selection
+from bdbench.models.plugins import spec
+from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.spec import Spec
+from bdbench.records.consistency import AXES
+from bdbench.tables.groups import ASR, CA, Group, is_none, name_order
+from bdbench.tables.published import defaults
+
+ROWS = {CA: "CA (%)", ASR: "ASR (%)"}
+WIDE = 20
+"""Largest to smallest value from which on the axis is logarithmic."""
+NEAREST = 0.15
+"""Of the axis, between two labels."""
+MOST_LABELS, LONGEST_LABEL = 10, 24
+LINE_HEIGHT = 9.5
+"""Of a label beside a panel, percent of the panel's axis."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """A field of the plugins of one axis."""
+
+    axis: str
+    field: str
+
+    def __str__(self) -> str:
+        return f"{self.axis}.{self.field}"
+
+    def value(self, group: Group) -> Any:
+        """Of the plugin of a group, which has the field."""
+        given = self._spec(group)
+        if self.field in given.fields:
+            return given.fields[self.field]
+        return _default(self.axis, given.name, self.field)
+
+    def is_in(self, group: Group) -> bool:
+        """Whether the plugin of a group has the field. One that came later than its records is left
+        out of specs where it has its default."""
+        given = self._spec(group)
+        return self.field in given.fields or _default(self.axis, given.name, self.field) is not None
+
+    def rest(self, group: Group) -> tuple[str, ...]:
+        """All that a cell is but the field and the seed."""
+        cell = group.records[0].cell
+        return tuple(_without(cell[axis], self.field if axis == self.axis else "") for axis in AXES)
+
+    def _spec(self, group: Group) -> Spec:
+        return Spec.of(group.records[0].cell[self.axis])
+
+
+@dataclass(frozen=True)
+class Point:
+    """The cells of one value; `group` has the names of what they share with other values."""
+
+    value: Any
+    group: Group
+
+
+def draw(selection: Selection) -> Picture:
+    """The one field that differs, or the one that `selection.field` names."""
+    groups = selection.groups
+    if not selection.wanted.get("attack"):
+        groups = [g for g in groups if not is_none(g.names["attack"])] or groups
+    check(
+        any(group.used for group in groups),
+        f"all these cells of {selection.results} failed or are not finite",
+    )
+    swept = _swept(selection, [group for group in groups if group.used])
+    lines = _lines(swept, groups)
+    points = [
+        Point(swept.value(group), _stripped(group, swept))
+        for line in lines
+        for group in line
+        if _is_swept(swept, line)
+    ]
+    selection.settled([point.group for point in points], SETTING)
+    finished = [point for point in points if point.group.used]
+    scale = Scale([point.value for point in finished])
+    data = _table(swept, finished, _bare(selection, swept, finished), scale)
+    figure = _figure(swept, data, scale, points)
+    return Picture(figure, data, tuple(_remarks(swept, groups, lines)))
+
+
+def _lines(swept: Swept, groups: Iterable[Group]) -> list[list[Group]]:
+    """The groups that have the field, together where they differ in nothing else."""
+    found: dict[tuple[str, ...], list[Group]] = {}
+    for group in groups:
+        if swept.is_in(group):
+            found.setdefault(swept.rest(group), []).append(group)
+    return list(found.values())
+
+
+def _is_swept(swept: Swept, line: Iterable[Group]) -> bool:
+    """Whether a line has several values, of cells that ended with numbers."""
+    return len({repr(swept.value(group)) for group in line if group.used}) > 1
+
+
+def _varies(swept: Swept, groups: Sequence[Group]) -> bool:
+    """Whether any line has several values; most fields have one value throughout."""
+    everywhere = [group for group in groups if swept.is_in(group)]
+    return _is_swept(swept, everywhere) and any(
+        _is_swept(swept, line) for line in _lines(swept, everywhere)
+    )
+
+
+def _remarks(
+    swept: Swept, groups: Iterable[Group], lines: Iterable[Sequence[Group]]
+) -> Iterator[str]:
+    """What is not in the picture."""
+    without = {group.names[swept.axis] for group in groups if not swept.is_in(group)}
+    without = {name for name in without if not is_none(name)}
+    if without:
+        yield f"left out, without {swept.field}: {', '.join(sorted(without))}"
+    single = [line[0].names for line in lines if not _is_swept(swept, line)]
+    if single:
+        names = (f"{each['defense']} on {each['attack']}" for each in single)
+        yield f"left out, with one value of {swept.field}: {', '.join(dict.fromkeys(names))}"
+
+
+def _swept(selection: Selection, groups: Sequence[Group]) -> Swept:
+    """The field to draw by. Raises `InvalidInput` unless there is exactly one."""
+    known = _fields(groups)
+    named = _named(selection.field, known) if selection.field else known
+    found = [each for each in named if _varies(each, groups)]
+    if not found and selection.field:
+        raise _constant(named[0], groups, selection)
+    if not found:
+        raise InvalidInput(
+            f"no field is swept in {selection.results}: no two specs differ in one field only; "
+            '`bdbench run --defense "cbd(t1=[3, 5, 8])"` makes such cells'
+        )
+    names = " or ".join(f"--field {each}" for each in found)
+    check(len(found) == 1, f"several fields are swept in {selection.results}: choose {names}")
+    return found[0]
+
+
+def _named(name: str, known: Sequence[Swept]) -> list[Swept]:
+    """Those of a name, with or without the axis before it. Raises `InvalidInput` for none."""
+    found = [each for each in known if name in (each.field, str(each))]
+    names = dict.fromkeys([*(each.field for each in known), *map(str, known)])
+    check(bool(found), f"no record has a field {name!r}{spec.did_you_mean(name, names)}")
+    return found
+
+
+def _constant(swept: Swept, groups: Sequence[Group], selection: Selection) -> InvalidInput:
+    """What is wrong with a field that is not swept, and what to do."""
+    own = [group for group in groups if swept.is_in(group)]
+    values = dict.fromkeys(repr(swept.value(group)) for group in own)
+    plugin = Spec.of(own[0].records[0].cell[swept.axis]).name
+    has = "no two that differ in nothing else" if len(values) > 1 else "one value"
+    return InvalidInput(
+        f"{swept} has {has} in {selection.results}, {', '.join(values)}; `bdbench run "
+        f'--{swept.axis} "{plugin}({swept.field}=[...])"` with several values makes a sweep'
+    )
+
+
+def _fields(groups: Iterable[Group]) -> list[Swept]:
+    """Those of all plugins."""
+    found = {
+        Swept(axis, field): None
+        for group in groups
+        for axis in AXES
+        for field in Spec.of(group.records[0].cell[axis]).fields
+    }
+    return list(found)
+
+
+def _default(axis: str, name: str, field: str) -> Any:
+    """Of a built-in plugin or the recipe; None where it has no such field."""
+    if axis != "recipe":
+        return defaults(f"bdbench.{axis}s", name).get(field)
+    # Only where recipes differ in it: to import one is to import torch.
+    from bdbench.models.training.recipe import Recipe
+
+    known = spec.fields_of(Recipe)
+    return known[field].default if field in known else None
+
+
+def _without(text: str, field: str) -> str:
+    given = Spec.of(text)
+    return str(Spec(given.name, {k: n for k, n in given.fields.items() if k != field}))
+
+
+def _stripped(group: Group, swept: Swept) -> Group:
+    """The same records, with names that leave out the field."""
+    axis = swept.axis
+    return Group(group.records, {**group.names, axis: _without(group.names[axis], swept.field)})
+
+
+def _bare(selection: Selection, swept: Swept, points: Sequence[Point]) -> list[Group]:
+    """No defense on the same attacks, where defenses are swept."""
+    if swept.axis != "defense":
+        return []
+    axes = [axis for axis in AXES if axis != "defense"]
+    places = {tuple(point.group.names[axis] for axis in axes) for point in points}
+    return [
+        group
+        for group in selection.with_baseline
+        if is_none(group.names["defense"]) and tuple(group.names[a] for a in axes) in places
+    ]
+
+
+class Scale:
+    """Where values stand on the axis: numbers where they are, all else side by side as text."""
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        known = {repr(value): value for value in values}.values()
+        self.numeric = all(map(_is_number, known))
+        ordered = sorted(known, key=_order)
+        self.shown: list[Any] = ordered if self.numeric else [str(value) for value in ordered]
+        low, high = (ordered[0], ordered[-1]) if self.numeric else (0, 0)
+        self.logarithmic = bool(low > 0 and high / low >= WIDE)
+
+    def show(self, value: Any) -> Any:
+        """A value as it stands in a table: a number or a text."""
+        return value if self.numeric else str(value)
+
+    def place(self, shown: Any) -> float:
+        """Of a shown value."""
+        return float(shown if self.numeric else self.shown.index(shown))
+
+    def apply(self, axes: Axes) -> None:
+        """To a panel, and those that share its axis."""
+        if self.logarithmic:
+            axes.set_xscale("log")
+        ticks = self._ticks()
+        texts = [f"{value:g}" if self.numeric else fill(value, 12) for value in ticks]
+        axes.set_xticks([self.place(value) for value in ticks], texts)
+        axes.xaxis.set_minor_locator(NullLocator())
+        if not self.numeric:
+            axes.set_xlim(-0.5, len(self.shown) - 0.5)
+
+    def _ticks(self) -> list[Any]:
+        """The first value, the last, and those between that leave room for their labels."""
+        if not self.numeric:
+            return self.shown
+        places = [math.log(value) if self.logarithmic else value for value in self.shown]
+        gap = (places[-1] - places[0]) * NEAREST
+        kept = [0]
+        for number, place in enumerate(places[:-1]):
+            if place - places[kept[-1]] >= gap and places[-1] - place >= gap:
+                kept.append(number)
+        return [self.shown[number] for number in dict.fromkeys([*kept, len(places) - 1])]
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _order(value: Any) -> tuple[bool, float, str]:
+    """Numbers first, in their order."""
+    return (False, value, "") if _is_number(value) else (True, 0.0, str(value))
+
+
+def _table(
+    swept: Swept, points: Sequence[Point], bare: Sequence[Group], scale: Scale
+) -> pd.DataFrame:
+    """For each attack, defense and value a row of means with 95 % intervals, without a seed, then
+    one for each seed. `value` is empty for no defense, which has none."""
+    rows: list[dict[str, Any]] = []
+    lines = [(point.group, scale.show(point.value)) for point in points]
+    lines.sort(key=lambda line: scale.place(line[1]))
+    lines += [(group, None) for group in bare]
+    lines.sort(key=lambda line: [name_order(line[0].names[a]) for a in ("attack", "defense")])
+    for group, value in lines:
+        names = {axis: group.names[axis] for axis in ("attack", "defense")}
+        cell = {**names, "field": str(swept), "value": value}
+        rows.append({**cell, "seed": None, "seeds": len(group.used), **_interval(group)})
+        rates = {metric: group.rates(metric) for metric in ROWS}
+        for record in group.used:
+            seed = record.cell["seed"]
+            shares = {metric: rates[metric].get(seed, math.nan) for metric in ROWS}
+            rows.append({**cell, "seed": seed, "seeds": 1, **shares})
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
+def _interval(group: Group) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for metric in ROWS:
+        ends = (metric, f"{metric}_low", f"{metric}_high")
+        found |= zip(ends, group.estimate(metric), strict=True)
+    return found
+
+
+def _figure(swept: Swept, data: pd.DataFrame, scale: Scale, points: Sequence[Point]) -> Figure:
+    attacks = list(dict.fromkeys(data["attack"]))
+    places = [
+        (metric, attack)
+        for attack in attacks
+        for metric in ROWS
+        if metric == CA or not is_none(attack)
+    ]
+    owners = {Spec.of(point.group.records[0].cell[swept.axis]).name for point in points}
+    below = f"{swept.field} of {owners.pop()}" if len(owners) == 1 else swept.field
+    figure, panels = grid(places, ROWS, height=1.5, below=below)
+    names = sorted(set(data["defense"]), key=name_order)
+    # The first look is that of no defense.
+    start = 0 if is_none(names[0]) else 1
+    looks = {name: _look(rank) for rank, name in enumerate(names, start)}
+    for place, axes in panels.items():
+        _draw_panel(axes, data[data["attack"] == place[1]], place[0], looks, scale)
+        axes.set(ylim=(-3, 103), yticks=range(0, 101, 25))
+    scale.apply(next(iter(panels.values())))
+    if _fit_beside(data, panels, names):
+        for place in _last(panels):
+            _label(panels[place], data[data["attack"] == place[1]], place[0], looks)
+    else:
+        legend(figure, looks)
+    caption(figure, [point.group for point in points], *_sentences(data, scale))
+    return figure
+
+
+def _draw_panel(
+    axes: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, dict[str, Any]], scale: Scale
+) -> None:
+    """In percent: means with intervals, and small dots for the seeds."""
+    for number, (name, table) in enumerate(data.groupby("defense", sort=False)):
+        look = looks[str(name)]
+        means, seeds = table[table["seed"].isna()], table[table["seed"].notna()]
+        if means["value"].isna().all():
+            axes.axhline(100 * means[metric].iloc[0], **look | {"marker": "", "dashes": (1, 1.5)})
+            continue
+        # What stands side by side has no order, and so no line; lines stand side by side, too.
+        beside = 0.0 if scale.numeric else _apart(number, data["defense"].nunique())
+        xs, dots = ([scale.place(n) + beside for n in rows["value"]] for rows in (means, seeds))
+        ys, low, high = (100 * means[f"{metric}{end}"] for end in ("", "_low", "_high"))
+        marks = {name: value for name, value in look.items() if name != "dashes"}
+        axes.plot(xs, ys, **look if scale.numeric else marks | {"linestyle": ""})
+        if scale.numeric and len(xs) > 1:
+            axes.fill_between(xs, low, high, color=look["color"], alpha=0.15, linewidth=0)
+        else:
+            axes.vlines(xs, low, high, color=look["color"], linewidth=0.9)
+        if (means["seeds"] > 1).any():
+            axes.plot(dots, 100 * seeds[metric], ".", color=look["color"], markersize=2.5)
+
+
+def _apart(number: int, count: int) -> float:
+    """Where one of so many lines stands beside the place of a value."""
+    return (number - (count - 1) / 2) * min(0.12, 0.8 / count)
+
+
+def _fit_beside(data: pd.DataFrame, panels: Mapping[Place, Axes], names: Sequence[str]) -> bool:
+    """Whether all lines can be named beside the last panels: they are few, and they are there."""
+    there = [set(data[data["attack"] == attack]["defense"]) for _, attack in _last(panels)]
+    short = len(names) <= MOST_LABELS and max(map(len, names)) <= LONGEST_LABEL
+    return short and all(found == {*names} for found in there)
+
+
+def _last(panels: Mapping[Place, Axes]) -> list[Place]:
+    """The rightmost panel of each line of panels."""
+    found: dict[int, Place] = {}
+    for place, axes in panels.items():
+        spot = axes.get_subplotspec()
+        assert spot is not None
+        found[spot.rowspan.start] = place
+    return list(found.values())
+
+
+def _label(
+    axes: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, dict[str, Any]]
+) -> None:
+    """Beside a panel, the name of each line at its end, one below the other."""
+    means = data[data["seed"].isna()]
+    ends = {
+        str(name): 100 * float(table[metric].iloc[-1])
+        for name, table in means.groupby("defense", sort=False)
+    }
+    known = {name: end for name, end in ends.items() if not math.isnan(end)}
+    for name, height in _spread(known).items():
+        axes.annotate(
+            name,
+            (1, height),
+            xytext=(4, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            color=looks[name]["color"],
+            fontsize=6.5,
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _spread(heights: Mapping[str, float]) -> dict[str, float]:
+    """The heights, percent, moved apart so that no label covers another, within the panel."""
+    found: dict[str, float] = {}
+    lowest = -3 + LINE_HEIGHT / 2
+    for name, height in sorted(heights.items(), key=lambda pair: (pair[1], pair[0])):
+        found[name] = lowest = max(height, lowest)
+        lowest += LINE_HEIGHT
+    highest = 103 - LINE_HEIGHT / 2
+    for name in reversed(found):
+        found[name] = highest = min(found[name], highest)
+        highest -= LINE_HEIGHT
+    return found
+
+
+def _look(rank: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[rank % len(COLOURS)],
+        "marker": MARKERS[rank % len(MARKERS)],
+        "dashes": DASHES[rank % len(DASHES)],
+        "markersize": 3.5,
+    }
+
+
+def _sentences(data: pd.DataFrame, scale: Scale) -> Iterator[str]:
+    means = data[data["seed"].isna()]
+    shape = "Bands" if scale.numeric else "Bars"
+    if (means["seeds"] > 1).any():
+        yield f"{shape}: 95 % interval over seeds, which are the dots"
+    else:
+        yield f"{shape}: 95 % interval of one seed (Wilson)"
+    if means["value"].isna().any():
+        yield "Dotted: no defense"
