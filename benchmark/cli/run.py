@@ -84,11 +84,16 @@ def run(name: str, **options: Any) -> int:
     place = Place(**_named(Place, options), options=options_of(options.pop("option")))
     changed = Changes(**_named(Changes, options)).applied_to(chosen)
     load_plugins(options["plugin"])
-    made = plan(name, changed, place, Options(**_named(Options, options)))
+    how = Options(**_named(Options, options))
+    made = plan(name, changed, place, how)
     console = Terminal()
     if options["dry_run"]:
         console.print("\n".join(made.lines()), markup=False, highlight=False, soft_wrap=True)
         return 0
+    if place.is_here:
+        from bdbench.cli.transfer import offer
+
+        offer((cell.dataset for cell in made.missing), how.data)
     return max(execute(made, console).code, _show(made.results, console))
 
 
