@@ -12,7 +12,7 @@ import tarfile
 import threading
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from bdbench.cli import main
+from bdbench.cli import main, transfer
 from bdbench.datasets import download
 from bdbench.datasets.archives import Archive, unpack
 from bdbench.datasets.cifar10 import CIFAR10
@@ -292,7 +292,7 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path, name: str) -> None:
 def official(
     server: Server, monkeypatch: pytest.MonkeyPatch, contents: dict[type, list[bytes]]
 ) -> None:
-    """The server has these archives, under the names and with checksums as the sources have them."""
+    """The server has these archives, and the sources know their checksums."""
     for source, parts in contents.items():
         monkeypatch.setattr(
             source,
@@ -558,11 +558,9 @@ def test_whoever_lacks_a_data_set_is_told_the_command(
         assert f"; `bdbench data get {name}` gets it, or say where" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("answer", ["y", "n"])
 def test_a_terminal_is_asked_once(
-    answer: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The question goes to a terminal alone: everywhere else nothing is asked."""
     monkeypatch.setenv(download.MIRROR, server.url)
     command = [sys.executable, "-m", "bdbench", "data", "prepare", "cifar10"]
     ours, theirs = pty.openpty()
@@ -571,13 +569,13 @@ def test_a_terminal_is_asked_once(
     ) as asked:
         os.close(theirs)
         said = read_until(ours, "[y/N]: ")
-        os.write(ours, answer.encode() + b"\n")
+        os.write(ours, b"y\n")
         said += read_until(ours, None)
     os.close(ours)
     assert said.count("data set cifar10 is not there; download it to") == 1
     # The server has no such file.
-    assert server.asked.total() == (answer == "y")
-    assert ("404 Not Found" in said) == (answer == "y")
+    assert server.asked.total() == 1
+    assert "404 Not Found" in said
     assert asked.returncode == 2
 
 
@@ -592,10 +590,16 @@ def read_until(terminal: int, end: str | None) -> str:
     return said
 
 
-def test_no_terminal_is_asked_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("terminal", [True, False])
+def test_nothing_is_downloaded_unasked(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked: list[Callable[..., Any]] = []
-    monkeypatch.setattr("click.confirm", asked.append)
+    asked: list[str] = []
+    monkeypatch.setattr(transfer, "_at_terminal", lambda: terminal)
+    monkeypatch.setattr(transfer.click, "confirm", lambda text, default: asked.append(text))
+    monkeypatch.setattr(transfer, "get", None)
     assert main(["data", "prepare", "cifar10"]) == 2
-    assert asked == []
+    assert main(["run", "--dataset", "cifar10", "--dataset", "gtsrb", "--in-process"]) == 2
+    names = [text.split()[2] for text in asked]
+    assert names == (["cifar10", "cifar10", "gtsrb"] if terminal else [])
+    assert "bdbench data get cifar10" in capsys.readouterr().err

@@ -112,7 +112,7 @@ def get(source: Source, data: Path | None = None, url: str | None = None) -> Non
 
 def offer(sources: Iterable[Source], data: Path | None) -> None:
     """Ask whether to get what is missing, where a person is at a terminal; else do nothing."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not _at_terminal():
         return
     searched = roots(data)
     for source in {source.name: source for source in sources}.values():
@@ -121,6 +121,10 @@ def offer(sources: Iterable[Source], data: Path | None) -> None:
             question = f"data set {source.name} is not there; download it to"
             if click.confirm(f"{question} {(data or cache_root() / 'data')}?", default=False):
                 get(source, data)
+
+
+def _at_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
 
 
 def whereabouts(source: Source, searched: Sequence[Path]) -> str:

@@ -92,7 +92,7 @@ def folder_of_tests(base: Path) -> Path | None:
 
 def class_names(folder: Path) -> tuple[str, ...]:
     """The folders inside, in order. Raises `InvalidInput` for a folder that cannot be read."""
-    return tuple(entry.name for entry in entries(folder) if entry.is_dir())
+    return tuple(entry.name for entry in entries(folder) if _is_folder(entry))
 
 
 def labelled(folder: Path, names: Sequence[str]) -> tuple[Labelled, list[Path]]:
@@ -129,8 +129,16 @@ def unread(base: Path, others: Sequence[Path]) -> str:
     return left_out(path.relative_to(base).as_posix() for path in others)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """A link that leads nowhere is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _refuse_empty(folder: Path, inside: Sequence[os.DirEntry[str]]) -> None:
-    deeper = next((entry.name for entry in inside if entry.is_dir()), None)
+    deeper = next((entry.name for entry in inside if _is_folder(entry)), None)
     hint = "" if deeper is None else f"; those in {deeper} must lie in {folder.name} itself"
     raise InvalidInput(f"{folder}: has no images *{', *'.join(SUFFIXES)}{hint}")
 

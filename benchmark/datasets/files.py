@@ -100,7 +100,7 @@ class FileSource(Source):
             if there != official:
                 notes.append(f"{there:,} {split} images, the official {self.name} has {official:,}")
         if self.train_images is not None:
-            train = stratified(train, self.train_images, self.name)
+            train = stratified(train, self.count, self.name)
         names = tuple(entry.meta["class_names"])
         return Dataset(train, test, names, fingerprint(train, test), tuple(notes))
 

@@ -70,7 +70,7 @@ class Folder(FileSource):
             f"test_share of folder must be above 0 and below 1, got {self.test_share}",
         )
         check(
-            "\0" not in self.path and os.path.abspath(self.path) != "/",
+            "\0" not in self.path and bool(os.path.basename(os.path.abspath(self.path))),
             f"path of folder must name a folder, got {self.path!r}",
         )
         # Those of the classes are not counted before the folder is looked at.

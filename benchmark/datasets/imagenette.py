@@ -15,7 +15,7 @@ from bdbench.datasets import class_folders, parquet, register
 from bdbench.datasets.archives import Archive
 from bdbench.datasets.files import FileSource, Found
 from bdbench.datasets.imagenet_subset import SIZE, crop
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import InvalidInput, check
 
 CLASSES = {
     "n01440764": "tench",
@@ -89,7 +89,5 @@ def _check_names(folder: Path, names: Sequence[str]) -> None:
     differing = {*names} ^ {*CLASSES}
     if differing:
         other = min(differing)
-        said = (
-            f"has no class {other}" if other in CLASSES else f"has the class {other}, which is none"
-        )
-        check(False, f"{folder}: {said} of imagenette")
+        said = "has no class" if other in CLASSES else "has a class that is none of imagenette's,"
+        raise InvalidInput(f"{folder}: {said} {other}")
