@@ -156,7 +156,7 @@ def test_a_hundred_classes_and_attacks_on_them(tmp_path: Path) -> None:
             poisoned = bd.poison(bd.attack(name), dataset=spec(base, size=16))
             assert poisoned.train.num_classes == 100, name
     sig = bd.poison("sig(target=99, poisoning_rate=0.5)", dataset=spec(base, size=16))
-    assert sig.train.labels[sig.mask].tolist() == [99]
+    assert sig.train.labels[sig.mask].tolist() == [99, 99]
 
 
 def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,13 +89,14 @@ def download(
     place, workshop = folder / name, folder / f".{name}.download"
     check(not place.is_dir() or _is_empty(place), f"{place} is in the way; move it, or remove it")
     check_writable(workshop)
-    with _alone(workshop / "lock", name):
+    with _alone(workshop, name):
         files = [
             fetch(archive, address, workshop, watcher)
             for archive, address in zip(archives, addresses, strict=True)
         ]
         _unpack_all(files, workshop / "unpacked", place)
-        shutil.rmtree(workshop, ignore_errors=True)
+        for file in files:
+            file.unlink(missing_ok=True)
     return place
 
 
@@ -271,7 +272,7 @@ def _innermost(error: BaseException) -> str:
     inner: BaseException | None = error
     while inner is not None:
         error = inner
-        around = (getattr(error, "reason", None), *error.args)
+        around = (getattr(error, "reason", None), *error.args, error.__cause__)
         inner = next((each for each in around if isinstance(each, BaseException)), None)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
@@ -287,10 +288,11 @@ def _is_empty(folder: Path) -> bool:
 
 
 @contextmanager
-def _alone(path: Path, name: str) -> Iterator[None]:
+def _alone(workshop: Path, name: str) -> Iterator[None]:
     """Raises `InvalidInput` while another command gets the same data set, where the file system has
-    locks."""
-    lock = FileLock(path, blocking=False)
+    locks. A workshop in which nothing is left is removed."""
+    file = workshop / "lock"
+    lock = FileLock(file, blocking=False)
     try:
         lock.acquire()
     except Timeout:
@@ -300,4 +302,7 @@ def _alone(path: Path, name: str) -> Iterator[None]:
     try:
         yield
     finally:
+        file.unlink(missing_ok=True)
         lock.release()
+        with suppress(OSError):
+            workshop.rmdir()
