@@ -21,9 +21,9 @@ from torchvision import transforms
 from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell
 from bdbench.cli import main
-from bdbench.datasets import images
+from bdbench.datasets import imagenette, images
 from bdbench.datasets.base import Dataset
-from bdbench.datasets.imagenet_subset import ImageNetSubset, class_folders, crop
+from bdbench.datasets.imagenet_subset import ImageNetSubset, crop
 from bdbench.datasets.registry import datasets
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
@@ -299,9 +299,9 @@ def test_faults_are_named_in_one_line(tmp_path: Path, fault: str) -> None:
 
 def test_nothing_is_hashed_before_the_folders_are_right(tmp_path: Path) -> None:
     base = write_folders(tmp_path)
-    assert len(class_folders(base).files) == 36
+    assert len(next(ImageNetSubset().find(tmp_path)).files) == 36
     (base / "train/n00000999").mkdir()
-    assert class_folders(base).files == ()
+    assert next(ImageNetSubset().find(tmp_path)).files == ()
 
 
 def test_a_photograph_of_a_camera_is_not_too_large() -> None:
@@ -400,3 +400,35 @@ def test_the_network_of_the_paper_fits() -> None:
 def test_every_attack_fits(attack: str) -> None:
     made = cell("imagenet_subset", "resnet34", attack, "none", Recipe(), 0)
     assert made.specs["attack"].startswith(attack)
+
+
+def write_imagenette(base: Path) -> None:
+    for split in ("train", "val"):
+        for label, name in enumerate(imagenette.CLASSES):
+            (base / split / name).mkdir(parents=True)
+            (base / split / name / "x.JPEG").write_bytes(encoded(flat(20 * label)))
+
+
+@pytest.mark.parametrize("below", ["imagenette2-320", "imagenette/imagenette2-320", "imagenette"])
+def test_imagenette(tmp_path: Path, below: str) -> None:
+    write_imagenette(tmp_path / below)
+    data = load(tmp_path, "imagenette(size=32)")
+    assert data.train.images.shape == (10, 3, 32, 32)
+    assert data.train.images[:, 0, 0, 0].tolist() == [20 * label for label in range(10)]
+    assert data.class_names == tuple(imagenette.CLASSES)
+    assert load(tmp_path, "imagenette").train.size == (224, 224)
+    assert "10 training images, the official imagenette has 9,469" in data.notes
+
+
+def test_imagenette_is_these_ten_classes(tmp_path: Path) -> None:
+    base = tmp_path / "imagenette"
+    write_imagenette(base)
+    (base / "val/n01440764").rename(base / "val/n02086240")
+    with pytest.raises(InvalidInput, match=r"imagenette/val: has no class n01440764"):
+        load(tmp_path, "imagenette")
+    (base / "val/n02086240").rename(base / "val/n01440764")
+    (base / "train/n02086240").mkdir()
+    with pytest.raises(InvalidInput, match=r"train: has a class that is none .*, n02086240"):
+        load(tmp_path, "imagenette")
+    with pytest.raises(InvalidInput, match=r"size of imagenette must be from 16 to 320, got 8"):
+        datasets.build("imagenette(size=8)")

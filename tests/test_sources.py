@@ -333,6 +333,7 @@ BUILDERS = {
     "benchmark/cli/catalogue.py:_describe": FROM_A_USER,
     "benchmark/cli/protocol.py:_lent": FROM_A_USER,
     "benchmark/cli/data.py:data_ls": FROM_A_USER,
+    "benchmark/cli/data.py:get": FROM_A_USER,
     "benchmark/cli/data.py:prepare": FROM_A_USER,
     "benchmark/cli/diagnosis.py:diagnosis": FROM_A_USER,
     "benchmark/figures/preview.py:preview": "as in _cell of api.py",

@@ -225,7 +225,7 @@ def test_records_of_different_data_share_no_table(defense, seed):
         assert str(raised.value) == (
             f"records {one.key} (abl on badnets, data abababababab) and ffffffffffffffff "
             f"({defense} on badnets, data cdcdcdcdcdcd) were trained on different data and cannot "
-            "share a table"
+            "share a table; put them into folders of their own with --results"
         )
 
 

@@ -37,10 +37,11 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 @dataclass(frozen=True)
 class Words:
-    """What a plugin is called: canonical spec, label and versions, see `Cell`; its code, if it is
-    local; and the modules of what made it."""
+    """What a plugin is called: canonical spec, label and versions, see `Cell`; the spec by which
+    another process builds it; its code, if it is local; and the modules of what made it."""
 
     spec: str
+    located: str
     label: str
     versions: Any
     code: Code | None
@@ -79,9 +80,16 @@ class Cell:
         return {**self.specs, "seed": self.seed}
 
     @cached_property
+    def located(self) -> dict[str, Any]:
+        """Specs and seed for `cell_of` in another process: as `identity`, but a place in them is
+        whole."""
+        return {**self.identity, **{axis: words.located for axis, words in self.words.items()}}
+
+    @cached_property
     def versions(self) -> dict[str, Any]:
         """Of the plugins: raised by their authors when numbers change. A list of them where one
-        plugin holds another. That of a local plugin is a hash of its code."""
+        plugin holds another. That of a local plugin is a hash of its code; beside that of a data
+        set stands the hash of its files where no name says which images it has."""
         return {axis: words.versions for axis, words in self.words.items()}
 
     @cached_property
@@ -107,7 +115,7 @@ class Cell:
         return hash(self.key)
 
     def __reduce__(self) -> tuple[Callable[..., Cell], tuple[Any, ...]]:
-        return cell_of, (self.identity,)
+        return cell_of, (self.located,)
 
 
 def cell(
@@ -160,8 +168,11 @@ def _words(axis: str, plugin: Any) -> Words:
         digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
         for each in factories
     ]
+    if axis == "dataset" and plugin.content is not None:
+        versions.append(plugin.content)
     return Words(
         spec=registry.canonical(plugin),
+        located=registry.located(plugin),
         label=registry.label(plugin),
         versions=versions if len(versions) > 1 else versions[0],
         code=code_of(factories[0]) if registry.is_local(factories[0]) else None,
@@ -170,7 +181,7 @@ def _words(axis: str, plugin: Any) -> Words:
 
 
 def cell_of(identity: Mapping[str, Any]) -> Cell:
-    """The cell of complete specs and a seed, as `Cell.identity` and a record's `cell` have them.
+    """The cell of complete specs and a seed, as `Cell.located` and a record's `cell` have them.
     Raises `InvalidInput`, for a plugin that is not loaded, too."""
     plugins = {axis: registry.build(identity[axis]) for axis, registry in REGISTRIES.items()}
     return Cell(**plugins, recipe=recipe_of(identity["recipe"]), seed=identity["seed"])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bdbench.cells.cell import REGISTRIES
 from bdbench.cli.columns import plain
+from bdbench.cli.transfer import whereabouts
 from bdbench.contract.device import Comparison, bf16, graphs, jobs, weights
 from bdbench.datasets.registry import datasets
 from bdbench.machine.devices import has_bf16
@@ -45,7 +46,7 @@ def diagnosis(data: Path | None) -> tuple[list[str], bool]:
             rows.append((label, f"{folder}, PROBLEM: {error}"))
     searched = roots(data)
     for name in datasets.names():
-        rows.append((f"data {name}", datasets.build(name).locate(searched) or "not found"))
+        rows.append((f"data {name}", whereabouts(datasets.build(name), searched)))
     rows.append(("data folders", ", ".join(map(str, searched))))
     for registry in REGISTRIES.values():
         registry.names()

@@ -89,11 +89,16 @@ def run(name: str, **options: Any) -> int:
     chosen.prepare()
     options["plugin"] += chosen.plugins
     changed = Changes(**_named(Changes, options)).applied_to(chosen.suite)
-    made = plan(chosen.name, changed, place, Options(**_named(Options, options)))
+    how = Options(**_named(Options, options))
+    made = plan(chosen.name, changed, place, how)
     console = Terminal()
     if options["dry_run"]:
         console.print("\n".join(made.lines()), markup=False, highlight=False, soft_wrap=True)
         return 0
+    if place.is_here:
+        from bdbench.cli.transfer import offer
+
+        offer((cell.dataset for cell in made.missing), how.data)
     return max(execute(made, console).code, _show(made.results, console))
 
 

@@ -44,11 +44,6 @@ class Source(ABC):
     """
 
     name: ClassVar[str]
-    num_classes: ClassVar[int]
-    train_size: ClassVar[int]
-    """Images of the full training set."""
-    flip: ClassVar[bool]
-    """Whether a horizontally flipped image keeps its label."""
 
     train_images: int | None = None
 
@@ -58,6 +53,21 @@ class Source(ABC):
             f"train_images of {self.name} must be at least {self.num_classes}, one image for"
             f" each class, got {self.count}",
         )
+
+    @property
+    @abstractmethod
+    def num_classes(self) -> int:
+        """Labels count from 0 to one less."""
+
+    @property
+    @abstractmethod
+    def train_size(self) -> int:
+        """Images of the full training set."""
+
+    @property
+    @abstractmethod
+    def flip(self) -> bool:
+        """Whether a horizontally flipped image keeps its label."""
 
     @property
     @abstractmethod
@@ -73,6 +83,22 @@ class Source(ABC):
     def count(self) -> int:
         """Number of training images that will be used, known before anything is read."""
         return self.train_size if self.train_images is None else self.train_images
+
+    @property
+    def content(self) -> str | None:
+        """What identifies images that the spec does not name, such as a hash of the files in a
+        user's folder; None for a data set that is known by its name."""
+        return None
+
+    @property
+    def is_named(self) -> bool:
+        """Whether the settings say which images are meant; where they do not, nothing is known."""
+        return True
+
+    @property
+    def advice(self) -> str:
+        """What a user can do where the images are nowhere."""
+        return "say where it is with --data DIR or BDBENCH_DATA=DIR"
 
     @abstractmethod
     def load(self, roots: Sequence[Path], cache: Cache) -> Dataset:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-
-from bdbench.datasets import parquet, register
-from bdbench.datasets.files import Decoded, FileSource, Found
-from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.datasets import cifar, parquet, register
+from bdbench.datasets.archives import Archive
+from bdbench.datasets.files import FileSource, Found
 
 CLASSES = (
     "airplane",
@@ -49,43 +45,18 @@ class CIFAR10(FileSource):
         f"cifar10/{parquet.LAYOUT}",
         f"[cifar10/]{FOLDER}",
     )
+    archives: ClassVar[tuple[Archive, ...]] = (
+        # The sha256 is that of Keras, for a file of torchvision's md5 c58f3010...
+        Archive(
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+            "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        ),
+    )
 
     def find(self, root: Path) -> Iterator[Found]:
         yield from parquet.find(root, self.name, CLASSES, self.image_size, resize=None)
         for parent in (root, root / self.name):
             if (parent / FOLDER).is_dir():
-                yield archive(parent)
+                from torchvision import datasets
 
-
-def archive(parent: Path) -> Found:
-    """The official archive, unpacked in `parent`."""
-    from torchvision import datasets
-    from torchvision.datasets.utils import check_integrity
-
-    official = datasets.CIFAR10
-    meta = (official.meta["filename"], official.meta["md5"])
-    checksums = {
-        parent / FOLDER / name: md5
-        for name, md5 in (*official.train_list, *official.test_list, meta)
-    }
-
-    def decode() -> Decoded:
-        # The batches are pickles, which can run code: torchvision too checks before it opens them.
-        for path, md5 in checksums.items():
-            check(check_integrity(path, md5), f"{path}: is not the official file, the md5 differs")
-        with warnings.catch_warnings():
-            # Newer NumPy deprecates how these old pickles spell a dtype.
-            warnings.simplefilter("ignore")
-            splits = [official(parent, train=train) for train in (True, False)]
-        train, test = (
-            ImageSet(
-                torch.from_numpy(split.data).permute(0, 3, 1, 2).contiguous(),
-                torch.tensor(split.targets),
-                len(CLASSES),
-            )
-            for split in splits
-        )
-        return Decoded(train, test, CLASSES)
-
-    there = tuple(path for path in checksums if path.is_file())
-    return Found("official archive", parent / FOLDER, there, decode)
+                yield cifar.unpacked(parent, datasets.CIFAR10)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from bdbench.datasets.archives import Archive
 from bdbench.datasets.base import Dataset, Source, fingerprint, stratified
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, check
@@ -54,22 +56,37 @@ class FileSource(Source):
 
     layouts: ClassVar[tuple[str, ...]]
     """What is accepted, as paths below a data folder."""
-    test_size: ClassVar[int]
-    """Images of the official test set."""
+    archives: ClassVar[tuple[Archive, ...]] = ()
+    """What `bdbench data get` downloads; nothing where there is no official place."""
+
+    @property
+    @abstractmethod
+    def test_size(self) -> int:
+        """Images of the official test set."""
+
+    @property
+    def advice(self) -> str:
+        offer = f"`bdbench data get {self.name}` gets it, or " if self.archives else ""
+        return f"{offer}{super().advice}"
 
     @abstractmethod
     def find(self, root: Path) -> Iterator[Found]:
         """The layouts that are there below `root`, the preferred one first."""
 
+    def candidates(self, roots: Sequence[Path]) -> Iterator[Found]:
+        """The layouts that are there, folder by folder."""
+        for root in roots:
+            yield from self.find(root)
+
+    def hashed(self, found: Found) -> str:
+        """See `content_of`."""
+        return content_of(found)
+
     def load(self, roots: Sequence[Path], cache: Cache) -> Dataset:
         found = self._first(roots)
         if found is None:
-            searched = ", ".join(str(root) for root in roots) or "no folder"
-            raise InvalidInput(
-                f"data set {self.name} not found in {searched}; accepted are"
-                f" {' or '.join(self.layouts)}; say where with --data DIR or BDBENCH_DATA=DIR"
-            )
-        key = {"name": self.name, "files": content_of(found), "decoder": DECODER}
+            raise InvalidInput(self._absence(roots))
+        key = {"name": self.name, "files": self.hashed(found), "decoder": DECODER, **self.decoding}
         entry = cache.fetch("datasets", key, lambda: _pack(found.decode()))
         train, test = (
             ImageSet(entry.tensors[f"{s}_images"], entry.tensors[f"{s}_labels"], self.num_classes)
@@ -83,18 +100,34 @@ class FileSource(Source):
             if there != official:
                 notes.append(f"{there:,} {split} images, the official {self.name} has {official:,}")
         if self.train_images is not None:
-            train = stratified(train, self.train_images, self.name)
+            train = stratified(train, self.count, self.name)
         names = tuple(entry.meta["class_names"])
         return Dataset(train, test, names, fingerprint(train, test), tuple(notes))
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """The settings, as JSON values, on which decoded images depend beside the files."""
+        return {}
+
+    def is_whole(self, roots: Sequence[Path]) -> bool:
+        """Whether the official data set is there, and nothing is missing of it."""
+        found = self._first(roots)
+        return found is not None and not found.note
 
     def locate(self, roots: Sequence[Path]) -> str | None:
         found = self._first(roots)
         return None if found is None else f"{found.layout} in {found.folder}"
 
+    def _absence(self, roots: Sequence[Path]) -> str:
+        searched = ", ".join(str(root) for root in roots) or "no folder"
+        accepted = " or ".join(self.layouts)
+        return (
+            f"data set {self.name} not found in {searched}; accepted are {accepted}; {self.advice}"
+        )
+
     def _first(self, roots: Sequence[Path]) -> Found | None:
-        candidates = [found for root in roots for found in self.find(root)]
         # The first one, but an incomplete set only where there is no complete one.
-        return min(candidates, key=lambda found: bool(found.note), default=None)
+        return min(self.candidates(roots), key=lambda found: bool(found.note), default=None)
 
 
 def content_of(found: Found) -> str:
@@ -107,7 +140,8 @@ def content_of(found: Found) -> str:
             line = f"{path.relative_to(found.folder).as_posix()}\0{sha256_of(path)}\n"
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from None
-        digest.update(line.encode())
+        # The names of files need not be text.
+        digest.update(os.fsencode(line))
     return digest.hexdigest()
 
 

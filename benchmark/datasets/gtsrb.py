@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from bdbench.datasets import parquet, register
+from bdbench.datasets.archives import Archive
 from bdbench.datasets.files import Decoded, FileSource, Found
 from bdbench.datasets.images import Album, left_out, squash
 from bdbench.models.data import ImageSet
@@ -19,6 +20,7 @@ from bdbench.models.plugins.errors import InvalidInput, check
 
 CLASSES = tuple(f"{label:05d}" for label in range(43))
 TABLE = "GT-final_test.csv"
+PLACE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 SIZE = 32
 
 
@@ -41,6 +43,13 @@ class GTSRB(FileSource):
         f"gtsrb/{parquet.LAYOUT}",
         f"[gtsrb/]GTSRB/Final_Training and Final_Test with {TABLE}",
         f"[gtsrb/]GTSRB/Training and Final_Test with {TABLE}",
+    )
+    archives: ClassVar[tuple[Archive, ...]] = (
+        # The last two md5 are torchvision's, which gets a smaller training set; the first one
+        # stands in public loaders of the full set, beside the same two.
+        Archive(f"{PLACE}/GTSRB_Final_Training_Images.zip", "md5:f33fd80ac59bff73c82d25ab499e03a3"),
+        Archive(f"{PLACE}/GTSRB_Final_Test_Images.zip", "md5:c7e4e6327067d32654124b0fe9e82185"),
+        Archive(f"{PLACE}/GTSRB_Final_Test_GT.zip", "md5:fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
     )
 
     def find(self, root: Path) -> Iterator[Found]:

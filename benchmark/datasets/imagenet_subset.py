@@ -11,7 +11,7 @@ Random resized crops are no part of it, because all data sets share the suite's 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,18 +19,15 @@ from typing import ClassVar
 
 from PIL import Image
 
-from bdbench.datasets import parquet, register
+from bdbench.datasets import class_folders, parquet, register
 from bdbench.datasets.files import Decoded, FileSource, Found
-from bdbench.datasets.images import SUFFIXES, Album, left_out
-from bdbench.models.data import ImageSet
+from bdbench.datasets.images import centre
 from bdbench.models.plugins.errors import InvalidInput, check
 
 CLASSES = tuple(f"{label:02d}" for label in range(12))
 """Names for Parquet files that have none."""
 SIZE = 224
 RESIZED = 256
-
-Labelled = list[tuple[Path, int]]
 
 
 @register("imagenet_subset")
@@ -50,51 +47,27 @@ class ImageNetSubset(FileSource):
     learning_rate: ClassVar[float] = 0.1
     layouts: ClassVar[tuple[str, ...]] = (
         f"imagenet_subset/{parquet.LAYOUT}",
-        "imagenet_subset/{train,val}/CLASS/*.{JPEG,png,...} with 12 classes, or test for val",
+        f"imagenet_subset/{class_folders.LAYOUT} with 12 classes, or test for val",
     )
 
     def find(self, root: Path) -> Iterator[Found]:
         for found in parquet.find(root, self.name, CLASSES, self.image_size, crop):
             yield replace(found, decode=partial(_with_all_classes, found))
         if (root / self.name / "train").is_dir():
-            yield class_folders(root / self.name)
+            yield class_folders.found(root / self.name, self.image_size, crop, _check_names)
 
 
 def crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square of `size` pixels once the shorter side has 256, with a bilinear filter.
-
-    What lies outside is never made, so that a long and narrow image does not fill the memory.
-    """
-    width, height = image.size
-    side = min(width, height) * size / RESIZED
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box)
+    """The central square of 224 pixels once the shorter side has 256, at another size in
+    proportion."""
+    return centre(image, size, SIZE / RESIZED)
 
 
-def class_folders(base: Path) -> Found:
-    """Image files below `<base>/train` and `val` or `test`, in one folder for each class."""
-    complaint = ""
-    try:
-        names, train, test = _listing(base)
-    except InvalidInput as error:
-        names, train, test, complaint = (), [], [], str(error)
-
-    def decode() -> Decoded:
-        # Said no sooner: `locate` names the folder in any state, and `find` is part of it.
-        check(not complaint, complaint)
-        return Decoded(_read(train), _read(test), names)
-
-    files = tuple(path for path, _ in (*train, *test))
-    unread = left_out(path.relative_to(base).as_posix() for path in _unread(files))
-    return Found("class folders", base, files, decode, left_out=unread)
-
-
-def _unread(files: tuple[Path, ...]) -> Iterator[Path]:
-    """What lies beside images, or beside the folders of their classes."""
-    known = {*files, *(path.parent for path in files)}
-    for folder in {above for path in files for above in path.parents[:2]}:
-        yield from (path for path in folder.glob("[!.]*") if path not in known)
+def _check_names(folder: Path, names: Sequence[str]) -> None:
+    check(
+        len(names) == len(CLASSES),
+        f"{folder}: has {len(names)} class folders, there must be {len(CLASSES)}",
+    )
 
 
 def _with_all_classes(found: Found) -> Decoded:
@@ -105,42 +78,3 @@ def _with_all_classes(found: Found) -> Decoded:
             where = f"{found.folder}: {split}-*.parquet"
             raise InvalidInput(f"{where} has no image of label {counts.index(0)}")
     return decoded
-
-
-def _listing(base: Path) -> tuple[tuple[str, ...], Labelled, Labelled]:
-    """Class names, and the files of both splits. Raises `InvalidInput` unless all are there."""
-    train = base / "train"
-    test = next((base / name for name in ("val", "test") if (base / name).is_dir()), None)
-    if test is None:
-        raise InvalidInput(f"{base}: val or test is missing beside train")
-    names = _class_names(train)
-    differing = {*names} ^ {*_class_names(test)}
-    if differing:
-        raise InvalidInput(f"{base}: of train and {test.name}, one has no class {min(differing)}")
-    return names, _files(train, names), _files(test, names)
-
-
-def _class_names(folder: Path) -> tuple[str, ...]:
-    names = sorted(path.name for path in folder.glob("[!.]*") if path.is_dir())
-    check(
-        len(names) == len(CLASSES),
-        f"{folder}: has {len(names)} class folders, there must be {len(CLASSES)}",
-    )
-    return tuple(names)
-
-
-def _files(folder: Path, names: Iterable[str]) -> Labelled:
-    labelled = []
-    for label, name in enumerate(names):
-        visible = (folder / name).glob("[!.]*")
-        paths = sorted(path for path in visible if path.suffix.lower() in SUFFIXES)
-        check(bool(paths), f"{folder / name}: has no images *{', *'.join(SUFFIXES)}")
-        labelled += [(path, label) for path in paths]
-    return labelled
-
-
-def _read(labelled: Labelled) -> ImageSet:
-    album = Album(SIZE, crop, len(CLASSES))
-    for path, label in labelled:
-        album.add_file(path, label)
-    return album.finish()

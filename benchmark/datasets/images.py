@@ -48,6 +48,18 @@ def squash(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
+def centre(image: Image.Image, size: int, share: float = 1.0) -> Image.Image:
+    """The central square, `share` of the shorter side, with a bilinear filter.
+
+    What lies outside is never made, so that a long and narrow image does not fill the memory.
+    """
+    width, height = image.size
+    side = min(width, height) * share
+    left, top = (width - side) / 2, (height - side) / 2
+    box = (left, top, left + side, top + side)
+    return image.resize((size, size), Image.Resampling.BILINEAR, box)
+
+
 def decode(content: bytes, size: int, resize: Resize | None, origin: str) -> bytes:
     """One image as the uint8 bytes of (3, size, size).
 

@@ -1,6 +1,7 @@
-"""Hugging Face image Parquet: `{train,test}-*.parquet` with columns `image` or `img` and `label`.
+"""Hugging Face image Parquet: `{train,test}-*.parquet` with an image and a label in each row.
 
-An image is a struct {bytes, path} that holds an encoded file. Rows are decoded batch by batch, so
+An image is a struct {bytes, path} that holds an encoded file; columns are called as in `IMAGES` and
+`LABELS`. Rows are decoded batch by batch, so
 that little more than the decoded data is ever in memory.
 """
 
@@ -18,6 +19,9 @@ from bdbench.datasets.images import Album, Resize
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, check
 
+IMAGES = ("image", "img")
+LABELS = ("label", "fine_label")
+"""CIFAR-100 has coarse labels, too."""
 FOLDERS = ("", "data", "plain_text")
 """Where hubs keep the files of a data set, below its own folder."""
 LAYOUT = "[data/|plain_text/]{train,test}-*.parquet"
@@ -104,11 +108,11 @@ def _read_file(path: Path, album: Album) -> tuple[str, ...]:
     row = 0
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            image, names = _check_schema(path, file.schema_arrow, album.num_classes)
+            image, label_column, names = _check_schema(path, file.schema_arrow, album.num_classes)
             _check_sizes(path, file.metadata)
-            columns = [f"{image}.bytes", "label"]
+            columns = [f"{image}.bytes", label_column]
             for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
-                pictures, labels = batch.column(image), batch.column("label")
+                pictures, labels = batch.column(image), batch.column(label_column)
                 for picture, label in zip(pictures.to_pylist(), labels.to_pylist(), strict=True):
                     origin = f"{path} row {row}"
                     check(label is not None, f"{origin}: label is missing")
@@ -125,17 +129,19 @@ def _read_file(path: Path, album: Album) -> tuple[str, ...]:
     return names
 
 
-def _check_schema(path: Path, schema: Any, num_classes: int) -> tuple[str, tuple[str, ...]]:
-    """The name of the image column, and the class names."""
+def _check_schema(path: Path, schema: Any, num_classes: int) -> tuple[str, str, tuple[str, ...]]:
+    """The names of the columns of images and labels, and the class names."""
     import pyarrow.types as types
 
-    image = next((name for name in ("image", "img") if schema.get_field_index(name) >= 0), None)
-    check(
-        image is not None and schema.get_field_index("label") >= 0,
-        f"{path}: needs columns image or img, and label; has"
-        f" {' '.join(', '.join(schema.names).split())[:200] or 'none'}",
+    image, label = (
+        next((name for name in known if schema.get_field_index(name) >= 0), None)
+        for known in (IMAGES, LABELS)
     )
-    assert image is not None
+    if image is None or label is None:
+        raise InvalidInput(
+            f"{path}: needs columns {' or '.join(IMAGES)}, and {' or '.join(LABELS)}; has"
+            f" {' '.join(', '.join(schema.names).split())[:200] or 'none'}"
+        )
     kind = schema.field(image).type
     check(
         types.is_struct(kind)
@@ -143,14 +149,14 @@ def _check_schema(path: Path, schema: Any, num_classes: int) -> tuple[str, tuple
         and (types.is_binary(b := kind.field("bytes").type) or types.is_large_binary(b)),
         f"{path}: column {image} must be a struct of bytes and path, is {str(kind)[:80]}",
     )
-    kind = schema.field("label").type
-    check(types.is_integer(kind), f"{path}: column label must be integer, is {str(kind)[:80]}")
-    names = _class_names(schema.metadata or {})
+    kind = schema.field(label).type
+    check(types.is_integer(kind), f"{path}: column {label} must be integer, is {str(kind)[:80]}")
+    names = _class_names(schema.metadata or {}, label)
     check(
         len(names) in (0, num_classes),
         f"{path}: names {len(names)} classes, there must be {num_classes}",
     )
-    return image, names
+    return image, label, names
 
 
 def _check_sizes(path: Path, metadata: Any) -> None:
@@ -165,9 +171,9 @@ def _check_sizes(path: Path, metadata: Any) -> None:
         )
 
 
-def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:
+def _class_names(metadata: dict[bytes, bytes], label: str) -> tuple[str, ...]:
     try:
         features = json.loads(metadata[b"huggingface"])["info"]["features"]
-        return tuple(str(name) for name in features["label"]["names"])
+        return tuple(str(name) for name in features[label]["names"])
     except (KeyError, TypeError, ValueError, RecursionError):
         return ()

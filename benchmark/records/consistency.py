@@ -18,8 +18,9 @@ def consistent(records: Iterable[Record]) -> list[Record]:
     model and recipe were trained on different data.
     """
     ordered = sorted(records, key=lambda r: (*(r.cell[a] for a in AXES), r.cell["seed"], r.key))
-    _refuse_duplicates(ordered)
+    # Also of one cell, where a user's folder has changed: then that is what is to be said.
     _refuse_mixed_data(ordered)
+    _refuse_duplicates(ordered)
     return ordered
 
 
@@ -43,7 +44,7 @@ def _refuse_mixed_data(ordered: Sequence[Record]) -> None:
             raise InvalidInput(
                 f"records {other.key} ({_title(other)}, data {first:.12}) and {record.key} "
                 f"({_title(record)}, data {data:.12}) were trained on different data and cannot "
-                "share a table"
+                "share a table; put them into folders of their own with --results"
             )
 
 

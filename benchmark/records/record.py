@@ -35,7 +35,7 @@ def key_of(identity: Mapping[str, Any], versions: Mapping[str, Any]) -> str:
 
     identity: dataset, model, attack, defense, recipe as canonical specs, and the seed
     versions: of the plugins by axis: a number, that of a local plugin a hash of its code, a list
-        of them where one plugin holds another
+        of them where one plugin holds another, or with the hash of its files for a user's folder
     """
     return digest_of({"schema": SCHEMA, "versions": versions, **identity})[:16]
 

@@ -154,7 +154,7 @@ def memory(
 
     All data sets stay; cells of a job come one after the other. One job decodes for all.
     """
-    sources = {cell.specs["dataset"]: cell.dataset for cell in cells}
+    sources = {cell.located["dataset"]: cell.dataset for cell in cells}
     decoded = _entries(cache)
     loading = max(
         _whole(source) * (1 if _identity("datasets", {"name": source.name}) in decoded else PACKED)

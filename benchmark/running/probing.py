@@ -69,7 +69,7 @@ class Asking:
     def _made(self, cell: Cell, question: Callable[[Cell], T]) -> T:
         if self.apart is None:
             return question(cell)
-        answer: T = self.apart(self.job.narrowed(cell), partial(_answer, question, cell.identity))  # type: ignore[assignment]
+        answer: T = self.apart(self.job.narrowed(cell), partial(_answer, question, cell.located))  # type: ignore[assignment]
         return answer
 
 

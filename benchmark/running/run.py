@@ -275,8 +275,8 @@ def _check_places(plan: Plan) -> None:
     check_writable(plan.results)
     if plan.place.is_here:
         Cache(plan.job.cache).prepare()
-        check_needs(plan.needs)
         Harness(Cache(plan.job.cache), plan.job.roots, plan.device).check_data(plan.missing)
+        check_needs(plan.needs)
 
 
 def _for_local(cells: Sequence[Cell], place: Place) -> Place:

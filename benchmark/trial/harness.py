@@ -70,21 +70,21 @@ class Harness:
     progress: Callable[[int], None] = lambda work: None
     patience: float = PATIENCE
     isolated: bool = False
-    _datasets: dict[str, Dataset] = field(default_factory=dict)
+    _datasets: dict[tuple[str, str | None], Dataset] = field(default_factory=dict)
 
     def dataset(self, source: Source) -> Dataset:
         """The images of a data set, on the device, loaded once. Raises `InvalidInput`."""
-        text = datasets.canonical(source)
-        if text not in self._datasets:
+        meant = datasets.located(source), source.content
+        if meant not in self._datasets:
             loaded = source.load(self.roots, self.cache)
-            self._datasets[text] = replace(
+            self._datasets[meant] = replace(
                 loaded, train=loaded.train.to(self.device), test=loaded.test.to(self.device)
             )
-        return self._datasets[text]
+        return self._datasets[meant]
 
     def check_data(self, cells: Iterable[Cell]) -> None:
         """Raises `InvalidInput` for the first data set that is nowhere, before hours are spent."""
-        sources = {cell.specs["dataset"]: cell.dataset for cell in cells}
+        sources = {cell.located["dataset"]: cell.dataset for cell in cells}
         for source in sources.values():
             if source.locate(self.roots) is None:
                 source.load(self.roots, self.cache)

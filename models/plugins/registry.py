@@ -180,11 +180,18 @@ class Registry(Generic[T]):
         factory, complete = self._configured(what)
         return str(spec.canonical(complete, spec.fields_of(factory)))
 
+    def located(self, what: str | T) -> str:
+        """The spec by which another process of this machine builds the plugin."""
+        factory, complete = self._configured(what)
+        return str(spec.located(complete, spec.fields_of(factory)))
+
     def label(self, what: str | T) -> str:
         """The spec with only the fields that differ from their defaults."""
         factory, complete = self._configured(what)
+        fields = spec.fields_of(factory)
         defaults = self._checked(factory, Spec(complete.name)).fields
-        shown = {key: n for key, n in complete.fields.items() if n != defaults[key]}
+        differing = {key: n for key, n in complete.fields.items() if n != defaults[key]}
+        shown = {key: fields[key].without_way(n) for key, n in differing.items()}
         for key in _nested(factory):
             if key in shown:
                 shown[key] = self.label(shown[key])

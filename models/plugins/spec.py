@@ -14,6 +14,7 @@ import functools
 import inspect
 import itertools
 import math
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -100,12 +101,13 @@ def _parse(text: str) -> tuple[str, Mapping[str, Any]]:
 @dataclasses.dataclass(frozen=True)
 class Field:
     """One setting of a plugin: its name, type and default, as a literal, and whether it was
-    `added`."""
+    `added` or is a `place`."""
 
     name: str
     type: Any
     default: Any
     added: bool = False
+    place: bool = False
 
     def accept(self, value: Any, owner: str) -> Any:
         """`value` as a literal of this field's type; an int serves as a float. Raises
@@ -140,6 +142,14 @@ class Field:
     def made(self, literal: Any) -> Any:
         """What the plugin is given for an accepted value, such as the member of an Enum."""
         return literals.made(self.type, literal)
+
+    def without_way(self, literal: Any) -> Any:
+        """The value as a canonical spec has it: of a `place` its own name, not the way to it."""
+        return os.path.basename(_absolute(literal)) if self.place and literal else literal
+
+    def with_way(self, literal: Any) -> Any:
+        """The value as any process on this machine understands it."""
+        return _absolute(literal) if self.place and literal else literal
 
     @property
     def shown(self) -> str:
@@ -194,6 +204,16 @@ def added(default: Any) -> Any:
     return dataclasses.field(default=default, metadata={"added": True})
 
 
+def place(default: str = "") -> Any:
+    """A dataclass field that says where files lie. The canonical spec has the last part of the path
+    alone: what was moved is the same, and what lies there is known by its `content`."""
+    return dataclasses.field(default=default, metadata={"place": True})
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
+
+
 @functools.cache
 def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
     """The settings of a class or function: its parameters that have a default, in order. A
@@ -212,8 +232,9 @@ def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
         kind = kinds.get(name, Any)
         with contextlib.suppress(literals.Misfit):
             default = literals.written(kind, default)
-        later = field is not None and bool(field.metadata.get("added"))
-        found[name] = Field(name, kind, default, later)
+        marks = {} if field is None else field.metadata
+        added, place = bool(marks.get("added")), bool(marks.get("place"))
+        found[name] = Field(name, kind, default, added, place)
     return MappingProxyType(found)
 
 
@@ -226,9 +247,9 @@ def required(factory: Callable[..., Any], given: int = 0) -> list[str]:
 
 def canonical(spec: Spec, fields: Mapping[str, Field]) -> Spec:
     """The one spec of these values, in which fields that were `added` are left out where they have
-    their defaults."""
+    their defaults, and a `place` has its name alone."""
     written = {
-        key: value
+        key: fields[key].without_way(value)
         for key, value in spec.fields.items()
         if not (fields[key].added and value == fields[key].default)
     }
@@ -249,6 +270,11 @@ def swept(given: Spec, fields: Mapping[str, Field], owner: str) -> list[Spec]:
         raise InvalidInput(f"{owner} is swept over {count:,} settings, at most {MOST_SWEPT:,}")
     combined = itertools.product(*values.values())
     return [Spec(given.name, dict(zip(values, each, strict=True))) for each in combined]
+
+
+def located(spec: Spec, fields: Mapping[str, Field]) -> Spec:
+    """The same values for another process of this machine: a `place` has the whole way to it."""
+    return Spec(spec.name, {key: fields[key].with_way(value) for key, value in spec.fields.items()})
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

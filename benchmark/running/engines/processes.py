@@ -47,7 +47,7 @@ class Processes(Engine):
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-        call = partial(attempted, identity=cell.identity, before=before, retries=list(retries))
+        call = partial(attempted, identity=cell.located, before=before, retries=list(retries))
         self._tasks.put((future, _task(self._job.narrowed(cell), call)))
         return future
 

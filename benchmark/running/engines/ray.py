@@ -87,7 +87,7 @@ class Ray(Engine):
                 claim.close()
 
         job = self.job.narrowed(cell)
-        self._task.remote(job, cell.identity, list(retries)).future().add_done_callback(over)
+        self._task.remote(job, cell.located, list(retries)).future().add_done_callback(over)
         return future
 
     def close(self, broken: bool) -> None:

@@ -59,7 +59,7 @@ class Slurm(Engine):
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
         self._open[future] = self._executor.submit(
-            _attempt, self.job.narrowed(cell), cell.identity, before, list(retries)
+            _attempt, self.job.narrowed(cell), cell.located, before, list(retries)
         )
         return future
 

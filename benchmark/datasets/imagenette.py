@@ -1,0 +1,93 @@
+"""Imagenette, Howard 2019: ten easily told classes of ImageNet, github.com/fastai/imagenette.
+
+It is the second version in its edition of 320 pixels, `imagenette2-320`. Images become squares as
+those of `imagenet_subset` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bdbench.datasets import class_folders, parquet, register
+from bdbench.datasets.archives import Archive
+from bdbench.datasets.files import FileSource, Found
+from bdbench.datasets.imagenet_subset import SIZE, crop
+from bdbench.models.plugins.errors import InvalidInput, check
+
+CLASSES = {
+    "n01440764": "tench",
+    "n02102040": "English springer",
+    "n02979186": "cassette player",
+    "n03000684": "chain saw",
+    "n03028079": "church",
+    "n03394916": "French horn",
+    "n03417042": "garbage truck",
+    "n03425413": "gas pump",
+    "n03445777": "golf ball",
+    "n03888257": "parachute",
+}
+"""Folders, the WordNet ids, and what they show."""
+FOLDER = "imagenette2-320"
+
+
+@register("imagenette")
+@dataclass(frozen=True)
+class Imagenette(FileSource):
+    """Ten classes of ImageNet, 9,469 training and 3,925 test images.
+
+    train_images: number of training images to use, None for all; a fixed stratified subset
+    size: height and width, pixels, from 16 to 320; 224 as on ImageNet
+    """
+
+    name: ClassVar[str] = "imagenette"
+    num_classes: ClassVar[int] = len(CLASSES)
+    train_size: ClassVar[int] = 9_469
+    test_size: ClassVar[int] = 3_925
+    flip: ClassVar[bool] = True
+    learning_rate: ClassVar[float] = 0.1
+    layouts: ClassVar[tuple[str, ...]] = (
+        f"imagenette/{parquet.LAYOUT}",
+        f"[imagenette/]{FOLDER}/{class_folders.LAYOUT}",
+        f"imagenette/{class_folders.LAYOUT}",
+    )
+    archives: ClassVar[tuple[Archive, ...]] = (
+        # The sha256 is that of fastdownload, for a file of torchvision's md5 3df6f0d0...
+        Archive(
+            f"https://s3.amazonaws.com/fast-ai-imageclas/{FOLDER}.tgz",
+            "sha256:569b4497c98db6dd29f335d1f109cf315fe127053cedf69010d047f0188e158c",
+        ),
+    )
+
+    size: int = SIZE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(
+            16 <= self.size <= 320, f"size of imagenette must be from 16 to 320, got {self.size:,}"
+        )
+
+    @property
+    def image_size(self) -> int:
+        return self.size
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        return {"size": self.size}
+
+    def find(self, root: Path) -> Iterator[Found]:
+        own = root / self.name
+        yield from parquet.find(root, self.name, tuple(CLASSES.values()), self.size, crop)
+        for base in (own / FOLDER, root / FOLDER, own):
+            if (base / "train").is_dir():
+                yield class_folders.found(base, self.size, crop, _check_names)
+
+
+def _check_names(folder: Path, names: Sequence[str]) -> None:
+    differing = {*names} ^ {*CLASSES}
+    if differing:
+        other = min(differing)
+        said = "has no class" if other in CLASSES else "has a class that is none of imagenette's,"
+        raise InvalidInput(f"{folder}: {said} {other}")
