@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 @click.option("--stale", is_flag=True, help="Also run cells whose code has changed.")
 @click.option("--graphs", is_flag=True, help="Record training steps on a GPU as CUDA graphs.")
 @click.option("--curves", is_flag=True, help="Evaluate after every epoch.")
+@click.option("--save", is_flag=True, help="Keep every defended network, in RESULTS/networks.")
 def run(name: str, **options: Any) -> int:
     """Run the cells of SUITE that have no record yet, then print the leaderboard.
 
@@ -81,10 +82,10 @@ def run(name: str, **options: Any) -> int:
     from bdbench.running.engines.options import Place, options_of
     from bdbench.running.run import Options, execute, plan
 
-    place = Place(**_named(Place, options), options=options_of(options.pop("option")))
-    changed = Changes(**_named(Changes, options)).applied_to(chosen)
+    place = Place(**named(Place, options), options=options_of(options.pop("option")))
+    changed = Changes(**named(Changes, options)).applied_to(chosen)
     load_plugins(options["plugin"])
-    made = plan(name, changed, place, Options(**_named(Options, options)))
+    made = plan(name, changed, place, Options(**named(Options, options)))
     console = Terminal()
     if options["dry_run"]:
         console.print("\n".join(made.lines()), markup=False, highlight=False, soft_wrap=True)
@@ -111,7 +112,7 @@ def _show(folder: Path, console: Console) -> int:
     return 1 if damaged else 0
 
 
-def _named(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+def named(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     """The options that have the names of fields of `kind`, taken out of `options`."""
     names = options.keys() & {field.name for field in fields(kind)}
     return {name: options.pop(name) for name in names}
