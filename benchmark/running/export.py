@@ -52,8 +52,8 @@ ABOUT_IMAGES = f"""\
 - `{POISONED}`: the training set after the attack. `image` is a PNG, {{{{bytes, path}}}}; `label` is
   what a defender sees, `true_label` what it was; `poisoned` images have the trigger, `cover` images
   are changed and keep their labels.
-- `{TRIGGERED}`: all test images with the trigger. `label` is the true one, `target` what the attack
-  wants; where the two are the same, an image does not count for the attack success rate.
+- `{TRIGGERED}`: all test images with the trigger. `label` is the true one, `target` what the
+  attack wants; where the two are the same, an image does not count for the attack success rate.
 - `{RECORD}`: the record of the cell.
 """
 

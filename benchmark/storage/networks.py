@@ -35,11 +35,13 @@ class Stored:
     weights: by name, on the CPU
     facts: what the file says about them; bdbench writes key, model, classes and image_size
     origin: what it is called in messages, such as its path
+    file: its name without folders, empty where there is none
     """
 
     weights: Mapping[str, Tensor]
     facts: Mapping[str, str] = field(default_factory=dict)
     origin: str = "the network"
+    file: str = ""
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:
@@ -98,7 +100,7 @@ def read(path: Path) -> Stored:
         f"{path} is damaged: its weights are not those that were saved; remove it, and the command "
         "that made it makes it again",
     )
-    return Stored(weights, facts, str(path))
+    return Stored(weights, facts, str(path), path.name)
 
 
 def _facts(content: bytes) -> dict[str, str]:

@@ -198,7 +198,7 @@ def _networks(
     given, and which it ended in, if it has not failed."""
     found: dict[str, Any] = {}
     if brought is not None and start is not None:
-        found["given"] = {"file": Path(brought.origin).name, "sha256": weights_sha256(start)}
+        found["given"] = {"file": brought.file, "sha256": weights_sha256(start)}
     if network is not None:
         found["network_sha256"] = weights_sha256(network.state_dict())
     return found
