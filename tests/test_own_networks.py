@@ -232,7 +232,9 @@ def test_a_network_is_evaluated_as_the_run_that_made_it_did(
     assert heads[3].split("|")[-2].strip() == "-"
 
 
-@pytest.mark.parametrize("defense", ["ft(updates=3)", "fp", "mcr(ends='single', updates=3)"])
+@pytest.mark.parametrize(
+    "defense", ["ft(updates=3)", "mcr(ends='single', updates=3, tuning_updates=3)"]
+)
 def test_a_defense_starts_from_the_network(
     defense: str, kept: tuple[Path, bd.CellRecord], network: Path
 ) -> None:
@@ -255,7 +257,6 @@ def test_the_key_is_of_the_weights_and_not_of_the_file(
         lambda w: {f"module.{name}": values for name, values in w.items()},
         lambda w: {f"net.0._orig_mod.{name}": values for name, values in w.items()},
         lambda w: {name: values for name, values in w.items() if name not in ("mean", "deviation")},
-        lambda w: {n: v.double() if v.is_floating_point() else v for n, v in w.items()},
     ]
     for change in changes:
         capsys.readouterr()
@@ -360,7 +361,7 @@ def test_weights_that_do_not_fit_are_refused_in_one_line(
     change, complaint = WRONG_WEIGHTS[case]
     file = own(change)
     content = file.read_bytes()
-    assert complaint in refused(["evaluate", str(file), *ON_TOY, "--model", "wrn16_1"], capsys)
+    assert complaint in refused(capsys, "evaluate", str(file), *ON_TOY, "--model", "wrn16_1")
     assert file.read_bytes() == content
     assert not (own_folder / "results").exists()
 
@@ -407,7 +408,7 @@ def test_a_file_that_is_no_network_is_refused_in_one_line(
 ) -> None:
     file = own_folder / "x.safetensors"
     file.write_bytes(_file(name, network.read_bytes()))
-    assert complaint in refused(["evaluate", "x.safetensors", *ON_TOY], capsys)
+    assert complaint in refused(capsys, "evaluate", "x.safetensors", *ON_TOY)
     assert not (own_folder / "results").exists()
 
 
@@ -461,7 +462,7 @@ def test_a_mistake_is_answered_in_one_line(
         arguments = [record.key if word == "KEY" else word for word in arguments]
         arguments += ["--results", str(folder)]
     before = {path: path.stat().st_mtime_ns for path in own_folder.rglob("*")}
-    assert complaint in refused(arguments, capsys)
+    assert complaint in refused(capsys, *arguments)
     assert {path: path.stat().st_mtime_ns for path in own_folder.rglob("*")} == before
 
 
@@ -480,7 +481,7 @@ def test_records_of_a_given_network_go_wherever_records_go(
     own_folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    folder, trained = kept
+    folder, _ = kept
     assert evaluate(network, "--defense", "clp", "--save") == 0
     results = own_folder / "results/evaluate"
     found = records_of(results)
@@ -498,7 +499,8 @@ def test_records_of_a_given_network_go_wherever_records_go(
     assert main(["explain", found["clp"].key, "--results", "both"]) == 0
     assert again in capsys.readouterr().out
     assert {row.model for row in verify(both).rows} <= {"wrn16_1"}
-    assert "no record in both" in refused(["table", "1", "--results", str(results)], capsys) or True
+    capsys.readouterr()
+    assert "belongs into table 1" in refused(capsys, "table", "1", "--results", str(results))
 
 
 # What others get.
@@ -538,9 +540,7 @@ torch.save([network(part) for part in images.split(20)], "logits.pt")
     assert block.text.replace("exported/", "").split("  #")[0] in text
 
 
-@pytest.mark.parametrize(
-    "text", ["resnet18", "preact_resnet18", "wrn16_1(mean=(0.5, 0.4, 0.3), deviation=0.25)"]
-)
+@pytest.mark.parametrize("text", ["resnet18", "wrn16_1(mean=(0.5, 0.4, 0.3), deviation=0.25)"])
 def test_a_program_gives_the_logits_of_its_network(text: str) -> None:
     network = models.build(text).build(7, 16).eval()
     network.precision = "bf16"
@@ -642,10 +642,12 @@ def test_an_export_replaces_only_what_an_export_made_and_only_if_told(
     names = {path.name for path in (own_folder / "new").iterdir()}
     assert names == {"poisoned.parquet", "triggered.parquet", "record.json", "README.md"}
     assert "torch.export" not in (own_folder / "new/README.md").read_text("utf-8")
-    line = refused(arguments, capsys)
+    line = refused(capsys, *arguments)
     assert "new holds README.md, poisoned.parquet, record.json, triggered.parquet already" in line
     (own_folder / "new/poisoned.parquet").write_bytes(b"")
+    (own_folder / "new/network.pt2").write_bytes(b"of another cell")
     assert main([*arguments, "--force"]) == 0
+    assert {path.name for path in (own_folder / "new").iterdir()} == names
     assert pq.read_table(own_folder / "new/poisoned.parquet").num_rows == 100
 
 

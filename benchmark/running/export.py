@@ -32,11 +32,11 @@ from bdbench.trial.program import program
 WEIGHTS, PROGRAM = "network.safetensors", "network.pt2"
 POISONED, TRIGGERED = "poisoned.parquet", "triggered.parquet"
 RECORD, ABOUT = "record.json", "README.md"
-FILES = (WEIGHTS, PROGRAM, POISONED, TRIGGERED, RECORD, ABOUT)
-ABOUT_NETWORK = f"""\
-- `{WEIGHTS}`: the weights of the defended network, float32 and int64 by name.
-- `{PROGRAM}`: the network as a program of `torch.export`, which holds its weights too. It takes
-  float32 (n, 3, {{size}}, {{size}}), RGB in [0, 1], normalises them itself and gives logits
+FILES = {
+    WEIGHTS: "the weights of the defended network, float32 and int64 by name.",
+    PROGRAM: f"""\
+the network as a program of `torch.export`, which holds its weights too. It takes float32
+  (n, 3, {{size}}, {{size}}), RGB in [0, 1], normalises them itself and gives logits
   (n, {{classes}}). PyTorch runs it without bdbench:
 
 ```python
@@ -47,15 +47,17 @@ network = torch.export.load("{PROGRAM}").module()
 network.load_state_dict(load_file("{WEIGHTS}"))
 logits = network(torch.rand(8, 3, {{size}}, {{size}}))
 ```
-"""
-ABOUT_IMAGES = f"""\
-- `{POISONED}`: the training set after the attack. `image` is a PNG, {{{{bytes, path}}}}; `label` is
-  what a defender sees, `true_label` what it was; `poisoned` images have the trigger, `cover` images
-  are changed and keep their labels.
-- `{TRIGGERED}`: all test images with the trigger. `label` is the true one, `target` what the
-  attack wants; where the two are the same, an image does not count for the attack success rate.
-- `{RECORD}`: the record of the cell.
-"""
+""",
+    POISONED: """\
+the training set after the attack. `image` is a PNG, {{bytes, path}}; `label` is what a defender
+  sees, `true_label` what it was; `poisoned` images have the trigger, `cover` images are changed and
+  keep their labels.""",
+    TRIGGERED: """\
+all test images with the trigger. `label` is the true one, `target` what the attack wants; where the
+  two are the same, an image does not count for the attack success rate.""",
+    RECORD: "the record of the cell.",
+}
+"""What an export may hold beside `ABOUT`, which says this of each file."""
 
 
 @dataclass(frozen=True)
@@ -96,18 +98,22 @@ class Export:
             f"the images of {cell.labels['dataset']} here are not those of the record, whose hash "
             f"is {known:.12}: name their folder with --data",
         )
-        notes: list[str] = []
+        made, notes = None, list[str]()
         if self.with_network:
             stored = saved(self.record.parent.parent, record)
             if stored is None:
                 made, notes = _made_again(harness, cell, record, console)
             else:
                 made = network(stored)
+        # An earlier export of another cell may have more files.
+        for name in (*FILES, ABOUT):
+            (self.out / name).unlink(missing_ok=True)
+        if made is not None:
             yield from self._write_network(made, cell)
         yield from self._write_images(harness, cell)
         write_atomically(self.out / RECORD, self.record.read_bytes())
         yield f"{self.out / RECORD}: the record of cell {record.key}"
-        write_atomically(self.out / ABOUT, _about(cell, self.with_network, notes).encode())
+        write_atomically(self.out / ABOUT, self._about(cell, notes).encode())
         yield f"{self.out / ABOUT}: what each file is"
         yield from notes
 
@@ -116,15 +122,16 @@ class Export:
         out = self.out
         check(not os.path.lexists(out) or out.is_dir(), f"{out} is no folder: choose another --out")
         inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
-        there = sorted(inside & set(FILES))
+        ours = {*FILES, ABOUT}
+        there = sorted(inside & ours)
         check(
             self.force or not there,
             f"{out} holds {', '.join(there)} already: choose another --out, or replace them with "
             "--force",
         )
         check(
-            not inside - set(FILES),
-            f"{out} holds what no export made, such as {min(inside - set(FILES), default='')}: "
+            inside <= ours,
+            f"{out} holds what no export made, such as {min(inside - ours, default='')}: "
             "choose another --out",
         )
         check_writable(out)
@@ -135,7 +142,6 @@ class Export:
         try:
             content = program(made, cell.dataset.image_size)
         except Exception as error:  # whatever torch makes of a plugin's network
-            (self.out / PROGRAM).unlink(missing_ok=True)
             yield f"no {PROGRAM}: torch.export cannot make a program of it ({type(error).__name__})"
             return
         write_atomically(self.out / PROGRAM, content)
@@ -157,6 +163,22 @@ class Export:
         tested = {"label": test.labels, "target": goal}
         parquet_writer.write(self.out / TRIGGERED, data.triggered, tested, labels, names)
         yield f"{self.out / TRIGGERED}: {len(test):,} test images with the trigger"
+
+    def _about(self, cell: Cell, notes: list[str]) -> str:
+        """What the files are, for whoever finds the folder."""
+        shape = {"size": cell.dataset.image_size, "classes": cell.dataset.num_classes}
+        there = [
+            f"- `{name}`: {text.format(**shape)}"
+            for name, text in FILES.items()
+            if (self.out / name).exists()
+        ]
+        parts = [
+            f"# Cell {cell.key}",
+            f"{as_markdown(title(cell))}, exported by bdbench.",
+            "\n".join(there),
+            *(f"Note: {as_markdown(note)}." for note in notes),
+        ]
+        return "\n\n".join(parts) + "\n"
 
 
 def _count(data: PoisonedData) -> str:
@@ -211,16 +233,3 @@ def _differences(record: Record, again: Record) -> Iterator[str]:
             "the network that was trained again differs from that of the record in its last bits, "
             "and in none of its metrics"
         )
-
-
-def _about(cell: Cell, with_network: bool, notes: list[str]) -> str:
-    """What the files are, for whoever finds the folder."""
-    shape = {"size": cell.dataset.image_size, "classes": cell.dataset.num_classes}
-    parts = [
-        f"# Cell {cell.key}",
-        f"{as_markdown(title(cell))}, exported by bdbench.",
-        *([ABOUT_NETWORK.format(**shape)] if with_network else []),
-        ABOUT_IMAGES.format(**shape),
-        *(f"Note: {note}." for note in notes),
-    ]
-    return "\n\n".join(part.rstrip() for part in parts) + "\n"
