@@ -1,4 +1,4 @@
-"""A network that a user brings: an architecture of ours with the weights of a file."""
+"""What a network from a file is in a cell: an architecture and the hash of its weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DIGITS = 16
 def weights(
     num_classes: int, image_size: int, model: str = "wrn16_1", sha256: str = ""
 ) -> Classifier:
-    """A network from a file, which `bdbench evaluate` reads; a new one has weights by chance.
+    """A network from a file: `bdbench evaluate FILE` makes its cells, and nothing trains it.
 
     model: spec of its architecture
     sha256: the first 16 hex digits of the hash of its weights
