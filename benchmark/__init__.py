@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bdbench.api import check as check
     from bdbench.api import dataset as dataset
     from bdbench.api import defense as defense
+    from bdbench.api import evaluate as evaluate
     from bdbench.api import load as load
     from bdbench.api import model as model
     from bdbench.api import poison as poison
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 HOMES = {
     "api": [
         *("CellRecord", "Promise", "Results", "Table", "attack", "check", "dataset", "defense"),
-        *("load", "model", "poison", "run", "run_cell"),
+        *("evaluate", "load", "model", "poison", "run", "run_cell"),
     ],
     "attacks": ["Attack", "Poisoned", "clean_label", "dirty_label"],
     "datasets": ["Dataset", "Source"],

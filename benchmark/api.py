@@ -7,7 +7,7 @@ of classes that a notebook defines.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,14 @@ from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import torch
+from torch import Tensor, nn
 
 from bdbench.attacks import Attack
 from bdbench.attacks.registry import attacks as _attacks
+from bdbench.cells import suite_file
 from bdbench.cells.cell import Cell, cell, check_trigger
 from bdbench.cells.grid import recipe_for
 from bdbench.cells.overrides import Changes
-from bdbench.cells.suite_file import find
 from bdbench.cells.suites import Suite
 from bdbench.contract.promises import found, judged
 from bdbench.datasets import Source
@@ -38,17 +39,20 @@ from bdbench.models.plugins.registry import load_file
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
 from bdbench.models.registry import models as _models
-from bdbench.records.files import path_of, read, read_all
+from bdbench.records.files import find, path_of, read, read_all
 from bdbench.records.record import Record
 from bdbench.records.rerun import call
 from bdbench.running.engines.options import Place
 from bdbench.running.run import Options, execute, plan
 from bdbench.running.worker import keep
+from bdbench.storage import networks as _files
 from bdbench.storage.atomic import check_writable
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
+from bdbench.storage.networks import Stored
 from bdbench.tables import export
 from bdbench.tables.write import leaderboard, paper_table
+from bdbench.trial import networks as _networks
 from bdbench.trial.harness import Harness
 from bdbench.trial.poisoned import PoisonedData
 
@@ -81,18 +85,22 @@ class CellRecord(Record):
     """The record of a cell with what it was made of, see `Record`."""
 
     _network: Classifier | None = field(default=None, repr=False, compare=False)
+    _results: Path | None = field(default=None, repr=False, compare=False)
     _poisoned: PoisonedData | None = field(default=None, repr=False, compare=False)
 
     @property
     def network(self) -> Classifier:
-        """The network that the defense returned. Raises `InvalidInput` for a record that was read
-        from a file, which holds none."""
+        """The network that the defense returned, in eval mode; for a record that was read from a
+        file, the one that was saved beside it. Raises `InvalidInput` where none was."""
+        if self._network is not None:
+            return self._network
+        stored = None if self._results is None else _networks.saved(self._results, self)
         _require(
-            self._network is not None,
+            stored is not None,
             f"cell {self.key} was read from its record, which holds no network; {self._again}",
         )
-        assert self._network is not None
-        return self._network
+        assert stored is not None
+        return _networks.network(stored)
 
     @property
     def poisoned(self) -> PoisonedData:
@@ -123,6 +131,7 @@ def run_cell(
     device: str = "auto",
     precision: str | None = None,
     curves: bool = False,
+    save: bool = False,
     results: Folder | None = None,
     data: Folder | None = None,
 ) -> CellRecord:
@@ -130,6 +139,7 @@ def run_cell(
 
     recipe: how networks are trained; a spec leaves the rest to the data set
     epochs: length of the recipe
+    save: keep the network beside the record
     results: folder in which the record is kept; a cell that has its record there is not run again
     data: folder of data sets; None for the usual ones
 
@@ -147,22 +157,83 @@ def run_cell(
     )
     place = device_of(device)
     chosen = _cell(changes, recipe, place, seed)
-    folder = None if results is None else Path(results)
+    searched = roots(None if data is None else Path(data))
+    harness = Harness(Cache(cache_root()), searched, place, curves)
+    return _finished(harness, chosen, None if results is None else Path(results), save)
+
+
+def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -> CellRecord:
+    """What comes of a cell, or came of it where its record is kept. Raises what it raises."""
+    _require(folder is not None or not save, "save needs a folder for the network: name results")
     if folder is not None:
         check_writable(folder)
     if folder is not None and path_of(folder, chosen.key).exists():
         kept = read(path_of(folder, chosen.key))
-        if kept.status == "ok" and (kept.curves or not curves):
-            return CellRecord(**vars(kept))
-    searched = roots(None if data is None else Path(data))
-    harness = Harness(Cache(cache_root()), searched, place, curves)
+        there = not save or _networks.saved(folder, kept) is not None
+        if kept.status == "ok" and (kept.curves or not harness.curves) and there:
+            return CellRecord(**vars(kept), _results=folder)
     done = harness.finish(chosen)
     if folder is not None:
+        if save and done.network is not None:
+            _networks.keep(folder, chosen, done.network)
         keep(folder, done.record, chosen)
     if done.failure is not None:
         raise done.failure
     harness.discard(chosen)
     return CellRecord(**vars(done.record), _network=done.network, _poisoned=done.poisoned)
+
+
+def evaluate(
+    weights: Folder | Mapping[str, Tensor] | nn.Module,
+    *,
+    dataset: str | Source,
+    attack: str | Attack,
+    defense: str | Defense = "none",
+    model: str | Model | None = None,
+    recipe: str | Recipe | None = None,
+    epochs: int | None = None,
+    seed: int = 0,
+    train_images: int | None = None,
+    device: str = "auto",
+    precision: str | None = "fp32",
+    save: bool = False,
+    results: Folder | None = None,
+    data: Folder | None = None,
+) -> CellRecord:
+    """Evaluate a network of one's own, or a defense that starts from it, in this process.
+
+    weights: a safetensors file, a state dict, or a module of which it is taken
+    model: of which they are, with the normalisation that it expects; None for what a file says
+
+    The others are those of `run_cell`, and so is what is raised; also `InvalidInput` for weights
+    that are not of this model and data set, and a defense that starts from no network.
+    """
+    changes = Changes(
+        dataset=[dataset],
+        attack=[attack],
+        defense=[defense],
+        recipe=recipe if isinstance(recipe, str) else None,
+        epochs=epochs,
+        train_images=train_images,
+        precision=precision,
+    )
+    place, stored = device_of(device), _stored(weights)
+    brought = _networks.brought(stored, model, _datasets.built(dataset))
+    chosen = _cell(replace(changes, model=[brought]), recipe, place, seed)
+    _networks.check_starts([chosen])
+    searched = roots(None if data is None else Path(data))
+    harness = Harness(Cache(cache_root()), searched, place, brought=stored)
+    return _finished(harness, chosen, None if results is None else Path(results), save)
+
+
+def _stored(weights: Folder | Mapping[str, Tensor] | nn.Module) -> Stored:
+    if isinstance(weights, str | Path):
+        return _files.read(Path(weights))
+    state = weights.state_dict() if isinstance(weights, nn.Module) else dict(weights)
+    known = all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items())
+    _require(known, "weights must be a file, a module, or a state dict of tensors by name")
+    copies = {name: values.detach().cpu().clone() for name, values in state.items()}
+    return Stored(copies, origin=f"the {type(weights).__name__}")
 
 
 def _cell(changes: Changes, recipe: str | Recipe | None, place: torch.device, seed: int) -> Cell:
@@ -208,6 +279,7 @@ def run(
     limit: float | None = None,
     stale: bool = False,
     curves: bool = False,
+    save: bool = False,
     progress: bool = True,
 ) -> Results:
     """Run what is missing of a suite, as `bdbench run` does, whose options these are; each of the
@@ -226,7 +298,7 @@ def run(
     """
     for path in plugins:
         load_file(Path(path))
-    chosen = find(str(name))
+    chosen = suite_file.find(str(name))
     chosen.prepare()
     changes = Changes(
         dataset=datasets,
@@ -251,6 +323,7 @@ def run(
         limit=limit,
         stale=stale,
         curves=curves,
+        save=save,
     )
     place = Place(jobs=jobs, threads=threads, in_process=in_process)
     made = plan(chosen.name, changes.applied_to(chosen.suite), place, options)
@@ -265,7 +338,7 @@ def run(
                 found.append(fresh[key] if key in fresh else read(path))
         except InvalidInput as error:
             damaged.append(str(error))
-    return Results(made.results, tuple(found), tuple(damaged))
+    return Results(made.results, _whole(found, made.results), tuple(damaged))
 
 
 def load(folder: Folder) -> Results:
@@ -274,7 +347,12 @@ def load(folder: Folder) -> Results:
     place = Path(folder) / "records"
     _require(bool(records or damaged), f"no records in {place}; `bdbench run` makes them")
     _require(bool(records), f"all records in {place} are damaged; the first: {damaged[:1]}")
-    return Results(Path(folder), tuple(records), tuple(damaged))
+    return Results(Path(folder), _whole(records, Path(folder)), tuple(damaged))
+
+
+def _whole(records: Sequence[Record], folder: Path) -> tuple[CellRecord, ...]:
+    """Records of a folder, with the networks that were saved beside them."""
+    return tuple(CellRecord(**vars(record), _results=folder) for record in records)
 
 
 def poison(
@@ -378,6 +456,15 @@ class Results:
 
     def __repr__(self) -> str:
         return f"{len(self)} records in {self.folder}"
+
+    def network(self, key: str) -> Classifier:
+        """The defended network of a cell that a run with --save kept, in eval mode, on the CPU.
+
+        key: of the record, or its first digits
+
+        Raises `InvalidInput` for no such record, and where its network was not saved or is damaged.
+        """
+        return _networks.kept(self.folder, read(find(str(key), self.folder)))
 
     @property
     def failed(self) -> list[Record]:

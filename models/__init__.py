@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bdbench.models.plugins.errors import check as check
     from bdbench.models.plugins.errors import one_of as one_of
     from bdbench.models.plugins.spec import added as added
+    from bdbench.models.registry import models as models
     from bdbench.models.registry import register as register
     from bdbench.models.training.context import TrainingContext as TrainingContext
     from bdbench.models.training.loop import Batch as Batch
@@ -38,7 +39,7 @@ HOMES = {
     "networks.classifier": ["Classifier"],
     "plugins.errors": ["InvalidInput", "above", "at_least", "check", "one_of"],
     "plugins.spec": ["added"],
-    "registry": ["register"],
+    "registry": ["models", "register"],
     "training.context": ["TrainingContext"],
     "training.loop": [
         *("Batch", "Recipe", "features", "logits", "loop", "predict", "sample_losses", "train")

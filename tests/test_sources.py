@@ -337,6 +337,15 @@ BUILDERS = {
     "benchmark/cli/data.py:prepare": FROM_A_USER,
     "benchmark/cli/diagnosis.py:diagnosis": FROM_A_USER,
     "benchmark/figures/preview.py:preview": "as in _cell of api.py",
+    **dict.fromkeys(
+        ["benchmark/api.py:evaluate", "benchmark/running/evaluation.py:evaluation"],
+        "weights are fitted to the data set before there is a cell",
+    ),
+    **dict.fromkeys(
+        [f"benchmark/trial/networks.py:{name}" for name in ("brought", "lent", "network")],
+        "a file of weights, or the model of a cell, says as text what they are of",
+    ),
+    "benchmark/trial/networks.py:fitting": "the models that there are",
     **{
         f"benchmark/contract/{name}": "a promise is tested on new plugins"
         for name in [

@@ -9,6 +9,7 @@ from typing import Any
 
 from bdbench.cells.cell import Cell
 from bdbench.datasets.base import Source
+from bdbench.models.networks.given import given
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.loop import ROUNDS
 
@@ -17,8 +18,15 @@ NOTHING: Mapping[Any, float] = MappingProxyType({})
 
 def work(cell: Cell) -> float:
     """Expected forward passes of one image; a backward pass counts as two."""
-    images = cell.dataset.count
-    return (cell.attack.cost(cell.recipe) + cell.defense.cost(cell.recipe, images)) * images
+    images, own = cell.dataset.count, cell.defense.cost(cell.recipe, cell.dataset.count)
+    if given(cell.model) is not None:
+        own = max(0.0, own - _undefended(cell) * cell.defense.undefended)
+    return (cell.attack.cost(cell.recipe) + own) * images
+
+
+def _undefended(cell: Cell) -> float:
+    """Of a network trained with no defense, in forward passes per training image."""
+    return 3.0 * cell.recipe.epochs
 
 
 Part = tuple[Any, ...]
@@ -40,7 +48,9 @@ def shared(cell: Cell) -> dict[Part, float]:
     attack, and the networks trained with no defense."""
     origin = (*(spec for axis, spec in cell.specs.items() if axis != "defense"), cell.seed)
     costs = {"attack": cell.attack.cost(cell.recipe)}
-    costs |= {f"undefended {n}": 3.0 * cell.recipe.epochs for n in range(cell.defense.undefended)}
+    if given(cell.model) is None:
+        networks = range(cell.defense.undefended)
+        costs |= {f"undefended {n}": _undefended(cell) for n in networks}
     return {(*origin, part): cost * cell.dataset.count for part, cost in costs.items() if cost}
 
 

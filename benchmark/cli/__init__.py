@@ -15,6 +15,7 @@ import click
 from bdbench.cli import cache as cache
 from bdbench.cli import data as data
 from bdbench.cli import doctor as doctor
+from bdbench.cli import network as network
 from bdbench.cli import plugins as plugins
 from bdbench.cli import results as results
 from bdbench.cli import run as run

@@ -6,8 +6,7 @@ import json
 from pathlib import Path
 
 from bdbench.cli.columns import plain
-from bdbench.models.plugins.errors import InvalidInput, check
-from bdbench.records.files import read
+from bdbench.records.files import find, read
 from bdbench.records.record import Record
 from bdbench.records.rerun import again
 from bdbench.tables.groups import lent
@@ -15,18 +14,8 @@ from bdbench.tables.groups import lent
 
 def explanation(key: str, results: Path | None) -> str:
     """The record whose key begins with `key`. Raises `InvalidInput` for none or several."""
-    folders = [results] if results else sorted(Path("results").glob("*"))
-    # A key is no pattern and no path.
-    wanted = f"{key}*.json" if key.isascii() and key.isalnum() else ""
-    try:
-        paths = [p for folder in folders if wanted for p in (folder / "records").glob(wanted)]
-    except OSError as error:
-        raise InvalidInput(f"cannot read {results}: {error.strerror or error}") from None
-    where = ", ".join(map(str, folders)) or "results"
-    check(bool(paths), f"no record {key!r} in {where}")
-    names = sorted({path.stem for path in paths})
-    check(len(names) == 1, f"{key!r} is short for {', '.join(names)}")
-    return _explain(read(paths[0]), paths[0])
+    path = find(key, results)
+    return _explain(read(path), path)
 
 
 def _explain(record: Record, path: Path) -> str:

@@ -65,6 +65,7 @@ if TYPE_CHECKING:
 @click.option("--stale", is_flag=True, help="Also run cells whose code has changed.")
 @click.option("--graphs", is_flag=True, help="Record training steps on a GPU as CUDA graphs.")
 @click.option("--curves", is_flag=True, help="Evaluate after every epoch.")
+@click.option("--save", is_flag=True, help="Keep every defended network, in RESULTS/networks.")
 def run(name: str, **options: Any) -> int:
     """Run the cells of SUITE that have no record yet, then print the leaderboard.
 
@@ -84,12 +85,12 @@ def run(name: str, **options: Any) -> int:
     from bdbench.running.engines.options import Place, options_of
     from bdbench.running.run import Options, execute, plan
 
-    place = Place(**_named(Place, options), options=options_of(options.pop("option")))
+    place = Place(**named(Place, options), options=options_of(options.pop("option")))
     load_plugins(options["plugin"])
     chosen.prepare()
     options["plugin"] += chosen.plugins
-    changed = Changes(**_named(Changes, options)).applied_to(chosen.suite)
-    how = Options(**_named(Options, options))
+    changed = Changes(**named(Changes, options)).applied_to(chosen.suite)
+    how = Options(**named(Options, options))
     made = plan(chosen.name, changed, place, how)
     console = Terminal()
     if options["dry_run"]:
@@ -121,7 +122,7 @@ def _show(folder: Path, console: Console) -> int:
     return 1 if damaged else 0
 
 
-def _named(kind: type, options: dict[str, Any]) -> dict[str, Any]:
+def named(kind: type, options: dict[str, Any]) -> dict[str, Any]:
     """The options that have the names of fields of `kind`, taken out of `options`."""
     names = options.keys() & {field.name for field in fields(kind)}
     return {name: options.pop(name) for name in names}

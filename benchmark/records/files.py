@@ -41,6 +41,23 @@ def path_of(folder: Path, key: str) -> Path:
     return folder / "records" / f"{key}.json"
 
 
+def find(key: str, results: Path | None) -> Path:
+    """The record whose key begins with `key`, in a folder or, without one, in those below
+    `results`. Raises `InvalidInput` for none or several."""
+    folders = [results] if results else sorted(Path("results").glob("*"))
+    # A key is no pattern and no path.
+    wanted = f"{key}*.json" if key.isascii() and key.isalnum() else ""
+    try:
+        paths = [p for folder in folders if wanted for p in (folder / "records").glob(wanted)]
+    except OSError as error:
+        raise InvalidInput(f"cannot read {results}: {error.strerror or error}") from None
+    where = ", ".join(map(str, folders)) or "results"
+    check(bool(paths), f"no record {key!r} in {where}")
+    names = sorted({path.stem for path in paths})
+    check(len(names) == 1, f"{key!r} is short for {', '.join(names)}")
+    return paths[0]
+
+
 def read(path: Path) -> Record:
     """The record in `<key>.json`. Raises `InvalidInput` for a damaged file or one of another name,
     `OtherSchema` for one of another version."""

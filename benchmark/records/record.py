@@ -13,6 +13,7 @@ from types import NoneType
 from typing import Any
 
 from bdbench.models.plugins.errors import InvalidInput, check, one_of
+from bdbench.models.plugins.spec import Spec
 from bdbench.records.count import Count
 from bdbench.storage.keys import KEY, digest_of
 
@@ -82,6 +83,16 @@ class Record:
     error: dict[str, str] | None
     versions: dict[str, Any] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def given(self) -> str | None:
+        """The architecture of a network that a user brought, as a spec; None for a cell whose
+        networks were trained."""
+        model = self.cell["model"]
+        if model.partition("(")[0] != "weights":
+            return None
+        inner = Spec.of(model).fields.get("model")
+        return inner if isinstance(inner, str) else None
 
     @property
     def clean_accuracy(self) -> Count | None:

@@ -24,21 +24,34 @@ def again(record: Record, results: Path) -> str:
 def command(record: Record, results: Path) -> str:
     """The command that runs this cell alone into a folder, with as many threads, on which the last
     bits of numbers hang."""
-    words = [word for axis in AXES for word in (f"--{axis}", record.cell[axis])]
+    named, start, origin = dict(record.cell), ["run"], record.provenance
+    if record.given is not None:
+        named["model"], start = record.given, ["evaluate", given_file(record)]
+    words = [word for axis in AXES for word in (f"--{axis}", named[axis])]
     words += ["--seed", str(record.cell["seed"])]
-    origin = record.provenance
     if str(origin.get("device", "")).startswith("cpu") and origin.get("threads", 1) != 1:
         words += ["--threads", str(origin["threads"])]
     words += ["--curves"] * bool(record.curves)
-    return line("bdbench", "run", *words, *with_plugins([record]), "--results", str(results))
+    return line("bdbench", *start, *words, *with_plugins([record]), "--results", str(results))
 
 
 def call(record: Record) -> str:
     """The same in Python, where nothing is written."""
-    known = local(record)
-    given = [f"{axis}={n if axis in known else repr(n)}" for axis, n in record.cell.items()]
+    known, named = local(record), dict(record.cell)
+    if record.given is not None:
+        named["model"] = record.given
+    words = [f"{axis}={n if axis in known else repr(n)}" for axis, n in named.items()]
+    begun = "bd.run_cell("
+    if record.given is not None:
+        begun = f"bd.evaluate({given_file(record)!r}, "
     loaded = [f"bd.load_file({file!r})" for file in plugins(record)]
-    return "; ".join([*loaded, f"bd.run_cell({', '.join(given)})"])
+    return "; ".join([*loaded, f"{begun}{', '.join(words)})"])
+
+
+def given_file(record: Record) -> str:
+    """The file of a network that was brought, as it was named then; FILE where it had none."""
+    given = record.provenance.get("given")
+    return str((isinstance(given, dict) and given.get("file")) or "FILE")
 
 
 def local(record: Record) -> set[str]:

@@ -21,6 +21,7 @@ from bdbench.machine.contention import Others
 from bdbench.machine.devices import precision_of
 from bdbench.machine.system import device_name
 from bdbench.machine.threads import cores
+from bdbench.models.networks.given import NAME, given
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.scope import threaded
 from bdbench.records.files import path_of, read
@@ -39,8 +40,11 @@ from bdbench.running.worker import Job
 from bdbench.storage.atomic import check_writable, remove_abandoned
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
+from bdbench.storage.networks import FOLDER as NETWORKS
+from bdbench.storage.networks import path_of as network_of
 from bdbench.trial import provenance
 from bdbench.trial.harness import Harness
+from bdbench.trial.networks import check_starts
 
 LONGEST = 1e9
 """Seconds, some thirty years: what a clock of the system can be set to."""
@@ -58,6 +62,8 @@ class Options:
     limit: seconds that one cell may take
     stale: also run cells whose code has changed
     curves: evaluate after every epoch
+    save: keep the network of every cell, and run those again that have a record and no network
+    network: file of the network that all defenses start from, of cells of the model `weights`
     """
 
     device: str = "auto"
@@ -68,6 +74,8 @@ class Options:
     limit: float | None = None
     stale: bool = False
     curves: bool = False
+    save: bool = False
+    network: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,7 @@ class Plan:
     cells: of the suite
     missing: those that have no record, or not the one that is wanted
     outdated: how many of the others have a record that other code made
+    unsaved: how many of the missing have a record, and no network that was to be saved
     """
 
     name: str
@@ -91,6 +100,7 @@ class Plan:
     cells: tuple[Cell, ...]
     missing: tuple[Cell, ...]
     outdated: int = 0
+    unsaved: int = 0
 
     @cached_property
     def speed(self) -> Speed:
@@ -152,6 +162,8 @@ class Plan:
             device=str(self.device),
             plugins=tuple(path.absolute() for path in self.options.plugin),
             curves=self.options.curves,
+            save=self.options.save,
+            network=self.options.network and self.options.network.absolute(),
             limit=self.options.limit,
             threads=self.threads,
             family=os.getpid() if self.place.is_here else None,
@@ -210,15 +222,32 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
         budget is None or 0 <= budget <= LONGEST,
         f"--budget must be from 0 to {LONGEST:,.0f} seconds, got {budget}",
     )
+    check(
+        not options.save or place.engine != "ray",
+        "--save is for --engine local and slurm: the machines of ray need not share the folder",
+    )
     devices = place.devices(options.device)
     precision = precision_of(suite.precision, devices[0])
     cells = tuple(grid.cells(suite, precision))
     place = _for_local(cells, place)
+    _check_networks(cells, options.network)
     folder = options.results or Path("results") / name
     states = {cell: _state(cell, folder, options) for cell in cells}
-    missing = tuple(cell for cell in cells if states[cell] == "missing")
-    outdated = list(states.values()).count("outdated")
-    made = Plan(name, suite, place, options, devices, precision, folder, cells, missing, outdated)
+    missing = tuple(cell for cell in cells if states[cell] in ("missing", "unsaved"))
+    outdated, unsaved = (list(states.values()).count(state) for state in ("outdated", "unsaved"))
+    made = Plan(
+        name,
+        suite,
+        place,
+        options,
+        devices,
+        precision,
+        folder,
+        cells,
+        missing,
+        outdated,
+        unsaved,
+    )
     made.asking.triggers(cells)
     return made
 
@@ -251,6 +280,9 @@ def execute(plan: Plan, console: Console) -> Execution:
         return Execution(0)
     others = Others(plan.device) if plan.suite.timed else None
     _check_places(plan)
+    if plan.unsaved:
+        count = f"{plan.unsaved} record{'s have' if plan.unsaved > 1 else ' has'}"
+        console.print(f"{count} no network that was saved, and --save runs the cells again")
     console.print(plan.headline, markup=False, highlight=False, soft_wrap=True)
     left = sum(shares(plan.missing, plan.speed.there).values())
     with Reporter(len(plan.missing), left, console) as reporter:
@@ -294,9 +326,22 @@ def _for_local(cells: Sequence[Cell], place: Place) -> Place:
     return place
 
 
+def _check_networks(cells: Sequence[Cell], file: Path | None) -> None:
+    """Raises `InvalidInput` for cells of a network that is given, where none is, and for defenses
+    that do not start from one."""
+    of_file = [cell for cell in cells if given(cell.model) is not None]
+    check(
+        file is not None or not of_file,
+        f"model {NAME!r} stands for a network in a file, so it cannot be trained: `bdbench "
+        "evaluate FILE` evaluates it and runs the defenses that start from it",
+    )
+    check_starts(of_file)
+
+
 def _state(cell: Cell, folder: Path, options: Options) -> str:
-    """Of a cell: "missing" if it needs a run, as with a damaged record; else "finished", or
-    "outdated" if other code made its record. Raises `OtherSchema`."""
+    """Of a cell: "missing" if it needs a run, as with a damaged record, or "unsaved" if only for
+    its network; else "finished", or "outdated" if other code made its record. Raises
+    `OtherSchema`."""
     path = path_of(folder, cell.key)
     if not path.exists():
         return "missing"
@@ -310,6 +355,8 @@ def _state(cell: Cell, folder: Path, options: Options) -> str:
     wanted = not (options.stale and outdated) and not (options.curves and not record.curves)
     if record.status == "failed" or not wanted:
         return "missing"
+    if options.save and not network_of(folder, cell.key).exists():
+        return "unsaved"
     return "outdated" if outdated else "finished"
 
 
@@ -318,6 +365,7 @@ def _tidy(plan: Plan) -> None:
     cluster, whose devices are not known here, checkpoints stay until `bdbench cache gc`."""
     job, missing = plan.job, set(plan.missing)
     remove_abandoned(job.results / "records")
+    remove_abandoned(job.results / NETWORKS)
     for cell in plan.cells:
         if cell in missing or not lock_of(job.results, cell.key).exists():
             continue

@@ -21,6 +21,8 @@ from bdbench.records.record import Record
 from bdbench.running.claims import claimed, stamp
 from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
+from bdbench.storage.networks import read as read_network
+from bdbench.trial import networks
 from bdbench.trial.harness import Harness, TimeLimit
 
 
@@ -34,6 +36,8 @@ class Job:
     device: its name
     plugins: files to load
     curves: see `Harness`
+    save: keep the network that a defense returns
+    network: the file of the network that defenses start from, see `Harness.brought`
     limit: seconds that one attempt at a cell may take, None for any
     threads: of a processor, None for as many as torch takes
     family: the process whose descendants are no others, None for this one
@@ -45,6 +49,8 @@ class Job:
     device: str
     plugins: tuple[Path, ...] = ()
     curves: bool = False
+    save: bool = False
+    network: Path | None = None
     limit: float | None = None
     threads: int | None = None
     family: int | None = None
@@ -99,7 +105,12 @@ class Worker:
         if job.family is not None:
             Others.family = job.family
         self.harness = Harness(
-            Cache(job.cache), job.roots, torch.device(job.device), job.curves, isolated=isolated
+            Cache(job.cache),
+            job.roots,
+            torch.device(job.device),
+            job.curves,
+            isolated=isolated,
+            brought=None if job.network is None else read_network(job.network),
         )
 
     def attempt(self, cell: Cell, before: int | None, retries: Sequence[str] = ()) -> Attempt:
@@ -132,10 +143,14 @@ class Worker:
         return cell_of(identity)
 
     def run(self, cell: Cell, retries: Sequence[str]) -> Record:
-        """The record of a cell, within the limit."""
+        """The record of a cell, within the limit. Its network is kept first, if it is to be: what
+        has a record is not run again. Raises `Unusable` where it cannot be."""
         self.harness.progress = lambda work: self.progress(cell.key, work)
         with limited(self.job.limit):
-            return self.harness.run(cell, retries)
+            finished = self.harness.finish(cell, retries)
+        if self.job.save and finished.network is not None:
+            networks.keep(self.job.results, cell, finished.network)
+        return finished.record
 
     def discard(self, record: Record, cell: Cell) -> None:
         """Remove the checkpoints of a finished cell; those of a failed one are for the next run."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
@@ -21,13 +22,21 @@ class Unusable(InvalidInput):
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or as it was, and remove what writers of it left that were
-    killed. Raises `Unusable` where it cannot be."""
+    """Write a file that is either whole or as it was, see `written`."""
+    with written(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """What is written to the file of this block is at `path` when the block ends, and nothing is
+    changed where it raises. What writers of the path left that were killed is removed. Raises
+    `Unusable` where it cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as file:
             try:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(file.name, path)

@@ -254,11 +254,12 @@ class Block:
         return {attack: rates for attack, rates in found if rates}
 
     def _ratio(self, defense: str) -> float:
-        """Seconds of a defense to those of none, over the cells and seeds that both have."""
+        """Seconds of a defense to those of none, over the cells and seeds that both have; nan
+        where the network was given, as none then takes no time."""
         ours, theirs = [], []
         for attack in self.attacks:
             group, bare = (self.cells.get((name, attack)) for name in (defense, self.bare))
-            if group and bare:
+            if group and bare and bare.records[0].given is None:
                 seconds, base = group.seconds, bare.seconds
                 seeds = common_seeds((seconds, base))
                 ours += [mean(seconds[seed] for seed in seeds)] * bool(seeds)
@@ -272,6 +273,8 @@ class Block:
         recipe = Spec.of(records[0].cell["recipe"])
         altered = dict(Spec.of(self.groups[0].names["recipe"]).fields)
         epochs = recipe.fields.get("epochs")
+        # Of a network that is given, they are those of its defenses.
+        whose = "" if records[0].given is None else "defenses: "
         for said_elsewhere in ("epochs", "precision"):
             altered.pop(said_elsewhere, None)
         precisions = {str(record.provenance.get("precision", "")) for record in records} - {""}
@@ -279,7 +282,7 @@ class Block:
         parts = [
             self.groups[0].names["dataset"],
             self.groups[0].names["model"],
-            *([] if epochs is None else [_several(epochs, "epoch")]),
+            *([] if epochs is None else [f"{whose}{_several(epochs, 'epoch')}"]),
             *([str(Spec(recipe.name, altered))] if altered else []),
             *sorted(precisions),
             _several(seeds, "seed"),

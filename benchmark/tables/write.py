@@ -161,9 +161,9 @@ class OfPaper:
 
 
 def paper_table(number: int, records: Iterable[Record], folder: Path) -> OfPaper:
-    """A table of the paper from the records of a folder. Raises `InvalidInput` where nothing
-    belongs into it, or as `summarise` does."""
-    made = sheets(number, collect(records))
+    """A table of the paper from the records of a folder, but for those of networks that a user
+    brought. Raises `InvalidInput` where nothing belongs into it, or as `summarise` does."""
+    made = sheets(number, collect(record for record in records if record.given is None))
     check(
         bool(made),
         f"no record in {folder / 'records'} belongs into table {number}; "

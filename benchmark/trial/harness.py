@@ -24,6 +24,7 @@ from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier, check_network
 from bdbench.models.observer import Observer, observed_by
+from bdbench.models.plugins.errors import check
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import derive, seeded, stream
 from bdbench.models.training.context import TrainingContext
@@ -35,8 +36,9 @@ from bdbench.storage import artefacts
 from bdbench.storage.cache import Cache, Payload
 from bdbench.storage.checkpoints import PATIENCE, Checkpoints, discard
 from bdbench.storage.keys import digest_of
+from bdbench.storage.networks import Stored, weights_sha256
 from bdbench.trial import evaluation as metrics
-from bdbench.trial import keys, provenance
+from bdbench.trial import keys, networks, provenance
 from bdbench.trial.clean_budget import clean_budget, lent
 from bdbench.trial.failure import error_of
 from bdbench.trial.guard import Lent, unchanged
@@ -61,6 +63,7 @@ class Harness:
     progress: told of finished work, in forward passes of one image; a backward pass counts two
     patience: see `Checkpoints`
     isolated: whether this process is for one cell alone; then whatever ends a plugin is its failure
+    brought: what the defenses of cells of the model `weights` start from
     """
 
     cache: Cache
@@ -70,6 +73,7 @@ class Harness:
     progress: Callable[[int], None] = lambda work: None
     patience: float = PATIENCE
     isolated: bool = False
+    brought: Stored | None = None
     _datasets: dict[tuple[str, str | None], Dataset] = field(default_factory=dict)
 
     def dataset(self, source: Source) -> Dataset:
@@ -100,7 +104,8 @@ class Harness:
 
     def finish(self, cell: Cell, retries: Sequence[str] = ()) -> Finished:
         """Run a cell. Whatever its attack or defense raises becomes a failed record; a data set
-        that cannot be loaded, or has no image to attack, raises `InvalidInput`.
+        that cannot be loaded, or has no image to attack, raises `InvalidInput`, and so does a
+        network that should be given and is not.
 
         A run that was broken off goes on from its last checkpoint. The checkpoints stay until
         `discard`, which is for when the record is in a safe place. `retries` say why earlier
@@ -111,8 +116,9 @@ class Harness:
         others = Others(self.device)
         with watch.stage("load"):
             dataset = self.dataset(cell.dataset)
+        start = networks.lent(self.brought, cell)
         metrics.check_victims(cell.attack, dataset.test, f"attack {cell.labels['attack']}")
-        trial, failure = _Trial(self, cell, dataset, watch), None
+        trial, failure = _Trial(self, cell, dataset, watch, start), None
         try:
             # Before any clock of a stage runs.
             warm_up(cell, self.device)
@@ -129,7 +135,11 @@ class Harness:
             resumed=trial.resumed,
             isolated=self.isolated,
         )
-        record = _record(cell, provenance.of(cell, self.device, dataset), measured, outcome)
+        origin = {
+            **provenance.of(cell, self.device, dataset),
+            **_networks(self.brought, start, trial.network),
+        }
+        record = _record(cell, origin, measured, outcome)
         return Finished(record, trial.network, trial.data, failure)
 
     @property
@@ -181,6 +191,19 @@ def failed(cell: Cell, device: torch.device, error: Exception, retries: Sequence
     return _record(cell, provenance.of(cell, device, None), measured, _failure(error))
 
 
+def _networks(
+    brought: Stored | None, start: Mapping[str, Tensor] | None, network: Classifier | None
+) -> dict[str, Any]:
+    """The part of a record's provenance that says which network a cell started from, if it was
+    given, and which it ended in, if it has not failed."""
+    found: dict[str, Any] = {}
+    if brought is not None and start is not None:
+        found["given"] = {"file": brought.file, "sha256": weights_sha256(start)}
+    if network is not None:
+        found["network_sha256"] = weights_sha256(network.state_dict())
+    return found
+
+
 def _measured(
     started: datetime,
     retries: Sequence[str],
@@ -230,9 +253,18 @@ class _Trial:
     data, network: what the attack made and the defense returned, once they have
     taken: what others took of the device while seconds were spent that count here, but at another
         time; None for those of an earlier attempt
+    start: the weights of the undefended network, None where it is trained
     """
 
-    def __init__(self, harness: Harness, cell: Cell, dataset: Dataset, watch: Stopwatch) -> None:
+    def __init__(
+        self,
+        harness: Harness,
+        cell: Cell,
+        dataset: Dataset,
+        watch: Stopwatch,
+        start: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.start = start
         self.harness, self.cell, self.dataset, self.watch = harness, cell, dataset, watch
         self.looker = Looker(harness.progress, watch)
         self.data: PoisonedData | None = None
@@ -410,7 +442,11 @@ class _Trial:
 
     def train_undefended(self, data: ImageSet, n: int) -> None:
         """Make the weights of the n-th undefended network known. A stored one brings the seconds
-        and passes it once took; they count once in a cell."""
+        and passes it once took; they count once in a cell. One that is given takes none."""
+        if self.start is not None:
+            check(n == 0, f"one network is given, and {n + 1} are asked for")
+            self.undefended_states[n] = dict(self.start)
+            return
         means, spent = self.undefended_means(n), self.watch.seconds["undefended"]
         key = {"data": self.dataset.sha256, **keys.undefended_key(self.cell, n), **self.machine()}
         folder, about = self.folder("undefended", key)

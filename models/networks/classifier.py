@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -17,6 +16,9 @@ from bdbench.models.plugins.errors import check
 
 TINY = 1e-6
 """What pixels in [0, 1] may be divided by, so that no number overflows."""
+
+Channels = float | tuple[float, float, float]
+"""One number for all pixels, or one each for red, green and blue."""
 
 RANDOM = ("StochasticDepth", "DropPath")
 """Layers of torchvision and timm that draw."""
@@ -34,18 +36,19 @@ class Classifier(nn.Module, ABC):
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, mean: float, deviation: float) -> None:
+    def __init__(self, mean: Channels, deviation: Channels) -> None:
         super().__init__()
-        check(math.isfinite(mean), f"mean of a model must be finite, got {mean}")
+        means, deviations = _by_channel(mean), _by_channel(deviation)
+        check(bool(means.isfinite().all()), f"mean of a model must be finite, got {mean}")
         check(
-            TINY <= deviation < math.inf,
+            bool((deviations >= TINY).all() and deviations.isfinite().all()),
             f"deviation of a model must be finite and at least {TINY}, got {deviation}",
         )
         self.precision = "fp32"
         self.compiled = False
         self.normalises = (mean, deviation) != (0.0, 1.0)
-        self.register_buffer("mean", torch.tensor(mean))
-        self.register_buffer("deviation", torch.tensor(deviation))
+        self.register_buffer("mean", means)
+        self.register_buffer("deviation", deviations)
 
     @abstractmethod
     def body(self, images: Tensor) -> list[Tensor]:
@@ -61,7 +64,8 @@ class Classifier(nn.Module, ABC):
             images = (images - self.mean) / self.deviation
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             maps = compiled(type(self))(self, images) if self.compiled else self.body(images)
-        count, looker = len(images), observer.current()
+        # Not `len`, which is one number where a network is exported for batches of any size.
+        count, looker = images.shape[0], observer.current()
         looker.forward(count)
         if maps[-1].requires_grad:
             maps[-1].register_hook(lambda gradient: looker.backward(count))
@@ -80,6 +84,12 @@ class Classifier(nn.Module, ABC):
         """float32 (n, 3, height, width) in [0, 1] -> float32 logits (n, classes)."""
         logits: Tensor = self.head(self.features(images))
         return logits
+
+
+def _by_channel(value: Channels) -> Tensor:
+    """float32, what is taken from pixels (n, 3, height, width) or divides them."""
+    shape = (3, 1, 1) if isinstance(value, tuple) else ()
+    return torch.tensor(value, dtype=torch.float32).view(shape)
 
 
 def check_network(network: object, num_classes: int, owner: str, function: str) -> None:

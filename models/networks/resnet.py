@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from bdbench.models import register
-from bdbench.models.networks.classifier import Classifier
+from bdbench.models.networks.classifier import Channels, Classifier
 from bdbench.models.networks.wide_resnet import PreActivationResNet
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class ResNet(Classifier):
     """torchvision's network, with a stem that fits the image size."""
 
     def __init__(
-        self, network: resnet.ResNet, image_size: int, mean: float, deviation: float
+        self, network: resnet.ResNet, image_size: int, mean: Channels, deviation: Channels
     ) -> None:
         super().__init__(mean, deviation)
         if image_size <= SMALL:
@@ -51,11 +51,12 @@ class ResNet(Classifier):
 
 @register("resnet18")
 def resnet18(
-    num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
+    num_classes: int, image_size: int, mean: Channels = 0.0, deviation: Channels = 1.0
 ) -> ResNet:
     """ResNet-18.
 
-    mean, deviation: every pixel becomes (pixel - mean) / deviation
+    mean, deviation: every pixel becomes (pixel - mean) / deviation, each a number or one for red,
+        green and blue
     """
     from torchvision.models import resnet  # as slow to import as torch, and seldom needed
 
@@ -64,11 +65,12 @@ def resnet18(
 
 @register("resnet34")
 def resnet34(
-    num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
+    num_classes: int, image_size: int, mean: Channels = 0.0, deviation: Channels = 1.0
 ) -> ResNet:
     """ResNet-34, the paper's network for the ImageNet subset (section 5.1).
 
-    mean, deviation: every pixel becomes (pixel - mean) / deviation
+    mean, deviation: every pixel becomes (pixel - mean) / deviation, each a number or one for red,
+        green and blue
     """
     from torchvision.models import resnet
 
@@ -77,11 +79,12 @@ def resnet34(
 
 @register("preact_resnet18")
 def preact_resnet18(
-    num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
+    num_classes: int, image_size: int, mean: Channels = 0.0, deviation: Channels = 1.0
 ) -> PreActivationResNet:
     """PreAct-ResNet-18.
 
-    mean, deviation: every pixel becomes (pixel - mean) / deviation
+    mean, deviation: every pixel becomes (pixel - mean) / deviation, each a number or one for red,
+        green and blue
     """
     stem: nn.Module
     if image_size <= SMALL:

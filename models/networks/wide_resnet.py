@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from bdbench.models import register
-from bdbench.models.networks.classifier import Classifier
+from bdbench.models.networks.classifier import Channels, Classifier
 
 
 class PreActivationBlock(nn.Module):
@@ -49,8 +49,8 @@ class PreActivationResNet(Classifier):
         blocks: Sequence[int],
         stem: nn.Module,
         num_classes: int,
-        mean: float,
-        deviation: float,
+        mean: Channels,
+        deviation: Channels,
     ) -> None:
         super().__init__(mean, deviation)
         self.stem = stem
@@ -84,11 +84,12 @@ def _stage(inside: int, outside: int, depth: int, stride: int) -> nn.Sequential:
 
 @register("wrn16_1")
 def wrn16_1(
-    num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
+    num_classes: int, image_size: int, mean: Channels = 0.0, deviation: Channels = 1.0
 ) -> PreActivationResNet:
     """WRN-16-1, the paper's network for CIFAR-10 and GTSRB (section 5.1).
 
-    mean, deviation: every pixel becomes (pixel - mean) / deviation; the paper's code family does
+    mean, deviation: every pixel becomes (pixel - mean) / deviation, each a number or one for red,
+        green and blue; the paper's code family does
         not normalise
     """
     stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
