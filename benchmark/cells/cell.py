@@ -36,11 +36,12 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 @dataclass(frozen=True)
 class Words:
-    """What a plugin is called: canonical spec, label and versions, see `Cell`; its code, if it is
-    local; and the modules of what made it."""
+    """What a plugin is called: canonical spec, label and versions, see `Cell`; its title, if it has
+    one; its code, if it is local; and the modules of what made it."""
 
     spec: str
     label: str
+    title: str
     versions: Any
     code: Code | None
     modules: tuple[str, ...]
@@ -159,8 +160,10 @@ def _words(axis: str, plugin: Any) -> Words:
         digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
         for each in factories
     ]
+    canonical = registry.canonical(plugin)
     return Words(
-        spec=registry.canonical(plugin),
+        spec=canonical,
+        title=registry.title(Spec.of(canonical).name),
         label=registry.label(plugin),
         versions=versions if len(versions) > 1 else versions[0],
         code=code_of(factories[0]) if registry.is_local(factories[0]) else None,

@@ -22,7 +22,7 @@ TABLE = "GT-final_test.csv"
 SIZE = 32
 
 
-@register("gtsrb")
+@register("gtsrb", title="GTSRB")
 @dataclass(frozen=True)
 class GTSRB(FileSource):
     """GTSRB, resized to 32x32 pixels, 39,209 training and 12,630 test images.

@@ -33,7 +33,7 @@ RESIZED = 256
 Labelled = list[tuple[Path, int]]
 
 
-@register("imagenet_subset")
+@register("imagenet_subset", title="ImageNet subset")
 @dataclass(frozen=True)
 class ImageNetSubset(FileSource):
     """Twelve classes of ImageNet, 224x224 pixels, 15,600 training and 600 test images.

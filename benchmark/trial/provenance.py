@@ -34,6 +34,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "sources": sources(cell),
+        "titles": {axis: words.title for axis, words in cell.words.items() if words.title},
         **({"code": {axis: code.text for axis, code in cell.local.items()}} if cell.local else {}),
         "clean_fraction": cell.defense.clean_fraction,
         "data_sha256": dataset and dataset.sha256,

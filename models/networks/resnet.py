@@ -49,7 +49,7 @@ class ResNet(Classifier):
         return last
 
 
-@register("resnet18")
+@register("resnet18", title="ResNet-18")
 def resnet18(
     num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
 ) -> ResNet:
@@ -62,7 +62,7 @@ def resnet18(
     return ResNet(resnet.resnet18(num_classes=num_classes), image_size, mean, deviation)
 
 
-@register("resnet34")
+@register("resnet34", title="ResNet-34")
 def resnet34(
     num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
 ) -> ResNet:
@@ -75,7 +75,7 @@ def resnet34(
     return ResNet(resnet.resnet34(num_classes=num_classes), image_size, mean, deviation)
 
 
-@register("preact_resnet18")
+@register("preact_resnet18", title="PreActResNet-18")
 def preact_resnet18(
     num_classes: int, image_size: int, mean: float = 0.0, deviation: float = 1.0
 ) -> PreActivationResNet:
