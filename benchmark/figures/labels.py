@@ -192,11 +192,11 @@ def columns(
     """Panels from the upper left, each with an empty column beside it if it has a width."""
     ratios = [1.0, width] * abreast if width else [1.0] * abreast
     grid = figure.add_gridspec(rows, len(ratios), width_ratios=ratios)
+    step = len(ratios) // abreast
     for row in range(rows):
-        for place in range(abreast):
+        for place in range(0, len(ratios), step):
+            panel, column = figure.add_subplot(grid[row, place]), None
             if width:
-                column = figure.add_subplot(grid[row, 2 * place + 1])
+                column = figure.add_subplot(grid[row, place + 1])
                 column.set_axis_off()
-                yield figure.add_subplot(grid[row, 2 * place]), column
-            else:
-                yield figure.add_subplot(grid[row, place]), None
+            yield panel, column

@@ -14,7 +14,7 @@ from bdbench.tables.names import names, title_of
 from bdbench.tables.text import as_latex
 
 WIDE = 9
-"""Columns that fit on one column of a page; a table of more goes over both, as wide as they are."""
+"""Columns that fit on one column of a page; a table of more goes over both."""
 LABEL = r"[A-Za-z0-9:._/+-]{1,100}"
 SECTIONS = {
     NO_CLEAN: "Without clean images",
@@ -53,13 +53,12 @@ def _environment(block: Block, label: str) -> Iterator[str]:
     columns = list(_columns(block))
     wide = len(columns) > WIDE
     kind = "table*" if wide else "table"
-    yield r"% Needs \usepackage{booktabs}" + (r" and \usepackage{graphicx}" if wide else "")
+    yield r"% Needs \usepackage{booktabs} and \usepackage{adjustbox}."
     yield f"\\begin{{{kind}}}"
     yield r"\centering"
     yield f"\\caption[{as_latex(_short_title(block))}]{{{as_latex(_caption(block))}}}"
     yield f"\\label{{{label}}}"
-    if wide:
-        yield r"\resizebox{\textwidth}{!}{%"
+    yield r"\begin{adjustbox}{max width=\linewidth}"
     yield f"\\begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}"
     yield r"\toprule"
     yield from _heads(columns)
@@ -70,7 +69,8 @@ def _environment(block: Block, label: str) -> Iterator[str]:
         for defense in defenses:
             yield _row(_fields(block, defense))
     yield r"\bottomrule"
-    yield r"\end{tabular}" + ("}" if wide else "")
+    yield r"\end{tabular}"
+    yield r"\end{adjustbox}"
     yield f"\\end{{{kind}}}\n"
 
 
@@ -154,8 +154,9 @@ def _entry(block: Block, group: Group, name: str) -> str:
     if name == "CA":
         return " ".join(filter(None, (_share(field.ca), marks)))
     look = {"best": "textbf"}.get(field.standing, "underline" if block.is_second(group) else "")
-    signs = AT_FLOOR * field.at_floor + "~" * (field.standing == "tied")
-    return " ".join(filter(None, (_share(field.asr, look) + as_latex(signs), marks)))
+    share = _share(field.asr, look) + as_latex(AT_FLOOR * field.at_floor)
+    tie = as_latex("~" * (field.standing == "tied"))
+    return " ".join(filter(None, (share, tie, marks)))
 
 
 def _share(text: str, look: str = "") -> str:

@@ -73,8 +73,8 @@ def names(groups: Iterable[Group], axis: str, said: Collection[str] = ()) -> dic
 
 
 def _read(text: str) -> Spec:
-    """A spec; a text that is none is its own name."""
+    """A spec; of a text that is none, what stands where its name would."""
     try:
         return Spec.of(text)
     except InvalidInput:
-        return Spec(text)
+        return Spec(text.partition("(")[0])
