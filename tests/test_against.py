@@ -164,8 +164,8 @@ def test_a_cell_of_both_is_ones_own_unless_that_failed() -> None:
     assert found == [MINE]
     assert origins.folders == {}
     assert origins.remarks == (
-        "results/published: 1 of its records are of cells that have others, shown; 1 of them have "
-        "another result there",
+        "results/published: of 1 cells another folder's record is shown, 1 of them with another "
+        "result",
     )
     failed = cell("mine", "badnets")
     found, origins = joined([failed], MINE)
@@ -280,6 +280,7 @@ def test_damaged_records_of_another_folder_are_named(
     [
         ([*TABLE, "--against=absent"], "no records in absent/records, which --against names"),
         ([*TABLE, "--against=results/empty"], "no records in results/empty/records"),
+        ([*TABLE, "--against=results/publishd"], "did you mean 'published'?"),
         ([*TABLE, "--against=results/damaged"], "are damaged; the first: "),
         ([*TABLE, "--against=results/later"], "this version reads schema 1"),
         ([*TABLE, "--against=results/own"], "results/own is the folder of the results themselves"),

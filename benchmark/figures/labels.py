@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.text import Annotation
+from matplotlib.textpath import TextPath
 from matplotlib.transforms import Bbox
 from sklearn.isotonic import isotonic_regression
 
@@ -27,6 +28,8 @@ LINE = 0.115
 """Inches from one line of the column to the next."""
 GAP = 3.0
 """From a point to its name, points."""
+AXIS = 0.65
+"""Inches that the labels of an axis take."""
 MARK = 2.8
 """Half of the side of a mark, points."""
 HALO = [withStroke(linewidth=1.5, foreground="white")]
@@ -80,9 +83,16 @@ def height_of(names: Collection[str]) -> float:
 
 
 def width_of(names: Collection[str]) -> float:
-    """Inches of the longest line, about."""
-    longest = max(len(line) for name in names for line in wrapped(name).split("\n"))
-    return 0.05 * longest + 0.05
+    """Inches of a column with room for the longest line."""
+    lines = [line for name in names for line in wrapped(name).split("\n")]
+    longest = max(TextPath((0, 0), line, size=SIZE).get_extents().width for line in lines)
+    return float(longest) / 72 + 0.2
+
+
+def share_of(column: float, page: float) -> float:
+    """The width of a column relative to its panel, where both, with an axis, are so wide, inches;
+    at most that of the panel."""
+    return min(1.0, column / max(column, page - column - AXIS))
 
 
 def wrapped(name: str) -> str:

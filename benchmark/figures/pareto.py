@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from bdbench.figures.labels import Name, Panel, columns, height_of, labelled, width_of
+from bdbench.figures.labels import Name, Panel, columns, height_of, labelled, share_of, width_of
 from bdbench.figures.picture import PAGE, Picture, asr_axis, caption, mark, several
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import InvalidInput, check
@@ -46,7 +46,7 @@ def draw(selection: Selection) -> Picture:
     def build(column: float) -> tuple[Figure, Sequence[Panel]]:
         return _figure(data, called, selection.ranks, column, block)
 
-    return Picture(labelled(build, width / (PAGE / 2 - 0.5 - width)), data)
+    return Picture(labelled(build, share_of(width, PAGE / 2)), data)
 
 
 def _figure(

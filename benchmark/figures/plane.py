@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bdbench.figures.labels import Name, Panel, columns, height_of, labelled, width_of
+from bdbench.figures.labels import Name, Panel, columns, height_of, labelled, share_of, width_of
 from bdbench.figures.picture import COLUMN, PAGE, Picture, asr_axis, caption, mark
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import InvalidInput, check
@@ -41,8 +41,7 @@ def draw(selection: Selection) -> Picture:
 
     page = PAGE if len(titles) > 1 else COLUMN
     abreast = min(ABREAST, len(titles))
-    column = width_of(called.values())
-    return Picture(labelled(build, column / max(0.5, page / abreast - 0.5 - column)), data)
+    return Picture(labelled(build, share_of(width_of(called.values()), page / abreast)), data)
 
 
 def _row(group: Group) -> dict[str, Any]:

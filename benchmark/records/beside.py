@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bdbench.models.plugins.errors import InvalidInput, check
-from bdbench.models.plugins.spec import Spec
+from bdbench.models.plugins.spec import Spec, did_you_mean
 from bdbench.records.consistency import AXES
 from bdbench.records.files import read_all
 from bdbench.records.record import Record, key_of
@@ -123,10 +123,19 @@ def neighbours(folders: Iterable[Path], own: Path) -> tuple[Neighbour, ...]:
         )
         records, damaged = read_all(folder)
         place = folder / "records"
-        check(bool(records or damaged), f"no records in {place}, which --against names")
+        check(
+            bool(records or damaged),
+            f"no records in {place}, which --against names{_nearest(folder)}",
+        )
         check(bool(records), f"all records in {place} are damaged; the first: {damaged[:1]}")
         found.setdefault(folder.resolve(), Neighbour(folder, tuple(records), tuple(damaged)))
     return tuple(found.values())
+
+
+def _nearest(folder: Path) -> str:
+    """A folder with records beside one that has none, whose name is close."""
+    known = sorted(path.parent.name for path in folder.parent.glob("*/records"))
+    return did_you_mean(folder.name, known) if known else ""
 
 
 def same(one: Path, other: Path) -> bool:
@@ -187,8 +196,8 @@ def _take(
         text = ", ".join(said[:MOST]) + more
         yield f"{other.folder}: {len(details)} of {everyone} records left out, {kind}: {text}"
     if twice:
-        differ = f"; {changed} of them have another result there" if changed else ""
-        yield f"{other.folder}: {twice} of its records are of cells that have others, shown{differ}"
+        differ = f", {changed} of them with another result" if changed else ""
+        yield f"{other.folder}: of {twice} cells another folder's record is shown{differ}"
     if taken:
         yield from scope.lacking(other.folder, taken)
 
