@@ -238,12 +238,8 @@ def test_the_plane_has_a_panel_for_each_attack_and_a_name_at_each_point() -> Non
         "Left out, failed: abl on blend."
     ]
     panel = made_picture.figure.axes[0]
-    assert [line.get_xydata().tolist() for line in panel.lines[::3]] == [
-        pytest.approx([[93.0, 100.0]]),
-        pytest.approx([[88.0, 2.0]]),
-        pytest.approx([[90.0, 1.2]]),
-        pytest.approx([[93.5, 90.0]]),
-    ]
+    points = np.vstack([line.get_xydata() for line in panel.lines[::3]])
+    assert points == pytest.approx(np.array([[93, 100], [88, 2], [90, 1.2], [93.5, 90]]))
 
 
 def crowd(count: int, apart: float) -> list[Record]:

@@ -22,7 +22,7 @@ from sklearn.isotonic import isotonic_regression
 
 SIZE = 6.5
 """Of the letters, points."""
-LETTERS = 30
+LETTERS = 24
 """Of a line of a name."""
 LINE = 0.115
 """Inches from one line of the column to the next."""
@@ -91,8 +91,8 @@ def width_of(names: Collection[str]) -> float:
 
 def share_of(column: float, page: float) -> float:
     """The width of a column relative to its panel, where both, with an axis, are so wide, inches;
-    at most that of the panel."""
-    return min(1.0, column / max(column, page - column - AXIS))
+    at most a fifth more than the panel."""
+    return min(1.2, column / max(column, page - column - AXIS))
 
 
 def wrapped(name: str) -> str:
