@@ -21,7 +21,7 @@ from bdbench.attacks.poison import check_cover_rate
 from bdbench.models import ImageSet, at_least, check, portion
 
 
-@register("adap_blend")
+@register("adap_blend", title="Adap-Blend")
 @dataclass(frozen=True)
 class AdapBlend(Attack):
     """

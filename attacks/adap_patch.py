@@ -33,7 +33,7 @@ MARGIN = 4
 """Cells between a patch and the two borders next to it."""
 
 
-@register("adap_patch")
+@register("adap_patch", title="Adap-Patch")
 @dataclass(frozen=True)
 class AdapPatch(Attack):
     """

@@ -55,7 +55,7 @@ class Hardening:
     facts: Mapping[str, float]
 
 
-@register("adaptive")
+@register("adaptive", title="Adaptive")
 @dataclass(frozen=True)
 class Adaptive(Attack):
     """

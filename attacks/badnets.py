@@ -25,7 +25,7 @@ PATTERNS = {
 }
 
 
-@register("badnets")
+@register("badnets", title="BadNets")
 @dataclass(frozen=True)
 class BadNets(Attack):
     """

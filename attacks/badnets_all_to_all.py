@@ -17,7 +17,7 @@ from bdbench.attacks.badnets import BadNets
 from bdbench.models import check
 
 
-@register("badnets_all_to_all")
+@register("badnets_all_to_all", title="BadNets all-to-all")
 @dataclass(frozen=True)
 class BadNetsAllToAll(BadNets):
     """

@@ -21,7 +21,7 @@ CHUNK = 256
 """Images that are mixed at a time."""
 
 
-@register("blend")
+@register("blend", title="Blend")
 @dataclass(frozen=True)
 class Blend(Attack):
     """

@@ -20,7 +20,7 @@ from bdbench.attacks.blend import Blend
 from bdbench.models.rng import stream
 
 
-@register("blend_per_image")
+@register("blend_per_image", title="Blend per image")
 @dataclass(frozen=True)
 class BlendPerImage(Blend):
     """

@@ -29,7 +29,7 @@ CHUNK = 1 << 22
 """Values that are reduced at a time: enough to be fast, few enough for any memory."""
 
 
-@register("bpp")
+@register("bpp", title="BppAttack")
 @dataclass(frozen=True)
 class Bpp(Attack):
     """

@@ -59,7 +59,7 @@ class Networks:
     facts: dict[str, float]
 
 
-@register("dynamic")
+@register("dynamic", title="Dynamic")
 @dataclass(frozen=True)
 class Dynamic(Attack):
     """

@@ -18,7 +18,7 @@ from bdbench.attacks.base import check_target
 from bdbench.models import ImageSet, check
 
 
-@register("none")
+@register("none", title="No attack")
 @dataclass(frozen=True)
 class NoAttack(Attack):
     """

@@ -20,7 +20,7 @@ from bdbench.attacks.poison import RATE_BASES
 from bdbench.models import ImageSet, above, check, one_of
 
 
-@register("sig")
+@register("sig", title="SIG")
 @dataclass(frozen=True)
 class Sig(Attack):
     """

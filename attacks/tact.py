@@ -24,7 +24,7 @@ from bdbench.attacks.poison import apply, check_cover_rate
 from bdbench.models import ImageSet, check, portion
 
 
-@register("tact")
+@register("tact", title="TaCT")
 @dataclass(frozen=True)
 class TaCT(Attack):
     """

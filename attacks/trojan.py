@@ -52,7 +52,7 @@ class Inversion:
     after: float
 
 
-@register("trojan")
+@register("trojan", title="Trojan")
 @dataclass(frozen=True)
 class Trojan(Attack):
     """

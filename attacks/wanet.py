@@ -28,7 +28,7 @@ CHUNK = 1 << 22
 """Values that are warped at a time: few enough for a processor's cache."""
 
 
-@register("wanet")
+@register("wanet", title="WaNet")
 @dataclass(frozen=True)
 class WaNet(Attack):
     """

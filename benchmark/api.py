@@ -39,6 +39,7 @@ from bdbench.models.plugins.registry import load_file
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
 from bdbench.models.registry import models as _models
+from bdbench.records.beside import Known, Neighbour, join, neighbours
 from bdbench.records.files import find, path_of, read, read_all
 from bdbench.records.record import Record
 from bdbench.records.rerun import call
@@ -58,6 +59,7 @@ from bdbench.trial.poisoned import PoisonedData
 
 Folder = str | Path
 """A folder or a file."""
+Folders = Folder | Sequence[Folder]
 
 
 def attack(name: str, **fields: Any) -> Attack:
@@ -273,6 +275,7 @@ def run(
     threads: int | None = None,
     in_process: bool = False,
     results: Folder | None = None,
+    against: Folders = (),
     data: Folder | None = None,
     plugins: Sequence[Folder] = (),
     budget: float | None = None,
@@ -287,6 +290,8 @@ def run(
 
     name: of a built-in suite, or a TOML file
     seeds, seed: how many, counted from 0, or exactly which
+    against: folders of other records; a cell that has one there is not run, and the leaderboard
+        shows the records of both sides
     jobs: cells at once; None is one for each core or GPU
     threads: of each cell beside a processor; None is one
     in_process: run cells here, where a debugger sees them and they can touch one another. So do
@@ -317,6 +322,7 @@ def run(
     options = Options(
         device=device,
         results=None if results is None else Path(results),
+        against=_paths(against),
         data=None if data is None else Path(data),
         plugin=[*map(Path, plugins), *chosen.plugins],
         budget=budget,
@@ -338,7 +344,9 @@ def run(
                 found.append(fresh[key] if key in fresh else read(path))
         except InvalidInput as error:
             damaged.append(str(error))
-    return Results(made.results, _whole(found, made.results), tuple(damaged))
+    damaged += [line for other in made.beside for line in other.damaged]
+    whole = _whole(found, made.results)
+    return Results(made.results, whole, tuple(damaged), made.beside, tuple(made.asked))
 
 
 def load(folder: Folder) -> Results:
@@ -442,11 +450,15 @@ class Results:
     """Records of one folder.
 
     damaged: a line for each file that is no record
+    beside: other folders, whose records the leaderboard shows too
+    asked: cells that were asked for, though the other folders may have their records
     """
 
     folder: Path
     records: tuple[Record, ...]
     damaged: tuple[str, ...] = ()
+    beside: tuple[Neighbour, ...] = ()
+    asked: tuple[Known, ...] = ()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -476,16 +488,22 @@ class Results:
         else that `bdbench export` writes; or a row for each epoch of each curve."""
         return export.frame(self.records, epochs)
 
-    def leaderboard(self, sort: str = "", columns: Sequence[str] = ()) -> Table:
+    def leaderboard(
+        self, sort: str = "", columns: Sequence[str] = (), against: Folders = ()
+    ) -> Table:
         """Defenses by attacks, best DER first.
 
         sort: title of another column to sort by, such as "badnets ASR"
         columns: more of each attack, of "floor", "R-Acc", "CA interval", "ASR interval", "TPR",
             "FPR" and "all"
+        against: folders of other records, to stand beside; those of `beside` if not given
 
-        Raises `InvalidInput` for an unknown column and for records that do not belong together.
+        Raises `InvalidInput` for an unknown column, for a folder without records and for records
+        that do not belong together.
         """
-        return Table(leaderboard(self.records, sort, columns))
+        others = neighbours(_paths(against), self.folder) or self.beside
+        records, origins = join(self.records, others, self.folder, self.asked)
+        return Table(leaderboard(records, sort, columns, origins))
 
     def paper_table(self, number: int) -> Table:
         """A table of the CBD paper, 1, 2, 3 or 5, with the printed numbers beside ours."""
@@ -498,3 +516,7 @@ class Results:
 
     def _repr_html_(self) -> str:
         return self._board._repr_html_()
+
+
+def _paths(folders: Folders) -> list[Path]:
+    return [Path(each) for each in ([folders] if isinstance(folders, str | Path) else folders)]

@@ -53,7 +53,7 @@ JUDGES = 1_000
 """Images at most on which an epoch of the ascent is judged."""
 
 
-@register("abl")
+@register("abl", title="ABL")
 @dataclass(frozen=True)
 class ABL(Defense):
     """

@@ -33,7 +33,7 @@ from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, check,
 Norms = Mapping[str, nn.BatchNorm2d]
 
 
-@register("anp")
+@register("anp", title="ANP")
 @dataclass(frozen=True)
 class ANP(Defense):
     """

@@ -57,7 +57,7 @@ on."""
 SELECTIONS = ("fixed", "cv")
 
 
-@register("cbd")
+@register("cbd", title="CBD")
 @dataclass(frozen=True)
 class CBD(Defense):
     """

@@ -28,7 +28,7 @@ from bdbench.defenses import Context, Defense, register
 from bdbench.models import Classifier, ImageSet, at_least, check
 
 
-@register("clp")
+@register("clp", title="CLP")
 @dataclass(frozen=True)
 class CLP(Defense):
     """

@@ -60,7 +60,7 @@ CHUNK = 1_000
 """Images that are augmented at a time for a split."""
 
 
-@register("dbd")
+@register("dbd", title="DBD")
 @dataclass(frozen=True)
 class DBD(Defense):
     """Lengths are written for a recipe of 100 epochs and scaled to the cell's. "paper" stands for

@@ -39,7 +39,7 @@ from bdbench.models import (
 from bdbench.models.training.augment import to_float
 
 
-@register("fp")
+@register("fp", title="FP")
 @dataclass(frozen=True)
 class FinePruning(Defense):
     """

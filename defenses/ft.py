@@ -24,7 +24,7 @@ from bdbench.defenses import Context, Defense, register
 from bdbench.models import Classifier, ImageSet, Recipe, at_least, train
 
 
-@register("ft")
+@register("ft", title="FT")
 @dataclass(frozen=True)
 class FineTuning(Defense):
     """

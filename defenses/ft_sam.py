@@ -32,7 +32,7 @@ from bdbench.defenses import Context, Defense, register
 from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, loop
 
 
-@register("ft_sam")
+@register("ft_sam", title="FT-SAM")
 @dataclass(frozen=True)
 class FTSAM(Defense):
     """

@@ -52,7 +52,7 @@ POINTS = tuple(n / 10 for n in range(1, 10))
 Weights = Mapping[str, Tensor]
 
 
-@register("mcr")
+@register("mcr", title="MCR")
 @dataclass(frozen=True)
 class MCR(Defense):
     """An update is one batch of the clean images.

@@ -54,7 +54,7 @@ LOSS = 0.02
 """Of validation accuracy beside the teacher's: what a search puts up with."""
 
 
-@register("nad")
+@register("nad", title="NAD")
 @dataclass(frozen=True)
 class NAD(Defense):
     """An update is one batch of the clean images.

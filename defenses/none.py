@@ -8,7 +8,7 @@ from bdbench.defenses import Context, Defense, register
 from bdbench.models import Classifier, ImageSet
 
 
-@register("none")
+@register("none", title="No defense")
 @dataclass(frozen=True)
 class NoDefense(Defense):
     """It has no settings: the recipe says it all."""

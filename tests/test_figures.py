@@ -29,7 +29,7 @@ from bdbench.attacks.poison import dirty_label
 from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell, cell_of
 from bdbench.cli import main
-from bdbench.figures import curves, losses, pareto, picture, triggers, tsne
+from bdbench.figures import curves, losses, pareto, picture, plane, triggers, tsne
 from bdbench.figures.selection import Selection, agrees, select
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
@@ -148,7 +148,7 @@ def shown(figure: Figure) -> dict[str, list[str]]:
         "rows": [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()],
         "texts": [text.get_text().strip() for axes in figure.axes for text in axes.texts],
         "caption": [figure.get_supxlabel().replace("\n", " ").replace(picture.NO_BREAK, " ")],
-        "legend": [text.get_text() for text in figure.legends[0].texts],
+        "legend": [text.get_text() for legend in figure.legends for text in legend.texts],
     }
 
 
@@ -204,6 +204,86 @@ def test_pareto_compares_the_seeds_that_both_sides_have() -> None:
         lost = [row[f"clean_accuracy_lost{end}"] for end in ("_low", "", "_high")]
         assert lost == pytest.approx([0.02] * 3)
         assert row["seeds"] == 2
+
+
+PLANE_CSV = """\
+attack,defense,seeds,clean_accuracy,attack_success_rate
+badnets,none,1,0.93,1
+badnets,abl,1,0.88,0.02
+badnets,cbd(t1=2),1,0.9,0.012
+badnets,ft,1,0.935,0.9
+blend,none,1,0.92,0.96
+blend,cbd(t1=2),1,0.93,0.03
+"""
+
+
+def test_the_plane_has_a_panel_for_each_attack_and_a_name_at_each_point() -> None:
+    made_picture = plane.draw(drawn(ONE_SEED))
+    data = made_picture.data
+    ends = [name for name in data if name.endswith(("_low", "_high"))]
+    assert csv(data.drop(columns=ends)) == PLANE_CSV
+    assert len(ends) == 4
+    # Wilson's interval of 12 of 1000, and none above what it is of.
+    assert data.loc[2, ["attack_success_rate_low", "attack_success_rate_high"]].to_list() == (
+        pytest.approx([0.00687765, 0.0208573], abs=1e-6)
+    )
+    found = shown(made_picture.figure)
+    assert found["titles"][:2] == ["BadNets 10 %", "Blend"]
+    assert sorted(found["texts"]) == sorted(
+        ["No defense", "ABL", "CBD (t1=2)", "FT", "No defense", "CBD (t1=2)"]
+    )
+    assert found["caption"] == [
+        "toy, wrn16_1, 30 epochs, 1 seed. The good corner is the lower right: high CA, low ASR. "
+        "Bars: 95 % Wilson interval of one seed. Left out, not finite: ft on blend. "
+        "Left out, failed: abl on blend."
+    ]
+    panel = made_picture.figure.axes[0]
+    points = np.vstack([line.get_xydata() for line in panel.lines[::3]])
+    assert points == pytest.approx(np.array([[93, 100], [88, 2], [90, 1.2], [93.5, 90]]))
+
+
+def crowd(count: int, apart: float) -> list[Record]:
+    """Defenses whose points lie so far apart, in points of CA."""
+    names = ["none", *(f"mine_{n}(side={n})" for n in range(1, count))]
+    return [
+        made(name, "badnets", int(700 + 10 * apart * n), 20 + n % 3, seconds=(0.0, 60.0 + n))
+        for n, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("which", [pareto, plane])
+@pytest.mark.parametrize(("count", "apart"), [(2, 5.0), (10, 1.0), (25, 0.0)])
+def test_every_name_is_there_once_a_panel_whole_and_apart_from_the_others(
+    which: Any, count: int, apart: float
+) -> None:
+    """However many points there are and however close they lie, also on one another."""
+    with picture.look():
+        figure = which.draw(drawn(crowd(count, apart))).figure
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        width, height = canvas.get_width_height()
+        panels = [axes for axes in figure.axes if axes.texts]
+        assert len(panels) == {pareto: 2, plane: 1}[which]
+        for panel in panels:
+            words = [text.get_text() for text in panel.texts]
+            assert sorted(words) == sorted(
+                ["No defense", *(f"Mine {n} (side={n})" for n in range(1, count))]
+            )
+            boxes = [Text.get_window_extent(text) for text in panel.texts]
+            assert all(0 <= box.x0 < box.x1 <= width for box in boxes)
+            assert all(0 <= box.y0 < box.y1 <= height for box in boxes)
+            assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+
+
+def test_names_stand_at_their_points_where_there_is_room_and_else_have_lines() -> None:
+    few, many = (plane.draw(drawn(crowd(*args))).figure.axes[0] for args in ((2, 5.0), (30, 0.0)))
+    assert [text.arrow_patch for text in few.texts] == [None, None]
+    assert all(text.arrow_patch is not None for text in many.texts)
+
+
+def test_no_two_defenses_look_alike() -> None:
+    looks = [tuple(picture.mark(rank).items()) for rank in range(100)]
+    assert len(set(looks)) == 100
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -427,7 +507,7 @@ def test_an_attack_that_trains_comes_from_the_cache_or_not_at_all(cache_folder: 
     assert made_picture.remarks == ()
 
 
-@pytest.mark.parametrize("which", ["pareto", "curves", "losses", "tsne"])
+@pytest.mark.parametrize("which", ["pareto", "plane", "curves", "losses", "tsne"])
 def test_the_same_records_give_the_same_bytes(
     which: str, tmp_path: Path, kept: dict[str, artefacts.Arrays]
 ) -> None:
@@ -466,8 +546,10 @@ LONG = "cbd(rescale=False, critic_weight=1.0, select='cv')"
 
 def visible(figure: Figure) -> list[Text]:
     """All texts that are drawn: of the labels of ticks, those within the limits of their axis."""
-    texts = [*figure.texts, *figure.legends[0].texts]
+    texts = [*figure.texts, *(text for legend in figure.legends for text in legend.texts)]
     for axes in figure.axes:
+        if not axes.axison:
+            continue
         frame = axes.get_window_extent().padded(1)
         texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
         for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
@@ -479,7 +561,7 @@ def visible(figure: Figure) -> list[Text]:
     return [text for text in texts if text.get_visible() and text.get_text()]
 
 
-@pytest.mark.parametrize("which", [pareto, curves, losses])
+@pytest.mark.parametrize("which", [pareto, plane, curves, losses])
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_no_text_is_clipped_or_overlaps_another(which: Any, count: int) -> None:
     names = ["badnets", "blend_per_image(alpha=0.1)", "sig(poisoning_rate=0.5)", "trojan", "wanet"]
@@ -495,7 +577,8 @@ def test_no_text_is_clipped_or_overlaps_another(which: Any, count: int) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         width, height = canvas.get_width_height()
-        boxes = [(text.get_text(), text.get_window_extent()) for text in visible(figure)]
+        # Of a name with a line to its point, the name.
+        boxes = [(text.get_text(), Text.get_window_extent(text)) for text in visible(figure)]
     assert len(boxes) > 10
     for text, box in boxes:
         assert 0 <= box.x0 < box.x1 <= width, text
@@ -606,6 +689,13 @@ def test_a_folder_of_a_suite_is_named_by_it(
         (["pareto", "--defense=cdb"], "several has no defense 'cdb'; did you mean 'cbd'?"),
         (["pareto", "--attack=("], "expected name or name(field=value, ...), got '('"),
         (["pareto", "--attack=blend", "--dataset=gtsrb"], "is of all of blend, gtsrb"),
+        (["plane"], "several has records of several data sets: gtsrb, toy; choose one with --dat"),
+        (["plane", "--dataset=toy", "--attack=none"], "no record of an attack to compare by"),
+        (
+            ["plane", "--results=failed"],
+            "failed: all cells with an attack failed or are not finite",
+        ),
+        (["plain"], "unknown figure 'plain'; did you mean 'plane'?"),
         (["pareto"], "several has records of several data sets: gtsrb, toy; choose one with --dat"),
         (["triggers"], "several has records of several data sets: gtsrb, toy; choose one with"),
         (["pareto", "--dataset=gtsrb"], "no record of no defense, which others are compared with"),

@@ -359,7 +359,7 @@ def test_the_command(tmp_path: Path, capsys):
     assert "damaged record" in capsys.readouterr().err
     for bad, complaint in (
         (["table", "4"], "unknown table '4'"),
-        (["table", "leaderboard", "--latex"], "--latex is for the tables of the paper"),
+        (["table", "leaderboard", "--label=a"], "--label is for --latex: add it"),
         (["table", "5", "--results", "nowhere"], "no record in nowhere/records belongs"),
     ):
         assert main(bad) == 2

@@ -38,11 +38,13 @@ REGISTRIES: dict[str, Registry[Any]] = {
 @dataclass(frozen=True)
 class Words:
     """What a plugin is called: canonical spec, label and versions, see `Cell`; the spec by which
-    another process builds it; its code, if it is local; and the modules of what made it."""
+    another process builds it; its title, if it has one; its code, if it is local; and the modules
+    of what made it."""
 
     spec: str
     located: str
     label: str
+    title: str
     versions: Any
     code: Code | None
     modules: tuple[str, ...]
@@ -170,9 +172,11 @@ def _words(axis: str, plugin: Any) -> Words:
     ]
     if axis == "dataset" and plugin.content is not None:
         versions.append(plugin.content)
+    canonical = registry.canonical(plugin)
     return Words(
-        spec=registry.canonical(plugin),
+        spec=canonical,
         located=registry.located(plugin),
+        title=registry.title(Spec.of(canonical).name),
         label=registry.label(plugin),
         versions=versions if len(versions) > 1 else versions[0],
         code=code_of(factories[0]) if registry.is_local(factories[0]) else None,

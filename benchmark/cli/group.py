@@ -13,6 +13,7 @@ from bdbench.models.plugins.errors import shown
 from bdbench.storage.folders import expanded
 
 if TYPE_CHECKING:
+    from bdbench.records.beside import Neighbour
     from bdbench.records.record import Record
 
 
@@ -72,6 +73,17 @@ def records_in(results: Path) -> tuple[list[Record], bool]:
     for line in damaged:
         say(f"bdbench: {line}; it is left out", err=True)
     return records, bool(damaged)
+
+
+def beside(folders: Sequence[Path], own: Path) -> tuple[tuple[Neighbour, ...], bool]:
+    """The records of other folders, and whether any was damaged, which is said."""
+    from bdbench.records.beside import neighbours
+
+    found = neighbours(folders, own)
+    damaged = [line for other in found for line in other.damaged]
+    for line in damaged:
+        say(f"bdbench: {line}; it is left out", err=True)
+    return found, bool(damaged)
 
 
 def load_plugins(plugins: Sequence[Path]) -> None:

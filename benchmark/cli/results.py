@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from bdbench.cli.group import FILE, FOLDER, beside, cli, load_plugins, records_in, say
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import check
-
-if TYPE_CHECKING:
-    pass
-from bdbench.cli.group import FILE, FOLDER, cli, load_plugins, records_in, say
 
 
 @cli.command()
 @click.argument("which", metavar="[leaderboard|1|2|3|5]", default="leaderboard")
 @click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
-@click.option("--latex", is_flag=True, help="A table of the paper as LaTeX, too.")
+@click.option("--against", type=FOLDER, multiple=True, help="Other records, to stand beside.")
+@click.option("--latex", is_flag=True, help="As LaTeX, too.")
+@click.option("--label", default="", metavar="TEXT", help="Of the leaderboard in LaTeX.")
 @click.option("--sort", default="", metavar="COLUMN", help='Sort by "badnets ASR", seconds, ...')
 @click.option("--columns", multiple=True, metavar="NAME", help="More of each attack; repeatable.")
-def table(which: str, results: Path, latex: bool, sort: str, columns: tuple[str, ...]) -> int:
+def table(
+    which: str,
+    results: Path,
+    against: tuple[Path, ...],
+    latex: bool,
+    label: str,
+    sort: str,
+    columns: tuple[str, ...],
+) -> int:
     """Make a table from records, as CSV and Markdown, and print it. It never trains.
 
     1, 2, 3 and 5 are those of the paper, in its layout, with the printed number beside ours.
+
+    --against DIR, repeatable, puts into the leaderboard what DIR has of the same data sets, models,
+    recipes, attacks and seeds, and says what is left out.
 
     --sort and --columns change how the leaderboard is printed, not the files. A column is named by
     what stands above it: "badnets ASR", "mean CA", DER. NAME is floor, R-Acc, "CA interval", "ASR
@@ -32,21 +41,26 @@ def table(which: str, results: Path, latex: bool, sort: str, columns: tuple[str,
     """
     known = ["leaderboard", "1", "2", "3", "5"]
     check(which in known, f"unknown table {which!r}{spec.did_you_mean(which, known)}")
-    check(not latex or which != "leaderboard", "--latex is for the tables of the paper: 1, 2, 3, 5")
+    check(latex or not label, "--label is for --latex: add it")
     plain = not sort and not columns
     check(plain or which == "leaderboard", "--sort and --columns are for the leaderboard")
+    check(not against or which == "leaderboard", "--against is for the leaderboard")
+    check(not label or which == "leaderboard", "--label is for the leaderboard")
+    from bdbench.records.beside import join
     from bdbench.tables.write import leaderboard, write_leaderboard, write_table
 
-    records, damaged = records_in(results)
-    made = None if plain else leaderboard(records, sort, columns)
+    own, damaged = records_in(results)
+    others, more = beside(against, results)
+    records, origins = join(own, others, results)
+    made = None if plain else leaderboard(records, sort, columns, origins)
     if which == "leaderboard":
-        paths = write_leaderboard(records, results)
+        paths = write_leaderboard(records, results, origins, label if latex else None)
     else:
         paths = write_table(int(which), records, results, latex)
     written = next(path for path in paths if path.suffix == ".md")
     say(made.markdown() if made else written.read_text(encoding="utf-8"))
     say(f"written: {', '.join(map(str, paths))}")
-    return 1 if damaged else 0
+    return 1 if damaged or more else 0
 
 
 @cli.command()
@@ -86,7 +100,7 @@ def merge(folders: tuple[Path, ...], results: Path) -> int:
 
 
 @cli.command()
-@click.argument("which", metavar="tsne|losses|curves|pareto|sweep|triggers")
+@click.argument("which", metavar="tsne|losses|curves|pareto|plane|sweep|triggers")
 @click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
 @click.option("--attack", multiple=True, metavar="SPEC", help="Only this attack; repeatable.")
 @click.option("--defense", multiple=True, metavar="SPEC", help="Only this defense; repeatable.")
@@ -108,11 +122,11 @@ def figure(
 ) -> int:
     """Draw a figure from records, as PNG and SVG with its data as CSV. It never trains.
 
-    pareto: time, ASR and lost CA of all defenses. curves: CA and ASR by epoch. losses: those of
-    clean and poisoned training images by epoch. tsne: embeddings before and after training.
-    sweep: CA and ASR against a field that differs between specs, such as t1 of cbd. triggers: an
-    image with the trigger of each attack. A SPEC is a name with or without fields,
-    and stands for all that agree with it.
+    pareto: time, ASR and lost CA of all defenses. plane: ASR against CA of all defenses, for each
+    attack. sweep: CA and ASR against a field that differs between specs, such as t1 of cbd. curves:
+    CA and ASR by epoch. losses: those of clean and poisoned training images by epoch. tsne:
+    embeddings before and after training. triggers: an image with the trigger of each attack. A SPEC
+    is a name with or without fields, and stands for all that agree with it.
     """
     from bdbench.figures import FORMATS, make
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -32,6 +31,8 @@ JOBS = Jobs()
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from bdbench.running.run import Plan
+
 
 @cli.command()
 @click.argument("name", metavar="[SUITE|FILE.toml]", default="quick")
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 @click.option("--precision", metavar="NAME", help="auto, fp32 or bf16; the suite's by default.")
 @click.option("--results", type=FOLDER, help="Default: results/SUITE.")
+@click.option(
+    "--against", type=FOLDER, multiple=True, help="Records to stand beside; not run again."
+)
 @click.option("--data", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
 @click.option("--jobs", type=JOBS, metavar="N", help="Cells at once: N, or auto, the default.")
@@ -74,6 +78,10 @@ def run(name: str, **options: Any) -> int:
     and --defense replace that axis of the suite and may be repeated. A SPEC is a name with or
     without fields, such as blend or "blend(alpha=0.1)"; a list in place of a value is a sweep, so
     "cbd(t1=[3, 5, 8])" is three defenses.
+
+    With --against DIR, repeatable, a cell that has its record in DIR is not run, and the
+    leaderboard shows the records of both folders. New records go to --results, by default
+    results/SUITE, or results/SUITE-own where that is DIR.
 
     Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
     """
@@ -100,26 +108,30 @@ def run(name: str, **options: Any) -> int:
         from bdbench.cli.transfer import offer
 
         offer((cell.dataset for cell in made.missing), how.data)
-    return max(execute(made, console).code, _show(made.results, console))
+    return max(execute(made, console).code, _show(made, console))
 
 
-def _show(folder: Path, console: Console) -> int:
-    """Write and print the leaderboard of all records in the folder. Returns the exit code."""
+def _show(plan: Plan, console: Console) -> int:
+    """Write and print the leaderboard of all records in the folder, and of those beside them.
+    Returns the exit code."""
+    from bdbench.records.beside import join
     from bdbench.records.files import read_all
     from bdbench.tables.write import write_leaderboard
 
-    records, damaged = read_all(folder)
-    for line in damaged:
+    folder = plan.results
+    own, damaged = read_all(folder)
+    records, origins = join(own, plan.beside, folder, plan.asked)
+    for line in [*damaged, *(line for other in plan.beside for line in other.damaged)]:
         console.print(f"warning: {line}; it is left out", markup=False, highlight=False)
     if records:
-        paths = write_leaderboard(records, folder)
+        paths = write_leaderboard(records, folder, origins)
         for path in paths:
             if path.suffix == ".md":
                 console.print(
                     path.read_text("utf-8"), markup=False, highlight=False, soft_wrap=True
                 )
         console.print(f"tables in {folder / 'tables'}", markup=False, highlight=False)
-    return 1 if damaged else 0
+    return 1 if damaged or any(other.damaged for other in plan.beside) else 0
 
 
 def named(kind: type, options: dict[str, Any]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ CLASSES = (
 FOLDER = "cifar-10-batches-py"
 
 
-@register("cifar10")
+@register("cifar10", title="CIFAR-10")
 @dataclass(frozen=True)
 class CIFAR10(FileSource):
     """CIFAR-10, 32x32 pixels, 50,000 training and 10,000 test images.

@@ -29,7 +29,7 @@ WHITE = 16
 """The largest grey level of the originals."""
 
 
-@register("digits")
+@register("digits", title="Digits")
 @dataclass(frozen=True)
 class Digits(Source):
     """1,200 digits to train and 597 to test, 16 x 16 pixels. A mirrored digit is none, so nothing

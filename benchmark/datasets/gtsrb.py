@@ -24,7 +24,7 @@ PLACE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 SIZE = 32
 
 
-@register("gtsrb")
+@register("gtsrb", title="GTSRB")
 @dataclass(frozen=True)
 class GTSRB(FileSource):
     """GTSRB, resized to 32x32 pixels, 39,209 training and 12,630 test images.

@@ -30,7 +30,7 @@ SIZE = 224
 RESIZED = 256
 
 
-@register("imagenet_subset")
+@register("imagenet_subset", title="ImageNet subset")
 @dataclass(frozen=True)
 class ImageNetSubset(FileSource):
     """Twelve classes of ImageNet, 224x224 pixels, 15,600 training and 600 test images.

@@ -61,7 +61,7 @@ BLOB_CONTRAST = 0.3
 NOISE = 0.03
 
 
-@register("toy")
+@register("toy", title="Toy")
 @dataclass(frozen=True)
 class Toy(Source):
     """Generated shapes, ten balanced classes, the same on every machine.

@@ -16,7 +16,7 @@ from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import check
 from bdbench.records.record import Record
 
-FIGURES = ("curves", "losses", "pareto", "sweep", "triggers", "tsne")
+FIGURES = ("curves", "losses", "pareto", "plane", "sweep", "triggers", "tsne")
 
 
 def make(

@@ -12,11 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from bdbench.figures.picture import COLOURS, MARKERS, PAGE, Picture, caption, legend, several
+from bdbench.figures.labels import Name, Panel, columns, height_of, labelled, share_of, width_of
+from bdbench.figures.picture import PAGE, Picture, asr_axis, caption, mark, several
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.tables.groups import ASR, CA, is_none, mean, seconds_total
 from bdbench.tables.leaderboard import Block
+from bdbench.tables.names import names
 from bdbench.tables.statistics import half_width
 
 TIME, LOST = "seconds_ratio", "clean_accuracy_lost"
@@ -38,20 +40,46 @@ def draw(selection: Selection) -> Picture:
         any(not is_none(name) for name in data.get("defense", ())),
         f"{selection.results} has no attack with results of a defense and of no defense",
     )
-    figure = Figure((PAGE, 2.8), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for axes, value in ((left, ASR), (right, LOST)):
-        _draw_panel(axes, data, value, selection.ranks)
-    # Most defenses leave a few per cent, which a linear axis would not tell apart.
-    left.set_yscale("symlog", linthresh=1, linscale=0.5)
-    left.set(ylabel="ASR (%)", ylim=(-0.15, 140), yticks=[0, 1, 10, 100])
-    left.set_yticks([*range(2, 10), *range(20, 100, 10)], minor=True)
-    left.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    right.set_ylabel("CA lost (points)")
-    names = sorted(set(data["defense"]), key=selection.ranks.__getitem__)
-    legend(figure, {name: _look(selection.ranks[name]) for name in names})
+    called = names(block.groups, "defense")
+    width = width_of(called.values())
+
+    def build(column: float) -> tuple[Figure, Sequence[Panel]]:
+        return _figure(data, called, selection.ranks, column, block)
+
+    return Picture(labelled(build, share_of(width, PAGE / 2)), data)
+
+
+def _figure(
+    data: pd.DataFrame,
+    called: Mapping[str, str],
+    ranks: Mapping[str, int],
+    width: float,
+    block: Block,
+) -> tuple[Figure, list[Panel]]:
+    tall = max(2.8, height_of(called.values()) + 0.9) if width else 2.8
+    figure = Figure((PAGE, tall), layout="constrained")
+    panels = []
+    for (axes, column), value in zip(columns(figure, 1, 2, width), (ASR, LOST), strict=True):
+        _draw_panel(axes, data, value, ranks)
+        points = _names(data, value, called, ranks)
+        small = data[data["attack"] != MEAN]
+        others = [(x, 100 * y) for x, y in zip(small[TIME], small[value], strict=True)]
+        panels.append(Panel(axes, points, others, column))
+    asr_axis(panels[0].axes)
+    panels[1].axes.set_ylabel("CA lost (points)")
     caption(figure, block.groups, *_sentences(data, len(block.poisoned)))
-    return Picture(figure, data)
+    return figure, panels
+
+
+def _names(
+    data: pd.DataFrame, value: str, called: Mapping[str, str], ranks: Mapping[str, int]
+) -> list[Name]:
+    """At the means over attacks."""
+    means = data[data["attack"] == MEAN]
+    return [
+        Name(called[defense], x, 100 * y, mark(ranks[defense])["color"])
+        for defense, x, y in zip(means["defense"], means[TIME], means[value], strict=True)
+    ]
 
 
 def points(block: Block) -> pd.DataFrame:
@@ -151,7 +179,7 @@ def _draw_panel(axes: Axes, data: pd.DataFrame, value: str, ranks: Mapping[str, 
     """Time and one value, in percent, with the front as stairs."""
     means = data[data["attack"] == MEAN]
     for _, row in data.iterrows():
-        look, is_mean = _look(ranks[row["defense"]]), row["attack"] == MEAN
+        look, is_mean = mark(ranks[row["defense"]]), row["attack"] == MEAN
         size = {"zorder": 4} if is_mean else {"markersize": 2.5, "alpha": 0.6}
         x, y = [row[TIME]], [100 * row[value]]
         axes.plot(x, y, **look | size)
@@ -169,11 +197,6 @@ def _draw_panel(axes: Axes, data: pd.DataFrame, value: str, ranks: Mapping[str, 
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("training time (no defense = 1)")
-
-
-def _look(rank: int) -> dict[str, Any]:
-    shape, color = MARKERS[rank % len(MARKERS)], COLOURS[rank % len(COLOURS)]
-    return {"linestyle": "", "marker": shape, "color": color, "markersize": 6}
 
 
 def _sentences(data: pd.DataFrame, attacks: int) -> Iterator[str]:

@@ -15,7 +15,7 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.storage.atomic import write_atomically
@@ -159,6 +159,21 @@ def stacked(text: str, letters: int) -> str:
     given = Spec.of(text)
     lines = [given.name, *(f"{key}={value!r}" for key, value in given.fields.items())]
     return "\n".join(textwrap.fill(line, letters) for line in lines)
+
+
+def mark(rank: int) -> dict[str, Any]:
+    """How the points of a defense look, by its rank in the folder: no two of a hundred alike."""
+    turn, place = divmod(rank, len(COLOURS))
+    shape, color = MARKERS[(place + turn) % len(MARKERS)], COLOURS[place]
+    return {"linestyle": "", "marker": shape, "color": color, "markersize": 6}
+
+
+def asr_axis(axes: Axes) -> None:
+    """ASR in percent. Most defenses leave a few, which a linear axis would not tell apart."""
+    axes.set_yscale("symlog", linthresh=1, linscale=0.5)
+    axes.set(ylabel="ASR (%)", ylim=(-0.15, 140), yticks=[0, 1, 10, 100])
+    axes.set_yticks([*range(2, 10), *range(20, 100, 10)], minor=True)
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:

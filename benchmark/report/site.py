@@ -70,7 +70,7 @@ def description(defense: str) -> list[str]:
     if not name.isidentifier() or not path.is_file():
         return []
     source = path.read_text(encoding="utf-8")
-    text = ast.get_docstring(ast.parse(source)) if f'register("{name}")' in source else None
+    text = ast.get_docstring(ast.parse(source)) if f'register("{name}"' in source else None
     return [" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n") if paragraph]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from bdbench.machine.threads import cores
 from bdbench.models.networks.given import NAME, given
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.scope import threaded
+from bdbench.records.beside import Known, Neighbour, join, neighbours, same
 from bdbench.records.files import path_of, read
 from bdbench.records.record import ALONE, OtherSchema, Record
 from bdbench.running.claims import claimed, lock_of
@@ -46,6 +47,8 @@ from bdbench.trial import provenance
 from bdbench.trial.harness import Harness
 from bdbench.trial.networks import check_starts
 
+TO_RUN = ("missing", "unsaved")
+"""States of cells, see `_state`."""
 LONGEST = 1e9
 """Seconds, some thirty years: what a clock of the system can be set to."""
 
@@ -56,6 +59,7 @@ class Options:
 
     device: auto, cpu, cuda or cuda:1
     results: folder of the records, None for the one with the name of the suite
+    against: folders of other records: a cell that has one there is not run
     data: folder of data sets, None for the usual ones
     plugin: files that workers must load
     budget: seconds; no cell is started that would not fit
@@ -68,6 +72,7 @@ class Options:
 
     device: str = "auto"
     results: Path | None = None
+    against: Sequence[Path] = ()
     data: Path | None = None
     plugin: Sequence[Path] = ()
     budget: float | None = None
@@ -88,6 +93,7 @@ class Plan:
     missing: those that have no record, or not the one that is wanted
     outdated: how many of the others have a record that other code made
     unsaved: how many of the missing have a record, and no network that was to be saved
+    beside: other folders of records, and by cell which of them has its record
     """
 
     name: str
@@ -101,6 +107,8 @@ class Plan:
     missing: tuple[Cell, ...]
     outdated: int = 0
     unsaved: int = 0
+    beside: tuple[Neighbour, ...] = ()
+    there: Mapping[Cell, Path] = field(default_factory=dict)
 
     @cached_property
     def speed(self) -> Speed:
@@ -173,13 +181,30 @@ class Plan:
         """One for each cell, the sum, and what it takes of time, memory and disk."""
         missing = set(self.missing)
         for cell in self.cells:
-            cost = "has its record"
+            cost = f"has its record in {self.there[cell]}" if cell in self.there else ""
+            cost = cost or "has its record"
             if cell in missing:
                 known = self.place.is_here
                 cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
             yield f"{cell.key}  {title(cell)}: {cost}"
         yield f"{self._count}{self._about}"
+        yield from self.surroundings()
         yield from map(str, self.needs)
+
+    @property
+    def asked(self) -> list[Known]:
+        """The cells, as `join` takes them."""
+        return [(cell.identity, cell.versions) for cell in self.cells]
+
+    def surroundings(self) -> Iterator[str]:
+        """A line on each thing that the reader of a table with the other folders must know."""
+        if not self.beside:
+            return
+        for other in self.beside:
+            count = list(self.there.values()).count(other.folder)
+            yield f"{count} of {len(self.cells)} cells have their record in {other.folder}"
+        yield f"new records go to {self.results}"
+        yield from join((), self.beside, self.results, self.asked)[1].remarks
 
     @property
     def headline(self) -> str:
@@ -231,10 +256,11 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
     cells = tuple(grid.cells(suite, precision))
     place = _for_local(cells, place)
     _check_networks(cells, options.network)
-    folder = options.results or Path("results") / name
-    states = {cell: _state(cell, folder, options) for cell in cells}
-    missing = tuple(cell for cell in cells if states[cell] in ("missing", "unsaved"))
-    outdated, unsaved = (list(states.values()).count(state) for state in ("outdated", "unsaved"))
+    folder = _folder(name, options)
+    beside = neighbours(options.against, folder)
+    folders = [folder, *(other.folder for other in beside)]
+    found_in = {cell: _found(cell, folders, options) for cell in cells}
+    states = [state for state, _ in found_in.values()]
     made = Plan(
         name,
         suite,
@@ -244,9 +270,11 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
         precision,
         folder,
         cells,
-        missing,
-        outdated,
-        unsaved,
+        missing=tuple(cell for cell in cells if found_in[cell][0] in TO_RUN),
+        outdated=states.count("outdated"),
+        unsaved=states.count("unsaved"),
+        beside=beside,
+        there={cell: where for cell, (_, where) in found_in.items() if where in folders[1:]},
     )
     made.asking.triggers(cells)
     return made
@@ -273,7 +301,9 @@ def execute(plan: Plan, console: Console) -> Execution:
     """
     _tidy(plan)
     if not plan.missing:
-        line = f"{plan.name}: all {len(plan.cells)} cells have records in {plan.results}"
+        places = [plan.results, *(other.folder for other in plan.beside)]
+        line = f"{plan.name}: all {len(plan.cells)} cells have records in "
+        line += " or ".join(map(str, places))
         if plan.outdated:
             line += f"; other code made {plan.outdated} of them, --stale runs these again"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -283,7 +313,8 @@ def execute(plan: Plan, console: Console) -> Execution:
     if plan.unsaved:
         count = f"{plan.unsaved} record{'s have' if plan.unsaved > 1 else ' has'}"
         console.print(f"{count} no network that was saved, and --save runs the cells again")
-    console.print(plan.headline, markup=False, highlight=False, soft_wrap=True)
+    for line in (plan.headline, *plan.surroundings()):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     left = sum(shares(plan.missing, plan.speed.there).values())
     with Reporter(len(plan.missing), left, console) as reporter:
         if others is not None and (taken := others.meanwhile() or 0) > ALONE:
@@ -336,6 +367,27 @@ def _check_networks(cells: Sequence[Cell], file: Path | None) -> None:
         "evaluate FILE` evaluates it and runs the defenses that start from it",
     )
     check_starts(of_file)
+
+
+def _folder(name: str, options: Options) -> Path:
+    """Of the records: that with the name of the suite, and another where it is what one's own
+    stand against."""
+    usual = Path("results") / name
+    published = any(same(usual, folder) for folder in options.against)
+    return options.results or (usual.with_name(f"{name}-own") if published else usual)
+
+
+def _found(
+    cell: Cell, folders: Sequence[Path], options: Options
+) -> tuple[str, Path] | tuple[str, None]:
+    """The state of a cell in the first folder that has a record for it, see `_state`. Networks are
+    kept of one's own cells alone, in the first folder."""
+    for folder in folders:
+        state = _state(cell, folder, options)
+        if state != "missing":
+            return state, folder
+        options = replace(options, save=False)
+    return "missing", None
 
 
 def _state(cell: Cell, folder: Path, options: Options) -> str:

@@ -10,6 +10,7 @@ from functools import cached_property
 from tabulate import tabulate
 
 from bdbench.models.plugins.spec import Spec
+from bdbench.records.beside import ALONE, Origins
 from bdbench.records.record import Record
 from bdbench.tables.groups import (
     ASR,
@@ -93,10 +94,12 @@ class Block:
     """The groups of one data set, model and recipe.
 
     apart: whether defenses with and without clean images are compared each among themselves
+    origins: from which folders the records come
     """
 
     groups: tuple[Group, ...]
     apart: bool = True
+    origins: Origins = ALONE
 
     def markdown(self, order: str = "", extra: Sequence[str] = ()) -> str:
         """Title, table and footnotes.
@@ -123,7 +126,8 @@ class Block:
                     for attack in heads
                     for text in self._fields(defense, attack, heads[attack])
                 ]
-                rows.append([as_markdown(defense), clean, work, *fields, *rest])
+                name = " ".join(filter(None, (as_markdown(defense), self.sign(defense))))
+                rows.append([name, clean, work, *fields, *rest])
         table = pipe(headers, rows, ["left", *["right"] * (len(headers) - 1)])
         notes = "\n".join(f"- {as_markdown(note)}" for note in self.footnotes())
         title = f"## {as_markdown(self.title())}"
@@ -194,6 +198,10 @@ class Block:
             found.setdefault(group.names["defense"], []).append(group)
         return found
 
+    def sign(self, defense: str) -> str:
+        """Marks a row that has records of other folders."""
+        return self.origins.sign(r for group in self._by_defense[defense] for r in group.records)
+
     def _numbers(self, defense: str) -> Iterator[tuple[str, float]]:
         yield "clean", 100 * self._clean_fractions[defense]
         own = [g for g in self._by_defense[defense] if g.used]
@@ -218,19 +226,29 @@ class Block:
         return min(filter(is_none, names), default="")
 
     @cached_property
-    def best(self) -> dict[tuple[str, str], Group]:
-        """By section and attack, the group with the lowest ASR; no defense competes only if alone.
+    def _contests(self) -> dict[tuple[str, str], list[Group]]:
+        """By section and attack those that compete for the lowest ASR; no defense only if alone.
 
         Sections are one where they are not `apart`.
         """
         competing = [g for g in self.groups if not is_none(g.names["defense"])] or self.groups
-        best: dict[tuple[str, str], Group] = {}
+        found: dict[tuple[str, str], list[Group]] = {}
         for group in competing:
-            contest = self._contest(group)
             attacked = not is_none(group.names["attack"])
             if attacked and group.counts(ASR) and "at_chance" not in group.flagged:
-                best[contest] = min(best.get(contest, group), group, key=_asr)
-        return best
+                found.setdefault(self._contest(group), []).append(group)
+        return found
+
+    @cached_property
+    def best(self) -> dict[tuple[str, str], Group]:
+        """By section and attack, the group with the lowest ASR."""
+        return {contest: min(groups, key=_asr) for contest, groups in self._contests.items()}
+
+    def is_second(self, group: Group) -> bool:
+        """Whether its ASR is the lowest of its contest above that of the best."""
+        groups = self._contests.get(self._contest(group), [])
+        higher = {_asr(each) for each in groups} - {min(map(_asr, groups), default=math.nan)}
+        return group in groups and _asr(group) == min(higher, default=math.nan)
 
     def _contest(self, group: Group) -> tuple[str, str]:
         section = self._section(group.names["defense"]) if self.apart else ""
@@ -368,7 +386,7 @@ class Block:
         return "tied" if tied(best.counts(ASR), group.counts(ASR)) else ""
 
     def footnotes(self) -> Iterator[str]:
-        """A line for each mark; and one if seconds cannot be compared."""
+        """A line for each mark; and one if seconds cannot be compared, and on other folders."""
         yield from self.marked(FOOTNOTES, lambda group: group.flagged)
         used = (record for group in self.groups for record in group.used)
         devices = sorted({str(record.provenance.get("device")) for record in used})
@@ -378,6 +396,7 @@ class Block:
         yield from dict.fromkeys(f"{defense} {text}" for defense, text in lines if text)
         if len(devices) > 1:
             yield f"seconds were measured on several devices: {', '.join(devices)}"
+        yield from self.origins.lines([r for group in self.groups for r in group.records])
 
     def _warnings(self) -> list[tuple[str, str]]:
         """What records warn of, by defense, each text once."""

@@ -242,7 +242,8 @@ def defaults(package: str, name: str) -> Mapping[str, Any]:
     for owner in body:
         if not isinstance(owner, ast.ClassDef):
             continue
-        if f"register({name!r})" not in map(ast.unparse, owner.decorator_list):
+        marks = map(ast.unparse, owner.decorator_list)
+        if not any(mark.startswith(f"register({name!r}") for mark in marks):
             continue
         for part in owner.body:
             if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.value:

@@ -35,6 +35,7 @@ _LATEX = {
     "‖": r"$\parallel$",
     "·": r"$\cdot$",
     "°": r"$^\circ$",
+    "◊": r"$\diamond$",
 }
 _FORMULA = tuple("=+-@")
 

@@ -16,6 +16,7 @@ import pandas as pd
 
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.spec import did_you_mean
+from bdbench.records.beside import ALONE, Origins
 from bdbench.records.consistency import AXES
 from bdbench.records.record import STAGES, Record
 from bdbench.storage.atomic import write_atomically
@@ -29,6 +30,7 @@ from bdbench.tables.groups import (
     seconds_total,
     trainings,
 )
+from bdbench.tables.latex import documents
 from bdbench.tables.leaderboard import EXTRA, LEGEND, Block
 from bdbench.tables.paper import LEGEND as PAPER_LEGEND
 from bdbench.tables.paper import (
@@ -42,7 +44,7 @@ from bdbench.tables.paper import (
 from bdbench.tables.published import reference
 from bdbench.tables.sheet import Sheet
 from bdbench.tables.statistics import half_width, tied
-from bdbench.tables.text import as_csv
+from bdbench.tables.text import as_csv, as_markdown
 
 INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 COLUMNS = (
@@ -63,14 +65,27 @@ SUITES_OF = {1: "table1-cifar10", 2: "table2", 3: "table3", 5: "table5"}
 
 @dataclass(frozen=True, eq=False)
 class Leaderboard:
-    """blocks: Markdown, one per data set, model and recipe. summary: what `summarise` returns."""
+    """
+    blocks: Markdown, one per data set, model and recipe
+    made: of which these are made
+    summary: what `summarise` returns, with the folder of each row where there are several
+    remarks: what other folders have that is left out
+    """
 
     blocks: tuple[str, ...]
+    made: tuple[Block, ...]
     summary: pd.DataFrame
+    remarks: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """The blocks and a legend."""
-        return "\n\n".join([*self.blocks, LEGEND]) + "\n"
+        """The blocks, what is left out, and a legend."""
+        remarks = "\n".join(f"- {as_markdown(line)}" for line in self.remarks)
+        return "\n\n".join([*self.blocks, *filter(None, [remarks]), LEGEND]) + "\n"
+
+    def latex(self, label: str = "") -> str:
+        """A table of LaTeX for each block; `label` is that of the first, and of the others with a
+        number. Raises `InvalidInput` for one that LaTeX would not take."""
+        return documents(self.made, label)
 
     def csv(self) -> str:
         """The summary with shares in [0, 1], six significant digits, and nothing for nan."""
@@ -91,19 +106,23 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def leaderboard(
-    records: Iterable[Record], sort: str = "", columns: Iterable[str] = ()
+    records: Iterable[Record],
+    sort: str = "",
+    columns: Iterable[str] = (),
+    origins: Origins = ALONE,
 ) -> Leaderboard:
     """Defenses by attacks, for each data set, model and recipe.
 
     sort: title of the column that orders the defenses of a section, such as "badnets ASR" or
         "seconds"; DER if not given. The best number comes first.
     columns: which of `EXTRA` to add for each attack, or "all"
+    origins: from which folders the records come, see `join`
 
     Raises `InvalidInput` for a column that is not there, or as `summarise` does.
     """
     groups = collect(records)
     found = groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
-    blocks = [Block(tuple(members)) for _, members in found]
+    blocks = tuple(Block(tuple(members), origins=origins) for _, members in found)
     titles = {title for block in blocks for row in block.numbers.values() for title in row}
     known = ["defense", *sorted(titles)]
     check(sort in ("", *known), f"unknown column {sort!r}{did_you_mean(sort, known)}")
@@ -112,19 +131,28 @@ def leaderboard(
         choices = [*EXTRA, "all"]
         check(name in choices, f"unknown column {name!r}{did_you_mean(name, choices)}")
     extra = EXTRA if "all" in wanted else wanted
-    made = tuple(block.markdown(sort, extra) for block in blocks)
-    return Leaderboard(made, _summary(groups))
+    texts = tuple(block.markdown(sort, extra) for block in blocks)
+    summary = _summary(groups)
+    if origins.signs:
+        summary["folder"] = [_folders(group, origins) for group in groups]
+    return Leaderboard(texts, blocks, summary, origins.remarks)
 
 
-def write_leaderboard(records: Sequence[Record], folder: Path) -> list[Path]:
+def write_leaderboard(
+    records: Sequence[Record], folder: Path, origins: Origins = ALONE, label: str | None = None
+) -> list[Path]:
     """Write `leaderboard.csv` and `.md` to `<folder>/tables` and return their paths.
 
-    Raises `InvalidInput` for no records, an unwritable folder, or as `summarise` does.
+    label: of a table in LaTeX, `.tex`, which is written too; derived where it is empty
+
+    Raises `InvalidInput` for no records, an unwritable folder, or as `leaderboard` does.
     """
     if not records:
         raise InvalidInput(f"no records in {folder / 'records'}; `bdbench run` makes them")
-    board = leaderboard(records)
+    board = leaderboard(records, origins=origins)
     texts = {"leaderboard.csv": board.csv(), "leaderboard.md": board.markdown()}
+    if label is not None:
+        texts["leaderboard.tex"] = board.latex(label)
     for name, text in texts.items():
         write_atomically(folder / "tables" / name, text.encode())
     return [folder / "tables" / name for name in texts]
@@ -267,6 +295,11 @@ def _timing(group: Group, bare: Group) -> dict[str, float]:
         "passes_ratio": passes_ratio(group, bare),
         "others": math.nan if None in others else max(others),
     }
+
+
+def _folders(group: Group, origins: Origins) -> str:
+    """Where the records of a row come from."""
+    return "; ".join(dict.fromkeys(str(origins.of(record)) for record in group.records))
 
 
 def _data_of(group: Group) -> tuple[str, ...]:

@@ -35,6 +35,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "sources": sources(cell),
+        "titles": {axis: words.title for axis, words in cell.words.items() if words.title},
         **({"code": {axis: code.text for axis, code in cell.local.items()}} if cell.local else {}),
         **({"plugins": files} if (files := plugins(cell)) else {}),
         "clean_fraction": cell.defense.clean_fraction,

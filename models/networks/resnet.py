@@ -49,7 +49,7 @@ class ResNet(Classifier):
         return last
 
 
-@register("resnet18")
+@register("resnet18", title="ResNet-18")
 def resnet18(
     num_classes: int, image_size: int, mean: Channels = 0.0, deviation: Channels = 1.0
 ) -> ResNet:
@@ -63,7 +63,7 @@ def resnet18(
     return ResNet(resnet.resnet18(num_classes=num_classes), image_size, mean, deviation)
 
 
-@register("resnet34")
+@register("resnet34", title="ResNet-34")
 def resnet34(
     num_classes: int, image_size: int, mean: Channels = 0.0, deviation: Channels = 1.0
 ) -> ResNet:
@@ -77,7 +77,7 @@ def resnet34(
     return ResNet(resnet.resnet34(num_classes=num_classes), image_size, mean, deviation)
 
 
-@register("preact_resnet18")
+@register("preact_resnet18", title="PreActResNet-18")
 def preact_resnet18(
     num_classes: int, image_size: int, mean: Channels = 0.0, deviation: Channels = 1.0
 ) -> PreActivationResNet:

@@ -82,7 +82,7 @@ def _stage(inside: int, outside: int, depth: int, stride: int) -> nn.Sequential:
     )
 
 
-@register("wrn16_1")
+@register("wrn16_1", title="WRN-16-1")
 def wrn16_1(
     num_classes: int, image_size: int, mean: Channels = 0.0, deviation: Channels = 1.0
 ) -> PreActivationResNet:

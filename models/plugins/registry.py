@@ -37,6 +37,7 @@ PLUGINS = (
 )
 """What classes of plugins and networks have in common."""
 F = TypeVar("F", bound=Callable[..., Any])
+LONGEST_TITLE = 60
 
 
 class RegistersNothing(UserWarning):
@@ -59,12 +60,21 @@ class Registry(Generic[T]):
         self.base = base
         self.broken: dict[str, str] = {}
         self._factories: dict[str, Callable[..., T]] = {}
+        self._titles: dict[str, str] = {}
         self._discovered = self._imported = False
         REGISTRIES.add(self)
 
-    def register(self, name: str) -> Callable[[F], F]:
+    def register(self, name: str, title: str = "") -> Callable[[F], F]:
         """Class or function decorator. A name is given once, but for a class or file that is loaded
-        again: another's raises `InvalidInput`."""
+        again: another's raises `InvalidInput`, as does a title that is none.
+
+        title: the name as people write it, such as "BadNets", for tables and figures
+        """
+        check(
+            isinstance(title, str) and title.isprintable() and len(title) <= LONGEST_TITLE,
+            f"the title of {self.kind} {name!r} must be a line of at most {LONGEST_TITLE} "
+            f"characters, got {title!r}",
+        )
 
         def remember(factory: F) -> F:
             check(
@@ -80,9 +90,15 @@ class Registry(Generic[T]):
                     f"two {self.kind}s are called {name!r}, in {places}; give one another name"
                 )
             self._factories[name] = factory
+            if title:
+                self._titles[name] = title
             return factory
 
         return remember
+
+    def title(self, name: str) -> str:
+        """The name as people write it; empty where a plugin gives none."""
+        return self._titles.get(name, "")
 
     def names(self) -> list[str]:
         """All names, sorted, `none` first."""
