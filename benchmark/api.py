@@ -18,7 +18,7 @@ import torch
 
 from bdbench.attacks import Attack
 from bdbench.attacks.registry import attacks as _attacks
-from bdbench.cells.cell import Cell, cell, check_trigger
+from bdbench.cells.cell import Cell, cell, check_network, check_trigger
 from bdbench.cells.grid import recipe_for
 from bdbench.cells.overrides import Changes
 from bdbench.cells.suites import Suite, suite
@@ -53,22 +53,22 @@ from bdbench.trial.poisoned import PoisonedData
 Folder = str | Path
 
 
-def attack(name: str, **fields: Any) -> Attack:
+def attack(name: str, /, **fields: Any) -> Attack:
     """The attack of this name. Raises `InvalidInput` for a wrong name, field or value."""
     return _attacks.build(Spec(name, fields))
 
 
-def defense(name: str, **fields: Any) -> Defense:
+def defense(name: str, /, **fields: Any) -> Defense:
     """The defense of this name, as `attack`."""
     return _defenses.build(Spec(name, fields))
 
 
-def dataset(name: str, **fields: Any) -> Source:
+def dataset(name: str, /, **fields: Any) -> Source:
     """The data set of this name, as `attack`. Nothing is read yet."""
     return _datasets.build(Spec(name, fields))
 
 
-def model(name: str, **fields: Any) -> Model:
+def model(name: str, /, **fields: Any) -> Model:
     """The model of this name, as `attack`. Its `build` makes networks."""
     return _models.build(Spec(name, fields))
 
@@ -157,6 +157,7 @@ def run_cell(
         kept = read(path_of(folder, chosen.key))
         if kept.status == "ok" and (kept.curves or not curves):
             return CellRecord(**vars(kept))
+    check_network(chosen)
     searched = roots(None if data is None else Path(data))
     harness = Harness(Cache(cache_root()), searched, place, curves)
     done = harness.finish(chosen)

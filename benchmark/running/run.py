@@ -30,10 +30,11 @@ from bdbench.running.engines.base import Ear, Engine
 from bdbench.running.engines.options import Place
 from bdbench.running.engines.processes import apart
 from bdbench.running.found import found
+from bdbench.running.names import Names
 from bdbench.running.needs import Need, check_needs, estimate
 from bdbench.running.probing import Asking
-from bdbench.running.progress import Reporter, duration
-from bdbench.running.schedule import Schedule, title
+from bdbench.running.progress import COLUMNS, Reporter, duration, titled
+from bdbench.running.schedule import Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.worker import Job
 from bdbench.storage.atomic import check_writable, remove_abandoned
@@ -57,7 +58,7 @@ class Options:
     budget: seconds; no cell is started that would not fit
     limit: seconds that one cell may take
     stale: also run cells whose code has changed
-    curves: evaluate after every epoch
+    curves: evaluate at the ends of epochs
     """
 
     device: str = "auto"
@@ -158,14 +159,16 @@ class Plan:
         )
 
     def lines(self) -> Iterator[str]:
-        """One for each cell, the sum, and what it takes of time, memory and disk."""
-        missing = set(self.missing)
+        """What is the same for all cells, one for each cell, the sum, and what it takes of time,
+        memory and disk."""
+        missing, names = set(self.missing), Names(self.cells)
+        yield from names.common
         for cell in self.cells:
             cost = "has its record"
             if cell in missing:
                 known = self.place.is_here
                 cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
-            yield f"{cell.key}  {title(cell)}: {cost}"
+            yield f"{cell.key}  {titled(names.of(cell), COLUMNS - len(cell.key) - 2, f': {cost}')}"
         yield f"{self._count}{self._about}"
         yield from map(str, self.needs)
 
@@ -220,6 +223,7 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
     outdated = list(states.values()).count("outdated")
     made = Plan(name, suite, place, options, devices, precision, folder, cells, missing, outdated)
     made.asking.triggers(cells)
+    made.asking.networks(missing)
     return made
 
 
@@ -251,7 +255,8 @@ def execute(plan: Plan, console: Console) -> Execution:
         return Execution(0)
     others = Others(plan.device) if plan.suite.timed else None
     _check_places(plan)
-    console.print(plan.headline, markup=False, highlight=False, soft_wrap=True)
+    for line in (plan.headline, *Names(plan.missing).common):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     left = sum(shares(plan.missing, plan.speed.there).values())
     with Reporter(len(plan.missing), left, console) as reporter:
         if others is not None and (taken := others.meanwhile() or 0) > ALONE:
