@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.contract.others import made
 from bdbench.contract.promises import promise
-from bdbench.contract.scenarios import CPU, RECIPE, expect, pictures, untouched, whole_cell
+from bdbench.contract.scenarios import CPU, RECIPE, expect, pictures, untouched
 from bdbench.models.networks.classifier import Classifier, has_head
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.training.augment import to_float
@@ -95,13 +95,19 @@ def judges_alone(registry: Registry[Any], name: str) -> None:
     )
 
 
-@promise("model", "a copy, and a network with its weights, answer as it does", weights_follow)
+@promise(
+    "model",
+    "it learns; a copy and a network with its weights are as it is",
+    weights_follow,
+)
 def can_be_copied(registry: Registry[Any], name: str) -> None:
     means, images = small(registry, name), images_of(3)
     network, other = means.build(), means.build("other")
+    before = logits(network, images)
     # So that buffers such as running means differ, too.
     step(network)
     answers = logits(network, images)
+    expect(not torch.equal(answers, before), "a step of training changes no answer")
     copy = deepcopy(network)
     expect(torch.equal(logits(copy, images), answers), "a deep copy of it answers otherwise")
     other.load_state_dict(network.state_dict())
@@ -125,24 +131,14 @@ def in_bf16(registry: Registry[Any], name: str) -> None:
     expect(apart < ROUNDED, f"its embedding in bf16 is {apart:.2g} apart, relative to its norm")
 
 
-@promise("model", "it learns in a whole cell, from poisoned images to the record", can_be_copied)
-def model_cell(registry: Registry[Any], name: str) -> None:
-    network = small(registry, name).build()
-    before = [values.clone() for values in network.parameters()]
-    step(network)
-    pairs = zip(network.parameters(), before, strict=True)
-    expect(not all(torch.equal(*pair) for pair in pairs), "a step changes none of its parameters")
-    whole_cell("badnets", "none", model=name, dataset="toy(train_images=20, test_images=10)")
-
-
 def alike(one: Tensor, other: Tensor) -> bool:
     """Whether they are the same but for the order in which sums were made."""
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 def step(network: Classifier) -> None:
-    """One of training, on a few images."""
-    data = pictures(8, SIZE, CLASSES)
+    """One of training, on two images."""
+    data = pictures(2, SIZE, CLASSES)
     optimizer = RECIPE.sgd(network)
     with torch.random.fork_rng(devices=[]):
         cross_entropy(network.train()(to_float(data.images)), data.labels).backward()

@@ -113,7 +113,6 @@ TOY = f"toy(train_images=400, test_images=50, image_size={SIDE})"
 def whole_cell(
     attack: str,
     defense: str,
-    model: str = "wrn16_1",
     dataset: str = TOY,
     roots: Sequence[Path] = (),
     cache: Cache | None = None,
@@ -124,7 +123,7 @@ def whole_cell(
     """
     with TemporaryDirectory() as folder:
         harness = Harness(cache or Cache(Path(folder)), roots, CPU)
-        record = harness.run(cell(dataset, model, attack, defense, RECIPE, seed=0))
+        record = harness.run(cell(dataset, "wrn16_1", attack, defense, RECIPE, seed=0))
     error = record.error or {"type": "", "message": ""}
     expect(record.status == "ok", f"it fails with {error['type']}: {error['message']}")
     decode(encode(record))
