@@ -1,4 +1,4 @@
-"""Networks that others wrote, taken apart; and what a defense needs of a network, said beforehand."""
+"""Networks that others wrote, taken apart, and what a defense needs of a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CA and ASR after every epoch: a column of panels for each attack, a line for each defense."""
+"""CA and ASR by epoch: a column of panels for each attack, a line for each defense."""
 
 from __future__ import annotations
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from bdbench.models import at_least, check, register
-from bdbench.models.networks.traced import Traced
+from bdbench.models import Traced, at_least, check, register
 from bdbench.models.plugins.spec import did_you_mean
 
 if TYPE_CHECKING:

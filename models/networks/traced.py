@@ -28,7 +28,8 @@ class Traced(Classifier):
 
     network: gives logits for float32 (n, 3, height, width); its layers are used, not copied
     image_size: height and width, pixels
-    scale: how often a side is enlarged before the network sees an image
+    scale: how many times a side is enlarged before the network sees an image
+    mean, deviation: see `Classifier`
     owner: what the network is called in an error
 
     Raises `InvalidInput` for a network that has no such pieces.
@@ -38,10 +39,10 @@ class Traced(Classifier):
         self,
         network: nn.Module,
         image_size: int,
-        scale: int,
-        mean: float,
-        deviation: float,
-        owner: str,
+        scale: int = 1,
+        mean: float = 0.0,
+        deviation: float = 1.0,
+        owner: str = "the network",
     ) -> None:
         super().__init__(mean, deviation)
         self.scale = scale
