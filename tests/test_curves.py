@@ -203,7 +203,7 @@ def test_the_last_point_is_the_outcome_and_the_others_say_what_they_stand_on(
 
 def test_a_curve_is_the_same_whatever_lies_in_the_cache(tmp_path: Path) -> None:
     """Of a defense that tunes an undefended network, which another cell made without curves."""
-    made = tiny("ft(updates=600)")
+    made = tiny("ft(updates=40)")
     alone = Harness(Cache(tmp_path / "alone"), [], CPU, curves=True).run(made)
     Harness(Cache(tmp_path / "shared"), [], CPU).run(tiny("none"))
     after = Harness(Cache(tmp_path / "shared"), [], CPU, curves=True).run(made)

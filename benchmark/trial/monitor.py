@@ -118,16 +118,13 @@ class Looker(Observer):
                 self._draw(self._watched)
 
     def close(self, returned: Classifier) -> None:
-        """The training is over. A point is added where there is none of its last round, which
-        nobody may have known to be the last."""
-        if self.judge is None:
-            return
-        if self._watched is None or self._rounds == 0:
-            self._rounds = 1
+        """The training is over. A point of the network that is returned is added where there is
+        none of the last round, which nobody may have known to be the last."""
+        ended = self.curve[-1]["epoch"] if self.curve else 0
+        if self.judge is not None and (self._rounds == 0 or self._rounds != ended):
+            self._rounds = max(1, self._rounds)
             self._plan(0, 1)
             self._draw(returned)
-        elif not self.curve or self.curve[-1]["epoch"] != self._rounds:
-            self._draw(self._watched)
 
     def draws(self, returned: Classifier) -> bool:
         """Whether the last point of the curve is of the network that was returned."""
