@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from bdbench.attacks import Attack
 from bdbench.attacks.registry import attacks as _attacks
 from bdbench.cells import suite_file
-from bdbench.cells.cell import Cell, cell, check_trigger
+from bdbench.cells.cell import Cell, cell, check_network, check_trigger
 from bdbench.cells.grid import recipe_for
 from bdbench.cells.overrides import Changes
 from bdbench.cells.suites import Suite
@@ -62,22 +62,22 @@ Folder = str | Path
 Folders = Folder | Sequence[Folder]
 
 
-def attack(name: str, **fields: Any) -> Attack:
+def attack(name: str, /, **fields: Any) -> Attack:
     """The attack of this name. Raises `InvalidInput` for a wrong name, field or value."""
     return _attacks.build(Spec(name, fields))
 
 
-def defense(name: str, **fields: Any) -> Defense:
+def defense(name: str, /, **fields: Any) -> Defense:
     """The defense of this name, as `attack`."""
     return _defenses.build(Spec(name, fields))
 
 
-def dataset(name: str, **fields: Any) -> Source:
+def dataset(name: str, /, **fields: Any) -> Source:
     """The data set of this name, as `attack`. Nothing is read yet."""
     return _datasets.build(Spec(name, fields))
 
 
-def model(name: str, **fields: Any) -> Model:
+def model(name: str, /, **fields: Any) -> Model:
     """The model of this name, as `attack`. Its `build` makes networks."""
     return _models.build(Spec(name, fields))
 
@@ -174,6 +174,7 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
         there = not save or _networks.saved(folder, kept) is not None
         if kept.status == "ok" and (kept.curves or not harness.curves) and there:
             return CellRecord(**vars(kept), _results=folder)
+    check_network(chosen)
     done = harness.finish(chosen)
     if folder is not None:
         if save and done.network is not None:

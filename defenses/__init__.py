@@ -1,5 +1,6 @@
 """Defenses: a possibly poisoned image set becomes a classifier."""
 
+from bdbench.defenses.base import HEAD as HEAD
 from bdbench.defenses.base import CleanBudget as CleanBudget
 from bdbench.defenses.base import Context as Context
 from bdbench.defenses.base import Defense as Defense

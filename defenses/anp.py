@@ -31,6 +31,8 @@ from bdbench.defenses import Context, Defense, register
 from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, check, loop
 
 Norms = Mapping[str, nn.BatchNorm2d]
+MASKED = "a BatchNorm2d that has weights"
+"""What a network must have, or there is nothing to mask."""
 
 
 @register("anp", title="ANP")
@@ -76,11 +78,14 @@ class ANP(Defense):
             drops=(),
         )
 
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        return "" if find_norms(network) else MASKED
+
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean = context.trusted()
         network = deepcopy(context.undefended())
         norms = find_norms(network)
-        check(bool(norms), "anp needs a network with a BatchNorm2d that has weights")
+        check(bool(norms), f"anp needs {MASKED}")
         m = self.learn_masks(network, clean.fit, context)
         pruned = m <= self.threshold
         with torch.no_grad():

@@ -16,6 +16,8 @@ from bdbench.models.plugins.errors import check
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe, steps_per_epoch
 
+HEAD = "a linear layer `head` that reads its features"
+"""What a network lacks that has none."""
 VALIDATION = 0.2
 """Share of a clean budget that is kept for choosing and stopping."""
 
@@ -100,6 +102,12 @@ class Defense(ABC):
     @abstractmethod
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         """A classifier in eval mode, made from data that may be poisoned."""
+
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        """What `fit` needs of a network and this one, of random weights, lacks at an image size, as
+        in "a BatchNorm2d"; empty if nothing. It is asked before anything trains.
+        """
+        return ""
 
     @property
     def lent(self) -> tuple[float, float]:

@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 
-from bdbench.defenses import Context, Defense, register
+from bdbench.defenses import HEAD, Context, Defense, register
 from bdbench.models import (
     Batch,
     Classifier,
@@ -41,6 +41,7 @@ from bdbench.models import (
     added,
     at_least,
     check,
+    has_head,
     loop,
     one_of,
     predict,
@@ -93,6 +94,9 @@ class CBD(Defense):
             len(set(self.t1s)) == len(self.t1s) > 0 and min(self.t1s) >= 1,
             f"t1s must be different numbers of at least 1, got {self.t1s}",
         )
+
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        return "" if has_head(network) else HEAD
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         chosen = self.search(data, context) if self.select == "cv" else self

@@ -26,6 +26,10 @@ from torch import Tensor, nn
 
 from bdbench.defenses import Context, Defense, register
 from bdbench.models import Classifier, ImageSet, at_least, check
+from bdbench.models.rng import stream
+
+BOUNDED = "a BatchNorm2d that reads the output of a convolution"
+"""What a network must have, or none of its channels has a bound."""
 
 
 @register("clp", title="CLP")
@@ -43,15 +47,16 @@ class CLP(Defense):
     def __post_init__(self) -> None:
         at_least(0, u=self.u)
 
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        noise = torch.rand(1, 3, image_size, image_size, generator=stream(0, "noise"))
+        return "" if follow(network, noise) else BOUNDED
+
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         network = deepcopy(context.undefended())
         height, width = data.size
         noise = torch.rand(1, 3, height, width, generator=context.rng("noise"))
         pairs = follow(context.build("noise"), noise.to(context.device))
-        check(
-            bool(pairs),
-            "clp needs a network in which BatchNorm2d reads the output of a convolution",
-        )
+        check(bool(pairs), f"clp needs {BOUNDED}")
         channels = pruned = 0
         for convolution, norm in pairs:
             kernels, affine = network.get_submodule(convolution), network.get_submodule(norm)

@@ -35,7 +35,7 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from bdbench.defenses import Context, Defense, register
+from bdbench.defenses import HEAD, Context, Defense, register
 from bdbench.defenses.dbd_views import draw_views, make_views
 from bdbench.models import (
     Batch,
@@ -46,6 +46,7 @@ from bdbench.models import (
     above,
     at_least,
     check,
+    has_head,
     logits,
     loop,
     portion,
@@ -112,6 +113,9 @@ class DBD(Defense):
         above(0, semi_share=self.semi_share, beta=self.beta)
         at_least(0, ce_weight=self.ce_weight, rce_weight=self.rce_weight, lambda_u=self.lambda_u)
         check(0 < self.alpha < 1, f"alpha must be between 0 and 1, got {self.alpha}")
+
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        return "" if has_head(network) else HEAD
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         kept = portion(self.alpha, len(data))

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from bdbench.defenses import Context, Defense, register
+from bdbench.defenses import HEAD, Context, Defense, register
 from bdbench.models import (
     Batch,
     Classifier,
@@ -33,6 +33,7 @@ from bdbench.models import (
     above,
     at_least,
     check,
+    has_head,
     loop,
     predict,
 )
@@ -65,6 +66,9 @@ class FinePruning(Defense):
         at_least(0, updates=self.updates)
         at_least(2, batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)
+
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        return "" if has_head(network) else HEAD
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean = context.trusted()

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
-from bdbench.defenses import CleanBudget, Context, Defense, register
+from bdbench.defenses import HEAD, CleanBudget, Context, Defense, register
 from bdbench.models import (
     Batch,
     Classifier,
@@ -39,8 +39,10 @@ from bdbench.models import (
     above,
     at_least,
     check,
+    has_head,
     loop,
     predict,
+    stage_shapes,
     train,
 )
 
@@ -50,6 +52,9 @@ BETAS = (500.0, 1000.0, 1000.0)
 SEARCH = "search"
 FACTORS = (1.0, 0.1, 0.01, 0.001)
 """Of the betas, in the order in which a search tries them."""
+STAGES = 3
+"""Whose attention is compared."""
+WIDER = "feature maps of more than one pixel at the last three stages"
 LOSS = 0.02
 """Of validation accuracy beside the teacher's: what a search puts up with."""
 
@@ -93,6 +98,14 @@ class NAD(Defense):
         at_least(1, updates=self.updates, drop=self.drop)
         at_least(2, batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)
+
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        shapes = stage_shapes(network, image_size)
+        if len(shapes) < STAGES:
+            return f"{STAGES} stages (it has {len(shapes)})"
+        if any(shape[2:].numel() == 1 for shape in shapes[-STAGES:]):
+            return WIDER
+        return "" if has_head(network) else HEAD
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean, undefended = context.trusted(), context.undefended()
@@ -195,7 +208,6 @@ def attention(F: Tensor, p: float) -> Tensor:
     height, width = F.shape[2:]
     check(
         height * width > 1,
-        "nad needs feature maps of more than one pixel at the last three stages: "
-        "take larger images or a network that shrinks them less",
+        f"nad needs {WIDER}: take larger images or a network that shrinks them less",
     )
     return normalize(F.float().abs().pow(p).sum(1).flatten(1))

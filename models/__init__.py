@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from bdbench.models.data import ImageSet as ImageSet
     from bdbench.models.data import portion as portion
     from bdbench.models.networks.classifier import Classifier as Classifier
+    from bdbench.models.networks.classifier import has_head as has_head
+    from bdbench.models.networks.classifier import stage_shapes as stage_shapes
+    from bdbench.models.networks.traced import Traced as Traced
     from bdbench.models.plugins.errors import InvalidInput as InvalidInput
     from bdbench.models.plugins.errors import above as above
     from bdbench.models.plugins.errors import at_least as at_least
@@ -36,7 +39,8 @@ if TYPE_CHECKING:
 
 HOMES = {
     "data": ["ImageSet", "portion"],
-    "networks.classifier": ["Classifier"],
+    "networks.classifier": ["Classifier", "has_head", "stage_shapes"],
+    "networks.traced": ["Traced"],
     "plugins.errors": ["InvalidInput", "above", "at_least", "check", "one_of"],
     "plugins.spec": ["added"],
     "registry": ["models", "register"],

@@ -23,8 +23,12 @@ class Observer:
     def backward(self, images: int) -> None:
         """A gradient went back through a network for so many images."""
 
-    def loop_started(self, rounds: int, images: int) -> None:
-        """A training of so many rounds on `images` images begins; see `loop`."""
+    def loop_started(self, rounds: int, images: int, part: tuple[int, int]) -> None:
+        """A training begins, see `loop`, of so many rounds, in all of which `images` images go
+        forward.
+
+        part: which one it is, from 0, of how many, where a longer training is made of several
+        """
 
     def trained(self, images: int) -> None:
         """One step on so many images is done (or queued, on a GPU)."""

@@ -249,7 +249,7 @@ def test_a_network_without_such_layers_is_refused(images: ImageSet) -> None:
             return last
 
     lent = replace(lend(images), train_undefended=lambda n: Bare().eval())
-    with pytest.raises(InvalidInput, match="anp needs a network with a BatchNorm2d that has weig"):
+    with pytest.raises(InvalidInput, match="anp needs a BatchNorm2d that has weights"):
         ANP().fit(images, lent)
 
 

@@ -114,17 +114,20 @@ def test_a_run_is_resumed_and_extended_without_repeating_anything(
 
 def test_a_dry_run_for_a_cluster_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dry-run", "--defense=none", "--engine=ray", "--gpus=1", "--device=cuda") == 0
-    first, last = capsys.readouterr().out.splitlines()
-    assert first.endswith("to be run")
+    same, first, last = capsys.readouterr().out.splitlines()
+    assert same == f"all cells: {TINY[0].partition('=')[2]} · wrn16_1 · seed 0"
+    assert first.endswith("  badnets · none: to be run")
     assert last == "1 of 1 cells to run"
 
 
 def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dry-run", "--defense=none", "--defense=cbd") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 5
-    assert "2 of 2 cells to run" in lines[2]
-    assert "free there" in lines[3]
+    assert len(lines) == 6
+    assert "wrn16_1 · badnets · seed 0" in lines[0]
+    assert [line.split()[1] for line in lines[1:3]] == ["none:", "cbd:"]
+    assert "2 of 2 cells to run" in lines[3]
+    assert "free there" in lines[4]
     assert not (own_folder / "results").exists()
 
 

@@ -20,7 +20,7 @@ from bdbench.cli import main
 from bdbench.contract import attacks as promised_attacks
 from bdbench.contract import promises as contract
 from bdbench.contract.promises import REGISTRIES, promises
-from bdbench.contract.scenarios import Broken, context
+from bdbench.contract.scenarios import Broken, Untested, context
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
@@ -39,7 +39,11 @@ ALL = [
 
 @pytest.mark.parametrize(("kind", "name", "promise"), ALL)
 def test_a_plugin_keeps_its_promises(kind: str, name: str, promise: contract.Promise) -> None:
-    promise.test(REGISTRIES[kind], name)
+    try:
+        promise.test(REGISTRIES[kind], name)
+    except Untested as reason:
+        assert kind == "data set"
+        pytest.skip(str(reason))
 
 
 @pytest.mark.parametrize("name", defenses.names())

@@ -236,6 +236,8 @@ def test_the_pages_have_what_is_tested_here() -> None:
         "strong_cutout.py",
         "my_defense.py",
         "my_attack.py",
+        "my_model.py",
+        "my_dataset.py",
     }
     assert [block.page for block in PROGRAMS].count("README.md") == 1
     assert [block.page for block in PROGRAMS].count("benchmark/README.md") == 2
@@ -325,29 +327,29 @@ def test_commands_that_are_not_run_stand_on_a_page() -> None:
     assert NOT_RUN.keys() <= set(COMMANDS)
 
 
-def test_contributing_has_a_defense_and_an_attack() -> None:
+def test_contributing_has_a_plugin_of_each_kind() -> None:
     printed = [each.block.text for each in PLUGINS if each.block.page == "CONTRIBUTING.md"]
-    kinds = [re.findall(r"^from bdbench\.(\w+) import .*register$", t, re.M) for t in printed]
-    assert kinds == [["defenses"], ["attacks"]]
+    found = r"^from bdbench\.(\w+) import .*\bregister\b"
+    kinds = [re.findall(found, text, re.M) for text in printed]
+    assert kinds == [["defenses"], ["attacks"], ["models"], ["datasets"]]
     assert max(len(text.splitlines()) for text in printed) <= LONGEST_PLUGIN
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.file)
 def test_a_printed_plugin_goes_through_a_cell(plugin: Plugin, reader: Path) -> None:
-    known = {*attacks.names(), *defenses.names()}
+    known = {axis: {*registry.names()} for axis, registry in AXES.items()}
     load_file(reader / plugin.file)
-    names = {*attacks.names(), *defenses.names()} - known
-    assert len(names) == 1
-    name = names.pop()
+    fresh = {axis: {*registry.names()} - known[axis] for axis, registry in AXES.items()}
+    ((axis, name),) = ((axis, name) for axis, names in fresh.items() for name in names)
+    axes = {
+        "dataset": "toy(train_images=100, test_images=50, image_size=16)",
+        "model": "wrn16_1",
+        "attack": "badnets",
+        "defense": "none",
+    }
+    axes[axis] = f"{name}(train_images=100)" if axis == "dataset" else name
     record = Harness(Cache(reader / "cache"), [], torch.device("cpu")).run(
-        cell(
-            "toy(train_images=100, test_images=50, image_size=16)",
-            "wrn16_1",
-            name if name in attacks.names() else "badnets",
-            name if name in defenses.names() else "none",
-            Recipe(epochs=1, batch_size=32, padding=0),
-            seed=0,
-        )
+        cell(**axes, recipe=Recipe(epochs=1, batch_size=32, padding=0), seed=0)
     )
     assert record.status == "ok", record.error
     assert record.diagnostics["poisoned_images"] == 10

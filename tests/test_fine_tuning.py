@@ -356,7 +356,7 @@ class Steps(Observer):
         self.found: list[int] = []
         self._went = False
 
-    def loop_started(self, rounds: int, images: int) -> None:
+    def loop_started(self, rounds: int, images: int, part: tuple[int, int]) -> None:
         self.found.append(0)
 
     def backward(self, images: int) -> None:

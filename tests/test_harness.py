@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from bdbench.cells import cost, grid
 from bdbench.cells.cell import Cell, cell, check_trigger, recipe_of
+from bdbench.cells.cost import Sample
 from bdbench.cells.suites import SUITES, suite
 from bdbench.defenses.base import Context, Defense
 from bdbench.defenses.registry import defenses
@@ -278,6 +279,7 @@ def test_a_curve_is_that_of_the_network_that_is_returned(
     cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search tries several students one after the other, whose curves are not one."""
+    monkeypatch.setattr("bdbench.trial.monitor.sample", every)
     told = iter([0.9, 0.1, 0.2, 0.95] * 2)
     monkeypatch.setattr("bdbench.defenses.nad.validation_accuracy", lambda *_: next(told))
     harness = Harness(Cache(cache_folder), [], CPU, curves=True)
@@ -289,7 +291,13 @@ def test_a_curve_is_that_of_the_network_that_is_returned(
     assert searched.metrics == alone.metrics
 
 
-def test_losses_of_a_curve_by_hand(cache_folder: Path) -> None:
+def every(budget: float, training: int, test: int) -> Sample:
+    """All images for each point."""
+    return Sample(training, test)
+
+
+def test_losses_of_a_curve_by_hand(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bdbench.trial.monitor.sample", every)
     harness = Harness(Cache(cache_folder), [], CPU, curves=True)
     point = harness.run(tiny(epochs=1)).curves[-1]
     network, made = undefended_of(tiny(epochs=1), harness)

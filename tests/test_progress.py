@@ -6,10 +6,11 @@ import re
 from io import StringIO
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from bdbench.running import progress
-from bdbench.running.progress import Reporter, by_stage
+from bdbench.running.progress import COLUMNS, Reporter, elapsed, shortened, titled
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def lines(
     each time; without a bar."""
     console = console or Console(file=StringIO(), width=200)
     with Reporter(1, 3e5, console) as reporter:
-        reporter.begin("a", "cell", "short", 3e5)
+        reporter.begin("a", ["cell"], "short", 3e5)
         for seconds, work in advances:
             clock[0] += seconds
             reporter.advance("a", work)
@@ -63,7 +64,7 @@ def test_short_steps_are_not_looked_at_one_by_one(clock: list[float]) -> None:
     said = lines(clock, [(0.0 if n % 2 else 0.002, 0.3) for n in range(32_000)])
     assert said[0].endswith(" images, 100 images/s, about 16 min left in all")
     reporter = Reporter(1, 3e5, Console(file=StringIO()))
-    reporter.begin("a", "cell", "short", 3e5)
+    reporter.begin("a", ["cell"], "short", 3e5)
     for _ in range(100_000):
         clock[0] += 0.001
         reporter.advance("a", 0.3)
@@ -80,7 +81,7 @@ def test_the_bar_sums_the_speed_of_all_cells_and_fits_80_columns(clock: list[flo
     console = Console(file=StringIO(), force_terminal=True, width=80)
     with Reporter(128, 3e7, console) as reporter:
         for key in "ab":
-            reporter.begin(key, "cell", "badnets · a long name of a defense", 1e7)
+            reporter.begin(key, ["cell"], "badnets · a long name of a defense", 1e7)
         for _ in range(9):
             clock[0] += 1.0
             reporter.advance("a", 3 * 60_000.0)
@@ -99,19 +100,83 @@ def test_the_bar_sums_the_speed_of_all_cells_and_fits_80_columns(clock: list[flo
         assert reporter._bar.tasks[0].fields["speed"] == ""
 
 
-def test_the_stages_that_count_are_told() -> None:
-    assert by_stage({"load": 0.1, "undefended": 44.0, "fit": 3.2, "poison": 0.0}) == (
-        "47 s: undefended 44 s, fit 3 s"
-    )
-    assert by_stage({"load": 0.1, "fit": 7200.0, "evaluate": 1.0}) == "2.0 h"
-    assert by_stage({}) == "0 s"
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.2, "0 s"),
+        (59.4, "59 s"),
+        (59.6, "1 min"),
+        (70.0, "1 min 10 s"),
+        (599.0, "9 min 59 s"),
+        (720.0, "12 min"),
+        (7200.0, "2.0 h"),
+    ],
+)
+def test_seconds_are_told_in_words(seconds: float, said: str) -> None:
+    assert elapsed(seconds) == said
+
+
+@pytest.mark.parametrize("width", [3, 8, 9, 25, 80])
+@pytest.mark.parametrize("text", ["cbd", "cbd(t1=3, select='cv')", "folder(path='データ')"])
+def test_a_long_text_loses_its_middle(text: str, width: int) -> None:
+    found = shortened(text, width)
+    assert cell_len(found) <= width
+    if cell_len(text) <= width:
+        assert found == text
+    else:
+        left, right = found.split("…")
+        assert text.startswith(left)
+        assert text.endswith(right)
+        # A wide character may leave a column free.
+        assert cell_len(found) >= width - 1
+
+
+def test_the_longest_part_of_a_name_is_shortened_and_the_numbers_stay() -> None:
+    name, numbers = ["badnets", "cbd(t1=3, select='cv', folds=5)"], ": CA 82.4, ASR 4.8"
+    assert titled(name, 100, numbers) == f"badnets · {name[1]}{numbers}"
+    assert titled(name, 45, numbers) == f"badnets · cbd(t1=3…folds=5){numbers}"
+    assert titled(name, 10, numbers) == f"b…s · c…){numbers}"
+
+
+@pytest.mark.parametrize("parts", [1, 2, 5])
+def test_a_line_fits_whatever_the_specs(parts: int, clock: list[float]) -> None:
+    console = Console(file=StringIO(), width=200)
+    name = [f"a_long_name_{n}(field='{n * 40 * 'x'}', other=[1, 2, 3])" for n in range(parts)]
+    result = "CA 100.0, ASR 100.0, 9 min 59 s, attack_failed, at_chance"
+    with Reporter(128, 3e7, console) as reporter:
+        reporter.begin("a", name, "short", 1.5e7)
+        for _ in range(40):
+            clock[0] += 10.0
+            reporter.advance("a", 3e5)
+        reporter.end("a", result)
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert len(said) > 5
+    assert max(map(cell_len, said)) <= COLUMNS
+    assert all(line.startswith("[1/128] a") for line in said)
+    assert result in said[-1]
+    assert ("left" in said[-1]) == (parts < 5), "the time left goes before the name does"
+
+
+def test_the_last_line_says_no_time_left(clock: list[float]) -> None:
+    console = Console(file=StringIO(), width=200)
+    with Reporter(2, 2e5, console) as reporter:
+        for key in "ab":
+            reporter.begin(key, [key], key, 1e5)
+            clock[0] += 10.0
+            reporter.advance(key, 5e4)
+            clock[0] += 10.0
+            reporter.advance(key, 5e4)
+            reporter.end(key, "done")
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert re.fullmatch(r"\[1/2\] a: done, about \d+ s left", said[0])
+    assert said[1] == "[2/2] b: done"
 
 
 def test_what_an_earlier_run_has_done_takes_no_time_of_this_one(clock: list[float]) -> None:
     """Half of a cell is found; the other half goes at 100 images/s."""
     console = Console(file=StringIO(), width=200)
     with Reporter(1, 150_000.0, console) as reporter:
-        reporter.begin("a", "cell", "short", 150_000.0, 150_000.0)
+        reporter.begin("a", ["cell"], "short", 150_000.0, 150_000.0)
         for _ in range(31):
             clock[0] += 1.0
             reporter.advance("a", 300.0)

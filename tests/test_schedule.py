@@ -165,8 +165,12 @@ def test_what_cannot_be_kept_begun_or_made_stops_no_other_cell(tmp_path: Path) -
     assert engine.begun == cells
     assert code == 2
     assert "FAILED: there is no record of it: cannot write x: No space left" in said
-    assert "refused: the data are gone" in said
-    assert "FAILED: cannot lock x: No locks available" in said
+    assert f"[3/5] cbd: refused, key {refused.key}" in said
+    assert "  the data are gone" in said
+    assert "  MemoryError: while images were loaded; bdbench explain" in said
+    assert f"[4/5] ft: FAILED after 0 s, key {lost_memory.key}" in said
+    assert f"[5/5] nad: FAILED, key {unlocked.key}" in said
+    assert "  cannot lock x: No locks available" in said
     (path,) = (tmp_path / "records").glob("*.json")
     kept = records.read(path)
     assert kept.key == lost_memory.key

@@ -335,8 +335,8 @@ def test_an_observer_hears_of_every_step_and_epoch(images: ImageSet) -> None:
     heard: list[object] = []
 
     class Witness(Observer):
-        def loop_started(self, rounds: int, images: int) -> None:
-            heard.append(("start", rounds, images))
+        def loop_started(self, rounds: int, images: int, part: tuple[int, int]) -> None:
+            heard.append(("start", rounds, images, *part))
 
         def trained(self, images: int) -> None:
             heard.append(images)
@@ -346,18 +346,21 @@ def test_an_observer_hears_of_every_step_and_epoch(images: ImageSet) -> None:
 
     with observed_by(Witness()):
         train(network(), images, SHORT, stream(0, "x"))
-    assert heard == [("start", 2, 60), *([16, 16, 16, 12, ("end", 1)]), 16, 16, 16, 12, ("end", 2)]
+    epochs = [part for n in (1, 2) for part in (16, 16, 16, 12, ("end", n))]
+    assert heard == [("start", 2, 120, 0, 1), *epochs]
     heard.clear()
     with observed_by(Witness()):
         train(network(), images, SHORT, stream(0, "x"), updates=5)
     widths = [16, 16, 16, 12, 16]
     ends = [part for n, width in enumerate(widths) for part in (width, ("end", n + 1))]
-    assert heard == [("start", 5, 60), *ends]
+    assert heard == [("start", 5, 76, 0, 1), *ends]
     heard.clear()
     with observed_by(Witness()):
         train(network(), images[torch.arange(8)], SHORT, stream(0, "x"), updates=41)
     ends = [part for n in range(13) for part in (8, 8, 8, ("end", n + 1))]
-    assert heard == [("start", 14, 8), *ends, 8, 8, ("end", 14)], "at most 20 rounds, of 3 each"
+    assert heard == [("start", 14, 328, 0, 1), *ends, 8, 8, ("end", 14)], (
+        "at most 20 rounds, of 3 each"
+    )
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,12 @@ from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.local import Code, code_of
 from bdbench.models.plugins.registry import Registry, version_of
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model, models
+from bdbench.models.rng import global_seed
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.record import key_of
 from bdbench.storage.keys import digest_of
@@ -147,6 +148,20 @@ def check_trigger(cell: Cell) -> None:
     if not cell.attack.trains:
         size = cell.dataset.image_size
         cell.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+
+
+def check_network(cell: Cell) -> None:
+    """Raises `InvalidInput` for a network that cannot be made for the images, or that lacks what
+    the defense needs."""
+    classes, size = cell.dataset.num_classes, cell.dataset.image_size
+    with global_seed(0, "look"):
+        network = cell.model.build(classes, size).eval()
+    lacking = cell.defense.lacks(network, size)
+    check(
+        not lacking,
+        f"defense {cell.labels['defense']} needs {lacking}, which model {cell.labels['model']} "
+        f"lacks at {size} pixels: choose another model or leave out the defense",
+    )
 
 
 def share(cells: Iterable[Cell]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -12,6 +13,13 @@ from bdbench.datasets.base import Source
 from bdbench.models.networks.given import given
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.loop import ROUNDS
+
+POINTS = 20
+"""Of the curve of one training, at most."""
+SHARE = 0.15
+"""Of the work of a cell that the points of its curve may cost, in forward passes."""
+LENT = SHARE / 2
+"""The same of a network trained with no defense: one that begins with it has the rest."""
 
 NOTHING: Mapping[Any, float] = MappingProxyType({})
 
@@ -73,17 +81,59 @@ def shares(cells: Iterable[Cell], there: Mapping[Part, float] = NOTHING) -> dict
     return found
 
 
+@dataclass(frozen=True)
+class Sample:
+    """So many images, on which a point of a curve stands.
+
+    training: for its losses
+    test: for its shares; each with and without the trigger
+    """
+
+    training: int
+    test: int
+
+    @property
+    def work(self) -> int:
+        """Forward passes."""
+        return self.training + 2 * self.test
+
+
+def sample(budget: float, training: int, test: int) -> Sample:
+    """What a budget of forward passes allows for a point, of so many images that there are: a third
+    for each kind and, where all test images are in, the rest for training images; at least one of
+    either."""
+    few = max(1, min(test, int(budget / 3)))
+    return Sample(max(1, min(training, int(budget) - 2 * few)), few)
+
+
+def drawn(rounds: int) -> list[int]:
+    """After which rounds of a training its curve has a point: evenly spread, the last one too."""
+    points = min(POINTS, rounds)
+    return [math.ceil(rounds * n / points) for n in range(1, points + 1)]
+
+
 def curve_work(cell: Cell, there: Mapping[Part, float] = NOTHING) -> float:
-    """Forward passes for the points of a cell's curves: of the training images, and twice the test
-    images."""
-    images = cell.dataset.count + 2 * tests(cell.dataset)
-    networks = [part for part in shared(cell) if str(part[-1]).startswith("undefended")]
+    """Forward passes for the points of a cell's curves, as `Looker` draws them."""
+    needed = shared(cell)
+    networks = [part for part in needed if str(part[-1]).startswith("undefended")]
+    begun = sum(needed[part] for part in networks)
+    whole = 0.0
     # One that is there brings its curve, and a defense that begins with one tunes it.
-    points = 0 if not networks or networks[0] in there else cell.recipe.epochs
+    if networks and networks[0] not in there:
+        whole += _points(cell, cell.recipe.epochs, LENT * needed[networks[0]])
     if not Spec.of(cell.specs["defense"]).is_none:
-        epochs = math.ceil(parts(cell)[own(cell)] / cell.dataset.count / 3)
-        points += ROUNDS if networks else min(epochs, cell.recipe.epochs)
-    return float(points * images)
+        mine = parts(cell)[own(cell)]
+        epochs = min(math.ceil(mine / cell.dataset.count / 3), cell.recipe.epochs)
+        rounds = max(1, min(ROUNDS, epochs * ROUNDS) if networks else epochs)
+        whole += _points(cell, rounds, SHARE * (begun + mine) - LENT * begun)
+    return whole
+
+
+def _points(cell: Cell, rounds: int, budget: float) -> float:
+    """Forward passes for the points of one training that has such a budget for them."""
+    count = len(drawn(rounds))
+    each = sample(budget / count, cell.dataset.count, tests(cell.dataset))
+    return float(count * each.work)
 
 
 def tests(source: Source) -> int:

@@ -68,7 +68,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="List the cells and their cost, run none.")
 @click.option("--stale", is_flag=True, help="Also run cells whose code has changed.")
 @click.option("--graphs", is_flag=True, help="Record training steps on a GPU as CUDA graphs.")
-@click.option("--curves", is_flag=True, help="Evaluate after every epoch.")
+@click.option("--curves", is_flag=True, help="Evaluate at up to 20 epochs.")
 @click.option("--save", is_flag=True, help="Keep every defended network, in RESULTS/networks.")
 def run(name: str, **options: Any) -> int:
     """Run the cells of SUITE that have no record yet, then print the leaderboard.

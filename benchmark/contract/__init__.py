@@ -6,4 +6,6 @@
 # Imported for the promises that they register, in the order in which these are checked.
 from bdbench.contract import others as others  # isort: skip
 from bdbench.contract import attacks as attacks
+from bdbench.contract import datasets as datasets
 from bdbench.contract import defenses as defenses
+from bdbench.contract import models as models

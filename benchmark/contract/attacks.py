@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bdbench.attacks.base import Attack, Poisoned
-from bdbench.contract.others import made
+from bdbench.contract.others import made, made_by
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import (
     RECIPE,
@@ -64,7 +64,7 @@ def tried(registry: Registry[Any], name: str, factory: Any) -> Tried:
 
 @promise("attack", "it stamps its trigger, and poisons a training set", made)
 def works(registry: Registry[Any], name: str) -> None:
-    seen = tried(registry, name, registry.factory(name))
+    seen = tried(registry, name, made_by(registry, name))
     stamped, poisoned, count = seen.stamped, seen.poisoned, len(seen.data)
     expect(isinstance(stamped, Tensor), f"its trigger returns {_kind(stamped)} and not a tensor")
     expect(stamped.dtype == torch.uint8, f"its trigger returns {stamped.dtype} and not uint8")
@@ -81,13 +81,13 @@ def works(registry: Registry[Any], name: str) -> None:
 
 @promise("attack", "it draws from the random stream that it is given alone", works)
 def attack_draws(registry: Registry[Any], name: str) -> None:
-    drawn = tried(registry, name, registry.factory(name)).drawn
+    drawn = tried(registry, name, made_by(registry, name)).drawn
     expect(not drawn, drawn)
 
 
 @promise("attack", "its trigger is a function of the image alone", attack_draws)
 def pure_trigger(registry: Registry[Any], name: str) -> None:
-    attack, data = tried(registry, name, registry.factory(name)).attack, pictures(60, SIDE, 10)
+    attack, data = tried(registry, name, made_by(registry, name)).attack, pictures(60, SIDE, 10)
     before = data.images.clone()
     once, again = attack.trigger(data.images), attack.trigger(data.images)
     expect(torch.equal(data.images, before), "its trigger writes into the images it is given")

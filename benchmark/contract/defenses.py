@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdbench.contract.others import made
+from bdbench.contract.others import made, made_by
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import (
     RECIPE,
@@ -19,6 +19,7 @@ from bdbench.contract.scenarios import (
     expect,
     frozen,
     goes_on,
+    lent,
     pictures,
     replays,
     same,
@@ -72,7 +73,7 @@ def fitted(registry: Registry[Any], name: str, factory: Any) -> Fitted:
 
 @promise("defense", "fit returns a classifier", made)
 def gives_classifier(registry: Registry[Any], name: str) -> None:
-    seen = fitted(registry, name, registry.factory(name))
+    seen = fitted(registry, name, made_by(registry, name))
     check_network(seen.made, seen.data.num_classes, "it", "fit")
     answers = logits(seen.made, seen.data.images)
     expect(answers.shape == (60, 10), f"its logits have the shape {tuple(answers.shape)}")
@@ -81,16 +82,18 @@ def gives_classifier(registry: Registry[Any], name: str) -> None:
 
 @promise("defense", "it draws from the random streams that it is given alone", gives_classifier)
 def defense_draws(registry: Registry[Any], name: str) -> None:
-    drawn = fitted(registry, name, registry.factory(name)).drawn
+    drawn = fitted(registry, name, made_by(registry, name)).drawn
     expect(not drawn, drawn)
 
 
 @promise("defense", "it changes nothing it was given, and says what it needs", gives_classifier)
 def clean_hands(registry: Registry[Any], name: str) -> None:
-    seen = fitted(registry, name, registry.factory(name))
+    seen = fitted(registry, name, made_by(registry, name))
     defense, data = seen.defense, seen.data
     expect(frozen(defense), "it is not a frozen dataclass")
     expect(defense.cost(RECIPE, len(data)) > 0, "its cost is not above 0")
+    lacking = defense.lacks(lent(data).build(), data.size[0])
+    expect(lacking == "", f"it says that wrn16_1 lacks {lacking!r}, which it was fitted with")
     expect(
         seen.asked == set(range(defense.undefended)),
         f"it says that it asks for {defense.undefended} undefended networks, and asks for those "

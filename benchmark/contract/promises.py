@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bdbench.attacks.registry import attacks
-from bdbench.contract.scenarios import Broken
+from bdbench.contract.scenarios import Broken, Untested
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.blame import place
 from bdbench.models.plugins.errors import InvalidInput, check
 from bdbench.models.plugins.registry import Registry, load_file
-from bdbench.models.plugins.spec import did_you_mean
+from bdbench.models.plugins.spec import Spec, did_you_mean
 from bdbench.models.registry import models
 from bdbench.storage.folders import expanded
 
@@ -36,7 +36,7 @@ class Promise:
 
     kind: attack, defense, model, data set, or "" for all
     sentence: what is promised
-    test: called with the kind's registry and a name; raises `Broken`
+    test: called with the kind's registry and a spec; raises `Broken` or `Untested`
     needs: the tests of promises without which this one means nothing
     """
 
@@ -48,7 +48,8 @@ class Promise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a promise is kept; None where that was not tested, since another is broken.
+    """Whether a promise is kept; None where that was not tested, as another is broken or there is
+    nothing to test it with.
 
     why: how it is broken, or why it was not tested
     """
@@ -72,12 +73,12 @@ def promise(kind: str, sentence: str, *needs: Test) -> Callable[[Test], Test]:
 
 
 def found(what: str) -> list[tuple[str, str]]:
-    """Kind and name of every plugin of that name, or that a file registers. Raises `InvalidInput`.
+    """Kind and label of every plugin of that spec, or that a file registers. Raises `InvalidInput`.
 
-    A file is what ends in .py or has a folder before it; it is imported.
+    A file is what ends in .py or has a folder before it, and no fields after it; it is imported.
     """
     path = expanded(Path(what))
-    if path.suffix == ".py" or len(path.parts) > 1:
+    if not what.rstrip().endswith(")") and (path.suffix == ".py" or len(path.parts) > 1):
         load_file(path)
         made = [
             (kind, name)
@@ -87,13 +88,15 @@ def found(what: str) -> list[tuple[str, str]]:
         ]
         check(bool(made), f"plugin {what!r} registers nothing")
         return made
+    wanted = Spec.of(what)
     for registry in REGISTRIES.values():
-        if what in registry.broken:
-            registry.factory(what)
+        if wanted.name in registry.broken:
+            registry.factory(wanted.name)
     known = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
     names = dict.fromkeys(name for _, name in known)
-    check(what in names, f"nothing is called {what!r}{did_you_mean(what, names)}")
-    return [(kind, name) for kind, name in known if name == what]
+    guess = did_you_mean(wanted.name, names)
+    check(wanted.name in names, f"nothing is called {wanted.name!r}{guess}")
+    return [(kind, REGISTRIES[kind].label(what)) for kind, name in known if name == wanted.name]
 
 
 def promises(kind: str) -> list[Promise]:
@@ -104,27 +107,25 @@ def promises(kind: str) -> list[Promise]:
 def judged(kind: str, name: str) -> Iterator[Verdict]:
     """Every promise with its verdict, one after the other. A mistake breaks one promise: those that
     need it are not tested."""
-    failed: dict[Test, Promise] = {}
+    failed: dict[Test, str] = {}
     for each in promises(kind):
         first = next((failed[test] for test in each.needs if test in failed), None)
-        why = _broken(each, kind, name) if first is None else None
-        if first is not None:
-            failed[each.test] = first
-            yield Verdict(each, None, f"not tested until {first.sentence}")
-        elif why is not None:
-            failed[each.test] = each
-            yield Verdict(each, False, why)
-        else:
-            yield Verdict(each, True)
+        verdict = _verdict(each, kind, name) if first is None else Verdict(each, None, first)
+        if not verdict.kept:
+            until = verdict.why if verdict.kept is None else f"not tested until {each.sentence}"
+            failed[each.test] = str(until)
+        yield verdict
 
 
-def _broken(each: Promise, kind: str, name: str) -> str | None:
+def _verdict(each: Promise, kind: str, name: str) -> Verdict:
     try:
         each.test(REGISTRIES[kind], name)
+    except Untested as reason:
+        return Verdict(each, None, f"not tested: {reason}")
     except (Broken, InvalidInput) as error:
-        return str(error)
+        return Verdict(each, False, str(error))
     except Exception as error:
         where = inspect.trace()[-1]
         file, line = place(error) or (Path(where.filename), where.lineno)
-        return f"{type(error).__name__} in {file.name}, line {line}: {error}"
-    return None
+        return Verdict(each, False, f"{type(error).__name__} in {file.name}, line {line}: {error}")
+    return Verdict(each, True)

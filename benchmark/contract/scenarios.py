@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from functools import partial
@@ -40,6 +40,10 @@ SIDE = 16
 
 class Broken(Exception):
     """A promise that is not kept; the message says how, as a sentence about the plugin."""
+
+
+class Untested(Exception):
+    """There is nothing to test a promise with; the message says what is missing."""
 
 
 class Drawn(Broken):
@@ -103,12 +107,23 @@ def same(one: ImageSet, images: Tensor, labels: Tensor) -> bool:
     return torch.equal(one.images, images) and torch.equal(one.labels, labels)
 
 
-def whole_cell(attack: str, defense: str) -> None:
-    """Raises `Broken` where the harness fails on a very short cell of `toy`."""
-    source = f"toy(train_images=400, test_images=50, image_size={SIDE})"
+TOY = f"toy(train_images=400, test_images=50, image_size={SIDE})"
+
+
+def whole_cell(
+    attack: str,
+    defense: str,
+    dataset: str = TOY,
+    roots: Sequence[Path] = (),
+    cache: Cache | None = None,
+) -> None:
+    """Raises `Broken` where the harness fails on a very short cell.
+
+    roots, cache: see `Harness`; by default a cache of its own
+    """
     with TemporaryDirectory() as folder:
-        harness = Harness(Cache(Path(folder)), [], CPU)
-        record = harness.run(cell(source, "wrn16_1", attack, defense, RECIPE, seed=0))
+        harness = Harness(cache or Cache(Path(folder)), roots, CPU)
+        record = harness.run(cell(dataset, "wrn16_1", attack, defense, RECIPE, seed=0))
     error = record.error or {"type": "", "message": ""}
     expect(record.status == "ok", f"it fails with {error['type']}: {error['message']}")
     decode(encode(record))

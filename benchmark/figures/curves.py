@@ -1,10 +1,10 @@
-"""CA and ASR after every epoch: a column of panels for each attack, a line for each defense."""
+"""CA and ASR by epoch: a column of panels for each attack, a line for each defense."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bdbench.figures.epochs import BAND, by_epoch, draw_line, with_curves
+from bdbench.figures.epochs import BAND, by_epoch, draw_line, footing, with_curves
 from bdbench.figures.picture import COLOURS, DASHES, MARKERS, Picture, caption, grid, legend
 from bdbench.figures.selection import Selection
 from bdbench.tables.groups import is_none
@@ -40,7 +40,7 @@ def draw(selection: Selection) -> Picture:
     for axes in panels.values():
         axes.set(ylim=(-3, 103), yticks=range(0, 101, 25))
     legend(figure, looks)
-    caption(figure, groups, *[BAND] * bool((data["seeds"] > 1).any()))
+    caption(figure, groups, *[BAND] * bool((data["seeds"] > 1).any()), *footing(groups))
     return Picture(figure, data)
 
 

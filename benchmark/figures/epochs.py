@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bdbench.figures.selection import Selection
+from bdbench.records.record import TESTED
 from bdbench.tables.groups import Group
 
 BAND = "Bands reach from the lowest to the highest seed"
@@ -33,6 +34,15 @@ def by_epoch(groups: Sequence[Group], values: Sequence[str]) -> pd.DataFrame:
         table.insert(1, "defense", group.names["defense"])
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def footing(groups: Sequence[Group]) -> list[str]:
+    """A sentence on how few test images points may stand on, where not all stand on the same."""
+    points = [point for group in groups for record in group.used for point in record.curves]
+    counts = {point[TESTED] for point in points if TESTED in point}
+    if len(counts) < 2:
+        return []
+    return [f"Before the last, a point may stand on as few as {min(counts):,} test images"]
 
 
 def with_curves(selection: Selection, groups: Sequence[Group], value: str) -> list[Group]:

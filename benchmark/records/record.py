@@ -20,6 +20,8 @@ from bdbench.storage.keys import KEY, digest_of
 SCHEMA = 1
 STATUSES = ("ok", "failed")
 METRICS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "asr_floor")
+STANDS = TESTED, TRAINED = "test_images", "training_images"
+"""How many images a point of a curve stands on: its shares, and its losses."""
 FLAGS = ("attack_failed", "not_finite", "at_chance", "no_op")
 STAGES = ("load", "poison", "prepare", "capture", "undefended", "fit", "evaluate")
 ALONE = 0.2
@@ -53,7 +55,8 @@ class Record:
     metrics: counts by name, None where one makes no sense; None as a whole if failed
     passes: forward and backward passes per training image
     flags: of `FLAGS`
-    curves: one dict per evaluated epoch: epoch, and shares or None by name
+    curves: one dict per evaluated epoch: epoch, shares and losses or None by name, and in newer
+        records how many images they are of, see `STANDS`
     diagnostics: what a method publishes about itself
     provenance: versions, device, precision, commit, source hashes, data_sha256, notes
     measured: seconds by stage; peak_memory_bytes; images, a third of all forward passes, of which a

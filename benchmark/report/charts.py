@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from bdbench.records.record import METRICS
+from bdbench.records.record import METRICS, STANDS
 
 WIDTH, HEIGHT = 640, 240
 LEFT, RIGHT, TOP, BOTTOM = 52, 624, 12, 208
@@ -28,15 +28,17 @@ class Chart:
 
 
 def names(curves: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was measured at some epoch, shares first."""
+    """What was measured at some epoch, shares first, and last on how many images."""
     found = {name for point in curves for name in point} - {"epoch"}
-    return [name for name in METRICS if name in found] + sorted(found - set(METRICS))
+    others = sorted(found - {*METRICS, *STANDS})
+    return [*filter(found.__contains__, METRICS), *others, *filter(found.__contains__, STANDS)]
 
 
 def charts(curves: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
     """Of the curves of a record: one chart for the shares, one for all else."""
     for title, shares in (("Shares of test images, in percent", True), ("Mean losses", False)):
-        own = [name for name in names(curves) if (name in METRICS) == shares]
+        drawn = [name for name in names(curves) if name not in STANDS]
+        own = [name for name in drawn if (name in METRICS) == shares]
         values = [point[name] for point in curves for name in own if _known(point.get(name))]
         if values:
             low, high = (0.0, 1.0) if shares else (min(0.0, *values), max(0.0, *values) or 1.0)

@@ -17,8 +17,8 @@ from bdbench.models.plugins.errors import check
 from bdbench.models.scope import threaded
 from bdbench.records.files import read
 from bdbench.records.record import METRICS, Record
-from bdbench.running.progress import Reporter, by_stage
-from bdbench.running.schedule import title
+from bdbench.running.names import whole
+from bdbench.running.progress import Reporter, elapsed
 from bdbench.storage import networks
 from bdbench.storage.atomic import check_writable, write_atomically
 from bdbench.storage.cache import Cache
@@ -174,7 +174,7 @@ class Export:
         ]
         parts = [
             f"# Cell {cell.key}",
-            f"{as_markdown(title(cell))}, exported by bdbench.",
+            f"{as_markdown(' · '.join(whole(cell)))}, exported by bdbench.",
             "\n".join(there),
             *(f"Note: {as_markdown(note)}." for note in notes),
         ]
@@ -195,7 +195,7 @@ def _made_again(
         f"cell {cell.key} starts from a network in a file, and its own was not saved: run `bdbench "
         "evaluate` again with --save, or leave it out with --no-network",
     )
-    seconds = by_stage(record.measured["seconds"])
+    seconds = elapsed(sum(record.measured["seconds"].values()))
     console.print(
         f"the network of cell {cell.key} was not saved, so it is trained again; it took {seconds} "
         "(--no-network leaves it out)",
@@ -207,7 +207,7 @@ def _made_again(
     threads = record.provenance.get("threads") if harness.device.type == "cpu" else None
     with Reporter(1, work, console) as reporter, threaded(threads):
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
-        reporter.begin(cell.key, title(cell), short, work)
+        reporter.begin(cell.key, whole(cell), short, work)
         harness.progress = lambda done: reporter.advance(cell.key, done)
         finished = harness.finish(cell)
         if finished.failure is not None:

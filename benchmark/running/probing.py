@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import torch
 
-from bdbench.cells.cell import REGISTRIES, Cell, check_trigger
+from bdbench.cells.cell import REGISTRIES, Cell, check_network, check_trigger
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.running.needs import Footprint, footprint_of
 from bdbench.running.speed import probe
@@ -32,21 +32,21 @@ class Asking:
     apart: Callable[[Job, Callable[[Worker], object]], object] | None
 
     def triggers(self, cells: Iterable[Cell]) -> None:
-        """Raises `InvalidInput` for an attack whose trigger does not fit the images. Whatever else
-        goes wrong is for the cell to tell."""
+        """Raises `InvalidInput` for an attack whose trigger does not fit the images."""
         for cell in _unlike(cells, "attack", "dataset"):
-            try:
-                self._ask(cell, "attack", check_trigger)
-            except InvalidInput:
-                raise
-            except Exception:
-                continue
+            self._refuse(cell, check_trigger, "attack")
+
+    def networks(self, cells: Iterable[Cell]) -> None:
+        """Raises `InvalidInput` for a model that makes no network for the images, and for one whose
+        networks lack what a defense needs."""
+        for cell in _unlike(cells, "model", "dataset", "defense"):
+            self._refuse(cell, check_network, "model", "defense")
 
     def footprints(self, cells: Iterable[Cell]) -> None:
         """Makes `footprint_of` know them, those of networks that cannot be made as nothing."""
         for cell in _unlike(cells, "model", "dataset", "recipe"):
             with suppress(Exception):
-                footprint_of(cell, lambda chosen: self._ask(chosen, "model", footprint_of))
+                footprint_of(cell, lambda chosen: self._ask(chosen, footprint_of, "model"))
                 continue
             footprint_of(cell, lambda chosen: Footprint(0, 0, 0, 0))
 
@@ -58,12 +58,19 @@ class Asking:
         except Exception:
             return math.inf
 
-    def _ask(self, cell: Cell, axis: str, question: Callable[[Cell], T]) -> T:
-        registry = REGISTRIES[axis]
-        ours = f"{registry.package}."
-        built_in = all(
-            part.__module__.startswith(ours) for part in registry.factories(getattr(cell, axis))
-        )
+    def _refuse(self, cell: Cell, question: Callable[[Cell], None], *axes: str) -> None:
+        """Raises `InvalidInput` where the answer is one. Whatever else goes wrong is for the cell
+        to tell."""
+        try:
+            self._ask(cell, question, *axes)
+        except InvalidInput:
+            raise
+        except Exception:
+            return
+
+    def _ask(self, cell: Cell, question: Callable[[Cell], T], *axes: str) -> T:
+        """The answer to a question that calls the plugins of these axes."""
+        built_in = all(map(partial(_is_built_in, cell), axes))
         return question(cell) if built_in else self._made(cell, question)
 
     def _made(self, cell: Cell, question: Callable[[Cell], T]) -> T:
@@ -71,6 +78,12 @@ class Asking:
             return question(cell)
         answer: T = self.apart(self.job.narrowed(cell), partial(_answer, question, cell.located))  # type: ignore[assignment]
         return answer
+
+
+def _is_built_in(cell: Cell, axis: str) -> bool:
+    registry = REGISTRIES[axis]
+    parts = registry.factories(getattr(cell, axis))
+    return all(part.__module__.startswith(f"{registry.package}.") for part in parts)
 
 
 def _answer(question: Callable[[Cell], T], identity: dict[str, object], worker: Worker) -> T:

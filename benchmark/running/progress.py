@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import median
 from typing import Self
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -22,6 +23,10 @@ from rich.progress import (
 
 from bdbench.records.record import Record
 
+COLUMNS = 100
+"""Of a line, at most."""
+NARROWEST = 3
+"""Columns of a part of a cell's name, however long the line."""
 WIDEST = 20
 """Characters of a cell's short name, so that bar, speed and time left fit 80 columns."""
 PAUSE = 30.0
@@ -36,11 +41,15 @@ WINDOW = 10.0
 class _Running:
     """A cell that is being run: what it is called, and how far it is, in forward passes.
 
+    number: such as `[3/14]`
+    name: what tells it from the others
+    short: that for the bar
     found: how far it was when this run began
     looks: seconds and how far it was then, the last ones
     """
 
-    name: str
+    number: str
+    name: Sequence[str]
     short: str
     expected: float
     found: float
@@ -56,6 +65,14 @@ class _Running:
         while self.looks[0][0] < now - WINDOW and len(self.looks) > 2:
             self.looks.popleft()
         return True
+
+    def line(self, text: str, left: str = "") -> str:
+        """One about the cell, with the time left where there is room for it."""
+        for rest in (f": {text}{left}", f": {text}"):
+            line = f"{self.number} {titled(self.name, COLUMNS - len(self.number) - 1, rest)}"
+            if cell_len(line) <= COLUMNS:
+                break
+        return line
 
     @property
     def reached(self) -> str:
@@ -117,12 +134,14 @@ class Reporter:
         if not self._bar.disable:
             self._bar.stop()
 
-    def begin(self, key: str, name: str, short: str, work: float, found: float = 0.0) -> None:
+    def begin(
+        self, key: str, name: Sequence[str], short: str, work: float, found: float = 0.0
+    ) -> None:
         """A cell that is expected to take `work` forward passes, after the `found` ones that are
         done, starts; `short` is for the bar."""
         number = self._numbers.setdefault(key, len(self._numbers) + 1)
-        name = f"[{number}/{self.cells}] {name}"
-        self._running[key] = _Running(name, short, work, found, time.monotonic())
+        place = f"[{number}/{self.cells}]"
+        self._running[key] = _Running(place, name, short, work, found, time.monotonic())
         self._draw()
 
     def advance(self, key: str, work: float) -> None:
@@ -139,20 +158,19 @@ class Reporter:
         self._draw()
         if not has_bar(self.console) and now - running.spoken > PAUSE:
             running.spoken = now
-            seconds = self._seconds_left(now)
-            left = "" if seconds is None else f", about {duration(seconds)} left in all"
-            self.say(f"{running.name}: {running.reached}, {running.speed:,.0f} images/s{left}")
+            at = f"{running.reached}, {running.speed:,.0f} images/s"
+            self.say(running.line(at, self._left(" in all")))
 
     def end(self, key: str, line: str) -> None:
         """A cell is over: its line stays."""
         running = self._running.pop(key)
         self._finished += running.expected
         self._draw()
-        self.say(f"{running.name}: {line}")
+        self.say(running.line(line, self._left()))
 
     def again(self, key: str, line: str) -> None:
         """A cell is not over, but nobody is at it now."""
-        self.say(f"{self._running.pop(key).name}: {line}")
+        self.say(self._running.pop(key).line(line))
 
     def skip(self, key: str, work: float) -> None:
         """A cell will not be run after all."""
@@ -166,6 +184,13 @@ class Reporter:
     def _reached(self) -> float:
         at_it = list(self._running.values())
         return self._finished + sum(min(cell.done, cell.expected) for cell in at_it)
+
+    def _left(self, of: str = "") -> str:
+        """What a line says of the time left: nothing before that can be told, and at the end."""
+        seconds = self._seconds_left(time.monotonic())
+        if seconds is None or seconds < 0.5:
+            return ""
+        return f", about {duration(seconds)} left{of}"
 
     def _seconds_left(self, now: float) -> float | None:
         """As fast as since the first step; None before that can be told."""
@@ -193,30 +218,58 @@ class Reporter:
 
 
 def summary(record: Record) -> str:
-    """What came out of a cell, and in which stages its seconds went, in one line."""
-    spent = by_stage(record.measured["seconds"])
-    if record.metrics is None or record.error is not None:
-        error = record.error or {"type": "?", "message": ""}
-        first = (error["message"].splitlines() or [""])[0]
-        return f"FAILED after {spent}: {error['type']}: {first}"
-    parts = [
+    """What came out of a cell, and how long it took."""
+    spent = elapsed(sum(record.measured["seconds"].values()))
+    if record.metrics is None:
+        return f"FAILED after {spent}, key {record.key}"
+    shares = [
         f"{short} {100 * count.rate:.1f}"
-        for short, name in (
-            ("CA", "clean_accuracy"),
-            ("ASR", "attack_success_rate"),
-            ("floor", "asr_floor"),
-        )
+        for short, name in (("CA", "clean_accuracy"), ("ASR", "attack_success_rate"))
         if (count := record.metrics[name]) is not None
     ]
-    flags = f" ({', '.join(record.flags)})" if record.flags else ""
-    return f"{'  '.join(parts)}  {spent}{flags}"
+    return ", ".join([*shares, spent, *record.flags])
 
 
-def by_stage(seconds: Mapping[str, float]) -> str:
-    """Such as `47 s: undefended 44 s, fit 3 s`, without the stages that hardly count."""
-    total = sum(seconds.values())
-    long = [f"{stage} {duration(part)}" for stage, part in seconds.items() if part > 0.01 * total]
-    return f"{duration(total)}: {', '.join(long)}" if len(long) > 1 else duration(total)
+def reason(record: Record) -> str:
+    """Why a cell failed, in one line."""
+    error = record.error or {"type": "?", "message": ""}
+    first = (error["message"].splitlines() or [""])[0]
+    return f"{error['type']}: {first}"
+
+
+def titled(name: Sequence[str], width: int, rest: str = "") -> str:
+    """A name before the rest of a line, in so many columns: of long parts the middle goes, down to
+    `NARROWEST` columns each, and nothing of the rest."""
+    widest = max(map(cell_len, name), default=0)
+    while widest > NARROWEST and cell_len(_joined(name, widest)) + cell_len(rest) > width:
+        widest -= 1
+    return f"{_joined(name, widest)}{rest}"
+
+
+def _joined(name: Sequence[str], widest: int) -> str:
+    return " · ".join(shortened(part, widest) for part in name)
+
+
+def shortened(text: str, width: int) -> str:
+    """A text in at most so many columns, without its middle."""
+    if cell_len(text) <= width:
+        return text
+    left, right = text[: len(text) // 2], text[len(text) // 2 :]
+    while cell_len(left) + 1 + cell_len(right) > width:
+        if cell_len(left) > cell_len(right):
+            left = left[:-1]
+        else:
+            right = right[1:]
+    return f"{left}…{right}"
+
+
+def elapsed(seconds: float) -> str:
+    """Such as `40 s` or `1 min 10 s`, and from ten minutes on as `duration`."""
+    whole = round(seconds)
+    if not 60 <= whole < 600:
+        return duration(seconds)
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
 
 
 def duration(seconds: float) -> str:

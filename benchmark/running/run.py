@@ -32,10 +32,11 @@ from bdbench.running.engines.base import Ear, Engine
 from bdbench.running.engines.options import Place
 from bdbench.running.engines.processes import apart
 from bdbench.running.found import found
+from bdbench.running.names import Names
 from bdbench.running.needs import Need, check_needs, estimate
 from bdbench.running.probing import Asking
-from bdbench.running.progress import Reporter, duration
-from bdbench.running.schedule import Schedule, title
+from bdbench.running.progress import COLUMNS, Reporter, duration, titled
+from bdbench.running.schedule import Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.worker import Job
 from bdbench.storage.atomic import check_writable, remove_abandoned
@@ -65,7 +66,7 @@ class Options:
     budget: seconds; no cell is started that would not fit
     limit: seconds that one cell may take
     stale: also run cells whose code has changed
-    curves: evaluate after every epoch
+    curves: evaluate at the ends of epochs
     save: keep the network of every cell, and run those again that have a record and no network
     network: file of the network that all defenses start from, of cells of the model `weights`
     """
@@ -178,15 +179,17 @@ class Plan:
         )
 
     def lines(self) -> Iterator[str]:
-        """One for each cell, the sum, and what it takes of time, memory and disk."""
-        missing = set(self.missing)
+        """What is the same for all cells, one for each cell, the sum, and what it takes of time,
+        memory and disk."""
+        missing, names = set(self.missing), Names(self.cells)
+        yield from names.common
         for cell in self.cells:
             cost = f"has its record in {self.there[cell]}" if cell in self.there else ""
             cost = cost or "has its record"
             if cell in missing:
                 known = self.place.is_here
                 cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
-            yield f"{cell.key}  {title(cell)}: {cost}"
+            yield f"{cell.key}  {titled(names.of(cell), COLUMNS - len(cell.key) - 2, f': {cost}')}"
         yield f"{self._count}{self._about}"
         yield from self.surroundings()
         yield from map(str, self.needs)
@@ -277,6 +280,7 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
         there={cell: where for cell, (_, where) in found_in.items() if where in folders[1:]},
     )
     made.asking.triggers(cells)
+    made.asking.networks(made.missing)
     return made
 
 
@@ -313,7 +317,7 @@ def execute(plan: Plan, console: Console) -> Execution:
     if plan.unsaved:
         count = f"{plan.unsaved} record{'s have' if plan.unsaved > 1 else ' has'}"
         console.print(f"{count} no network that was saved, and --save runs the cells again")
-    for line in (plan.headline, *plan.surroundings()):
+    for line in (plan.headline, *Names(plan.missing).common, *plan.surroundings()):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     left = sum(shares(plan.missing, plan.speed.there).values())
     with Reporter(len(plan.missing), left, console) as reporter:

@@ -15,7 +15,8 @@ from bdbench.records.files import write
 from bdbench.records.record import Record
 from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.base import Died, Engine
-from bdbench.running.progress import Reporter, summary
+from bdbench.running.names import Names
+from bdbench.running.progress import Reporter, reason, summary
 from bdbench.running.speed import Speed
 from bdbench.running.worker import Attempt
 from bdbench.storage.atomic import Unusable
@@ -48,6 +49,7 @@ class Schedule:
         reporter: Reporter,
     ) -> None:
         self.results, self.speed, self.budget, self.reporter = results, speed, budget, reporter
+        self._names = Names(cells)
         self._waiting, self._elsewhere = dict.fromkeys(cells), list[Cell]()
         self._shares, self._parts = (
             shares(cells, speed.there),
@@ -103,7 +105,8 @@ class Schedule:
             return
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
         found = sum(self.speed.there.get(part, 0.0) for part in self._parts[cell])
-        self.reporter.begin(cell.key, title(cell), short, self._shares[cell], found)
+        name = self._names.of(cell)
+        self.reporter.begin(cell.key, name, short, self._shares[cell], found)
         self._running[engine.submit(cell, self._before[cell], self._deaths[cell])] = cell
 
     def _end(self, cell: Cell, future: Future[Attempt]) -> None:
@@ -119,14 +122,16 @@ class Schedule:
             attempt = self._given_up(cell, lost(deaths), deaths)
         except InvalidInput as error:
             self.refused.append(str(error))
-            self.reporter.end(cell.key, f"refused: {error}")
+            self.reporter.end(cell.key, f"refused, key {cell.key}")
+            self.reporter.say(f"  {error}")
             return
         except Exception as error:
             # Nothing that a plugin did: that is in the record which an attempt gives.
             attempt = self._given_up(cell, error, self._deaths[cell])
         if attempt.record is None and attempt.unkept is not None:
             self._unkept += 1
-            self.reporter.end(cell.key, f"FAILED: {attempt.unkept}")
+            self.reporter.end(cell.key, f"FAILED, key {cell.key}")
+            self.reporter.say(f"  {attempt.unkept}")
         elif attempt.record is None:
             self.reporter.again(cell.key, "another run is at it")
             self._elsewhere.append(cell)
@@ -153,8 +158,8 @@ class Schedule:
             self.reporter.say(f"  FAILED: there is no record of it: {unkept}")
         if record.status == "failed":
             self._failed.append(record)
-            if unkept is None:
-                self.reporter.say(f"  bdbench explain {record.key} shows the traceback")
+            more = f"; bdbench explain {record.key} shows the traceback"
+            self.reporter.say(f"  {reason(record)}{more if unkept is None else ''}")
             return
         self._shared |= self._common[cell]
         self.speed.there |= shared(cell)
@@ -171,10 +176,3 @@ class Schedule:
             # Where there are no locks, the attempt will say so.
             self._elsewhere.remove(cell)
             self._waiting[cell] = None
-
-
-def title(cell: Cell) -> str:
-    """What a cell is, in one line."""
-    labels = cell.labels
-    axes = (labels[axis] for axis in ("dataset", "model", "attack", "defense"))
-    return f"{' · '.join(axes)} · seed {cell.seed}"

@@ -17,7 +17,7 @@ class Speed:
 
     threads: of a processor, None for as many as torch takes
     there: work that is done of parts of cells; whoever does more adds it
-    curves: whether networks are evaluated after every epoch
+    curves: whether networks are evaluated at the ends of epochs
     probing: see `probe`, which it is by default
     """
 

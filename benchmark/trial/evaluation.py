@@ -62,6 +62,23 @@ def _count(hits: Tensor) -> Count:
     return Count(hits=int(hits.sum()), of=len(hits))
 
 
+def some(victims: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """int64 (count,), rows by chance in their order, one of the victims, bool (n,), among them."""
+    order = torch.randperm(len(victims), generator=rng).to(victims.device)
+    first = int(victims[order].int().argmax())
+    order = torch.cat([order[first : first + 1], order[:first], order[first + 1 :]])
+    return order[:count].sort().values
+
+
+def of_both(mask: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """int64 (count,), rows by chance in their order: as many where the mask, bool (n,), is True as
+    where it is not, as far as there are."""
+    order = torch.randperm(len(mask), generator=rng).to(mask.device)
+    inside, outside = order[mask[order]], order[~mask[order]]
+    rest = min(len(outside), max(count - len(inside), count - count // 2))
+    return torch.cat([inside[: count - rest], outside[:rest]]).sort().values
+
+
 def not_finite(classifier: Classifier) -> bool:
     """Whether a weight or statistic is no finite number, so that answers mean nothing."""
     return not all(bool(values.isfinite().all()) for values in classifier.state_dict().values())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bdbench.cells.cell import Cell
+from bdbench.cells.cost import LENT, Sample
 from bdbench.datasets.base import Dataset, Source
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Context, Journal
@@ -31,7 +32,7 @@ from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import features, sample_losses, train
 from bdbench.models.training.resume import kept_by
 from bdbench.records.count import Count
-from bdbench.records.record import METRICS, SCHEMA, STAGES, Record
+from bdbench.records.record import METRICS, SCHEMA, STAGES, STANDS, TESTED, TRAINED, Record
 from bdbench.storage import artefacts
 from bdbench.storage.cache import Cache, Payload
 from bdbench.storage.checkpoints import PATIENCE, Checkpoints, discard
@@ -42,11 +43,11 @@ from bdbench.trial import keys, networks, provenance
 from bdbench.trial.clean_budget import clean_budget, lent
 from bdbench.trial.failure import error_of
 from bdbench.trial.guard import Lent, unchanged
-from bdbench.trial.monitor import Looker
+from bdbench.trial.monitor import Looker, Point
 from bdbench.trial.poisoned import PoisonedData
 from bdbench.trial.warm_up import warm_up
 
-POINT = ("epoch", *METRICS, "clean_loss", "poisoned_loss")
+POINT = ("epoch", *METRICS, "clean_loss", "poisoned_loss", *STANDS)
 """What a point of a curve holds."""
 
 DRAWN = 2_000
@@ -59,7 +60,8 @@ class Harness:
 
     cache: for decoded data, poisoned sets and undefended networks
     roots: folders that may hold data sets
-    curves: evaluate the watched network after every epoch; a defense that trains none has one point
+    curves: evaluate the watched network at the ends of epochs, see `Looker`; a defense that trains
+        none has one point
     progress: told of finished work, in forward passes of one image; a backward pass counts two
     patience: see `Checkpoints`
     isolated: whether this process is for one cell alone; then whatever ends a plugin is its failure
@@ -286,7 +288,8 @@ class _Trial:
         """The fields of a record that say what came out."""
         data = self.data = self.poisoned()
         if self.harness.curves:
-            self.looker.judge = lambda classifier: self.point(classifier, data)
+            self.looker.judge = lambda classifier, few: self.point(classifier, data, few)
+            self.looker.images = len(data.train), len(self.dataset.test)
             self.looker.sketch = lambda classifier: self.embedding(classifier, data)
         for n in range(self.cell.defense.undefended):
             # From the poisoned set as it is stored: no defense has seen it yet.
@@ -307,8 +310,9 @@ class _Trial:
         seen.check()
         self.network = classifier
         counts = self.evaluate(classifier, data)
-        if self.harness.curves and not self.looker.curve:
-            self.looker.curve.append({"epoch": 1, **self.point(classifier, data)})
+        self.looker.close(classifier)
+        if self.looker.draws(classifier):
+            self.looker.curve[-1] |= self.shares(counts)
         self.keep(context.journal, data)
         images, warnings = len(data.train), context.journal.warnings
         warned = {"warnings": list(warnings)} if warnings else {}
@@ -332,22 +336,41 @@ class _Trial:
             "error": None,
         }
 
-    def evaluate(self, classifier: Classifier, data: PoisonedData) -> dict[str, Count]:
-        """The counts of `evaluation.evaluate`, as a stage of its own."""
+    def evaluate(
+        self, classifier: Classifier, data: PoisonedData, rows: Tensor | None = None
+    ) -> dict[str, Count]:
+        """The counts of `evaluation.evaluate`, as a stage of its own; of all test images or of
+        those in some rows."""
         with observed_by(Observer()), self.watch.stage("evaluate"), self.seeded("evaluate"):
-            test = self.dataset.test
-            goal = self.cell.attack.goal(test.labels.clone(), test.num_classes)
-            return metrics.evaluate(classifier, test, data.triggered, goal)
+            test, triggered, goal = self.dataset.test, data.triggered, self.goal
+            if rows is not None:
+                test, triggered, goal = test[rows], triggered[rows], goal[rows]
+            return metrics.evaluate(classifier, test, triggered, goal)
 
-    def point(self, classifier: Classifier, data: PoisonedData) -> dict[str, float | None]:
-        """Of a curve: the shares, and the mean losses on training images as they are."""
-        rates = {name: count.rate for name, count in self.evaluate(classifier, data).items()}
+    def point(self, classifier: Classifier, data: PoisonedData, few: Sample) -> Point:
+        """Of a curve: the shares of some test images, and the mean losses on some training images
+        as they are. More images are the same ones and others."""
+        victims = self.goal != self.dataset.test.labels
+        tested = metrics.some(victims, few.test, stream(self.cell.seed, "curve", "test"))
+        trained = metrics.of_both(data.mask, few.training, stream(self.cell.seed, "curve"))
+        shares = self.shares(self.evaluate(classifier, data, tested))
         with observed_by(Observer()), self.watch.stage("evaluate"):
-            losses = sample_losses(classifier, data.train)
-            parts = {"clean_loss": losses[~data.mask], "poisoned_loss": losses[data.mask]}
-            means = {name: float(part.mean()) for name, part in parts.items()}
-        found = metrics.finite({**rates, **means})
-        return {name: n if n is None else round(n, 6) for name, n in found.items()}
+            losses, poisoned = sample_losses(classifier, data.train[trained]), data.mask[trained]
+            parts = {"clean_loss": losses[~poisoned], "poisoned_loss": losses[poisoned]}
+            means = metrics.finite({name: float(part.mean()) for name, part in parts.items()})
+        rounded = {name: n if n is None else round(n, 6) for name, n in means.items()}
+        return {**shares, **rounded, TRAINED: len(trained)}
+
+    def shares(self, counts: Mapping[str, Count]) -> Point:
+        """Those of a point, and how many test images they are of."""
+        rates = {name: round(count.rate, 6) for name, count in counts.items()}
+        return {**rates, TESTED: counts["clean_accuracy"].of}
+
+    @cached_property
+    def goal(self) -> Tensor:
+        """int64 (n,), what the trigger is to make of each test image."""
+        test = self.dataset.test
+        return self.cell.attack.goal(test.labels.clone(), test.num_classes)
 
     def embedding(self, classifier: Classifier, data: PoisonedData) -> Tensor:
         """float32 (m, d), of some training images."""
@@ -456,8 +479,8 @@ class _Trial:
             # To look for others takes a second on some machines, which is nobody's.
             with self.watch.stage("others"):
                 others = Others(self.harness.device)
-            looker, network = Looker(self.harness.progress, self.watch), means.build()
-            looker.judge = self.looker.judge if drawn else None
+            looker, network = Looker(self.harness.progress, self.watch, LENT), means.build()
+            looker.judge, looker.images = self.looker.judge if drawn else None, self.looker.images
             looker.watch(network)
             keeping = self.resumable("undefended", folder, about, looker)
             with keeping, self.seeded("undefended", str(n)):

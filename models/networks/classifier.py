@@ -123,6 +123,18 @@ def check_network(network: object, num_classes: int, owner: str, function: str) 
     )
 
 
+def has_head(network: Classifier) -> bool:
+    """Whether a network has a linear head; one with a `forward` of its own may have none."""
+    return isinstance(getattr(network, "head", None), nn.Linear)
+
+
+@torch.no_grad()
+def stage_shapes(network: Classifier, image_size: int) -> list[torch.Size]:
+    """Of the feature maps of one blank image, (1, channels, height, width), stage by stage."""
+    # Not by `stages`, which would count as work on an image.
+    return [maps.shape for maps in network.eval().body(torch.zeros(1, 3, image_size, image_size))]
+
+
 @functools.cache
 def compiled(kind: type[Classifier]) -> Callable[[Classifier, Tensor], list[Tensor]]:
     """The body of all networks of a class, which copies of a network share."""

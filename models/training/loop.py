@@ -22,7 +22,7 @@ from bdbench.models.training.feed import Batch as Batch
 from bdbench.models.training.feed import steps_per_epoch as steps_per_epoch
 from bdbench.models.training.graphs import Pace, Runner, recorder_for
 from bdbench.models.training.recipe import Recipe
-from bdbench.models.training.resume import State, resumable
+from bdbench.models.training.resume import State, resumable, round_around
 
 ROUNDS = 20
 """Of a training counted in updates: how often it is kept, and a point of its curve drawn."""
@@ -83,7 +83,9 @@ def loop(
     run = Runner(take_and_step, recorder, recipe.compiled)
     pace = Pace([part for part in state.values() if isinstance(part, Optimizer)], recorder)
     looker = observer.current()
-    looker.loop_started(rounds, len(first.data))
+    passes, rest = divmod(total, len(first.sizes))
+    seen = passes * len(first.data) + sum(first.sizes[:rest])
+    looker.loop_started(rounds, seen, round_around())
     with recorder.prepared() if recorder else nullcontext():
         for done in resumable(rounds, {**state, **ours}, until):
             for update in range(done * a_round, min((done + 1) * a_round, total)):

@@ -66,15 +66,16 @@ class Keeper:
 
 @dataclass
 class _Work:
-    """A keeper, how many loops and partings it has met, and whether the work is inside a loop.
+    """A keeper, and how many loops and partings it has met.
 
     branch: what the names of its loops begin with
+    round: of the loop that the work is inside of, from 0, and of how many; None outside
     """
 
     keeper: Keeper
     branch: str = ""
     met: int = 0
-    inside: bool = False
+    round: tuple[int, int] | None = None
 
     def next(self) -> str:
         self.met += 1
@@ -92,11 +93,18 @@ def kept_by(keeper: Keeper) -> AbstractContextManager[None]:
 def branched(count: int) -> list[AbstractContextManager[None]]:
     """Blocks for as many branches of the current work, each to be entered in its own context."""
     work = _current.get()
-    if work is None or work.inside:
+    if work is None or work.round is not None:
         return [kept_by(Keeper()) for _ in range(count)]
     parting = work.next()
     branches = (_Work(work.keeper, f"{parting}.{n}.") for n in range(count))
     return [bound(_current, branch) for branch in branches]
+
+
+def round_around() -> tuple[int, int]:
+    """Which round of a kept loop the work is in, from 0, of how many: a loop inside of it is one
+    part of as many. (0, 1) outside of all."""
+    work = _current.get()
+    return (0, 1) if work is None or work.round is None else work.round
 
 
 def resumable(count: int, state: State, until: Callable[[], bool] = lambda: False) -> Iterator[int]:
@@ -112,7 +120,7 @@ def resumable(count: int, state: State, until: Callable[[], bool] = lambda: Fals
     # A slash, so that it differs from a caller's own names.
     state = {**state, "global/generators": GENERATORS}
     work = _current.get()
-    if work is None or work.inside:
+    if work is None or work.round is not None:
         for done in range(count):
             yield done
             if until():
@@ -124,9 +132,9 @@ def resumable(count: int, state: State, until: Callable[[], bool] = lambda: Fals
     if kept is not None:
         restore(state, kept.state)
         first = count if kept.finished else kept.rounds
-    work.inside = True
     try:
         for done in range(first, count):
+            work.round = done, count
             yield done
             # Asked in any case, for it may look at what the last round did.
             finished = until() or done + 1 == count
@@ -134,7 +142,7 @@ def resumable(count: int, state: State, until: Callable[[], bool] = lambda: Fals
             if finished:
                 return
     finally:
-        work.inside = False
+        work.round = None
 
 
 def capture(state: State) -> dict[str, Any]:

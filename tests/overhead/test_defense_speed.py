@@ -50,7 +50,7 @@ class Stopwatch(Observer):
     def __init__(self) -> None:
         self.seconds, self.images, self._begun = 0.0, 0, 0.0
 
-    def loop_started(self, rounds: int, images: int) -> None:
+    def loop_started(self, rounds: int, images: int, part: tuple[int, int]) -> None:
         self._begun = time.perf_counter()
 
     def trained(self, images: int) -> None:
