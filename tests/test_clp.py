@@ -246,7 +246,7 @@ def test_a_network_without_such_pairs_is_refused(images: ImageSet) -> None:
             return [self.convolutions[0](images)]
 
     lent = replace(lend(images, Bare().eval()), build_network=Bare)
-    with pytest.raises(InvalidInput, match="needs a network in which BatchNorm2d reads the output"):
+    with pytest.raises(InvalidInput, match="clp needs a BatchNorm2d that reads the output"):
         CLP().fit(images, lent)
 
 
