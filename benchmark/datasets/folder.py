@@ -99,11 +99,13 @@ class Folder(FileSource):
 
     @property
     def count(self) -> int:
-        count = super().count
+        listing = self._listing
+        count = len(listing.train) if self.train_images is None else self.train_images
+        classes = len(listing.names)
         check(
-            count >= self.num_classes,
-            f"train_images of folder must be at least {self.num_classes}, one image for each class,"
-            f" got {count:,}",
+            count >= classes,
+            f"train_images of folder must be at least {classes}, one image for each class, got"
+            f" {count:,}",
         )
         return count
 
