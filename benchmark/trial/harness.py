@@ -38,6 +38,7 @@ from bdbench.storage.keys import digest_of
 from bdbench.trial import evaluation as metrics
 from bdbench.trial import keys, provenance
 from bdbench.trial.clean_budget import clean_budget, lent
+from bdbench.trial.example import example
 from bdbench.trial.failure import error_of
 from bdbench.trial.guard import Lent, unchanged
 from bdbench.trial.monitor import Looker
@@ -129,7 +130,8 @@ class Harness:
             resumed=trial.resumed,
             isolated=self.isolated,
         )
-        record = _record(cell, provenance.of(cell, self.device, dataset), measured, outcome)
+        origin = provenance.of(cell, self.device, dataset)
+        record = _record(cell, origin, measured, outcome | {"example": trial.example()})
         return Finished(record, trial.network, trial.data, failure)
 
     @property
@@ -218,6 +220,7 @@ def _record(
         cell=cell.identity,
         labels=cell.labels,
         versions=cell.versions,
+        plugins=provenance.plugins(cell),
         provenance=origin,
         measured=measured,
         **outcome,
@@ -274,7 +277,8 @@ class _Trial:
             check_network(classifier, data.train.num_classes, owner, "fit")
         seen.check()
         self.network = classifier
-        counts = self.evaluate(classifier, data)
+        answers = self.evaluate(classifier, data)
+        counts = answers.counts()
         if self.harness.curves and not self.looker.curve:
             self.looker.curve.append({"epoch": 1, **self.point(classifier, data)})
         self.keep(context.journal, data)
@@ -283,6 +287,7 @@ class _Trial:
         return {
             "status": "ok",
             "metrics": counts,
+            "classes": answers.by_class(self.dataset.class_names),
             "passes": {
                 "forward": round(self.looker.forwards / images, 6),
                 "backward": round(self.looker.backwards / images, 6),
@@ -300,16 +305,24 @@ class _Trial:
             "error": None,
         }
 
-    def evaluate(self, classifier: Classifier, data: PoisonedData) -> dict[str, Count]:
-        """The counts of `evaluation.evaluate`, as a stage of its own."""
+    def evaluate(self, classifier: Classifier, data: PoisonedData) -> metrics.Answers:
+        """See `evaluation.answers`, as a stage of its own."""
         with observed_by(Observer()), self.watch.stage("evaluate"), self.seeded("evaluate"):
-            test = self.dataset.test
-            goal = self.cell.attack.goal(test.labels.clone(), test.num_classes)
-            return metrics.evaluate(classifier, test, data.triggered, goal)
+            return metrics.answers(classifier, self.dataset.test, data.triggered, self.goal())
+
+    def goal(self) -> Tensor:
+        """int64 (n,), what the trigger is to make of each test image."""
+        test = self.dataset.test
+        return self.cell.attack.goal(test.labels.clone(), test.num_classes)
+
+    def example(self) -> dict[str, Any]:
+        """See `example.example`; of a cell that failed, if it came as far as the trigger."""
+        return example(self.dataset.test, self.data.triggered, self.goal()) if self.data else {}
 
     def point(self, classifier: Classifier, data: PoisonedData) -> dict[str, float | None]:
         """Of a curve: the shares, and the mean losses on training images as they are."""
-        rates = {name: count.rate for name, count in self.evaluate(classifier, data).items()}
+        counts = self.evaluate(classifier, data).counts()
+        rates = {name: count.rate for name, count in counts.items()}
         with observed_by(Observer()), self.watch.stage("evaluate"):
             losses = sample_losses(classifier, data.train)
             parts = {"clean_loss": losses[~data.mask], "poisoned_loss": losses[data.mask]}

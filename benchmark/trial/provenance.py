@@ -14,13 +14,16 @@ from typing import Any
 import torch
 
 import bdbench.models
-from bdbench.cells.cell import Cell
+from bdbench.cells.cell import REGISTRIES, Cell
 from bdbench.datasets.base import Dataset
 from bdbench.machine.system import commit, device_name, versions
+from bdbench.models.plugins.documentation import about_fields, about_module
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
 """The packages whose files belong to the source of a plugin that imports them."""
 INSTALLED = {"site-packages", "dist-packages"}
+LONGEST = 20_000
+"""Characters that are kept of a docstring."""
 
 
 def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, Any]:
@@ -39,6 +42,22 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "data_sha256": dataset and dataset.sha256,
         "data_notes": list(dataset.notes) if dataset else [],
     }
+
+
+def plugins(cell: Cell) -> dict[str, dict[str, str]]:
+    """By axis, what the author of a plugin says of it, and where it comes from, of a file only its
+    name: pages are made where it is not installed, too."""
+    found = {}
+    for axis, registry in REGISTRIES.items():
+        factory = registry.factories(getattr(cell, axis))[0]
+        if registry.is_local(factory):
+            # What stands above a notebook is not about the class.
+            origin, about = "a script or notebook", ""
+        else:
+            origin, about = registry.origin(registry.name_of(factory)), about_module(factory)
+        texts = {"about": about, "settings": about_fields(factory), "origin": Path(origin).name}
+        found[axis] = {name: text[:LONGEST] for name, text in texts.items()}
+    return found
 
 
 def sources(cell: Cell) -> dict[str, str]:
