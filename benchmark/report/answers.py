@@ -117,7 +117,7 @@ class Case:
                 "this seed."
             )
         without = "With no defense" if self.defended else "There is no defense here, and"
-        said = f"{without} the trigger turns {_of(found)} test images of other classes."
+        said = f"{without} the trigger turns {_of(found, 'test images of other classes')}."
         floor = bare.asr_floor if bare else None
         if floor:
             said += f" Without the trigger, {_percent(floor)} of them get that label."
@@ -172,8 +172,9 @@ class Case:
             yield Answer("Which class suffered most?", f"{text}{_percent(before)} with no defense.")
         elif own:
             worst, best = (pick(own, key=lambda n: own[n].rate) for pick in (min, max))
-            text = f"`{name[worst]}`: {_of(own[worst])} clean test images are right. The best is "
-            yield Answer("Which class is worst?", f"{text}`{name[best]}`, {_percent(own[best])}.")
+            text = f"`{name[worst]}`: {_of(own[worst], 'its clean test images')} are right."
+            text += f" The best is `{name[best]}`, {_percent(own[best])}."
+            yield Answer("Which class is worst?", text)
 
     def _destinations(self) -> Iterator[Answer]:
         found = self.classes
@@ -195,8 +196,8 @@ class Case:
         }
         if rest:
             most = max(rest, key=lambda to: (rest[to], -to))
-            others = f"Of the other {sum(rest.values()):,} most are called"
-            text += f" {others} `{found.names[most]}`, {rest[most]:,}."
+            others = f"{sum(rest.values()):,} get another label, most often"
+            text += f" {others} `{found.names[most]}` ({rest[most]:,})."
         yield Answer("Where do triggered images go?", text)
 
     def _filter(self) -> Iterator[Answer]:
@@ -212,8 +213,8 @@ def _percent(count: Count) -> str:
     return f"{decimal(100 * count.rate)} %"
 
 
-def _of(count: Count) -> str:
-    return f"{_percent(count)} ({count.hits:,} of {count.of:,})"
+def _of(count: Count, what: str) -> str:
+    return f"{_percent(count)} of {what} ({count.hits:,} of {count.of:,})"
 
 
 def _texts(value: object) -> list[str]:

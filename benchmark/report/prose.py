@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from bdbench.models.plugins.errors import shown
 
-RULES = ("backticks", "code", "escape", "fence", "list")
+RULES = ("backticks", "code", "fence", "list")
 """What is read of Markdown, beside paragraphs."""
 _FIELD = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
 
