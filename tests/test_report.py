@@ -307,8 +307,8 @@ def said(record, baseline=None):
 def test_a_cell_is_told_in_sentences():
     found = said(classified("abl", "badnets", [9, 5, 8], DOG), BARE)
     assert found["Did the attack work?"] == (
-        "Yes. With no defense the trigger turns 95.0 % of test images of other classes (19 of 20). "
-        "Without the trigger, 10.0 % of them get that label."
+        "Yes. With no defense the trigger turns 95.0 % of the test images of other classes (19 of "
+        "20). Without the trigger, 10.0 % of them get that label."
     )
     assert found["Did the defense remove it?"] == (
         "Yes, no backdoor can be found. The attack success rate goes from 95.0 % to 40.0 %, which "

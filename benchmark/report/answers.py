@@ -117,7 +117,7 @@ class Case:
                 "this seed."
             )
         without = "With no defense" if self.defended else "There is no defense here, and"
-        said = f"{without} the trigger turns {_of(found, 'test images of other classes')}."
+        said = f"{without} the trigger turns {_of(found, 'the test images of other classes')}."
         floor = bare.asr_floor if bare else None
         if floor:
             said += f" Without the trigger, {_percent(floor)} of them get that label."

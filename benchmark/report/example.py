@@ -6,7 +6,7 @@ import base64
 import hashlib
 import io
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from bdbench.records.record import Record
 
@@ -65,20 +65,29 @@ class Example:
 
 def example(record: Record) -> Example | None:
     """What the record keeps; None where it keeps none, or no picture that can be read."""
-    from PIL import Image
-
     kept = record.example
-    try:
-        png = base64.b64decode(kept.get("png", ""), validate=True)
-        with Image.open(io.BytesIO(png), formats=["png"]) as picture:
-            width, height = picture.size
-            if height % 2 or not height or max(width, height // 2) > LARGEST:
-                return None
-            picture.load()
-    except (OSError, ValueError, SyntaxError):
+    png = _picture(kept.get("png", ""))
+    if not png:
         return None
     names = record.classes.get("names", [])
     label, goal = (
         names[n] if 0 <= n < len(names) else str(n) for n in (kept["label"], kept["goal"])
     )
     return Example(kept["row"], label, goal, png)
+
+
+@cache
+def _picture(text: str) -> bytes:
+    """The PNG in base64, which many records share; empty for what is none, or too large."""
+    from PIL import Image
+
+    try:
+        png = base64.b64decode(text, validate=True)
+        with Image.open(io.BytesIO(png), formats=["png"]) as picture:
+            width, height = picture.size
+            if height % 2 or not height or max(width, height // 2) > LARGEST:
+                return b""
+            picture.load()
+    except (OSError, ValueError, SyntaxError):
+        return b""
+    return png

@@ -10,7 +10,7 @@ import re
 from functools import cache
 
 from markdown_it import MarkdownIt
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from bdbench.models.plugins.errors import shown
 
@@ -27,6 +27,8 @@ def prose(text: str) -> Markup:
 def inline(text: str) -> Markup:
     """One line, such as a message."""
     line = shown(" ".join(text.split()))
+    if "`" not in line:  # nothing to read in most of the many texts of a page
+        return escape(line)
     return Markup(_reader().renderInline(line))
 
 
