@@ -1,7 +1,9 @@
 """Records as a run would write them, for tests of what is made of records."""
 
 import hashlib
+from dataclasses import replace
 
+from bdbench.records.by_class import ByClass
 from bdbench.records.count import Count
 from bdbench.records.record import SCHEMA, STAGES, Record
 
@@ -45,3 +47,24 @@ def cell(defense, attack, ca=None, asr=None, floor=10, seed=0, flags=(), seconds
         },
         error=FAILED if ca is None else None,
     )
+
+
+def classified(defense, attack, own, sent, names=("cat", "dog", "ship"), aimed=1, **given):
+    """A record with counts by class, whose metrics are their sums; the first class is the target.
+
+    own: clean images of each class that are right
+    sent: for each class, how many triggered images get which label
+    aimed: clean images of each other class that are taken for the first
+    """
+    classes = {
+        "names": list(names),
+        "images": [sum(row) for row in sent],
+        "clean_own": list(own),
+        "clean_goal": [own[0], *[aimed] * (len(names) - 1)],
+        "goals": [0] * len(names),
+        "triggered": [{str(n): count for n, count in enumerate(row) if count} for row in sent],
+    }
+    sums = ByClass.of(classes).sums()
+    made = cell(defense, attack, 0, 0, **given)
+    counts = {name: Count(*sums[name]) for name in made.metrics}
+    return replace(made, metrics=counts, classes=classes)

@@ -32,6 +32,7 @@ from bdbench.models.rng import derive
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import train
 from bdbench.models.training.recipe import Recipe
+from bdbench.records.by_class import ByClass
 from bdbench.records.count import Count
 from bdbench.records.files import read, write
 from bdbench.records.record import encode
@@ -425,6 +426,22 @@ def test_what_fit_returns_is_looked_at_at_once(how: str, said: str, harness: Har
     assert record.error is not None
     assert said in record.error["message"]
     assert record.measured["seconds"]["evaluate"] == 0
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_record_holds_classes_and_an_image_and_a_failed_one_the_image(harness: Harness) -> None:
+    record = harness.run(tiny("blend"))
+    found = ByClass.of(record.classes)
+    assert found is not None
+    assert record.metrics is not None
+    assert {name: Count(*pair) for name, pair in found.sums().items()} == record.metrics
+    assert list(found.names) == list(harness.dataset(tiny().dataset).class_names)
+    assert record.example["label"] != record.example["goal"]
+    failed = harness.run(tiny("blend", "broken(how='layer')"))
+    assert (failed.status, failed.classes) == ("failed", {})
+    assert failed.example == record.example
+    assert failed.plugins["attack"] == record.plugins["attack"]
+    assert harness.run(tiny("none")).example == {}
 
 
 def test_an_attack_without_a_victim_is_refused_before_training(

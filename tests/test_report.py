@@ -1,5 +1,8 @@
 """The report as files: what is in its pages, where its links lead, what it leaves alone."""
 
+import base64
+import csv
+import io
 import json
 import random
 import re
@@ -16,15 +19,18 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made import cell
+from made import cell, classified
+from PIL import Image
 
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files as records
 from bdbench.report import charts
+from bdbench.report.answers import Case
 from bdbench.report.comparison import compare
 from bdbench.report.format import PAGES, slug
-from bdbench.report.site import Site, description, write_report
+from bdbench.report.plugins import Description, built_in
+from bdbench.report.site import MATRIX, Site, write_report
 from bdbench.tables.groups import collect
 
 ROOT = Path(__file__).parent.parent
@@ -109,20 +115,20 @@ def with_picture(folder):
 
 def test_the_leaderboard_is_this(results):
     index = report(results, SOME)["index.html"]
-    heads = ["defense", "clean", "trainings", "mean CA", "mean ASR", "mean R-Acc", "DER"]
+    heads = ["defense", "mean CA", "mean ASR", "mean R-Acc", "DER", "clean", "trainings"]
     heads += ["seconds", "x none", "none", "badnets", "sig"]
     start = index.rows.index(heads) + 1
     assert [" | ".join(row) for row in index.rows[start : start + 7]] == [
         "none CA | badnets CA | badnets ASR | sig CA | sig ASR",
         "no clean images",
-        "none | 0 % | 1.0 | 92.5 | 51.1 | 24.4 | - | 60.0 | 1.0 | 94.0 | 93.0 | 99.8"
+        "none | 92.5 | 51.1 | 24.4 | - | 0 % | 1.0 | 60.0 | 1.0 | 94.0 | 93.0 | 99.8"
         " | 92.0 | 2.5 ‡",
-        "cbd | 0 % | 1.0 | 89.0 (1 of 2) | 1.2 | 49.4 | 97.3 | 150.0 | 2.5 | - | 89.0 | **1.2**°"
+        "cbd | 89.0 (1 of 2) | 1.2 | 49.4 | 97.3 | 0 % | 1.0 | 150.0 | 2.5 | - | 89.0 | **1.2**°"
         " | - | not finite ⊘",
-        "abl | 0 % | 1.0 | 88.0 (1 of 2) | 2.0 | 49.0 | 96.4 | 90.0 | 1.5 | 87.0 | 88.0 | 2.0° ~"
+        "abl | 88.0 (1 of 2) | 2.0 | 49.0 | 96.4 | 0 % | 1.0 | 90.0 | 1.5 | 87.0 | 88.0 | 2.0° ~"
         " | - | failed ¶",
         "with clean images",
-        "ft | 5 % | 1.0 | 90.0 (1 of 2) | 30.0 | 35.0 | 83.4 | 66.0 | 1.1 | - | 90.0 | **30.0** §"
+        "ft | 90.0 (1 of 2) | 30.0 | 35.0 | 83.4 | 5 % | 1.0 | 66.0 | 1.1 | - | 90.0 | **30.0** §"
         " | - | -",
     ]
     for note in (
@@ -215,10 +221,9 @@ def test_a_cell_page_says_everything_about_its_cell(results):
     assert rows["versions · torch"] == ["2.11.0"]
     assert rows["data_notes"] == ["-"]
     assert rows["record"] == [f"records/{one.key}.json"]
-    assert rows["defense"] == ["abl field=1 other='x'"]
-    assert '<li class="changed"><code>field=1</code></li>\n<li><code>other' in (
-        results / f"report/cells/{one.key}.html"
-    ).read_text().replace("&#39;", "'")
+    assert [row[1] for row in page.rows if row[0] == "defense"] == ["abl field=1", "abl other='x'"]
+    text = " ".join(page.text.split())
+    assert text.index("field=1") < text.index("Settings at their defaults") < text.index("other=")
     assert "--defense \"abl(field=1, other='x')\"" in page.text
     assert " --seed 0 --curves --results results/again" in page.text
     assert [row for row in page.rows if row[0] in "1234" and len(row) == 4] == [
@@ -290,16 +295,243 @@ def test_a_defense_page_has_its_row_and_its_description(results):
     ].rows
 
 
-def test_descriptions_are_those_of_installed_defenses():
-    assert description("cbd(t1=3)")[0].startswith("CBD, ")
-    assert len(description("cbd")) > 1
-    for stranger in ("mine", "base", "__init__", "../benchmark/cli", "", HOSTILE):
-        assert description(stranger) == []
+DOG = [[10, 0, 0], [6, 3, 1], [2, 0, 8]]
+BARE = classified("none", "badnets", [9, 9, 9], [[10, 0, 0], [10, 0, 0], [9, 0, 1]])
+
+
+def said(record, baseline=None):
+    """By question, what a page answers."""
+    return {each.question: each.text for each in Case(record, baseline).answers()}
+
+
+def test_a_cell_is_told_in_sentences():
+    found = said(classified("abl", "badnets", [9, 5, 8], DOG), BARE)
+    assert found["Did the attack work?"] == (
+        "Yes. With no defense the trigger turns 95.0 % of the test images of other classes (19 of "
+        "20). Without the trigger, 10.0 % of them get that label."
+    )
+    assert found["Did the defense remove it?"] == (
+        "Yes, no backdoor can be found. The attack success rate goes from 95.0 % to 40.0 %, which "
+        "cannot be told from the 10.0 % of the same images that get that label without the trigger."
+    )
+    assert found["What did it cost?"] == (
+        "Clean accuracy falls by 16.7 points, from 90.0 % to 73.3 %, which may be chance."
+    )
+    suffered = "`dog`: of its clean test images 50.0 % are right, 90.0 % with no defense."
+    assert found["Which class suffered most?"] == suffered
+    assert found["Where do triggered images go?"] == (
+        "Of 20 triggered images of other classes 8 are called `cat`, and 11 keep their own label. "
+        "1 get another label, most often `ship` (1)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("asr", "floor", "before", "start"),
+    [
+        (10, 9, 990, "Yes, no backdoor can be found."),
+        (5, 9, 990, "Yes, no backdoor can be found."),
+        (100, 9, 990, "Mostly, not wholly."),
+        (700, 9, 990, "In part."),
+        (985, 9, 990, "No."),
+        (995, 9, 990, "No."),
+        (700, 9, None, "Not wholly."),
+        (9, 9, None, "Yes, no backdoor can be found."),
+    ],
+)
+def test_a_defense_is_judged_by_tests_and_not_by_eye(asr, floor, before, start):
+    baseline = None if before is None else cell("none", "badnets", 930, before)
+    found = said(cell("abl", "badnets", 900, asr, floor), baseline)
+    assert found["Did the defense remove it?"].startswith(start)
+    known = "Not known: these results have no cell with the defense `none`"
+    assert found["Did the attack work?"].startswith(known) == (before is None)
+
+
+@pytest.mark.parametrize(
+    ("record", "questions"),
+    [
+        (SOME[0], []),
+        (SOME[1], ["Did the attack work?"]),
+        (SOME[3], []),
+        (SOME[5], ["What happened?"]),
+        (BARE, ["Did the attack work?", "Which class is worst?", "Where do triggered images go?"]),
+        (SOME[7], ["Can it be trusted?", "Did the attack work?", "Did the defense remove it?"]),
+        (
+            replace(SOME[4], diagnostics={"warnings": ["w", 3], "samples": {"kept": {"tpr": 1}}}),
+            [
+                *("Did the attack work?", "Did the defense remove it?"),
+                *("Did it find the poisoned images?", "What did the defense warn of?"),
+            ],
+        ),
+    ],
+)
+def test_only_what_is_known_is_answered(record, questions):
+    assert list(said(record)) == questions
+
+
+def test_an_attack_that_hardly_works_is_called_so():
+    assert said(SOME[2])["Did the attack work?"].startswith("Hardly. There is no defense here")
+
+
+def test_a_failed_cell_says_how_far_it_came(results):
+    record = replace(SOME[5], measured=SOME[5].measured | {"retries": ["killed by `SIGKILL`"]})
+    (text,) = said(record).values()
+    assert text.startswith("The cell failed after 65 s: RuntimeError. It had come to training the")
+    page = report(results, [SOME[1], record])[f"cells/{record.key}.html"]
+    assert "An earlier attempt ended: killed by SIGKILL." in page.text
+
+
+def test_classes_stand_on_the_page_of_a_cell(results):
+    record = classified("abl", "badnets", [9, 5, 8], DOG)
+    page = report(results, [BARE, record])[f"cells/{record.key}.html"]
+    assert ["cat", "10", "90.0", "90.0", "-", "cat, 100.0 %"] in page.rows
+    assert ["dog", "10", "50.0", "90.0", "60.0", "cat, 60.0 %"] in page.rows
+    assert ["ship", "10", "80.0", "90.0", "20.0", "ship, 80.0 %"] in page.rows
+    assert ["dog", "60.0", "30.0", "10.0"] in page.rows
+
+
+def test_many_classes_have_rows_and_no_matrix(results):
+    size = MATRIX + 1
+    names = [f"class {n}" for n in range(size)]
+    sent = [[3 if to == n else 0 for to in range(size)] for n in range(size)]
+    record = classified("none", "badnets", [3] * size, sent, names)
+    page = report(results, [record])[f"cells/{record.key}.html"]
+    assert ["class 20", "3", "100.0", "0.0", "class 20, 100.0 %"] in page.rows
+    assert "Where images go" not in page.text
+
+
+ABOUT = """\
+Mine, after Somebody, 2030, with `code` and <b>HTML</b>.
+
+- a [link](http://elsewhere) and ![a picture](http://elsewhere/x.png)
+- `more`
+"""
+SETTINGS = "rate: in (0, 1],\n    `paper`\n<i>: no field"
+
+
+def telling(record, about=ABOUT, **given):
+    texts = {"about": about, "settings": SETTINGS, "origin": "mine.py"}
+    return replace(record, plugins={"attack": texts, "defense": texts}, **given)
+
+
+def test_plugins_that_are_not_installed_have_pages_from_their_records(results):
+    old = cell("mine", "own", 900, 20)
+    measured = old.measured | {"ended": "2031-01-01T00:00:00+00:00"}
+    new = telling(cell("mine", "own", 900, 20, seed=1), measured=measured)
+    newer = measured | {"ended": "2032-01-01T00:00:00+00:00"}
+    newest = telling(cell("mine", "own", 900, 20, seed=2), "Newest.\n", measured=newer)
+    pages = report(results, [old, new])
+    for name in ("attacks/own.html", "defenses/mine.html"):
+        page = pages[name]
+        assert "with code and <b>HTML</b>." in page.text
+        assert "a [link](http://elsewhere)" in page.text
+        assert page.tags["li"] == 2
+        assert page.tags["img"] == 0
+        assert "`" not in page.text
+        assert "in (0, 1], paper" in page.text
+        assert "comes from: mine.py" in page.text
+    assert "Mine, after Somebody, 2030, with code" in pages["index.html"].text
+    assert "Newest." in report(results, [old, new, newest])["defenses/mine.html"].text
+
+
+def test_older_records_have_the_text_of_what_is_built_in(results):
+    pages = report(results, [SOME[1], SOME[6], cell("stranger", "badnets", 900, 9)])
+    assert "causality-inspired" in pages["defenses/cbd.html"].text
+    assert "critic_weight" in pages["defenses/cbd.html"].text
+    assert "lower right corner" in pages["attacks/badnets.html"].text
+    assert "it is not installed here" in pages["defenses/stranger.html"].text
+    assert "not in these records" in pages["index.html"].text
+
+
+@pytest.mark.parametrize("name", ["mine", "base", "__init__", "../benchmark/cli", "", HOSTILE])
+def test_no_file_is_taken_for_a_defense_that_it_is_not(name):
+    assert built_in("defense", name) == Description()
+    assert built_in("defense", "cbd(t1=3)").summary.startswith("CBD, ")
+
+
+def picture(side=4, images=2):
+    content = io.BytesIO()
+    Image.new("RGB", (side, side * images), "white").save(content, format="png")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def pictured(record, png):
+    return replace(record, example={"row": 3, "label": 1, "goal": 0, "png": png})
+
+
+def test_the_trigger_is_shown_beside_the_clean_image_and_cells_share_it(results):
+    cells = [pictured(each, picture()) for each in (BARE, SOME[4])]
+    pages = report(results, cells)
+    assert len(list((results / "report/pictures").iterdir())) == 3
+    for name in (*(f"cells/{each.key}.html" for each in cells), "attacks/badnets.html"):
+        assert pages[name].tags["img"] == 3
+        assert "Test image 3" in pages[name].text
+    assert "of class dog. The trigger is to make it cat" in pages[f"cells/{BARE.key}.html"].text
+    assert "bdbench data preview" not in pages[f"cells/{BARE.key}.html"].text
+
+
+@pytest.mark.parametrize(
+    "png",
+    ["", "no base64!", "AAAA", picture(images=1, side=5), picture(side=300), picture()[:60]],
+)
+def test_a_picture_that_cannot_be_is_left_out_and_a_page_says_how_to_get_one(png, results):
+    one = pictured(SOME[4], png)
+    page = report(results, [SOME[1], one])[f"cells/{one.key}.html"]
+    assert page.tags["img"] == 0
+    assert "bdbench data preview badnets --dataset toy" in page.text
+
+
+def test_tables_can_be_taken_along(results):
+    odd = cell("=cmd()", "a_b & c", 900, 20)
+    home = write_report([*SOME, odd], results, compared=(Path("other"), SOME[1:2])).parent
+    for stem in ("tables/table-1", "tables/comparison", "defenses/abl", "attacks/badnets"):
+        rows = list(csv.DictReader((home / f"{stem}.csv").read_text().splitlines()))
+        assert len(rows) == len(json.loads((home / f"{stem}.json").read_text()))
+        tex = (home / f"{stem}.tex").read_text()
+        assert tex.count(r" \\") == len(rows) + 1
+    board = list(csv.DictReader((home / "tables/table-1.csv").read_text().splitlines()))
+    assert {row["defense"] for row in board} >= {"none", "abl", "'=cmd()"}
+    assert next(row["badnets ASR"] for row in board if row["defense"] == "cbd") == "1.2"
+    assert r"a\_b \& c ASR" in (home / "tables/table-1.tex").read_text()
+    key = SOME[4].key
+    assert records.read(home / f"cells/{key}.json") == SOME[4]
+    assert "metrics,attack_success_rate,hits,20" in (home / f"cells/{key}.csv").read_text()
+
+
+def test_a_download_of_a_cell_has_its_classes_and_curves(results):
+    home = write_report([replace(BARE, curves=CURVES)], results).parent
+    rows = (home / f"cells/{BARE.key}.csv").read_text().splitlines()
+    assert "classes,dog,clean_own,9" in rows
+    assert "triggered,ship,cat,9" in rows
+    assert "curves,epoch 2,clean_accuracy,0.5" in rows
+    assert "curves,epoch 3,clean_accuracy," in rows
+
+
+def test_no_page_shows_marks_of_code_as_they_are(results):
+    failed = replace(
+        SOME[5], error={"type": "E", "message": "try `--jobs 1`", "traceback": "Traceback"}
+    )
+    warned = replace(SOME[4], diagnostics={"warnings": ["see `t1`"]})
+    cells = [telling(each) for each in (BARE, warned, failed, SOME[6])]
+    pages = report(results, cells, compared=(Path("other"), cells))
+    kinds = {name.partition("/")[0] for name in pages}
+    assert kinds == {"index.html", "compare.html", "attacks", "defenses", "cells"}
+    for name, page in pages.items():
+        assert "`" not in page.text, name
+        assert "<code>" not in page.text, name
+
+
+def test_every_table_has_a_caption_and_every_head_a_scope(results):
+    cells = [replace(BARE, curves=CURVES), *SOME[4:], *SEEDS[1:]]
+    home = write_report(cells, results, compared=(Path("other"), SOME)).parent
+    for path in home.rglob("*.html"):
+        text = path.read_text()
+        assert text.count("<table") == text.count("<caption"), path
+        assert re.findall(r"<th(?! scope|ead)[^>]*>", text) == [], path
 
 
 def test_text_of_others_is_shown_and_never_run(results):
     hostile = replace(
-        SOME[5],
+        telling(SOME[5], HOSTILE),
         key="f" * 16,
         labels=SOME[5].labels | {"defense": HOSTILE, "dataset": '" onmouseover="alert(1)'},
         error={"type": HOSTILE, "message": HOSTILE, "traceback": f"Traceback\n{HOSTILE}"},
@@ -337,9 +569,9 @@ def test_pages_of_an_earlier_report_go_and_all_else_stays(results):
     before = files(home)
     write_report(SOME[:2], results)
     after = files(home)
-    gone = {f"cells/{each.key}.html" for each in SOME[2:]}
-    gone |= {"compare.html", "defenses/abl.html", "defenses/cbd.html", "defenses/ft.html"}
-    assert before.keys() - after.keys() == gone
+    gone = {f"cells/{each.key}" for each in SOME[2:]} | {"compare", "tables/comparison"}
+    gone |= {f"attacks/{slug('sig')}", "defenses/abl", "defenses/cbd", "defenses/ft"}
+    assert {name.rpartition(".")[0] for name in before.keys() - after.keys()} == gone
     assert after["notes.html"] == after["cells/mine.html"] == after["defenses/mine.txt"] == b"mine"
 
 
@@ -470,17 +702,48 @@ def test_a_comparison_says_what_differs(results):
 
 def test_charts_are_placed_like_this():
     shares, losses = charts.charts(CURVES)
-    assert shares.lines == [
-        ("clean_accuracy", "M52.0 208.0h0L242.7 110.0M624.0 12.0h0"),
-        ("attack_success_rate", ""),
-    ]
-    assert losses.lines == [("clean_loss", "M52.0 12.0h0L242.7 110.0L433.3 110.0L624.0 208.0")]
-    assert [label for _, label in shares.rows] == ["0", "25", "50", "75", "100"]
+    (accuracy,), (loss,) = shares.lines, losses.lines
+    assert accuracy.path == "M72.0 240.0L254.7 127.0M620.0 14.0"
+    assert accuracy.points == [(72.0, 240.0), (254.7, 127.0), (620.0, 14.0)]
+    assert (accuracy.name, accuracy.last, shares.up) == ("clean accuracy, CA", "100", "percent")
+    assert loss.path == "M72.0 14.0L254.7 127.0L437.3 127.0L620.0 240.0"
+    assert (loss.name, loss.last, losses.up) == ("clean training images", "0", "mean loss")
+    assert [label for _, label in shares.rows] == ["0", "20", "40", "60", "80", "100"]
     assert [label for _, label in losses.rows] == ["0", "0.5", "1", "1.5", "2"]
-    assert losses.columns == [(52.0, "1"), (242.7, "2"), (433.3, "3"), (624.0, "4")]
+    assert losses.columns == [(72.0, "1"), (254.7, "2"), (437.3, "3"), (620.0, "4")]
     alone = list(charts.charts([{"epoch": 7, "clean_accuracy": 0.5, "attack_success_rate": None}]))
-    assert [chart.lines[0][1] for chart in alone] == ["M52.0 110.0h0"]
+    assert [chart.lines[0].points for chart in alone] == [[(72.0, 127.0)]]
+    assert [chart.columns for chart in alone] == [[(72.0, "7")]]
     assert list(charts.charts([{"epoch": 1, "clean_loss": float("inf")}])) == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "marks"),
+    [
+        ((1, 2, 3), "1 2 3"),
+        ((1, 5, 37, 100), "10 20 30 40 50 60 70 80 90 100"),
+        ((3, 30), "5 10 15 20 25 30"),
+        ((7, 8), "7 8"),
+        ((990, 1010), "990 992 994 996 998 1000 1002 1004 1006 1008 1010"),
+    ],
+)
+def test_epochs_stand_where_they_were_and_marks_are_round(epochs, marks):
+    curves = [{"epoch": n, "clean_accuracy": 0.5, "attack_success_rate": None} for n in epochs]
+    (chart,) = charts.charts(curves)
+    assert " ".join(label for _, label in chart.columns) == marks
+    across = (charts.RIGHT - charts.LEFT) / (epochs[-1] - epochs[0])
+    assert [x for x, _ in chart.lines[0].points] == [
+        round(charts.LEFT + across * (n - epochs[0]), 1) for n in epochs
+    ]
+
+
+@given(st.floats(-1e9, 0), st.floats(1e-9, 1e9))
+def test_marks_of_values_enclose_them_and_are_few(low, high):
+    marks = charts._marks(low, high)
+    slack = 1e-6 * (high - low)
+    assert marks[0] <= low + slack
+    assert marks[-1] >= high - slack
+    assert 2 <= len(marks) <= charts.VALUES + 3
 
 
 names = st.text(max_size=60) | st.sampled_from(["cbd", "cbd(t1=3)", "CBD", "a/b", "..", "", "con"])
@@ -586,4 +849,4 @@ def test_many_records_take_little_time(count, seconds, tmp_path):
     begun = time.process_time()
     assert main(["report", "--results", str(tmp_path)]) == 0
     assert time.process_time() - begun < seconds
-    assert len(list((tmp_path / "report" / "cells").iterdir())) == count
+    assert len(list((tmp_path / "report" / "cells").glob("*.html"))) == count

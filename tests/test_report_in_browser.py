@@ -4,6 +4,7 @@ import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from made import cell
@@ -172,7 +173,9 @@ def test_a_number_leads_to_its_cell_and_back(index, home):
     assert index.title == "cbd on badnets, seed 0"
     assert index.current_url == (home / "cells" / f"{RECORDS[5].key}.html").as_uri()
     assert len(find(index, "svg.chart path")) == 2
-    find(index, "details summary")[0].click()
+    assert len(find(index, "svg.chart circle")) == 18
+    assert [each.text for each in find(index, "svg.chart .title")] == ["epoch", "percent"]
+    index.find_element("xpath", "//summary[.='The numbers']").click()
     assert shown(index, "details td")[-2:] == ["0.888889", "0.5"]
     index.find_element("link text", "Leaderboard").click()
     assert index.current_url.endswith("index.html#table-1")
@@ -235,7 +238,8 @@ def test_the_comparison_sorts_and_filters_too(index, home):
 def pages(home):
     """One of each kind."""
     cells = [home / "cells" / f"{RECORDS[number].key}.html" for number in (4, 5)]
-    return [home / "index.html", home / "compare.html", home / "defenses" / "cbd.html", *cells]
+    plugins = [home / "defenses" / "cbd.html", home / "attacks" / "badnets.html"]
+    return [home / "index.html", home / "compare.html", *plugins, *cells]
 
 
 def test_nothing_is_asked_for_outside_the_folder(index, home):
@@ -256,6 +260,37 @@ def test_pages_fit_the_screen(width, index, home):
     for page in pages(home):
         index.get(page.as_uri())
         assert index.execute_script("return document.documentElement.scrollWidth") <= width, page
+
+
+def test_on_a_phone_the_table_is_on_the_first_screen(index, home):
+    size(index, 390)
+    index.get((home / "index.html").as_uri())
+    table = find(index, ".leaderboard")[0].rect
+    assert table["y"] < 330
+    assert table["y"] + find(index, ".leaderboard tbody")[0].rect["height"] < 800
+    row = find(index, ".leaderboard tbody:nth-of-type(1) tr")[2]
+    name, *numbers = row.find_elements("css selector", "th, td")
+    inside = [each.text for each in numbers if each.rect["x"] + each.rect["width"] <= 390]
+    assert len(inside) >= 2  # mean CA and mean ASR
+    before = name.rect["x"]
+    index.execute_script("document.querySelector('.scroll').scrollLeft = 300")
+    assert name.rect["x"] == before
+    assert not find(index, "input[name=words]")[0].is_displayed()
+    find(index, ".filter > summary")[0].click()
+    find(index, "input[name=words]")[0].send_keys("cbd")
+    assert rows(index) == ["cbd"]
+
+
+def test_what_can_be_taken_along_is_there(index, home):
+    links = [link for page in pages(home) for link in _downloads(index, page)]
+    assert len(links) == 4 * 3 + 2 + 3
+    for link in links:
+        assert Path(unquote(urlsplit(link).path)).is_file(), link
+
+
+def _downloads(browser, page):
+    browser.get(page.as_uri())
+    return [each.get_attribute("href") for each in find(browser, "a[download]")]
 
 
 def test_dark_where_the_reader_wants_it_and_light_on_paper(index):

@@ -11,6 +11,7 @@ from bdbench.cells.suite_file import SUFFIX, find
 from bdbench.cells.suites import SUITES
 from bdbench.cli.columns import plain
 from bdbench.models.plugins import spec
+from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.errors import check
 from bdbench.models.plugins.registry import Registry
 
@@ -69,14 +70,13 @@ def description(name: str) -> str:
 
 def _describe(registry: Registry[Any], name: str) -> str:
     factory = registry.factory(name)
-    module = inspect.getmodule(factory)
     rows = [
         (field.name, field.shown, repr(field.default)) for field in spec.fields_of(factory).values()
     ]
     parts = [
         f"{registry.kind} {name} (version {registry.version(name)}, {registry.origin(name)})",
-        inspect.getdoc(module) or "",
-        inspect.getdoc(factory) or "",
+        about_module(factory),
+        about_fields(factory),
         plain(rows, headers=["field", "type", "default"]) if rows else "",
     ]
     if registry.kind == "defense":
@@ -97,6 +97,6 @@ def _describe(registry: Registry[Any], name: str) -> str:
 
 def _first_line(factory: Any) -> str:
     """Of the module, which names method, authors and year; of a function where one has many."""
-    doc = inspect.getdoc(factory) if inspect.isfunction(factory) else None
-    text = doc or inspect.getdoc(inspect.getmodule(factory)) or ""
+    doc = about_fields(factory) if inspect.isfunction(factory) else ""
+    text = doc or about_module(factory)
     return " ".join(text.split("\n\n")[0].split())

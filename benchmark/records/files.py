@@ -28,12 +28,18 @@ def write(folder: Path, record: Record) -> Path:
     Raises `InvalidInput` for an unwritable folder, ValueError for a number that is not finite.
     """
     path = path_of(folder, record.key)
+    write_atomically(path, content(record))
+    return path
+
+
+def content(record: Record) -> bytes:
+    """The file of a record. Raises `InvalidInput` for one that could not be read again, ValueError
+    for a number that is not finite."""
     document = encode(record)
     document["checksum"] = _checksum(document)
     _bound(document)
     text = json.dumps(document, sort_keys=True, indent=1, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
-    return path
+    return f"{text}\n".encode()
 
 
 def path_of(folder: Path, key: str) -> Path:

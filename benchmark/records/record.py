@@ -14,6 +14,7 @@ from typing import Any
 
 from bdbench.models.plugins.errors import InvalidInput, check, one_of
 from bdbench.models.plugins.spec import Spec
+from bdbench.records.by_class import check_classes
 from bdbench.records.count import Count
 from bdbench.storage.keys import KEY, digest_of
 
@@ -68,6 +69,11 @@ class Record:
         lack capture, images, others and isolated; the only part in which two runs may differ
     error: type, message and traceback if failed, else None
     versions: of the plugins by axis, see `key_of`; older records lack them
+    classes: counts of test images by class, see `ByClass`; older and failed records lack them
+    example: a test image before and after the trigger: its row, label and goal, and png, both
+        images above each other in base64; where there is no trigger, and in older records, absent
+    plugins: by axis, what the authors of the plugins say: about, the method, its source and its
+        threat model; settings, the fields; origin; older records lack them
     more: parts that a later version wrote, kept as they are
     """
 
@@ -85,6 +91,9 @@ class Record:
     measured: dict[str, Any]
     error: dict[str, str] | None
     versions: dict[str, Any] = field(default_factory=dict)
+    classes: dict[str, Any] = field(default_factory=dict)
+    example: dict[str, Any] = field(default_factory=dict)
+    plugins: dict[str, dict[str, str]] = field(default_factory=dict)
     more: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -124,6 +133,8 @@ class Record:
 CLOSED = ("record.cell", "record.labels", "metrics.", "error")
 """Parts of a record to which no later version adds: what a cell is, counts and errors. To all
 others, and to the record itself, it may add; what a reader does not know, it keeps."""
+OPTIONAL = ("versions", "classes", "example", "plugins")
+"""Parts that are left out where they are empty, so that older records keep their bytes."""
 LONGEST_NAME = 100
 _NUMBER = (int, float)
 _SPECS = {"dataset": str, "model": str, "attack": str, "defense": str, "recipe": str}
@@ -153,6 +164,12 @@ _SHAPE = {
     },
     "error": (dict, NoneType),
     "versions?": dict,
+    "classes?": dict,
+    "example?": {"row": int, "label": int, "goal": int, "png": str},
+    "plugins?": {
+        f"{axis}?": {"about": str, "settings": str, "origin": str}
+        for axis in ("dataset", "model", "attack", "defense")
+    },
 }
 _ABSENT = object()
 _COUNT = {"hits": int, "of": int, "rate": _NUMBER}
@@ -166,8 +183,9 @@ def encode(record: Record) -> dict[str, Any]:
     known = [part.name for part in fields(Record) if part.name != "more"]
     document = {**record.more, **{name: getattr(record, name) for name in known}}
     document["flags"] = list(record.flags)
-    if not record.versions:
-        del document["versions"]
+    for name in OPTIONAL:
+        if not document[name]:
+            del document[name]
     if record.metrics is not None:
         document["metrics"] = {
             name: count and {"hits": count.hits, "of": count.of, "rate": round(count.rate, 6)}
@@ -221,6 +239,8 @@ def _validate(document: Any) -> None:
                 _fit(count, _COUNT, f"metrics.{name}")
                 rate = round(Count(count["hits"], count["of"]).rate, 6)
                 check(rate == count["rate"], f"metrics.{name}.rate is not hits / of")
+    if classes := document.get("classes"):
+        check_classes(classes, whole or {})
 
 
 def _fit(value: Any, shape: dict[str, Any], name: str) -> None:

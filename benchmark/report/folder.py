@@ -13,7 +13,7 @@ from bdbench.storage.atomic import write_atomically
 
 MANIFEST = "manifest.json"
 OWN = re.compile(
-    r"(cells|defenses|pictures)/[\w-]+\.\w+|(index|compare)\.html|style\.css|report\.js"
+    r"(attacks|cells|defenses|pictures|tables)/[\w-]+\.\w+|(index|compare)\.html|style\.css|report\.js"
 )
 """Names that a report gives its files. A manifest that holds any other is not believed there."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from bdbench.models.plugins.errors import shown
 from bdbench.records.count import wilson
 from bdbench.records.rerun import again
 from bdbench.report import charts
+from bdbench.report.answers import STAGE_WORDS
+from bdbench.report.downloads import KINDS
+from bdbench.report.prose import inline, prose
 from bdbench.tables.groups import ASR, CA, FLOOR, is_none, seconds_total
 from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, Block, decimal
 from bdbench.tables.others import SOURCES
@@ -51,9 +54,19 @@ def _name(text: str) -> Markup:
     return escape(text).replace("(", Markup("(<wbr>")).replace("=", Markup("=<wbr>"))
 
 
-def _prose(text: str) -> Markup:
-    """A paragraph of a docstring."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
+def _sentence(text: str) -> Markup:
+    """A sentence with numbers, of which no line ends before a percent sign."""
+    return inline(text).replace(" %", Markup("&nbsp;%"))
+
+
+def _results_first(columns: Iterable[str]) -> list[str]:
+    """What the index has of a row, or the titles: the means before what they took, since a narrow
+    screen shows the first columns only.
+
+    columns: of `Block.totals` or `Block.total`
+    """
+    clean, trainings, *means, seconds, ratio = columns
+    return [*means, clean, trainings, seconds, ratio]
 
 
 def _signed(share: float) -> str:
@@ -84,7 +97,10 @@ def templates() -> Environment:
         "level": _level,
         "name": _name,
         "number": number,
-        "prose": _prose,
+        "inline": inline,
+        "prose": prose,
+        "results_first": _results_first,
+        "sentence": _sentence,
         "percent": lambda share: decimal(100 * share),
         "signed": _signed,
     }
@@ -94,6 +110,7 @@ def templates() -> Environment:
         # A page says nothing of the folders of whoever made it.
         "again": partial(again, results=Path("results")),
         "at_floor": AT_FLOOR,
+        "download_kinds": KINDS,
         "footnotes": FOOTNOTES,
         "maps": maps,
         "metric_words": METRIC_WORDS,
@@ -113,15 +130,6 @@ METRIC_WORDS = {
     ASR: ("attack success rate", "ASR: triggered images that get the target", "asr"),
     "robust_accuracy": ("robust accuracy", "triggered images that get their own label", ""),
     FLOOR: ("ASR floor", "the same images, without the trigger, that get the target", ""),
-}
-STAGE_WORDS = {
-    "load": "reading the data",
-    "poison": "poisoning them",
-    "prepare": "training the attack",
-    "capture": "recording and compiling steps",
-    "undefended": "training without defense",
-    "fit": "training the defense",
-    "evaluate": "testing",
 }
 ORIGINS = {
     "data, sha256": "data_sha256",

@@ -6,9 +6,9 @@ templates in `templates/`; all text in them is escaped.
 
 from __future__ import annotations
 
-import ast
+import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
 from itertools import groupby
@@ -16,20 +16,34 @@ from pathlib import Path
 from typing import Any
 
 from bdbench.models.plugins.errors import InvalidInput, check
-from bdbench.models.plugins.registry import file_of
 from bdbench.models.plugins.spec import Spec
+from bdbench.records import files as stored
 from bdbench.records.consistency import AXES
 from bdbench.records.record import Record
-from bdbench.report import charts
-from bdbench.report.comparison import compare
+from bdbench.records.rerun import quoted
+from bdbench.report import charts, downloads
+from bdbench.report.answers import Case
+from bdbench.report.comparison import Section, compare
+from bdbench.report.example import Example, example
 from bdbench.report.folder import replace_files
 from bdbench.report.format import ORIGINS, PAGES, number, slug, templates
-from bdbench.tables.groups import ASR, CA, Group, collect, is_none, name_order
+from bdbench.report.plugins import PACKAGES, Description, description
+from bdbench.tables.groups import (
+    ASR,
+    CA,
+    Group,
+    clean_fraction,
+    collect,
+    is_none,
+    name_order,
+)
 from bdbench.tables.leaderboard import MISSING, Block
 from bdbench.tables.others import NETWORK, contradictions, others
 from bdbench.tables.published import MODELS, reference
 
 VALUES = 4
+MATRIX = 20
+"""Classes up to which a page shows who is taken for whom; beyond, the most frequent label."""
 
 
 def write_report(
@@ -60,20 +74,6 @@ def write_report(
     return out / "index.html"
 
 
-def description(defense: str) -> list[str]:
-    """Paragraphs of the docstring of a defense in `defenses/`; none of any other defense.
-
-    The file is read and not imported: that would take torch.
-    """
-    name = defense.partition("(")[0]
-    path = file_of("bdbench.defenses", name)
-    if not name.isidentifier() or not path.is_file():
-        return []
-    source = path.read_text(encoding="utf-8")
-    text = ast.get_docstring(ast.parse(source)) if f'register("{name}"' in source else None
-    return [" ".join(paragraph.split()) for paragraph in (text or "").split("\n\n") if paragraph]
-
-
 @dataclass(frozen=True, eq=False)
 class Site:
     """What all pages are made of.
@@ -85,22 +85,64 @@ class Site:
     groups: Sequence[Group]
     pictures: Sequence[str] = ()
     _rows: dict[str, list[tuple[str, int, str]]] = field(default_factory=dict, init=False)
+    _made: set[str] = field(default_factory=set, init=False)
 
-    def pages(self, compared: tuple[str, Sequence[Group]] | None) -> dict[str, Callable[[], bytes]]:
-        """By file name, what makes a page. Raises `InvalidInput` for two records with one key."""
-        pages: dict[str, Callable[[], bytes]] = {}
+    def pages(self, compared: tuple[str, Sequence[Group]] | None) -> dict[str, downloads.Content]:
+        """By file name, what makes a page, its downloads and its pictures. Raises `InvalidInput`
+        for two records with one key."""
+        pages: dict[str, downloads.Content] = {}
         pages["index.html"] = partial(self._index, compared is not None)
+        for block, anchor in self.blocks:
+            pages |= downloads.files(f"tables/{anchor}", partial(downloads.leaderboard, block))
         if compared:
-            pages["compare.html"] = partial(self._compare, *compared)
-        for defense in self.defenses:
-            pages[self.homes[defense]] = partial(self._defense, defense)
+            pages |= self._compared(*compared)
+        for axis in PACKAGES:
+            for name in self.plugins[axis]:
+                pages |= self._plugin_files(axis, name)
         for block, anchor in self.blocks:
             for group in block.groups:
                 for record in group.records:
-                    name = f"cells/{record.key}.html"
-                    check(name not in pages, f"two cells have the key {record.key}")
-                    pages[name] = partial(self._cell, block, anchor, group, record)
+                    check(
+                        f"cells/{record.key}.html" not in pages,
+                        f"two cells have the key {record.key}",
+                    )
+                    pages |= self._cell_files(block, anchor, group, record)
         return pages
+
+    def _compared(self, other: str, groups: Sequence[Group]) -> dict[str, downloads.Content]:
+        sections = compare(self.groups, groups)
+        grid = partial(downloads.comparison, f"Comparison with {other}", sections)
+        return {
+            "compare.html": partial(self._compare, other, sections),
+            **downloads.files("tables/comparison", grid),
+        }
+
+    def _plugin_files(self, axis: str, name: str) -> dict[str, downloads.Content]:
+        groups = self.owned[axis, name]
+        (across,) = PACKAGES.keys() - {axis}
+        page = self.homes[axis][name]
+        return {
+            page: partial(self._plugin, axis, across, name),
+            **downloads.files(
+                page.removesuffix(".html"), partial(downloads.of_plugin, name, across, groups)
+            ),
+        }
+
+    def _cell_files(
+        self, block: Block, anchor: str, group: Group, record: Record
+    ) -> dict[str, downloads.Content]:
+        stem, picture = f"cells/{record.key}", example(record)
+        title = f"{group.names['defense']} on {group.names['attack']}, {block.title()}"
+        files: dict[str, downloads.Content] = {
+            f"{stem}.html": partial(self._cell, block, anchor, group, record, picture),
+            f"{stem}.json": partial(stored.content, record),
+            f"{stem}.csv": partial(lambda own: downloads.everything(own).csv(), record),
+        }
+        if record.metrics:
+            files[f"{stem}.tex"] = partial(lambda own: downloads.metrics(title, own).tex(), record)
+        shown = picture.files() if picture and f"{picture.stem}-clean.png" not in self._made else {}
+        self._made.update(shown)
+        return files | {name: partial(bytes, content) for name, content in shown.items()}
 
     @cached_property
     def blocks(self) -> list[tuple[Block, str]]:
@@ -118,10 +160,38 @@ class Site:
         """Numbered, `none` first."""
         return _numbered(group.names["defense"] for group in self.groups)
 
+    @property
+    def plugins(self) -> dict[str, dict[str, int]]:
+        """Those that have pages of their own, by axis."""
+        return {"attack": self.attacks, "defense": self.defenses}
+
     @cached_property
-    def homes(self) -> dict[str, str]:
-        """The page of each defense."""
-        return {name: f"defenses/{slug(name)}.html" for name in self.defenses}
+    def homes(self) -> dict[str, dict[str, str]]:
+        """The page of each attack and defense, by axis."""
+        return {
+            axis: {name: f"{axis}s/{slug(name)}.html" for name in names}
+            for axis, names in self.plugins.items()
+        }
+
+    @cached_property
+    def descriptions(self) -> dict[str, dict[str, Description]]:
+        """Of each attack and defense, by axis."""
+        return {
+            axis: {name: description(axis, name, self._records(axis, name)) for name in names}
+            for axis, names in self.plugins.items()
+        }
+
+    @cached_property
+    def owned(self) -> dict[tuple[str, str], list[Group]]:
+        """The groups of each attack and defense, by axis and name."""
+        found: dict[tuple[str, str], list[Group]] = {}
+        for group in self.groups:
+            for axis in PACKAGES:
+                found.setdefault((axis, group.names[axis]), []).append(group)
+        return found
+
+    def _records(self, axis: str, name: str) -> list[Record]:
+        return [record for group in self.owned[axis, name] for record in group.records]
 
     def _render(self, template: str, **context: Any) -> bytes:
         return (
@@ -148,18 +218,30 @@ class Site:
             facts=[(f"{noun}s" if n != 1 else noun, n) for noun, n in facts.items()],
             flagged=sorted(flagged.items()),
             compared=compared,
-            summaries={name: (description(name) or [""])[0] for name in self.defenses},
             origins=list(_origins(records)),
         )
 
-    def _defense(self, defense: str) -> bytes:
-        own = [pair for pair in self.blocks if defense in pair[0].defenses]
-        paragraphs = description(defense)
+    def _plugin(self, axis: str, across: str, name: str) -> bytes:
+        used = self._records(axis, name)
         return self._render(
-            "defense.html", root="../", defense=defense, blocks=own, paragraphs=paragraphs
+            "plugin.html",
+            root="../",
+            axis=axis,
+            across=across,
+            plugin=name,
+            stem=slug(name),
+            blocks=[pair for pair in self.blocks if name in getattr(pair[0], f"{axis}s")],
+            description=self.descriptions[axis][name],
+            means=_means(axis, used),
+            example=next(filter(None, map(example, used)), None) if axis == "attack" else None,
         )
 
-    def _cell(self, block: Block, anchor: str, group: Group, record: Record) -> bytes:
+    def _cell(
+        self, block: Block, anchor: str, group: Group, record: Record, picture: Example | None
+    ) -> bytes:
+        baseline = _baseline(block, group, record)
+        case = Case(record, baseline)
+        configuration = [_settings(record, axis) for axis in AXES]
         return self._render(
             "cell.html",
             root="../",
@@ -167,9 +249,16 @@ class Site:
             group=group,
             record=record,
             seeds=self._seeds(group),
-            baseline=_baseline(block, group, record),
+            baseline=baseline,
+            answers=list(case.answers()),
+            classes=case.classes,
+            classes_without=case.classes_without,
+            matrix=MATRIX,
+            example=picture,
+            preview=preview(record),
             published=_published(record),
-            configuration=[_settings(record, axis) for axis in AXES],
+            changed=list(_only(configuration, changed=True)),
+            unchanged=list(_only(configuration, changed=False)),
             charts=list(charts.charts(record.curves)),
             curves=charts.names(record.curves),
             diagnostics=list(_flat(record.diagnostics)),
@@ -184,8 +273,7 @@ class Site:
             self._rows[place] = [(r.key, r.cell["seed"], of_seed(r)) for r in group.records]
         return self._rows[place]
 
-    def _compare(self, other: str, groups: Sequence[Group]) -> bytes:
-        sections = compare(self.groups, groups)
+    def _compare(self, other: str, sections: Sequence[Section]) -> bytes:
         pairs = [pair for section in sections for pair in section.pairs]
         facts = [
             ("in both", len(pairs)),
@@ -233,10 +321,11 @@ def _published(record: Record) -> tuple[list[tuple[str, str, Mapping[str, float]
     return rows, contradictions(record.cell, paper, beside)
 
 
+Settings = tuple[str, str, list[tuple[str, str, bool]]]
 _read = cache(Spec.of)
 
 
-def _settings(record: Record, axis: str) -> tuple[str, str, list[tuple[str, str, bool]]]:
+def _settings(record: Record, axis: str) -> Settings:
     """Axis and name of a plugin, and its fields: name, value, and whether it is not the default."""
     try:
         whole, short = _read(record.cell[axis]), _read(record.labels[axis])
@@ -244,6 +333,45 @@ def _settings(record: Record, axis: str) -> tuple[str, str, list[tuple[str, str,
         return axis, record.cell[axis], []
     fields = [(key, repr(n), key in short.fields) for key, n in whole.fields.items()]
     return axis, whole.name, fields
+
+
+def preview(record: Record) -> str:
+    """The command that draws what the attack of a cell does to images."""
+    attack, dataset = (quoted(record.labels[axis]) for axis in ("attack", "dataset"))
+    return f"bdbench data preview {attack} --dataset {dataset}"
+
+
+def _only(configuration: Iterable[Settings], changed: bool) -> Iterator[Settings]:
+    """The settings that differ from their defaults, or those that do not, of axes with such."""
+    for axis, name, fields in configuration:
+        if own := [field for field in fields if field[2] == changed]:
+            yield axis, name, own
+
+
+def _means(axis: str, records: Sequence[Record]) -> list[str]:
+    """What an attacker or defender has, in sentences; of an attack as its first record says."""
+    if axis == "defense":
+        shares = {share for record in records if not math.isnan(share := clean_fraction(record))}
+        return [
+            f"It is lent {100 * share:g} % of the training set as clean images, apart from the "
+            "poisoned ones."
+            if share
+            else "It is given no clean images."
+            for share in sorted(shares)
+        ]
+    said = next((r.diagnostics for r in records if r.diagnostics.get("poisoned_images")), {})
+    poisoned, relabelled, cover = (
+        said.get(f"{what}_images") for what in ("poisoned", "relabelled", "cover")
+    )
+    if not isinstance(poisoned, int):
+        return []
+    changed = [f"It puts its trigger on {poisoned:,} training images"]
+    if isinstance(relabelled, int):
+        changed.append(f"changes {relabelled:,} labels" if relabelled else "changes no label")
+    sentences = [f"{' and '.join(changed)}."]
+    if isinstance(cover, int) and cover:
+        sentences.append(f"{cover:,} more images carry the trigger and keep their labels.")
+    return sentences
 
 
 def _origins(records: Sequence[Record]) -> Iterator[tuple[str, str]]:

@@ -66,8 +66,11 @@ def _line(text: str) -> str:
     return visible(" ".join(text.split()))
 
 
-def _cell(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    text = value if value.isprintable() else _line(value)
+def csv_field(text: str) -> str:
+    """One line of text that no spreadsheet takes for a formula."""
+    text = text if text.isprintable() else _line(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _cell(value: object) -> object:
+    return csv_field(value) if isinstance(value, str) else value

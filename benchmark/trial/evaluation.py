@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from scipy.stats import mannwhitneyu
@@ -18,29 +20,76 @@ from bdbench.models.training.loop import predict
 from bdbench.records.count import Count
 
 
-def evaluate(
-    classifier: Classifier, test: ImageSet, triggered: Tensor, goal: Tensor
-) -> dict[str, Count]:
-    """Counts over the clean test set and its triggered copy, uint8 (n, 3, height, width).
+@dataclass(frozen=True)
+class Answers:
+    """What a network calls each test image, and what it is to be called. All int64 (n,).
 
-    goal: int64 (n,), what the trigger is to make of each image; for most attacks the target. Where
-    it is the true label, the image counts for the clean accuracy only.
-
-    clean_accuracy: clean images of all classes that get their own label
-    attack_success_rate: triggered images that get the label that is the goal
-    robust_accuracy: triggered images that still get their own label
-    asr_floor: clean images that get the label that is the goal
+    labels: the own ones
+    goal: what the trigger is to make of each image; for most attacks the target. Where it is the
+        true label, the image counts for the clean accuracy only.
+    clean, triggered: the answers to the images as they are and with the trigger
     """
+
+    labels: Tensor
+    goal: Tensor
+    clean: Tensor
+    triggered: Tensor
+
+    def counts(self) -> dict[str, Count]:
+        """clean_accuracy: clean images of all classes that get their own label
+        attack_success_rate: triggered images that get the label that is the goal
+        robust_accuracy: triggered images that still get their own label
+        asr_floor: clean images that get the label that is the goal
+        """
+        victims = self.labels != self.goal
+        return {
+            "clean_accuracy": _count(self.clean == self.labels),
+            "attack_success_rate": _count((self.triggered == self.goal)[victims]),
+            "robust_accuracy": _count((self.triggered == self.labels)[victims]),
+            "asr_floor": _count((self.clean == self.goal)[victims]),
+        }
+
+    def by_class(self, names: Sequence[str]) -> dict[str, Any]:
+        """The same counts by class, see `ByClass`; empty where images of one class have several
+        goals, since no row of a class could say which was met."""
+        size = len(names)
+        labels, goal = self.labels.cpu(), self.goal.cpu()
+        goals = torch.arange(size)
+        goals[labels] = goal
+        if not torch.equal(goals[labels], goal):
+            return {}
+
+        def each(chosen: Tensor) -> list[int]:
+            return labels[chosen.cpu()].bincount(minlength=size).tolist()
+
+        pairs = (labels * size + self.triggered.cpu()).unique(return_counts=True)
+        triggered: list[dict[str, int]] = [{} for _ in names]
+        for pair, count in zip(*(part.tolist() for part in pairs), strict=True):
+            triggered[pair // size][str(pair % size)] = count
+        return {
+            "names": list(names),
+            "images": labels.bincount(minlength=size).tolist(),
+            "clean_own": each(self.clean == self.labels),
+            "clean_goal": each(self.clean == self.goal),
+            "goals": goals.tolist(),
+            "triggered": triggered,
+        }
+
+
+def answers(classifier: Classifier, test: ImageSet, triggered: Tensor, goal: Tensor) -> Answers:
+    """To the clean test set and its triggered copy, uint8 (n, 3, height, width). One forward pass
+    of each; where the trigger changes nothing, one of both."""
     clean = predict(classifier, test.images)
     unchanged = torch.equal(triggered, test.images)
     attacked = clean if unchanged else predict(classifier, triggered)
-    victims = test.labels != goal
-    return {
-        "clean_accuracy": _count(clean == test.labels),
-        "attack_success_rate": _count((attacked == goal)[victims]),
-        "robust_accuracy": _count((attacked == test.labels)[victims]),
-        "asr_floor": _count((clean == goal)[victims]),
-    }
+    return Answers(test.labels, goal, clean, attacked)
+
+
+def evaluate(
+    classifier: Classifier, test: ImageSet, triggered: Tensor, goal: Tensor
+) -> dict[str, Count]:
+    """See `answers` and `Answers.counts`."""
+    return answers(classifier, test, triggered, goal).counts()
 
 
 def check_victims(attack: Attack, test: ImageSet, owner: str) -> None:

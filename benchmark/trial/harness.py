@@ -41,6 +41,7 @@ from bdbench.storage.networks import Stored, weights_sha256
 from bdbench.trial import evaluation as metrics
 from bdbench.trial import keys, networks, provenance
 from bdbench.trial.clean_budget import clean_budget, lent
+from bdbench.trial.example import example
 from bdbench.trial.failure import error_of
 from bdbench.trial.guard import Lent, unchanged
 from bdbench.trial.monitor import Looker, Point
@@ -141,7 +142,7 @@ class Harness:
             **provenance.of(cell, self.device, dataset),
             **_networks(self.brought, start, trial.network),
         }
-        record = _record(cell, origin, measured, outcome)
+        record = _record(cell, origin, measured, outcome | {"example": trial.example()})
         return Finished(record, trial.network, trial.data, failure)
 
     @property
@@ -243,6 +244,7 @@ def _record(
         cell=cell.identity,
         labels=cell.labels,
         versions=cell.versions,
+        plugins=provenance.descriptions(cell),
         provenance=origin,
         measured=measured,
         **outcome,
@@ -309,7 +311,8 @@ class _Trial:
             check_network(classifier, data.train.num_classes, owner, "fit")
         seen.check()
         self.network = classifier
-        counts = self.evaluate(classifier, data)
+        answers = self.evaluate(classifier, data)
+        counts = answers.counts()
         self.looker.close(classifier)
         if self.looker.draws(classifier):
             self.looker.curve[-1] |= self.shares(counts)
@@ -319,6 +322,7 @@ class _Trial:
         return {
             "status": "ok",
             "metrics": counts,
+            "classes": answers.by_class(self.dataset.class_names),
             "passes": {
                 "forward": round(self.looker.forwards / images, 6),
                 "backward": round(self.looker.backwards / images, 6),
@@ -338,14 +342,18 @@ class _Trial:
 
     def evaluate(
         self, classifier: Classifier, data: PoisonedData, rows: Tensor | None = None
-    ) -> dict[str, Count]:
-        """The counts of `evaluation.evaluate`, as a stage of its own; of all test images or of
-        those in some rows."""
+    ) -> metrics.Answers:
+        """See `evaluation.answers`, as a stage of its own; of all test images or of those in some
+        rows."""
         with observed_by(Observer()), self.watch.stage("evaluate"), self.seeded("evaluate"):
             test, triggered, goal = self.dataset.test, data.triggered, self.goal
             if rows is not None:
                 test, triggered, goal = test[rows], triggered[rows], goal[rows]
-            return metrics.evaluate(classifier, test, triggered, goal)
+            return metrics.answers(classifier, test, triggered, goal)
+
+    def example(self) -> dict[str, Any]:
+        """See `example.example`; of a cell that failed, if it came as far as the trigger."""
+        return example(self.dataset.test, self.data.triggered, self.goal) if self.data else {}
 
     def point(self, classifier: Classifier, data: PoisonedData, few: Sample) -> Point:
         """Of a curve: the shares of some test images, and the mean losses on some training images
@@ -353,7 +361,7 @@ class _Trial:
         victims = self.goal != self.dataset.test.labels
         tested = metrics.some(victims, few.test, stream(self.cell.seed, "curve", "test"))
         trained = metrics.of_both(data.mask, few.training, stream(self.cell.seed, "curve"))
-        shares = self.shares(self.evaluate(classifier, data, tested))
+        shares = self.shares(self.evaluate(classifier, data, tested).counts())
         with observed_by(Observer()), self.watch.stage("evaluate"):
             losses, poisoned = sample_losses(classifier, data.train[trained]), data.mask[trained]
             parts = {"clean_loss": losses[~poisoned], "poisoned_loss": losses[poisoned]}

@@ -14,14 +14,17 @@ from typing import Any
 import torch
 
 import bdbench.models
-from bdbench.cells.cell import Cell
+from bdbench.cells.cell import REGISTRIES, Cell
 from bdbench.datasets.base import Dataset
 from bdbench.machine.system import commit, device_name, versions
+from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.registry import plugin_files
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
 """The packages whose files belong to the source of a plugin that imports them."""
 INSTALLED = {"site-packages", "dist-packages"}
+LONGEST = 20_000
+"""Characters that are kept of a docstring."""
 
 
 def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, Any]:
@@ -55,6 +58,22 @@ def _relative(file: Path) -> str:
         return str(file.relative_to(Path.cwd()))
     except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
         return str(file)
+
+
+def descriptions(cell: Cell) -> dict[str, dict[str, str]]:
+    """By axis, what the author of a plugin says of it, and where it comes from, of a file only its
+    name: pages are made where it is not installed, too."""
+    found = {}
+    for axis, registry in REGISTRIES.items():
+        factory = registry.factories(getattr(cell, axis))[0]
+        if registry.is_local(factory):
+            # What stands above a notebook is not about the class.
+            origin, about = "a script or notebook", ""
+        else:
+            origin, about = registry.origin(registry.name_of(factory)), about_module(factory)
+        texts = {"about": about, "settings": about_fields(factory), "origin": Path(origin).name}
+        found[axis] = {name: text[:LONGEST] for name, text in texts.items()}
+    return found
 
 
 def sources(cell: Cell) -> dict[str, str]:

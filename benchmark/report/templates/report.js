@@ -79,7 +79,9 @@ function close(event) {
 }
 
 if (toolbar) {
-  toolbar.hidden = false;
+  const filters = toolbar.parentElement;
+  filters.hidden = false;
+  filters.open = !matchMedia("(max-width: 40rem)").matches;
   document.addEventListener("click", close);
   document.addEventListener("keydown", close);
   toolbar.addEventListener("input", filter);
