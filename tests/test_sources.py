@@ -352,7 +352,9 @@ BUILDERS = {
             *(f"attacks.py:{name}" for name in ("attack_goes_on", "attack_replays")),
             *(f"attacks.py:{name}" for name in ("honest_poison", "tried")),
             *(f"defenses.py:{name}" for name in ("defense_replays", "fitted", "seeded")),
-            *(f"others.py:{name}" for name in ("any_size", "declared", "made", "small", "specs")),
+            *(f"datasets.py:{name}" for name in ("as_said", "dataset_cell", "declared", "fewer")),
+            *(f"models.py:{name}" for name in ("any_size", "judges_alone", "made_up", "small")),
+            *("datasets.py:loaded", "models.py:model_draws", "others.py:made", "others.py:specs"),
             *("scenarios.py:lent", "device.py:weights"),
         ]
     },
