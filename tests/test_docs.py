@@ -66,7 +66,7 @@ AXES: dict[str, Registry[Any]] = {
 NOT_RUN = {
     "bdbench run table1-cifar10 --device cuda:1": "two GPUs",
     "bdbench data preview blend --dataset cifar10": "CIFAR-10",
-    "bdbench data prepare cifar10": "CIFAR-10",
+    "bdbench data get cifar10": "the network",
     "bdbench data get cifar100": "the network",
     "bdbench data prepare cifar100": "CIFAR-100",
     "bdbench data prepare \"folder(path='photos', size=64, test_share=0.2)\"": "photos",

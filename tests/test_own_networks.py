@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.torch
 import torch
+import torchvision
 from commands import refused
 from PIL import Image
 from test_docs import ALONE
@@ -685,3 +687,37 @@ def test_records_are_exported_as_a_table(
     assert list(frame["key"].astype(str)) == [record.key]
     assert record.clean_accuracy is not None
     assert frame["clean_accuracy_hits"][0] == record.clean_accuracy.hits
+
+
+def _small_stem() -> nn.Module:
+    """torchvision's network as people change it for small images."""
+    network = torchvision.models.resnet18(num_classes=10)
+    network.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    ("model", "make"),
+    [
+        ("resnet18", _small_stem),
+        *(
+            (f"torchvision(name={name!r})", partial(torchvision.models.get_model, name))
+            for name in ("resnet18", "vgg11_bn", "mobilenet_v3_small")
+        ),
+    ],
+)
+def test_weights_have_the_names_of_torchvision(
+    model: str, make: Callable[..., nn.Module], prefix: str
+) -> None:
+    torch.manual_seed(0)
+    theirs = make(**({} if make is _small_stem else {"num_classes": 10})).eval()
+    weights = {f"{prefix}{name}": values for name, values in theirs.state_dict().items()}
+    source = bd.dataset("toy", image_size=32)
+    own = models.build(model)
+    network = own.build(10, 32).eval()
+    network.load_state_dict(fitted(Stored(weights), own, source))
+    images = torch.rand(4, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(network(images), theirs(images), atol=1e-5)

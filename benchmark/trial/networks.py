@@ -95,12 +95,13 @@ def check_starts(cells: Iterable[Cell]) -> None:
 
 def fitted(stored: Stored, model: Model, source: Source) -> dict[str, Tensor]:
     """Weights as the state dict of a model for a data set: float32 for any floating-point type,
-    without what stands before all names, such as `module.`, and with what a file need not hold.
+    with its names and what a file need not hold. A file may have those of the network that the
+    model was made of, and anything before all of them, such as `module.`.
 
     Raises `InvalidInput` where they are of another model.
     """
-    like = model.build(source.num_classes, source.image_size).state_dict()
-    found = _without_prefix(stored.weights, like)
+    built = model.build(source.num_classes, source.image_size)
+    like, found = built.state_dict(), _named(stored.weights, built)
     if complaint := _misfit(found, like, source):
         others = fitting(stored, source)
         hint = f"; it is one of model {' or '.join(others)}" if others else ""
@@ -195,10 +196,19 @@ def fitting(stored: Stored, source: Source) -> list[str]:
     names = []
     for name in models.names():
         with suppress(Exception):  # whatever a plugin raises, it is not the one
-            like = models.build(name).build(source.num_classes, source.image_size).state_dict()
-            fits = not _misfit(_without_prefix(stored.weights, like), like, None)
+            built = models.build(name).build(source.num_classes, source.image_size)
+            fits = not _misfit(_named(stored.weights, built), built.state_dict(), None)
             names += [name] if fits and name != given.NAME else []
     return names
+
+
+def _named(weights: Mapping[str, Tensor], network: Classifier) -> dict[str, Tensor]:
+    """With the names that they have in a network, as far as it knows them."""
+    own = _without_prefix(weights, network.state_dict())
+    usual = _without_prefix(weights, network.usual)
+    renamed = {network.usual.get(name, name): values for name, values in usual.items()}
+    known = network.state_dict().keys()
+    return max(own, renamed, key=lambda named: len(named.keys() & known))
 
 
 def _without_prefix(weights: Mapping[str, Tensor], like: Collection[str]) -> dict[str, Tensor]:

@@ -30,6 +30,8 @@ class Classifier(nn.Module, ABC):
     The body computes in `precision`, by way of torch.compile if it is to be `compiled`; features
     and logits come out in float32 whatever it is, so that losses never lose digits. `head` is a
     linear layer from the embedding to the classes.
+
+    usual: the names that weights have in files of others, and those that they have here
     """
 
     head: nn.Linear
@@ -47,8 +49,15 @@ class Classifier(nn.Module, ABC):
         self.precision = "fp32"
         self.compiled = False
         self.normalises = (mean, deviation) != (0.0, 1.0)
+        self.usual: dict[str, str] = {}
         self.register_buffer("mean", means)
         self.register_buffer("deviation", deviations)
+
+    def made_of(self, network: nn.Module) -> None:
+        """Remember what the weights are called in the network whose layers these are."""
+        own = {id(values): name for name, values in self.state_dict(keep_vars=True).items()}
+        theirs = network.state_dict(keep_vars=True).items()
+        self.usual = {name: own[id(values)] for name, values in theirs if id(values) in own}
 
     @abstractmethod
     def body(self, images: Tensor) -> list[Tensor]:

@@ -31,6 +31,7 @@ class ResNet(Classifier):
         if image_size <= SMALL:
             convolution = nn.Conv2d(3, 64, 3, padding=1, bias=False)
             nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            network.conv1 = convolution
             self.stem = nn.Sequential(convolution, network.bn1, network.relu)
         else:
             self.stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
@@ -38,6 +39,7 @@ class ResNet(Classifier):
             [network.layer1, network.layer2, network.layer3, network.layer4]
         )
         self.head = network.fc
+        self.made_of(network)
 
     def body(self, images: Tensor) -> list[Tensor]:
         maps = [self.stem(images)]

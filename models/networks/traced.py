@@ -51,6 +51,7 @@ class Traced(Classifier):
         stages = seen.stages()
         self.trunk = seen.piece(None, stages[-1], stages)
         self.neck = seen.piece(stages[-1], seen.embedding, seen.embedding)
+        self.made_of(network)
         with torch.no_grad():
             same = self.head(self.neck(self.trunk(seen.images)[-1])).allclose(seen.answers)
         check(same, f"{owner} does not answer the same when it is taken apart")
