@@ -106,7 +106,11 @@ def get(source: Source, data: Path | None = None, url: str | None = None) -> Non
     with watched() as watcher:
         download(source.name, gettable.archives, folder, url, watcher)
     where = source.locate([folder])
-    check(where is not None, f"{source.name} was unpacked in {folder}, but is not as expected")
+    check(
+        where is not None,
+        f"{source.name} was unpacked in {folder / source.name}, where none of its layouts is: "
+        f"{', '.join(gettable.layouts)}",
+    )
     say(f"{source.name} is there: {where}")
 
 

@@ -57,7 +57,8 @@ class FileSource(Source):
     layouts: ClassVar[tuple[str, ...]]
     """What is accepted, as paths below a data folder."""
     archives: ClassVar[tuple[Archive, ...]] = ()
-    """What `bdbench data get` downloads; nothing where there is no official place."""
+    """What `bdbench data get` downloads and unpacks in the folder of the data set's name; nothing
+    where there is no official place."""
 
     @property
     @abstractmethod
