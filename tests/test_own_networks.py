@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,11 @@ from test_docs import ALONE
 from torch import Tensor, nn
 
 import bdbench as bd
+from bdbench.cells.cell import cell_of_record
 from bdbench.cli import main
 from bdbench.datasets import parquet
 from bdbench.models.networks.given import NAME, given
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.loop import logits
@@ -721,3 +724,21 @@ def test_weights_have_the_names_of_torchvision(
     images = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         assert torch.allclose(network(images), theirs(images), atol=1e-5)
+
+
+def test_a_record_names_the_files_that_its_plugins_need(
+    kept: tuple[Path, bd.CellRecord],
+) -> None:
+    _, chosen = kept
+    lacking = replace(
+        chosen,
+        cell={**chosen.cell, "defense": "mine(side=2)"},
+        provenance={**chosen.provenance, "plugins": ["my folder/mine.py"]},
+    )
+    with pytest.raises(InvalidInput) as refusal:
+        cell_of_record(lacking)
+    said = str(refusal.value)
+    assert said.startswith("unknown defense 'mine'")
+    assert said.endswith("was run with a plugin of your own: add --plugin 'my folder/mine.py'")
+    with pytest.raises(InvalidInput, match=r"did you mean 'none'\?$"):
+        cell_of_record(replace(lacking, provenance=chosen.provenance))

@@ -24,7 +24,8 @@ from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model, models
 from bdbench.models.rng import global_seed
 from bdbench.models.training.recipe import Recipe
-from bdbench.records.record import key_of
+from bdbench.records.record import Record, key_of
+from bdbench.records.rerun import line, with_plugins
 from bdbench.storage.keys import digest_of
 
 RECIPE = "the recipe"
@@ -204,6 +205,20 @@ def cell_of(identity: Mapping[str, Any]) -> Cell:
     Raises `InvalidInput`, for a plugin that is not loaded, too."""
     plugins = {axis: registry.build(identity[axis]) for axis, registry in REGISTRIES.items()}
     return Cell(**plugins, recipe=recipe_of(identity["recipe"]), seed=identity["seed"])
+
+
+def cell_of_record(record: Record) -> Cell:
+    """The cell of a record. Raises `InvalidInput` as `cell_of` does, with the plugin files that its
+    run had."""
+    try:
+        return cell_of(record.cell)
+    except InvalidInput as error:
+        options = with_plugins([record])
+        if not options:
+            raise
+        raise InvalidInput(
+            f"{error}; cell {record.key} was run with a plugin of your own: add {line(*options)}"
+        ) from error
 
 
 @functools.cache

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from bdbench.cells.cell import Cell, cell_of
+from bdbench.cells.cell import Cell, cell_of_record
 from bdbench.figures.distortion import distortion
 from bdbench.figures.picture import COLUMN, PAGE, Picture, stacked, write_caption
 from bdbench.figures.preview import amplified
@@ -57,12 +57,12 @@ def draw(selection: Selection) -> Picture:
     selection.settled(groups, ["dataset"])
     root = cache_root()
     harness = Harness(ReadyMade(root), roots(selection.data), torch.device("cpu"))
-    dataset = harness.dataset(cell_of(groups[0].records[0].cell).dataset)
+    dataset = harness.dataset(cell_of_record(groups[0].records[0]).dataset)
     pairs: dict[str, tuple[int, Tensor, Tensor]] = {}
     absent = []
     for name in dict.fromkeys(group.names["attack"] for group in groups):
         records = [r for g in groups if g.names["attack"] == name for r in g.records]
-        cells = [cell_of(record.cell) for record in records]
+        cells = [cell_of_record(record) for record in records]
         attack = cells[0].attack
         victims = attack.goal(dataset.test.labels, dataset.test.num_classes) != dataset.test.labels
         row = int(victims.int().argmax())

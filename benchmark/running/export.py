@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdbench.cells.cell import Cell, cell_of
+from bdbench.cells.cell import Cell, cell_of_record
 from bdbench.cells.cost import shares
 from bdbench.datasets import parquet_writer
 from bdbench.machine.devices import device_of
@@ -89,7 +89,7 @@ class Export:
             f"`bdbench explain {record.key}` says why",
         )
         self._check_out()
-        cell = cell_of(record.cell)
+        cell = cell_of_record(record)
         harness = Harness(Cache(cache_root()), roots(self.data), device_of(self.device))
         dataset = harness.dataset(cell.dataset)
         known = record.provenance.get("data_sha256")
