@@ -210,7 +210,7 @@ def nothing_trains(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("something was begun")
 
     monkeypatch.setattr(run, "Schedule", fail)
-    monkeypatch.setattr("bdbench.api.Harness", fail)
+    monkeypatch.setattr("bdbench.api.Harness.finish", fail)
 
 
 RUN = [f"--dataset={TINY}", "--attack=badnets", "--epochs=1", "--device=cpu", "--precision=fp32"]

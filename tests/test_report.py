@@ -336,6 +336,8 @@ def test_a_cell_is_told_in_sentences():
         (995, 9, 990, "No."),
         (700, 9, None, "Not wholly."),
         (9, 9, None, "Yes, no backdoor can be found."),
+        (9, 9, 300, "There was hardly a backdoor to remove."),
+        (290, 9, 300, "There was hardly a backdoor to remove."),
     ],
 )
 def test_a_defense_is_judged_by_tests_and_not_by_eye(asr, floor, before, start):

@@ -166,7 +166,11 @@ def join(
         remarks += _take(other, scope, kept, folders)
     numbers = [""] if len(others) == 1 else list(map(str, range(1, len(others) + 1)))
     signs = {o.folder: f"{SIGN}{n}" for o, n in zip(others, numbers, strict=True)}
-    return list(kept.values()), Origins(folder, signs, folders, tuple(remarks))
+    mine = {id(record) for record in own}
+    taken = {place: record for place, record in kept.items() if id(record) not in mine}
+    # Also several of one cell, of whose data only one may be right: who makes a table says so.
+    records = [*(each for each in own if _place(each) not in taken), *taken.values()]
+    return records, Origins(folder, signs, folders, tuple(remarks))
 
 
 def _take(

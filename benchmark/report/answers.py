@@ -16,6 +16,7 @@ from bdbench.tables.statistics import proportions_separable
 
 WORKS = 0.5
 """ASR with no defense from which on an attack has worked, see the flag `attack_failed`."""
+FEEBLE = "There was hardly a backdoor to remove."
 STAGE_WORDS = {
     "load": "reading the data",
     "poison": "poisoning them",
@@ -128,17 +129,20 @@ class Case:
         floor = self.record.asr_floor
         fell = f"from {_percent(before)} to {_percent(asr)}" if before else f"at {_percent(asr)}"
         moved = "goes" if before else "is"
+        worked = not before or before.rate >= WORKS
         said = f"The attack success rate {moved} {fell}"
         if floor and (asr.rate <= floor.rate or not proportions_separable(floor, asr)):
-            return (
-                f"Yes, no backdoor can be found. {said}, which cannot be told from the "
-                f"{_percent(floor)} of the same images that get that label without the trigger."
-            )
+            place = "not above" if asr.rate <= floor.rate else "which cannot be told from"
+            share = f"the {_percent(floor)} of the same images that get that label"
+            said += f", {place} {share} without the trigger"
+            found = "Yes, no backdoor can be found."
+            return f"{found if worked else FEEBLE} {said}."
         above = f" Without the trigger it is {_percent(floor)}." if floor else ""
         if before and asr.rate < before.rate and proportions_separable(asr, before):
             word = "Mostly, not wholly" if asr.rate < before.rate / 2 else "In part"
-            return f"{word}. {said}.{above}"
-        return f"{'No' if before else 'Not wholly'}. {said}.{above}"
+            return f"{f'{word}.' if worked else FEEBLE} {said}.{above}"
+        found = "No." if before else "Not wholly."
+        return f"{found if worked else FEEBLE} {said}.{above}"
 
     def _cost(self) -> Iterator[Answer]:
         here = self.record.clean_accuracy

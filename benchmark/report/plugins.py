@@ -63,5 +63,6 @@ def _registered(tree: ast.Module, name: str) -> Iterator[ast.ClassDef]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             decorators = map(ast.unparse, node.decorator_list)
-            if any(each == f"register({name!r})" for each in decorators):
+            begin = f"register({name!r})", f"register({name!r},"
+            if any(each.startswith(begin) for each in decorators):
                 yield node
