@@ -198,7 +198,9 @@ def test_a_network_that_cannot_be_kept_leaves_no_record(
     (results / "networks").write_text("in the way")
     arguments = ["run", *ON_TOY, "--defense", "none", "--precision", "fp32", "--save"]
     assert main(arguments) == 1
-    assert "FAILED: there is no record of it: cannot write" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "FAILED, key " in said
+    assert "\n  cannot write " in said
     assert not list((results / "records").glob("*.json"))
     assert (results / "networks").read_text() == "in the way"
 
