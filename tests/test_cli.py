@@ -244,7 +244,7 @@ def test_a_cell_that_fails_leaves_the_others_alone(
 def test_an_interrupted_run_keeps_what_is_finished(
     number: signal.Signals, own_folder: Path, start: Callable[..., subprocess.Popen[str]]
 ) -> None:
-    arguments = ["run", *TINY, "--defense=none", "--seeds=500"]
+    arguments = ["run", *TINY, "--defense=none", "--seeds=100"]
     process = start(*arguments)
     records = own_folder / "results/quick/records"
     limit = time.monotonic() + 200

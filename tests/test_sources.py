@@ -349,8 +349,8 @@ BUILDERS = {
     **{
         f"benchmark/contract/{name}": "a promise is tested on new plugins"
         for name in [
-            *(f"attacks.py:{name}" for name in ("attack_goes_on", "attack_replays")),
-            *(f"attacks.py:{name}" for name in ("honest_poison", "tried")),
+            *(f"attacks.py:{name}" for name in ("attack_cell", "attack_goes_on")),
+            *(f"attacks.py:{name}" for name in ("attack_replays", "honest_poison", "tried")),
             *(f"defenses.py:{name}" for name in ("defense_replays", "fitted", "seeded")),
             *(f"datasets.py:{name}" for name in ("as_said", "dataset_cell", "declared", "fewer")),
             *(f"models.py:{name}" for name in ("any_size", "judges_alone", "made_up", "small")),

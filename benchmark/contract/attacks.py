@@ -13,8 +13,10 @@ from bdbench.attacks.base import Attack, Poisoned
 from bdbench.contract.others import made, made_by
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import (
+    FEWER,
     RECIPE,
     SIDE,
+    TOY,
     Drawn,
     expect,
     frozen,
@@ -136,7 +138,8 @@ def honest_poison(registry: Registry[Any], name: str) -> None:
 
 @promise("attack", "it goes through a whole cell, from clean images to the record", honest_poison)
 def attack_cell(registry: Registry[Any], name: str) -> None:
-    whole_cell(name, "none")
+    # The rates of those that train nothing may be small.
+    whole_cell(name, "none", FEWER if registry.build(name).trains else TOY)
 
 
 @promise("attack", "broken off while it is prepared, it goes on and ends the same", attack_cell)

@@ -107,7 +107,8 @@ def same(one: ImageSet, images: Tensor, labels: Tensor) -> bool:
     return torch.equal(one.images, images) and torch.equal(one.labels, labels)
 
 
-TOY = f"toy(train_images=400, test_images=50, image_size={SIDE})"
+TOY, FEWER = (f"toy(train_images={n}, test_images=50, image_size={SIDE})" for n in (400, 100))
+"""Data of a whole cell."""
 
 
 def whole_cell(
