@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from bdbench.models.plugins.errors import shown
+from bdbench.records.by_class import ByClass
 from bdbench.records.count import wilson
 from bdbench.records.rerun import again
 from bdbench.report import charts
@@ -79,6 +80,20 @@ def _level(share: float) -> str:
     return "off" if math.isnan(share) else f"l{round(10 * share)}"
 
 
+def sent(classes: ByClass, label: int) -> Markup:
+    """The fields of a class in the table of labels that triggered images get. Most of them are
+    empty, and there are a hundred and more on each page, so no template makes them."""
+    of, goal = classes.images[label], classes.goals[label]
+    if not of:
+        return Markup(f'<td class="empty"><span>{MISSING}</span></td>\n' * len(classes.names))
+    fields = ['<td class="l0"><span>0</span></td>\n'] * len(classes.names)
+    for to in {goal, *map(int, classes.triggered[label])}:
+        share = classes.sent(label, to) / of
+        shown, kind = decimal(100 * share) if share else "0", " goal" if to == goal else ""
+        fields[to] = f'<td class="{_level(share)}{kind}"><span>{shown}</span></td>\n'
+    return Markup("".join(fields))
+
+
 @cache
 def templates() -> Environment:
     environment = Environment(
@@ -117,6 +132,7 @@ def templates() -> Environment:
         "missing": MISSING,
         "other_sources": SOURCES,
         "seconds_total": seconds_total,
+        "sent": sent,
         "stage_words": STAGE_WORDS,
         "wilson": wilson,
         "zip": zip,
