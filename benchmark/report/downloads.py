@@ -14,6 +14,7 @@ from bdbench.records.count import wilson
 from bdbench.records.record import Record
 from bdbench.report.comparison import Section
 from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, is_none, seconds_total
+from bdbench.tables.latex import documents
 from bdbench.tables.leaderboard import MISSING, Block, decimal
 from bdbench.tables.text import as_latex, csv_field
 
@@ -79,6 +80,12 @@ def files(stem: str, grid: Callable[[], Grid]) -> dict[str, Content]:
 def _content(grid: Callable[[], Grid], kind: str) -> bytes:
     content: bytes = getattr(grid(), kind)()
     return content
+
+
+def of_block(stem: str, block: Block) -> dict[str, Content]:
+    """The files of a leaderboard. In LaTeX it is the one for papers, see `documents`."""
+    tex = {f"{stem}.tex": partial(lambda own: _bytes(documents([own])), block)}
+    return files(stem, partial(leaderboard, block)) | tex
 
 
 def leaderboard(block: Block) -> Grid:

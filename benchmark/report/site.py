@@ -93,7 +93,7 @@ class Site:
         pages: dict[str, downloads.Content] = {}
         pages["index.html"] = partial(self._index, compared is not None)
         for block, anchor in self.blocks:
-            pages |= downloads.files(f"tables/{anchor}", partial(downloads.leaderboard, block))
+            pages |= downloads.of_block(f"tables/{anchor}", block)
         if compared:
             pages |= self._compared(*compared)
         for axis in PACKAGES:
