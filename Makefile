@@ -22,10 +22,8 @@ tree:
 	ln -s $(CURDIR)/benchmark/* build/tree/bdbench/
 	ln -s $(CURDIR)/attacks $(CURDIR)/defenses $(CURDIR)/models build/tree/bdbench/
 
-# A process for each core; a file stays in one, for what its tests share. Files come in the order
-# of tests/conftest.py.
-SPREAD := -n auto --dist loadfile --no-loadscope-reorder
-PYTEST := $(BIN)/pytest $(SPREAD)
+# A process for each core; a file stays in one, for what its tests share.
+PYTEST := $(BIN)/pytest -n auto --dist loadfile
 
 test: install
 	$(PYTEST)
@@ -40,7 +38,7 @@ $(OLDEST)/installed: setup.cfg constraints-oldest.txt
 	touch $@
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/pytest $(SPREAD)
+	$(OLDEST)/bin/pytest -n auto --dist loadfile
 
 check: install tree
 	$(BIN)/ruff format --check .

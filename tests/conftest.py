@@ -25,14 +25,6 @@ settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_
 settings.load_profile("any machine")
 
 
-LONG = ["test_neighbours", "test_package", "test_gpu_bench", "test_checkpoints", "test_cli"]
-"""Files of few tests that take long: the first ones, so that no process ends with one alone."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.path.stem not in LONG)
-
-
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the user's cache or data."""
