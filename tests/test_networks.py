@@ -251,6 +251,18 @@ def test_one_cell_from_python_is_refused_as_well() -> None:
         bd.run_cell(dataset=TINY, model=model, defense="nad", epochs=1)
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no"), RecursionError("deep"), OSError("gone")])
+def test_a_model_whose_code_fails_is_for_its_own_cells(error: Exception, tmp_path: Path) -> None:
+    """Others of the run go on, as with an attack or a defense."""
+
+    def failing(num_classes: int, image_size: int) -> Classifier:
+        raise error
+
+    suite = Suite("", (TINY,), (bd.Model(failing, {}),), ("badnets",), ("none", "nad"))
+    options = Options(device="cpu", results=tmp_path)
+    assert len(plan("mine", suite, Place(in_process=True), options).missing) == 2
+
+
 def test_only_what_is_missing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[str]] = []
     monkeypatch.setattr(

@@ -63,8 +63,9 @@ class Asking:
         to tell."""
         try:
             self._ask(cell, question, *axes)
-        except InvalidInput:
-            raise
+        except InvalidInput as error:
+            if not error.of_code:
+                raise
         except Exception:
             return
 

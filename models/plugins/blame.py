@@ -47,4 +47,5 @@ def blaming(what: str) -> Iterator[None]:
         if found is None:
             raise
         file, line = found
-        raise InvalidInput(f"{what} failed at line {line} of {file}: {reason(error)}") from error
+        said = f"{what} failed at line {line} of {file}: {reason(error)}"
+        raise InvalidInput(said, of_code=True) from error

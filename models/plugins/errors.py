@@ -10,10 +10,13 @@ class InvalidInput(ValueError):
 
     Its message is one line that says what is wrong and what would be right. The command line
     prints it as it is and exits with code 2. Whatever it quotes, it is shown by `one_line`.
+
+    of_code: whether a user's code raised something else, see `blaming`
     """
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, of_code: bool = False) -> None:
         super().__init__(one_line(message))
+        self.of_code = of_code
 
 
 def check(condition: bool, message: str) -> None:
