@@ -362,6 +362,9 @@ def test_a_run_trains_only_what_nobody_has(
     assert {"mine", "none ◊"} <= table.keys()
     # DER is against no defense of the other folder.
     assert table["mine"][-3] != "-"
+    # Seconds are not.
+    assert table["mine"][-1] == "-"
+    assert table["none ◊"][-1] == "1.0"
     assert f"◊ from {published}: commit " in shown
     assert main(command) == 0
     assert f"all 2 cells have records in results/quick or {published}" in capsys.readouterr().out
