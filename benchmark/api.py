@@ -46,11 +46,11 @@ from bdbench.records.rerun import call
 from bdbench.running.engines.options import Place
 from bdbench.running.run import Options, execute, plan
 from bdbench.running.worker import keep
-from bdbench.storage import networks as _files
 from bdbench.storage.atomic import check_writable
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
 from bdbench.storage.networks import Stored
+from bdbench.storage.networks import read as _read_weights
 from bdbench.tables import export
 from bdbench.tables.write import leaderboard, paper_table
 from bdbench.trial import networks as _networks
@@ -152,7 +152,6 @@ def run_cell(
         model=[model],
         attack=[attack],
         defense=[defense],
-        recipe=recipe if isinstance(recipe, str) else None,
         epochs=epochs,
         train_images=train_images,
         precision=precision,
@@ -211,18 +210,17 @@ def evaluate(
     The others are those of `run_cell`, and so is what is raised; also `InvalidInput` for weights
     that are not of this model and data set, and a defense that starts from no network.
     """
+    place, stored = device_of(device), _stored(weights)
     changes = Changes(
         dataset=[dataset],
+        model=[_networks.brought(stored, model, _datasets.built(dataset))],
         attack=[attack],
         defense=[defense],
-        recipe=recipe if isinstance(recipe, str) else None,
         epochs=epochs,
         train_images=train_images,
         precision=precision,
     )
-    place, stored = device_of(device), _stored(weights)
-    brought = _networks.brought(stored, model, _datasets.built(dataset))
-    chosen = _cell(replace(changes, model=[brought]), recipe, place, seed)
+    chosen = _cell(changes, recipe, place, seed)
     _networks.check_starts([chosen])
     searched = roots(None if data is None else Path(data))
     harness = Harness(Cache(cache_root()), searched, place, brought=stored)
@@ -231,7 +229,7 @@ def evaluate(
 
 def _stored(weights: Folder | Mapping[str, Tensor] | nn.Module) -> Stored:
     if isinstance(weights, str | Path):
-        return _files.read(Path(weights))
+        return _read_weights(Path(weights))
     state = weights.state_dict() if isinstance(weights, nn.Module) else dict(weights)
     known = all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items())
     _require(known, "weights must be a file, a module, or a state dict of tensors by name")
@@ -242,7 +240,8 @@ def _stored(weights: Folder | Mapping[str, Tensor] | nn.Module) -> Stored:
 def _cell(changes: Changes, recipe: str | Recipe | None, place: torch.device, seed: int) -> Cell:
     whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     _require(whole, f"seed must be a whole number of at least 0, got {seed!r}")
-    one = changes.applied_to(Suite("", ("digits",), seeds=1))
+    stated = replace(changes, recipe=recipe if isinstance(recipe, str) else None)
+    one = stated.applied_to(Suite("", ("digits",), seeds=1))
     source = _datasets.built(one.datasets[0])
     if isinstance(recipe, Recipe):
         precision = precision_of(changes.precision or recipe.precision, place)
@@ -382,7 +381,6 @@ def poison(
         model=[model],
         attack=[attack],
         defense=["none"],
-        recipe=recipe if isinstance(recipe, str) else None,
         epochs=epochs,
     )
     place = device_of(device)

@@ -42,7 +42,9 @@ def test_a_plugin_keeps_its_promises(kind: str, name: str, promise: contract.Pro
     try:
         promise.test(REGISTRIES[kind], name)
     except Untested as reason:
+        # Its images are not on every machine; those of these two are.
         assert kind == "data set"
+        assert name not in ("digits", "toy")
         pytest.skip(str(reason))
 
 

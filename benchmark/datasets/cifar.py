@@ -1,22 +1,48 @@
-"""The official archives of CIFAR-10 and CIFAR-100, unpacked.
+"""What CIFAR-10 and CIFAR-100 share: their images, their layouts and their official archives.
 
-They hold pickles, which are read only if their md5 is the official one.
+These hold pickles, which are read only if their md5 is the official one.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from bdbench.datasets.files import Decoded, Found
+from bdbench.datasets import parquet
+from bdbench.datasets.files import Decoded, FileSource, Found
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import check
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
+
+
+@dataclass(frozen=True)
+class CIFAR(FileSource):
+    """One of the two: photographs of 32x32 pixels."""
+
+    image_size: ClassVar[int] = 32
+    flip: ClassVar[bool] = True
+    learning_rate: ClassVar[float] = 0.1
+    classes: ClassVar[tuple[str, ...]]
+    """Names for Parquet files that have none."""
+    folder: ClassVar[str]
+    """That of the official archive."""
+    official: ClassVar[str]
+    """The class of torchvision that describes the archive."""
+
+    def find(self, root: Path) -> Iterator[Found]:
+        yield from parquet.find(root, self.name, self.classes, self.image_size, resize=None)
+        for parent in (root, root / self.name):
+            if (parent / self.folder).is_dir():
+                from torchvision import datasets
+
+                yield unpacked(parent, getattr(datasets, self.official))
 
 
 def unpacked(parent: Path, official: type[CIFAR10]) -> Found:

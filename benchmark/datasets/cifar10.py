@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-from bdbench.datasets import cifar, parquet, register
+from bdbench.datasets import parquet, register
 from bdbench.datasets.archives import Archive
-from bdbench.datasets.files import FileSource, Found
+from bdbench.datasets.cifar import CIFAR
 
 CLASSES = (
     "airplane",
@@ -28,7 +26,7 @@ FOLDER = "cifar-10-batches-py"
 
 @register("cifar10", title="CIFAR-10")
 @dataclass(frozen=True)
-class CIFAR10(FileSource):
+class CIFAR10(CIFAR):
     """CIFAR-10, 32x32 pixels, 50,000 training and 10,000 test images.
 
     train_images: number of training images to use, None for all; a fixed stratified subset
@@ -36,11 +34,11 @@ class CIFAR10(FileSource):
 
     name: ClassVar[str] = "cifar10"
     num_classes: ClassVar[int] = 10
-    image_size: ClassVar[int] = 32
     train_size: ClassVar[int] = 50_000
     test_size: ClassVar[int] = 10_000
-    flip: ClassVar[bool] = True
-    learning_rate: ClassVar[float] = 0.1
+    classes: ClassVar[tuple[str, ...]] = CLASSES
+    folder: ClassVar[str] = FOLDER
+    official: ClassVar[str] = "CIFAR10"
     layouts: ClassVar[tuple[str, ...]] = (
         f"cifar10/{parquet.LAYOUT}",
         f"[cifar10/]{FOLDER}",
@@ -52,11 +50,3 @@ class CIFAR10(FileSource):
             "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
         ),
     )
-
-    def find(self, root: Path) -> Iterator[Found]:
-        yield from parquet.find(root, self.name, CLASSES, self.image_size, resize=None)
-        for parent in (root, root / self.name):
-            if (parent / FOLDER).is_dir():
-                from torchvision import datasets
-
-                yield cifar.unpacked(parent, datasets.CIFAR10)
