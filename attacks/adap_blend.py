@@ -18,7 +18,7 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.blend import Blend
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import ImageSet, at_least, check, portion
+from bdbench.models import ImageSet, at_least, portion, require
 
 
 @register("adap_blend", title="Adap-Blend")
@@ -46,10 +46,10 @@ class AdapBlend(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.alpha <= 1, f"alpha must be in (0, 1], got {self.alpha}")
-        check(0 < self.test_alpha <= 1, f"test_alpha must be in (0, 1], got {self.test_alpha}")
+        require(0 < self.alpha <= 1, f"alpha must be in (0, 1], got {self.alpha}")
+        require(0 < self.test_alpha <= 1, f"test_alpha must be in (0, 1], got {self.test_alpha}")
         at_least(1, tiles=self.tiles)
-        check(0 <= self.mask_rate < 1, f"mask_rate must be in [0, 1), got {self.mask_rate}")
+        require(0 <= self.mask_rate < 1, f"mask_rate must be in [0, 1), got {self.mask_rate}")
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 
     def trigger(self, images: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class AdapBlend(Attack):
 
         A share `mask_rate` of them is left out. Raises `InvalidInput` where a tile has no pixel.
         """
-        check(
+        require(
             self.tiles <= min(height, width),
             f"tiles must be at most the image's side, {min(height, width)}, got {self.tiles}",
         )

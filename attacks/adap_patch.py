@@ -22,7 +22,7 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.patch import enlarge, place
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import ImageSet, check
+from bdbench.models import ImageSet, require
 from bdbench.models.rng import stream
 
 PATCHES = 4
@@ -57,18 +57,18 @@ class AdapPatch(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
+        require(
             len(self.opacities) == PATCHES
             and all(isinstance(part, float | int) and 0 < part <= 1 for part in self.opacities),
             f"opacities must be {PATCHES} values in (0, 1], got {self.opacities}",
         )
-        check(
+        require(
             all(type(number) is int and 0 <= number < PATCHES for number in self.test_patches)
             and len(set(self.test_patches)) == len(self.test_patches) > 0,
             f"test_patches must be different numbers from 0 to {PATCHES - 1}, "
             f"got {self.test_patches}",
         )
-        check(
+        require(
             0 < self.test_opacity <= 1, f"test_opacity must be in (0, 1], got {self.test_opacity}"
         )
         check_cover_rate(self.cover_rate, self.poisoning_rate)

@@ -30,8 +30,8 @@ from bdbench.models import (
     TrainingContext,
     above,
     at_least,
-    check,
     loop,
+    require,
     resumable,
     sample_losses,
 )
@@ -84,9 +84,9 @@ class Adaptive(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(attacks.parts(self.attack)[0] != "adaptive", "adaptive cannot harden adaptive")
-        check(attacks.parts(self.attack)[0] != "none", "adaptive needs an attack to harden")
-        check(0 < self.epsilon <= 255, f"epsilon must be in (0, 255], got {self.epsilon}")
+        require(attacks.parts(self.attack)[0] != "adaptive", "adaptive cannot harden adaptive")
+        require(attacks.parts(self.attack)[0] != "none", "adaptive needs an attack to harden")
+        require(0 < self.epsilon <= 255, f"epsilon must be in (0, 255], got {self.epsilon}")
         above(0, step=self.step)
         at_least(1, steps=self.steps, rounds=self.rounds)
         self.inner()

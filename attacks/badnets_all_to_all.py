@@ -14,7 +14,7 @@ from torch import Tensor
 
 from bdbench.attacks import Attack, register
 from bdbench.attacks.badnets import BadNets
-from bdbench.models import check
+from bdbench.models import require
 
 
 @register("badnets_all_to_all", title="BadNets all-to-all")
@@ -29,7 +29,7 @@ class BadNetsAllToAll(BadNets):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
+        require(
             self.target == Attack.target,
             f"badnets_all_to_all has no single target, leave it at {Attack.target}; "
             f"got {self.target}",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe
 
@@ -45,8 +45,8 @@ class Attack(ABC):
 
     def __post_init__(self) -> None:
         rate = self.poisoning_rate
-        check(0 < rate <= 1, f"poisoning_rate must be in (0, 1], got {rate}")
-        check(self.target >= 0, f"target must be a class of the data set, got {self.target}")
+        require(0 < rate <= 1, f"poisoning_rate must be in (0, 1], got {rate}")
+        require(self.target >= 0, f"target must be a class of the data set, got {self.target}")
 
     @property
     def trains(self) -> bool:
@@ -98,7 +98,7 @@ def prepared() -> Any:
 
 def check_target(target: int, num_classes: int) -> None:
     """Raises `InvalidInput` for a target outside the classes."""
-    check(
+    require(
         target < num_classes,
         f"target must be a class of the data set, 0 to {num_classes - 1}, got {target}",
     )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
-from bdbench.models import ImageSet, check
+from bdbench.models import ImageSet, require
 from bdbench.models.rng import stream
 
 CHUNK = 256
@@ -36,7 +36,7 @@ class Blend(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.alpha <= 1, f"alpha must be in (0, 1], got {self.alpha}")
+        require(0 < self.alpha <= 1, f"alpha must be in (0, 1], got {self.alpha}")
 
     def pattern(self, height: int, width: int) -> Tensor:
         """uint8 (1, height, width), grey noise in [0, 255]."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import ImageSet, check
+from bdbench.models import ImageSet, require
 
 UNIT = 16
 """Parts of a grey level: what the weights of Floyd and Steinberg add up to."""
@@ -46,7 +46,7 @@ class Bpp(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(2 <= self.levels <= 256, f"levels must be from 2 to 256, got {self.levels}")
+        require(2 <= self.levels <= 256, f"levels must be from 2 to 256, got {self.levels}")
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 
     def nearest(self) -> Tensor:

@@ -30,10 +30,10 @@ from bdbench.models import (
     State,
     TrainingContext,
     at_least,
-    check,
     logits,
     loop,
     observer,
+    require,
 )
 from bdbench.models.rng import global_seed
 from bdbench.models.training.augment import to_float
@@ -83,7 +83,7 @@ class Dynamic(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_cover_rate(self.cross_rate, self.poisoning_rate, "cross_rate")
-        check(0 < self.density < 1, f"density must be in (0, 1), got {self.density}")
+        require(0 < self.density < 1, f"density must be in (0, 1), got {self.density}")
         at_least(1, mask_epochs=self.mask_epochs, joint_epochs=self.joint_epochs)
 
     @property
@@ -96,7 +96,7 @@ class Dynamic(Attack):
         return share * (3 * self.mask_epochs + 3.7 * self.joint_epochs)
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
-        check(
+        require(
             all(side % 8 == 0 for side in clean.size),
             f"dynamic needs images whose sides are multiples of 8, got {clean.size}",
         )

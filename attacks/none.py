@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, register
 from bdbench.attacks.base import check_target
-from bdbench.models import ImageSet, check
+from bdbench.models import ImageSet, require
 
 
 @register("none", title="No attack")
@@ -29,8 +29,8 @@ class NoAttack(Attack):
     poisoning_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        check(self.poisoning_rate == 0, "attack 'none' poisons nothing: poisoning_rate is 0")
-        check(self.target >= 0, f"target must be a class of the data set, got {self.target}")
+        require(self.poisoning_rate == 0, "attack 'none' poisons nothing: poisoning_rate is 0")
+        require(self.target >= 0, f"target must be a class of the data set, got {self.target}")
 
     def trigger(self, images: Tensor) -> Tensor:
         return images.clone()

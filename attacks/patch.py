@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 
 
 def cell_pixels(height: int) -> int:
@@ -26,7 +26,7 @@ def place(height: int, width: int, patch: Tensor, margin: int) -> tuple[slice, s
     rows, columns = patch.shape[1:]
     offset = margin * cell_pixels(height)
     top, left = height - rows - offset, width - columns - offset
-    check(
+    require(
         top >= 0 and left >= 0,
         f"a patch of {rows} x {columns} pixels, {offset} from the border, does not fit "
         f"{height} x {width}",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bdbench.attacks.base import Attack, Poisoned, check_target
 from bdbench.models.data import ImageSet, portion
-from bdbench.models.plugins.errors import check, one_of
+from bdbench.models.plugins.errors import one_of, require
 
 RATE_BASES = ("target_class", "dataset")
 
@@ -27,7 +27,7 @@ def dirty_label(
     """
     check_target(attack.target, clean.num_classes)
     count = portion(attack.poisoning_rate, len(clean))
-    check(count >= 1, f"poisoning_rate {attack.poisoning_rate} of {len(clean)} images is none")
+    require(count >= 1, f"poisoning_rate {attack.poisoning_rate} of {len(clean)} images is none")
     order = torch.randperm(len(clean), generator=rng)
     covered = order[count : count + portion(cover_rate, len(clean))]
     return apply(attack, clean, order[:count], covered, rng)
@@ -46,8 +46,8 @@ def clean_label(
     members = torch.nonzero(clean.labels.cpu() == attack.target).flatten()
     whole = len(members) if rate_basis == "target_class" else len(clean)
     count = portion(attack.poisoning_rate, whole)
-    check(count >= 1, f"poisoning_rate {attack.poisoning_rate} of {whole} images is none")
-    check(
+    require(count >= 1, f"poisoning_rate {attack.poisoning_rate} of {whole} images is none")
+    require(
         count <= len(members),
         f"poisoning_rate {attack.poisoning_rate} of the data set is {count} images but class "
         f"{attack.target} has {len(members)}; the largest feasible rate is "
@@ -79,7 +79,7 @@ def apply(
 
 def check_cover_rate(cover_rate: float, poisoning_rate: float, name: str = "cover_rate") -> None:
     """Raises `InvalidInput` for a share that is none, or that leaves too few images."""
-    check(
+    require(
         # 0.9 leaves 0.1, though 1 - 0.9 is a little less; 1 - 0.7 is a little more than 0.3.
         0 <= cover_rate <= 1 - poisoning_rate + 1e-9,
         f"{name} must be in [0, {1 - poisoning_rate:g}], what poisoning_rate leaves, "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, clean_label, register
 from bdbench.attacks.poison import RATE_BASES
-from bdbench.models import ImageSet, above, check, one_of
+from bdbench.models import ImageSet, above, one_of, require
 
 
 @register("sig", title="SIG")
@@ -37,7 +37,7 @@ class Sig(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(0 < self.delta <= 255, f"delta must be in (0, 255] grey levels, got {self.delta}")
+        require(0 < self.delta <= 255, f"delta must be in (0, 255] grey levels, got {self.delta}")
         above(0, frequency=self.frequency)
         one_of(RATE_BASES, rate_basis=self.rate_basis)
 

@@ -21,7 +21,7 @@ from bdbench.attacks import Attack, Poisoned, register
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.base import check_target
 from bdbench.attacks.poison import apply, check_cover_rate
-from bdbench.models import ImageSet, check, portion
+from bdbench.models import ImageSet, portion, require
 
 
 @register("tact", title="TaCT")
@@ -44,17 +44,17 @@ class TaCT(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.source >= 0, f"source must be a class of the data set, got {self.source}")
-        check(
+        require(self.source >= 0, f"source must be a class of the data set, got {self.source}")
+        require(
             self.source != self.target,
             f"source and target must be different classes, both are {self.source}",
         )
-        check(
+        require(
             all(type(label) is int and label >= 0 for label in self.cover_classes),
             f"cover_classes must be classes of the data set, got {self.cover_classes}",
         )
         for role, label in (("source", self.source), ("target", self.target)):
-            check(
+            require(
                 label not in self.cover_classes,
                 f"cover_classes must not hold the {role}, {label}, got {self.cover_classes}",
             )
@@ -77,12 +77,12 @@ class TaCT(Attack):
             ("source", self.source),
             *(("cover_classes", label) for label in self.cover_classes),
         ):
-            check(
+            require(
                 label < classes,
                 f"{role} must be of the data set's classes, 0 to {classes - 1}, got {label}",
             )
         rate = self.poisoning_rate
-        check(
+        require(
             portion(rate, len(clean)) >= 1, f"poisoning_rate {rate} of {len(clean)} images is none"
         )
         labels = clean.labels.cpu()
@@ -100,7 +100,7 @@ def draw(
     """
     members = torch.nonzero(torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))).flatten()
     count = portion(rate, len(labels))
-    check(
+    require(
         count <= len(members),
         f"{field} {rate} of the data set is {count} images but there are {len(members)} of class "
         f"{' and '.join(map(str, classes)) or 'none'}; the largest feasible rate is "

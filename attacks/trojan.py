@@ -25,8 +25,8 @@ from bdbench.models import (
     Recipe,
     TrainingContext,
     at_least,
-    check,
     one_of,
+    require,
     train,
 )
 from bdbench.models.rng import stream
@@ -74,7 +74,7 @@ class Trojan(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(MODES, mode=self.mode)
-        check(1 <= self.side <= 224, f"side must be from 1 to 224, got {self.side}")
+        require(1 <= self.side <= 224, f"side must be from 1 to 224, got {self.side}")
         at_least(0, margin=self.margin)
 
     @property

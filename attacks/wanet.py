@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import ImageSet, above, at_least, check
+from bdbench.models import ImageSet, above, at_least, require
 from bdbench.models.rng import stream
 
 BITS = 11
@@ -52,7 +52,7 @@ class WaNet(Attack):
         super().__post_init__()
         above(0, strength=self.strength)
         at_least(2, grid=self.grid)
-        check(0 < self.rescale <= 1, f"rescale must be in (0, 1], got {self.rescale}")
+        require(0 < self.rescale <= 1, f"rescale must be in (0, 1], got {self.rescale}")
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 
     def field(self, height: int, width: int) -> Tensor:
@@ -60,7 +60,7 @@ class WaNet(Attack):
 
         Raises `InvalidInput` where the grid has more points than the image has pixels.
         """
-        check(
+        require(
             self.grid <= min(height, width),
             f"grid must be at most the image's side, {min(height, width)}, got {self.grid}",
         )

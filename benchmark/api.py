@@ -22,9 +22,9 @@ from bdbench.attacks.registry import attacks as _attacks
 from bdbench.cells import suite_file
 from bdbench.cells.cell import Cell, cell, check_network, check_trigger
 from bdbench.cells.grid import recipe_for
-from bdbench.cells.overrides import Changes
+from bdbench.cells.overrides import SuiteOverrides
 from bdbench.cells.suites import Suite
-from bdbench.contract.promises import found, judged
+from bdbench.contract.promises import check_plugin, resolve
 from bdbench.datasets import Source
 from bdbench.datasets.registry import datasets as _datasets
 from bdbench.defenses import Defense
@@ -34,7 +34,7 @@ from bdbench.machine.terminal import Terminal
 from bdbench.models import Classifier, Recipe
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.plugins.errors import check as _require
+from bdbench.models.plugins.errors import require as _require
 from bdbench.models.plugins.registry import load_file
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
@@ -43,8 +43,8 @@ from bdbench.records.beside import Known, Neighbour, join, neighbours
 from bdbench.records.files import find, path_of, read, read_all
 from bdbench.records.record import Record
 from bdbench.records.rerun import call
-from bdbench.running.engines.options import Place
-from bdbench.running.run import Options, execute, plan
+from bdbench.running.engines.options import ExecutionOptions
+from bdbench.running.run import RunOptions, execute, plan
 from bdbench.running.worker import keep
 from bdbench.storage.atomic import check_writable
 from bdbench.storage.cache import Cache
@@ -147,7 +147,7 @@ def run_cell(
 
     Raises `InvalidInput` for what is not right, and whatever an attack or a defense raises.
     """
-    changes = Changes(
+    overrides = SuiteOverrides(
         dataset=[dataset],
         model=[model],
         attack=[attack],
@@ -157,7 +157,7 @@ def run_cell(
         precision=precision,
     )
     place = device_of(device)
-    chosen = _cell(changes, recipe, place, seed)
+    chosen = _cell(overrides, recipe, place, seed)
     searched = roots(None if data is None else Path(data))
     harness = Harness(Cache(cache_root()), searched, place, curves)
     return _finished(harness, chosen, None if results is None else Path(results), save)
@@ -211,7 +211,7 @@ def evaluate(
     that are not of this model and data set, and a defense that starts from no network.
     """
     place, stored = device_of(device), _stored(weights)
-    changes = Changes(
+    overrides = SuiteOverrides(
         dataset=[dataset],
         model=[_networks.brought(stored, model, _datasets.built(dataset))],
         attack=[attack],
@@ -220,7 +220,7 @@ def evaluate(
         train_images=train_images,
         precision=precision,
     )
-    chosen = _cell(changes, recipe, place, seed)
+    chosen = _cell(overrides, recipe, place, seed)
     _networks.check_starts([chosen])
     searched = roots(None if data is None else Path(data))
     harness = Harness(Cache(cache_root()), searched, place, brought=stored)
@@ -237,15 +237,17 @@ def _stored(weights: Folder | Mapping[str, Tensor] | nn.Module) -> Stored:
     return Stored(copies, origin=f"the {type(weights).__name__}")
 
 
-def _cell(changes: Changes, recipe: str | Recipe | None, place: torch.device, seed: int) -> Cell:
+def _cell(
+    overrides: SuiteOverrides, recipe: str | Recipe | None, place: torch.device, seed: int
+) -> Cell:
     whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
     _require(whole, f"seed must be a whole number of at least 0, got {seed!r}")
-    stated = replace(changes, recipe=recipe if isinstance(recipe, str) else None)
+    stated = replace(overrides, recipe=recipe if isinstance(recipe, str) else None)
     one = stated.applied_to(Suite("", ("digits",), seeds=1))
     source = _datasets.built(one.datasets[0])
     if isinstance(recipe, Recipe):
-        precision = precision_of(changes.precision or recipe.precision, place)
-        epochs = recipe.epochs if changes.epochs is None else changes.epochs
+        precision = precision_of(overrides.precision or recipe.precision, place)
+        epochs = recipe.epochs if overrides.epochs is None else overrides.epochs
         how = replace(recipe, epochs=epochs, precision=precision)
     else:
         how = recipe_for(source, one.recipe, precision_of(one.precision, place))
@@ -305,7 +307,7 @@ def run(
         load_file(Path(path))
     chosen = suite_file.find(str(name))
     chosen.prepare()
-    changes = Changes(
+    overrides = SuiteOverrides(
         dataset=datasets,
         model=models,
         attack=attacks,
@@ -319,7 +321,7 @@ def run(
         precision=precision,
         graphs=graphs,
     )
-    options = Options(
+    options = RunOptions(
         device=device,
         results=None if results is None else Path(results),
         against=_paths(against),
@@ -331,8 +333,8 @@ def run(
         curves=curves,
         save=save,
     )
-    place = Place(jobs=jobs, threads=threads, in_process=in_process)
-    made = plan(chosen.name, changes.applied_to(chosen.suite), place, options)
+    place = ExecutionOptions(jobs=jobs, threads=threads, in_process=in_process)
+    made = plan(chosen.name, overrides.applied_to(chosen.suite), place, options)
     execution = execute(made, Terminal(quiet=not progress))
     _require(not execution.refused, "; ".join(dict.fromkeys(execution.refused)))
     fresh = {record.key: record for record in execution.records}
@@ -376,7 +378,7 @@ def poison(
 ) -> PoisonedData:
     """What an attack makes of a data set, the same as in a run with this seed. Model and recipe are
     for an attack that trains a network."""
-    changes = Changes(
+    overrides = SuiteOverrides(
         dataset=[dataset],
         model=[model],
         attack=[attack],
@@ -384,7 +386,7 @@ def poison(
         epochs=epochs,
     )
     place = device_of(device)
-    chosen = _cell(changes, recipe, place, seed)
+    chosen = _cell(overrides, recipe, place, seed)
     searched = roots(None if data is None else Path(data))
     return Harness(Cache(cache_root()), searched, place).poisoned(chosen)
 
@@ -401,11 +403,11 @@ class Promise(NamedTuple):
 def check(what: Folder) -> list[Promise]:
     """Test a plugin against the contract: a file that registers some, or a name. Raises
     `InvalidInput` where there is none."""
-    plugins = found(str(what))
+    plugins = resolve(str(what))
     return [
         Promise(f"{kind} {name}: {each.promise.sentence}", each.kept, each.why)
         for kind, name in plugins
-        for each in judged(kind, name)
+        for each in check_plugin(kind, name)
     ]
 
 

@@ -38,11 +38,11 @@ from bdbench.models import (
     Recipe,
     above,
     at_least,
-    check,
     loop,
     one_of,
     portion,
     predict,
+    require,
     sample_losses,
     train,
 )
@@ -115,9 +115,9 @@ class ABL(Defense):
         above(0, unlearning_rate=self.unlearning_rate, loss_limit=self.loss_limit)
         for name in ("isolation_rate", "isolated_share"):
             share = getattr(self, name)
-            check(0 < share < 1, f"{name} must be above 0 and below 1, got {share}")
+            require(0 < share < 1, f"{name} must be above 0 and below 1, got {share}")
         drop = self.drop_limit
-        check(0 <= drop <= 1, f"drop_limit must be from 0 to 1, got {drop}")
+        require(0 <= drop <= 1, f"drop_limit must be from 0 to 1, got {drop}")
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         network, recipe, journal = context.build(), context.recipe, context.journal

@@ -28,7 +28,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import Context, Defense, register
-from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, check, loop
+from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, loop, require
 
 Norms = Mapping[str, nn.BatchNorm2d]
 MASKED = "a BatchNorm2d that has weights"
@@ -61,9 +61,9 @@ class ANP(Defense):
 
     def __post_init__(self) -> None:
         limit = self.threshold
-        check(0 <= limit < 1, f"threshold must be at least 0 and below 1, got {limit}")
+        require(0 <= limit < 1, f"threshold must be at least 0 and below 1, got {limit}")
         at_least(0, epsilon=self.epsilon)
-        check(0 <= self.alpha <= 1, f"alpha must be from 0 to 1, got {self.alpha}")
+        require(0 <= self.alpha <= 1, f"alpha must be from 0 to 1, got {self.alpha}")
         at_least(1, updates=self.updates)
         self.schedule(Recipe())
 
@@ -85,7 +85,7 @@ class ANP(Defense):
         clean = context.trusted()
         network = deepcopy(context.undefended())
         norms = find_norms(network)
-        check(bool(norms), f"anp needs {MASKED}")
+        require(bool(norms), f"anp needs {MASKED}")
         m = self.learn_masks(network, clean.fit, context)
         pruned = m <= self.threshold
         with torch.no_grad():

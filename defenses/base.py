@@ -12,7 +12,7 @@ from torch import Tensor
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe, steps_per_epoch
 
@@ -69,13 +69,13 @@ class Context(TrainingContext):
 
         All post-training defenses of one poisoned set share it; its seconds are charged to each.
         """
-        check(self.train_undefended is not None, "this context lends no undefended network")
+        require(self.train_undefended is not None, "this context lends no undefended network")
         assert self.train_undefended is not None
         return self.train_undefended(n)
 
     def trusted(self) -> CleanBudget:
         """The clean images. Raises `InvalidInput` where none are lent."""
-        check(self.clean is not None, "this defense needs clean images, and none are lent")
+        require(self.clean is not None, "this defense needs clean images, and none are lent")
         assert self.clean is not None
         return self.clean
 

@@ -40,11 +40,11 @@ from bdbench.models import (
     Recipe,
     added,
     at_least,
-    check,
     has_head,
     loop,
     one_of,
     predict,
+    require,
     sample_losses,
     train,
 )
@@ -90,7 +90,7 @@ class CBD(Defense):
         at_least(2, folds=self.folds)
         at_least(0, critic_weight=self.critic_weight, beta=self.beta)
         at_least(0, critic_learning_rate=self.critic_learning_rate)
-        check(
+        require(
             len(set(self.t1s)) == len(self.t1s) > 0 and min(self.t1s) >= 1,
             f"t1s must be different numbers of at least 1, got {self.t1s}",
         )
@@ -117,7 +117,7 @@ class CBD(Defense):
     def search(self, data: ImageSet, context: Context) -> CBD:
         """T1 and beta by the share of images, labels as given, that are right in the fold that was
         held out. The earliest of equals wins."""
-        check(len(data) >= self.folds, f"{self.folds} folds need as many images, got {len(data)}")
+        require(len(data) >= self.folds, f"{self.folds} folds need as many images, got {len(data)}")
         order = torch.randperm(len(data), generator=context.rng("folds")).to(data.device)
         parts = order.tensor_split(self.folds)
 
@@ -135,7 +135,7 @@ class CBD(Defense):
             return counts
 
         pairs = list(product(range(self.folds), self.t1s))
-        found = context.side_by_side(*(partial(right, fold, t1) for fold, t1 in pairs))
+        found = context.parallel(*(partial(right, fold, t1) for fold, t1 in pairs))
         total = dict.fromkeys(product(self.t1s, BETAS), 0)
         for (_, t1), counts in zip(pairs, found, strict=True):
             for beta, count in zip(BETAS, counts, strict=True):

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from bdbench.defenses import Context, Defense, register
-from bdbench.models import Classifier, ImageSet, at_least, check
+from bdbench.models import Classifier, ImageSet, at_least, require
 from bdbench.models.rng import stream
 
 BOUNDED = "a BatchNorm2d that reads the output of a convolution"
@@ -56,7 +56,7 @@ class CLP(Defense):
         height, width = data.size
         noise = torch.rand(1, 3, height, width, generator=context.rng("noise"))
         pairs = follow(context.build("noise"), noise.to(context.device))
-        check(bool(pairs), f"clp needs {BOUNDED}")
+        require(bool(pairs), f"clp needs {BOUNDED}")
         channels = pruned = 0
         for convolution, norm in pairs:
             kernels, affine = network.get_submodule(convolution), network.get_submodule(norm)

@@ -45,15 +45,21 @@ from bdbench.models import (
     State,
     above,
     at_least,
-    check,
     has_head,
     logits,
     loop,
     portion,
+    require,
     resumable,
 )
 from bdbench.models.rng import global_seed
-from bdbench.models.training.augment import Augmentation, Tape, augment, draw_tape, to_float
+from bdbench.models.training.augment import (
+    Augmentation,
+    AugmentationDraws,
+    augment,
+    draw_augmentation,
+    to_float,
+)
 
 PROJECTION = 128
 """Width of the embedding that NT-Xent compares (paper)."""
@@ -112,14 +118,14 @@ class DBD(Defense):
         above(0, temperature=self.temperature, sharpening=self.sharpening)
         above(0, semi_share=self.semi_share, beta=self.beta)
         at_least(0, ce_weight=self.ce_weight, rce_weight=self.rce_weight, lambda_u=self.lambda_u)
-        check(0 < self.alpha < 1, f"alpha must be between 0 and 1, got {self.alpha}")
+        require(0 < self.alpha < 1, f"alpha must be between 0 and 1, got {self.alpha}")
 
     def lacks(self, network: Classifier, image_size: int) -> str:
         return "" if has_head(network) else HEAD
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         kept = portion(self.alpha, len(data))
-        check(
+        require(
             0 < kept < len(data),
             f"alpha={self.alpha} of {len(data)} images leaves none with or none without a label",
         )
@@ -155,7 +161,7 @@ class DBD(Defense):
         losses = torch.zeros(len(data), device=context.device)
 
         def step(batch: Batch) -> None:
-            views = [make_views(batch.images, tape[batch.index]) for tape in tapes]
+            views = [make_views(batch.images, draws[batch.index]) for draws in tapes]
             loss = nt_xent(projector(network.features(torch.cat(views))), self.temperature)
             losses[batch.index] = loss.detach()
             optimizer.zero_grad()
@@ -211,7 +217,7 @@ class DBD(Defense):
         clock = torch.zeros(1, dtype=torch.int64, device=context.device)
 
         def step(known: Batch, unknown: Batch) -> None:
-            again = second_view(unlabelled, tape, unknown.index, recipe)
+            again = second_view(unlabelled, draws, unknown.index, recipe)
             images = torch.cat([known.images, unknown.images, again])
             now = clock % steps
             weight = self.lambda_u * ((head + clock / steps) / epochs).clamp(max=1)
@@ -240,8 +246,8 @@ class DBD(Defense):
             labels_kept.zero_().index_fill_(0, kept, 1.0)
             labelled = data[draw_rows(kept, steps * size, rng)]
             unlabelled = without_labels(data[draw_rows(rest, steps * size, rng)])
-            tape = draw_tape(len(unlabelled), data.size, recipe.augmentation, rng)
-            tape = tape.to(context.device)
+            draws = draw_augmentation(len(unlabelled), data.size, recipe.augmentation, rng)
+            draws = draws.to(context.device)
             drawn = mixing.beta(self.beta, self.beta, (steps, 3 * size))
             shares = torch.from_numpy(drawn).float().to(context.device)
             partners = torch.rand(steps, 3 * size, generator=rng).argsort(1).to(context.device)
@@ -330,10 +336,10 @@ def one_hot(labels: Tensor, classes: int) -> Tensor:
 
 def augmented(data: ImageSet, augmentation: Augmentation, rng: torch.Generator) -> Tensor:
     """The images, each augmented once, uint8 (n, 3, height, width)."""
-    choices = draw_tape(len(data), data.size, augmentation, rng).to(data.device)
-    tape = choices[choices.order.argsort()]
+    choices = draw_augmentation(len(data), data.size, augmentation, rng).to(data.device)
+    draws = choices[choices.order.argsort()]
     parts = torch.arange(len(data), device=data.device).split(CHUNK)
-    return torch.cat([augment(data.images[rows], tape[rows], augmentation) for rows in parts])
+    return torch.cat([augment(data.images[rows], draws[rows], augmentation) for rows in parts])
 
 
 def split(losses: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
@@ -349,9 +355,9 @@ def draw_rows(rows: Tensor, count: int, rng: torch.Generator) -> Tensor:
     return rows[order[torch.arange(count) % len(rows)].to(rows.device)]
 
 
-def second_view(data: ImageSet, tape: Tape, rows: Tensor, recipe: Recipe) -> Tensor:
-    """The images of `rows` as a batch, augmented by their own choices on `tape`."""
-    return to_float(augment(data.images[rows], tape[rows], recipe.augmentation))
+def second_view(data: ImageSet, draws: AugmentationDraws, rows: Tensor, recipe: Recipe) -> Tensor:
+    """The images of `rows` as a batch, augmented by their own choices on `draws`."""
+    return to_float(augment(data.images[rows], draws[rows], recipe.augmentation))
 
 
 def sharpen(p: Tensor, temperature: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 A crop of random size and shape is scaled up to the whole image, perhaps mirrored, its colours are
 changed, perhaps it is made grey, perhaps blurred; each image on its own. As in `augment.py`,
-all choices are drawn beforehand on the CPU (the tape), and the result equals torchvision's
+all choices are drawn beforehand on the CPU, and the result equals torchvision's
 functions image by image, given the same draws.
 
 Differs: colours change in one fixed order (brightness, contrast, saturation, hue) where torchvision
@@ -36,7 +36,7 @@ LUMA = (0.2989, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
-class ViewTape:
+class ViewDraws:
     """The random choices of n views, each (n,). What does not happen has its neutral value.
 
     top, left, height, width: of the crop, int64, pixels
@@ -59,12 +59,12 @@ class ViewTape:
     grey: Tensor
     sigma: Tensor
 
-    def to(self, device: torch.device) -> ViewTape:
-        return ViewTape(*(values.to(device) for values in vars(self).values()))
+    def to(self, device: torch.device) -> ViewDraws:
+        return ViewDraws(*(values.to(device) for values in vars(self).values()))
 
-    def __getitem__(self, rows: Tensor | slice) -> ViewTape:
+    def __getitem__(self, rows: Tensor | slice) -> ViewDraws:
         """The choices at these places."""
-        return ViewTape(*(values[rows] for values in vars(self).values()))
+        return ViewDraws(*(values[rows] for values in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.top)
@@ -72,7 +72,7 @@ class ViewTape:
 
 def draw_views(
     count: int, size: tuple[int, int], flip: bool, generator: torch.Generator
-) -> ViewTape:
+) -> ViewDraws:
     """Choices for `count` views of images of `size` (height, width); False in `flip` mirrors none.
 
     The draws are the same with and without `flip`.
@@ -88,7 +88,7 @@ def draw_views(
     mirrored = happens(0.5) & flip
     jittered, grey, blurred = happens(JITTER), happens(GREY), happens(BLUR)
     factors = uniform(1 - STRENGTH, 1 + STRENGTH, 3).where(jittered[:, None], 1.0)
-    return ViewTape(
+    return ViewDraws(
         top=top,
         left=left,
         height=height,
@@ -127,33 +127,33 @@ def _rand(count: int, generator: torch.Generator) -> Tensor:
     return torch.rand(count, TRIES, generator=generator)
 
 
-def make_views(images: Tensor, tape: ViewTape) -> Tensor:
-    """float32 (n, 3, height, width) in [0, 1] -> the same, channels last, by a tape of n."""
+def make_views(images: Tensor, draws: ViewDraws) -> Tensor:
+    """float32 (n, 3, height, width) in [0, 1] -> the same, channels last, by n draws."""
     # Some thirty passes over the pixels: on a CPU, in parts that stay in its cache.
     wide = 64 if images.device.type == "cpu" else len(images)
     parts = [
-        _make_views(images[start : start + wide], tape[start : start + wide])
+        _make_views(images[start : start + wide], draws[start : start + wide])
         for start in range(0, len(images), wide)
     ]
     return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
 
-def _make_views(images: Tensor, tape: ViewTape) -> Tensor:
+def _make_views(images: Tensor, draws: ViewDraws) -> Tensor:
     height, width = images.shape[2:]
-    down = _resizing(tape.top, tape.height, height, torch.zeros_like(tape.mirrored))
-    across = _resizing(tape.left, tape.width, width, tape.mirrored)
+    down = _resizing(draws.top, draws.height, height, torch.zeros_like(draws.mirrored))
+    across = _resizing(draws.left, draws.width, width, draws.mirrored)
     images = _filter(images, down, across).clamp_(0, 1)
 
     def each(values: Tensor) -> Tensor:
         return values.view(-1, 1, 1, 1)
 
-    images = (images * each(tape.brightness)).clamp_(0, 1)
+    images = (images * each(draws.brightness)).clamp_(0, 1)
     mean = _grey(images).mean((2, 3), keepdim=True)
-    images = torch.lerp(mean, images, each(tape.contrast)).clamp_(0, 1)
-    images = torch.lerp(_grey(images), images, each(tape.saturation)).clamp_(0, 1)
-    images = _shift_hue(images, each(tape.hue))
-    images = torch.where(each(tape.grey), _grey(images), images)
-    down, across = _blurring(tape.sigma, height), _blurring(tape.sigma, width)
+    images = torch.lerp(mean, images, each(draws.contrast)).clamp_(0, 1)
+    images = torch.lerp(_grey(images), images, each(draws.saturation)).clamp_(0, 1)
+    images = _shift_hue(images, each(draws.hue))
+    images = torch.where(each(draws.grey), _grey(images), images)
+    down, across = _blurring(draws.sigma, height), _blurring(draws.sigma, width)
     return _filter(images, down, across).clamp_(0, 1)
 
 

@@ -32,10 +32,10 @@ from bdbench.models import (
     Recipe,
     above,
     at_least,
-    check,
     has_head,
     loop,
     predict,
+    require,
 )
 from bdbench.models.training.augment import to_float
 
@@ -62,7 +62,7 @@ class FinePruning(Defense):
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        check(0 <= self.max_drop < 1, f"max_drop must be in [0, 1), got {self.max_drop}")
+        require(0 <= self.max_drop < 1, f"max_drop must be in [0, 1), got {self.max_drop}")
         at_least(0, updates=self.updates)
         at_least(2, batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)

@@ -38,10 +38,10 @@ from bdbench.models import (
     Recipe,
     above,
     at_least,
-    check,
     loop,
     one_of,
     predict,
+    require,
     train,
 )
 
@@ -86,7 +86,7 @@ class MCR(Defense):
         at_least(1, updates=self.updates, tuning_updates=self.tuning_updates)
         at_least(2, batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)
-        check(
+        require(
             0 <= self.tolerance < 1,
             f"tolerance must be at least 0 and below 1, got {self.tolerance}",
         )

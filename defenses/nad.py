@@ -38,10 +38,10 @@ from bdbench.models import (
     Recipe,
     above,
     at_least,
-    check,
     has_head,
     loop,
     predict,
+    require,
     stage_shapes,
     train,
 )
@@ -90,7 +90,7 @@ class NAD(Defense):
 
     def __post_init__(self) -> None:
         given = () if isinstance(self.betas, str) else self.betas
-        check(
+        require(
             self.betas == SEARCH or (len(given) == 3 and all(beta >= 0 for beta in given)),
             f"betas must be three numbers of at least 0, or {SEARCH!r}, got {self.betas!r}",
         )
@@ -176,7 +176,7 @@ class NAD(Defense):
 
         Raises `InvalidInput` for fewer than three.
         """
-        check(len(F_S) >= 3, f"nad needs a network of at least three stages, got {len(F_S)}")
+        require(len(F_S) >= 3, f"nad needs a network of at least three stages, got {len(F_S)}")
         losses = [
             beta * mse_loss(attention(ours, self.p), attention(theirs, self.p))
             for beta, ours, theirs in zip(betas, F_S[-3:], F_T[-3:], strict=True)
@@ -206,7 +206,7 @@ def attention(F: Tensor, p: float) -> Tensor:
     Raises `InvalidInput` for maps of one pixel, whose normalised attention is always 1.
     """
     height, width = F.shape[2:]
-    check(
+    require(
         height * width > 1,
         f"nad needs {WIDER}: take larger images or a network that shrinks them less",
     )

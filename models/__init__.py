@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from bdbench.models.plugins.errors import InvalidInput as InvalidInput
     from bdbench.models.plugins.errors import above as above
     from bdbench.models.plugins.errors import at_least as at_least
-    from bdbench.models.plugins.errors import check as check
     from bdbench.models.plugins.errors import one_of as one_of
+    from bdbench.models.plugins.errors import require as require
     from bdbench.models.plugins.spec import added as added
     from bdbench.models.registry import models as models
     from bdbench.models.registry import register as register
@@ -41,7 +41,7 @@ HOMES = {
     "data": ["ImageSet", "portion"],
     "networks.classifier": ["Classifier", "has_head", "stage_shapes"],
     "networks.traced": ["Traced"],
-    "plugins.errors": ["InvalidInput", "above", "at_least", "check", "one_of"],
+    "plugins.errors": ["InvalidInput", "above", "at_least", "one_of", "require"],
     "plugins.spec": ["added"],
     "registry": ["models", "register"],
     "training.context": ["TrainingContext"],

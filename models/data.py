@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 
 
 def portion(share: float, count: int) -> int:
@@ -33,18 +33,18 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels
-        check(
+        require(
             images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3,
             f"images must be uint8 (n, 3, height, width), got {images.dtype} {tuple(images.shape)}",
         )
-        check(
+        require(
             labels.dtype == torch.int64 and labels.shape == images.shape[:1],
             f"labels must be int64 ({len(images)},), got {labels.dtype} {tuple(labels.shape)}",
         )
-        check(images.device == labels.device, "images and labels must be on one device")
+        require(images.device == labels.device, "images and labels must be on one device")
         if len(labels):
             low, high = int(labels.min()), int(labels.max())
-            check(
+            require(
                 low >= 0 and high < self.num_classes,
                 f"labels must be in [0, {self.num_classes}), got {low}..{high}",
             )

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
-from bdbench.models.scope import bound
+from bdbench.models.scope import set_in_context
 
 
 class Observer:
@@ -68,4 +68,4 @@ def current() -> Observer:
 
 def observed_by(observer: Observer) -> AbstractContextManager[None]:
     """Installs `observer` inside the block."""
-    return bound(_current, observer)
+    return set_in_context(_current, observer)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.blame import blaming
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.registry import Registry
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ class Models(Registry[Model]):
     lent = 2
 
     def check_factory(self, name: str, factory: Callable[..., Any]) -> None:
-        check(
+        require(
             inspect.isfunction(factory) or inspect.isclass(factory),
             f"model {name!r} is not a function: write one that makes a network of the number of "
             "classes and the image size",
         )
         given = list(inspect.signature(factory).parameters.values())
-        check(
+        require(
             len(given) >= self.lent or any(each.kind in spec.VARIABLE for each in given),
             f"model {name!r} must take the number of classes and the image size first",
         )

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def bound(variable: ContextVar[T], value: T) -> Iterator[None]:
+def set_in_context(variable: ContextVar[T], value: T) -> Iterator[None]:
     """The variable has this value inside the block, and afterwards what it had before."""
     token = variable.set(value)
     try:
@@ -23,7 +23,7 @@ def bound(variable: ContextVar[T], value: T) -> Iterator[None]:
 
 
 @contextmanager
-def threaded(threads: int | None) -> Iterator[None]:
+def num_threads(threads: int | None) -> Iterator[None]:
     """Computes with so many threads inside the block; None changes nothing. Afterwards also threads
     that are new compute with as many as before."""
     usual = torch.get_num_threads()

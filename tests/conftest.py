@@ -18,7 +18,7 @@ from bdbench.cells.cell import REGISTRIES
 from bdbench.models.data import ImageSet
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.rng import stream
-from bdbench.models.scope import threaded
+from bdbench.models.scope import num_threads
 
 # How long a machine takes to draw an example says nothing about the code.
 settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
@@ -37,7 +37,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
     """Tests train tiny networks, where a second thread costs more than it brings."""
-    with threaded(1):
+    with num_threads(1):
         yield
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import ROOT
 
 import bdbench as bd
 from bdbench.cells.cell import cell, recipe_of
@@ -28,7 +29,6 @@ from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root
 from bdbench.trial.harness import Finished, Harness
 
-ROOT = Path(__file__).parent.parent
 TOY = "toy(image_size=16, train_images=100, test_images=50)"
 TINY: dict[str, Any] = {"dataset": TOY, "epochs": 1, "device": "cpu", "precision": "fp32"}
 SMALL: dict[str, Any] = {

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import made
+import builders
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -40,9 +40,9 @@ from bdbench.storage.cache import Cache, DamagedCache
 
 PLACES = 1_000_000
 RECORDS = [
-    made.cell("none", "badnets", 900, 990),
-    made.cell("cbd", "badnets", 850, 13, floor=12, seconds=(0.0, 123.25)),
-    made.cell("cbd", "blend"),
+    builders.make_record("none", "badnets", 900, 990),
+    builders.make_record("cbd", "badnets", 850, 13, floor=12, seconds=(0.0, 123.25)),
+    builders.make_record("cbd", "blend"),
 ]
 
 FIXED = settings(

@@ -18,6 +18,7 @@ from typing import Any
 import click
 import pytest
 import torch
+from builders import ROOT
 from test_results import PUBLISHED
 
 import bdbench as bd
@@ -36,7 +37,6 @@ from bdbench.storage.cache import Cache
 from bdbench.tables.leaderboard import CLEAN, NO_CLEAN
 from bdbench.trial.harness import Harness
 
-ROOT = Path(__file__).parent.parent
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",

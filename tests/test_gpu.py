@@ -21,14 +21,14 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.augment import Augmentation, augment, draw_tape, to_float
+from bdbench.models.training.augment import Augmentation, augment, draw_augmentation, to_float
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.graphs import CudaRecorder, Work, recorded_by
 from bdbench.models.training.loop import logits, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.files import read_all
-from bdbench.running.engines.options import Place
-from bdbench.running.run import Options, execute, plan
+from bdbench.running.engines.options import ExecutionOptions
+from bdbench.running.run import RunOptions, execute, plan
 from bdbench.storage.cache import Cache
 from bdbench.trial.clean_budget import clean_budget
 from bdbench.trial.harness import Harness
@@ -55,9 +55,9 @@ def test_a_trigger_is_the_same_to_the_byte(name: str, images: ImageSet) -> None:
 
 def test_augmented_images_are_the_same_to_the_byte(images: ImageSet) -> None:
     how = Augmentation()
-    tape = draw_tape(60, (32, 32), how, stream(0, "tape"))
-    here = augment(images.images, tape, how)
-    there = augment(images.images.to(GPU), tape.to(GPU), how)
+    draws = draw_augmentation(60, (32, 32), how, stream(0, "draws"))
+    here = augment(images.images, draws, how)
+    there = augment(images.images.to(GPU), draws.to(GPU), how)
     assert torch.equal(here, there.cpu())
     torch.testing.assert_close(to_float(here), to_float(there).cpu(), rtol=0, atol=1e-7)
 
@@ -155,8 +155,8 @@ def test_two_workers_on_one_gpu_make_the_records_of_one(tmp_path: Path) -> None:
             recipe={"epochs": 2},
             precision="fp32",
         )
-        options = Options(device="cuda:0", results=folder)
-        planned = plan("quick", small, Place(jobs=jobs), options)
+        options = RunOptions(device="cuda:0", results=folder)
+        planned = plan("quick", small, ExecutionOptions(jobs=jobs), options)
         assert execute(planned, Console(quiet=True)).code == 0
         records, damaged = read_all(folder)
         assert not damaged

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import made
+import builders
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -409,8 +409,8 @@ def test_a_pipe_among_the_images_is_not_waited_for(own_folder: Path) -> None:
 
 # Records
 
-RECORD = made.cell("cbd", "badnets", 850, 13)
-OTHER = made.cell("none", "badnets", 900, 990)
+RECORD = builders.make_record("cbd", "badnets", 850, 13)
+OTHER = builders.make_record("none", "badnets", 900, 990)
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import ROOT
 
-ROOT = Path(__file__).parent.parent
 ALLOWED = {
     "models": {"models"},
     "attacks": {"attacks", "models"},

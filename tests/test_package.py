@@ -19,12 +19,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from builders import ROOT
 
 import bdbench
 import bdbench.models
 from bdbench.machine.system import commit_of
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = ("attacks", "benchmark", "defenses", "models")
 TOY = "toy(image_size=16, train_images=100, test_images=50)"
 TINY = [

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from builders import ROOT
 
 from bdbench.cells import cost, grid
 from bdbench.cells.suites import SUITES
@@ -16,7 +17,6 @@ from bdbench.records.files import read_all
 from bdbench.tables.verify import write_verification
 from bdbench.tables.write import write_leaderboard, write_table
 
-ROOT = Path(__file__).parent.parent
 # By name, as a user's own runs lie beside them.
 PUBLISHED = (
     "attacks-cifar10",
@@ -68,7 +68,7 @@ def test_the_planning_page_says_what_the_suites_cost() -> None:
         if name == "table1-imagenet":
             images = cells[0].dataset.count
         unit = 3 * recipe.epochs * images
-        shares = cost.shares(cells)
+        shares = cost.added_work(cells)
         assert len(cells) == int(count)
         assert f"{sum(shares.values()) / unit:.1f}" == total
         of_dbd = sum(share for cell, share in shares.items() if cell.labels["defense"] == "dbd")

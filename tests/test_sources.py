@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Set
 from pathlib import Path
 
 import pytest
+from builders import ROOT
 
 import bdbench.attacks
 from bdbench.attacks.registry import attacks
@@ -20,7 +21,6 @@ from bdbench.models import Recipe
 from bdbench.models.plugins.registry import load_file
 from bdbench.trial import provenance
 
-ROOT = Path(__file__).parent.parent
 FOLDERS = ("attacks", "benchmark", "defenses", "models")
 TOY = "toy(image_size=16, train_images=100, test_images=50)"
 HARD = "adaptive(attack='blend')"

@@ -17,7 +17,7 @@ from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.local import Code, code_of
 from bdbench.models.plugins.registry import Registry, version_of
 from bdbench.models.plugins.spec import Spec
@@ -158,7 +158,7 @@ def check_network(cell: Cell) -> None:
     with global_seed(0, "look"):
         network = cell.model.build(classes, size).eval()
     lacking = cell.defense.lacks(network, size)
-    check(
+    require(
         not lacking,
         f"defense {cell.labels['defense']} needs {lacking}, which model {cell.labels['model']} "
         f"lacks at {size} pixels: choose another model or leave out the defense",

@@ -24,7 +24,7 @@ LENT = SHARE / 2
 NOTHING: Mapping[Any, float] = MappingProxyType({})
 
 
-def work(cell: Cell) -> float:
+def expected_passes(cell: Cell) -> float:
     """Expected forward passes of one image; a backward pass counts as two."""
     images, own = cell.dataset.count, cell.defense.cost(cell.recipe, cell.dataset.count)
     if given(cell.model) is not None:
@@ -42,8 +42,8 @@ Part = tuple[Any, ...]
 
 def parts(cell: Cell) -> dict[Part, float]:
     """The pieces of a cell's work, each as `work`: its own, the last, and the `shared` ones."""
-    needed = shared(cell)
-    return {**needed, own(cell): work(cell) - sum(needed.values())}
+    needed = shared_work(cell)
+    return {**needed, own(cell): expected_passes(cell) - sum(needed.values())}
 
 
 def own(cell: Cell) -> Part:
@@ -51,7 +51,7 @@ def own(cell: Cell) -> Part:
     return (*cell.specs.values(), cell.seed, "fit")
 
 
-def shared(cell: Cell) -> dict[Part, float]:
+def shared_work(cell: Cell) -> dict[Part, float]:
     """The parts of a cell's work that other cells need too, each as `work`: the training of an
     attack, and the networks trained with no defense."""
     origin = (*(spec for axis, spec in cell.specs.items() if axis != "defense"), cell.seed)
@@ -62,7 +62,7 @@ def shared(cell: Cell) -> dict[Part, float]:
     return {(*origin, part): cost * cell.dataset.count for part, cost in costs.items() if cost}
 
 
-def shares(cells: Iterable[Cell], there: Mapping[Part, float] = NOTHING) -> dict[Cell, float]:
+def added_work(cells: Iterable[Cell], there: Mapping[Part, float] = NOTHING) -> dict[Cell, float]:
     """The work that is left of each cell where what several need is the first one's alone.
 
     there: what is done of each part
@@ -113,8 +113,8 @@ def drawn(rounds: int) -> list[int]:
 
 
 def curve_work(cell: Cell, there: Mapping[Part, float] = NOTHING) -> float:
-    """Forward passes for the points of a cell's curves, as `Looker` draws them."""
-    needed = shared(cell)
+    """Forward passes for the points of a cell's curves, as `TrainingMonitor` draws them."""
+    needed = shared_work(cell)
     networks = [part for part in needed if str(part[-1]).startswith("undefended")]
     begun = sum(needed[part] for part in networks)
     whole = 0.0

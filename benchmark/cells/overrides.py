@@ -12,14 +12,14 @@ from bdbench.cells.suites import Suite, check_seeds
 from bdbench.datasets.base import Source
 from bdbench.defenses.base import Defense
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
 from bdbench.models.training.recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Changes:
+class SuiteOverrides:
     """What is to differ from a suite; None, and nothing, leave it as it is.
 
     dataset, model, attack, defense: specs or plugins in place of those of an axis
@@ -46,7 +46,7 @@ class Changes:
 
     def applied_to(self, suite: Suite) -> Suite:
         """The suite that is meant. Raises `InvalidInput`."""
-        check(
+        require(
             self.seeds is None or not self.seed,
             "--seeds says how many and --seed exactly which: give one of them",
         )

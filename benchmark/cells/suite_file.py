@@ -15,7 +15,7 @@ from typing import Any
 
 from bdbench.cells.suites import SUITES, Suite, check_seeds, suite
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput, check, one_of
+from bdbench.models.plugins.errors import InvalidInput, one_of, require
 from bdbench.models.plugins.registry import load_file
 from bdbench.storage.folders import expanded
 
@@ -68,7 +68,7 @@ class NamedSuite:
                 with lines.named(axis, text):
                     for plugin in registry.swept(text):
                         other = known.setdefault(registry.canonical(plugin), text)
-                        check(other == text, f"{axis} has {text!r} twice: {other!r} is the same")
+                        require(other == text, f"{axis} has {text!r} twice: {other!r} is the same")
         for name, text in self.suite.settings.items():
             with lines.named("settings", name):
                 REGISTRIES["defense"].factory(name)
@@ -129,12 +129,12 @@ def _read(path: Path) -> NamedSuite:
     lines = Lines(path, text)
     for key, value in given.items():
         with lines.named(key):
-            check(key in FIELDS, f"a suite has no field {key!r}{spec.did_you_mean(key, FIELDS)}")
+            require(key in FIELDS, f"a suite has no field {key!r}{spec.did_you_mean(key, FIELDS)}")
             CHECKS[key](key, value)
     for name, value in given.get("settings", {}).items():
         with lines.named("settings", name):
             _check_text(name, value)
-    check("datasets" in given, f"{path} has no field datasets: write {_example('datasets')}")
+    require("datasets" in given, f"{path} has no field datasets: write {_example('datasets')}")
     plugins = tuple(path.parent / expanded(Path(each)) for each in given.pop("plugins", ()))
     values: dict[str, Any] = {"description": path.stem, **given}
     values |= {key: tuple(value) for key, value in values.items() if isinstance(value, list)}
@@ -157,12 +157,12 @@ def _check_name(path: Path) -> None:
             f"there is no file {path}{spec.did_you_mean(str(path), beside) if beside else hint}"
         )
     plain = path.stem.translate(str.maketrans("", "", "-_. "))
-    check(
+    require(
         plain.isalnum() and path.stem[0].isalnum() and path.stem[-1].isalnum(),
         f"{path} cannot name a suite and its folder of results: rename the file, with letters, "
         "digits, - and _",
     )
-    check(
+    require(
         path.stem.lower() not in SUITES,
         f"{path} has the name of the built-in suite {path.stem.lower()}, and their results would "
         "mix: rename the file",
@@ -181,7 +181,7 @@ def _text(path: Path) -> str:
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from None
     fits = len(content) <= LARGEST_FILE and text.count("\n") <= MOST_LINES
-    check(fits, f"{path} has more than {LARGEST_FILE:,} bytes or {MOST_LINES:,} lines")
+    require(fits, f"{path} has more than {LARGEST_FILE:,} bytes or {MOST_LINES:,} lines")
     return text
 
 
@@ -236,23 +236,25 @@ def _example(key: str) -> str:
 
 
 def _check_text(key: str, value: Any) -> None:
-    check(isinstance(value, str), f"{key} must be a text in quotes, got {value!r}")
+    require(isinstance(value, str), f"{key} must be a text in quotes, got {value!r}")
 
 
 def _check_list(key: str, value: Any) -> None:
-    check(isinstance(value, list), f"{key} must be a list, such as {_example(key)}, got {value!r}")
+    require(
+        isinstance(value, list), f"{key} must be a list, such as {_example(key)}, got {value!r}"
+    )
     for each in value:
-        check(isinstance(each, str), f"{key} must hold texts in quotes, got {each!r}")
-        check(value.count(each) == 1, f"{key} has {each!r} twice")
+        require(isinstance(each, str), f"{key} must hold texts in quotes, got {each!r}")
+        require(value.count(each) == 1, f"{key} has {each!r} twice")
 
 
 def _check_axis(key: str, value: Any) -> None:
     _check_list(key, value)
-    check(bool(value), f"{key} is an empty list: write, for example, {_example(key)}")
+    require(bool(value), f"{key} is an empty list: write, for example, {_example(key)}")
 
 
 def _check_table(key: str, value: Any) -> None:
-    check(isinstance(value, dict), f"{key} must be a table below [{key}], got {value!r}")
+    require(isinstance(value, dict), f"{key} must be a table below [{key}], got {value!r}")
 
 
 def _check_precision(key: str, value: Any) -> None:
@@ -261,7 +263,7 @@ def _check_precision(key: str, value: Any) -> None:
 
 
 def _check_flag(key: str, value: Any) -> None:
-    check(isinstance(value, bool), f"{key} must be true or false, got {value!r}")
+    require(isinstance(value, bool), f"{key} must be true or false, got {value!r}")
 
 
 CHECKS: dict[str, Callable[[str, Any], None]] = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 
 if TYPE_CHECKING:
@@ -56,16 +56,16 @@ class Suite:
 def check_seeds(seeds: object) -> None:
     """Raises `InvalidInput` unless it is how many seeds, or a sequence of exactly which."""
     if _is_whole(seeds):
-        check(seeds >= 1, f"seeds must be at least 1, got {seeds}")
-        check(seeds <= MOST_SEEDS, f"seeds must be at most {MOST_SEEDS:,}, got {seeds:,}")
+        require(seeds >= 1, f"seeds must be at least 1, got {seeds}")
+        require(seeds <= MOST_SEEDS, f"seeds must be at most {MOST_SEEDS:,}, got {seeds:,}")
         return
     if not isinstance(seeds, list | tuple):
         raise InvalidInput(f"seeds must be how many, such as 3, or a list of which, got {seeds!r}")
-    check(0 < len(seeds) <= MOST_SEEDS, f"seeds must be 1 to {MOST_SEEDS:,}, got {len(seeds):,}")
+    require(0 < len(seeds) <= MOST_SEEDS, f"seeds must be 1 to {MOST_SEEDS:,}, got {len(seeds):,}")
     for place, each in enumerate(seeds):
         fits = _is_whole(each) and 0 <= each <= LARGEST_SEED
-        check(fits, f"a seed must be a whole number from 0 to {LARGEST_SEED:,}, got {each!r}")
-        check(each not in seeds[:place], f"seed {each} is given twice")
+        require(fits, f"a seed must be a whole number from 0 to {LARGEST_SEED:,}, got {each!r}")
+        require(each not in seeds[:place], f"seed {each} is given twice")
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

@@ -12,7 +12,7 @@ from bdbench.cells.suites import SUITES
 from bdbench.cli.columns import plain
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.documentation import about_fields, about_module
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.registry import Registry
 
 KINDS = ("attacks", "defenses", "models", "datasets")
@@ -64,7 +64,9 @@ def description(name: str) -> str:
             for key, value in fields.items()
         ]
         parts.append(f"suite {name}\n\n{plain(rows)}")
-    check(bool(parts), f"nothing is called {name!r}{spec.did_you_mean(name, dict.fromkeys(known))}")
+    require(
+        bool(parts), f"nothing is called {name!r}{spec.did_you_mean(name, dict.fromkeys(known))}"
+    )
     return "\n\n\n".join(parts)
 
 

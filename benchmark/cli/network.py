@@ -10,7 +10,7 @@ import click
 from bdbench.cli.group import FILE, FOLDER, UserPath, cli, load_plugins, records_in, say
 from bdbench.cli.run import JOBS, named
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.running.engines.own_nursery import nursery
 
 ANY_PATH = UserPath(path_type=Path)
@@ -57,16 +57,18 @@ def evaluate(weights: Path, model: str | None, dataset: str, **options: Any) -> 
     """
     if not options["in_process"]:
         nursery()
-    from bdbench.cells.overrides import Changes
+    from bdbench.cells.overrides import SuiteOverrides
     from bdbench.machine.terminal import Terminal
-    from bdbench.running.engines.options import Place
+    from bdbench.running.engines.options import ExecutionOptions
     from bdbench.running.evaluation import evaluation
-    from bdbench.running.run import Options, execute
+    from bdbench.running.run import RunOptions, execute
 
-    place = Place(**named(Place, options))
-    changes = Changes(dataset=[dataset], **named(Changes, options))
+    execution = ExecutionOptions(**named(ExecutionOptions, options))
+    overrides = SuiteOverrides(dataset=[dataset], **named(SuiteOverrides, options))
     load_plugins(options["plugin"])
-    made = evaluation(weights, model, changes, place, Options(**named(Options, options)))
+    made = evaluation(
+        weights, model, overrides, execution, RunOptions(**named(RunOptions, options))
+    )
     console = Terminal()
     if options["dry_run"]:
         console.print("\n".join(made.lines()), markup=False, highlight=False, soft_wrap=True)
@@ -127,21 +129,21 @@ def _refuse(names: set[str], why: str) -> None:
     """Raises `InvalidInput` for options that are of the other use of a command."""
     for name in sorted(names):
         option = {"form": "format"}.get(name, name.replace("_", "-"))
-        check(False, f"--{option} {why}")
+        require(False, f"--{option} {why}")
 
 
 def _export_table(form: str | None, epochs: bool, results: Path | None, out: Path | None) -> int:
     from bdbench.tables.export import FORMS, write
 
     known = f"--format is one of {', '.join(FORMS)}"
-    check(form is not None, f"name the KEY of a cell, or a format for a table of all: {known}")
+    require(form is not None, f"name the KEY of a cell, or a format for a table of all: {known}")
     assert form is not None
-    check(form in FORMS, f"unknown format {form!r}{spec.did_you_mean(form, FORMS)}")
+    require(form in FORMS, f"unknown format {form!r}{spec.did_you_mean(form, FORMS)}")
     folder = results or Path("results/quick")
     records, damaged = records_in(folder)
-    check(bool(records), f"no records in {folder / 'records'}; `bdbench run` makes them")
+    require(bool(records), f"no records in {folder / 'records'}; `bdbench run` makes them")
     path = out or folder / "tables" / f"{'epochs' if epochs else 'cells'}.{form}"
-    check(not path.is_dir(), f"{path} is a folder: name a file with --out")
+    require(not path.is_dir(), f"{path} is a folder: name a file with --out")
     write(records, path, form, epochs)
     say(f"written: {path}")
     return 1 if damaged else 0
@@ -157,7 +159,7 @@ def _export_cell(
     data: Path | None,
     plugin: tuple[Path, ...],
 ) -> int:
-    check(out is not None, "name a folder for the cell with --out")
+    require(out is not None, "name a folder for the cell with --out")
     assert out is not None
     from bdbench.records.files import find
 

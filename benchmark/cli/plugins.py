@@ -8,7 +8,7 @@ import click
 
 from bdbench.cli.group import FILE, cli, load_plugins, say
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import check, one_line
+from bdbench.models.plugins.errors import one_line, require
 
 
 @cli.command(name="list")
@@ -18,7 +18,7 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
     """Show what there is: names, one line each, and where it comes from."""
     known = ["attacks", "defenses", "models", "datasets", "suites"]
     for kind in kinds:
-        check(kind in known, f"unknown kind {kind!r}{spec.did_you_mean(kind, known)}")
+        require(kind in known, f"unknown kind {kind!r}{spec.did_you_mean(kind, known)}")
     from bdbench.cli.catalogue import catalogue
 
     load_plugins(plugin)
@@ -38,8 +38,8 @@ def describe(name: str | None, protocol: bool, toml: bool, plugin: tuple[Path, .
     start one's own from.
     """
     if toml:
-        check(not protocol, "--toml is of a suite and --protocol of defenses: give one of them")
-        check(name is not None, "--toml needs the NAME of a suite, such as quick")
+        require(not protocol, "--toml is of a suite and --protocol of defenses: give one of them")
+        require(name is not None, "--toml needs the NAME of a suite, such as quick")
         from bdbench.cells.suite_file import find, written
 
         say(written(find(str(name)).suite).rstrip())
@@ -52,7 +52,9 @@ def describe(name: str | None, protocol: bool, toml: bool, plugin: tuple[Path, .
 
         say(page([name] if name else []))
     else:
-        check(name is not None, "describe needs a NAME, or --protocol; `bdbench list` lists names")
+        require(
+            name is not None, "describe needs a NAME, or --protocol; `bdbench list` lists names"
+        )
         assert name is not None
         say(catalogue.description(name))
 
@@ -60,19 +62,19 @@ def describe(name: str | None, protocol: bool, toml: bool, plugin: tuple[Path, .
 @cli.command(name="check")
 @click.argument("what", metavar="FILE_OR_NAME")
 @click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
-def check_plugin(what: str, plugin: tuple[Path, ...]) -> int:
+def check(what: str, plugin: tuple[Path, ...]) -> int:
     """Test a plugin against the contract: a file that registers some, or a name.
 
     Exit codes: 0 every promise is kept, 1 one is broken, 2 there is no such plugin.
     """
-    from bdbench.contract.promises import found, judged
+    from bdbench.contract.promises import check_plugin, resolve
 
     load_plugins(plugin)
     failures = 0
     marks = {True: "ok     ", False: "BROKEN ", None: "-      "}
-    for kind, name in found(what):
+    for kind, name in resolve(what):
         say(f"{kind} {name}")
-        for verdict in judged(kind, name):
+        for verdict in check_plugin(kind, name):
             say(f"  {marks[verdict.kept]}{verdict.promise.sentence}")
             failures += verdict.kept is False
             if verdict.why is not None:

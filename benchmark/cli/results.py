@@ -8,7 +8,7 @@ import click
 
 from bdbench.cli.group import FILE, FOLDER, beside, cli, load_plugins, records_in, say
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 
 
 @cli.command()
@@ -40,12 +40,12 @@ def table(
     interval", TPR, FPR or all.
     """
     known = ["leaderboard", "1", "2", "3", "5"]
-    check(which in known, f"unknown table {which!r}{spec.did_you_mean(which, known)}")
-    check(latex or not label, "--label is for --latex: add it")
+    require(which in known, f"unknown table {which!r}{spec.did_you_mean(which, known)}")
+    require(latex or not label, "--label is for --latex: add it")
     plain = not sort and not columns
-    check(plain or which == "leaderboard", "--sort and --columns are for the leaderboard")
-    check(not against or which == "leaderboard", "--against is for the leaderboard")
-    check(not label or which == "leaderboard", "--label is for the leaderboard")
+    require(plain or which == "leaderboard", "--sort and --columns are for the leaderboard")
+    require(not against or which == "leaderboard", "--against is for the leaderboard")
+    require(not label or which == "leaderboard", "--label is for the leaderboard")
     from bdbench.records.beside import join
     from bdbench.tables.write import leaderboard, write_leaderboard, write_table
 

@@ -88,23 +88,25 @@ def run(name: str, **options: Any) -> int:
     chosen = find(name)
     if options["engine"] == "local" and not options["in_process"]:
         nursery()
-    from bdbench.cells.overrides import Changes
+    from bdbench.cells.overrides import SuiteOverrides
     from bdbench.machine.terminal import Terminal
-    from bdbench.running.engines.options import Place, options_of
-    from bdbench.running.run import Options, execute, plan
+    from bdbench.running.engines.options import ExecutionOptions, options_of
+    from bdbench.running.run import RunOptions, execute, plan
 
-    place = Place(**named(Place, options), options=options_of(options.pop("option")))
+    execution = ExecutionOptions(
+        **named(ExecutionOptions, options), options=options_of(options.pop("option"))
+    )
     load_plugins(options["plugin"])
     chosen.prepare()
     options["plugin"] += chosen.plugins
-    changed = Changes(**named(Changes, options)).applied_to(chosen.suite)
-    how = Options(**named(Options, options))
-    made = plan(chosen.name, changed, place, how)
+    changed = SuiteOverrides(**named(SuiteOverrides, options)).applied_to(chosen.suite)
+    how = RunOptions(**named(RunOptions, options))
+    made = plan(chosen.name, changed, execution, how)
     console = Terminal()
     if options["dry_run"]:
         console.print("\n".join(made.lines()), markup=False, highlight=False, soft_wrap=True)
         return 0
-    if place.is_here:
+    if execution.is_here:
         from bdbench.cli.transfer import offer
 
         offer((cell.dataset for cell in made.missing), how.data)

@@ -24,7 +24,7 @@ from bdbench.datasets.base import Source
 from bdbench.datasets.download import Watcher, download, places, without_password
 from bdbench.datasets.files import FileSource
 from bdbench.machine.terminal import Terminal
-from bdbench.models.plugins.errors import InvalidInput, check, shown
+from bdbench.models.plugins.errors import InvalidInput, require, shown
 from bdbench.storage import mark
 from bdbench.storage.folders import cache_root, roots
 
@@ -106,7 +106,7 @@ def get(source: Source, data: Path | None = None, url: str | None = None) -> Non
     with watched() as watcher:
         download(source.name, gettable.archives, folder, url, watcher)
     where = source.locate([folder])
-    check(
+    require(
         where is not None,
         f"{source.name} was unpacked in {folder / source.name}, where none of its layouts is: "
         f"{', '.join(gettable.layouts)}",

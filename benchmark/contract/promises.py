@@ -16,7 +16,7 @@ from bdbench.contract.scenarios import Broken, Untested
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.blame import place
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.registry import Registry, load_file
 from bdbench.models.plugins.spec import Spec, did_you_mean
 from bdbench.models.registry import models
@@ -72,7 +72,7 @@ def promise(kind: str, sentence: str, *needs: Test) -> Callable[[Test], Test]:
     return remember
 
 
-def found(what: str) -> list[tuple[str, str]]:
+def resolve(what: str) -> list[tuple[str, str]]:
     """Kind and label of every plugin of that spec, or that a file registers. Raises `InvalidInput`.
 
     A file is what ends in .py or has a folder before it, and no fields after it; it is imported.
@@ -86,7 +86,7 @@ def found(what: str) -> list[tuple[str, str]]:
             for name in registry.names()
             if Path(inspect.getfile(registry.factory(name))).resolve() == path.resolve()
         ]
-        check(bool(made), f"plugin {what!r} registers nothing")
+        require(bool(made), f"plugin {what!r} registers nothing")
         return made
     wanted = Spec.of(what)
     for registry in REGISTRIES.values():
@@ -95,7 +95,7 @@ def found(what: str) -> list[tuple[str, str]]:
     known = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
     names = dict.fromkeys(name for _, name in known)
     guess = did_you_mean(wanted.name, names)
-    check(wanted.name in names, f"nothing is called {wanted.name!r}{guess}")
+    require(wanted.name in names, f"nothing is called {wanted.name!r}{guess}")
     return [(kind, REGISTRIES[kind].label(what)) for kind, name in known if name == wanted.name]
 
 
@@ -104,7 +104,7 @@ def promises(kind: str) -> list[Promise]:
     return [each for each in PROMISES if each.kind in ("", kind)]
 
 
-def judged(kind: str, name: str) -> Iterator[Verdict]:
+def check_plugin(kind: str, name: str) -> Iterator[Verdict]:
     """Every promise with its verdict, one after the other. A mistake breaks one promise: those that
     need it are not tested."""
     failed: dict[Test, str] = {}

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.storage.atomic import Unusable
 
 DAMAGE = (
@@ -81,7 +81,7 @@ def _write(place: Path, content: IO[bytes] | None) -> None:
 def _inside(name: str, archive: Path) -> PurePosixPath:
     path = PurePosixPath(name)
     fits = not path.is_absolute() and ".." not in path.parts and "\\" not in name
-    check(fits, f"{archive}: refusing to unpack {name!r}, which leads out of its folder")
+    require(fits, f"{archive}: refusing to unpack {name!r}, which leads out of its folder")
     return path
 
 
@@ -89,7 +89,7 @@ def _from_tar(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
     with tarfile.open(archive) as opened:
         for member in opened:
             plain = member.isreg() or member.isdir()
-            check(plain, f"{archive}: refusing to unpack {member.name!r}, a link or device")
+            require(plain, f"{archive}: refusing to unpack {member.name!r}, a link or device")
             yield member.name, opened.extractfile(member)
 
 
@@ -98,5 +98,5 @@ def _from_zip(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
         for member in opened.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-            check(plain, f"{archive}: refusing to unpack {member.filename!r}, a link or device")
+            require(plain, f"{archive}: refusing to unpack {member.filename!r}, a link or device")
             yield member.filename, None if member.is_dir() else opened.open(member)

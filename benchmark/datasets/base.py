@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.rng import stream
 from bdbench.storage.cache import Cache
 
@@ -48,7 +48,7 @@ class Source(ABC):
     train_images: int | None = None
 
     def __post_init__(self) -> None:
-        check(
+        require(
             self.count >= self.num_classes,
             f"train_images of {self.name} must be at least {self.num_classes}, one image for"
             f" each class, got {self.count}",
@@ -120,7 +120,7 @@ def stratified_rows(data: ImageSet, count: int, name: str) -> Tensor:
 
     Raises `InvalidInput` if `data` has fewer than `count` images.
     """
-    check(
+    require(
         count <= len(data),
         f"train_images of {name} must be at most {len(data):,}, all there are, got {count:,}",
     )

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from bdbench.datasets import parquet
-from bdbench.datasets.files import Decoded, FileSource, Found
+from bdbench.datasets.files import Decoded, FileSource, Located
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 
 if TYPE_CHECKING:
     from torchvision.datasets import CIFAR10
@@ -36,7 +36,7 @@ class CIFAR(FileSource):
     official: ClassVar[str]
     """The class of torchvision that describes the archive."""
 
-    def find(self, root: Path) -> Iterator[Found]:
+    def find(self, root: Path) -> Iterator[Located]:
         yield from parquet.find(root, self.name, self.classes, self.image_size, resize=None)
         for parent in (root, root / self.name):
             if (parent / self.folder).is_dir():
@@ -45,7 +45,7 @@ class CIFAR(FileSource):
                 yield unpacked(parent, getattr(datasets, self.official))
 
 
-def unpacked(parent: Path, official: type[CIFAR10]) -> Found:
+def unpacked(parent: Path, official: type[CIFAR10]) -> Located:
     """The official archive, unpacked in `parent`, as a class of torchvision describes it."""
     from torchvision.datasets.utils import check_integrity
 
@@ -58,7 +58,9 @@ def unpacked(parent: Path, official: type[CIFAR10]) -> Found:
     def decode() -> Decoded:
         # The batches are pickles, which can run code: torchvision too checks before it opens them.
         for path, md5 in checksums.items():
-            check(check_integrity(path, md5), f"{path}: is not the official file, the md5 differs")
+            require(
+                check_integrity(path, md5), f"{path}: is not the official file, the md5 differs"
+            )
         with warnings.catch_warnings():
             # Newer NumPy deprecates how these old pickles spell a dtype.
             warnings.simplefilter("ignore")
@@ -75,4 +77,4 @@ def unpacked(parent: Path, official: type[CIFAR10]) -> Found:
         return Decoded(train, test, names)
 
     there = tuple(path for path in checksums if path.is_file())
-    return Found("official archive", folder, there, decode)
+    return Located("official archive", folder, there, decode)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bdbench.datasets.files import Decoded, Found
-from bdbench.datasets.images import SUFFIXES, Album, Resize, left_out
+from bdbench.datasets.files import Decoded, Located
+from bdbench.datasets.images import SUFFIXES, ImageCollector, Resize, left_out
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import InvalidInput, check, visible
+from bdbench.models.plugins.errors import InvalidInput, require, visible
 
 LAYOUT = "{train,val}/CLASS/*.{JPEG,png,...}"
 TESTS = ("val", "test")
@@ -42,7 +42,7 @@ class Listing:
 
 def found(
     base: Path, size: int, resize: Resize, check_names: Callable[[Path, Sequence[str]], None]
-) -> Found:
+) -> Located:
     """The data set in `<base>/train` and `val` or `test`.
 
     check_names: raises `InvalidInput` for a folder whose classes are not the right ones
@@ -54,10 +54,10 @@ def found(
 
     def decode() -> Decoded:
         # Said no sooner: `locate` names the folder in any state, and `find` is part of it.
-        check(not complaint, complaint)
+        require(not complaint, complaint)
         return decoded(listing, size, resize)
 
-    return Found("class folders", base, listing.files, decode, left_out=listing.others)
+    return Located("class folders", base, listing.files, decode, left_out=listing.others)
 
 
 def decoded(listing: Listing, size: int, resize: Resize) -> Decoded:
@@ -144,7 +144,7 @@ def _refuse_empty(folder: Path, inside: Sequence[os.DirEntry[str]]) -> None:
 
 
 def _read(labelled: Labelled, size: int, resize: Resize, num_classes: int) -> ImageSet:
-    album = Album(size, resize, num_classes)
+    collector = ImageCollector(size, resize, num_classes)
     for path, label in labelled:
-        album.add_file(path, label)
-    return album.finish()
+        collector.add_file(path, label)
+    return collector.finish()

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
 from bdbench.datasets.archives import Archive, unpack
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.storage.atomic import Unusable, check_writable
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def places(archives: Sequence[Archive], url: str | None) -> list[str]:
         fits = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         fits = False
-    check(
+    require(
         fits and base.isprintable(),
         f"{source} must begin with http://HOST or https://HOST, got {base!r}",
     )
@@ -87,7 +87,7 @@ def download(
     """
     addresses = places(archives, url)
     place, workshop = folder / name, folder / f".{name}.download"
-    check(not place.is_dir() or _is_empty(place), f"{place} is in the way; move it, or remove it")
+    require(not place.is_dir() or _is_empty(place), f"{place} is in the way; move it, or remove it")
     check_writable(workshop)
     with _alone(workshop, name):
         files = [

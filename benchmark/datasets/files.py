@@ -15,7 +15,7 @@ from torch import Tensor
 from bdbench.datasets.archives import Archive
 from bdbench.datasets.base import Dataset, Source, fingerprint, stratified
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.storage.cache import Cache, Payload, sha256_of
 
 DECODER = 2
@@ -31,7 +31,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Found:
+class Located:
     """A data set that lies in files.
 
     layout: how the files are arranged, in a few words
@@ -71,15 +71,15 @@ class FileSource(Source):
         return f"{offer}{super().advice}"
 
     @abstractmethod
-    def find(self, root: Path) -> Iterator[Found]:
+    def find(self, root: Path) -> Iterator[Located]:
         """The layouts that are there below `root`, the preferred one first."""
 
-    def candidates(self, roots: Sequence[Path]) -> Iterator[Found]:
+    def candidates(self, roots: Sequence[Path]) -> Iterator[Located]:
         """The layouts that are there, folder by folder."""
         for root in roots:
             yield from self.find(root)
 
-    def hashed(self, found: Found) -> str:
+    def hashed(self, found: Located) -> str:
         """See `content_of`."""
         return content_of(found)
 
@@ -126,17 +126,17 @@ class FileSource(Source):
             f"data set {self.name} not found in {searched}; accepted are {accepted}; {self.advice}"
         )
 
-    def _first(self, roots: Sequence[Path]) -> Found | None:
+    def _first(self, roots: Sequence[Path]) -> Located | None:
         # The first one, but an incomplete set only where there is no complete one.
         return min(self.candidates(roots), key=lambda found: bool(found.note), default=None)
 
 
-def content_of(found: Found) -> str:
+def content_of(found: Located) -> str:
     """The sha256 of names and bytes of all files. Raises `InvalidInput` for an unreadable one."""
     digest = hashlib.sha256()
     for path in sorted(found.files):
         # To open a pipe is to wait for somebody who writes to it.
-        check(path.is_file() or path.is_dir() or not path.exists(), f"{path}: is not a file")
+        require(path.is_file() or path.is_dir() or not path.exists(), f"{path}: is not a file")
         try:
             line = f"{path.relative_to(found.folder).as_posix()}\0{sha256_of(path)}\n"
         except OSError as error:

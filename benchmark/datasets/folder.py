@@ -20,9 +20,9 @@ import torch
 
 from bdbench.datasets import class_folders, register
 from bdbench.datasets.class_folders import Labelled, Listing
-from bdbench.datasets.files import FileSource, Found
+from bdbench.datasets.files import FileSource, Located
 from bdbench.datasets.images import centre
-from bdbench.models.plugins.errors import InvalidInput, check, visible
+from bdbench.models.plugins.errors import InvalidInput, require, visible
 from bdbench.models.plugins.spec import place
 from bdbench.models.rng import stream
 from bdbench.storage.folders import expanded
@@ -64,18 +64,20 @@ class Folder(FileSource):
     flip: bool = True
 
     def __post_init__(self) -> None:
-        check(8 <= self.size <= 1024, f"size of folder must be from 8 to 1,024, got {self.size:,}")
-        check(
+        require(
+            8 <= self.size <= 1024, f"size of folder must be from 8 to 1,024, got {self.size:,}"
+        )
+        require(
             self.test_share is None or 0 < self.test_share < 1,
             f"test_share of folder must be above 0 and below 1, got {self.test_share}",
         )
-        check(
+        require(
             "\0" not in self.path and bool(os.path.basename(os.path.abspath(self.path))),
             f"path of folder must name a folder, got {self.path!r}",
         )
         # Those of the classes are not counted before the folder is looked at.
         at_least = 1 if self.train_images is None else self.train_images
-        check(at_least >= 1, f"train_images of folder must be at least 1, got {at_least:,}")
+        require(at_least >= 1, f"train_images of folder must be at least 1, got {at_least:,}")
 
     @property
     def is_named(self) -> bool:
@@ -102,7 +104,7 @@ class Folder(FileSource):
         listing = self._listing
         count = len(listing.train) if self.train_images is None else self.train_images
         classes = len(listing.names)
-        check(
+        require(
             count >= classes,
             f"train_images of folder must be at least {classes}, one image for each class, got"
             f" {count:,}",
@@ -122,17 +124,17 @@ class Folder(FileSource):
     def decoding(self) -> dict[str, Any]:
         return {"size": self.size, "test_share": self.test_share}
 
-    def find(self, root: Path) -> Iterator[Found]:
+    def find(self, root: Path) -> Iterator[Located]:
         yield self._found
 
-    def candidates(self, roots: Sequence[Path]) -> Iterator[Found]:
+    def candidates(self, roots: Sequence[Path]) -> Iterator[Located]:
         """The one folder that is named, wherever data sets lie."""
         yield self._found
 
     def locate(self, roots: Sequence[Path]) -> str | None:
         return f"class folders in {self._base}" if self.path and self._base.is_dir() else None
 
-    def hashed(self, found: Found) -> str:
+    def hashed(self, found: Located) -> str:
         """Read once for each state of the files."""
         statuses = {path: _status(path) for path in found.files}
         return _remembered(_CONTENTS, statuses, lambda: super(Folder, self).hashed(found))
@@ -142,17 +144,17 @@ class Folder(FileSource):
         return Path(os.path.abspath(expanded(Path(self.path))))
 
     @property
-    def _found(self) -> Found:
+    def _found(self) -> Located:
         base, listing = self._base, self._listing
         decode = partial(class_folders.decoded, listing, self.size, centre)
-        return Found("class folders", base, listing.files, decode, left_out=listing.others)
+        return Located("class folders", base, listing.files, decode, left_out=listing.others)
 
     @property
     def _listing(self) -> Listing:
         """The files. Raises `InvalidInput` unless they make a data set."""
-        check(self.is_named, f"data set folder has no path; {self.advice}")
+        require(self.is_named, f"data set folder has no path; {self.advice}")
         base = self._base
-        check(base.is_dir(), f"data set folder: there is no folder {base}; path names one")
+        require(base.is_dir(), f"data set folder: there is no folder {base}; path names one")
         statuses = {path: _status(path) for path in _folders(base)}
         make = partial(_listed, base, self.test_share)
         return _remembered(_LISTINGS, statuses, make, str(self.test_share))
@@ -162,7 +164,7 @@ def _listed(base: Path, test_share: float | None) -> Listing:
     tests = class_folders.folder_of_tests(base)
     parted = (base / "train").is_dir()
     if parted and tests is not None:
-        check(
+        require(
             test_share is None,
             f"{tests} holds the test images: leave out test_share of folder",
         )
@@ -190,7 +192,7 @@ def _divided(images: Labelled, names: Sequence[str], share: float) -> tuple[Labe
     for label, members in by_class.items():
         count, name = len(members), visible(names[label])
         folder = members[0][0].parent
-        check(count > 1, f"{folder}: has one image, there must be one to train and one to test")
+        require(count > 1, f"{folder}: has one image, there must be one to train and one to test")
         order = torch.randperm(count, generator=stream(0, "test images", name)).tolist()
         chosen = {*order[: min(max(round(share * count), 1), count - 1)]}
         train += [image for n, image in enumerate(members) if n not in chosen]
@@ -200,7 +202,7 @@ def _divided(images: Labelled, names: Sequence[str], share: float) -> tuple[Labe
 
 def _check_names(folder: Path, names: Sequence[str]) -> None:
     count = f"{len(names)} class folder{'' if len(names) == 1 else 's'}"
-    check(len(names) > 1, f"{folder}: has {count}, there must be at least 2")
+    require(len(names) > 1, f"{folder}: has {count}, there must be at least 2")
 
 
 def _folders(base: Path) -> Iterator[Path]:

@@ -13,10 +13,10 @@ from typing import ClassVar
 
 from bdbench.datasets import parquet, register
 from bdbench.datasets.archives import Archive
-from bdbench.datasets.files import Decoded, FileSource, Found
-from bdbench.datasets.images import Album, left_out, squash
+from bdbench.datasets.files import Decoded, FileSource, Located
+from bdbench.datasets.images import ImageCollector, left_out, squash
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 
 CLASSES = tuple(f"{label:05d}" for label in range(43))
 TABLE = "GT-final_test.csv"
@@ -52,7 +52,7 @@ class GTSRB(FileSource):
         Archive(f"{PLACE}/GTSRB_Final_Test_GT.zip", "md5:fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
     )
 
-    def find(self, root: Path) -> Iterator[Found]:
+    def find(self, root: Path) -> Iterator[Located]:
         yield from parquet.find(root, self.name, CLASSES, self.image_size, squash)
         for base in (root / self.name, root):
             if (base / "GTSRB/Final_Training/Images").is_dir():
@@ -62,7 +62,7 @@ class GTSRB(FileSource):
                 yield archive(base, "torchvision's smaller archive", "Training", note)
 
 
-def archive(base: Path, layout: str, training: str, note: str = "") -> Found:
+def archive(base: Path, layout: str, training: str, note: str = "") -> Located:
     """PPM images below `<base>/GTSRB`, those for training in one folder for each class."""
     pictures = base / "GTSRB/Final_Test/Images"
     folder = base / "GTSRB" / training
@@ -74,15 +74,15 @@ def archive(base: Path, layout: str, training: str, note: str = "") -> Found:
     table = next((path for path in tables if path.is_file()), None)
 
     def decode() -> Decoded:
-        check(bool(train), f"{folder}: no images NNNNN/*.ppm")
-        check(table is not None, f"{base}: {TABLE}, which holds the test labels, is missing")
+        require(bool(train), f"{folder}: no images NNNNN/*.ppm")
+        require(table is not None, f"{base}: {TABLE}, which holds the test labels, is missing")
         assert table is not None
         labelled = ((path, int(path.parent.name)) for path in train)
         return Decoded(_read(labelled), _read(_test_labels(table, pictures)), CLASSES)
 
     files = (*train, *sorted(pictures.glob("*.ppm")), *((table,) if table else ()))
     unread = left_out((path.relative_to(folder).as_posix() for path in others), (".ppm",))
-    return Found(layout, base, files, decode, note, unread)
+    return Located(layout, base, files, decode, note, unread)
 
 
 def _test_labels(table: Path, pictures: Path) -> list[tuple[Path, int]]:
@@ -99,15 +99,15 @@ def _test_labels(table: Path, pictures: Path) -> list[tuple[Path, int]]:
         raise InvalidInput(
             f"{table}: needs columns Filename and ClassId, separated by semicolons or commas"
         ) from None
-    check(bool(found), f"{table}: has no rows")
+    require(bool(found), f"{table}: has no rows")
     # Other files would be read, but not be part of what the data set is known by.
     other = next((path.name for path, _ in found if path.suffix != ".ppm"), None)
-    check(other is None, f"{table}: {other!r} is not a file *.ppm")
+    require(other is None, f"{table}: {other!r} is not a file *.ppm")
     return found
 
 
 def _read(labelled: Iterable[tuple[Path, int]]) -> ImageSet:
-    album = Album(SIZE, squash, len(CLASSES))
+    collector = ImageCollector(SIZE, squash, len(CLASSES))
     for path, label in labelled:
-        album.add_file(path, label)
-    return album.finish()
+        collector.add_file(path, label)
+    return collector.finish()

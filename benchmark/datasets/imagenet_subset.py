@@ -20,9 +20,9 @@ from typing import ClassVar
 from PIL import Image
 
 from bdbench.datasets import class_folders, parquet, register
-from bdbench.datasets.files import Decoded, FileSource, Found
+from bdbench.datasets.files import Decoded, FileSource, Located
 from bdbench.datasets.images import centre
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 
 CLASSES = tuple(f"{label:02d}" for label in range(12))
 """Names for Parquet files that have none."""
@@ -50,7 +50,7 @@ class ImageNetSubset(FileSource):
         f"imagenet_subset/{class_folders.LAYOUT} with 12 classes, or test for val",
     )
 
-    def find(self, root: Path) -> Iterator[Found]:
+    def find(self, root: Path) -> Iterator[Located]:
         for found in parquet.find(root, self.name, CLASSES, self.image_size, crop):
             yield replace(found, decode=partial(_with_all_classes, found))
         if (root / self.name / "train").is_dir():
@@ -64,13 +64,13 @@ def crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def _check_names(folder: Path, names: Sequence[str]) -> None:
-    check(
+    require(
         len(names) == len(CLASSES),
         f"{folder}: has {len(names)} class folders, there must be {len(CLASSES)}",
     )
 
 
-def _with_all_classes(found: Found) -> Decoded:
+def _with_all_classes(found: Located) -> Decoded:
     decoded = found.decode()
     for split, data in (("train", decoded.train), ("test", decoded.test)):
         counts = data.labels.bincount(minlength=data.num_classes).tolist()

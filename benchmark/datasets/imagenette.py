@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 
 from bdbench.datasets import class_folders, parquet, register
 from bdbench.datasets.archives import Archive
-from bdbench.datasets.files import FileSource, Found
+from bdbench.datasets.files import FileSource, Located
 from bdbench.datasets.imagenet_subset import SIZE, crop
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 
 CLASSES = {
     "n01440764": "tench",
@@ -65,7 +65,7 @@ class Imagenette(FileSource):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(
+        require(
             16 <= self.size <= 320, f"size of imagenette must be from 16 to 320, got {self.size:,}"
         )
 
@@ -77,7 +77,7 @@ class Imagenette(FileSource):
     def decoding(self) -> dict[str, Any]:
         return {"size": self.size}
 
-    def find(self, root: Path) -> Iterator[Found]:
+    def find(self, root: Path) -> Iterator[Located]:
         own = root / self.name
         yield from parquet.find(root, self.name, tuple(CLASSES.values()), self.size, crop)
         for base in (own / FOLDER, root / FOLDER, own):

@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 
 LARGEST = 10_000
 """Pixels along a side: enough for photographs as cameras make them."""
@@ -70,9 +70,9 @@ def decode(content: bytes, size: int, resize: Resize | None, origin: str) -> byt
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
         found = f"{origin}: image is {width}x{height} pixels"
-        check(max(width, height) <= LARGEST, f"{found}, larger than {LARGEST}x{LARGEST}")
+        require(max(width, height) <= LARGEST, f"{found}, larger than {LARGEST}x{LARGEST}")
         fits = image.size == (size, size)
-        check(fits or resize is not None, f"{found}, all must be {size}x{size}")
+        require(fits or resize is not None, f"{found}, all must be {size}x{size}")
         if image.format == "PNG":
             # Decoding compares no checksum of the pixels, and what is verified is used up.
             image.verify()
@@ -98,7 +98,7 @@ def colour(image: Image.Image, origin: str) -> Image.Image:
         grey.info = image.info
         return grey.convert("RGB")
     kinds = {"I": "32-bit integers", "F": "floating point"}
-    check(
+    require(
         mode in EIGHT_BITS,
         f"{origin}: image has pixels of {kinds.get(mode, f'the kind {mode}')}, whose range of "
         "colours is not known; save it with 8 or 16 bits",
@@ -140,7 +140,7 @@ def _refusal(origin: str) -> Iterator[None]:
 
 
 @dataclass
-class Album:
+class ImageCollector:
     """Collects decoded images and their labels, without ever holding them twice.
 
     size: height and width of all images, pixels

@@ -14,10 +14,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bdbench.datasets.files import Decoded, Found
-from bdbench.datasets.images import Album, Resize
+from bdbench.datasets.files import Decoded, Located
+from bdbench.datasets.images import ImageCollector, Resize
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 
 IMAGES = ("image", "img")
 LABELS = ("label", "fine_label")
@@ -33,7 +33,7 @@ SHARD = re.compile(r"-(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet$")
 
 def find(
     root: Path, name: str, class_names: tuple[str, ...], size: int, resize: Resize | None
-) -> Iterator[Found]:
+) -> Iterator[Located]:
     """The data set in `<root>/<name>` or one of its `FOLDERS`, if any Parquet file is there.
 
     class_names: used where the files do not name their classes
@@ -45,7 +45,7 @@ def find(
         files = [path for split in ("train", "test") for path in shards(folder, split)]
         if files:
             read_all = partial(_read_all, folder, class_names, size, resize)
-            yield Found("parquet", folder, tuple(files), read_all)
+            yield Located("parquet", folder, tuple(files), read_all)
 
 
 def _read_all(
@@ -53,7 +53,7 @@ def _read_all(
 ) -> Decoded:
     train, names = read(folder, "train", len(class_names), size, resize)
     test, others = read(folder, "test", len(class_names), size, resize)
-    check(
+    require(
         not (names and others) or names == others,
         f"{folder}: train-*.parquet and test-*.parquet name different classes",
     )
@@ -75,52 +75,54 @@ def read(
     """
     files = shards(folder, split)
     _check_complete(folder, split, files)
-    album = Album(size, resize, num_classes)
+    collector = ImageCollector(size, resize, num_classes)
     names: tuple[str, ...] = ()
     for path in files:
-        names = _read_file(path, album) or names
-    check(bool(album.labels), f"{folder}: {split}-*.parquet has no rows")
-    return album.finish(), names
+        names = _read_file(path, collector) or names
+    require(bool(collector.labels), f"{folder}: {split}-*.parquet has no rows")
+    return collector.finish(), names
 
 
 def _check_complete(folder: Path, split: str, files: list[Path]) -> None:
     """Names such as `train-00000-of-00002.parquet` say how many shards there must be."""
-    check(bool(files), f"{folder}: {split}-*.parquet is missing")
+    require(bool(files), f"{folder}: {split}-*.parquet is missing")
     parts = [match for path in files if (match := SHARD.search(path.name))]
     if not parts:
         return
     totals = {match[2] for match in parts}
     indices = [int(match[1]) for match in parts]
     mixed = f"{folder}: {split}-*.parquet mixes files of several data sets"
-    check(len(parts) == len(files) and len(totals) == 1, mixed)
+    require(len(parts) == len(files) and len(totals) == 1, mixed)
     total = totals.pop()
-    check(len(set(indices)) == len(indices) <= int(total), mixed)
+    require(len(set(indices)) == len(indices) <= int(total), mixed)
     missing = next((i for i in range(len(indices)) if i not in indices), len(indices))
-    check(
+    require(
         missing == int(total), f"{folder}: {split}-{missing:0{len(total)}d}-of-{total} is missing"
     )
 
 
-def _read_file(path: Path, album: Album) -> tuple[str, ...]:
+def _read_file(path: Path, collector: ImageCollector) -> tuple[str, ...]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     row = 0
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            image, label_column, names = _check_schema(path, file.schema_arrow, album.num_classes)
+            image, label_column, names = _check_schema(
+                path, file.schema_arrow, collector.num_classes
+            )
             _check_sizes(path, file.metadata)
             columns = [f"{image}.bytes", label_column]
             for batch in file.iter_batches(BATCH, columns=columns, use_threads=False):
                 pictures, labels = batch.column(image), batch.column(label_column)
                 for picture, label in zip(pictures.to_pylist(), labels.to_pylist(), strict=True):
                     origin = f"{path} row {row}"
-                    check(label is not None, f"{origin}: label is missing")
+                    require(label is not None, f"{origin}: label is missing")
                     content = (picture or {}).get("bytes") or b""
-                    check(bool(content), f"{origin}: image has no bytes")
-                    album.add(content, label, origin)
+                    require(bool(content), f"{origin}: image has no bytes")
+                    collector.add(content, label, origin)
                     row += 1
-            check(row == file.metadata.num_rows, f"{path}: rows are missing")
+            require(row == file.metadata.num_rows, f"{path}: rows are missing")
     except InvalidInput:
         raise
     except (pa.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
@@ -143,16 +145,16 @@ def _check_schema(path: Path, schema: Any, num_classes: int) -> tuple[str, str, 
             f" {' '.join(', '.join(schema.names).split())[:200] or 'none'}"
         )
     kind = schema.field(image).type
-    check(
+    require(
         types.is_struct(kind)
         and kind.get_field_index("bytes") >= 0
         and (types.is_binary(b := kind.field("bytes").type) or types.is_large_binary(b)),
         f"{path}: column {image} must be a struct of bytes and path, is {str(kind)[:80]}",
     )
     kind = schema.field(label).type
-    check(types.is_integer(kind), f"{path}: column {label} must be integer, is {str(kind)[:80]}")
+    require(types.is_integer(kind), f"{path}: column {label} must be integer, is {str(kind)[:80]}")
     names = _class_names(schema.metadata or {}, label)
-    check(
+    require(
         len(names) in (0, num_classes),
         f"{path}: names {len(names)} classes, there must be {num_classes}",
     )
@@ -165,7 +167,7 @@ def _check_sizes(path: Path, metadata: Any) -> None:
     stored = path.stat().st_size
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         whole = group.total_byte_size
-        check(
+        require(
             whole <= max(LARGEST_CHUNK, 100 * stored),
             f"{path}: a file of {stored:,} bytes would become {whole:,}",
         )

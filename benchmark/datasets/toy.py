@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from bdbench.datasets import register
 from bdbench.datasets.base import Dataset, Source, fingerprint
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import added
 from bdbench.models.rng import derive
 from bdbench.storage.cache import Cache
@@ -82,11 +82,11 @@ class Toy(Source):
     def __post_init__(self) -> None:
         super().__post_init__()
         for field, count in (("train_images", self.count), ("test_images", self.test_images)):
-            check(
+            require(
                 self.num_classes <= count <= MOST,
                 f"{field} of toy must be from {self.num_classes} to {MOST:,}, got {count:,}",
             )
-        check(
+        require(
             self.image_size in RATES,
             f"image_size of toy must be 16 or 32, got {self.image_size:,}",
         )

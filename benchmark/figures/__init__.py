@@ -13,7 +13,7 @@ from bdbench.figures.picture import FORMATS as FORMATS
 from bdbench.figures.picture import Picture, look
 from bdbench.figures.selection import Selection, select
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.records.record import Record
 
 FIGURES = ("curves", "losses", "pareto", "plane", "sweep", "triggers", "tsne")
@@ -37,12 +37,12 @@ def make(
     Raises `InvalidInput` for names that are unknown, for records that do not suffice, with the
     command that makes them, and for an unwritable folder.
     """
-    check(which in FIGURES, f"unknown figure {which!r}{spec.did_you_mean(which, FIGURES)}")
+    require(which in FIGURES, f"unknown figure {which!r}{spec.did_you_mean(which, FIGURES)}")
     for each in formats:
-        check(each in FORMATS, f"unknown format {each!r}{spec.did_you_mean(each, FORMATS)}")
+        require(each in FORMATS, f"unknown format {each!r}{spec.did_you_mean(each, FORMATS)}")
     module = importlib.import_module(f"bdbench.figures.{which}")
     draw: Callable[[Selection], Picture] = module.draw
-    check(not field or which == "sweep", "--field is for the figure sweep")
+    require(not field or which == "sweep", "--field is for the figure sweep")
     selection = select(records, results, wanted, data, field)
     with look():
         picture = draw(selection)

@@ -8,7 +8,7 @@ from itertools import starmap
 import torch
 from torch import Tensor
 
-from bdbench.models.training.augment import Augmentation, Tape, augment
+from bdbench.models.training.augment import Augmentation, AugmentationDraws, augment
 
 CHUNK = 250
 """Images that are compared at once."""
@@ -59,14 +59,16 @@ def distortion(before: Tensor, after: Tensor) -> Distortion:
     )
 
 
-def survival(before: Tensor, after: Tensor, tape: Tape, augmentation: Augmentation) -> Survival:
-    """In as many views of uint8 images (n, 3, height, width) as the tape is long.
+def survival(
+    before: Tensor, after: Tensor, draws: AugmentationDraws, augmentation: Augmentation
+) -> Survival:
+    """In as many views of uint8 images (n, 3, height, width) as there are draws.
 
-    A tape longer than n shows images several times.
+    More than n show images several times.
     """
     found = []
-    for start in range(0, len(tape), CHUNK):
-        part = tape[start : start + CHUNK]
+    for start in range(0, len(draws), CHUNK):
+        part = draws[start : start + CHUNK]
         pair = [images[part.order % len(images)] for images in (before, after)]
         pixels, energy = _sizes(*pair)
         pixels_left, energy_left = _sizes(*(augment(x, part, augmentation) for x in pair))

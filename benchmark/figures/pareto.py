@@ -15,9 +15,9 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from bdbench.figures.labels import Name, Panel, columns, height_of, labelled, share_of, width_of
 from bdbench.figures.picture import PAGE, Picture, asr_axis, caption, mark, several
 from bdbench.figures.selection import Selection
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.tables.groups import ASR, CA, is_none, mean, seconds_total
-from bdbench.tables.leaderboard import Block
+from bdbench.tables.leaderboard import LeaderboardBlock
 from bdbench.tables.names import names
 from bdbench.tables.statistics import half_width
 
@@ -28,15 +28,15 @@ MEAN = "mean"
 
 def draw(selection: Selection) -> Picture:
     """Large marks are means over attacks, as in the leaderboard; small ones are the attacks."""
-    block = Block(tuple(selection.settled(selection.with_baseline)))
+    block = LeaderboardBlock(tuple(selection.settled(selection.with_baseline)))
     if not any(map(is_none, block.defenses)):
         raise InvalidInput(
             f"{selection.results} has no record of no defense, which others are compared with; "
             f"{selection.command('--defense', 'none')} makes them"
         )
-    check(bool(block.poisoned), f"{selection.results} has no record of an attack to compare by")
+    require(bool(block.poisoned), f"{selection.results} has no record of an attack to compare by")
     data = points(block)
-    check(
+    require(
         any(not is_none(name) for name in data.get("defense", ())),
         f"{selection.results} has no attack with results of a defense and of no defense",
     )
@@ -54,7 +54,7 @@ def _figure(
     called: Mapping[str, str],
     ranks: Mapping[str, int],
     width: float,
-    block: Block,
+    block: LeaderboardBlock,
 ) -> tuple[Figure, list[Panel]]:
     tall = max(2.8, height_of(called.values()) + 0.9) if width else 2.8
     figure = Figure((PAGE, tall), layout="constrained")
@@ -82,7 +82,7 @@ def _names(
     ]
 
 
-def points(block: Block) -> pd.DataFrame:
+def points(block: LeaderboardBlock) -> pd.DataFrame:
     """One row for each defense and attack, and one for each defense with the mean over attacks.
 
     seconds_ratio: of the training of a defense, undefended network included, to no defense
@@ -110,7 +110,7 @@ def front(x: Sequence[float], y: Sequence[float]) -> list[bool]:
     return [not any(p <= a and q <= b and (p, q) != (a, b) for p, q in pairs) for a, b in pairs]
 
 
-def _rows(block: Block) -> Iterator[dict[str, Any]]:
+def _rows(block: LeaderboardBlock) -> Iterator[dict[str, Any]]:
     results = _results(block)
     bare = results[results["defense"].map(is_none).astype(bool)].drop(columns="defense")
     for defense in block.defenses:
@@ -134,7 +134,7 @@ def _rows(block: Block) -> Iterator[dict[str, Any]]:
                 }
 
 
-def _results(block: Block) -> pd.DataFrame:
+def _results(block: LeaderboardBlock) -> pd.DataFrame:
     """One row for each record that enters a mean: defense, attack, seed, seconds and shares."""
     rows = []
     for group in block.groups:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from bdbench.figures.labels import Name, Panel, columns, height_of, labelled, share_of, width_of
 from bdbench.figures.picture import COLUMN, PAGE, Picture, asr_axis, caption, mark
 from bdbench.figures.selection import Selection
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.tables.groups import ASR, CA, Group, is_none
 from bdbench.tables.names import names
 
@@ -26,7 +26,7 @@ def draw(selection: Selection) -> Picture:
     """Every defense with its 95 % intervals. The good corner is the lower right."""
     groups = selection.settled(selection.groups)
     attacked = [group for group in groups if not is_none(group.names["attack"])]
-    check(bool(attacked), f"{selection.results} has no record of an attack to compare by")
+    require(bool(attacked), f"{selection.results} has no record of an attack to compare by")
     used = [group for group in attacked if group.counts(ASR)]
     if not used:
         raise InvalidInput(

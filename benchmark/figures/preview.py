@@ -24,10 +24,10 @@ from bdbench.figures.picture import look
 from bdbench.machine.devices import device_of, precision_of
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.blame import blaming
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import stream
-from bdbench.models.training.augment import Augmentation, draw_tape
+from bdbench.models.training.augment import Augmentation, draw_augmentation
 from bdbench.storage.atomic import check_writable, write_atomically
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
@@ -55,7 +55,7 @@ NO_BREAK = "\N{NO-BREAK SPACE}"
 
 
 @dataclass(frozen=True)
-class Block:
+class ImageRows:
     """Three rows of a picture: images before and after, and their difference.
 
     name: of the images after
@@ -91,10 +91,10 @@ def preview(
     asked = cell(source, model, attack, "none", recipe, seed)
     with blaming("the trigger of the attack"):
         check_trigger(asked)
-    check(1 <= count <= MOST, f"count must be from 1 to {MOST}, got {count}")
+    require(1 <= count <= MOST, f"count must be from 1 to {MOST}, got {count}")
     path = out or Path(f"preview-{Spec.of(attack).name}.png")
     kind = path.suffix.lower()
-    check(kind in SUFFIXES, f"a picture ends in {' or '.join(SUFFIXES)}, got {path.name!r}")
+    require(kind in SUFFIXES, f"a picture ends in {' or '.join(SUFFIXES)}, got {path.name!r}")
     check_writable(path.parent)
 
     harness, built = Harness(Cache(cache_root()), roots(data), place), asked.attack
@@ -128,8 +128,8 @@ def numbers(
     groups = [{"trigger": "changes no test image"}]
     if change.unchanged < len(test):
         left_out = f", {change.unchanged:,} unchanged left out" if change.unchanged else ""
-        tape = draw_tape(VIEWS, test.size, augmentation, stream(seed, "preview"))
-        left = survival(test.images, made.triggered, tape.to(test.device), augmentation)
+        draws = draw_augmentation(VIEWS, test.size, augmentation, stream(seed, "preview"))
+        left = survival(test.images, made.triggered, draws.to(test.device), augmentation)
         groups = [
             {
                 "PSNR": f"{change.psnr:.1f} dB{left_out}",
@@ -158,17 +158,17 @@ def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def blocks(attack: Attack, dataset: Dataset, made: PoisonedData, count: int) -> list[Block]:
+def blocks(attack: Attack, dataset: Dataset, made: PoisonedData, count: int) -> list[ImageRows]:
     """Up to `count` test images that the trigger is to turn; and training images, where the attack
     may treat those otherwise."""
     test, train = dataset.test, dataset.train
     victims = attack.goal(test.labels, test.num_classes) != test.labels
-    check(bool(victims.any()), "the test set has no image that the trigger is to turn")
+    require(bool(victims.any()), "the test set has no image that the trigger is to turn")
 
-    def block(name: str, clean: ImageSet, after: Tensor, among: Tensor) -> Block:
+    def block(name: str, clean: ImageSet, after: Tensor, among: Tensor) -> ImageRows:
         rows = one_of_each(clean.labels, among)[:count]
         titles = [dataset.class_names[label] for label in clean.labels[rows].tolist()]
-        return Block(name, titles, clean.images[rows].cpu(), after[rows].cpu())
+        return ImageRows(name, titles, clean.images[rows].cpu(), after[rows].cpu())
 
     found = [block("poisoned", test, made.triggered, victims)]
     if attack.trains or type(attack).training_trigger is not Attack.training_trigger:
@@ -198,7 +198,7 @@ def amplified(before: Tensor, after: Tensor) -> tuple[Tensor, float]:
     return (128 + factor * difference).round().clamp(0, 255).to(torch.uint8), factor
 
 
-def draw(title: str, groups: Sequence[Mapping[str, str]], blocks: Sequence[Block]) -> Figure:
+def draw(title: str, groups: Sequence[Mapping[str, str]], blocks: Sequence[ImageRows]) -> Figure:
     """A title, a line for each group of numbers, and the blocks below each other."""
     height, width = blocks[0].before.shape[2:]
     scale = max(1, round(SIDE / width))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bdbench.cells.suites import SUITES, Suite
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.record import Record
@@ -63,7 +63,7 @@ class Selection:
         groups = list(groups)
         for axis in axes:
             names = list(dict.fromkeys(group.names[axis] for group in groups))
-            check(
+            require(
                 len(names) <= 1,
                 f"{self.results} has records of several {NOUNS[axis]}s: {', '.join(names)}; "
                 f"choose one with --{axis}",
@@ -96,7 +96,7 @@ class Selection:
     def _chosen(self, accepted: Mapping[str, set[str]]) -> list[Group]:
         found = [g for g in self.every if all(g.names[a] in accepted[a] for a in AXES)]
         wanted = ", ".join(text for specs in self.wanted.values() for text in specs)
-        check(bool(found), f"no record in {self.results} is of all of {wanted}")
+        require(bool(found), f"no record in {self.results} is of all of {wanted}")
         return found
 
     @cached_property

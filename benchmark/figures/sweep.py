@@ -29,7 +29,7 @@ from bdbench.figures.picture import (
 )
 from bdbench.figures.selection import SETTING, Selection
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.tables.groups import ASR, CA, Group, is_none, name_order
@@ -90,7 +90,7 @@ def draw(selection: Selection) -> Picture:
     groups = selection.groups
     if not selection.wanted.get("attack"):
         groups = [g for g in groups if not is_none(g.names["attack"])] or groups
-    check(
+    require(
         any(group.used for group in groups),
         f"all these cells of {selection.results} failed or are not finite",
     )
@@ -159,7 +159,7 @@ def _swept(selection: Selection, groups: Sequence[Group]) -> Swept:
             '`bdbench run --defense "cbd(t1=[3, 5, 8])"` makes such cells'
         )
     names = " or ".join(f"--field {each}" for each in found)
-    check(len(found) == 1, f"several fields are swept in {selection.results}: choose {names}")
+    require(len(found) == 1, f"several fields are swept in {selection.results}: choose {names}")
     return found[0]
 
 
@@ -167,7 +167,7 @@ def _named(name: str, known: Sequence[Swept]) -> list[Swept]:
     """Those of a name, with or without the axis before it. Raises `InvalidInput` for none."""
     found = [each for each in known if name in (each.field, str(each))]
     names = dict.fromkeys([*(each.field for each in known), *map(str, known)])
-    check(bool(found), f"no record has a field {name!r}{spec.did_you_mean(name, names)}")
+    require(bool(found), f"no record has a field {name!r}{spec.did_you_mean(name, names)}")
     return found
 
 

@@ -18,7 +18,7 @@ from bdbench.figures.distortion import distortion
 from bdbench.figures.picture import COLUMN, PAGE, Picture, stacked, write_caption
 from bdbench.figures.preview import amplified
 from bdbench.figures.selection import Selection
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.storage.cache import Cache, Payload
 from bdbench.storage.folders import cache_root, roots
 from bdbench.tables.groups import is_none
@@ -53,7 +53,7 @@ def draw(selection: Selection) -> Picture:
     cache has none of the attacks that must be trained, and there is no other.
     """
     groups = [g for g in selection.groups if not is_none(g.names["attack"])]
-    check(bool(groups), f"{selection.results} has no record of an attack")
+    require(bool(groups), f"{selection.results} has no record of an attack")
     selection.settled(groups, ["dataset"])
     root = cache_root()
     harness = Harness(ReadyMade(root), roots(selection.data), torch.device("cpu"))
@@ -75,7 +75,7 @@ def draw(selection: Selection) -> Picture:
         else:
             pairs[name] = row, before, after
     reason = f"not in the cache, {root}, and trained in a run only: {', '.join(absent)}"
-    check(bool(pairs), reason)
+    require(bool(pairs), reason)
     rows = [
         {"attack": name, "image": row, "class": dataset.class_names[dataset.test.labels[row]]}
         | vars(distortion(before, after))

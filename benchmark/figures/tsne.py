@@ -20,7 +20,7 @@ from threadpoolctl import threadpool_limits
 
 from bdbench.figures.picture import COLOURS, COLUMN, PAGE, Picture, caption, legend
 from bdbench.figures.selection import Selection
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.records.consistency import AXES
 from bdbench.storage import artefacts
 from bdbench.storage.folders import cache_root
@@ -109,9 +109,9 @@ def _points(arrays: artefacts.Arrays, names: Sequence[str], when: str) -> pd.Dat
     table = pd.concat([pd.DataFrame({"embedding": name, **about}) for name in names])
     values = np.concatenate([arrays[f"embedding/{name}/{when}"][chosen] for name in names])
     of = f"embeddings {' and '.join(names)} {when} training"
-    check(len(values) >= FEWEST, f"{of} are of {len(values)} images, too few to draw")
-    check(bool(np.isfinite(values).all()), f"{of} are not finite")
-    check(bool(np.ptp(values, axis=0).any()), f"{of} are the same for all images")
+    require(len(values) >= FEWEST, f"{of} are of {len(values)} images, too few to draw")
+    require(bool(np.isfinite(values).all()), f"{of} are not finite")
+    require(bool(np.ptp(values, axis=0).any()), f"{of} are the same for all images")
     method = TSNE(perplexity=min(30, len(values) / 4), init="pca", random_state=0)
     # The number of threads decides in which order forces are summed.
     with threadpool_limits(1):

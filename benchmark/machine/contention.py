@@ -19,7 +19,7 @@ IDLE = ("idle", "iowait", "guest", "guest_nice")
 """Of the times of a core, those in which it did nothing, or which are part of another."""
 
 
-class Others:
+class Contention:
     """What others take of a device from now on.
 
     family: the process that is no other, with all that it has started; None for this one
@@ -47,8 +47,8 @@ class Others:
         return _Load.now(self.family)
 
 
-def worst(others: Iterable[float | None]) -> float | None:
-    """Of several answers of `Others.meanwhile`; None where one of them is not known."""
+def combine(others: Iterable[float | None]) -> float | None:
+    """Of several answers of `Contention.meanwhile`; None where one of them is not known."""
     answers = list(others)
     known = [answer for answer in answers if answer is not None]
     return max(known) if len(known) == len(answers) else None

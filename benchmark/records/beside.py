@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec, did_you_mean
 from bdbench.records.consistency import AXES
 from bdbench.records.files import read_all
@@ -116,18 +116,18 @@ def neighbours(folders: Iterable[Path], own: Path) -> tuple[Neighbour, ...]:
     """The records of other folders. Raises `InvalidInput` for one without, or one's own."""
     found: dict[Path, Neighbour] = {}
     for folder in folders:
-        check(
+        require(
             not same(folder, own),
             f"{folder} is the folder of the results themselves: leave out --against, or name "
             "another folder with --results",
         )
         records, damaged = read_all(folder)
         place = folder / "records"
-        check(
+        require(
             bool(records or damaged),
             f"no records in {place}, which --against names{_nearest(folder)}",
         )
-        check(bool(records), f"all records in {place} are damaged; the first: {damaged[:1]}")
+        require(bool(records), f"all records in {place} are damaged; the first: {damaged[:1]}")
         found.setdefault(folder.resolve(), Neighbour(folder, tuple(records), tuple(damaged)))
     return tuple(found.values())
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.records.count import Count
 
 PARTS = ("names", "images", "clean_own", "clean_goal", "goals", "triggered")
@@ -81,13 +81,13 @@ def check_classes(classes: Mapping[str, Any], metrics: Mapping[str, Any]) -> Non
     metrics: hits and of by name, as in the file of a record
     """
     for complaint in _complaints(classes):
-        check(False, f"classes {complaint}")
+        require(False, f"classes {complaint}")
     found = ByClass.of(classes)
     assert found is not None
     for name, (hits, of) in found.sums().items():
         count = metrics.get(name)
         fits = count is None or (count["hits"], count["of"]) == (hits, of)
-        check(fits, f"classes do not add up to metrics.{name}")
+        require(fits, f"classes do not add up to metrics.{name}")
 
 
 def _complaints(classes: Mapping[str, Any]) -> Iterator[str]:

@@ -8,7 +8,7 @@ from functools import cache
 
 from scipy import special
 
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 
 Interval = tuple[float, float]
 
@@ -22,7 +22,7 @@ class Count:
 
     def __post_init__(self) -> None:
         possible = 0 <= self.hits <= self.of and self.of > 0
-        check(possible, f"{self.hits} of {self.of} is not a count")
+        require(possible, f"{self.hits} of {self.of} is not a count")
 
     @property
     def rate(self) -> float:

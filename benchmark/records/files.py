@@ -13,7 +13,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import Any, NoReturn
 
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.records.record import OtherSchema, Record, decode, encode
 from bdbench.storage.atomic import write_atomically
 
@@ -58,9 +58,9 @@ def find(key: str, results: Path | None) -> Path:
     except OSError as error:
         raise InvalidInput(f"cannot read {results}: {error.strerror or error}") from None
     where = ", ".join(map(str, folders)) or "results"
-    check(bool(paths), f"no record {key!r} in {where}")
+    require(bool(paths), f"no record {key!r} in {where}")
     names = sorted({path.stem for path in paths})
-    check(len(names) == 1, f"{key!r} is short for {', '.join(names)}")
+    require(len(names) == 1, f"{key!r} is short for {', '.join(names)}")
     return paths[0]
 
 
@@ -70,8 +70,8 @@ def read(path: Path) -> Record:
     try:
         status = path.stat()
         # To open a pipe is to wait for somebody who writes to it.
-        check(S_ISREG(status.st_mode) or S_ISDIR(status.st_mode), "it is no file")
-        check(status.st_size <= LARGEST_FILE, f"it has more than {LARGEST_FILE:,} bytes")
+        require(S_ISREG(status.st_mode) or S_ISDIR(status.st_mode), "it is no file")
+        require(status.st_size <= LARGEST_FILE, f"it has more than {LARGEST_FILE:,} bytes")
         document = json.loads(
             path.read_bytes(), parse_constant=_refuse, object_pairs_hook=_without_duplicates
         )
@@ -79,10 +79,10 @@ def read(path: Path) -> Record:
         stated = document.pop("checksum", None) if isinstance(document, dict) else None
         record = decode(document)
         fits = stated is None or stated == _checksum(document)
-        check(fits, "its checksum is of another content")
-        check(record.key == path.stem, f"it is the record of cell {record.key}")
+        require(fits, "its checksum is of another content")
+        require(record.key == path.stem, f"it is the record of cell {record.key}")
         for text in map(str, (*record.cell.values(), *record.labels.values())):
-            check(text.isprintable() and len(text) <= spec.LONGEST, f"{text!r} is no spec")
+            require(text.isprintable() and len(text) <= spec.LONGEST, f"{text!r} is no spec")
         return record
     except OtherSchema as error:
         raise OtherSchema(f"{path}: {error}; the file was left untouched") from None
@@ -124,14 +124,14 @@ def _refuse(constant: str) -> NoReturn:
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    check(len(found) == len(pairs), "a field is given twice")
+    require(len(found) == len(pairs), "a field is given twice")
     return found
 
 
 def _bound(value: Any, depth: int = 0) -> None:
     """Raise `InvalidInput` for what whoever computes with records could not bear."""
     if isinstance(value, (dict, list)):
-        check(depth < DEEPEST, f"it is nested more than {DEEPEST} deep")
+        require(depth < DEEPEST, f"it is nested more than {DEEPEST} deep")
         for part in value.values() if isinstance(value, dict) else value:
             _bound(part, depth + 1)
     elif isinstance(value, (int, float)) and abs(value) > LARGEST_NUMBER:

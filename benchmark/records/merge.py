@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.records.consistency import consistent
 from bdbench.records.files import read_all, write
 from bdbench.records.record import Record
@@ -27,7 +27,7 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
     whole = True
     for folder in dict.fromkeys([into, *folders]):
         records, damaged = read_all(folder)
-        check(folder == into or bool(records), f"no records in {folder / 'records'}")
+        require(folder == into or bool(records), f"no records in {folder / 'records'}")
         whole = whole and not damaged
         lines += [f"{line}; it is left out" for line in damaged]
         taken = 0

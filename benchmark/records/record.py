@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields
 from types import NoneType
 from typing import Any
 
-from bdbench.models.plugins.errors import InvalidInput, check, one_of
+from bdbench.models.plugins.errors import InvalidInput, one_of, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.by_class import check_classes
 from bdbench.records.count import Count
@@ -215,21 +215,21 @@ def _validate(document: Any) -> None:
             raise OtherSchema(f"the record has schema {found}, this version reads schema {SCHEMA}")
     _fit(document, _SHAPE, "record")
     key, status = document["key"], document["status"]
-    check(re.fullmatch(KEY, key) is not None, f"key {key!r} is not 16 hex digits")
+    require(re.fullmatch(KEY, key) is not None, f"key {key!r} is not 16 hex digits")
     if versions := document.get("versions"):
-        check(key == key_of(document["cell"], versions), "its key is not that of its cell")
+        require(key == key_of(document["cell"], versions), "its key is not that of its cell")
     one_of(STATUSES, status=status)
     spent = document["measured"]["seconds"] | document["passes"]
-    check(min(spent.values()) >= 0, "seconds and passes must be at least 0")
+    require(min(spent.values()) >= 0, "seconds and passes must be at least 0")
     for flag in document["flags"]:
         named = isinstance(flag, str) and flag.isidentifier()
-        check(named, f"flags must be names such as {', '.join(FLAGS)}, got {flag!r}")
+        require(named, f"flags must be names such as {', '.join(FLAGS)}, got {flag!r}")
     for point in document["curves"]:
-        check(isinstance(point, dict), "curves must hold objects")
+        require(isinstance(point, dict), "curves must hold objects")
         _fit(point, dict.fromkeys(point, _SHARE) | _POINT, "curves")
     whole, broken = document["metrics"], document["error"]
-    check((whole is None) == (status == "failed"), "metrics must be null in failed records only")
-    check((broken is None) == (status == "ok"), "error must be null in records that are ok only")
+    require((whole is None) == (status == "failed"), "metrics must be null in failed records only")
+    require((broken is None) == (status == "ok"), "error must be null in records that are ok only")
     if broken is not None:
         _fit(broken, _ERROR, "error")
     if whole is not None:
@@ -238,7 +238,7 @@ def _validate(document: Any) -> None:
             if count is not None:
                 _fit(count, _COUNT, f"metrics.{name}")
                 rate = round(Count(count["hits"], count["of"]).rate, 6)
-                check(rate == count["rate"], f"metrics.{name}.rate is not hits / of")
+                require(rate == count["rate"], f"metrics.{name}.rate is not hits / of")
     if classes := document.get("classes"):
         check_classes(classes, whole or {})
 
@@ -250,7 +250,7 @@ def _fit(value: Any, shape: dict[str, Any], name: str) -> None:
     if not isinstance(value, dict):
         raise InvalidInput(f"{name} must be an object")
     missing = [part for part in shape if part not in value and not part.endswith("?")]
-    check(not missing, f"{name} lacks {', '.join(sorted(missing))}")
+    require(not missing, f"{name} lacks {', '.join(sorted(missing))}")
     unknown = dict(value)
     for part, expected in shape.items():
         part = part.removesuffix("?")
@@ -264,6 +264,6 @@ def _fit(value: Any, shape: dict[str, Any], name: str) -> None:
     if unknown:
         names = sorted(map(str, unknown))
         named = all(part.isidentifier() and len(part) <= LONGEST_NAME for part in names)
-        check(named, f"{name} has a part whose name is none")
+        require(named, f"{name} has a part whose name is none")
         closed = name.startswith(CLOSED)
-        check(not closed, f"{name} has unknown fields: {', '.join(names)}")
+        require(not closed, f"{name} has unknown fields: {', '.join(names)}")

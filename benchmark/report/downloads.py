@@ -15,7 +15,7 @@ from bdbench.records.record import Record
 from bdbench.report.comparison import Section
 from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, is_none, seconds_total
 from bdbench.tables.latex import documents
-from bdbench.tables.leaderboard import MISSING, Block, decimal
+from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal
 from bdbench.tables.text import as_latex, csv_field
 
 Value = str | int | float | None
@@ -82,13 +82,13 @@ def _content(grid: Callable[[], Grid], kind: str) -> bytes:
     return content
 
 
-def of_block(stem: str, block: Block) -> dict[str, Content]:
+def of_block(stem: str, block: LeaderboardBlock) -> dict[str, Content]:
     """The files of a leaderboard. In LaTeX it is the one for papers, see `documents`."""
     tex = {f"{stem}.tex": partial(lambda own: _bytes(documents([own])), block)}
     return files(stem, partial(leaderboard, block)) | tex
 
 
-def leaderboard(block: Block) -> Grid:
+def leaderboard(block: LeaderboardBlock) -> Grid:
     """As the index shows it, in percent."""
     columns = list(block.totals())
     for attack in block.attacks:

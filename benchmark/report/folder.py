@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.storage.atomic import write_atomically
 
 MANIFEST = "manifest.json"
@@ -26,7 +26,7 @@ def replace_files(folder: Path, files: Mapping[str, Callable[[], bytes]]) -> Non
     before = _manifest(folder)
     for name in files:
         free = name in before or not (folder / name).exists()
-        check(free, f"{folder / name} is in the way, no report made it; choose another folder")
+        require(free, f"{folder / name} is in the way, no report made it; choose another folder")
     _write_manifest(folder, before | files.keys())
 
     def write(name: str, content: bytes) -> None:

@@ -22,7 +22,7 @@ from bdbench.report.answers import STAGE_WORDS
 from bdbench.report.downloads import KINDS
 from bdbench.report.prose import inline, prose
 from bdbench.tables.groups import ASR, CA, FLOOR, is_none, seconds_total
-from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, Block, decimal
+from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, LeaderboardBlock, decimal
 from bdbench.tables.others import SOURCES
 
 LARGE = 1_000
@@ -64,7 +64,7 @@ def _results_first(columns: Iterable[str]) -> list[str]:
     """What the index has of a row, or the titles: the means before what they took, since a narrow
     screen shows the first columns only.
 
-    columns: of `Block.totals` or `Block.total`
+    columns: of `LeaderboardBlock.totals` or `LeaderboardBlock.total`
     """
     clean, trainings, *means, seconds, ratio = columns
     return [*means, clean, trainings, seconds, ratio]
@@ -160,7 +160,7 @@ ORIGINS = {
 """The parts of a record's provenance that the index sums up, with at most `VALUES` values each."""
 
 
-def maps(block: Block) -> Iterator[tuple[str, str, Sequence[str], str]]:
+def maps(block: LeaderboardBlock) -> Iterator[tuple[str, str, Sequence[str], str]]:
     """Of each heat map: its short name, metric, rows and title."""
     if block.poisoned:
         yield "asr", ASR, block.poisoned, "ASR in percent, low is good"

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.records import files as stored
 from bdbench.records.consistency import AXES
@@ -37,7 +37,7 @@ from bdbench.tables.groups import (
     is_none,
     name_order,
 )
-from bdbench.tables.leaderboard import MISSING, Block
+from bdbench.tables.leaderboard import MISSING, LeaderboardBlock
 from bdbench.tables.others import NETWORK, contradictions, others
 from bdbench.tables.published import MODELS, reference
 
@@ -63,7 +63,7 @@ def write_report(
     `collect`, for an unwritable folder, and for files in the way that no report made.
     """
     for place, some in ((folder, records), *([compared] if compared else [])):
-        check(bool(some), f"no records in {place / 'records'}; `bdbench run` makes them")
+        require(bool(some), f"no records in {place / 'records'}; `bdbench run` makes them")
     copies = _pictures(folder / "figures")
     site = Site(collect(records), tuple(copies))
     pages = site.pages(compared and (compared[0].resolve().name, collect(compared[1])))
@@ -102,7 +102,7 @@ class Site:
         for block, anchor in self.blocks:
             for group in block.groups:
                 for record in group.records:
-                    check(
+                    require(
                         f"cells/{record.key}.html" not in pages,
                         f"two cells have the key {record.key}",
                     )
@@ -129,7 +129,7 @@ class Site:
         }
 
     def _cell_files(
-        self, block: Block, anchor: str, group: Group, record: Record
+        self, block: LeaderboardBlock, anchor: str, group: Group, record: Record
     ) -> dict[str, downloads.Content]:
         stem, picture = f"cells/{record.key}", example(record)
         title = f"{group.names['defense']} on {group.names['attack']}, {block.title()}"
@@ -145,10 +145,10 @@ class Site:
         return files | {name: partial(bytes, content) for name, content in shown.items()}
 
     @cached_property
-    def blocks(self) -> list[tuple[Block, str]]:
+    def blocks(self) -> list[tuple[LeaderboardBlock, str]]:
         """For each data set, model and recipe, with its place on the index."""
         found = groupby(self.groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
-        return [(Block(tuple(own)), f"table-{n}") for n, (_, own) in enumerate(found, 1)]
+        return [(LeaderboardBlock(tuple(own)), f"table-{n}") for n, (_, own) in enumerate(found, 1)]
 
     @cached_property
     def attacks(self) -> dict[str, int]:
@@ -237,7 +237,12 @@ class Site:
         )
 
     def _cell(
-        self, block: Block, anchor: str, group: Group, record: Record, picture: Example | None
+        self,
+        block: LeaderboardBlock,
+        anchor: str,
+        group: Group,
+        record: Record,
+        picture: Example | None,
     ) -> bytes:
         baseline = _baseline(block, group, record)
         case = Case(record, baseline)
@@ -297,7 +302,7 @@ def _numbered(names: Iterable[str]) -> dict[str, int]:
     return {name: number for number, name in enumerate(sorted(set(names), key=name_order))}
 
 
-def _baseline(block: Block, group: Group, record: Record) -> Record | None:
+def _baseline(block: LeaderboardBlock, group: Group, record: Record) -> Record | None:
     """The record of no defense against the same attack with the same seed."""
     first = block.defenses[0]
     bare = block.cells.get((first, group.names["attack"])) if is_none(first) else None

@@ -6,39 +6,43 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
-from bdbench.cells.overrides import Changes
+from bdbench.cells.overrides import SuiteOverrides
 from bdbench.cells.suites import Suite
 from bdbench.datasets.registry import datasets
 from bdbench.models.registry import Model
-from bdbench.running.engines.options import Place
-from bdbench.running.run import Options, Plan, plan
+from bdbench.running.engines.options import ExecutionOptions
+from bdbench.running.run import Plan, RunOptions, plan
 from bdbench.storage import networks
 from bdbench.trial.networks import brought, converted
 
 NAME = "evaluate"
 
 
-def suite_of(changes: Changes) -> Suite:
+def suite_of(overrides: SuiteOverrides) -> Suite:
     """Of an evaluation, but for its model: the network as it is comes first. Raises
     `InvalidInput`."""
     own = Suite("a network of one's own", datasets=(), defenses=(), precision="fp32")
-    made = changes.applied_to(own)
+    made = overrides.applied_to(own)
     return replace(made, defenses=tuple(dict.fromkeys(("none", *made.defenses))))
 
 
 def evaluation(
-    file: Path, model: str | Model | None, changes: Changes, place: Place, options: Options
+    file: Path,
+    model: str | Model | None,
+    overrides: SuiteOverrides,
+    execution: ExecutionOptions,
+    options: RunOptions,
 ) -> Plan:
     """What there is to run for the network in a file; nothing is run yet.
 
     model: what the weights are of; None for what the file says
-    changes: of which the data set is one
+    overrides: of which the data set is one
 
     Raises `InvalidInput` for a file that holds no network of this model and data set, for a defense
     that does not start from a network, and as `plan` does.
     """
-    suite, stored = suite_of(changes), networks.read(file)
+    suite, stored = suite_of(overrides), networks.read(file)
     chosen = brought(stored, model, datasets.built(suite.datasets[0]))
     if told := converted(stored):
         warnings.warn(told, stacklevel=2)
-    return plan(NAME, replace(suite, models=(chosen,)), place, replace(options, network=file))
+    return plan(NAME, replace(suite, models=(chosen,)), execution, replace(options, network=file))

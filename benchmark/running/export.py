@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bdbench.cells.cell import Cell, cell_of_record
-from bdbench.cells.cost import shares
+from bdbench.cells.cost import added_work
 from bdbench.datasets import parquet_writer
 from bdbench.machine.devices import device_of
 from bdbench.machine.terminal import Terminal
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import check
-from bdbench.models.scope import threaded
+from bdbench.models.plugins.errors import require
+from bdbench.models.scope import num_threads
 from bdbench.records.files import read
 from bdbench.records.record import METRICS, Record
 from bdbench.running.names import whole
@@ -83,7 +83,7 @@ class Export:
         """Write the files, and give a line about each. Raises `InvalidInput` before anything is
         written where the record, the data or the folder are not as they must be."""
         record = read(self.record)
-        check(
+        require(
             record.status == "ok",
             f"cell {record.key} failed, so there is nothing to export; "
             f"`bdbench explain {record.key}` says why",
@@ -93,7 +93,7 @@ class Export:
         harness = Harness(Cache(cache_root()), roots(self.data), device_of(self.device))
         dataset = harness.dataset(cell.dataset)
         known = record.provenance.get("data_sha256")
-        check(
+        require(
             known in (None, dataset.sha256),
             f"the images of {cell.labels['dataset']} here are not those of the record, whose hash "
             f"is {known:.12}: name their folder with --data",
@@ -120,16 +120,18 @@ class Export:
     def _check_out(self) -> None:
         """Raises `InvalidInput` for a folder in which something is, unless it may be replaced."""
         out = self.out
-        check(not os.path.lexists(out) or out.is_dir(), f"{out} is no folder: choose another --out")
+        require(
+            not os.path.lexists(out) or out.is_dir(), f"{out} is no folder: choose another --out"
+        )
         inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
         ours = {*FILES, ABOUT}
         there = sorted(inside & ours)
-        check(
+        require(
             self.force or not there,
             f"{out} holds {', '.join(there)} already: choose another --out, or replace them with "
             "--force",
         )
-        check(
+        require(
             inside <= ours,
             f"{out} holds what no export made, such as {min(inside - ours, default='')}: "
             "choose another --out",
@@ -190,7 +192,7 @@ def _made_again(
 ) -> tuple[Classifier, list[str]]:
     """The network of a cell that was not saved, and in how far it is another than the one of the
     record. Raises `InvalidInput` where it cannot be made, or what its defense raises."""
-    check(
+    require(
         record.given is None,
         f"cell {cell.key} starts from a network in a file, and its own was not saved: run `bdbench "
         "evaluate` again with --save, or leave it out with --no-network",
@@ -203,9 +205,9 @@ def _made_again(
         highlight=False,
         soft_wrap=True,
     )
-    work = sum(shares([cell]).values())
+    work = sum(added_work([cell]).values())
     threads = record.provenance.get("threads") if harness.device.type == "cpu" else None
-    with Reporter(1, work, console) as reporter, threaded(threads):
+    with Reporter(1, work, console) as reporter, num_threads(threads):
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
         reporter.begin(cell.key, whole(cell), short, work)
         harness.progress = lambda done: reporter.advance(cell.key, done)

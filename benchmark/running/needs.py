@@ -30,7 +30,7 @@ from bdbench.datasets.base import Source
 from bdbench.datasets.files import FileSource
 from bdbench.machine.cgroup import groups
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.registry import Model
 from bdbench.models.rng import global_seed
 from bdbench.models.training.context import TrainingContext
@@ -104,7 +104,7 @@ class Footprint:
 def check_needs(needs: Iterable[Need]) -> None:
     """Raises `InvalidInput`, with the numbers, for what does not fit."""
     for need in needs:
-        check(need.fits, f"the run needs {need}; {need.remedy}")
+        require(need.fits, f"the run needs {need}; {need.remedy}")
 
 
 def estimate(

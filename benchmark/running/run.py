@@ -15,21 +15,21 @@ from rich.console import Console
 
 from bdbench.cells import grid
 from bdbench.cells.cell import Cell
-from bdbench.cells.cost import shares
+from bdbench.cells.cost import added_work
 from bdbench.cells.suites import Suite
-from bdbench.machine.contention import Others
+from bdbench.machine.contention import Contention
 from bdbench.machine.devices import precision_of
 from bdbench.machine.system import device_name
 from bdbench.machine.threads import cores
 from bdbench.models.networks.given import NAME, given
-from bdbench.models.plugins.errors import InvalidInput, check
-from bdbench.models.scope import threaded
+from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.scope import num_threads
 from bdbench.records.beside import Known, Neighbour, join, neighbours, same
 from bdbench.records.files import path_of, read
 from bdbench.records.record import ALONE, OtherSchema, Record
 from bdbench.running.claims import claimed, lock_of
-from bdbench.running.engines.base import Ear, Engine
-from bdbench.running.engines.options import Place
+from bdbench.running.engines.base import Engine, WorkerEvents
+from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.engines.processes import apart
 from bdbench.running.found import found
 from bdbench.running.names import Names
@@ -55,7 +55,7 @@ LONGEST = 1e9
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """How a suite is run.
 
     device: auto, cpu, cuda or cuda:1
@@ -99,8 +99,8 @@ class Plan:
 
     name: str
     suite: Suite
-    place: Place
-    options: Options
+    execution: ExecutionOptions
+    options: RunOptions
     devices: tuple[torch.device, ...]
     precision: str
     results: Path
@@ -121,7 +121,7 @@ class Plan:
     @property
     def asking(self) -> Asking:
         """How plugins are asked before the run."""
-        alone = self.place.is_here and not self.place.in_process
+        alone = self.execution.is_here and not self.execution.in_process
         return Asking(self.job, apart if alone else None)
 
     @property
@@ -132,14 +132,14 @@ class Plan:
     @property
     def threads(self) -> int:
         """Of a cell: as many whatever else is missing."""
-        return self.place.threads_of(self.device, self.suite.timed)
+        return self.execution.threads_of(self.device, self.suite.timed)
 
     @cached_property
     def at_once(self) -> int:
         """Cells that run at the same time: as many as have a place and, where nobody has said how
         many they are, as memory allows."""
-        most = self.place.at_once(len(self.missing), self.devices, self.suite.timed)
-        if self.place.jobs is not None or not self.place.is_here or not self.missing:
+        most = self.execution.at_once(len(self.missing), self.devices, self.suite.timed)
+        if self.execution.jobs is not None or not self.execution.is_here or not self.missing:
             return most
         fitting = (n for n in range(most, 1, -1) if all(need.fits for need in self._needs(n)))
         return next(fitting, 1)
@@ -147,14 +147,14 @@ class Plan:
     @cached_property
     def expected(self) -> float | None:
         """Seconds of the run; None on a cluster, of whose machines nothing is known here."""
-        if not self.place.is_here:
+        if not self.execution.is_here:
             return None
         return self.speed.seconds(self.missing) / self.at_once
 
     @cached_property
     def needs(self) -> list[Need]:
         """Memory and disk that the run takes; nothing where that is not known."""
-        return self._needs(self.at_once) if self.place.is_here else []
+        return self._needs(self.at_once) if self.execution.is_here else []
 
     def _needs(self, at_once: int) -> list[Need]:
         curves, shared = self.options.curves, math.ceil(at_once / len(self.devices))
@@ -175,7 +175,7 @@ class Plan:
             network=self.options.network and self.options.network.absolute(),
             limit=self.options.limit,
             threads=self.threads,
-            family=os.getpid() if self.place.is_here else None,
+            family=os.getpid() if self.execution.is_here else None,
         )
 
     def lines(self) -> Iterator[str]:
@@ -187,7 +187,7 @@ class Plan:
             cost = f"has its record in {self.there[cell]}" if cell in self.there else ""
             cost = cost or "has its record"
             if cell in missing:
-                known = self.place.is_here
+                known = self.execution.is_here
                 cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
             yield f"{cell.key}  {titled(names.of(cell), COLUMNS - len(cell.key) - 2, f': {cost}')}"
         yield f"{self._count}{self._about}"
@@ -212,13 +212,13 @@ class Plan:
     @property
     def headline(self) -> str:
         """What is to be done, where and how."""
-        if not self.place.is_here:
+        if not self.execution.is_here:
             return f"{self.name}: {self._count}"
         where = f" on {device_name(self.device)} in {self.precision}"
         how = f", {self.at_once} at once" if self.at_once > 1 else ""
         alone = self.device.type == "cpu" and self.at_once == self.threads == 1 < cores()
         how += f" (--threads {cores()} is faster for one cell)" if alone else ""
-        here = ", in this process" if self.place.in_process else ""
+        here = ", in this process" if self.execution.in_process else ""
         return f"{self.name}: {self._count}{self._about}{where}{how}{here}"
 
     @property
@@ -230,34 +230,34 @@ class Plan:
         return "" if self.expected is None else f", about {duration(self.expected)}"
 
 
-def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
+def plan(name: str, suite: Suite, execution: ExecutionOptions, options: RunOptions) -> Plan:
     """Look at the records that are there; nothing is trained or written.
 
     Raises `InvalidInput` for anything in the suite or the options that is not right.
     """
-    check(place.is_here or options.budget is None, "--budget is for --engine local")
-    check(
-        not suite.timed or (place.is_here and place.jobs in (None, 1)),
+    require(execution.is_here or options.budget is None, "--budget is for --engine local")
+    require(
+        not suite.timed or (execution.is_here and execution.jobs in (None, 1)),
         f"seconds of {name} would not be comparable: its cells run one after the other on this "
         "machine, so leave out --jobs and --engine",
     )
     limit, budget = options.limit, options.budget
-    check(
+    require(
         limit is None or 0 < limit <= LONGEST,
         f"--limit must be above 0 and at most {LONGEST:,.0f} seconds, got {limit}",
     )
-    check(
+    require(
         budget is None or 0 <= budget <= LONGEST,
         f"--budget must be from 0 to {LONGEST:,.0f} seconds, got {budget}",
     )
-    check(
-        not options.save or place.engine != "ray",
+    require(
+        not options.save or execution.engine != "ray",
         "--save is for --engine local and slurm: the machines of ray need not share the folder",
     )
-    devices = place.devices(options.device)
+    devices = execution.devices(options.device)
     precision = precision_of(suite.precision, devices[0])
     cells = tuple(grid.cells(suite, precision))
-    place = _for_local(cells, place)
+    execution = _for_local(cells, execution)
     _check_networks(cells, options.network)
     folder = _folder(name, options)
     beside = neighbours(options.against, folder)
@@ -267,7 +267,7 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
     made = Plan(
         name,
         suite,
-        place,
+        execution,
         options,
         devices,
         precision,
@@ -285,7 +285,7 @@ def plan(name: str, suite: Suite, place: Place, options: Options) -> Plan:
 
 
 @dataclass(frozen=True)
-class Execution:
+class RunOutcome:
     """What came of a run.
 
     code: 0 all fine, 1 a cell failed, 2 one failed on bad input
@@ -298,7 +298,7 @@ class Execution:
     refused: tuple[str, ...] = ()
 
 
-def execute(plan: Plan, console: Console) -> Execution:
+def execute(plan: Plan, console: Console) -> RunOutcome:
     """Run what is missing; each record is written when its cell is done.
 
     Raises `InvalidInput` before anything is trained, where that can be known.
@@ -311,15 +311,15 @@ def execute(plan: Plan, console: Console) -> Execution:
         if plan.outdated:
             line += f"; other code made {plan.outdated} of them, --stale runs these again"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-        return Execution(0)
-    others = Others(plan.device) if plan.suite.timed else None
+        return RunOutcome(0)
+    others = Contention(plan.device) if plan.suite.timed else None
     _check_places(plan)
     if plan.unsaved:
         count = f"{plan.unsaved} record{'s have' if plan.unsaved > 1 else ' has'}"
         console.print(f"{count} no network that was saved, and --save runs the cells again")
     for line in (plan.headline, *Names(plan.missing).common, *plan.surroundings()):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    left = sum(shares(plan.missing, plan.speed.there).values())
+    left = sum(added_work(plan.missing, plan.speed.there).values())
     with Reporter(len(plan.missing), left, console) as reporter:
         if others is not None and (taken := others.meanwhile() or 0) > ALONE:
             unit = "cores" if plan.device.type == "cpu" else "processes"
@@ -329,28 +329,30 @@ def execute(plan: Plan, console: Console) -> Execution:
         )
         with _engine(plan, reporter) as engine:
             code = schedule.run(engine)
-    return Execution(code, tuple(schedule.made), tuple(schedule.refused))
+    return RunOutcome(code, tuple(schedule.made), tuple(schedule.refused))
 
 
 def _engine(plan: Plan, reporter: Reporter) -> Engine:
-    ear = Ear(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
-    return plan.place.start(plan.job, ear, plan.at_once, plan.devices)
+    events = WorkerEvents(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
+    return plan.execution.start(plan.job, events, plan.at_once, plan.devices)
 
 
 def _check_places(plan: Plan) -> None:
     """Raises `InvalidInput` where a folder, memory, disk or data are missing."""
     check_writable(plan.results)
-    if plan.place.is_here:
+    if plan.execution.is_here:
         Cache(plan.job.cache).prepare()
         Harness(Cache(plan.job.cache), plan.job.roots, plan.device).check_data(plan.missing)
         check_needs(plan.needs)
 
 
-def _for_local(cells: Sequence[Cell], place: Place) -> Place:
+def _for_local(cells: Sequence[Cell], execution: ExecutionOptions) -> ExecutionOptions:
     """This process, where plugins are of a notebook or a script, which no other process can make.
     Raises `InvalidInput` where another was asked for."""
-    if place.is_here and place.jobs is None:
-        return replace(place, in_process=place.in_process or any(cell.local for cell in cells))
+    if execution.is_here and execution.jobs is None:
+        return replace(
+            execution, in_process=execution.in_process or any(cell.local for cell in cells)
+        )
     for cell in cells:
         for axis in cell.local:
             raise InvalidInput(
@@ -358,14 +360,14 @@ def _for_local(cells: Sequence[Cell], place: Place) -> Place:
                 "can import it: leave out jobs and engine, or move it to a file and name that as a "
                 "plugin"
             )
-    return place
+    return execution
 
 
 def _check_networks(cells: Sequence[Cell], file: Path | None) -> None:
     """Raises `InvalidInput` for cells of a network that is given, where none is, and for defenses
     that do not start from one."""
     of_file = [cell for cell in cells if given(cell.model) is not None]
-    check(
+    require(
         file is not None or not of_file,
         f"model {NAME!r} stands for a network in a file, so it cannot be trained: `bdbench "
         "evaluate FILE` evaluates it and runs the defenses that start from it",
@@ -373,7 +375,7 @@ def _check_networks(cells: Sequence[Cell], file: Path | None) -> None:
     check_starts(of_file)
 
 
-def _folder(name: str, options: Options) -> Path:
+def _folder(name: str, options: RunOptions) -> Path:
     """Of the records: that with the name of the suite, and another where it is what one's own
     stand against."""
     usual = Path("results") / name
@@ -382,7 +384,7 @@ def _folder(name: str, options: Options) -> Path:
 
 
 def _found(
-    cell: Cell, folders: Sequence[Path], options: Options
+    cell: Cell, folders: Sequence[Path], options: RunOptions
 ) -> tuple[str, Path] | tuple[str, None]:
     """The state of a cell in the first folder that has a record for it, see `_state`. Networks are
     kept of one's own cells alone, in the first folder."""
@@ -394,7 +396,7 @@ def _found(
     return "missing", None
 
 
-def _state(cell: Cell, folder: Path, options: Options) -> str:
+def _state(cell: Cell, folder: Path, options: RunOptions) -> str:
     """Of a cell: "missing" if it needs a run, as with a damaged record, or "unsaved" if only for
     its network; else "finished", or "outdated" if other code made its record. Raises
     `OtherSchema`."""
@@ -426,7 +428,7 @@ def _tidy(plan: Plan) -> None:
         if cell in missing or not lock_of(job.results, cell.key).exists():
             continue
         with suppress(InvalidInput), claimed(job.results, cell.key) as mine:
-            if mine and plan.place.is_here:
+            if mine and plan.execution.is_here:
                 harness = Harness(Cache(job.cache), job.roots, plan.device)
-                with threaded(job.threads):
+                with num_threads(job.threads):
                     harness.discard(cell)

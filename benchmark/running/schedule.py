@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bdbench.cells.cell import Cell
-from bdbench.cells.cost import Part, parts, shared, shares, work
+from bdbench.cells.cost import Part, added_work, expected_passes, parts, shared_work
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records.files import write
 from bdbench.records.record import Record
@@ -52,10 +52,10 @@ class Schedule:
         self._names = Names(cells)
         self._waiting, self._elsewhere = dict.fromkeys(cells), list[Cell]()
         self._shares, self._parts = (
-            shares(cells, speed.there),
+            added_work(cells, speed.there),
             {cell: parts(cell) for cell in cells},
         )
-        self._common = {cell: shared(cell).keys() for cell in cells}
+        self._common = {cell: shared_work(cell).keys() for cell in cells}
         self._before = {cell: stamp(results, cell.key) for cell in cells}
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
         self._running: dict[Future[Attempt], Cell] = {}
@@ -162,10 +162,10 @@ class Schedule:
             self.reporter.say(f"  {reason(record)}{more if unkept is None else ''}")
             return
         self._shared |= self._common[cell]
-        self.speed.there |= shared(cell)
+        self.speed.there |= shared_work(cell)
         seconds = record.measured["seconds"]
         busy = sum(seconds[stage] for stage in ("prepare", "undefended", "fit"))
-        self.speed.learn(cell, work(cell), busy)
+        self.speed.learn(cell, expected_passes(cell), busy)
 
     def _look(self) -> None:
         """Take back what no other run is at any more."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from bdbench.cells.cell import Cell
-from bdbench.cells.cost import NOTHING, Part, curve_work, shares
-from bdbench.models.scope import threaded
+from bdbench.cells.cost import NOTHING, Part, added_work, curve_work
+from bdbench.models.scope import num_threads
 from bdbench.trial.warm_up import steps
 
 
@@ -37,7 +37,7 @@ class Speed:
         """Expected for these cells, data loading and evaluation at the end left out."""
         return sum(
             (share + (curve_work(cell, self.there) if self.curves else 0.0)) / self._rate(cell)
-            for cell, share in shares(cells, self.there).items()
+            for cell, share in added_work(cells, self.there).items()
         )
 
     def learn(self, cell: Cell, done: float, seconds: float) -> None:
@@ -51,7 +51,7 @@ class Speed:
     def _rate(self, cell: Cell) -> float:
         kind = self._kind(cell)
         if kind not in self._rates:
-            with threaded(self.threads):
+            with num_threads(self.threads):
                 self._rates[kind] = (self._probing or probe)(cell, self.device)
         return self._rates[kind]
 

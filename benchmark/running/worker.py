@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import torch
 
 from bdbench.cells.cell import REGISTRIES, Cell, cell_of
-from bdbench.machine.contention import Others
+from bdbench.machine.contention import Contention
 from bdbench.models.plugins.registry import RegistersNothing, load_file
 from bdbench.records.files import path_of, read, write
 from bdbench.records.record import Record
@@ -103,7 +103,7 @@ class Worker:
             torch.set_num_threads(job.threads)
         self.job, self.progress = job, progress
         if job.family is not None:
-            Others.family = job.family
+            Contention.family = job.family
         self.harness = Harness(
             Cache(job.cache),
             job.roots,

@@ -18,7 +18,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.storage import mark
 from bdbench.storage.atomic import Unusable, write_atomically
 from bdbench.storage.keys import KEY
@@ -73,7 +73,7 @@ def load(record_key: str, root: Path) -> Arrays | None:
 
 def _files(record_key: str, root: Path) -> list[Path]:
     """Whatever bears the name of a cell."""
-    check(re.fullmatch(KEY, record_key) is not None, f"key {record_key!r} is not 16 hex digits")
+    require(re.fullmatch(KEY, record_key) is not None, f"key {record_key!r} is not 16 hex digits")
     return sorted((root / FOLDER).glob(f"{record_key}-*.safetensors"))
 
 

@@ -52,7 +52,7 @@ class UnwritableCache(UserWarning):
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """tensors: on the CPU, by name. meta: JSON values. fresh: made by this very call."""
 
     tensors: dict[str, Tensor]
@@ -85,7 +85,7 @@ class Cache:
         key: Mapping[str, Any],
         build: Callable[[], Payload],
         suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
-    ) -> Entry:
+    ) -> CacheEntry:
         """The entry for `key`, made by `build` if it is missing or damaged, or its meta does not
         suffice.
 
@@ -100,7 +100,7 @@ class Cache:
             if entry is None or not suffices(entry.meta):
                 made = self.make(kind, build)
                 self._keep(kind, digest, dict(key), made)
-                entry = Entry(*made, fresh=True)
+                entry = CacheEntry(*made, fresh=True)
             return entry
 
     def make(self, kind: str, build: Callable[[], Payload]) -> Payload:
@@ -125,13 +125,13 @@ class Cache:
         """What whoever makes or removes an entry must hold."""
         return FileLock(self.root / kind / f"{digest}.lock")
 
-    def load(self, kind: str, digest: str) -> Entry:
+    def load(self, kind: str, digest: str) -> CacheEntry:
         """An entry. Raises one of `DAMAGE` unless it is whole."""
         document = self._described(kind, digest)
         payload = self.root / kind / f"{digest}.safetensors"
         if sha256_of(payload) != document["sha256"]:
             raise ValueError(f"{payload.name} is not what was written")
-        return Entry(safetensors.torch.load_file(payload), document["meta"], fresh=False)
+        return CacheEntry(safetensors.torch.load_file(payload), document["meta"], fresh=False)
 
     def key_of(self, kind: str, digest: str) -> dict[str, Any]:
         """What an entry depends on. Raises one of `DAMAGE` where that cannot be read."""
@@ -149,7 +149,7 @@ class Cache:
             raise ValueError(f"{path.name} is not what was written")
         return document
 
-    def _read(self, kind: str, digest: str) -> Entry | None:
+    def _read(self, kind: str, digest: str) -> CacheEntry | None:
         description = self.root / kind / f"{digest}.json"
         if not os.path.lexists(description):
             return None

@@ -22,7 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bdbench.models.training.resume import Keeper, Kept, State, capture
+from bdbench.models.training.resume import Checkpoint, CheckpointStore, State, snapshot
 from bdbench.storage import mark
 from bdbench.storage.atomic import Unusable, remove_abandoned, write_atomically
 
@@ -34,7 +34,7 @@ PATIENCE = 1.0
 """Seconds before the first one, whose cost is not known yet."""
 
 
-class Checkpoints(Keeper):
+class Checkpoints(CheckpointStore):
     """Keeps loops in files, as often as the time for it allows.
 
     folder: of this piece of work alone
@@ -55,13 +55,13 @@ class Checkpoints(Keeper):
         self._found = dict(self._whole())
         self._writing = threading.Lock()
 
-    def find(self, loop: str) -> Kept | None:
+    def find(self, loop: str) -> Checkpoint | None:
         path = self._found.get(loop)
         if path is None:
             return None
         try:
             document, state = decode(path.read_bytes())
-            kept = Kept(document["rounds"], document["finished"], state)
+            kept = Checkpoint(document["rounds"], document["finished"], state)
         except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError):
             return None
         self.recall(document["note"])
@@ -79,7 +79,7 @@ class Checkpoints(Keeper):
     def _keep(self, loop: str, rounds: int, finished: bool, state: State) -> None:
         started = time.monotonic()
         note = {"rounds": rounds, "finished": finished, "note": self.note()}
-        content = encode(note, capture(state))
+        content = encode(note, snapshot(state))
         path = self.folder / f"{loop}-{rounds}-{hash_of(content)}.safetensors"
         try:
             if self.folder.is_symlink():
@@ -158,7 +158,7 @@ def hash_of(content: bytes) -> str:
 
 
 def encode(note: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
-    """JSON values and a state as `capture` gives it, as one file."""
+    """JSON values and a state as `snapshot` gives it, as one file."""
     tensors: dict[str, Tensor] = {}
     document = {**note, "state": _flattened(state, tensors)}
     return safetensors.torch.save(tensors, {"document": json.dumps(document)})

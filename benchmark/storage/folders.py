@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 
 
 def cache_root() -> Path:
@@ -21,7 +21,7 @@ def cache_root() -> Path:
     except RuntimeError:
         found = Path("~")
     # Older versions give the ~ back where there is no home.
-    check(found.is_absolute(), "there is no home folder here: name a folder in BDBENCH_CACHE")
+    require(found.is_absolute(), "there is no home folder here: name a folder in BDBENCH_CACHE")
     return found
 
 

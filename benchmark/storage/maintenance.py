@@ -22,7 +22,7 @@ from tabulate import tabulate
 
 from bdbench.attacks.registry import attacks
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import models
 from bdbench.storage import mark
@@ -246,7 +246,7 @@ def sweep(
 
 def check_kind(kind: str) -> None:
     """Raises `InvalidInput` with the nearest kind."""
-    check(kind in KINDS, f"unknown kind {kind!r}{spec.did_you_mean(kind, KINDS)}")
+    require(kind in KINDS, f"unknown kind {kind!r}{spec.did_you_mean(kind, KINDS)}")
 
 
 def parse_size(text: str) -> int:

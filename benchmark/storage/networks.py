@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.storage.atomic import write_atomically
 
 FOLDER = "networks"
@@ -75,17 +75,17 @@ def read(path: Path) -> Stored:
     safetensors file, and for weights that are not those whose hash the file states."""
     try:
         # To open a pipe is to wait for somebody who writes to it.
-        check(not path.exists() or path.is_file(), f"{path} is no file of weights")
+        require(not path.exists() or path.is_file(), f"{path} is no file of weights")
         content = path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from None
-    check(bool(content), f"{path} is empty: save the state dict of a network as safetensors")
+    require(bool(content), f"{path} is empty: save the state dict of a network as safetensors")
     try:
         weights = safetensors.torch.load(content)
         facts = _facts(content)
     except (SafetensorError, ValueError, LookupError, TypeError, RecursionError) as error:
         # Only now, as the length with which safetensors begin may be any bytes.
-        check(
+        require(
             not content.startswith(PICKLES),
             f"{path} is a pickle, which may hold code and is not opened; convert it with "
             f'python -c "{CONVERT}"',
@@ -95,7 +95,7 @@ def read(path: Path) -> Stored:
             "with safetensors.torch.save_file"
         ) from None
     stated = facts.get("sha256")
-    check(
+    require(
         stated is None or stated == weights_sha256(weights),
         f"{path} is damaged: its weights are not those that were saved; remove it, and the command "
         "that made it makes it again",

@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bdbench.models.plugins.errors import InvalidInput, check, one_line, one_of
+from bdbench.models.plugins.errors import InvalidInput, one_line, one_of, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.count import Count
 from bdbench.records.record import METRICS, STAGES, Record
@@ -34,9 +34,9 @@ def write(records: Sequence[Record], path: Path, form: str, epochs: bool) -> Non
     Raises `InvalidInput` for another form, for nothing to write, and for an unwritable folder.
     """
     one_of(FORMS, format=form)
-    check(bool(records), "there are no records to export; `bdbench run` makes them")
+    require(bool(records), "there are no records to export; `bdbench run` makes them")
     table = frame(records, epochs)
-    check(len(table) > 0, "no record has a curve to export; `bdbench run --curves` makes them")
+    require(len(table) > 0, "no record has a curve to export; `bdbench run --curves` makes them")
     if form == "csv":
         content = as_csv(table).encode()
     else:

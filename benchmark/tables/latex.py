@@ -6,10 +6,18 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.tables.groups import Group, is_none
-from bdbench.tables.leaderboard import AT_FLOOR, CLEAN, MISSING, NO_CLEAN, UNKNOWN, Block, decimal
+from bdbench.tables.leaderboard import (
+    AT_FLOOR,
+    CLEAN,
+    MISSING,
+    NO_CLEAN,
+    UNKNOWN,
+    LeaderboardBlock,
+    decimal,
+)
 from bdbench.tables.names import names, title_of
 from bdbench.tables.text import as_latex
 
@@ -25,14 +33,14 @@ SAID = ("target",)
 """Settings of attacks that the caption says where all share them."""
 
 
-def documents(blocks: Sequence[Block], label: str = "") -> str:
+def documents(blocks: Sequence[LeaderboardBlock], label: str = "") -> str:
     """A table environment for each block.
 
     label: of the first, and of the others with a number behind it; derived where it is empty
 
     Raises `InvalidInput` for a label that LaTeX would not take.
     """
-    check(
+    require(
         not label or re.fullmatch(LABEL, label) is not None,
         f"{label!r} is no label: write letters, digits and : . _ / + -, such as tab:leaderboard",
     )
@@ -49,7 +57,7 @@ def documents(blocks: Sequence[Block], label: str = "") -> str:
     return "\n".join(parts)
 
 
-def _environment(block: Block, label: str) -> Iterator[str]:
+def _environment(block: LeaderboardBlock, label: str) -> Iterator[str]:
     columns = list(_columns(block))
     wide = len(columns) > WIDE
     kind = "table*" if wide else "table"
@@ -74,7 +82,7 @@ def _environment(block: Block, label: str) -> Iterator[str]:
     yield f"\\end{{{kind}}}\n"
 
 
-def _columns(block: Block) -> Iterator[tuple[str, str]]:
+def _columns(block: LeaderboardBlock) -> Iterator[tuple[str, str]]:
     """Heading and subheading of each column; a heading spans those beside each other."""
     yield from (("", title) for title in ("Defense", "Spec", "Clean", "Trainings"))
     titles = names(_first_by_attack(block), "attack", _shared(block))
@@ -87,7 +95,7 @@ def _columns(block: Block) -> Iterator[tuple[str, str]]:
     yield "", "Time"
 
 
-def _of_attack(block: Block, attack: str) -> tuple[str, ...]:
+def _of_attack(block: LeaderboardBlock, attack: str) -> tuple[str, ...]:
     """The mean over one attack is nothing to print, so its R-Acc stands with the others."""
     if is_none(attack):
         return ("CA",)
@@ -121,7 +129,7 @@ def _row(fields: Iterable[str]) -> str:
     return " & ".join([guarded, *others]) + r" \\"
 
 
-def _fields(block: Block, defense: str) -> Iterator[str]:
+def _fields(block: LeaderboardBlock, defense: str) -> Iterator[str]:
     """A row, escaped."""
     groups = [group for group in block.groups if group.names["defense"] == defense]
     numbers = block.numbers[defense]
@@ -142,7 +150,7 @@ def _fields(block: Block, defense: str) -> Iterator[str]:
     yield decimal(numbers["x none"])
 
 
-def _entry(block: Block, group: Group, name: str) -> str:
+def _entry(block: LeaderboardBlock, group: Group, name: str) -> str:
     """One number with its marks, which stand with the ASR, or without an attack with the CA."""
     field = block.field(group)
     last = "CA" if is_none(group.names["attack"]) else "ASR"
@@ -166,12 +174,12 @@ def _share(text: str, look: str = "") -> str:
     return f"{shown} {{\\scriptsize $\\pm$ {half}}}" if half else shown
 
 
-def _caption(block: Block) -> str:
+def _caption(block: LeaderboardBlock) -> str:
     """What is compared and how to read it, in words."""
     return " ".join(_sentences(block))
 
 
-def _sentences(block: Block) -> Iterator[str]:
+def _sentences(block: LeaderboardBlock) -> Iterator[str]:
     records = [record for group in block.groups for record in group.records]
     seeds = {record.cell["seed"] for record in records}
     yield f"{_short_title(block)}. {_setting(block)}."
@@ -203,12 +211,12 @@ def _sentences(block: Block) -> Iterator[str]:
     yield from (f"{note[0].upper()}{note[1:]}." for note in block.footnotes())
 
 
-def _short_title(block: Block) -> str:
+def _short_title(block: LeaderboardBlock) -> str:
     record = block.groups[0].records[0]
     return f"Backdoor defenses on {title_of(record, 'dataset')} with {title_of(record, 'model')}"
 
 
-def _setting(block: Block) -> str:
+def _setting(block: LeaderboardBlock) -> str:
     """Of the title in Markdown all but data set and model where these have no settings."""
     first = block.groups[0]
     parts = block.title().split(" · ")
@@ -224,11 +232,11 @@ def _in_words(part: str) -> str:
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fields.items())
 
 
-def _shared(block: Block) -> tuple[str, ...]:
+def _shared(block: LeaderboardBlock) -> tuple[str, ...]:
     return SAID if len(set(_targets(block))) == 1 else ()
 
 
-def _targets(block: Block) -> list[str]:
+def _targets(block: LeaderboardBlock) -> list[str]:
     """Of the attacks, in words."""
     found = []
     for group in _first_by_attack(block):
@@ -241,14 +249,14 @@ def _targets(block: Block) -> list[str]:
     return found
 
 
-def _first_by_attack(block: Block) -> list[Group]:
+def _first_by_attack(block: LeaderboardBlock) -> list[Group]:
     found: dict[str, Group] = {}
     for group in block.groups:
         found.setdefault(group.names["attack"], group)
     return [found[attack] for attack in block.attacks]
 
 
-def _derived_label(block: Block) -> str:
+def _derived_label(block: LeaderboardBlock) -> str:
     first = block.groups[0].names
     words = f"leaderboard {first['dataset'].partition('(')[0]} {first['model'].partition('(')[0]}"
     return "tab:" + re.sub("[^a-z0-9]+", "-", words.lower()).strip("-")

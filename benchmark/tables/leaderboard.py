@@ -90,7 +90,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Block:
+class LeaderboardBlock:
     """The groups of one data set, model and recipe.
 
     apart: whether defenses with and without clean images are compared each among themselves

@@ -17,13 +17,13 @@ from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.record import ALONE, STAGES, Record
 from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes
-from bdbench.tables.leaderboard import MISSING, Block, decimal, plus_minus
+from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal, plus_minus
 from bdbench.tables.published import reference
-from bdbench.tables.sheet import NOTHING, Entry, Sheet
+from bdbench.tables.sheet import NOTHING, PaperTable, TableCell
 from bdbench.tables.statistics import Estimate, average, common_seeds
 
 Selection = Callable[[Sequence[Group]], list[Group]]
-Layout = Callable[[Block, Sequence[Group]], Sheet]
+Layout = Callable[[LeaderboardBlock, Sequence[Group]], PaperTable]
 PAIR = {ASR: "ASR", CA: "CA"}
 LEGEND = """\
 In percent, after the last epoch: ASR, share of the test images of other classes that the trigger \
@@ -51,7 +51,7 @@ COMPANY = {
 """Marks of seconds, by what is known of `measured.others`."""
 
 
-def table_1(block: Block, groups: Sequence[Group]) -> Sheet:
+def table_1(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
     """Attacks by defenses, and averages over the attacks."""
     defenses = _in_order({g.names["defense"] for g in groups}, DEFENSES)
     attacks = _in_order({g.names["attack"] for g in groups}, _plugins(ATTACKS))
@@ -63,10 +63,10 @@ def table_1(block: Block, groups: Sequence[Group]) -> Sheet:
     if len(poisoned) > 1:
         averages = (_average(block, name, metric, poisoned) for name in defenses for metric in PAIR)
         rows.append((("average",), tuple(averages)))
-    return Sheet(block.title(), ("attack",), _under(defenses), tuple(rows), _notes(groups, 1))
+    return PaperTable(block.title(), ("attack",), _under(defenses), tuple(rows), _notes(groups, 1))
 
 
-def table_2(block: Block, groups: Sequence[Group]) -> Sheet:
+def table_2(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
     """Poisoning rates and defenses by attacks."""
     places = {(*_without_rate(group), group.names["defense"]): group for group in groups}
     attacks = _in_order({attack for attack, *_ in places}, _plugins(ATTACKS))
@@ -79,10 +79,10 @@ def table_2(block: Block, groups: Sequence[Group]) -> Sheet:
                 cells = [(defense, group.names["attack"] if group else "") for group in found]
                 rows.append(((f"{100 * rate:g} %", defense), _pairs(block, cells, 2)))
     corner = ("rate", "defense")
-    return Sheet(block.title(), corner, _under(attacks), tuple(rows), _notes(groups, 2))
+    return PaperTable(block.title(), corner, _under(attacks), tuple(rows), _notes(groups, 2))
 
 
-def table_3(block: Block, groups: Sequence[Group]) -> Sheet:
+def table_3(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
     """Seconds of training, and how much more a defense takes than none, seed by seed."""
     defenses = _in_order({g.names["defense"] for g in groups}, DEFENSES)
     attacks = _in_order({g.names["attack"] for g in groups}, _plugins(ATTACKS))
@@ -97,25 +97,25 @@ def table_3(block: Block, groups: Sequence[Group]) -> Sheet:
         found = (block.cells.get((defense, attack)) for defense in defenses)
         entries = [entry for n, group in enumerate(found) for entry in _timing(group, bare, n == 0)]
         rows.append(((attack,), tuple(entries)))
-    return Sheet(block.title(), ("attack",), tuple(columns), tuple(rows), _notes(groups, 3))
+    return PaperTable(block.title(), ("attack",), tuple(columns), tuple(rows), _notes(groups, 3))
 
 
-def apart(block: Block, groups: Sequence[Group]) -> Sheet:
+def stage_table(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
     """Seconds of the other stages of the cells of Table 3."""
     attacks = _in_order({g.names["attack"] for g in groups}, _plugins(ATTACKS))
     defenses = _in_order({g.names["defense"] for g in groups}, DEFENSES)
     rows = [
-        ((attack, defense), tuple(Entry(_with_range(stage_seconds(group, s))) for s in APART))
+        ((attack, defense), tuple(TableCell(_with_range(stage_seconds(group, s))) for s in APART))
         for attack in attacks
         for defense in defenses
         if (group := block.cells.get((defense, attack))) and group.used
     ]
     columns = tuple(("seconds", stage) for stage in APART)
     title = f"{block.title()} · apart from training"
-    return Sheet(title, ("attack", "defense"), columns, tuple(rows))
+    return PaperTable(title, ("attack", "defense"), columns, tuple(rows))
 
 
-def table_5(block: Block, groups: Sequence[Group]) -> Sheet:
+def table_5(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
     """Defenses by attacks."""
     attacks = _in_order({g.names["attack"] for g in groups}, ["adaptive"])
     defenses = _in_order({g.names["defense"] for g in groups}, DEFENSES)
@@ -123,12 +123,12 @@ def table_5(block: Block, groups: Sequence[Group]) -> Sheet:
         ((defense,), _pairs(block, [(defense, attack) for attack in attacks], 5))
         for defense in defenses
     ]
-    return Sheet(block.title(), ("defense",), _under(attacks), tuple(rows), _notes(groups, 5))
+    return PaperTable(block.title(), ("defense",), _under(attacks), tuple(rows), _notes(groups, 5))
 
 
-def of_one_rate(groups: Sequence[Group]) -> list[Group]:
+def select_table_1(groups: Sequence[Group]) -> list[Group]:
     """For Table 1: all but adaptive attacks, and of an attack at several rates the default one."""
-    swept = set(map(_without_rate, of_many_rates(groups)))
+    swept = set(map(_without_rate, select_table_2(groups)))
     return [
         group
         for group in groups
@@ -136,45 +136,47 @@ def of_one_rate(groups: Sequence[Group]) -> list[Group]:
     ]
 
 
-def of_many_rates(groups: Sequence[Group]) -> list[Group]:
+def select_table_2(groups: Sequence[Group]) -> list[Group]:
     """For Table 2: attacks that occur at several rates and differ in nothing else."""
     poisoned = [g for g in groups if not _adaptive(g) and not is_none(g.names["attack"])]
     kinds = Counter(kind for kind, _ in set(map(_without_rate, poisoned)))
     return [group for group in poisoned if kinds[_without_rate(group)[0]] > 1]
 
 
-def with_a_reference(groups: Sequence[Group]) -> list[Group]:
+def select_table_3(groups: Sequence[Group]) -> list[Group]:
     """For Table 3: whatever was trained on data on which no defense was trained, too."""
     known = {g.names["attack"] for g in groups if g.used and _undefended(g)}
     return [group for group in groups if group.used and group.names["attack"] in known]
 
 
-def hardened(groups: Sequence[Group]) -> list[Group]:
+def select_table_5(groups: Sequence[Group]) -> list[Group]:
     """For Table 5: adaptive attacks."""
     return [group for group in groups if _adaptive(group)]
 
 
 TABLES: Mapping[int, tuple[Selection, tuple[Layout, ...]]] = {
-    1: (of_one_rate, (table_1,)),
-    2: (of_many_rates, (table_2,)),
-    3: (with_a_reference, (table_3, apart)),
-    5: (hardened, (table_5,)),
+    1: (select_table_1, (table_1,)),
+    2: (select_table_2, (table_2,)),
+    3: (select_table_3, (table_3, stage_table)),
+    5: (select_table_5, (table_5,)),
 }
 
 
-def sheets(table: int, groups: Sequence[Group]) -> list[tuple[list[Sheet], list[Group]]]:
+def sheets(table: int, groups: Sequence[Group]) -> list[tuple[list[PaperTable], list[Group]]]:
     """The sheets of each data set, model and recipe that has something for the table, with the
     groups that are in them."""
     select, layouts = TABLES[table]
     made = []
     for _, members in groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]]):
-        block = Block(tuple(members), apart=False)
+        block = LeaderboardBlock(tuple(members), apart=False)
         if chosen := select(block.groups):
             made.append(([lay_out(block, chosen) for lay_out in layouts], chosen))
     return made
 
 
-def _pairs(block: Block, cells: Iterable[tuple[str, str]], table: int) -> tuple[Entry, ...]:
+def _pairs(
+    block: LeaderboardBlock, cells: Iterable[tuple[str, str]], table: int
+) -> tuple[TableCell, ...]:
     """ASR and CA of each cell, by defense and attack."""
     return tuple(
         _entry(block, group, metric, table) if group else NOTHING
@@ -183,17 +185,17 @@ def _pairs(block: Block, cells: Iterable[tuple[str, str]], table: int) -> tuple[
     )
 
 
-def _entry(block: Block, group: Group, metric: str, table: int) -> Entry:
+def _entry(block: LeaderboardBlock, group: Group, metric: str, table: int) -> TableCell:
     field = block.field(group)
     marks = "".join(field.marks)
     if field.state:
-        return Entry(field.state, marks=marks)
+        return TableCell(field.state, marks=marks)
     if metric == CA:
-        return Entry(field.ca, _beside(group, CA, table))
+        return TableCell(field.ca, _beside(group, CA, table))
     if is_none(group.names["attack"]):
-        return Entry(field.floor, _beside(group, ASR, table), marks=marks)
+        return TableCell(field.floor, _beside(group, ASR, table), marks=marks)
     best, tied = field.standing == "best", field.standing == "tied"
-    return Entry(field.asr, _beside(group, ASR, table), best, tied, marks)
+    return TableCell(field.asr, _beside(group, ASR, table), best, tied, marks)
 
 
 def _beside(group: Group, metric: str, table: int) -> str:
@@ -216,7 +218,9 @@ def _printed(group: Group, metric: str, table: int) -> float | None:
     return None if value is None else float(value)
 
 
-def _average(block: Block, defense: str, metric: str, attacks: Sequence[str]) -> Entry:
+def _average(
+    block: LeaderboardBlock, defense: str, metric: str, attacks: Sequence[str]
+) -> TableCell:
     """Over the attacks that the defense has results for, see `average`."""
     shares = block.shares(defense, metric, attacks)
     if not shares:
@@ -227,23 +231,23 @@ def _average(block: Block, defense: str, metric: str, attacks: Sequence[str]) ->
     printed = [_printed(group, metric, 1) for group in groups]
     known = [value for value in printed if value is not None]
     beside = _comparison(round(mean(known), 2), 100 * ours) if len(known) == len(groups) else ""
-    return Entry(plus_minus(100 * ours, 100 * half) + some, beside)
+    return TableCell(plus_minus(100 * ours, 100 * half) + some, beside)
 
 
-def _timing(group: Group | None, bare: Group, undefended: bool) -> list[Entry]:
+def _timing(group: Group | None, bare: Group, undefended: bool) -> list[TableCell]:
     """Seconds; for a defense also by how much they are more, and its passes relative to none's."""
     if group is None or not group.used:
         return [NOTHING] * (1 if undefended else 3)
     marks = "".join(COMPANY[flag][0] for flag in company(group))
     seconds = list(group.seconds.values())
-    first = Entry(_with_range(seconds), _paper_seconds(group), marks=marks)
+    first = TableCell(_with_range(seconds), _paper_seconds(group), marks=marks)
     if undefended:
         return [first]
     more = overhead(group, bare)
     return [
         first,
-        Entry(_with_range(more), _paper_increase(group, bare, more)),
-        Entry(_ratio(passes_ratio(group, bare))),
+        TableCell(_with_range(more), _paper_increase(group, bare, more)),
+        TableCell(_ratio(passes_ratio(group, bare))),
     ]
 
 
@@ -328,7 +332,7 @@ def _notes(groups: Sequence[Group], table: int) -> tuple[str, ...]:
         if row and row.published.note
     )
     other = [f"otherwise than in the paper: {'; '.join(departures)}"] if departures else []
-    block = Block(tuple(groups), apart=False)
+    block = LeaderboardBlock(tuple(groups), apart=False)
     disturbed = block.marked(COMPANY, company) if table == 3 else ()
     return (*block.footnotes(), *disturbed, *other, *remarks)
 

@@ -16,7 +16,7 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.registry import file_of
 from bdbench.models.plugins.spec import Spec
 
@@ -156,7 +156,7 @@ def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | 
     poisoning rate comes before one of another. Table 2 varies the rate, so there it must agree.
     Raises `InvalidInput` for a table that is not here or a damaged spec.
     """
-    check(table is None or table in TABLES, f"table must be 1, 2, 3 or 5, got {table}")
+    require(table is None or table in TABLES, f"table must be 1, 2, 3 or 5, got {table}")
     attack = Spec.of(cell["attack"])
     adaptive = attack.name == "adaptive"
     trigger = Spec.of(attack.fields["attack"]).name if adaptive else attack.name

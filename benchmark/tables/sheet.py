@@ -13,7 +13,7 @@ from bdbench.tables.text import as_latex, as_markdown
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableCell:
     """One number of a table, as text.
 
     ours: with its interval, `MISSING` where there is none
@@ -44,11 +44,11 @@ class Entry:
         return " ".join(part for part in (ours, "~" * self.tied, self.marks, paper) if part)
 
 
-NOTHING = Entry(MISSING)
+NOTHING = TableCell(MISSING)
 
 
 @dataclass(frozen=True)
-class Sheet:
+class PaperTable:
     """A table with its title and footnotes.
 
     corner: headings of the columns of labels, one or two
@@ -59,7 +59,7 @@ class Sheet:
     title: str
     corner: tuple[str, ...]
     columns: tuple[tuple[str, str], ...]
-    rows: tuple[tuple[tuple[str, ...], tuple[Entry, ...]], ...]
+    rows: tuple[tuple[tuple[str, ...], tuple[TableCell, ...]], ...]
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import did_you_mean
 from bdbench.records.beside import ALONE, Origins
 from bdbench.records.consistency import AXES
@@ -31,7 +31,7 @@ from bdbench.tables.groups import (
     trainings,
 )
 from bdbench.tables.latex import documents
-from bdbench.tables.leaderboard import EXTRA, LEGEND, Block
+from bdbench.tables.leaderboard import EXTRA, LEGEND, LeaderboardBlock
 from bdbench.tables.paper import LEGEND as PAPER_LEGEND
 from bdbench.tables.paper import (
     TIMING,
@@ -42,7 +42,7 @@ from bdbench.tables.paper import (
     stage_seconds,
 )
 from bdbench.tables.published import reference
-from bdbench.tables.sheet import Sheet
+from bdbench.tables.sheet import PaperTable
 from bdbench.tables.statistics import half_width, tied
 from bdbench.tables.text import as_csv, as_markdown
 
@@ -73,7 +73,7 @@ class Leaderboard:
     """
 
     blocks: tuple[str, ...]
-    made: tuple[Block, ...]
+    made: tuple[LeaderboardBlock, ...]
     summary: pd.DataFrame
     remarks: tuple[str, ...] = ()
 
@@ -122,14 +122,14 @@ def leaderboard(
     """
     groups = collect(records)
     found = groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
-    blocks = tuple(Block(tuple(members), origins=origins) for _, members in found)
+    blocks = tuple(LeaderboardBlock(tuple(members), origins=origins) for _, members in found)
     titles = {title for block in blocks for row in block.numbers.values() for title in row}
     known = ["defense", *sorted(titles)]
-    check(sort in ("", *known), f"unknown column {sort!r}{did_you_mean(sort, known)}")
+    require(sort in ("", *known), f"unknown column {sort!r}{did_you_mean(sort, known)}")
     wanted = list(columns)
     for name in wanted:
         choices = [*EXTRA, "all"]
-        check(name in choices, f"unknown column {name!r}{did_you_mean(name, choices)}")
+        require(name in choices, f"unknown column {name!r}{did_you_mean(name, choices)}")
     extra = EXTRA if "all" in wanted else wanted
     texts = tuple(block.markdown(sort, extra) for block in blocks)
     summary = _summary(groups)
@@ -167,7 +167,7 @@ class OfPaper:
     """
 
     number: int
-    sheets: tuple[Sheet, ...]
+    sheets: tuple[PaperTable, ...]
     groups: tuple[Group, ...]
 
     def markdown(self) -> str:
@@ -192,7 +192,7 @@ def paper_table(number: int, records: Iterable[Record], folder: Path) -> OfPaper
     """A table of the paper from the records of a folder, but for those of networks that a user
     brought. Raises `InvalidInput` where nothing belongs into it, or as `summarise` does."""
     made = sheets(number, collect(record for record in records if record.given is None))
-    check(
+    require(
         bool(made),
         f"no record in {folder / 'records'} belongs into table {number}; "
         f"`bdbench run {SUITES_OF[number]}` makes them",

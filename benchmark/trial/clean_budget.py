@@ -7,7 +7,7 @@ from torch import Tensor
 
 from bdbench.defenses.base import VALIDATION, CleanBudget
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.rng import stream
 
 
@@ -36,7 +36,7 @@ def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget
     labels = train_set.labels.cpu()
     for label in labels.unique():
         members = torch.nonzero(labels == label).flatten()
-        check(
+        require(
             len(members) > 1,
             f"class {int(label)} has {len(members)} training image, too few for clean images to fit"
             " and to validate",

@@ -15,7 +15,7 @@ from bdbench.attacks.base import Attack
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.blame import blaming
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.training.loop import predict
 from bdbench.records.count import Count
 
@@ -99,7 +99,7 @@ def check_victims(attack: Attack, test: ImageSet, owner: str) -> None:
         goal = attack.goal(test.labels.clone(), test.num_classes)
     counts = test.labels.bincount(minlength=test.num_classes).tolist()
     absent = ", ".join(str(label) for label, count in enumerate(counts) if not count)
-    check(
+    require(
         bool((goal != test.labels).any()),
         f"{owner} is to turn none of the {len(test):,} test images, so it has no success rate: "
         f"choose another source or target, or other data; without a test image are the classes "

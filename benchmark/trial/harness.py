@@ -20,12 +20,12 @@ from bdbench.datasets.base import Dataset, Source
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Context, Journal
 from bdbench.machine.clock import Stopwatch, peak_memory, reset_peak_memory
-from bdbench.machine.contention import Others, worst
+from bdbench.machine.contention import Contention, combine
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier, check_network
 from bdbench.models.observer import Observer, observed_by
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import derive, seeded, stream
 from bdbench.models.training.context import TrainingContext
@@ -44,7 +44,7 @@ from bdbench.trial.clean_budget import clean_budget, lent
 from bdbench.trial.example import example
 from bdbench.trial.failure import error_of
 from bdbench.trial.guard import Lent, unchanged
-from bdbench.trial.monitor import Looker, Point
+from bdbench.trial.monitor import Point, TrainingMonitor
 from bdbench.trial.poisoned import PoisonedData
 from bdbench.trial.warm_up import warm_up
 
@@ -61,8 +61,8 @@ class Harness:
 
     cache: for decoded data, poisoned sets and undefended networks
     roots: folders that may hold data sets
-    curves: evaluate the watched network at the ends of epochs, see `Looker`; a defense that trains
-        none has one point
+    curves: evaluate the watched network at the ends of epochs, see `TrainingMonitor`; a defense
+        that trains none has one point
     progress: told of finished work, in forward passes of one image; a backward pass counts two
     patience: see `Checkpoints`
     isolated: whether this process is for one cell alone; then whatever ends a plugin is its failure
@@ -116,7 +116,7 @@ class Harness:
         """
         started, watch = datetime.now(UTC), Stopwatch(self.device)
         reset_peak_memory(self.device)
-        others = Others(self.device)
+        others = Contention(self.device)
         with watch.stage("load"):
             dataset = self.dataset(cell.dataset)
         start = networks.lent(self.brought, cell)
@@ -133,8 +133,8 @@ class Harness:
             retries,
             seconds=watch.seconds,
             memory=peak_memory(self.device),
-            work=trial.looker.work,
-            others=worst([others.meanwhile(), *trial.taken]),
+            work=trial.monitor.work,
+            others=combine([others.meanwhile(), *trial.taken]),
             resumed=trial.resumed,
             isolated=self.isolated,
         )
@@ -270,7 +270,7 @@ class _Trial:
     ) -> None:
         self.start = start
         self.harness, self.cell, self.dataset, self.watch = harness, cell, dataset, watch
-        self.looker = Looker(harness.progress, watch)
+        self.monitor = TrainingMonitor(harness.progress, watch)
         self.data: PoisonedData | None = None
         self.network: Classifier | None = None
         self.undefended_states: dict[int, dict[str, Tensor]] = {}
@@ -290,9 +290,9 @@ class _Trial:
         """The fields of a record that say what came out."""
         data = self.data = self.poisoned()
         if self.harness.curves:
-            self.looker.judge = lambda classifier, few: self.point(classifier, data, few)
-            self.looker.images = len(data.train), len(self.dataset.test)
-            self.looker.sketch = lambda classifier: self.embedding(classifier, data)
+            self.monitor.judge = lambda classifier, few: self.point(classifier, data, few)
+            self.monitor.images = len(data.train), len(self.dataset.test)
+            self.monitor.sketch = lambda classifier: self.embedding(classifier, data)
         for n in range(self.cell.defense.undefended):
             # From the poisoned set as it is stored: no defense has seen it yet.
             self.train_undefended(data.train, n)
@@ -305,7 +305,7 @@ class _Trial:
             journal=Journal(),
             train_undefended=lambda n: self.undefended(seen, n),
         )
-        with self.resumable("fit", *self.folder("fit"), self.looker), self.seeded("fit"):
+        with self.resumable("fit", *self.folder("fit"), self.monitor), self.seeded("fit"):
             classifier = self.cell.defense.fit(data.train, context)
             owner = f"defense {Spec.of(self.cell.specs['defense']).name!r}"
             check_network(classifier, data.train.num_classes, owner, "fit")
@@ -313,9 +313,9 @@ class _Trial:
         self.network = classifier
         answers = self.evaluate(classifier, data)
         counts = answers.counts()
-        self.looker.close(classifier)
-        if self.looker.draws(classifier):
-            self.looker.curve[-1] |= self.shares(counts)
+        self.monitor.close(classifier)
+        if self.monitor.draws(classifier):
+            self.monitor.curve[-1] |= self.shares(counts)
         self.keep(context.journal, data)
         images, warnings = len(data.train), context.journal.warnings
         warned = {"warnings": list(warnings)} if warnings else {}
@@ -324,11 +324,11 @@ class _Trial:
             "metrics": counts,
             "classes": answers.by_class(self.dataset.class_names),
             "passes": {
-                "forward": round(self.looker.forwards / images, 6),
-                "backward": round(self.looker.backwards / images, 6),
+                "forward": round(self.monitor.forwards / images, 6),
+                "backward": round(self.monitor.backwards / images, 6),
             },
             "flags": self.flags(classifier, counts),
-            "curves": self.looker.curve,
+            "curves": self.monitor.curve,
             "diagnostics": {
                 **data.extent(self.dataset.train, self.cell.attack.target),
                 **lent(context.clean, self.dataset.train),
@@ -394,10 +394,10 @@ class _Trial:
     def keep(self, journal: Journal, data: PoisonedData) -> None:
         """Store what figures are drawn from."""
         tensors = {f"samples/{name}": values for name, values in journal.samples.items()}
-        if not tensors and not self.looker.shown:
+        if not tensors and not self.monitor.shown:
             return
         tensors["mask"] = data.mask
-        if self.looker.shown:
+        if self.monitor.shown:
             rows = self.drawn_rows()
             tensors |= {
                 "rows": rows,
@@ -405,7 +405,7 @@ class _Trial:
                 "true_labels": self.dataset.train.labels[rows],
                 "poisoned": data.mask[rows],
             }
-        for name, (network, before) in self.looker.shown.items():
+        for name, (network, before) in self.monitor.shown.items():
             tensors[f"embedding/{name}/before"] = before
             tensors[f"embedding/{name}/after"] = self.embedding(network, data)
         arrays = {name: values.detach().cpu().numpy() for name, values in tensors.items()}
@@ -420,10 +420,10 @@ class _Trial:
         def build() -> Payload:
             # Nor may a defense, whose networks start from the training seed, meet the attacker's.
             means = replace(self.training, seed=derive(cell.seed, "attack"))
-            looker = Looker(self.harness.progress, self.watch)
+            monitor = TrainingMonitor(self.harness.progress, self.watch)
             seen = Lent(f"attack {cell.labels['attack']}", "the clean images", clean, test)
             with unchanged(seen), self.seeded("attack"):
-                with self.resumable("prepare", folder, about, looker):
+                with self.resumable("prepare", folder, about, monitor):
                     ready = self.cell.attack.prepare(clean, means, stream(cell.seed, "poison"))
                 made = ready.poison(clean, stream(cell.seed, "poison"))
                 triggered = ready.trigger(test.images.clone())
@@ -462,7 +462,7 @@ class _Trial:
             self.train_undefended(data, n)
         network = self.undefended_means(n).build()
         if self.is_none:
-            self.looker.watch(network)
+            self.monitor.watch(network)
         network.load_state_dict(self.undefended_states[n])
         return network.eval()
 
@@ -475,7 +475,7 @@ class _Trial:
         """Make the weights of the n-th undefended network known. A stored one brings the seconds
         and passes it once took; they count once in a cell. One that is given takes none."""
         if self.start is not None:
-            check(n == 0, f"one network is given, and {n + 1} are asked for")
+            require(n == 0, f"one network is given, and {n + 1} are asked for")
             self.undefended_states[n] = dict(self.start)
             return
         means, spent = self.undefended_means(n), self.watch.seconds["undefended"]
@@ -486,18 +486,24 @@ class _Trial:
         def build() -> Payload:
             # To look for others takes a second on some machines, which is nobody's.
             with self.watch.stage("others"):
-                others = Others(self.harness.device)
-            looker, network = Looker(self.harness.progress, self.watch, LENT), means.build()
-            looker.judge, looker.images = self.looker.judge if drawn else None, self.looker.images
-            looker.watch(network)
-            keeping = self.resumable("undefended", folder, about, looker)
+                others = Contention(self.harness.device)
+            monitor, network = (
+                TrainingMonitor(self.harness.progress, self.watch, LENT),
+                means.build(),
+            )
+            monitor.judge, monitor.images = (
+                self.monitor.judge if drawn else None,
+                self.monitor.images,
+            )
+            monitor.watch(network)
+            keeping = self.resumable("undefended", folder, about, monitor)
             with keeping, self.seeded("undefended", str(n)):
                 train(network, data, means.recipe, means.rng("classifier"))
             with self.watch.stage("others"):
-                taken = worst([others.meanwhile(), *self.taken])
+                taken = combine([others.meanwhile(), *self.taken])
             seconds = self.watch.seconds["undefended"] - spent
             points = POINT if drawn else ()
-            meta = {"seconds": seconds, "others": taken, "points": points, **looker.counts()}
+            meta = {"seconds": seconds, "others": taken, "points": points, **monitor.counts()}
             return {name: t.cpu().clone() for name, t in network.state_dict().items()}, meta
 
         def suffices(meta: Mapping[str, Any]) -> bool:
@@ -511,7 +517,7 @@ class _Trial:
         if not entry.fresh:
             self.watch.charge("undefended", entry.meta["seconds"])
             self.taken.append(entry.meta.get("others"))
-        self.looker.add(entry.meta, with_curve=self.is_none)
+        self.monitor.add(entry.meta, with_curve=self.is_none)
         self.undefended_states[n] = entry.tensors
 
     @property
@@ -524,7 +530,7 @@ class _Trial:
 
     @contextmanager
     def resumable(
-        self, stage: str, folder: Path, about: Mapping[str, Any], looker: Looker
+        self, stage: str, folder: Path, about: Mapping[str, Any], monitor: TrainingMonitor
     ) -> Iterator[None]:
         """A stage whose loops are kept in a folder, with what was counted and the seconds so far;
         those of an earlier attempt count as if there had been none between."""
@@ -544,8 +550,8 @@ class _Trial:
             self.taken.append(None)
             observer.current().go_on(noted)
 
-        keeper = Checkpoints(folder, note, recall, self.harness.patience)
-        with observed_by(looker), self.watch.stage(stage), kept_by(keeper):
+        store = Checkpoints(folder, note, recall, self.harness.patience)
+        with observed_by(monitor), self.watch.stage(stage), kept_by(store):
             yield
 
     def folder(

@@ -17,7 +17,7 @@ Point = dict[str, float | None]
 Judge = Callable[[Classifier, Sample], Point]
 
 
-class Looker(Observer):
+class TrainingMonitor(Observer):
     """Counts passes, times captures and reports progress.
 
     A curve has at most `POINTS` points of each training, the last round's among them. Points stand

@@ -15,7 +15,7 @@ from bdbench.cells.cell import Cell
 from bdbench.datasets.base import Source
 from bdbench.models.networks import given
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model, models
 from bdbench.records.record import Record
@@ -37,7 +37,7 @@ def brought(stored: Stored, model: str | Model | None, source: Source) -> Model:
     finite numbers.
     """
     named = stored.facts.get("model") if model is None else model
-    check(
+    require(
         named is not None,
         f"{stored.origin} does not say of which model its weights are: name it with --model, one "
         f"of {', '.join(name for name in models.names() if name != given.NAME)}",
@@ -46,7 +46,7 @@ def brought(stored: Stored, model: str | Model | None, source: Source) -> Model:
     inner = models.built(named)
     weights = fitted(stored, inner, source)
     bad = [name for name, values in weights.items() if not values.isfinite().all()]
-    check(
+    require(
         not bad,
         f"{stored.origin} has values that are no finite numbers, in {_few(bad)}: there is nothing "
         "to evaluate, so choose an earlier state of the network",
@@ -62,7 +62,7 @@ def lent(stored: Stored | None, cell: Cell) -> dict[str, Tensor] | None:
     digits = given.given(cell.model)
     if digits is None:
         return None
-    check(
+    require(
         stored is not None,
         f"model {given.NAME!r} stands for a network in a file, so it cannot be trained: `bdbench "
         "evaluate FILE` evaluates it and runs the defenses that start from it",
@@ -70,7 +70,7 @@ def lent(stored: Stored | None, cell: Cell) -> dict[str, Tensor] | None:
     assert stored is not None
     weights = fitted(stored, models.build(given.architecture(cell.model)), cell.dataset)
     found = weights_sha256(weights)[: given.DIGITS]
-    check(
+    require(
         found == digits,
         f"{stored.origin} holds the network {found}, and not {digits}, of which the cell is",
     )
@@ -81,12 +81,12 @@ def check_starts(cells: Iterable[Cell]) -> None:
     """Raises `InvalidInput` for a defense that does not start from one undefended network."""
     for cell in cells:
         name, count = cell.labels["defense"], cell.defense.undefended
-        check(
+        require(
             count > 0,
             f"defense {name} trains a network from the start and makes nothing of one that is "
             "given: choose one that starts from a network, such as ft, fp, nad or clp",
         )
-        check(
+        require(
             count < 2,
             f"defense {name} starts from {count} networks, and one is given; where it has a field "
             "for that, such as mcr(ends='single'), choose a single one",
@@ -140,7 +140,7 @@ def network(stored: Stored) -> Classifier:
     made = models.build(text).build(*shape)
     like = made.state_dict()
     complaint = _misfit(stored.weights, like, None)
-    check(not complaint, f"{stored.origin} is no {text}: {complaint}")
+    require(not complaint, f"{stored.origin} is no {text}: {complaint}")
     made.load_state_dict(stored.weights)
     return made.eval()
 
@@ -149,7 +149,7 @@ def kept(results: Path, record: Record) -> Classifier:
     """The network that a run with --save kept beside a record. Raises `InvalidInput` where there is
     none, or another."""
     stored = saved(results, record)
-    check(
+    require(
         stored is not None,
         f"no network of cell {record.key} in {results / networks.FOLDER}: `bdbench run --save` "
         "keeps those of its cells",
@@ -165,7 +165,7 @@ def saved(results: Path, record: Record) -> Stored | None:
         return None
     stored = networks.read(path)
     expected = record.provenance.get("network_sha256")
-    check(
+    require(
         expected in (None, weights_sha256(stored.weights)),
         f"{path} holds another network than the one that record {record.key} is of; remove it, and "
         "`bdbench run --save` makes it again",

@@ -12,7 +12,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 from torch.nn.modules.dropout import _DropoutNd
 
 from bdbench.models import observer
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 
 TINY = 1e-6
 """What pixels in [0, 1] may be divided by, so that no number overflows."""
@@ -41,8 +41,8 @@ class Classifier(nn.Module, ABC):
     def __init__(self, mean: Channels, deviation: Channels) -> None:
         super().__init__()
         means, deviations = _by_channel(mean), _by_channel(deviation)
-        check(bool(means.isfinite().all()), f"mean of a model must be finite, got {mean}")
-        check(
+        require(bool(means.isfinite().all()), f"mean of a model must be finite, got {mean}")
+        require(
             bool((deviations >= TINY).all() and deviations.isfinite().all()),
             f"deviation of a model must be finite and at least {TINY}, got {deviation}",
         )
@@ -111,7 +111,7 @@ def check_network(network: object, num_classes: int, owner: str, function: str) 
         given, hint = f"a {type(network).__name__}", ""
     if isinstance(network, nn.Module):
         hint = "; derive its class from that, with body, embed and head"
-    check(
+    require(
         isinstance(network, Classifier),
         f"{owner} returned {given}: {function} must return a bdbench.models.Classifier{hint}",
     )
@@ -119,13 +119,13 @@ def check_network(network: object, num_classes: int, owner: str, function: str) 
     if type(network).forward is not Classifier.forward:
         return
     head = getattr(network, "head", None)
-    check(
+    require(
         isinstance(head, nn.Linear),
         f"{owner} returned a {type(network).__name__} without a linear layer `head`, from the "
         "embedding to the classes",
     )
     assert isinstance(head, nn.Linear)
-    check(
+    require(
         head.out_features == num_classes,
         f"{owner} returned a network whose head has {head.out_features} outputs: there are "
         f"{num_classes} classes, and each needs one",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
-from bdbench.models import Traced, at_least, check, register
+from bdbench.models import Traced, at_least, register, require
 from bdbench.models.networks.classifier import Channels
 from bdbench.models.plugins.spec import did_you_mean
 
@@ -46,7 +46,7 @@ def _made(name: str, num_classes: int) -> nn.Module:
     import torchvision.models as theirs  # as slow to import as torch, and seldom needed
 
     known = theirs.list_models(module=theirs)
-    check(name in known, f"torchvision has no classifier {name!r}{did_you_mean(name, known)}")
+    require(name in known, f"torchvision has no classifier {name!r}{did_you_mean(name, known)}")
     with warnings.catch_warnings():
         # Of defaults that will change, in a version that setup.cfg may not allow.
         warnings.simplefilter("ignore", FutureWarning)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.functional import interpolate
 
 from bdbench.models.networks.classifier import Channels, Classifier
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 
 PROBED = 2
 """Images that go through a network to find its maps."""
@@ -54,7 +54,7 @@ class Traced(Classifier):
         self.made_of(network)
         with torch.no_grad():
             same = self.head(self.neck(self.trunk(seen.images)[-1])).allclose(seen.answers)
-        check(same, f"{owner} does not answer the same when it is taken apart")
+        require(same, f"{owner} does not answer the same when it is taken apart")
         self.train()
 
     def body(self, images: Tensor) -> list[Tensor]:
@@ -114,14 +114,14 @@ class _Seen:
     def _head(self) -> tuple[nn.Linear, fx.Node]:
         last = self.nodes[-1].args[0]
         layer = self._layer(last) if isinstance(last, fx.Node) else None
-        check(
+        require(
             isinstance(layer, nn.Linear),
             f"{self.owner} does not end in a linear layer from an embedding to the classes",
         )
         assert isinstance(layer, nn.Linear)
         assert isinstance(last, fx.Node)
         (embedding,) = last.all_input_nodes
-        check(
+        require(
             len(self.shapes[embedding]) == 2,
             f"the last layer of {self.owner} does not read one vector for each image",
         )
@@ -136,7 +136,7 @@ class _Seen:
             learned = any(map(self._learns, self.nodes[begun + 1 : place[last] + 1]))
             if learned and (not found or side < self._side(found[-1])):
                 found.append(last)
-        check(
+        require(
             bool(found),
             f"{self.owner} has no feature map through which everything passes, so no defense could "
             "look into it",

@@ -19,7 +19,7 @@ class InvalidInput(ValueError):
         self.of_code = of_code
 
 
-def check(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
     """Raise `InvalidInput(message)` unless `condition` holds."""
     if not condition:
         raise InvalidInput(message)
@@ -28,19 +28,19 @@ def check(condition: bool, message: str) -> None:
 def at_least(bound: float, **values: float) -> None:
     """Raise `InvalidInput` unless all of these settings are; a NaN never is."""
     for name, value in values.items():
-        check(value >= bound, f"{name} must be at least {bound}, got {value}")
+        require(value >= bound, f"{name} must be at least {bound}, got {value}")
 
 
 def above(bound: float, **values: float) -> None:
     """Raise `InvalidInput` unless all of these settings are; a NaN never is."""
     for name, value in values.items():
-        check(value > bound, f"{name} must be above {bound}, got {value}")
+        require(value > bound, f"{name} must be above {bound}, got {value}")
 
 
 def one_of(known: Collection[str], **values: str) -> None:
     """Raise `InvalidInput` unless all of these settings are."""
     for name, value in values.items():
-        check(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
+        require(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def one_line(text: str) -> str:

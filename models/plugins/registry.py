@@ -24,7 +24,7 @@ from weakref import WeakSet
 
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.blame import blaming, place, reason
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 
 T = TypeVar("T")
@@ -70,14 +70,14 @@ class Registry(Generic[T]):
 
         title: the name as people write it, such as "BadNets", for tables and figures
         """
-        check(
+        require(
             isinstance(title, str) and title.isprintable() and len(title) <= LONGEST_TITLE,
             f"the title of {self.kind} {name!r} must be a line of at most {LONGEST_TITLE} "
             f"characters, got {title!r}",
         )
 
         def remember(factory: F) -> F:
-            check(
+            require(
                 inspect.isclass(factory) or inspect.isroutine(factory),
                 f"{self.kind} {name!r} must be a class or function, got {factory!r}",
             )
@@ -137,10 +137,10 @@ class Registry(Generic[T]):
         fits = inspect.isclass(factory) and issubclass(
             factory, getattr(importlib.import_module(module), base)
         )
-        check(fits, f"{owner} is not a subclass of {ours}: write `class ...({base})`")
+        require(fits, f"{owner} is not a subclass of {ours}: write `class ...({base})`")
         missing = sorted(getattr(factory, "__abstractmethods__", ()))
-        check(not missing, f"{owner} has no {' and no '.join(missing)}: every {base} defines it")
-        check(
+        require(not missing, f"{owner} has no {' and no '.join(missing)}: every {base} defines it")
+        require(
             "__dataclass_params__" in vars(factory) or not _settings_of(factory),
             f"{owner} is not a dataclass: write @dataclass(frozen=True) above the class, and its "
             "settings as fields",
@@ -162,7 +162,7 @@ class Registry(Generic[T]):
             module, name = self.base
             fits = isinstance(what, getattr(importlib.import_module(module), name))
             hint = ": write it with parentheses" if isinstance(what, type) else ""
-            check(fits, f"{self.kind} must be a spec or a {name}, got {what!r}{hint}")
+            require(fits, f"{self.kind} must be a spec or a {name}, got {what!r}{hint}")
         return what
 
     def swept(self, what: str | T) -> list[T]:
@@ -397,7 +397,7 @@ def load_file(path: Path) -> None:
     beside it. Raises `InvalidInput`."""
     complaint = f"plugin {str(path)!r} is not a Python file"
     try:
-        check(path.is_file(), complaint)
+        require(path.is_file(), complaint)
         identity = bytes(path.resolve()) + path.read_bytes()
     except OSError:  # a name that is too long, for example
         raise InvalidInput(complaint) from None
@@ -461,7 +461,7 @@ def _check_registered(module: ModuleType, path: Path) -> None:
     if registered:
         return
     complaint = f"plugin {str(path)!r} registers nothing"
-    check(
+    require(
         not any(_is_plugin(value, module.__name__) for value in vars(module).values()),
         f"{complaint}: write @register('name') above its class",
     )

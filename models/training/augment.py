@@ -1,6 +1,6 @@
 """Random crop, horizontal flip and cutout, for a whole batch at once and each image on its own.
 
-All choices of an epoch are drawn beforehand on the CPU (the tape), so every device and every code
+All choices of an epoch are drawn beforehand on the CPU, so every device and every code
 path sees the same pictures. The result equals torchvision's per-image RandomCrop(padding),
 RandomHorizontalFlip and a zeroed square, given the same draws.
 """
@@ -31,7 +31,7 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
-class Tape:
+class AugmentationDraws:
     """The random choices of one epoch, each int64 (n,) in the order of use.
 
     order: positions in the image set
@@ -47,27 +47,27 @@ class Tape:
     row: Tensor
     column: Tensor
 
-    def to(self, device: torch.device) -> Tape:
-        return Tape(*(values.to(device) for values in vars(self).values()))
+    def to(self, device: torch.device) -> AugmentationDraws:
+        return AugmentationDraws(*(values.to(device) for values in vars(self).values()))
 
-    def __getitem__(self, rows: Tensor | slice) -> Tape:
+    def __getitem__(self, rows: Tensor | slice) -> AugmentationDraws:
         """The choices at these places."""
-        return Tape(*(values[rows] for values in vars(self).values()))
+        return AugmentationDraws(*(values[rows] for values in vars(self).values()))
 
     def __len__(self) -> int:
         return len(self.order)
 
 
-def draw_tape(
+def draw_augmentation(
     count: int, size: tuple[int, int], augmentation: Augmentation, generator: torch.Generator
-) -> Tape:
+) -> AugmentationDraws:
     """Choices for `count` images of `size` (height, width); every image occurs once."""
 
     def integers(high: int) -> Tensor:
         return torch.randint(high, (count,), generator=generator)
 
     height, width = size
-    return Tape(
+    return AugmentationDraws(
         order=torch.randperm(count, generator=generator),
         top=integers(2 * augmentation.padding + 1),
         left=integers(2 * augmentation.padding + 1),
@@ -77,17 +77,17 @@ def draw_tape(
     )
 
 
-def augment(images: Tensor, tape: Tape, augmentation: Augmentation) -> Tensor:
-    """uint8 (n, 3, height, width) -> uint8 of the same shape, by the choices of a tape of n."""
+def augment(images: Tensor, draws: AugmentationDraws, augmentation: Augmentation) -> Tensor:
+    """uint8 (n, 3, height, width) -> uint8 of the same shape, by n draws."""
     count, channels, height, width = images.shape
     padding = augmentation.padding
     tables = _tables(height, width, augmentation, images.device)
-    corner = tape.left.add(tape.top, alpha=width + 2 * padding)
-    source = corner[:, None] + tables.pixels[tape.mirrored if augmentation.flip else 0]
+    corner = draws.left.add(draws.top, alpha=width + 2 * padding)
+    source = corner[:, None] + tables.pixels[draws.mirrored if augmentation.flip else 0]
     padded = pad(images, (padding,) * 4).view(count, channels, -1)
     result = padded.gather(2, source[:, None].expand(-1, channels, -1)).view_as(images)
     if augmentation.cutout:
-        down, across = tables.rows[tape.row], tables.columns[tape.column]
+        down, across = tables.rows[draws.row], tables.columns[draws.column]
         result.masked_fill_((down[:, :, None] & across[:, None, :])[:, None], 0)
     return result
 

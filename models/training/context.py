@@ -10,7 +10,7 @@ import torch
 
 from bdbench.models.networks.classifier import Classifier, draws
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.training.parallel import side_by_side
+from bdbench.models.training.parallel import run_parallel
 from bdbench.models.training.recipe import Recipe
 
 T = TypeVar("T")
@@ -46,13 +46,13 @@ class TrainingContext:
         """A CPU generator of its own for each purpose, at its start on every call."""
         return stream(self.seed, "training", purpose)
 
-    def side_by_side(self, *works: Callable[[], T]) -> list[T]:
+    def parallel(self, *works: Callable[[], T]) -> list[T]:
         """What independent pieces of work return, in their order; see `parallel.py`. On a
         processor they run at the same time. On a GPU they do not, as nobody has measured it yet;
         nor do loaders with processes of their own, compilers, or networks whose layers draw from
         the global generator."""
         alone = self.recipe.compiled or self.recipe.loader == "reference" or draws(self.build())
-        return side_by_side(works, together=self.device.type == "cpu" and not alone)
+        return run_parallel(works, together=self.device.type == "cpu" and not alone)
 
     def epochs(self, count: int) -> int:
         """A stage length written for a recipe of 100 epochs, scaled to this one; at least 1."""

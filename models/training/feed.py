@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
-from bdbench.models.training.augment import Augmentation, Tape, augment, draw_tape, to_float
+from bdbench.models.training.augment import (
+    Augmentation,
+    AugmentationDraws,
+    augment,
+    draw_augmentation,
+    to_float,
+)
 from bdbench.models.training.reference_loader import batches
 
 
@@ -29,7 +35,7 @@ class Batch:
     index: Tensor
 
 
-class Feed:
+class BatchSource:
     """Gathers and augments on the device, where the choices of a pass lie before it begins.
 
     A batch is had in two parts: `advance` belongs to the host, `take` to the device alone, which
@@ -46,9 +52,9 @@ class Feed:
         self.data, self.augmentation, self.rng = data, augmentation, rng
         self.sizes = list(batch_sizes(len(data), batch_size))
         self.used = len(self.sizes)
-        # The choices of a tape, one under the other, which stay where they are.
+        # The draws, one field below the other, at a fixed address.
         self.choices = torch.zeros(
-            len(fields(Tape)), len(data), dtype=torch.int64, device=data.device
+            len(fields(AugmentationDraws)), len(data), dtype=torch.int64, device=data.device
         )
         self.place = torch.zeros((), dtype=torch.int64, device=data.device)
         self.places = torch.arange(max(self.sizes), device=data.device)
@@ -56,8 +62,8 @@ class Feed:
     def advance(self) -> int:
         """The size of the next batch. When a pass is over, the choices of another are drawn."""
         if self.used == len(self.sizes):
-            tape = draw_tape(len(self.data), self.data.size, self.augmentation, self.rng)
-            self.choices.copy_(torch.stack(list(vars(tape).values())))
+            draws = draw_augmentation(len(self.data), self.data.size, self.augmentation, self.rng)
+            self.choices.copy_(torch.stack(list(vars(draws).values())))
             self.place.zero_()
             self.used = 0
         self.used += 1
@@ -67,9 +73,9 @@ class Feed:
         """The next batch, `size` as `advance` gave it."""
         rows = self.place + self.places[:size]
         self.place.add_(size)
-        tape = Tape(*self.choices.index_select(1, rows))
-        images = augment(self.data.images[tape.order], tape, self.augmentation)
-        return Batch(to_float(images), self.data.labels[tape.order], tape.order)
+        draws = AugmentationDraws(*self.choices.index_select(1, rows))
+        images = augment(self.data.images[draws.order], draws, self.augmentation)
+        return Batch(to_float(images), self.data.labels[draws.order], draws.order)
 
     def state_dict(self) -> dict[str, Any]:
         return {"used": self.used, "choices": self.choices}
@@ -80,7 +86,7 @@ class Feed:
         self.place.fill_(sum(self.sizes[: self.used]))
 
 
-class ReferenceFeed(Feed):
+class ReferenceBatchSource(BatchSource):
     """The same batches the way public code makes them, so that overheads can be compared: image by
     image in worker processes, with the device waited for at every step."""
 
@@ -116,7 +122,7 @@ class ReferenceFeed(Feed):
         self.batches = batches(
             self.data.images,
             self.data.labels,
-            Tape(*self.choices.cpu()),
+            AugmentationDraws(*self.choices.cpu()),
             list(pairwise(ends))[first:],
             self.augmentation,
         )
@@ -136,4 +142,7 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
     return len(list(batch_sizes(count, batch_size)))
 
 
-FEEDS: dict[str, type[Feed]] = {"resident": Feed, "reference": ReferenceFeed}
+BATCH_SOURCES: dict[str, type[BatchSource]] = {
+    "resident": BatchSource,
+    "reference": ReferenceBatchSource,
+}

@@ -22,7 +22,7 @@ from torch.optim import Optimizer
 
 from bdbench.models import observer
 from bdbench.models.plugins.errors import one_line
-from bdbench.models.scope import bound
+from bdbench.models.scope import set_in_context
 
 REHEARSALS = 3
 """Optimizers make their state in the first step, and libraries choose their algorithms."""
@@ -114,7 +114,7 @@ def recorder_for(device: torch.device, wanted: bool) -> Recorder | None:
 
 def recorded_by(choice: Choice) -> AbstractContextManager[None]:
     """A choice of the recorder inside the block, whatever recipes say."""
-    return bound(_choice, choice)
+    return set_in_context(_choice, choice)
 
 
 class Runner:
@@ -178,7 +178,7 @@ class _Counter(observer.Observer):
         self.backwards += images
 
 
-class Pace:
+class LearningRates:
     """Learning rates of optimizers, each from where it is when this is made, and there again after
     `release`. Where steps are recorded, `set` makes a rate a tensor, which a replay reads anew."""
 

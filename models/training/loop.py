@@ -15,12 +15,12 @@ from torch.optim import Optimizer
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import check
+from bdbench.models.plugins.errors import require
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.feed import FEEDS
+from bdbench.models.training.feed import BATCH_SOURCES
 from bdbench.models.training.feed import Batch as Batch
 from bdbench.models.training.feed import steps_per_epoch as steps_per_epoch
-from bdbench.models.training.graphs import Pace, Runner, recorder_for
+from bdbench.models.training.graphs import LearningRates, Runner, recorder_for
 from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import State, resumable, round_around
 
@@ -59,8 +59,8 @@ def loop(
     With `recipe.graphs` the step is recorded on a GPU (`graphs.py`), so it must not wait for the
     device: no `.item()`, no branch on a tensor. What it keeps it changes in place.
     """
-    check(bool(data) and all(len(part) > 0 for part in data), "a training needs images")
-    feed_of = FEEDS[recipe.loader]
+    require(bool(data) and all(len(part) > 0 for part in data), "a training needs images")
+    feed_of = BATCH_SOURCES[recipe.loader]
     sizes = batch_sizes or [recipe.batch_size] * len(data)
     feeds = [
         feed_of(d, recipe.augmentation, size, rng) for d, size in zip(data, sizes, strict=True)
@@ -81,7 +81,9 @@ def loop(
 
     recorder = recorder_for(first.data.device, recipe.graphs) if feed_of.recordable else None
     run = Runner(take_and_step, recorder, recipe.compiled)
-    pace = Pace([part for part in state.values() if isinstance(part, Optimizer)], recorder)
+    rates = LearningRates(
+        [part for part in state.values() if isinstance(part, Optimizer)], recorder
+    )
     looker = observer.current()
     passes, rest = divmod(total, len(first.sizes))
     seen = passes * len(first.data) + sum(first.sizes[:rest])
@@ -89,12 +91,12 @@ def loop(
     with recorder.prepared() if recorder else nullcontext():
         for done in resumable(rounds, {**state, **ours}, until):
             for update in range(done * a_round, min((done + 1) * a_round, total)):
-                pace.set(recipe.decay(update / total))
+                rates.set(recipe.decay(update / total))
                 wide = [feed.advance() for feed in feeds]
                 run(*wide)
                 looker.trained(wide[0])
             looker.round_ended(done + 1)
-        pace.release()
+        rates.release()
 
 
 def train(

@@ -18,13 +18,13 @@ import torch
 
 from bdbench.models import observer
 from bdbench.models.rng import GENERATORS
-from bdbench.models.scope import threaded
+from bdbench.models.scope import num_threads
 from bdbench.models.training.resume import branched
 
 T = TypeVar("T")
 
 
-def side_by_side(works: Sequence[Callable[[], T]], together: bool = True) -> list[T]:
+def run_parallel(works: Sequence[Callable[[], T]], together: bool = True) -> list[T]:
     """What each of `works` returns, in their order.
 
     As many run at once as this thread may compute with; one after the other, in this thread, where
@@ -54,7 +54,7 @@ def side_by_side(works: Sequence[Callable[[], T]], together: bool = True) -> lis
         return [run() for run in branches]
     untouched = GENERATORS.fingerprint()
     # The pool's threads change what new threads compute with, and so what comes after it.
-    with threaded(None), ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    with num_threads(None), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         futures = [pool.submit(run) for run in branches]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.optim import SGD
 
-from bdbench.models.plugins.errors import above, at_least, check, one_of
+from bdbench.models.plugins.errors import above, at_least, one_of, require
 from bdbench.models.plugins.spec import added, fields_of
 from bdbench.models.training.augment import Augmentation
-from bdbench.models.training.feed import FEEDS
+from bdbench.models.training.feed import BATCH_SOURCES
 from bdbench.models.training.feed import Batch as Batch
 from bdbench.models.training.feed import steps_per_epoch as steps_per_epoch
 
@@ -65,21 +65,21 @@ class Recipe:
             object.__setattr__(self, name, field.accept(getattr(self, name), "the recipe"))
         at_least(1, epochs=self.epochs)
         at_least(2, batch_size=self.batch_size)
-        check(self.batch_size <= LARGEST_BATCH, f"batch_size must be at most {LARGEST_BATCH:,}")
+        require(self.batch_size <= LARGEST_BATCH, f"batch_size must be at most {LARGEST_BATCH:,}")
         above(0, learning_rate=self.learning_rate, updates=self.updates)
-        check(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
+        require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
         at_least(0, weight_decay=self.weight_decay)
         for name in ("padding", "cutout"):
             value = getattr(self, name)
-            check(
+            require(
                 0 <= value <= LARGEST_EDGE, f"{name} must be from 0 to {LARGEST_EDGE}, got {value}"
             )
-        check(
+        require(
             all(0 < drop < 1 for drop in self.drops),
             f"drops must be shares of the epochs between 0 and 1, got {self.drops}",
         )
         one_of(PRECISIONS, precision=self.precision)
-        one_of(FEEDS, loader=self.loader)
+        one_of(BATCH_SOURCES, loader=self.loader)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -1,6 +1,6 @@
 """The data path of public code: image by image through PIL, in the workers of a DataLoader.
 
-It is slow on purpose. Given the same tape, its pictures are those of `augment.py`, so that
+It is slow on purpose. Given the same draws, its pictures are those of `augment.py`, so that
 what a defense costs beside plain training can be compared with papers whose time went into
 loading. As in public code, every pass has new workers, and nothing lies in pinned memory.
 """
@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from bdbench.models.training.augment import Augmentation, Tape
+from bdbench.models.training.augment import Augmentation, AugmentationDraws
 
 WORKERS = 4
 """As in CBD's code."""
 
 
 class Choice(NamedTuple):
-    """A row of a tape: what the sampler asks a worker for."""
+    """One draw: what the sampler asks a worker for."""
 
     position: int
     top: int
@@ -37,13 +37,13 @@ class Choice(NamedTuple):
 def batches(
     images: Tensor,
     labels: Tensor,
-    tape: Tape,
+    draws: AugmentationDraws,
     spans: Sequence[tuple[int, int]],
     augmentation: Augmentation,
     workers: int = WORKERS,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """For each span [start, stop) of the tape, on the CPU: float32 (b, 3, height, width) in [0, 1],
-    not channels last, labels int64 (b,), and positions in the image set int64 (b,).
+    """For each span [start, stop) of the draws, on the CPU: images float32 (b, 3, height, width) in
+    [0, 1], not channels last, labels int64 (b,), and positions in the image set int64 (b,).
 
     images: uint8 (n, 3, height, width) on any device
     labels: int64 (n,)
@@ -61,7 +61,7 @@ def batches(
         warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
         loader = DataLoader(
             Pictures(images, labels, augmentation),
-            batch_sampler=choices(tape, spans),
+            batch_sampler=choices(draws, spans),
             num_workers=workers,
             # Newer ways to start a process would send it all images at every pass.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -72,9 +72,9 @@ def batches(
     yield from map(tuple, made)
 
 
-def choices(tape: Tape, spans: Sequence[tuple[int, int]]) -> Iterator[list[Choice]]:
-    """The rows of the tape, a list for each span."""
-    columns = (tape.order, tape.top, tape.left, tape.mirrored, tape.row, tape.column)
+def choices(draws: AugmentationDraws, spans: Sequence[tuple[int, int]]) -> Iterator[list[Choice]]:
+    """The draws row by row, a list for each span."""
+    columns = (draws.order, draws.top, draws.left, draws.mirrored, draws.row, draws.column)
     # Once, so that no batch waits for the device.
     here = [values.cpu() for values in columns]
     for start, stop in spans:

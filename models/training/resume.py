@@ -1,12 +1,12 @@
-"""Work that goes on where it was broken off.
+"""Resumable loops: interrupted work continues from its last checkpoint.
 
-A `Keeper` is installed around a piece of work, such as the `fit` of a defense. `resumable` is a
-`for` over its epochs or rounds: after each one, all that they change is offered to the keeper. A
-second attempt at the same work meets its loops in the same order. One that was finished is restored
-at once, one that was broken off goes on, and one that nothing was kept of runs again. Whatever lies
-between two loops is done again, so it must be deterministic, and should be cheap.
+A `CheckpointStore` is installed around a piece of work, such as the `fit` of a defense. `resumable`
+is a `for` over its epochs or rounds: after each one, it offers the store everything that the round
+changed. A second attempt at the same work meets its loops in the same order. A finished loop is
+restored at once, an interrupted one resumes, and one without a checkpoint runs again. Code between
+two loops runs again too, so it must be deterministic and should be cheap.
 
-Work may part into branches that run side by side (`parallel.py`), each with its own loops.
+Work may split into parallel branches (`parallel.py`), each with loops of its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from bdbench.models.rng import GENERATORS
-from bdbench.models.scope import bound
+from bdbench.models.scope import set_in_context
 
 
 @runtime_checkable
@@ -39,12 +39,12 @@ State = Mapping[str, Part]
 
 
 @dataclass(frozen=True)
-class Kept:
+class Checkpoint:
     """What is left of a loop.
 
     rounds: how many of its rounds are done
     finished: whether none is left to do
-    state: see `capture`
+    state: see `snapshot`
     """
 
     rounds: int
@@ -52,27 +52,27 @@ class Kept:
     state: dict[str, Any]
 
 
-class Keeper:
+class CheckpointStore:
     """Keeps nothing; a subclass overrides both methods, which several threads may call. Loops count
     from 0: "2.5.0" is the first loop of the sixth branch, where the work parts after two loops."""
 
-    def find(self, loop: str) -> Kept | None:
+    def find(self, loop: str) -> Checkpoint | None:
         """What is left of a loop from an earlier attempt."""
         return None
 
     def offer(self, loop: str, rounds: int, finished: bool, state: State) -> None:
-        """A loop has come so far. To keep this costs time, so a keeper need not."""
+        """A loop has come so far. To keep this costs time, so a store need not."""
 
 
 @dataclass
 class _Work:
-    """A keeper, and how many loops and partings it has met.
+    """A store, and how many loops and partings it has met.
 
     branch: what the names of its loops begin with
     round: of the loop that the work is inside of, from 0, and of how many; None outside
     """
 
-    keeper: Keeper
+    store: CheckpointStore
     branch: str = ""
     met: int = 0
     round: tuple[int, int] | None = None
@@ -85,19 +85,19 @@ class _Work:
 _current: ContextVar[_Work | None] = ContextVar("work", default=None)
 
 
-def kept_by(keeper: Keeper) -> AbstractContextManager[None]:
-    """Installs `keeper` inside the block, whose loops are counted anew."""
-    return bound(_current, _Work(keeper))
+def kept_by(store: CheckpointStore) -> AbstractContextManager[None]:
+    """Installs `store` inside the block, whose loops are counted anew."""
+    return set_in_context(_current, _Work(store))
 
 
 def branched(count: int) -> list[AbstractContextManager[None]]:
     """Blocks for as many branches of the current work, each to be entered in its own context."""
     work = _current.get()
     if work is None or work.round is not None:
-        return [kept_by(Keeper()) for _ in range(count)]
+        return [kept_by(CheckpointStore()) for _ in range(count)]
     parting = work.next()
-    branches = (_Work(work.keeper, f"{parting}.{n}.") for n in range(count))
-    return [bound(_current, branch) for branch in branches]
+    branches = (_Work(work.store, f"{parting}.{n}.") for n in range(count))
+    return [set_in_context(_current, branch) for branch in branches]
 
 
 def round_around() -> tuple[int, int]:
@@ -127,7 +127,7 @@ def resumable(count: int, state: State, until: Callable[[], bool] = lambda: Fals
                 return
         return
     loop = work.next()
-    kept = work.keeper.find(loop)
+    kept = work.store.find(loop)
     first = 0
     if kept is not None:
         restore(state, kept.state)
@@ -138,14 +138,14 @@ def resumable(count: int, state: State, until: Callable[[], bool] = lambda: Fals
             yield done
             # Asked in any case, for it may look at what the last round did.
             finished = until() or done + 1 == count
-            work.keeper.offer(loop, done + 1, finished, state)
+            work.store.offer(loop, done + 1, finished, state)
             if finished:
                 return
     finally:
         work.round = None
 
 
-def capture(state: State) -> dict[str, Any]:
+def snapshot(state: State) -> dict[str, Any]:
     """What `restore` needs: JSON values and tensors in dicts and lists. The tensors are those in
     use, not copies."""
     return {name: _captured(part) for name, part in state.items()}

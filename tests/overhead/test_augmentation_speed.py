@@ -7,7 +7,7 @@ from statistics import median
 from turns import BATCH, ROUNDS, TINY, keep, pictures, take_turns, times_as_fast
 
 from bdbench.models.rng import stream
-from bdbench.models.training.augment import Augmentation, augment, draw_tape, to_float
+from bdbench.models.training.augment import Augmentation, augment, draw_augmentation, to_float
 from bdbench.models.training.reference_loader import batches
 
 COUNT = BATCH * (2 if TINY else 16)
@@ -15,16 +15,16 @@ COUNT = BATCH * (2 if TINY else 16)
 
 def test_augmentation(benchmark: object) -> None:
     data, how = pictures(COUNT), Augmentation()
-    tape = draw_tape(COUNT, data.size, how, stream(0, "tape"))
+    draws = draw_augmentation(COUNT, data.size, how, stream(0, "draws"))
     spans = [(start, start + BATCH) for start in range(0, COUNT, BATCH)]
 
     def ours() -> None:
         for start, stop in spans:
-            part = tape[start:stop]
+            part = draws[start:stop]
             to_float(augment(data.images[part.order], part, how))
 
     def reference() -> None:
-        for _ in batches(data.images, data.labels, tape, spans, how, workers=0):
+        for _ in batches(data.images, data.labels, draws, spans, how, workers=0):
             pass
 
     seconds = take_turns(benchmark, {"reference": reference, "ours": ours}, ROUNDS)

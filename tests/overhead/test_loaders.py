@@ -24,7 +24,7 @@ from bdbench.defenses.cbd import CBD, Critic, dependence, sample_weights
 from bdbench.machine.devices import has_bf16
 from bdbench.models.data import ImageSet
 from bdbench.models.rng import stream
-from bdbench.models.training.augment import draw_tape
+from bdbench.models.training.augment import draw_augmentation
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import train
 from bdbench.models.training.reference_loader import batches
@@ -39,8 +39,8 @@ def passes(lent: TrainingContext, data: ImageSet) -> Iterator[Iterator[tuple[Ten
     rng, size = stream(0, "bench"), lent.recipe.batch_size
     spans = [(start, start + size) for start in range(0, len(data), size)]
     while True:
-        tape = draw_tape(len(data), data.size, lent.recipe.augmentation, rng)
-        yield batches(data.images, data.labels, tape, spans, lent.recipe.augmentation)
+        draws = draw_augmentation(len(data), data.size, lent.recipe.augmentation, rng)
+        yield batches(data.images, data.labels, draws, spans, lent.recipe.augmentation)
 
 
 def public_none(data: ImageSet) -> Work:

@@ -7,7 +7,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from made import cell
+from builders import make_record
 from turns import TINY, beside_bare
 
 from bdbench.records import files as records
@@ -28,7 +28,9 @@ def made() -> list[Record]:
     attacks = ("none", "badnets", "trojan", "blend", "sig")
     seeds = range(1 if TINY else 5)
     return [
-        cell(defense, attack, 900 + seed, None if attack == "none" else 100 + seed, seed=seed)
+        make_record(
+            defense, attack, 900 + seed, None if attack == "none" else 100 + seed, seed=seed
+        )
         for defense, attack, seed in product(defenses, attacks, seeds)
     ]
 

@@ -1,6 +1,6 @@
 """Where attempts at cells are made: an engine is told a cell and gives a `Future` of its `Attempt`.
 
-What else happens is told to an `Ear`. A future whose worker died raises `Died`.
+What else happens is told to `WorkerEvents`. A future whose worker died raises `Died`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Died(Exception):
 
 
 @dataclass(frozen=True)
-class Ear:
+class WorkerEvents:
     """Hears what workers say, perhaps in another thread.
 
     progress: a cell's key, and forward passes that are done since the last time
@@ -55,16 +55,16 @@ class Engine(ABC):
         """Let go of all workers; `broken` where some may be at work still."""
 
 
-class Here(Engine):
+class InProcess(Engine):
     """This process; an attempt is over when `submit` returns."""
 
-    def __init__(self, job: Job, ear: Ear) -> None:
-        self._worker, self._ear = Worker(job, ear.progress), ear
+    def __init__(self, job: Job, events: WorkerEvents) -> None:
+        self._worker, self._events = Worker(job, events.progress), events
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *where: self._ear.warning(str(message))
+            warnings.showwarning = lambda message, *where: self._events.warning(str(message))
             future.set_result(self._worker.attempt(cell, before, retries))
         return future
 

@@ -59,7 +59,7 @@ class Task:
     path: list[str]
 
 
-class Teller:
+class EventSender:
     """Tells the process that asked for a cell; several threads may do so."""
 
     def __init__(self, connection: Connection) -> None:
@@ -72,7 +72,7 @@ class Teller:
             self._connection.send(words)
 
     def progress(self, key: str, work: int) -> None:
-        """See `Ear`; told a few times a second."""
+        """See `WorkerEvents`; told a few times a second."""
         with self._lock:
             self._work += work
             if time.monotonic() - self._told < PAUSE:
@@ -96,18 +96,18 @@ def portable(error: BaseException) -> Exception:
 
 def work(task: Task, talk: Connection) -> None:
     """What the process of a cell does."""
-    teller = Teller(talk)
+    sender = EventSender(talk)
     try:
         os.environ.clear()
         os.environ.update(task.environment)
         sys.path[:] = task.path
         if task.folder is not None:
             os.chdir(task.folder)
-        warnings.showwarning = teller.warning  # type: ignore[assignment]
-        worker = Worker(task.job, teller.progress, isolated=True)
-        teller.say("done", task.call(worker))
+        warnings.showwarning = sender.warning  # type: ignore[assignment]
+        worker = Worker(task.job, sender.progress, isolated=True)
+        sender.say("done", task.call(worker))
     except BaseException as error:
-        teller.say("raised", portable(error))
+        sender.say("raised", portable(error))
 
 
 def keep(control: Connection, talk: Connection) -> None:

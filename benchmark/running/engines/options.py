@@ -11,15 +11,15 @@ import torch
 from bdbench.machine.devices import devices_of
 from bdbench.machine.threads import cores
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput, check
-from bdbench.running.engines.base import Ear, Engine, Here
+from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.running.engines.base import Engine, InProcess, WorkerEvents
 from bdbench.running.worker import Job
 
 ENGINES = ("local", "ray", "slurm")
 
 
 @dataclass(frozen=True)
-class Place:
+class ExecutionOptions:
     """Where a run is made. Raises `InvalidInput` for what cannot be.
 
     engine: of `ENGINES`
@@ -41,20 +41,20 @@ class Place:
 
     def __post_init__(self) -> None:
         known = self.engine in ENGINES
-        check(known, f"unknown engine {self.engine!r}{spec.did_you_mean(self.engine, ENGINES)}")
+        require(known, f"unknown engine {self.engine!r}{spec.did_you_mean(self.engine, ENGINES)}")
         for name, least in (("jobs", 1), ("threads", 1), ("cores", 1), ("gpus", 0)):
             value = getattr(self, name)
-            check(
+            require(
                 value is None or least <= value < float("inf"),
                 f"--{name} must be at least {least}, got {value}",
             )
             remote = name in ("cores", "gpus") and value is not None
-            check(not (remote and self.is_here), f"--{name} is for --engine ray and slurm")
+            require(not (remote and self.is_here), f"--{name} is for --engine ray and slurm")
         apart = self.threads is None or (self.is_here and not self.in_process)
-        check(apart, "--threads is for cells in processes of this machine; a cluster has --cores")
-        check(not (self.options and self.is_here), "--option is for --engine ray and slurm")
+        require(apart, "--threads is for cells in processes of this machine; a cluster has --cores")
+        require(not (self.options and self.is_here), "--option is for --engine ray and slurm")
         alone = self.is_here and self.jobs in (None, 1)
-        check(
+        require(
             alone or not self.in_process,
             "in one process cells run one after the other: leave out --jobs and --engine, or "
             "--in-process",
@@ -88,7 +88,9 @@ class Place:
             return usual
         return self.threads or (1 if device.type == "cpu" else usual)
 
-    def start(self, job: Job, ear: Ear, slots: int, devices: Sequence[torch.device]) -> Engine:
+    def start(
+        self, job: Job, events: WorkerEvents, slots: int, devices: Sequence[torch.device]
+    ) -> Engine:
         """The engine. Raises `InvalidInput` where its library or its cluster is not there.
 
         slots, devices: of this machine
@@ -108,15 +110,15 @@ class Place:
                 f"--engine {self.engine} needs {error.name}: pip install {error.name}"
             ) from error
         if self.in_process:
-            return Here(job, ear)
+            return InProcess(job, events)
         from bdbench.running.engines.processes import Processes
 
-        return Processes(job, ear, slots, [str(device) for device in devices])
+        return Processes(job, events, slots, [str(device) for device in devices])
 
 
 def options_of(texts: tuple[str, ...]) -> dict[str, Any]:
     """KEY=VALUE each; a value of digits is a number. Raises `InvalidInput` for anything else."""
     pairs = [text.partition("=") for text in texts]
     for key, equals, _ in pairs:
-        check(bool(key.isidentifier() and equals), f"--option is written KEY=VALUE, got {key!r}")
+        require(bool(key.isidentifier() and equals), f"--option is written KEY=VALUE, got {key!r}")
     return {key: int(value) if value.isdecimal() else value for key, _, value in pairs}

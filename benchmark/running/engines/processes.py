@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bdbench.cells.cell import Cell
-from bdbench.running.engines.base import Died, Ear, Engine
+from bdbench.running.engines.base import Died, Engine, WorkerEvents
 from bdbench.running.engines.nursery import Task
 from bdbench.running.engines.own_nursery import Nursery, nursery
 from bdbench.running.worker import Attempt, Job, Worker, attempted
@@ -30,8 +30,8 @@ from bdbench.running.worker import Attempt, Job, Worker, attempted
 class Processes(Engine):
     """`slots` cells at a time, spread over devices by their names."""
 
-    def __init__(self, job: Job, ear: Ear, slots: int, devices: Sequence[str]) -> None:
-        self.slots, self._ear = slots, ear
+    def __init__(self, job: Job, events: WorkerEvents, slots: int, devices: Sequence[str]) -> None:
+        self.slots, self._events = slots, events
         self._tasks: queue.SimpleQueue[tuple[Future[Attempt], Task] | None] = queue.SimpleQueue()
         self._lock, self._closed = threading.Lock(), False
         self._cells: set[_Process] = set()
@@ -80,7 +80,7 @@ class Processes(Engine):
             process = _begun()
             self._cells.add(process)
         try:
-            made: Attempt = process.run(task, self._ear)
+            made: Attempt = process.run(task, self._events)
             return made
         finally:
             with self._lock:
@@ -93,7 +93,9 @@ def apart(job: Job, call: Callable[[Worker], Any]) -> Any:
     or what it raised."""
     process = _begun()
     try:
-        return process.run(_task(job, call), Ear(lambda key, work: None, lambda line: None))
+        return process.run(
+            _task(job, call), WorkerEvents(lambda key, work: None, lambda line: None)
+        )
     finally:
         process.close()
 
@@ -119,7 +121,7 @@ class _Process:
         with keepers, cells:
             begun.fork(keepers, cells)
 
-    def run(self, task: Task, ear: Ear) -> Any:
+    def run(self, task: Task, events: WorkerEvents) -> Any:
         """What the call of a task returns. Raises `Died`, or what the call raised."""
         answer: tuple[str, Any] | None = None
         # A process that dies may leave half a message.
@@ -128,9 +130,9 @@ class _Process:
             while True:
                 kind, *said = self._talk.recv()
                 if kind == "progress":
-                    ear.progress(*said)
+                    events.progress(*said)
                 elif kind == "warning":
-                    ear.warning(*said)
+                    events.warning(*said)
                 else:
                     answer = kind, said[0]
         code = None

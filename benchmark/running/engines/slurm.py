@@ -15,7 +15,7 @@ import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from bdbench.cells.cell import Cell
-from bdbench.models.plugins.errors import InvalidInput, check
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.worker import Attempt, Job, Worker
 
@@ -42,9 +42,9 @@ class Slurm(Engine):
         options: Mapping[str, Any],
         cluster: str = "slurm",
     ) -> None:
-        check(gpus == int(gpus), f"slurm gives whole GPUs, got --gpus {gpus}")
+        require(gpus == int(gpus), f"slurm gives whole GPUs, got --gpus {gpus}")
         there = cluster != "slurm" or shutil.which("sbatch") is not None
-        check(there, "--engine slurm needs the command sbatch, and it is not here")
+        require(there, "--engine slurm needs the command sbatch, and it is not here")
         self.job, self.slots = job, slots or MANY
         self._executor = submitit.AutoExecutor(job.results / "slurm", cluster=cluster)
         asked = {"cpus_per_task": cores, "gpus_per_node": int(gpus), "name": "bdbench"}

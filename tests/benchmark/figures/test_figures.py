@@ -1,0 +1,773 @@
+"""Figures, by the data in them, which are written out below; and what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from builders import ROOT, make_record
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from bdbench import figures
+from bdbench.attacks.base import Attack, Poisoned, prepared
+from bdbench.attacks.poison import dirty_label
+from bdbench.attacks.registry import attacks
+from bdbench.cells.cell import cell, cell_of
+from bdbench.cli import main
+from bdbench.figures import curves, losses, pareto, picture, plane, triggers, tsne
+from bdbench.figures.selection import Selection, agrees, select
+from bdbench.models.data import ImageSet
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.recipe import Recipe
+from bdbench.records import files as records
+from bdbench.records.record import Record
+from bdbench.running import speed
+from bdbench.storage import artefacts
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness
+
+CANONICAL = {
+    "adaptive": "adaptive(poisoning_rate=0.1, attack=\"badnets(pattern='grid')\", steps=5)",
+    "badnets": "badnets(poisoning_rate=0.1, pattern='grid')",
+    "cbd(t1=2)": "cbd(t1=2, beta=0.0001)",
+}
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fine pictures take their time."""
+    monkeypatch.setattr(picture, "DPI", 50)
+
+
+def made(defense: str, attack: str, *arguments: Any, curve: Any = (), **options: Any) -> Record:
+    """A record whose canonical specs can be read; `curve` holds tuples as `point` takes them."""
+    record = make_record(defense, attack, *arguments, **options)
+    for axis, name in (("attack", attack), ("defense", defense)):
+        record.cell[axis] = CANONICAL.get(name, f"{name.partition('(')[0]}(field=1)")
+    points = [point(epoch + 1, *shares) for epoch, shares in enumerate(curve)]
+    return replace(record, curves=points)
+
+
+def point(
+    epoch: int, ca: float, asr: float | None, clean: float, poisoned: float | None
+) -> dict[str, Any]:
+    shares = {"clean_accuracy": ca, "attack_success_rate": asr, "robust_accuracy": None}
+    return {"epoch": epoch, **shares, "clean_loss": clean, "poisoned_loss": poisoned}
+
+
+def folder(path: Path, *cells: Record) -> Path:
+    for each in cells:
+        records.write(path, each)
+    return path
+
+
+def drawn(cells: list[Record], **wanted: list[str]) -> Selection:
+    return select(cells, Path("results/toy"), wanted)
+
+
+def csv(table: pd.DataFrame) -> str:
+    return str(table.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+
+
+ONE_SEED = [
+    made("none", "none", 940, 8),
+    made("none", "badnets", 930, 1000, seconds=(60.0, 0.0)),
+    made("none", "blend", 920, 960, seconds=(40.0, 0.0)),
+    made("abl", "badnets", 880, 20, seconds=(0.0, 90.0)),
+    made("abl", "blend", None),
+    made("cbd(t1=2)", "badnets", 900, 12, seconds=(0.0, 150.0)),
+    made("cbd(t1=2)", "blend", 930, 30, seconds=(0.0, 100.0)),
+    made("ft", "badnets", 935, 900, seconds=(60.0, 6.0)),
+    made("ft", "blend", 100, 0, flags=("not_finite",)),
+]
+
+ONE_SEED_CSV = """\
+defense,attack,attacks,seeds,seconds_ratio,attack_success_rate,clean_accuracy_lost,\
+front_attack_success_rate,front_clean_accuracy_lost
+none,badnets,1,1,1,1,0,,
+none,blend,1,1,1,0.96,0,,
+none,mean,2,1,1,0.98,0,True,True
+cbd(t1=2),badnets,1,1,2.5,0.012,0.03,,
+cbd(t1=2),blend,1,1,2.5,0.03,-0.01,,
+cbd(t1=2),mean,2,1,2.5,0.021,0.01,False,False
+abl,badnets,1,1,1.5,0.02,0.05,,
+abl,mean,1,1,1.5,0.02,0.05,True,False
+ft,badnets,1,1,1.1,0.9,-0.005,,
+ft,mean,1,1,1.1,0.9,-0.005,True,True
+"""
+
+CURVES = [
+    made("none", "none", 940, 8, curve=[(0.5, 0.1, 2.0, None), (0.9, 0.1, 1.0, None)]),
+    made("none", "badnets", 930, 990, curve=[(0.4, 0.6, 2.0, 1.0), (0.8, 1.0, 1.0, 0.0)]),
+    made("none", "badnets", 930, 990, seed=1, curve=[(0.5, 0.8, 1.5, 0.5), (0.9, 1.0, 0.5, 0.25)]),
+    made("none", "adaptive", 920, 990, curve=[(0.3, 0.5, 2.0, 2.5), (0.7, 1.0, 1.25, 0.125)]),
+    made("cbd(t1=2)", "badnets", 880, 20, curve=[(0.2, 0.25, 2.25, 4.0)]),
+    made("abl", "badnets", 100, 0, flags=("not_finite",), curve=[(0.1, 0.0, 9.0, 9.0)]),
+]
+
+CURVES_CSV = """\
+attack,defense,epoch,seeds,clean_accuracy,clean_accuracy_low,clean_accuracy_high,\
+attack_success_rate,attack_success_rate_low,attack_success_rate_high
+adaptive,none,1,1,0.3,0.3,0.3,0.5,0.5,0.5
+adaptive,none,2,1,0.7,0.7,0.7,1,1,1
+badnets,none,1,2,0.45,0.4,0.5,0.7,0.6,0.8
+badnets,none,2,2,0.85,0.8,0.9,1,1,1
+badnets,cbd(t1=2),1,1,0.2,0.2,0.2,0.25,0.25,0.25
+"""
+
+LOSSES_CSV = """\
+attack,defense,epoch,seeds,clean_loss,clean_loss_low,clean_loss_high,\
+poisoned_loss,poisoned_loss_low,poisoned_loss_high
+adaptive,none,1,1,2,2,2,2.5,2.5,2.5
+adaptive,none,2,1,1.25,1.25,1.25,0.125,0.125,0.125
+badnets,none,1,2,1.75,1.5,2,0.75,0.5,1
+badnets,none,2,2,0.75,0.5,1,0.125,0,0.25
+"""
+
+
+def shown(figure: Figure) -> dict[str, list[str]]:
+    """Titles, labels, captions and texts within panels."""
+    return {
+        "titles": [axes.get_title() for axes in figure.axes],
+        "rows": [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()],
+        "texts": [text.get_text().strip() for axes in figure.axes for text in axes.texts],
+        "caption": [figure.get_supxlabel().replace("\n", " ").replace(picture.NO_BREAK, " ")],
+        "legend": [text.get_text() for legend in figure.legends for text in legend.texts],
+    }
+
+
+def test_pareto_compares_with_no_defense_over_the_attacks_that_both_have() -> None:
+    made_picture = pareto.draw(drawn(ONE_SEED))
+    data = made_picture.data
+    ends = [name for name in data if name.endswith(("_low", "_high"))]
+    assert csv(data.drop(columns=ends)) == ONE_SEED_CSV
+    assert data[ends].isna().all(axis=None)
+    (text,) = shown(made_picture.figure)["caption"]
+    assert text == (
+        "toy, wrn16_1, 30 epochs, 1 seed. Large marks: mean over 2 attacks; small: each of them. "
+        "Dashed: Pareto front. Means over fewer attacks: abl 1, ft 1. "
+        "Left out, not finite: ft on blend. Left out, failed: abl on blend."
+    )
+
+
+def test_pareto_has_intervals_over_the_seeds_that_lack_nothing() -> None:
+    """Student's t for 95 % and three seeds is 4.302653; the half width is that of t s / sqrt(n)."""
+    cells = [
+        *(made("none", "badnets", 900, 1000, seed=s, seconds=(50.0, 0.0)) for s in range(3)),
+        *(made("none", "blend", 900, 1000, seed=s, seconds=(50.0, 0.0)) for s in range(4)),
+    ]
+    for seed, (asr, seconds) in enumerate([(10, 100.0), (20, 200.0), (30, 400.0)]):
+        cells.append(made("cbd(t1=2)", "badnets", 890, asr, seed=seed, seconds=(0.0, seconds)))
+        cells.append(made("cbd(t1=2)", "blend", 870, 0, seed=seed, seconds=(0.0, seconds)))
+    cells.append(made("cbd(t1=2)", "blend", 870, 0, seed=3, seconds=(0.0, 100.0)))
+    data = pareto.draw(drawn(cells)).data
+    row = data[(data["defense"] == "cbd(t1=2)") & (data["attack"] == "mean")].iloc[0]
+    assert row["seeds"] == 3
+    ratios, factor = [2.0, 4.0, 8.0], np.exp(4.302653 * np.log(2) / np.sqrt(3))
+    mean = (2.0 * 4.0 * 8.0) ** (1 / 3)
+    assert np.std(np.log(ratios), ddof=1) == pytest.approx(np.log(2))
+    assert row["seconds_ratio"] == pytest.approx(mean)
+    assert row["seconds_ratio_low"] == pytest.approx(mean / factor, rel=1e-5)
+    assert row["seconds_ratio_high"] == pytest.approx(mean * factor, rel=1e-5)
+    half = 4.302653 * 0.005 / np.sqrt(3)
+    assert row["attack_success_rate"] == pytest.approx(0.01)
+    assert row["attack_success_rate_low"] == 0.0
+    assert row["attack_success_rate_high"] == pytest.approx(0.01 + half, rel=1e-5)
+    lost = [row[f"clean_accuracy_lost{end}"] for end in ("_low", "", "_high")]
+    assert lost == pytest.approx([0.02] * 3)
+
+
+def test_pareto_compares_the_seeds_that_both_sides_have() -> None:
+    """Every pair loses 0.02 of CA; the third seed of no defense, a poor one, is in no pair."""
+    cells = [
+        *(made("none", "badnets", ca, 1000, seed=s) for s, ca in enumerate((900, 800, 500))),
+        *(made("cbd", "badnets", ca, 10, seed=s) for s, ca in enumerate((880, 780))),
+    ]
+    data = pareto.draw(drawn(cells)).data
+    for _, row in data[data["defense"] == "cbd"].iterrows():
+        lost = [row[f"clean_accuracy_lost{end}"] for end in ("_low", "", "_high")]
+        assert lost == pytest.approx([0.02] * 3)
+        assert row["seeds"] == 2
+
+
+PLANE_CSV = """\
+attack,defense,seeds,clean_accuracy,attack_success_rate
+badnets,none,1,0.93,1
+badnets,abl,1,0.88,0.02
+badnets,cbd(t1=2),1,0.9,0.012
+badnets,ft,1,0.935,0.9
+blend,none,1,0.92,0.96
+blend,cbd(t1=2),1,0.93,0.03
+"""
+
+
+def test_the_plane_has_a_panel_for_each_attack_and_a_name_at_each_point() -> None:
+    made_picture = plane.draw(drawn(ONE_SEED))
+    data = made_picture.data
+    ends = [name for name in data if name.endswith(("_low", "_high"))]
+    assert csv(data.drop(columns=ends)) == PLANE_CSV
+    assert len(ends) == 4
+    # Wilson's interval of 12 of 1000, and none above what it is of.
+    assert data.loc[2, ["attack_success_rate_low", "attack_success_rate_high"]].to_list() == (
+        pytest.approx([0.00687765, 0.0208573], abs=1e-6)
+    )
+    found = shown(made_picture.figure)
+    assert found["titles"][:2] == ["BadNets 10 %", "Blend"]
+    assert sorted(found["texts"]) == sorted(
+        ["No defense", "ABL", "CBD (t1=2)", "FT", "No defense", "CBD (t1=2)"]
+    )
+    assert found["caption"] == [
+        "toy, wrn16_1, 30 epochs, 1 seed. The good corner is the lower right: high CA, low ASR. "
+        "Bars: 95 % Wilson interval of one seed. Left out, not finite: ft on blend. "
+        "Left out, failed: abl on blend."
+    ]
+    panel = made_picture.figure.axes[0]
+    points = np.vstack([line.get_xydata() for line in panel.lines[::3]])
+    assert points == pytest.approx(np.array([[93, 100], [88, 2], [90, 1.2], [93.5, 90]]))
+
+
+def crowd(count: int, apart: float) -> list[Record]:
+    """Defenses whose points lie so far apart, in points of CA."""
+    names = ["none", *(f"mine_{n}(side={n})" for n in range(1, count))]
+    return [
+        made(name, "badnets", int(700 + 10 * apart * n), 20 + n % 3, seconds=(0.0, 60.0 + n))
+        for n, name in enumerate(names)
+    ]
+
+
+@pytest.mark.parametrize("which", [pareto, plane])
+@pytest.mark.parametrize(("count", "apart"), [(2, 5.0), (10, 1.0), (25, 0.0)])
+def test_every_name_is_there_once_a_panel_whole_and_apart_from_the_others(
+    which: Any, count: int, apart: float
+) -> None:
+    """However many points there are and however close they lie, also on one another."""
+    with picture.look():
+        figure = which.draw(drawn(crowd(count, apart))).figure
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        width, height = canvas.get_width_height()
+        panels = [axes for axes in figure.axes if axes.texts]
+        assert len(panels) == {pareto: 2, plane: 1}[which]
+        for panel in panels:
+            words = [text.get_text() for text in panel.texts]
+            assert sorted(words) == sorted(
+                ["No defense", *(f"Mine {n} (side={n})" for n in range(1, count))]
+            )
+            boxes = [Text.get_window_extent(text) for text in panel.texts]
+            assert all(0 <= box.x0 < box.x1 <= width for box in boxes)
+            assert all(0 <= box.y0 < box.y1 <= height for box in boxes)
+            assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+
+
+def test_names_stand_at_their_points_where_there_is_room_and_else_have_lines() -> None:
+    few, many = (plane.draw(drawn(crowd(*args))).figure.axes[0] for args in ((2, 5.0), (30, 0.0)))
+    assert [text.arrow_patch for text in few.texts] == [None, None]
+    assert all(text.arrow_patch is not None for text in many.texts)
+
+
+def test_no_two_defenses_look_alike() -> None:
+    looks = [tuple(picture.mark(rank).items()) for rank in range(100)]
+    assert len(set(looks)) == 100
+
+
+def test_the_front_is_what_nothing_beats() -> None:
+    rng = random.Random(0)
+    points = [(rng.randrange(6), rng.randrange(6)) for _ in range(40)]
+    found = pareto.front(*zip(*points, strict=True))
+    for point, is_front in zip(points, found, strict=True):
+        better = [o for o in points if o != point and o[0] <= point[0] and o[1] <= point[1]]
+        assert is_front == (not better)
+    assert 0 < sum(found) < len(points)
+
+
+def test_no_defense_is_compared_with_whatever_is_asked_for() -> None:
+    data = pareto.draw(drawn(ONE_SEED, defense=["cbd"], attack=["blend"])).data
+    assert list(data["defense"]) == ["none", "none", "cbd(t1=2)", "cbd(t1=2)"]
+    assert set(data["attack"]) == {"blend", "mean"}
+
+
+def test_curves_are_means_and_ranges_over_seeds() -> None:
+    made_picture = curves.draw(drawn(CURVES))
+    assert csv(made_picture.data) == CURVES_CSV
+    found = shown(made_picture.figure)
+    assert found["titles"] == ["adaptive", "badnets", "", ""]
+    assert found["rows"] == ["CA (%)", "ASR (%)"]
+    assert found["legend"] == ["none", "cbd(t1=2)"]
+    assert found["caption"] == [
+        "toy, wrn16_1, 30 epochs, 2 seeds. Bands reach from the lowest to the highest seed."
+    ]
+    line = made_picture.figure.axes[1].lines[0]
+    assert np.asarray(line.get_ydata()) == pytest.approx([45.0, 85.0])
+
+
+def test_clean_training_is_drawn_if_asked_for_and_has_no_asr() -> None:
+    made_picture = curves.draw(drawn(CURVES, attack=["none"]))
+    assert list(made_picture.data["clean_accuracy"]) == [0.5, 0.9]
+    assert shown(made_picture.figure)["rows"] == ["CA (%)"]
+
+
+def test_losses_put_the_adaptive_attack_below_what_it_holds() -> None:
+    made_picture = losses.draw(drawn(CURVES))
+    assert csv(made_picture.data) == LOSSES_CSV
+    found = shown(made_picture.figure)
+    assert found["titles"] == ["badnets", ""]
+    assert found["rows"] == ["training loss", "training loss\nadaptive"]
+    assert found["texts"] == ["T1 = 2", "T1 = 2"]
+    above, below = made_picture.figure.axes
+    assert list(above.lines[1].get_ydata()) == [0.75, 0.125]
+    assert list(below.lines[1].get_ydata()) == [2.5, 0.125]
+
+
+def test_losses_of_another_defense_and_of_clean_training() -> None:
+    found = losses.draw(drawn(CURVES, defense=["cbd"]))
+    assert list(found.data["poisoned_loss"]) == [4.0]
+    assert shown(found.figure)["rows"] == ["training loss\ncbd(t1=2)"]
+    clean = losses.draw(drawn(CURVES, attack=["none"])).data
+    assert list(clean["clean_loss"]) == [2.0, 1.0]
+    assert clean["poisoned_loss"].isna().all()
+
+
+def embeddings(names: str, count: int = 30) -> artefacts.Arrays:
+    """Of three classes, far apart after training; the first three images are poisoned to class 0,
+    which r shows and z does not."""
+    rng = np.random.default_rng(0)
+    true = np.arange(count) % 3
+    poisoned = np.arange(count) < 3
+    labels = np.where(poisoned, 0, true)
+    centres = 100 * np.eye(4, 8)
+    places = {"r": centres[np.where(poisoned, 3, true)] - 500, "z": centres[true]}
+    arrays: dict[str, Any] = {"rows": 2 * np.arange(count), "labels": labels}
+    arrays |= {"true_labels": true, "poisoned": poisoned, "mask": poisoned}
+    for name in names:
+        noise = rng.normal(size=(2, count, 8))
+        arrays[f"embedding/{name}/before"] = noise[0].astype(np.float32)
+        arrays[f"embedding/{name}/after"] = (noise[1] + places[name]).astype(np.float32)
+    return arrays
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> dict[str, artefacts.Arrays]:
+    """Arrays by the key of a record, as if in the cache."""
+    arrays: dict[str, artefacts.Arrays] = {}
+
+    def load(key: str, root: Path) -> artefacts.Arrays | None:
+        assert root == cache_folder
+        return arrays.get(key)
+
+    monkeypatch.setattr(artefacts, "load", load)
+    return arrays
+
+
+def test_tsne_shows_r_and_z_as_the_paper_does(kept: dict[str, artefacts.Arrays]) -> None:
+    one, two = (made("cbd(t1=2)", "badnets", 900, 10, seed=seed) for seed in (0, 1))
+    kept |= {one.key: {"mask": np.array([True])}, two.key: embeddings("zr")}
+    made_picture = tsne.draw(drawn([one, two]))
+    data, found = made_picture.data, shown(made_picture.figure)
+    assert found["titles"] == ["(a) before training", "(b) after training", "(c) r", "(d) z"]
+    assert found["legend"] == ["r", "z", "poisoned image"]
+    assert found["texts"] == ["0", "1", "2"] * 2
+    assert found["caption"] == [
+        "toy, wrn16_1, 30 epochs, 1 seed. cbd(t1=2) on badnets. 30 training images. "
+        "In (c) and (d), colours and numbers are true labels."
+    ]
+    counts = data.groupby(["panel", "embedding"]).size().to_dict()
+    assert counts == dict.fromkeys((*product("ab", "rz"), ("c", "r"), ("d", "z")), 30)
+    first = data.iloc[1]
+    assert list(first[:6]) == ["a", "r", 2, 0, 1, True]
+    # What lies together in an embedding does so in its panel.
+    together = data[data["panel"] == "b"]
+    groups = {"c": np.r_[[3] * 3, np.arange(3, 30) % 3], "d": np.arange(30) % 3}
+    panels = {"b": together["embedding"].eq("z").to_numpy().astype(int), **groups}
+    for panel, group in panels.items():
+        points = data.loc[data["panel"] == panel, ["x", "y"]].to_numpy()
+        distance = np.linalg.norm(points[:, None] - points, axis=2)
+        np.fill_diagonal(distance, np.inf)
+        assert (group[distance.argmin(1)] == group).all(), panel
+
+
+def test_tsne_of_one_embedding_is_before_and_after(
+    kept: dict[str, artefacts.Arrays], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tsne, "POINTS", 12)
+    one = made("none", "badnets", 900, 10)
+    kept[one.key] = embeddings("z")
+    made_picture = tsne.draw(drawn([one]))
+    assert shown(made_picture.figure)["titles"] == ["(a) before training", "(b) after training"]
+    assert shown(made_picture.figure)["caption"][0].endswith("Colours and numbers are true labels.")
+    after = made_picture.data[made_picture.data["panel"] == "b"]
+    assert list(after["image"]) == [2 * round(29 * n / 11) for n in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        (lambda a: a[:4], "are of 4 images, too few to draw"),
+        (lambda a: a * np.float32("nan"), "are not finite"),
+        (np.zeros_like, "are the same for all images"),
+    ],
+)
+def test_embeddings_that_show_nothing_are_refused(
+    kept: dict[str, artefacts.Arrays], fault: Any, complaint: str
+) -> None:
+    one = made("none", "badnets", 900, 10)
+    kept[one.key] = {
+        name: fault(array) if name.startswith("embedding") or len(fault(array)) < 30 else array
+        for name, array in embeddings("z").items()
+    }
+    with pytest.raises(InvalidInput, match=f"embeddings z before training {complaint}"):
+        tsne.draw(drawn([one]))
+
+
+TOY = "toy(train_images=30, test_images=20)"
+
+
+def real(attack: str, defense: str = "none", **options: Any) -> Record:
+    """A record of a cell that could be run."""
+    recipe = Recipe(epochs=1, batch_size=64, precision="fp32")
+    asked = cell(TOY, "wrn16_1", attack, defense, recipe, options.get("seed", 0))
+    filled = make_record(defense, attack, 900, 990)
+    return replace(filled, key=asked.key, cell=asked.identity, labels=asked.labels)
+
+
+def test_triggers_are_what_the_attacks_do(tmp_path: Path) -> None:
+    names = ["badnets", "blend", "sig(delta=20.0)", "none"]
+    made_picture = triggers.draw(drawn([real(name) for name in names]))
+    data = made_picture.data.set_index("attack")
+    assert list(data.index) == ["badnets", "blend", "sig(delta=20.0)"]
+    assert data.loc["badnets", "pixels"] == 9
+    assert data.loc["sig(delta=20.0)", "largest"] <= 20
+    assert "".join(data["class"]) != ""
+    assert made_picture.remarks == ()
+    columns = np.array(made_picture.figure.axes).reshape(3, 3)
+    assert [axes.get_title() for axes in columns[:, 0]] == ["badnets", "blend", "sig\ndelta=20.0"]
+    for name, (before, after, _) in zip(data.index, columns, strict=True):
+        clean, triggered = (
+            torch.from_numpy(np.array(axes.images[0].get_array())).permute(2, 0, 1)[None]
+            for axes in (before, after)
+        )
+        assert torch.equal(attacks.build(name).trigger(clean), triggered)
+
+
+@dataclass(frozen=True)
+class Tint(Attack):
+    """Brightens by what it learns in training."""
+
+    by: int | None = prepared()
+    trains = True
+
+    def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
+        return replace(self, by=7)
+
+    def trigger(self, images: torch.Tensor) -> torch.Tensor:
+        assert self.by is not None
+        return (images.int() + self.by).clamp(0, 255).byte()
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return dirty_label(self, clean, rng)
+
+
+@pytest.fixture
+def tint() -> Iterator[None]:
+    attacks.names()
+    attacks.register("tint")(Tint)
+    yield
+    del attacks._factories["tint"]
+
+
+@pytest.mark.usefixtures("tint")
+def test_an_attack_that_trains_comes_from_the_cache_or_not_at_all(cache_folder: Path) -> None:
+    cells = [real("badnets"), real("tint", seed=0), real("tint", seed=1)]
+    remark = f"not in the cache, {cache_folder}, and trained in a run only: tint"
+    made_picture = triggers.draw(drawn(cells))
+    assert list(made_picture.data["attack"]) == ["badnets"]
+    assert made_picture.remarks == (f"left out: {remark}",)
+    with pytest.raises(InvalidInput) as raised:
+        triggers.draw(drawn(cells[1:]))
+    assert str(raised.value) == remark
+    Harness(Cache(cache_folder), [], torch.device("cpu")).poisoned(cell_of(cells[2].cell))
+    made_picture = triggers.draw(drawn(cells))
+    assert made_picture.data["largest"].tolist()[1] == 7
+    assert list(made_picture.data["attack"]) == ["badnets", "tint"]
+    assert made_picture.remarks == ()
+
+
+@pytest.mark.parametrize("which", ["pareto", "plane", "curves", "losses", "tsne"])
+def test_the_same_records_give_the_same_bytes(
+    which: str, tmp_path: Path, kept: dict[str, artefacts.Arrays]
+) -> None:
+    cells = CURVES if which in ("curves", "losses") else ONE_SEED
+    kept |= {one.key: embeddings("z", 12) for one in ONE_SEED[:2]}
+    wanted = {"attack": ["badnets"]} if which == "tsne" else {}
+    names = [f"{which}.{suffix}" for suffix in ("csv", "png", "svg")]
+    hashes = []
+    for turn in range(2):
+        results = tmp_path / str(turn)
+        shuffled = random.Random(turn).sample(cells, len(cells))
+        lines = figures.make(which, shuffled, results, wanted)
+        assert lines == [str(results / "figures" / name) for name in names]
+        files = sorted((results / "figures").iterdir())
+        assert [path.name for path in files] == names
+        hashes.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+    assert hashes[0] == hashes[1]
+    svg = files[2].read_text()
+    assert "<dc:date>" not in svg
+    with Image.open(files[1]) as image:
+        assert image.size[0] in (int(picture.COLUMN * picture.DPI), int(picture.PAGE * picture.DPI))
+
+
+def test_the_users_settings_of_matplotlib_change_nothing(tmp_path: Path) -> None:
+    import matplotlib
+
+    plain = figures.make("pareto", ONE_SEED, tmp_path / "plain", {}, ["png"])
+    with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "#ff0000"}):
+        changed = figures.make("pareto", ONE_SEED, tmp_path / "changed", {}, ["png"])
+        assert matplotlib.rcParams["font.size"] == 20
+    assert [Path(p).read_bytes() for p in plain] == [Path(p).read_bytes() for p in changed]
+
+
+LONG = "cbd(rescale=False, critic_weight=1.0, select='cv')"
+
+
+def visible(figure: Figure) -> list[Text]:
+    """All texts that are drawn: of the labels of ticks, those within the limits of their axis."""
+    texts = [*figure.texts, *(text for legend in figure.legends for text in legend.texts)]
+    for axes in figure.axes:
+        if not axes.axison:
+            continue
+        frame = axes.get_window_extent().padded(1)
+        texts += [axes.title, axes.xaxis.label, axes.yaxis.label, *axes.texts]
+        for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+            (left, bottom), (right, top) = text.get_window_extent().get_points()
+            across = frame.x0 <= (left + right) / 2 <= frame.x1
+            along = frame.y0 <= (bottom + top) / 2 <= frame.y1
+            if across or along:
+                texts.append(text)
+    return [text for text in texts if text.get_visible() and text.get_text()]
+
+
+@pytest.mark.parametrize("which", [pareto, plane, curves, losses])
+@pytest.mark.parametrize("count", [1, 5])
+def test_no_text_is_clipped_or_overlaps_another(which: Any, count: int) -> None:
+    names = ["badnets", "blend_per_image(alpha=0.1)", "sig(poisoning_rate=0.5)", "trojan", "wanet"]
+    curve = [(0.1, 0.9, 2.0, 1.0), (0.9, 0.1, 0.5, 0.1)]
+    cells = [
+        made(defense, attack, 900, 10, seed=seed, curve=curve, seconds=(0.0, 60.0 + rank**3))
+        for rank, defense in enumerate(("none", "abl", "cbd(t1=2)", "dbd", "fp", LONG))
+        for attack in names[:count]
+        for seed in range(2)
+    ]
+    with picture.look():
+        figure = which.draw(drawn(cells)).figure
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        width, height = canvas.get_width_height()
+        # Of a name with a line to its point, the name.
+        boxes = [(text.get_text(), Text.get_window_extent(text)) for text in visible(figure)]
+    assert len(boxes) > 10
+    for text, box in boxes:
+        assert 0 <= box.x0 < box.x1 <= width, text
+        assert 0 <= box.y0 < box.y1 <= height, text
+    assert not [(a, b) for (a, x), (b, y) in combinations(boxes, 2) if x.overlaps(y)]
+
+
+def test_a_spec_stands_for_all_that_agree_with_it_and_a_name_for_the_plain_one() -> None:
+    canonical = "blend(poisoning_rate=0.1, target=0, alpha=0.2)"
+    assert agrees("blend", canonical)
+    assert agrees("blend(target=0, alpha=0.2)", canonical)
+    assert not agrees("blend(alpha=0.1)", canonical)
+    assert not agrees("blend(beta=0.1)", canonical)
+    assert not agrees("badnets", canonical)
+    cells = [real("sig"), real("sig(delta=20.0)"), real("blend(alpha=0.1)"), real("badnets")]
+
+    def chosen(*wanted: str) -> set[str]:
+        return {group.names["attack"] for group in drawn(cells, attack=list(wanted)).groups}
+
+    assert chosen("sig") == {"sig"}
+    assert chosen("sig(frequency=6.0)") == {"sig", "sig(delta=20.0)"}
+    assert chosen("blend", "badnets") == {"blend(alpha=0.1)", "badnets"}
+    assert len(chosen()) == 4
+
+
+def test_a_defense_has_one_colour_in_all_figures() -> None:
+    whole, part = (drawn(CURVES, **wanted) for wanted in ({}, {"defense": ["cbd"]}))
+    assert whole.ranks == part.ranks == {"none": 0, "abl": 1, "cbd(t1=2)": 2}
+    line = curves.draw(part).figure.axes[0].lines[0]
+    marks = pareto.draw(drawn(CURVES)).figure.axes[0].lines
+    assert line.get_color() == picture.COLOURS[2]
+    assert picture.COLOURS[2] in {mark.get_color() for mark in marks}
+
+
+@pytest.mark.parametrize(
+    ("name", "defense", "attack", "words"),
+    [
+        ("mine", "cbd", "badnets", []),
+        ("mine", "cbd(t1=3)", "adaptive(attack='blend(alpha=0.1)')", ["--defense", "cbd"]),
+        ("quick", "cbd(t1=3)", "badnets", ["--dataset", "toy", "--defense", "cbd"]),
+    ],
+)
+def test_the_command_in_a_refusal_makes_what_is_missing(
+    name: str,
+    defense: str,
+    attack: str,
+    words: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its dry run lists the cells of the records. The recipe has the default learning rate, which
+    is not that of the data set, and `cbd` stands for something else in a suite."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(speed, "probe", lambda cell, device: 1e6)
+    one = real(attack, defense, seed=1)
+    folder(Path("results") / name, one)
+    assert main(["figure", "curves", "--results", f"results/{name}", *words]) == 2
+    message = capsys.readouterr().err
+    assert message.count("`") == 2
+    command = message.split("`")[1]
+    assert "--curves" in command
+    assert main([*shlex.split(command)[1:], "--dry-run", "--device=cpu"]) == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()[:-1]}
+    assert name == "quick" or one.key in listed
+    assert ("--results" in command) == (name != "quick")
+
+
+def test_cells_that_are_all_not_finite_are_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder(tmp_path, made("none", "badnets", 100, 990, flags=("not_finite",)))
+    assert main(["figure", "losses", "--results", str(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert line.endswith("has no curves of clean loss: all these cells failed or are not finite\n")
+
+
+def test_a_folder_of_a_suite_is_named_by_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["figure", "curves"]) == 2
+    line = "bdbench: no records in results/quick/records; `bdbench run quick` makes them\n"
+    assert capsys.readouterr().err == line
+    folder(Path("results/quick"), made("none", "badnets", 900, 990))
+    assert main(["figure", "losses"]) == 2
+    assert capsys.readouterr().err == (
+        "bdbench: results/quick has no curves of clean loss; "
+        "`bdbench run quick --curves` makes them\n"
+    )
+    old = made("none", "badnets", 900, 990)
+    short = {"epoch": 1, "clean_accuracy": 0.5, "attack_success_rate": 0.5}
+    folder(Path("results/quick"), replace(old, curves=[short]))
+    assert main(["figure", "losses", "--attack", "badnets"]) == 2
+    assert capsys.readouterr().err == (
+        "bdbench: results/quick has no curves of clean loss; remove their records from "
+        "results/quick/records, then `bdbench run quick --attack badnets --curves` makes them\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["paretto"], "unknown figure 'paretto'; did you mean 'pareto'?"),
+        ([], "Missing argument"),
+        (["pareto", "--format=pgn"], "unknown format 'pgn'; did you mean 'png'?"),
+        (["pareto", "--attack=badnet"], "several has no attack 'badnet'; did you mean 'badnets'?"),
+        (["pareto", "--defense=cdb"], "several has no defense 'cdb'; did you mean 'cbd'?"),
+        (["pareto", "--attack=("], "expected name or name(field=value, ...), got '('"),
+        (["pareto", "--attack=blend", "--dataset=gtsrb"], "is of all of blend, gtsrb"),
+        (["plane"], "several has records of several data sets: gtsrb, toy; choose one with --dat"),
+        (["plane", "--dataset=toy", "--attack=none"], "no record of an attack to compare by"),
+        (
+            ["plane", "--results=failed"],
+            "failed: all cells with an attack failed or are not finite",
+        ),
+        (["plain"], "unknown figure 'plain'; did you mean 'plane'?"),
+        (["pareto"], "several has records of several data sets: gtsrb, toy; choose one with --dat"),
+        (["triggers"], "several has records of several data sets: gtsrb, toy; choose one with"),
+        (["pareto", "--dataset=gtsrb"], "no record of no defense, which others are compared with"),
+        (["pareto", "--dataset=toy", "--attack=none"], "no record of an attack to compare by"),
+        (["triggers", "--attack=none"], "several has no record of an attack"),
+        (["curves", "--dataset=toy"], "several has no curves of clean accuracy; `bdbench run "),
+        (["tsne", "--dataset=toy", "--defense=none"], "no embeddings of several in the cache, "),
+        (
+            ["pareto", "--results=failed"],
+            "failed has no attack with results of a defense and of no",
+        ),
+        (["pareto", "--dataset=toy", "--defense=none"], "no attack with results of a defense"),
+        (["pareto", "--dataset=toy", "--results=blocked"], "cannot write pareto.csv in blocked"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_and_nothing_is_drawn(
+    arguments: list[str],
+    complaint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = made("cbd(t1=2)", "badnets", 900, 10, seed=7)
+    for part, value in ((other.cell, "gtsrb(field=1)"), (other.labels, "gtsrb")):
+        part["dataset"] = value
+    folder(Path("several"), *ONE_SEED, other)
+    folder(Path("failed"), made("none", "badnets", None))
+    (folder(Path("blocked"), *ONE_SEED) / "figures").write_text("in the way")
+    assert main(["figure", "--results=several", *arguments]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("bdbench: ")
+    assert complaint in lines[0]
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_several_defenses_with_embeddings_must_be_chosen_from(
+    kept: dict[str, artefacts.Arrays],
+) -> None:
+    kept |= {one.key: embeddings("z", 12) for one in ONE_SEED if one.status == "ok"}
+    with pytest.raises(InvalidInput, match="records of several attacks: none, badnets, blend; cho"):
+        tsne.draw(drawn(ONE_SEED))
+    with pytest.raises(InvalidInput, match=r"several defenses: none, abl, cbd.*with --defense"):
+        tsne.draw(drawn(ONE_SEED, attack=["badnets"]))
+
+
+def test_a_damaged_record_is_named_and_the_others_are_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder(tmp_path, *ONE_SEED)
+    (tmp_path / "records" / f"{'0' * 16}.json").write_text("{")
+    assert main(["figure", "pareto", "--format=svg", f"--results={tmp_path}"]) == 1
+    streams = capsys.readouterr()
+    assert "0000000000000000.json" in streams.err
+    assert "left out" in streams.err
+    drawn_files = [f"{tmp_path}/figures/pareto.csv", f"{tmp_path}/figures/pareto.svg"]
+    assert streams.out.splitlines() == drawn_files
+
+
+def test_figures_of_records_need_no_torch(tmp_path: Path) -> None:
+    folder(tmp_path, *CURVES)
+    program = f"""
+import sys
+from pathlib import Path
+import bdbench.cli, bdbench.figures.tsne
+from bdbench import figures
+from bdbench.records import files as records
+found, _ = records.read_all(Path({str(tmp_path)!r}))
+for which in ("pareto", "losses"):
+    figures.make(which, found, Path({str(tmp_path)!r}), {{}}, ["svg"])
+sys.exit("torch" in sys.modules)
+"""
+    root = ROOT
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root)

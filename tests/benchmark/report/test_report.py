@@ -1,0 +1,859 @@
+"""The report as files: what is in its pages, where its links lead, what it leaves alone."""
+
+import base64
+import csv
+import io
+import json
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from builders import ROOT, make_classified, make_record
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from bdbench.cli import main
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records import files as records
+from bdbench.report import charts
+from bdbench.report.answers import Case
+from bdbench.report.comparison import compare
+from bdbench.report.format import PAGES, slug
+from bdbench.report.plugins import Description, built_in
+from bdbench.report.site import MATRIX, Site, write_report
+from bdbench.tables.groups import collect
+
+HOSTILE = "<script>alert(1)</script>"
+CURVES = [
+    {"epoch": epoch, "clean_accuracy": share, "attack_success_rate": None, "clean_loss": loss}
+    for epoch, share, loss in [(1, 0.0, 2.0), (2, 0.5, 1.0), (3, None, 1.0), (4, 1.0, 0.0)]
+]
+SOME = [
+    make_record("none", "none", 940, floor=8),
+    make_record("none", "badnets", 930, 998, 9),
+    make_record("none", "sig", 920, 25, 10, flags=("attack_failed",)),
+    make_record("abl", "none", 870, floor=20, seconds=(60.0, 30.0)),
+    make_record("abl", "badnets", 880, 20, 15, seconds=(60.0, 30.0)),
+    make_record("abl", "sig"),
+    make_record("cbd", "badnets", 890, 12, 11, seconds=(0.0, 150.0)),
+    make_record("cbd", "sig", 100, 0, 0, flags=("not_finite",), seconds=(0.0, 120.0)),
+    make_record("ft", "badnets", 900, 300, 11, flags=("no_op",), seconds=(60.0, 6.0)),
+]
+SEEDS = [make_record("none", "badnets", 930 + s, 990 + s, 10, s) for s in range(3)]
+SEEDS += [
+    make_record("nad", "badnets", 900, 200, 11, 0),
+    make_record("nad", "badnets", None, seed=1),
+]
+
+
+class Page(HTMLParser):
+    """A page of the report: its links, ids, tags, attributes and rows of tables."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.links, self.ids, self.tags, self.rows, self.attributes = [], [], Counter(), [], set()
+        self.text, self.cell = "", None
+        self.feed(path.read_text(encoding="utf-8"))
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags[tag] += 1
+        given = dict(attributes)
+        self.attributes |= given.keys()
+        self.links += [given[name] for name in ("href", "src") if name in given]
+        self.ids += [given["id"]] if "id" in given else []
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.cell = ""
+        if tag == "b" and self.cell is not None:
+            self.cell += "**"
+
+    def handle_data(self, data):
+        self.text += data
+        if self.cell is not None:
+            self.cell += data
+
+    def handle_endtag(self, tag):
+        if tag == "b" and self.cell is not None:
+            self.cell += "**"
+        if tag in ("td", "th") and self.cell is not None:
+            self.rows[-1].append(" ".join(self.cell.split()))
+            self.cell = None
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results folder without records, which are handed over."""
+    return tmp_path / "results"
+
+
+def report(folder, cells, **options):
+    """The report as pages by name."""
+    home = write_report(cells, folder, **options).parent
+    return {str(path.relative_to(home)): Page(path) for path in home.rglob("*.html")}
+
+
+def files(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def with_picture(folder):
+    (folder / "figures").mkdir(parents=True)
+    for name in ("triggers.svg", "triggers.png", "triggers of mine.svg", "losses.png"):
+        (folder / "figures" / name).write_text(name)
+    return folder
+
+
+def test_the_leaderboard_is_this(results):
+    index = report(results, SOME)["index.html"]
+    heads = ["defense", "mean CA", "mean ASR", "mean R-Acc", "DER", "clean", "trainings"]
+    heads += ["seconds", "x none", "none", "badnets", "sig"]
+    start = index.rows.index(heads) + 1
+    assert [" | ".join(row) for row in index.rows[start : start + 7]] == [
+        "none CA | badnets CA | badnets ASR | sig CA | sig ASR",
+        "no clean images",
+        "none | 92.5 | 51.1 | 24.4 | - | 0 % | 1.0 | 60.0 | 1.0 | 94.0 | 93.0 | 99.8"
+        " | 92.0 | 2.5 ‡",
+        "cbd | 89.0 (1 of 2) | 1.2 | 49.4 | 97.3 | 0 % | 1.0 | 150.0 | 2.5 | - | 89.0 | **1.2**°"
+        " | - | not finite ⊘",
+        "abl | 88.0 (1 of 2) | 2.0 | 49.0 | 96.4 | 0 % | 1.0 | 90.0 | 1.5 | 87.0 | 88.0 | 2.0° ~"
+        " | - | failed ¶",
+        "with clean images",
+        "ft | 90.0 (1 of 2) | 30.0 | 35.0 | 83.4 | 5 % | 1.0 | 66.0 | 1.1 | - | 90.0 | **30.0** §"
+        " | - | -",
+    ]
+    for note in (
+        "⊘ not_finite, in no mean: cbd on sig (seed 0)",
+        "¶ failed, in no mean: abl on sig (seed 0: RuntimeError)",
+        "‡ attack_failed, the trigger seldom works even with no defense: none on sig (seed 0)",
+        "§ no_op, the defense changed nothing: ft on badnets (seed 0)",
+    ):
+        assert note in index.text
+
+
+def test_the_heat_maps_are_these(results):
+    home = write_report(SOME, results).parent
+    asr, ca = (home / "index.html").read_text().split('<table class="heat ')[1:]
+    fields = re.compile(r'class="(l\d+|off|empty)"><(?:a href="cells/\w+.html"|span)>([^<]+)<')
+    assert fields.findall(asr) == [
+        *[("l10", "99.8"), ("l0", "1.2"), ("l0", "2.0"), ("l3", "30.0")],
+        *[("l0", "2.5"), ("off", "not finite"), ("off", "failed"), ("empty", "-")],
+    ]
+    assert fields.findall(ca)[:4] == [
+        ("l9", "94.0"),
+        ("empty", "-"),
+        ("l9", "87.0"),
+        ("empty", "-"),
+    ]
+
+
+def test_every_link_leads_somewhere_in_the_folder(results):
+    other = [*SEEDS, make_record("<other>", "badnets", 900, 100)]
+    odd = replace(make_record("../a b/c#d?e", "badnets", 880, 40), curves=CURVES)
+    pages = report(with_picture(results), [*SOME, odd], compared=(Path("other"), other))
+    home = (results / "report").resolve()
+    assert {"index.html", "compare.html", "defenses/cbd.html"} <= pages.keys()
+    followed = 0
+    for name, page in pages.items():
+        assert len(page.ids) == len(set(page.ids)), name
+        for link in page.links:
+            parts = urlsplit(link)
+            if link == "data:,":
+                continue
+            assert not parts.scheme, f"{link} on {name}"
+            assert not parts.netloc, f"{link} on {name}"
+            target = (home / name).parent / unquote(parts.path) if parts.path else home / name
+            target = target.resolve()
+            assert target.is_relative_to(home), f"{link} on {name}"
+            assert target.is_file(), f"{link} on {name}"
+            if parts.fragment:
+                assert parts.fragment in pages[str(target.relative_to(home))].ids, link
+            followed += 1
+    assert followed > 100
+
+
+def test_nothing_is_loaded_from_elsewhere(results):
+    for name, content in files(write_report(SOME, results).parent).items():
+        text = content.decode()
+        assert "://" not in text, name
+        assert "@import" not in text, name
+        assert not re.search(r"url\(", text), name
+
+
+def test_every_record_has_a_page_that_the_index_and_its_defense_lead_to(results):
+    pages = report(results, SOME + SEEDS[2:])
+    cells = {f"cells/{each.key}.html" for each in SOME + SEEDS[2:]}
+    assert {name for name in pages if name.startswith("cells/")} == cells
+    linked = {link.removeprefix("../") for name in pages for link in pages[name].links}
+    assert cells <= linked
+    for each in SOME:
+        assert f"cells/{each.key}.html" in pages["index.html"].links
+        page = pages[f"defenses/{each.labels['defense']}.html"]
+        assert f"../cells/{each.key}.html" in page.links
+
+
+def test_a_cell_page_says_everything_about_its_cell(results):
+    one = replace(
+        SOME[4],
+        labels=SOME[4].labels | {"defense": "abl(field=1)"},
+        cell=SOME[4].cell | {"defense": "abl(field=1, other='x')"},
+        diagnostics={"poisoned_images": 1000, "samples": {"w": {"auroc": 0.987654321}}},
+        provenance={"data_sha256": "ab" * 32, "versions": {"torch": "2.11.0"}, "data_notes": []},
+        curves=CURVES,
+    )
+    page = report(results, [SOME[1], one])[f"cells/{one.key}.html"]
+    assert "abl(field=1) on badnets" in page.text
+    rows = {row[0]: row[1:] for row in page.rows}
+    metric = "attack success rateASR: triggered images that get the target"
+    assert rows[metric] == ["**2.0**", "", "1.3 to 3.1", "20 of 1,000", "99.8"]
+    assert rows["training the defense fit"] == ["30.0 s"]
+    assert rows["passes per training image"] == ["30 forward, 30 backward"]
+    assert rows["samples · w · auroc"] == ["0.987654"]
+    assert rows["versions · torch"] == ["2.11.0"]
+    assert rows["data_notes"] == ["-"]
+    assert rows["record"] == [f"records/{one.key}.json"]
+    assert [row[1] for row in page.rows if row[0] == "defense"] == ["abl field=1", "abl other='x'"]
+    text = " ".join(page.text.split())
+    assert text.index("field=1") < text.index("Settings at their defaults") < text.index("other=")
+    assert "--defense \"abl(field=1, other='x')\"" in page.text
+    assert " --seed 0 --curves --results results/again" in page.text
+    assert [row for row in page.rows if row[0] in "1234" and len(row) == 4] == [
+        ["1", "0", "-", "2"],
+        ["2", "0.5", "-", "1"],
+        ["3", "-", "-", "1"],
+        ["4", "1", "-", "0"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (2, "attack_failed ‡ the trigger seldom works even with no defense"),
+        (5, "This cell failed RuntimeError out of memory Traceback"),
+        (7, "not_finite ⊘ in no mean"),
+        (8, "no_op § the defense changed nothing"),
+    ],
+)
+def test_a_cell_page_says_what_went_wrong(number, words, results):
+    page = report(results, SOME)[f"cells/{SOME[number].key}.html"]
+    assert words in " ".join(page.text.split())
+
+
+def test_a_cell_page_has_the_stages_that_were_measured(results):
+    new, old = SOME[:2]
+    seconds = {k: v for k, v in old.measured["seconds"].items() if k != "capture"}
+    old = replace(old, measured=old.measured | {"seconds": seconds})
+    pages = report(results, [new, old])
+    row = ["recording and compiling steps capture", "1.0 s"]
+    assert row in pages[f"cells/{new.key}.html"].rows
+    assert "capture" not in pages[f"cells/{old.key}.html"].text
+    assert ["testing evaluate", "1.0 s"] in pages[f"cells/{old.key}.html"].rows
+
+
+def test_a_cell_page_says_what_others_published(results):
+    own = {"dataset": "cifar10()", "attack": "blend(poisoning_rate=0.1)", "defense": "fp()"}
+    one = make_record("fp", "blend", 880, 20, 15)
+    one = replace(one, cell=one.cell | own | {"model": "wrn16_1()"})
+    pages = report(results, [SOME[1], one])
+    page = pages[f"cells/{one.key}.html"]
+    assert ["CBD paper, Table 1", "wrn16_1", "81.6", "87.1", "-"] in page.rows
+    assert [row[:2] for row in page.rows if "PreAct-ResNet18" in row] == [
+        ["BackdoorBench", "PreAct-ResNet18"],
+        ["FT-SAM", "PreAct-ResNet18"],
+    ]
+    said = "the CBD paper 87.14, BackdoorBench 99.26, FT-SAM 8.32."
+    assert f"attack success rate: more than ten points apart {said}" in page.text
+    assert "What others published" not in pages[f"cells/{SOME[1].key}.html"].text
+
+
+def test_seeds_of_a_cell_lead_to_one_another(results):
+    page = report(results, SEEDS)[f"cells/{SEEDS[1].key}.html"]
+    assert {f"{SEEDS[0].key}.html", f"{SEEDS[2].key}.html"} <= set(page.links)
+    assert ["1, this page", "93.1", "99.1", "1.0", ""] in page.rows
+    mean = ["mean and 95 % interval", "**93.1** (92.9 to 93.3)", "**99.1** (98.9 to 99.3)"]
+    assert [*mean, "**1.0** (1.0 to 1.0)", ""] in page.rows
+
+
+def test_a_defense_page_has_its_row_and_its_description(results):
+    pages = report(results, SOME + SEEDS[3:])
+    page = pages["defenses/abl.html"]
+    assert ["none", "87.0", "-", "2.0", "90.0", "0"] in page.rows
+    assert ["badnets", "88.0", "2.0° ~", "1.5", "90.0", "0"] in page.rows
+    assert ["sig", "failed", "failed ¶", "-", "-", "0"] in page.rows
+    assert "arXiv:2110.11571" in page.text
+    assert ["badnets", "90.0", "**20.0** ¶", "1.1", "60.0", "0, 1"] in pages[
+        "defenses/nad.html"
+    ].rows
+
+
+DOG = [[10, 0, 0], [6, 3, 1], [2, 0, 8]]
+BARE = make_classified("none", "badnets", [9, 9, 9], [[10, 0, 0], [10, 0, 0], [9, 0, 1]])
+
+
+def said(record, baseline=None):
+    """By question, what a page answers."""
+    return {each.question: each.text for each in Case(record, baseline).answers()}
+
+
+def test_a_cell_is_told_in_sentences():
+    found = said(make_classified("abl", "badnets", [9, 5, 8], DOG), BARE)
+    assert found["Did the attack work?"] == (
+        "Yes. With no defense the trigger turns 95.0 % of the test images of other classes (19 of "
+        "20). Without the trigger, 10.0 % of them get that label."
+    )
+    assert found["Did the defense remove it?"] == (
+        "Yes, no backdoor can be found. The attack success rate goes from 95.0 % to 40.0 %, which "
+        "cannot be told from the 10.0 % of the same images that get that label without the trigger."
+    )
+    assert found["What did it cost?"] == (
+        "Clean accuracy falls by 16.7 points, from 90.0 % to 73.3 %, which may be chance."
+    )
+    suffered = "`dog`: of its clean test images 50.0 % are right, 90.0 % with no defense."
+    assert found["Which class suffered most?"] == suffered
+    assert found["Where do triggered images go?"] == (
+        "Of 20 triggered images of other classes 8 are called `cat`, and 11 keep their own label. "
+        "1 get another label, most often `ship` (1)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("asr", "floor", "before", "start"),
+    [
+        (10, 9, 990, "Yes, no backdoor can be found."),
+        (5, 9, 990, "Yes, no backdoor can be found."),
+        (100, 9, 990, "Mostly, not wholly."),
+        (700, 9, 990, "In part."),
+        (985, 9, 990, "No."),
+        (995, 9, 990, "No."),
+        (700, 9, None, "Not wholly."),
+        (9, 9, None, "Yes, no backdoor can be found."),
+        (9, 9, 300, "There was hardly a backdoor to remove."),
+        (290, 9, 300, "There was hardly a backdoor to remove."),
+    ],
+)
+def test_a_defense_is_judged_by_tests_and_not_by_eye(asr, floor, before, start):
+    baseline = None if before is None else make_record("none", "badnets", 930, before)
+    found = said(make_record("abl", "badnets", 900, asr, floor), baseline)
+    assert found["Did the defense remove it?"].startswith(start)
+    known = "Not known: these results have no cell with the defense `none`"
+    assert found["Did the attack work?"].startswith(known) == (before is None)
+
+
+@pytest.mark.parametrize(
+    ("record", "questions"),
+    [
+        (SOME[0], []),
+        (SOME[1], ["Did the attack work?"]),
+        (SOME[3], []),
+        (SOME[5], ["What happened?"]),
+        (BARE, ["Did the attack work?", "Which class is worst?", "Where do triggered images go?"]),
+        (SOME[7], ["Can it be trusted?", "Did the attack work?", "Did the defense remove it?"]),
+        (
+            replace(SOME[4], diagnostics={"warnings": ["w", 3], "samples": {"kept": {"tpr": 1}}}),
+            [
+                *("Did the attack work?", "Did the defense remove it?"),
+                *("Did it find the poisoned images?", "What did the defense warn of?"),
+            ],
+        ),
+    ],
+)
+def test_only_what_is_known_is_answered(record, questions):
+    assert list(said(record)) == questions
+
+
+def test_an_attack_that_hardly_works_is_called_so():
+    assert said(SOME[2])["Did the attack work?"].startswith("Hardly. There is no defense here")
+
+
+def test_a_failed_cell_says_how_far_it_came(results):
+    record = replace(SOME[5], measured=SOME[5].measured | {"retries": ["killed by `SIGKILL`"]})
+    (text,) = said(record).values()
+    assert text.startswith("The cell failed after 65 s: RuntimeError. It had come to training the")
+    page = report(results, [SOME[1], record])[f"cells/{record.key}.html"]
+    assert "An earlier attempt ended: killed by SIGKILL." in page.text
+
+
+def test_classes_stand_on_the_page_of_a_cell(results):
+    record = make_classified("abl", "badnets", [9, 5, 8], DOG)
+    page = report(results, [BARE, record])[f"cells/{record.key}.html"]
+    assert ["cat", "10", "90.0", "90.0", "-", "cat, 100.0 %"] in page.rows
+    assert ["dog", "10", "50.0", "90.0", "60.0", "cat, 60.0 %"] in page.rows
+    assert ["ship", "10", "80.0", "90.0", "20.0", "ship, 80.0 %"] in page.rows
+    assert ["dog", "60.0", "30.0", "10.0"] in page.rows
+
+
+def test_many_classes_have_rows_and_no_matrix(results):
+    size = MATRIX + 1
+    names = [f"class {n}" for n in range(size)]
+    sent = [[3 if to == n else 0 for to in range(size)] for n in range(size)]
+    record = make_classified("none", "badnets", [3] * size, sent, names)
+    page = report(results, [record])[f"cells/{record.key}.html"]
+    assert ["class 20", "3", "100.0", "0.0", "class 20, 100.0 %"] in page.rows
+    assert "Where images go" not in page.text
+
+
+ABOUT = """\
+Mine, after Somebody, 2030, with `code` and <b>HTML</b>.
+
+- a [link](http://elsewhere) and ![a picture](http://elsewhere/x.png)
+- `more`
+"""
+SETTINGS = "rate: in (0, 1],\n    `paper`\n<i>: no field"
+
+
+def telling(record, about=ABOUT, **given):
+    texts = {"about": about, "settings": SETTINGS, "origin": "mine.py"}
+    return replace(record, plugins={"attack": texts, "defense": texts}, **given)
+
+
+def test_plugins_that_are_not_installed_have_pages_from_their_records(results):
+    old = make_record("mine", "own", 900, 20)
+    measured = old.measured | {"ended": "2031-01-01T00:00:00+00:00"}
+    new = telling(make_record("mine", "own", 900, 20, seed=1), measured=measured)
+    newer = measured | {"ended": "2032-01-01T00:00:00+00:00"}
+    newest = telling(make_record("mine", "own", 900, 20, seed=2), "Newest.\n", measured=newer)
+    pages = report(results, [old, new])
+    for name in ("attacks/own.html", "defenses/mine.html"):
+        page = pages[name]
+        assert "with code and <b>HTML</b>." in page.text
+        assert "a [link](http://elsewhere)" in page.text
+        assert page.tags["li"] == 2
+        assert page.tags["img"] == 0
+        assert "`" not in page.text
+        assert "in (0, 1], paper" in page.text
+        assert "comes from: mine.py" in page.text
+    assert "Mine, after Somebody, 2030, with code" in pages["index.html"].text
+    assert "Newest." in report(results, [old, new, newest])["defenses/mine.html"].text
+
+
+def test_older_records_have_the_text_of_what_is_built_in(results):
+    pages = report(results, [SOME[1], SOME[6], make_record("stranger", "badnets", 900, 9)])
+    assert "causality-inspired" in pages["defenses/cbd.html"].text
+    assert "critic_weight" in pages["defenses/cbd.html"].text
+    assert "lower right corner" in pages["attacks/badnets.html"].text
+    assert "it is not installed here" in pages["defenses/stranger.html"].text
+    assert "not in these records" in pages["index.html"].text
+
+
+@pytest.mark.parametrize("name", ["mine", "base", "__init__", "../benchmark/cli", "", HOSTILE])
+def test_no_file_is_taken_for_a_defense_that_it_is_not(name):
+    assert built_in("defense", name) == Description()
+    assert built_in("defense", "cbd(t1=3)").summary.startswith("CBD, ")
+
+
+def picture(side=4, images=2):
+    content = io.BytesIO()
+    Image.new("RGB", (side, side * images), "white").save(content, format="png")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def pictured(record, png):
+    return replace(record, example={"row": 3, "label": 1, "goal": 0, "png": png})
+
+
+def test_the_trigger_is_shown_beside_the_clean_image_and_cells_share_it(results):
+    cells = [pictured(each, picture()) for each in (BARE, SOME[4])]
+    pages = report(results, cells)
+    assert len(list((results / "report/pictures").iterdir())) == 3
+    for name in (*(f"cells/{each.key}.html" for each in cells), "attacks/badnets.html"):
+        assert pages[name].tags["img"] == 3
+        assert "Test image 3" in pages[name].text
+    assert "of class dog. The trigger is to make it cat" in pages[f"cells/{BARE.key}.html"].text
+    assert "bdbench data preview" not in pages[f"cells/{BARE.key}.html"].text
+
+
+@pytest.mark.parametrize(
+    "png",
+    ["", "no base64!", "AAAA", picture(images=1, side=5), picture(side=300), picture()[:60]],
+)
+def test_a_picture_that_cannot_be_is_left_out_and_a_page_says_how_to_get_one(png, results):
+    one = pictured(SOME[4], png)
+    page = report(results, [SOME[1], one])[f"cells/{one.key}.html"]
+    assert page.tags["img"] == 0
+    assert "bdbench data preview badnets --dataset toy" in page.text
+
+
+def test_tables_can_be_taken_along(results):
+    odd = make_record("=cmd()", "a_b & c", 900, 20)
+    home = write_report([*SOME, odd], results, compared=(Path("other"), SOME[1:2])).parent
+    for stem in ("tables/table-1", "tables/comparison", "defenses/abl", "attacks/badnets"):
+        rows = list(csv.DictReader((home / f"{stem}.csv").read_text().splitlines()))
+        assert len(rows) == len(json.loads((home / f"{stem}.json").read_text()))
+        tex = (home / f"{stem}.tex").read_text()
+        if stem != "tables/table-1":
+            assert tex.count(r" \\") == len(rows) + 1
+    board = list(csv.DictReader((home / "tables/table-1.csv").read_text().splitlines()))
+    assert {row["defense"] for row in board} >= {"none", "abl", "'=cmd()"}
+    assert next(row["badnets ASR"] for row in board if row["defense"] == "cbd") == "1.2"
+    tex = (home / "tables/table-1.tex").read_text()
+    assert all(rf"\texttt{{{name}}}" in tex for name in ("none", "abl", "cbd"))
+    assert r"a\_b \& c" in tex
+    key = SOME[4].key
+    assert records.read(home / f"cells/{key}.json") == SOME[4]
+    assert "metrics,attack_success_rate,hits,20" in (home / f"cells/{key}.csv").read_text()
+
+
+def test_a_download_of_a_cell_has_its_classes_and_curves(results):
+    home = write_report([replace(BARE, curves=CURVES)], results).parent
+    rows = (home / f"cells/{BARE.key}.csv").read_text().splitlines()
+    assert "classes,dog,clean_own,9" in rows
+    assert "triggered,ship,cat,9" in rows
+    assert "curves,epoch 2,clean_accuracy,0.5" in rows
+    assert "curves,epoch 3,clean_accuracy," in rows
+
+
+def test_no_page_shows_marks_of_code_as_they_are(results):
+    failed = replace(
+        SOME[5], error={"type": "E", "message": "try `--jobs 1`", "traceback": "Traceback"}
+    )
+    warned = replace(SOME[4], diagnostics={"warnings": ["see `t1`"]})
+    cells = [telling(each) for each in (BARE, warned, failed, SOME[6])]
+    pages = report(results, cells, compared=(Path("other"), cells))
+    kinds = {name.partition("/")[0] for name in pages}
+    assert kinds == {"index.html", "compare.html", "attacks", "defenses", "cells"}
+    for name, page in pages.items():
+        assert "`" not in page.text, name
+        assert "<code>" not in page.text, name
+
+
+def test_every_table_has_a_caption_and_every_head_a_scope(results):
+    cells = [replace(BARE, curves=CURVES), *SOME[4:], *SEEDS[1:]]
+    home = write_report(cells, results, compared=(Path("other"), SOME)).parent
+    for path in home.rglob("*.html"):
+        text = path.read_text()
+        assert text.count("<table") == text.count("<caption"), path
+        assert re.findall(r"<th(?! scope|ead)[^>]*>", text) == [], path
+
+
+def test_text_of_others_is_shown_and_never_run(results):
+    hostile = replace(
+        telling(SOME[5], HOSTILE),
+        key="f" * 16,
+        labels=SOME[5].labels | {"defense": HOSTILE, "dataset": '" onmouseover="alert(1)'},
+        error={"type": HOSTILE, "message": HOSTILE, "traceback": f"Traceback\n{HOSTILE}"},
+        provenance={HOSTILE: HOSTILE, "device": HOSTILE, "data_sha256": "ab" * 32},
+        cell=SOME[5].cell | {"defense": HOSTILE},
+        diagnostics={HOSTILE: [HOSTILE, "\ud800"]},
+    )
+    pages = report(results, [*SOME, hostile], compared=(Path(HOSTILE), [hostile]))
+    for name, page in pages.items():
+        assert page.tags["script"] == 1, name
+        assert not [each for each in page.attributes if each.startswith("on")], name
+    for name in ("index.html", "compare.html", f"cells/{hostile.key}.html"):
+        assert HOSTILE in pages[name].text
+    assert f"Traceback\n{HOSTILE}" in pages[f"cells/{hostile.key}.html"].text
+    assert f"defenses/{slug(HOSTILE)}.html" in pages
+
+
+def test_the_same_records_give_the_same_bytes(tmp_path):
+    first = write_report(SOME + SEEDS[1:], tmp_path / "one").parent
+    shuffled = random.Random(0).sample(SOME + SEEDS[1:], len(SOME + SEEDS[1:]))
+    second = write_report(shuffled, tmp_path / "two", tmp_path / "elsewhere").parent
+    assert files(first) == files(second)
+    assert str(tmp_path).encode() not in b"".join(files(first).values())
+    stamps = {
+        path: path.stat().st_mtime_ns for path in first.rglob("*.*") if path.stem != "manifest"
+    }
+    write_report(shuffled, tmp_path / "one")
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_pages_of_an_earlier_report_go_and_all_else_stays(results):
+    home = write_report(SOME, results, compared=(Path("other"), SEEDS)).parent
+    for own in ("notes.html", "cells/mine.html", "defenses/mine.txt"):
+        (home / own).write_text("mine")
+    before = files(home)
+    write_report(SOME[:2], results)
+    after = files(home)
+    gone = {f"cells/{each.key}" for each in SOME[2:]} | {"compare", "tables/comparison"}
+    gone |= {f"attacks/{slug('sig')}", "defenses/abl", "defenses/cbd", "defenses/ft"}
+    assert {name.rpartition(".")[0] for name in before.keys() - after.keys()} == gone
+    assert after["notes.html"] == after["cells/mine.html"] == after["defenses/mine.txt"] == b"mine"
+
+
+def test_a_manifest_cannot_have_the_files_of_others_removed(results):
+    home = write_report(SOME, results).parent
+    kept = [results / "kept.txt", home / "notes.txt"]
+    for path in kept:
+        path.write_text("mine")
+    names = json.loads((home / "manifest.json").read_text())
+    names += ["../kept.txt", str(kept[0]), "cells/../../kept.txt", "notes.txt", 3, None]
+    (home / "manifest.json").write_text(json.dumps(names))
+    write_report(SOME[:1], results)
+    assert [path.read_text() for path in kept] == ["mine", "mine"]
+    assert not (home / f"cells/{SOME[1].key}.html").exists()
+
+
+@pytest.mark.parametrize("damaged", ["", "not JSON", "[", '{"index.html": 1}', "3"])
+def test_without_a_manifest_nothing_is_taken_for_a_report(damaged, results):
+    home = write_report(SOME, results).parent
+    (home / "manifest.json").write_text(damaged)
+    before = files(home)
+    with pytest.raises(InvalidInput, match="no report made it; choose another folder"):
+        write_report(SOME[:1], results)
+    assert files(home) == before
+
+
+def test_a_report_that_was_broken_off_is_finished(results, monkeypatch):
+    def stop(path, content):
+        if path.parent.name == "cells":
+            raise KeyboardInterrupt
+        return write(path, content)
+
+    from bdbench.report import folder as module
+
+    write = module.write_atomically
+    monkeypatch.setattr(module, "write_atomically", stop)
+    with pytest.raises(KeyboardInterrupt):
+        write_report(SOME, results)
+    monkeypatch.undo()
+    home = write_report(SOME, results).parent
+    write_report(SOME, results, results / "whole")
+    assert files(home) == files(results / "whole")
+
+
+def test_one_thread_makes_all_pages(results, monkeypatch):
+    def render(site, template, **context):
+        threads.add(threading.current_thread())
+        return made(site, template, **context)
+
+    threads, made = set(), Site._render
+    monkeypatch.setattr(Site, "_render", render)
+    write_report(SOME, results)
+    assert threads == {threading.current_thread()}
+
+
+def test_a_page_of_someone_else_is_not_overwritten(results):
+    results.mkdir()
+    (results / "index.html").write_text("mine")
+    with pytest.raises(InvalidInput, match=r"index\.html is in the way, no report made it"):
+        write_report(SOME, results, results)
+    assert files(results) == {"index.html": b"mine"}
+
+
+def test_records_that_do_not_belong_together_are_refused(results):
+    with pytest.raises(InvalidInput, match=r"no records in .*results/records"):
+        write_report([], results)
+    with pytest.raises(InvalidInput, match="no records in other/records"):
+        write_report(SOME, results, compared=(Path("other"), []))
+    twin = replace(SOME[0], cell=SOME[0].cell | {"seed": 7})
+    with pytest.raises(InvalidInput, match=f"two cells have the key {twin.key}"):
+        write_report([SOME[0], twin], results)
+    assert not results.exists()
+
+
+def test_trigger_pictures_are_copied_and_shown(results):
+    pages = report(with_picture(results), SOME)
+    second = f"pictures/{slug('triggers of mine')}.svg"
+    home = results / "report"
+    copied = {name: path for name, path in files(home).items() if name.startswith("pictures/")}
+    assert copied == {"pictures/triggers.png": b"triggers.png", second: b"triggers of mine.svg"}
+    assert {"pictures/triggers.png", second} <= set(pages["index.html"].links)
+    assert "../pictures/triggers.png" in pages[f"cells/{SOME[0].key}.html"].links
+
+
+def test_a_comparison_says_what_differs(results):
+    there = [
+        make_record("none", "badnets", 930, 998, 9),
+        make_record("abl", "badnets", 800, 25, 15),
+        replace(make_record("cbd", "badnets", 890, 12), provenance={"data_sha256": "cd" * 32}),
+        make_record("abl", "sig", 880, 20),
+        make_record("dbd", "badnets", 870, 20),
+    ]
+    section = compare(collect(SOME), collect(there[:2] + there[3:]))[0]
+    assert [group.names["defense"] for group in section.there] == ["dbd"]
+    page = report(results, [SOME[1], *SOME[4:6]], compared=(Path("x/past"), there[:2] + there[3:]))[
+        "compare.html"
+    ]
+    assert "Comparison with past" in page.text
+    assert [
+        "badnets",
+        "none",
+        "93.0",
+        "93.0",
+        "+0.0",
+        "no",
+        "99.8",
+        "99.8",
+        "+0.0",
+        "no",
+    ] in page.rows
+    assert [
+        "badnets",
+        "abl",
+        "88.0",
+        "80.0",
+        "+8.0",
+        "yes",
+        "2.0",
+        "2.5",
+        "-0.5",
+        "no",
+    ] in page.rows
+    assert ["sig", "abl", "-", "88.0", "-", "-", "-", "2.0", "-", "-"] in page.rows
+    assert "Only there dbd on badnets" in " ".join(page.text.split())
+    apart = compare(collect([SOME[6]]), collect([there[2]]))[0]
+    assert apart.pairs[0].separable("clean_accuracy") == "other data"
+
+
+def test_charts_are_placed_like_this():
+    shares, losses = charts.charts(CURVES)
+    (accuracy,), (loss,) = shares.lines, losses.lines
+    assert accuracy.path == "M72.0 240.0L254.7 127.0M620.0 14.0"
+    assert accuracy.points == [(72.0, 240.0), (254.7, 127.0), (620.0, 14.0)]
+    assert (accuracy.name, accuracy.last, shares.up) == ("clean accuracy, CA", "100", "percent")
+    assert loss.path == "M72.0 14.0L254.7 127.0L437.3 127.0L620.0 240.0"
+    assert (loss.name, loss.last, losses.up) == ("clean training images", "0", "mean loss")
+    assert [label for _, label in shares.rows] == ["0", "20", "40", "60", "80", "100"]
+    assert [label for _, label in losses.rows] == ["0", "0.5", "1", "1.5", "2"]
+    assert losses.columns == [(72.0, "1"), (254.7, "2"), (437.3, "3"), (620.0, "4")]
+    alone = list(charts.charts([{"epoch": 7, "clean_accuracy": 0.5, "attack_success_rate": None}]))
+    assert [chart.lines[0].points for chart in alone] == [[(72.0, 127.0)]]
+    assert [chart.columns for chart in alone] == [[(72.0, "7")]]
+    assert list(charts.charts([{"epoch": 1, "clean_loss": float("inf")}])) == []
+
+
+@pytest.mark.parametrize(
+    ("epochs", "marks"),
+    [
+        ((1, 2, 3), "1 2 3"),
+        ((1, 5, 37, 100), "10 20 30 40 50 60 70 80 90 100"),
+        ((3, 30), "5 10 15 20 25 30"),
+        ((7, 8), "7 8"),
+        ((990, 1010), "990 992 994 996 998 1000 1002 1004 1006 1008 1010"),
+    ],
+)
+def test_epochs_stand_where_they_were_and_marks_are_round(epochs, marks):
+    curves = [{"epoch": n, "clean_accuracy": 0.5, "attack_success_rate": None} for n in epochs]
+    (chart,) = charts.charts(curves)
+    assert " ".join(label for _, label in chart.columns) == marks
+    across = (charts.RIGHT - charts.LEFT) / (epochs[-1] - epochs[0])
+    assert [x for x, _ in chart.lines[0].points] == [
+        round(charts.LEFT + across * (n - epochs[0]), 1) for n in epochs
+    ]
+
+
+@given(st.floats(-1e9, 0), st.floats(1e-9, 1e9))
+def test_marks_of_values_enclose_them_and_are_few(low, high):
+    marks = charts._marks(low, high)
+    slack = 1e-6 * (high - low)
+    assert marks[0] <= low + slack
+    assert marks[-1] >= high - slack
+    assert 2 <= len(marks) <= charts.VALUES + 3
+
+
+names = st.text(max_size=60) | st.sampled_from(["cbd", "cbd(t1=3)", "CBD", "a/b", "..", "", "con"])
+
+
+@given(names, names)
+def test_a_slug_is_a_safe_name_of_its_own(one, two):
+    assert re.fullmatch(r"[a-z0-9_-]+", slug(one))
+    assert (slug(one) == slug(two)) == (one == two)
+    assert slug("fine_tuning2") == "fine_tuning2"
+
+
+def luminance(colour):
+    """Relative luminance of WCAG 2.2, of #rgb or #rrggbb."""
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, two):
+    low, high = sorted((luminance(one), luminance(two)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize(("scheme", "sign"), [(0, -1), (1, 1)], ids=["light", "dark"])
+def test_colours_are_read_by_their_lightness_alone(scheme, sign):
+    """Heat maps grow steadily lighter or darker, and text stands out from its ground."""
+    style = (PAGES / "style.css").read_text()
+    rule = re.compile(r"\.(asr|ca) \.l(\d+) \{ background: (#\w+); color: (#\w+); \}")
+    found = rule.findall(style)
+    assert len(found) == 44
+    for kind in ("asr", "ca"):
+        own = [each for each in found[22 * scheme :][:22] if each[0] == kind]
+        assert [int(level) for _, level, _, _ in own] == list(range(11))
+        lightness = [sign * luminance(ground) for _, _, ground, _ in own]
+        assert lightness == sorted(lightness)
+        assert all(contrast(ground, ink) >= 4.5 for _, _, ground, ink in own)
+    words = dict(re.findall(r"--([\w-]+): (#\w+);", style.split("prefers-color-scheme")[scheme]))
+    for ink in ("ink", "quiet", "link", "bad"):
+        for ground in ("page", "raised", "wash"):
+            assert contrast(words[ink], words[ground]) >= 4.5, f"{ink} on {ground}"
+
+
+def test_it_takes_neither_torch_nor_a_plotting_library(tmp_path):
+    for each in SOME:
+        records.write(tmp_path, each)
+    program = (
+        "import sys; from bdbench.cli import main;"
+        f"assert main(['report', '--results', {str(tmp_path)!r}]) == 0;"
+        "sys.exit(bool({'torch', 'matplotlib', 'pandas'} & sys.modules.keys()))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+    assert (tmp_path / "report" / "index.html").is_file()
+
+
+def test_the_command_says_what_it_wrote_and_what_it_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["report"]) == 2
+    assert "no records in results/quick/records" in capsys.readouterr().err
+    for each in SOME:
+        records.write(Path("results/quick"), each)
+    assert main(["report"]) == 0
+    assert capsys.readouterr().out == "written: results/quick/report/index.html\n"
+    assert main(["report", "--compare", "results/other"]) == 2
+    assert "no records in results/other/records" in capsys.readouterr().err
+    damaged = records.write(Path("results/other"), SOME[0])
+    records.write(Path("results/other"), SOME[1])
+    damaged.write_text("{")
+    assert main(["report", "--compare", "results/other", "--out", "there"]) == 1
+    streams = capsys.readouterr()
+    assert damaged.name in streams.err
+    assert Path("there/compare.html").is_file()
+    assert streams.out == "written: there/index.html\n"
+
+
+def grid(count):
+    """That many records: ten attacks, ten defenses and five seeds for each recipe."""
+    for number in range(count):
+        rest, seed = divmod(number, 5)
+        recipe, place = divmod(rest, 100)
+        attack, defense = f"attack_{place % 10}", f"defense_{place // 10}"
+        made = make_record(defense, attack, 800 + place, number % 1000, seed=seed)
+        yield replace(
+            made,
+            key=f"{number:016x}",
+            cell=made.cell | {"recipe": f"recipe(epochs={recipe + 1}, learning_rate=0.1)"},
+            labels=made.labels | {"recipe": f"recipe(epochs={recipe + 1})"},
+            curves=CURVES,
+            diagnostics={"samples": {"w": {"auroc": 0.5}}},
+            provenance=made.provenance | {"versions": dict.fromkeys("abcdefgh", "1.0")},
+        )
+
+
+@pytest.mark.parametrize(
+    ("count", "seconds"),
+    [(300, 30), pytest.param(10_000, 60, marks=pytest.mark.slow)],
+)
+def test_many_records_take_little_time(count, seconds, tmp_path):
+    for each in grid(count):
+        records.write(tmp_path, each)
+    # Of the processor: what else the machine does at the time is none of this test's business.
+    begun = time.process_time()
+    assert main(["report", "--results", str(tmp_path)]) == 0
+    assert time.process_time() - begun < seconds
+    assert len(list((tmp_path / "report" / "cells").glob("*.html"))) == count

@@ -1,0 +1,170 @@
+"""Cells on a Ray cluster of two nodes, one of which goes, and as jobs of submitit."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from bdbench.cells.cell import Cell, cell
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.training.recipe import Recipe
+from bdbench.records.files import path_of, read
+from bdbench.records.record import Record
+from bdbench.running.claims import claimed
+from bdbench.running.engines.options import ExecutionOptions
+from bdbench.running.worker import Attempt, Job, Worker
+
+RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.01)
+# What these libraries warn of is theirs.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.timeout(600),
+]
+
+
+def cells(count: int) -> list[Cell]:
+    source = "toy(train_images=100, test_images=50)"
+    return [cell(source, "wrn16_1", "none", "none", RECIPE, seed) for seed in range(count)]
+
+
+def job(folder: Path) -> Job:
+    return Job(folder / "results", folder / "cache", (), "cpu", threads=1)
+
+
+def alone(chosen: Cell, folder: Path) -> Record:
+    return Worker(job(folder / "alone"), lambda key, work: None).run(chosen, ())
+
+
+def same(one: Record, other: Record) -> bool:
+    return {**vars(one), "measured": 0} == {**vars(other), "measured": 0}
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[tuple[object, object]]:
+    """A cluster of two nodes on this machine, and the second node. The first one runs no cells."""
+    pytest.importorskip("ray")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    first = cluster.add_node(num_cpus=1)
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+    ray.init(address=cluster.address, log_to_driver=False)
+    yield cluster, first
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_node_goes_and_all_records_arrive(
+    tmp_path: Path, two_nodes: tuple[object, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from io import StringIO
+
+    from rich.console import Console
+
+    from bdbench.running.engines.base import WorkerEvents
+    from bdbench.running.progress import Reporter
+    from bdbench.running.schedule import Schedule
+    from bdbench.running.speed import Speed
+
+    cluster, node = two_nodes
+    wanted = cells(6)
+    results = tmp_path / "results"
+
+    def kill() -> None:
+        while not list((results / "records").glob("*.json")):
+            time.sleep(0.1)
+        cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    events = WorkerEvents(lambda key, work: None, lambda line: None)
+    with Reporter(6, 1.0, Console(file=StringIO())) as reporter:
+        schedule = Schedule(wanted, results, Speed(torch.device("cpu")), None, reporter)
+        with ExecutionOptions("ray", cores=1).start(job(tmp_path), events) as engine:
+            assert schedule.run(engine) == 0
+    killer.join(60)
+    assert not killer.is_alive()
+    found = [read(path_of(results, chosen.key)) for chosen in wanted]
+    assert all(record.status == "ok" for record in found)
+    assert same(found[-1], alone(wanted[-1], tmp_path))
+    assert [path for path in (results / "records").iterdir() if path.suffix != ".json"] == []
+
+
+def listening() -> set[tuple[int, str]]:
+    """Process and address of everything on this machine that listens to a network."""
+    found = psutil.net_connections("tcp")
+    return {(each.pid or 0, each.laddr.ip) for each in found if each.status == psutil.CONN_LISTEN}
+
+
+def test_a_ray_of_ours_listens_to_this_machine_only_and_ends_a_process_with_its_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray")
+    import ray
+
+    from bdbench.running.engines import ray as engine
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(engine, "_run", lambda: os.getpid())
+    before = listening()
+    made = engine.Ray(job(tmp_path), 1, 1, 0.0, {"num_cpus": 1})
+    try:
+        ids = [ray.get(made._task.remote()) for _ in range(3)]
+        assert len(set(ids)) == 3
+        opened = listening() - before
+        assert opened
+        assert {address for _, address in opened} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    finally:
+        made.close(False)
+
+
+def test_submitit_runs_cells_and_says_when_a_job_is_lost(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    from bdbench.running.engines.base import Died
+    from bdbench.running.engines.slurm import Slurm
+
+    first, second = cells(2)
+    with Slurm(job(tmp_path), 2, 1, 0, {"timeout_min": 9}, cluster="local") as engine:
+        future = engine.submit(first, None, [])
+        with claimed(tmp_path / "results", second.key):
+            taken = engine.submit(second, None, [])
+            assert taken.result(timeout=300) == Attempt(None)
+        attempt = future.result(timeout=300)
+        assert attempt.mine
+        assert attempt.record is not None
+        assert same(attempt.record, alone(first, tmp_path))
+        assert same(read(path_of(tmp_path / "results", first.key)), attempt.record)
+        lost: Future[Attempt] = engine.submit(second, None, [])
+        time.sleep(1)
+        for running in list(engine._open.values()):
+            running.cancel()
+        with pytest.raises(Died, match="lost"):
+            lost.result(timeout=300)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bdbench.running.engines.base import WorkerEvents
+
+    events = WorkerEvents(lambda key, work: None, lambda line: None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(InvalidInput, match="sbatch"):
+        ExecutionOptions("slurm").start(job(tmp_path), events)
+    with pytest.raises(InvalidInput, match="whole GPUs"):
+        ExecutionOptions("slurm", gpus=0.5).start(job(tmp_path), events)
+    from bdbench.running.engines.slurm import Slurm
+
+    with pytest.raises(InvalidInput, match="submitit refuses the options"):
+        Slurm(job(tmp_path), 1, 1, 0, {"tiem": 9}, cluster="local")

@@ -1,0 +1,122 @@
+"""What an estimate knows of the cache and of checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bdbench.cells import cost
+from bdbench.cells.cell import Cell, cell
+from bdbench.models.training.recipe import Recipe
+from bdbench.running.found import found
+from bdbench.running.speed import Speed
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=6, batch_size=32, learning_rate=0.02)
+
+
+def made(defense: str, attack: str = "badnets", recipe: Recipe = RECIPE) -> Cell:
+    sizes = "toy(train_images=96, test_images=40, image_size=16)"
+    return cell(sizes, "wrn16_1", attack, defense, recipe, seed=0)
+
+
+def there(folder: Path, *cells: Cell, threads: int = 1) -> dict[cost.Part, float]:
+    return found(cells, Cache(folder), CPU, threads, curves=False)
+
+
+class Stopped(BaseException):
+    pass
+
+
+def stopped(folder: Path, chosen: Cell, after: int) -> None:
+    """Run a cell, and break it off after so many steps, all epochs of which are kept."""
+    steps = iter(range(after))
+
+    def progress(work: int) -> None:
+        if next(steps, None) is None:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        Harness(Cache(folder), [], CPU, progress=progress, patience=-1.0).run(chosen)
+
+
+def test_an_empty_cache_has_nothing(tmp_path: Path) -> None:
+    assert there(tmp_path, made("none"), made("cbd")) == {}
+
+
+def test_a_network_that_is_there_is_no_work_for_any_cell_that_needs_it(tmp_path: Path) -> None:
+    plain, tuned, other = made("none"), made("ft"), made("none", "blend")
+    Harness(Cache(tmp_path), [], CPU).run(plain)
+    known = there(tmp_path, plain, tuned, other)
+    left = cost.added_work([plain, tuned, other], known)
+    assert left[plain] == 0
+    assert left[tuned] == pytest.approx(cost.expected_passes(tuned) - cost.expected_passes(plain))
+    assert left[other] == cost.expected_passes(other)
+    # Other code, another recipe or other threads would train it again.
+    assert there(tmp_path, made("none", recipe=Recipe(epochs=7))) == {}
+    assert there(tmp_path, plain, threads=2) == {}
+
+
+@pytest.mark.parametrize(
+    ("defense", "epochs"), [("none", 3.0), pytest.param("cbd(t1=2)", 3 + 2 / 3, id="cbd")]
+)
+def test_what_a_checkpoint_holds_is_no_work(defense: str, epochs: float, tmp_path: Path) -> None:
+    """Of CBD two epochs of f_B and one of f_C, with two forward passes of f_B."""
+    chosen = made(defense)
+    # Three steps an epoch: three epochs are kept, the fourth is begun.
+    stopped(tmp_path, chosen, after=10)
+    (done,) = there(tmp_path, chosen).values()
+    assert done == pytest.approx(3 * epochs * 96)
+    assert (
+        cost.added_work([chosen], there(tmp_path, chosen))[chosen]
+        == cost.expected_passes(chosen) - done
+    )
+
+
+def test_an_attack_that_is_prepared_is_no_work(tmp_path: Path) -> None:
+    first, second = made("none", "dynamic"), made("cbd", "dynamic")
+    Harness(Cache(tmp_path), [], CPU).poisoned(first)
+    left = cost.added_work([second], there(tmp_path, first, second))
+    prepared = first.attack.cost(RECIPE) * 96
+    assert prepared > 0
+    assert left[second] == pytest.approx(cost.expected_passes(second) - prepared)
+
+
+def test_what_a_run_has_made_is_no_work_for_its_other_cells(tmp_path: Path) -> None:
+    speed, plain, tuned = Speed(CPU, probing=lambda cell, device: 1.0), made("none"), made("ft")
+    before = speed.seconds([tuned])
+    speed.there |= cost.shared(plain)
+    assert before - speed.seconds([tuned]) == pytest.approx(cost.expected_passes(plain))
+
+
+@pytest.mark.parametrize(
+    ("defense", "expected"),
+    [
+        # 7.5 % of 6 * 96 * 3 passes are 21 for each point: 7 training images, 7 test images twice.
+        ("none", 6 * 21),
+        # 15 % of (3 + 1 + 6 * 4) * 96 are 67.
+        ("cbd(t1=1)", 6 * 67),
+        # Nothing of its own; one point on what the undefended network has left.
+        ("clp", 6 * 21 + 129),
+    ],
+)
+def test_points_of_curves_are_in_an_estimate(defense: str, expected: int) -> None:
+    chosen = made(defense)
+    plain, drawn = (
+        Speed(CPU, probing=lambda cell, device: 1.0, curves=curves).seconds([chosen])
+        for curves in (False, True)
+    )
+    assert drawn - plain == expected <= 0.15 * cost.expected_passes(chosen)
+
+
+def test_damage_is_no_work_that_is_done(tmp_path: Path) -> None:
+    chosen = made("none")
+    stopped(tmp_path, chosen, after=10)
+    (path,) = (tmp_path / "checkpoints").glob("*/*.safetensors")
+    for content in (b"", b"\xff" * 40, path.read_bytes()[:50]):
+        path.write_bytes(content)
+        assert there(tmp_path, chosen) == {}

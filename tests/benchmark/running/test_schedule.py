@@ -1,0 +1,358 @@
+"""Which cell is run when, with an engine that trains nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from io import StringIO
+from pathlib import Path
+
+import builders
+import pytest
+import torch
+from rich.console import Console
+
+from bdbench.cells import cost, grid
+from bdbench.cells.cell import Cell, cell
+from bdbench.cells.suites import Suite
+from bdbench.cli import main
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.scope import num_threads
+from bdbench.models.training.recipe import Recipe
+from bdbench.records import files as records
+from bdbench.records.record import Record
+from bdbench.running.claims import claimed, lock_of, stamp
+from bdbench.running.engines.base import Died, Engine
+from bdbench.running.engines.processes import how
+from bdbench.running.progress import Reporter
+from bdbench.running.schedule import ATTEMPTS, Schedule
+from bdbench.running.speed import Speed
+from bdbench.running.worker import Attempt
+from bdbench.storage.cache import Cache
+from bdbench.trial.harness import Harness, failed, lost
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(epochs=1)
+
+
+def cells_of(*defenses: str, attacks: Sequence[str] = ("none",), seeds: int = 1) -> list[Cell]:
+    return [
+        cell("toy", "wrn16_1", attack, defense, RECIPE, seed)
+        for seed in range(seeds)
+        for attack in attacks
+        for defense in defenses
+    ]
+
+
+def record(chosen: Cell, failed: bool = False) -> Record:
+    """That of a cell which took a minute, or which failed."""
+    source = builders.make_record("none", "none", ca=None if failed else 900)
+    return Record(**{**vars(source), "key": chosen.key, "cell": chosen.identity})
+
+
+class Scripted(Engine):
+    """Answers when its slots are full, the longest waiting first, as `answer` says."""
+
+    def __init__(self, slots: int, answer: Callable[[Cell, Sequence[str]], Attempt]) -> None:
+        self.slots, self.answer = slots, answer
+        self.begun: list[Cell] = []
+        self._open: list[tuple[Future[Attempt], Cell, Sequence[str]]] = []
+
+    def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
+        self.begun.append(cell)
+        future: Future[Attempt] = Future()
+        self._open.append((future, cell, list(retries)))
+        if len(self._open) == self.slots:
+            self.settle()
+        return future
+
+    def close(self, broken: bool) -> None:
+        assert not self._open
+
+    def settle(self) -> None:
+        future, chosen, retries = self._open.pop(0)
+        try:
+            future.set_result(self.answer(chosen, retries))
+        except Exception as error:
+            future.set_exception(error)
+
+
+def run(
+    cells: Sequence[Cell], folder: Path, engine: Engine, budget: float | None = None
+) -> tuple[int, str]:
+    """The exit code, and all that was said."""
+    said = StringIO()
+    speed = Speed(CPU)
+    speed.seconds = lambda chosen: 10.0 * len(list(chosen))  # type: ignore[method-assign]
+    with Reporter(len(cells), 1.0, Console(file=said, width=200)) as reporter:
+        code = Schedule(cells, folder, speed, budget, reporter).run(engine)
+    return code, said.getvalue()
+
+
+def test_every_cell_is_begun_once_and_a_failed_one_stops_nobody(tmp_path: Path) -> None:
+    cells = cells_of("none", "fp", "cbd", seeds=2)
+    engine = Scripted(1, lambda c, _: Attempt(record(c, failed=c == cells[1]), mine=True))
+    code, said = run(cells, tmp_path, engine)
+    assert engine.begun == cells
+    assert code == 1
+    assert said.count("FAILED") == 1
+    assert f"bdbench explain {cells[1].key}" in said
+
+
+@pytest.mark.parametrize(
+    ("attacks", "order"),
+    [
+        (("badnets",), "none abl fp nad"),
+        (("none", "badnets"), "none abl fp nad none abl fp nad"),
+        # Its attacker's training is shared by all.
+        (("dynamic", "badnets"), "none none fp nad abl fp nad abl"),
+    ],
+)
+def test_a_cell_does_not_wait_for_what_another_makes(
+    attacks: tuple[str, ...], order: str, tmp_path: Path
+) -> None:
+    cells = cells_of("none", "fp", "nad", "abl", attacks=attacks)
+    engine = Scripted(2, lambda c, _: Attempt(record(c), mine=True))
+    engine_end = engine.submit
+
+    def submit(cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
+        future = engine_end(cell, before, retries)
+        if len(engine.begun) == len(cells):
+            engine.settle()
+        return future
+
+    engine.submit = submit  # type: ignore[method-assign]
+    assert run(cells, tmp_path, engine)[0] == 0
+    assert sorted(engine.begun, key=cells.index) == cells
+    assert " ".join(c.labels["defense"] for c in engine.begun) == order
+
+
+def test_a_cell_whose_worker_dies_goes_on_in_another(tmp_path: Path) -> None:
+    cells = cells_of("none", "cbd")
+    heard = []
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        heard.append((chosen.labels["defense"], list(retries)))
+        if chosen == cells[0] and len(retries) < ATTEMPTS - 1:
+            raise Died("killed by SIGKILL")
+        return Attempt(record(chosen), mine=True)
+
+    code, said = run(cells, tmp_path, Scripted(1, answer))
+    assert code == 0
+    assert [len(retries) for name, retries in heard if name == "none"] == list(range(ATTEMPTS))
+    assert heard[1] == ("none", ["killed by SIGKILL"])
+    assert said.count("its worker was killed by SIGKILL; it goes on in another") == ATTEMPTS - 1
+
+
+def test_what_cannot_be_kept_begun_or_made_stops_no_other_cell(tmp_path: Path) -> None:
+    cells = cells_of("none", "fp", "cbd", "ft", "nad")
+    _, full, refused, lost_memory, unlocked = cells
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        if chosen == full:
+            return Attempt(record(chosen), mine=True, unkept="cannot write x: No space left")
+        if chosen == refused:
+            raise InvalidInput("the data are gone")
+        if chosen == lost_memory:
+            raise MemoryError("while images were loaded")
+        if chosen == unlocked:
+            return Attempt(None, mine=True, unkept="cannot lock x: No locks available")
+        return Attempt(record(chosen), mine=True)
+
+    engine = Scripted(1, answer)
+    code, said = run(cells, tmp_path, engine)
+    assert engine.begun == cells
+    assert code == 2
+    assert "FAILED: there is no record of it: cannot write x: No space left" in said
+    assert f"[3/5] cbd: refused, key {refused.key}" in said
+    assert "  the data are gone" in said
+    assert "  MemoryError: while images were loaded; bdbench explain" in said
+    assert f"[4/5] ft: FAILED after 0 s, key {lost_memory.key}" in said
+    assert f"[5/5] nad: FAILED, key {unlocked.key}" in said
+    assert "  cannot lock x: No locks available" in said
+    (path,) = (tmp_path / "records").glob("*.json")
+    kept = records.read(path)
+    assert kept.key == lost_memory.key
+    assert kept.error is not None
+    assert kept.error["type"] == "MemoryError"
+    assert run(cells[:2], tmp_path, Scripted(1, answer))[0] == 1
+
+
+def test_a_cell_whose_workers_always_die_has_a_record_that_says_so(tmp_path: Path) -> None:
+    cells = cells_of("none", "cbd")
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        if chosen == cells[0]:
+            raise Died("killed by SIGKILL")
+        return Attempt(record(chosen), mine=True)
+
+    engine = Scripted(1, answer)
+    code, _ = run(cells, tmp_path, engine)
+    assert code == 1
+    assert engine.begun == [cells[0]] * ATTEMPTS + [cells[1]]
+    kept = records.read(records.path_of(tmp_path, cells[0].key))
+    assert kept.status == "failed"
+    assert kept.error is not None
+    assert kept.error["type"] == "WorkerDied"
+    assert "killed by SIGKILL" in kept.error["message"]
+    assert kept.measured["retries"] == ["killed by SIGKILL"] * ATTEMPTS
+
+
+def test_cells_at_another_run_are_left_to_it_until_it_is_gone(tmp_path: Path) -> None:
+    """The other run makes the first record, and dies over the second."""
+    cells = cells_of("none", "fp", "cbd")
+    seen: dict[Cell, int] = {}
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        seen[chosen] = seen.get(chosen, 0) + 1
+        if chosen == cells[2] or seen[chosen] == 2:
+            return Attempt(record(chosen), mine=chosen != cells[0])
+        return Attempt(None)
+
+    code, said = run(cells, tmp_path, Scripted(1, answer))
+    assert code == 0
+    assert seen == {cells[0]: 2, cells[1]: 2, cells[2]: 1}
+    assert said.count("another run is at it") == 2
+    assert said.count("another run has made its record") == 1
+
+
+def test_a_claimed_cell_is_not_begun_again_before_it_is_free(tmp_path: Path) -> None:
+    cells = cells_of("none", "fp")
+    asked = []
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        asked.append(chosen)
+        if chosen == cells[0] and len(asked) == 1:
+            claim.__enter__()
+            return Attempt(None)
+        if chosen == cells[1]:
+            claim.__exit__(None, None, None)
+        return Attempt(record(chosen), mine=True)
+
+    claim = claimed(tmp_path, cells[0].key)
+    assert run(cells, tmp_path, Scripted(1, answer))[0] == 0
+    assert asked == [cells[0], cells[1], cells[0]]
+
+
+def test_what_does_not_fit_the_budget_is_left_out(tmp_path: Path) -> None:
+    cells = cells_of("none", "fp", "cbd")
+    engine = Scripted(1, lambda c, _: Attempt(record(c), mine=True))
+    code, said = run(cells, tmp_path, engine, budget=5.0)
+    assert code == 0
+    assert engine.begun == []
+    assert "over the budget, so left out: 3 of 3 cells" in said
+
+
+def test_a_claim_keeps_others_out_and_its_record_sweeps_up_what_the_dead_left(
+    tmp_path: Path,
+) -> None:
+    found = record(cells_of("none")[0])
+    half = tmp_path / "records" / f".{found.key}.json.0.tmp"
+    with claimed(tmp_path, found.key) as mine:
+        assert mine
+        half.write_text("{")
+        with claimed(tmp_path, found.key) as other:
+            assert not other
+    assert half.exists()
+    with claimed(tmp_path, found.key) as mine:
+        assert mine
+        records.write(tmp_path, found)
+    assert list((tmp_path / "records").iterdir()) == [records.path_of(tmp_path, found.key)]
+
+
+def test_a_stamp_tells_a_later_record(tmp_path: Path) -> None:
+    (chosen,) = cells_of("none")
+    assert stamp(tmp_path, chosen.key) is None
+    records.write(tmp_path, record(chosen))
+    first = stamp(tmp_path, chosen.key)
+    assert first is not None
+    records.write(tmp_path, record(chosen))
+    assert stamp(tmp_path, chosen.key) != first
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (-9, "killed by SIGKILL, perhaps for want of memory"),
+        (-11, "killed by SIGSEGV"),
+        (3, "gone with exit code 3"),
+        (None, "lost"),
+    ],
+)
+def test_a_death_is_told_in_words(code: int | None, words: str) -> None:
+    assert how(code) == words
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_record_of_a_lost_cell_can_be_written_and_read(tmp_path: Path, device: str) -> None:
+    """Also where the GPUs are those of a cluster."""
+    (chosen,) = cells_of("cbd")
+    deaths = ["killed by SIGKILL"]
+    path = records.write(tmp_path, failed(chosen, torch.device(device), lost(deaths), deaths))
+    assert records.read(path).provenance["data_sha256"] is None
+
+
+def test_finished_cells_are_seen_soon(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At most 50 ms for each, on any machine that could train one."""
+    for chosen in grid.cells(
+        Suite("", ("toy",), attacks=("none",), defenses=("none",), seeds=1000, precision="fp32"),
+        "fp32",
+    ):
+        found = record(chosen)
+        records.write(tmp_path, Record(**{**vars(found), "labels": chosen.labels}))
+    began = time.monotonic()
+    axes = ["--dataset=toy", "--attack=none", "--defense=none", "--seeds=1000"]
+    recipe = ["--precision=fp32", "--recipe=recipe()"]
+    assert main(["run", *axes, *recipe, f"--results={tmp_path}", "--device=cpu"]) == 0
+    assert time.monotonic() - began < 1000 * 0.05
+    shown = capsys.readouterr().out
+    assert "all 1000 cells have records" in shown
+    assert "other code made 1000 of them, --stale runs these again" in shown
+
+
+@pytest.mark.parametrize("jobs", [[], ["--jobs=2"]])
+def test_what_a_run_left_that_died_right_after_its_record_is_removed(
+    jobs: list[str], tmp_path: Path, cache_folder: Path
+) -> None:
+    one = Suite("", ("toy(train_images=20)",), attacks=("none",), defenses=("none",))
+    (chosen,) = grid.cells(one, "fp32")
+    found = record(chosen)
+    records.write(tmp_path, Record(**{**vars(found), "labels": chosen.labels}))
+    with num_threads(1):
+        left = Harness(Cache(cache_folder), [], CPU).checkpoints(chosen)
+    left.mkdir(parents=True)
+    (left / f"0-1-{32 * '0'}.safetensors").touch()
+    lock_of(tmp_path, chosen.key).touch()
+    arguments = [
+        "--dataset=toy(train_images=20)",
+        "--attack=none",
+        "--defense=none",
+        "--device=cpu",
+    ]
+    recipe = "--recipe=recipe(precision='fp32')"
+    command = ["run", *arguments, recipe, f"--results={tmp_path}", *jobs]
+    with num_threads(2):
+        with claimed(tmp_path, chosen.key):
+            assert main(command) == 0
+        assert left.exists(), "somebody is at it"
+        lock_of(tmp_path, chosen.key).touch()
+        assert main(command) == 0
+    assert not left.exists()
+    assert not lock_of(tmp_path, chosen.key).exists()
+
+
+def test_what_cells_share_is_counted_once() -> None:
+    plain, fp, mcr, cbd = cells = cells_of("none", "fp", "mcr(ends='two')", "cbd")
+    other = cells_of("fp", attacks=("badnets",))[0]
+    found = cost.added_work([*cells, other])
+    one = 3.0 * RECIPE.epochs * 4000
+    assert found[plain] == one == cost.expected_passes(plain)
+    assert found[fp] == pytest.approx(cost.expected_passes(fp) - one)
+    assert found[mcr] == pytest.approx(cost.expected_passes(mcr) - one)
+    assert found[cbd] == pytest.approx(cost.expected_passes(cbd))
+    assert found[other] == pytest.approx(cost.expected_passes(other))
+    first, again = cells_of("cbd", "abl", attacks=("adaptive",))
+    shares = cost.added_work([first, again])
+    assert shares[first] == pytest.approx(cost.expected_passes(first))
+    assert shares[again] < cost.expected_passes(again) - 10 * one

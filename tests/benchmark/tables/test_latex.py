@@ -1,0 +1,258 @@
+"""The leaderboard in LaTeX: whole, escaped, and what stands in it; and the names that people write.
+
+No engine is asked: what makes a table break in one is checked here, row by row.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builders import make_record
+
+from bdbench.cells.cell import REGISTRIES
+from bdbench.cli import main
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records import files as records
+from bdbench.records.record import Record
+from bdbench.tables.groups import collect
+from bdbench.tables.names import PACKAGES, declared, derived, names, title_of
+from bdbench.tables.write import leaderboard
+
+ATTACK = {"badnets": 0.1, "blend": 0.1, "sig": 0.5, "wanet": 0.1, "trojan": 0.1, "dynamic": 0.1}
+
+
+def real(defense: str, attack: str, *counts: int, **options: object) -> Record:
+    """A record whose attack has the poisoning rate and the target of a real one."""
+    record = make_record(defense, attack, *counts, **options)
+    name = attack.partition("(")[0]
+    if name in ATTACK:
+        record.cell["attack"] = f"{name}(poisoning_rate={ATTACK[name]}, target=1)"
+    record.provenance["clean_fraction"] = 0.05 if defense in ("ft", "nad") else 0.0
+    return record
+
+
+ONE = [
+    real("none", "badnets", 930, 990),
+    real("none", "sig", 920, 960),
+    real("cbd(t1=3)", "badnets", 880, 20, 15),
+    real("cbd(t1=3)", "sig", 870, 300),
+    real("abl", "badnets", 890, 60),
+    real("abl", "sig", 880, 300),
+    real("my_defense", "badnets", 850, 900),
+    real("my_defense", "sig"),
+    real("ft", "badnets", 900, 100),
+]
+HOSTILE = r"m_1(s='\input{x} & \\ # $y$ ~ ^ } { < > | %')"
+
+
+def latex(some: list[Record], label: str = "") -> str:
+    return leaderboard(some).latex(label)
+
+
+def fields(text: str) -> dict[str, list[str]]:
+    """The cells of each row of a table, by the first."""
+    found = [
+        re.split(r" (?<!\\)& ", line[:-3]) for line in text.splitlines() if line[-3:] == r" \\"
+    ]
+    return {cells[0]: cells[1:] for cells in found}
+
+
+def check_whole(text: str) -> None:
+    """Raises where LaTeX would stop: braces, environments, and the cells of each row."""
+    assert text.isascii() or set(re.findall(r"[^\x00-\x7f]", text)) <= {"é"}
+    for line in text.splitlines():
+        if line.startswith("%"):
+            continue
+        assert not re.search(r"(?<!\\)[#$](?!\\|\})", re.sub(r"\$\\?[^$]*\$", "", line)), line
+    depth = 0
+    for brace in re.findall(r"(?<!\\)[{}]", re.sub(r"\\\\", "", text)):
+        depth += 1 if brace == "{" else -1
+        assert depth >= 0
+    assert depth == 0
+    opened: list[str] = []
+    for kind, name in re.findall(r"\\(begin|end)\{([\w*]+)\}", text):
+        if kind == "begin":
+            opened.append(name)
+        else:
+            assert opened.pop() == name
+    assert opened == []
+    for body in re.findall(r"\\begin\{tabular\}(.*?)\\end\{tabular\}", text, re.DOTALL):
+        spec = re.match(r"\{([lr]+)\}", body)
+        assert spec is not None
+        count = len(spec[1])
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(rows) > 2
+        for row in rows:
+            spans = sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", row))
+            assert len(re.findall(r"(?<!\\)&", row)) + 1 + spans == count, row
+            assert not row.startswith(("[", "*"))
+
+
+def test_the_leaderboard_is_this() -> None:
+    text = latex([*ONE[:3], ONE[4], ONE[8]])
+    check_whole(text)
+    head, body = text.split(r"\begin{tabular}")
+    assert head.startswith(r"% Needs \usepackage{booktabs} and \usepackage{adjustbox}.")
+    assert r"\begin{table*}" in head
+    assert r"\label{tab:leaderboard-toy-wrn16-1}" in head
+    assert r"\begin{adjustbox}{max width=\linewidth}" in head
+    assert (
+        body
+        == r"""{llrrrrrrrrrrr}
+\toprule
+ &  &  &  & \multicolumn{2}{c}{BadNets 10 \%} & \multicolumn{2}{c}{SIG 50 \%} & \multicolumn{3}{c}{Mean} &  &  \\
+\cmidrule(lr){5-6} \cmidrule(lr){7-8} \cmidrule(lr){9-11}
+Defense & Spec & Clean & Trainings & CA & ASR & CA & ASR & CA & ASR & R-Acc & DER & Time \\
+\midrule
+\multicolumn{13}{l}{\emph{Without clean images}} \\
+No defense & \texttt{none} & 0 \% & 1.0 & 93.0 & 99.0 & 92.0 & 96.0 & 92.5 & 97.5 & 1.2 & - & 1.0 \\
+CBD & \texttt{cbd(t1=3)} & 0 \% & 1.0 & 88.0 & \textbf{2.0}$^\circ$ & - & - & 88.0 (1 of 2) & 2.0 & 49.0 & 96.0 & 1.0 \\
+ABL & \texttt{abl} & 0 \% & 1.0 & 89.0 & \underline{6.0} & - & - & 89.0 (1 of 2) & 6.0 & 47.0 & 94.5 & 1.0 \\
+\midrule
+\multicolumn{13}{l}{\emph{With clean images}} \\
+FT & \texttt{ft} & 5 \% & 1.0 & 90.0 & \textbf{10.0} & - & - & 90.0 (1 of 2) & 10.0 & 45.0 & 93.0 & 1.0 \\
+\bottomrule
+\end{tabular}
+\end{adjustbox}
+\end{table*}
+"""  # noqa: E501
+    )
+
+
+def test_the_caption_says_in_words_what_is_compared_and_how_to_read_it() -> None:
+    (caption,) = re.findall(r"^\\caption\[(.*?)\]\{(.*)\}$", latex(ONE), re.MULTILINE)
+    assert caption[0] == "Backdoor defenses on Toy with WRN-16-1"
+    for part in (
+        "Backdoor defenses on Toy with WRN-16-1. 30 epochs, fp32, 1 seed.",
+        "Attacks as specs: badnets, sig.",
+        "The target is class 1.",
+        "Bold: the lowest ASR of a group against an attack; underlined: the second lowest",
+        r"\P{} failed, in no mean: my\_defense on sig (seed 0: RuntimeError).",
+    ):
+        assert part in caption[1]
+    assert "small print" not in caption[1]
+
+
+def test_ties_marks_and_states_are_those_of_the_markdown() -> None:
+    rows = fields(latex(ONE))
+    assert rows["CBD"][4:7] == [r"\textbf{2.0}$^\circ$", "87.0", r"\textbf{30.0}"]
+    assert rows["ABL"][4:7] == [r"\underline{6.0}", "88.0", r"\textbf{30.0}"]
+    assert rows["My defense"][4:7] == ["90.0", "-", r"failed \P{}"]
+    close = [real("cbd", "badnets", 880, 20), real("abl", "badnets", 880, 21)]
+    assert fields(latex(close))["ABL"][4] == r"\underline{2.1}$^\circ$ $\sim$"
+
+
+def test_several_seeds_have_intervals_in_small_print() -> None:
+    some = [real("cbd", "badnets", 880 + s, 20 + s, seed=s) for s in range(3)]
+    text = latex(some)
+    check_whole(text)
+    assert fields(text)["CBD"][3:6] == [
+        r"88.1 {\scriptsize $\pm$ 0.2}",
+        r"\textbf{2.1} {\scriptsize $\pm$ 0.2}",
+        "48.9",
+    ]
+    assert "in small print half the width of the 95" in text
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_a_table_of_any_width_is_whole(count: int) -> None:
+    attacks = [*ATTACK, "none"][:count]
+    some = [real(d, a, 900, None if a == "none" else 30) for d in ("none", "cbd") for a in attacks]
+    text = latex(some)
+    check_whole(text)
+    assert (r"\begin{table*}" in text) is (count > 1)
+    assert ("No attack" in text) is (count == 7)
+
+
+def test_only_clean_training_makes_a_table_too() -> None:
+    text = latex([real("none", "none", 940), real("cbd", "none", 900)])
+    check_whole(text)
+    assert "ASR" not in text
+    assert fields(text)["CBD"] == [r"\texttt{cbd}", r"0 \%", "1.0", "90.0", "1.0"]
+
+
+def test_text_from_outside_is_no_command() -> None:
+    mine = real(HOSTILE, "badnets", 900, 30)
+    mine.provenance["titles"] = {"defense": r"[\x] % _ {", "attack": "*"}
+    text = latex([mine, real("none", "badnets", 900, 990)])
+    check_whole(text)
+    assert r"\input" not in text
+    assert r"{}[\textbackslash{}x] \% \_ \{ & \texttt{m\_1(s='\textbackslash{}input\{x\}" in text
+
+
+def test_each_block_has_a_label_of_its_own() -> None:
+    longer = [
+        replace(
+            one,
+            key=f"{n:016x}",
+            cell=one.cell | {"recipe": "recipe(epochs=9, batch_size=4)"},
+            labels=one.labels | {"recipe": "recipe(batch_size=4)"},
+        )
+        for n, one in enumerate(ONE)
+    ]
+    labels = re.findall(r"\\label\{(.*?)\}", latex(ONE + longer))
+    assert labels == ["tab:leaderboard-toy-wrn16-1", "tab:leaderboard-toy-wrn16-1-2"]
+    assert re.findall(r"\\label\{(.*?)\}", latex(ONE, "tab:a_1")) == ["tab:a_1"]
+    assert "9 epochs, batch size 4, fp32, 1 seed." in latex(longer)
+    with pytest.raises(InvalidInput, match="'a b' is no label"):
+        latex(ONE, "a b")
+
+
+def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for record in ONE:
+        records.write(tmp_path, record)
+    command = ["table", "leaderboard", "--results", str(tmp_path)]
+    assert main(command) == 0
+    assert not (tmp_path / "tables/leaderboard.tex").exists()
+    assert main([*command, "--latex", "--label", "tab:mine"]) == 0
+    assert "tables/leaderboard.tex" in capsys.readouterr().out.splitlines()[-1]
+    text = (tmp_path / "tables/leaderboard.tex").read_text()
+    check_whole(text)
+    assert r"\label{tab:mine}" in text
+
+
+@pytest.mark.parametrize("axis", PACKAGES)
+def test_titles_are_read_from_the_source_as_they_are_registered(axis: str) -> None:
+    registry = REGISTRIES[axis]
+    built_in = [name for name in registry.names() if registry.origin(name) == "built in"]
+    titled = {name: title for name in built_in if (title := registry.title(name))}
+    assert titled
+    assert declared(axis) == titled
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [("strong_cutout", "Strong cutout"), ("StrongCutout", "StrongCutout"), ("_", "_"), ("a", "A")],
+)
+def test_a_title_is_derived_where_there_is_none(name: str, title: str) -> None:
+    assert derived(name) == title
+
+
+@pytest.mark.parametrize(
+    ("titles", "title"),
+    [
+        ({"defense": "My Defense"}, "My Defense"),
+        ({"defense": ""}, "Mine"),
+        ({"defense": 3}, "Mine"),
+        ({"defense": "x" * 61}, "Mine"),
+        ({"defense": "a\nb"}, "Mine"),
+        (["defense"], "Mine"),
+        (None, "Mine"),
+    ],
+)
+def test_the_title_of_a_plugin_that_is_not_here_is_in_its_record(
+    titles: object, title: str
+) -> None:
+    record = real("mine", "badnets", 900, 30)
+    record.provenance["titles"] = titles
+    assert title_of(record, "defense") == title
+
+
+def test_two_that_would_be_written_alike_are_written_as_specs() -> None:
+    some = [real("cbd", "badnets", 900, 30), real("cbd(t1=3)", "badnets", 900, 30, seed=1)]
+    assert names(collect(some), "defense") == {"cbd": "CBD", "cbd(t1=3)": "CBD (t1=3)"}
+    twins = [real("a_b", "badnets", 900, 30), real("A_b", "badnets", 900, 30, seed=1)]
+    assert set(names(collect(twins), "defense").values()) == {"a_b", "A_b"}

@@ -1,0 +1,75 @@
+"""Records as a run would write them, for tests of what is made of records."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from bdbench.records.by_class import ByClass
+from bdbench.records.count import Count
+from bdbench.records.record import SCHEMA, STAGES, Record
+
+ROOT = Path(__file__).parent.parent
+"""Of the source tree."""
+RECIPE = "recipe(epochs=30, learning_rate=0.1, precision='fp32')"
+FAILED = {"type": "RuntimeError", "message": "out of memory", "traceback": "Traceback"}
+
+
+def make_record(
+    defense, attack, ca=None, asr=None, floor=10, seed=0, flags=(), seconds=(0.0, 60.0)
+):
+    """A record; counts of 1000 images, None for a cell that failed."""
+    metrics = None
+    if ca is not None:
+        metrics = {
+            "clean_accuracy": Count(ca, 1000),
+            "attack_success_rate": None if asr is None else Count(asr, 1000),
+            "robust_accuracy": None if asr is None else Count((1000 - asr) // 2, 1000),
+            "asr_floor": Count(floor, 1000),
+        }
+    labels = {"dataset": "toy", "model": "wrn16_1", "attack": attack, "defense": defense}
+    canonical = {axis: f"{name}(field=1)" for axis, name in labels.items()}
+    undefended, fit = seconds
+    return Record(
+        schema=SCHEMA,
+        key=hashlib.sha256(f"{defense} {attack} {seed}".encode()).hexdigest()[:16],
+        status="failed" if ca is None else "ok",
+        cell=canonical | {"recipe": RECIPE, "seed": seed},
+        labels=labels | {"recipe": "recipe(epochs=30)"},
+        metrics=metrics,
+        passes={"forward": 30.0, "backward": 30.0},
+        flags=flags,
+        curves=[],
+        diagnostics={},
+        provenance={"data_sha256": "ab" * 32, "precision": "fp32"},
+        measured={
+            "seconds": dict.fromkeys(STAGES, 1.0) | {"undefended": undefended, "fit": fit},
+            "peak_memory_bytes": 1024,
+            "images": 600,
+            "images_per_second": 10.5,
+            "others": 0.0,
+            "started": "2030-01-01T00:00:00+00:00",
+            "ended": "2030-01-01T00:01:00+00:00",
+        },
+        error=FAILED if ca is None else None,
+    )
+
+
+def make_classified(defense, attack, own, sent, names=("cat", "dog", "ship"), aimed=1, **given):
+    """A record with counts by class, whose metrics are their sums; the first class is the target.
+
+    own: clean images of each class that are right
+    sent: for each class, how many triggered images get which label
+    aimed: clean images of each other class that are taken for the first
+    """
+    classes = {
+        "names": list(names),
+        "images": [sum(row) for row in sent],
+        "clean_own": list(own),
+        "clean_goal": [own[0], *[aimed] * (len(names) - 1)],
+        "goals": [0] * len(names),
+        "triggered": [{str(n): count for n, count in enumerate(row) if count} for row in sent],
+    }
+    sums = ByClass.of(classes).sums()
+    made = make_record(defense, attack, 0, 0, **given)
+    counts = {name: Count(*sums[name]) for name in made.metrics}
+    return replace(made, metrics=counts, classes=classes)

@@ -1,0 +1,306 @@
+"""The contract that every registered attack, defense, model and data set keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bdbench.attacks.badnets import BadNets
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.cli import main
+from bdbench.contract import attacks as promised_attacks
+from bdbench.contract import promises as contract
+from bdbench.contract.promises import REGISTRIES, promises
+from bdbench.contract.scenarios import Broken, Untested, context
+from bdbench.datasets.registry import datasets
+from bdbench.defenses.registry import defenses
+from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.registry import Registry
+from bdbench.models.registry import Models, models
+from bdbench.trial.clean_budget import clean_budget
+
+ALL = [
+    pytest.param(kind, name, each, id=f"{kind} {name}: {each.test.__name__}")
+    for kind, registry in REGISTRIES.items()
+    for name in registry.names()
+    for each in promises(kind)
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "promise"), ALL)
+def test_a_plugin_keeps_its_promises(kind: str, name: str, promise: contract.Promise) -> None:
+    try:
+        promise.test(REGISTRIES[kind], name)
+    except Untested as reason:
+        # Its images are not on every machine; those of these two are.
+        assert kind == "data set"
+        assert name not in ("digits", "toy")
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("name", defenses.names())
+def test_nothing_a_defense_gets_names_what_it_must_not_know(name: str, images: ImageSet) -> None:
+    lent = context(images, defenses.build(name).clean_fraction)
+    known = set(dir(lent)) | set(dir(images))
+    assert not known & {"mask", "poisoned", "trigger", "target", "attack", "test", "triggered"}
+
+
+def test_signs_are_never_mirrored() -> None:
+    assert datasets.build("gtsrb").flip is False
+    assert datasets.build("gtsrb").learning_rate == 0.01
+    assert datasets.build("cifar10").flip is True
+
+
+def test_the_clean_budget_is_stratified_disjoint_and_fixed(images: ImageSet) -> None:
+    one, two = clean_budget(images, 0.5, 0), clean_budget(images, 0.5, 0)
+    assert one is not None
+    assert two is not None
+    assert torch.equal(one.fit.images, two.fit.images)
+    assert one.fit.labels.bincount().tolist() == [2] * 10
+    assert one.validation.labels.bincount().tolist() == [1] * 10
+    seen = {image.numpy().tobytes() for image in one.fit.images}
+    assert not seen & {image.numpy().tobytes() for image in one.validation.images}
+    assert clean_budget(images, 0.0, 0) is None
+
+
+FINE = '''"""A defense that trains and does nothing else, nobody, 2026."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from bdbench.defenses import register
+from bdbench.defenses.base import Context, Defense
+from bdbench.models import Classifier
+from bdbench.models.data import ImageSet
+from bdbench.models import train
+
+
+@register("mine")
+@dataclass(frozen=True)
+class Mine(Defense):
+    """
+    strength: of nothing
+    """
+
+    strength: float = 1.0
+
+    def fit(self, data: ImageSet, context: Context) -> Classifier:
+        network = train(context.build(), data, context.recipe, context.rng("classifier"))
+        return network
+'''
+
+
+TRAINING = 'network = train(context.build(), data, context.recipe, context.rng("classifier"))'
+
+
+def own_loop(weight: str) -> str:
+    """In place of `TRAINING`, a step that takes its loss times this."""
+    return f"""from bdbench.models import loop
+        network, seen = context.build().train(), {{"steps": 0}}
+        optimizer = context.recipe.sgd(network)
+
+        def step(batch):
+            seen["steps"] += 1
+            loss = network(batch.images).square().mean()
+            optimizer.zero_grad()
+            (loss * {weight}).backward()
+            optimizer.step()
+
+        state = {{"network": network, "optimizer": optimizer, "seen": seen}}
+        loop(step, data, recipe=context.recipe, rng=context.rng("classifier"), state=state)
+        network.eval()"""
+
+
+CHANCE = "(lambda rng: (rng.seed(), rng)[1])(torch.Generator())"
+"""A random stream that no seed decides."""
+
+
+def checked(
+    folder: Path, capsys: pytest.CaptureFixture[str], old: str = "", new: str = ""
+) -> tuple[int, str]:
+    """What `bdbench check` says of `FINE` with one thing changed."""
+    assert old in FINE
+    name = f"mine{abs(hash(new))}"
+    path = folder / f"{name}.py"
+    path.write_text(FINE.replace(old, new, 1).replace('"mine"', f'"{name}"'))
+    code = main(["check", str(path)])
+    defenses._factories.pop(name, None)
+    return code, capsys.readouterr().out
+
+
+def test_a_plugin_that_keeps_all_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = checked(tmp_path, capsys)
+    assert code == 0, said
+    assert said.count("  ok ") == len(promises("defense"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ("strength: of nothing", "", "its docstring does not say what strength is"),
+        ("return network", "return network.train()", "is in training mode; call eval()"),
+        ("return network", "return network.head", "it returned a Linear: fit must return a"),
+        ("return network", "pass", "it returned None: fit must return a bdbench.models.Classifier"),
+        ("return network", "data.labels.zero_(); return network", "writes into the training set"),
+        ("return network", "torch.rand(1); return network", "draws from torch's global generator"),
+        (
+            "return network",
+            "import random; network.head.bias.data += random.random(); return network",
+            "draws from Python's global generator",
+        ),
+        ("return network", "return 1 / 0", "ZeroDivisionError in mine"),
+        ('context.rng("classifier")', CHANCE, "the same seed gives another network"),
+        ("nobody, 2026.", "nobody, 2026", "is not a sentence"),
+        (TRAINING, own_loop('seen["steps"]'), "it ends otherwise when its steps are replayed"),
+        (TRAINING, own_loop("(loss.item() > 0)"), "a step must not wait for the device"),
+    ],
+)
+def test_a_broken_promise_is_said_in_words(
+    old: str, new: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, said = checked(tmp_path, capsys, old, new)
+    assert code == 1
+    assert complaint in said, said
+    # What follows from a mistake is no other mistake.
+    assert said.count("BROKEN") == 1, said
+
+
+def test_check_wants_a_plugin_that_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for what, complaint in (
+        ("badnet", "nothing is called 'badnet'; did you mean 'badnets'?"),
+        ("nowhere/mine.py", "is not a Python file"),
+    ):
+        assert main(["check", what]) == 2
+        assert complaint in capsys.readouterr().err
+    empty = tmp_path / "empty.py"
+    empty.write_text('"""Nothing."""\n')
+    assert main(["check", str(empty)]) == 2
+    assert "registers nothing" in capsys.readouterr().err
+    empty.write_text("import nothing_of_that_name\n")
+    assert main(["check", str(empty)]) == 2
+    assert "failed at line 1: ModuleNotFoundError" in capsys.readouterr().err
+
+
+class Sloppy(BadNets):
+    """Changes a label that the mask does not own up to."""
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        made = super().poison(clean, rng)
+        labels = made.train.labels.clone()
+        labels[torch.nonzero(~made.mask)[0]] += 1
+        return replace(made, train=replace(made.train, labels=labels % clean.num_classes))
+
+
+class Neighbourly(BadNets):
+    """Stamps the first image of a batch on all of them."""
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return super().trigger(images[:1]).expand_as(images)
+
+
+class Random(BadNets):
+    """Draws from a stream of its own where it is to stamp."""
+
+    def trigger(self, images: Tensor) -> Tensor:
+        return super().trigger(images) ^ int(numpy.random.randint(2))
+
+
+class Shuffling(BadNets):
+    """Chooses by torch's global generator who is poisoned."""
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return super().poison(clean, torch.Generator().manual_seed(int(torch.randint(9, (1,)))))
+
+
+@pytest.mark.parametrize(
+    ("attack", "promise", "complaint"),
+    [
+        (Random, promised_attacks.attack_draws, "draws from numpy's global generator"),
+        (Shuffling, promised_attacks.attack_draws, "draws from torch's global generator"),
+        (Sloppy, promised_attacks.honest_poison, "labels outside the mask were changed"),
+        (Neighbourly, promised_attacks.pure_trigger, "depends on the others in its batch"),
+    ],
+)
+def test_check_finds_what_is_wrong_with_an_attack(
+    attack: type[Attack], promise: Callable[[Registry[Any], str], None], complaint: str
+) -> None:
+    registry: Registry[Any] = Registry("attack", "bdbench.attacks")
+    registry.register("wrong")(attack)
+    with pytest.raises(Broken, match=complaint):
+        promise(registry, "wrong")
+
+
+def dropping(classes: int, size: int, drop: bool = True) -> Classifier:
+    """A network that needs torch's generator while it trains."""
+    network = models.build("wrn16_1").build(classes, size)
+    network.embed = lambda last: nn.functional.dropout(last, training=network.training or not drop)
+    return network
+
+
+def scattered(classes: int, size: int) -> Classifier:
+    """A network whose weights come from another generator, which is seeded, too."""
+    network = models.build("wrn16_1").build(classes, size)
+    network.head.bias.data += numpy.random.rand()
+    return network
+
+
+@pytest.mark.parametrize(
+    ("factory", "complaint"),
+    [
+        (dropping, None),
+        (partial(dropping, drop=False), "an answer in eval mode draws from torch's global gen"),
+        (scattered, None),
+    ],
+    ids=["dropout", "dropout in eval mode", "numpy"],
+)
+def test_check_finds_where_a_model_draws_from_a_global_generator(
+    factory: Callable[..., Classifier], complaint: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropout has no other generator than torch's, and draws from it in training alone."""
+
+    def net(classes: int, size: int) -> Classifier:
+        return factory(classes, size)
+
+    registry = Models("model", "bdbench.models.networks")
+    registry.register("net")(net)
+    monkeypatch.setitem(models._factories, "net", net)
+    promise = next(each for each in promises("model") if each.test.__name__ == "model_draws")
+    with nullcontext() if complaint is None else pytest.raises(Broken, match=complaint):
+        promise.test(registry, "net")
+
+
+def test_what_needs_a_broken_promise_is_not_tested(
+    monkeypatch: pytest.MonkeyPatch, unregistered: None
+) -> None:
+    class Lost(BadNets):
+        def trigger(self, images: Tensor) -> Tensor:
+            raise RuntimeError("lost")
+
+    REGISTRIES["attack"].register("lost")(dataclass(frozen=True)(Lost))
+    verdicts = {v.promise.test.__name__: v for v in contract.check_plugin("attack", "lost")}
+    assert [name for name, each in verdicts.items() if each.kept is False] == ["works"]
+    assert "RuntimeError in test_contract.py, line " in str(verdicts["works"].why)
+    left = {name for name, each in verdicts.items() if each.kept is None}
+    assert left == {
+        *("attack_draws", "pure_trigger", "honest_poison"),
+        *("attack_cell", "attack_goes_on", "attack_replays"),
+    }
+    assert {verdicts[name].why for name in left} == {
+        "not tested until it stamps its trigger, and poisons a training set"
+    }
