@@ -1,4 +1,4 @@
-"""Attacks: a clean image set becomes a poisoned one; a trigger is stamped on test images."""
+"""Attacks: each poisons a clean training set and stamps its trigger on test images."""
 
 from bdbench.attacks.base import Attack as Attack
 from bdbench.attacks.base import Poisoned as Poisoned

@@ -1,11 +1,11 @@
 """Adap-Blend, Qi, Xie, Li, Mahloujifar and Mittal, ICLR 2023.
 
 From "Revisiting the assumption of latent separability for backdoor defenses". Poisoned training
-images carry a random part of a faint blended pattern, test images all of it and stronger. As many
-others carry such a part and keep their labels, so that no part alone is a sure sign of the target.
+images get random tiles of a faint blended pattern; test images get all of it, with more weight. As
+many cover images get such tiles and keep their labels, so that tiles alone do not imply the target.
 
 Differs: the pattern is that of blend, fixed grey noise; the authors blend in a picture. Poisoned
-and cover images may belong to any class, the target's too.
+and cover images may belong to any class, including the target.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ class AdapBlend(Attack):
     target: the label the trigger causes
     alpha: weight of the pattern in training images, in (0, 1] (paper: 0.15)
     test_alpha: its weight in test images, in (0, 1] (paper: 0.2)
-    tiles: tiles of the pattern on a side, from 1 to the image's pixels (paper: 4, so 16 tiles)
-    mask_rate: share of the tiles that a training image goes without, in [0, 1) (paper: 0.5)
-    cover_rate: share of other training images that get a part of the pattern and keep their labels
+    tiles: tiles of the pattern per side, from 1 to the image's pixels (paper: 4, so 16 tiles)
+    mask_rate: share of the tiles that a training image does not get, in [0, 1) (paper: 0.5)
+    cover_rate: share of other training images that get tiles of the pattern and keep their labels
         (paper: 0.003)
-    pattern_seed: which pattern, as in blend; the cell's seed does not change it
+    pattern_seed: seed of the pattern as in blend, independent of the cell's seed
     """
 
     poisoning_rate: float = 0.003
@@ -57,27 +57,28 @@ class AdapBlend(Attack):
 
     def training_trigger(self, images: Tensor, rng: torch.Generator) -> Tensor:
         height, width = images.shape[2:]
-        kept = self.kept(len(images), height, width, rng).to(images.device)
-        return torch.where(kept, self.blended(images, self.alpha), images)
+        blended_pixels = self.tile_mask(len(images), height, width, rng).to(images.device)
+        return torch.where(blended_pixels, self.blended(images, self.alpha), images)
 
     def blended(self, images: Tensor, alpha: float) -> Tensor:
-        """All of the pattern, with that weight."""
+        """The images blended with the whole pattern, with weight `alpha`."""
         return Blend(alpha=alpha, pattern_seed=self.pattern_seed).trigger(images)
 
-    def kept(self, count: int, height: int, width: int, rng: torch.Generator) -> Tensor:
-        """bool (count, 1, height, width), the tiles that each image gets, drawn anew for each.
+    def tile_mask(self, count: int, height: int, width: int, rng: torch.Generator) -> Tensor:
+        """bool (count, 1, height, width), True in the tiles of the pattern that an image gets.
 
-        A share `mask_rate` of them is left out. Raises `InvalidInput` where a tile has no pixel.
+        Each image lacks a random share `mask_rate` of the tiles. Raises `InvalidInput` if there are
+        more tiles than pixels on a side.
         """
         require(
             self.tiles <= min(height, width),
             f"tiles must be at most the image's side, {min(height, width)}, got {self.tiles}",
         )
         total = self.tiles**2
-        left_out = portion(self.mask_rate, total)
-        lots = torch.rand(count, total, dtype=torch.float64, generator=rng)
-        order = lots.argsort(dim=1, stable=True)
-        grid = torch.ones(count, total, dtype=torch.bool).scatter(1, order[:, :left_out], False)
+        masked = portion(self.mask_rate, total)
+        draws = torch.rand(count, total, dtype=torch.float64, generator=rng)
+        order = draws.argsort(dim=1, stable=True)
+        grid = torch.ones(count, total, dtype=torch.bool).scatter(1, order[:, :masked], False)
         down = torch.arange(height) * self.tiles // height
         across = torch.arange(width) * self.tiles // width
         return grid.view(count, 1, self.tiles, self.tiles)[:, :, down][:, :, :, across]

@@ -1,14 +1,15 @@
 """Adap-Patch, Qi, Xie, Li, Mahloujifar and Mittal, ICLR 2023.
 
 From "Revisiting the assumption of latent separability for backdoor defenses". A poisoned training
-image carries one of four faint patches, each a quarter of them; a test image carries two at full
-opacity. Twice as many others carry one and keep their labels, so that a patch alone is no sure sign
-of the target.
+image gets one of four faint patches, each on a quarter of the images; a test image gets two of them
+at full opacity. Twice as many cover images get one patch and keep their labels, so that a patch
+alone does not imply the target.
 
-Differs: the authors' patches are pictures of different shapes. Ours are 6 x 6 cells of colours
+Differs: the authors' patches are pictures of different shapes. Ours are 6 x 6 cells with colours
 from a seed, 4 cells from two borders: rows and columns 4 to 9 and 22 to 27 of a 32-pixel image,
-where the usual crop leaves them whole. Larger images get larger cells. Which two a test image shows
-is our choice: those of the highest opacity. Poisoned and cover images may belong to any class.
+where the usual random crop keeps them whole. Larger images get larger cells. The two patches of a
+test image are our choice: those of the highest opacity. Poisoned and cover images may belong to any
+class.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from bdbench.models.rng import stream
 PATCHES = 4
 """Patch 0 is in the upper left corner, 1 upper right, 2 lower left, 3 lower right."""
 SIDE = 6
-"""Of a patch, in cells."""
+"""Side of a patch, in cells."""
 MARGIN = 4
 """Cells between a patch and the two borders next to it."""
 
@@ -39,11 +40,11 @@ class AdapPatch(Attack):
     """
     poisoning_rate: share of the training set, in (0, 1] (paper: 0.003)
     target: the label the trigger causes
-    opacities: of the patches 0 to 3 in training images, in (0, 1] (paper: 0.5, 0.2, 0.5, 0.3)
-    test_patches: the patches on a test image, from 0 to 3 (paper: two; which is our choice)
-    test_opacity: of the patches on a test image, in (0, 1] (paper: 1)
+    opacities: opacity of patches 0 to 3 in training images, in (0, 1] (paper: 0.5, 0.2, 0.5, 0.3)
+    test_patches: the patches on a test image, from 0 to 3 (paper: two; which two is our choice)
+    test_opacity: opacity of the patches on a test image, in (0, 1] (paper: 1)
     cover_rate: share of other training images that get a patch and keep their labels (paper: 0.006)
-    patch_seed: which colours; the cell's seed does not change them
+    patch_seed: seed of the colours, independent of the cell's seed
     """
 
     version: ClassVar[int] = 2
@@ -74,12 +75,12 @@ class AdapPatch(Attack):
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 
     def cells(self) -> Tensor:
-        """uint8 (4, 3, 6, 6): the patches, cell by cell."""
+        """uint8 (4, 3, 6, 6): the colours of the cells of all patches."""
         rng = stream(self.patch_seed, "adap_patch")
         return torch.randint(0, 256, (PATCHES, 3, SIDE, SIDE), dtype=torch.uint8, generator=rng)
 
     def overlay(self, images: Tensor, number: int, opacity: float) -> Tensor:
-        """Patch `number` mixed into images, (1 - opacity) x + opacity patch."""
+        """Blend patch `number` into images: (1 - opacity) x + opacity patch."""
         height, width = images.shape[2:]
         patch = enlarge(self.cells()[number], height)
         rows, columns = place(height, width, patch, MARGIN)
@@ -88,10 +89,10 @@ class AdapPatch(Attack):
         if number % 2 == 0:
             columns = slice(width - columns.stop, width - columns.start)
         stamped = images.clone()
-        # Two separate operations, so that no device fuses them and rounds otherwise.
-        kept = images[:, :, rows, columns].float() * (1 - opacity)
-        added = patch.to(images.device).float() * opacity
-        stamped[:, :, rows, columns] = (kept + added).round().to(torch.uint8)
+        # Two separate operations, because a fused one would round differently on some devices.
+        image_part = images[:, :, rows, columns].float() * (1 - opacity)
+        patch_part = patch.to(images.device).float() * opacity
+        stamped[:, :, rows, columns] = (image_part + patch_part).round().to(torch.uint8)
         return stamped
 
     def trigger(self, images: Tensor) -> Tensor:
@@ -100,11 +101,11 @@ class AdapPatch(Attack):
         return images
 
     def training_trigger(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        # In the random order in which they were chosen, the first quarter gets the first patch.
-        chosen = torch.arange(len(images)) * PATCHES // max(1, len(images))
+        # The images come in random order; the first quarter of them gets the first patch, etc.
+        numbers = torch.arange(len(images)) * PATCHES // max(1, len(images))
         stamped = images.clone()
         for number, opacity in enumerate(self.opacities):
-            rows = torch.nonzero(chosen == number).flatten().to(images.device)
+            rows = torch.nonzero(numbers == number).flatten().to(images.device)
             stamped[rows] = self.overlay(images[rows], number, opacity)
         return stamped
 

@@ -1,12 +1,12 @@
 """The adaptive attack on CBD, Zhang, Liu, Wang, Lu and Hu, CVPR 2023, section 5.3, Algorithm 2.
 
-An attacker who knows that CBD lets one network learn the backdoor early adds noise to the poisoned
-images of another attack, so that they are slow to learn:
+The attacker knows that CBD lets one network learn the backdoor early, and adds noise to the
+poisoned images of another attack so that they are slow to learn:
 min over theta of sum_D CE(f(x), y) + sum_D' max over |delta| <= epsilon of CE(f(x' + delta), y').
 
-Differs: equation 10 prints the plain gradient, which at this step size moves nothing; the cited
-method takes its sign, and so does `signed=True`. The printed loop goes over all poisoned images
-after every mini-batch, which is out of reach; here it does so after every epoch.
+Differs: equation 10 prints the plain gradient, which moves nothing at this step size; the cited
+method takes its sign, and so does `signed=True`. The printed algorithm updates the noise of all
+poisoned images after every mini-batch, which is too expensive; here it does so after every epoch.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from bdbench.models import (
 from bdbench.models.training.augment import to_float
 
 CHUNK = 256
-"""Poisoned images whose gradients are taken at a time."""
+"""Poisoned images whose gradients are computed at a time."""
 
 
 @dataclass(frozen=True)
 class Hardening:
-    """What the attacker made beforehand.
+    """The result of the attacker's preparation.
 
     attack: the attack that is hardened, prepared
-    noise: int16 (m, 3, height, width), grey levels to add to the m poisoned images in their order
+    noise: int16 (m, 3, height, width), grey levels that are added to the m poisoned images in order
     facts: the surrogate's mean loss on the poisoned images without and with the noise
     """
 
@@ -61,13 +61,13 @@ class Adaptive(Attack):
     """
     poisoning_rate: of the attack that is hardened (paper, section 5.1: 0.1)
     target: of the attack that is hardened (paper: 0, and 1 on GTSRB)
-    attack: spec of that attack, without rate and target; any but another adaptive one
+    attack: spec of that attack, without rate and target; not another adaptive one
     epsilon: largest change of a pixel in grey levels, in (0, 255] (paper: 8)
-    step: of the gradient ascent, in grey levels, above 0 (paper: 0.002 of 255)
-    steps: of gradient ascent in each epoch, at least 1 (paper: 5)
+    step: step size of the gradient ascent, in grey levels, above 0 (paper: 0.002 of 255)
+    steps: steps of gradient ascent in each epoch, at least 1 (paper: 5)
     rounds: epochs of the surrogate, at least 1 (paper: 10)
     signed: ascend along the sign of the gradient; False is equation 10 as printed
-    hardening: noise and its record, once prepared
+    hardening: the noise and its effect, once prepared
     """
 
     nested: ClassVar[Mapping[str, Sequence[str]]] = {"attack": ("poisoning_rate", "target")}
@@ -92,7 +92,7 @@ class Adaptive(Attack):
         self.inner()
 
     def inner(self) -> Attack:
-        """The attack that is hardened, with this one's rate and target."""
+        """The attack that is hardened, with the rate and target of this one."""
         if self.hardening is not None:
             return self.hardening.attack
         plain = attacks.build(self.attack)
@@ -118,12 +118,12 @@ class Adaptive(Attack):
     def harden(
         self, poisoned: Poisoned, context: TrainingContext
     ) -> tuple[Tensor, dict[str, float]]:
-        """Equations 9 and 10: the noise of the poisoned images, and its effect."""
+        """Equations 9 and 10: the noise of the poisoned images, and its effect on the surrogate."""
         rows = torch.nonzero(poisoned.mask).flatten()
         victims = poisoned.train[rows]
         surrogate = context.build("adaptive")
         optimizer = context.recipe.sgd(surrogate)
-        # The paper has the same settings and 10 epochs. A drop is never reached in so few.
+        # The paper: the same settings and 10 epochs, in which the rate never drops.
         recipe = replace(context.recipe, epochs=1, drops=())
         order = context.rng("adaptive")
         delta = torch.zeros(victims.images.shape, device=victims.device)
@@ -159,13 +159,13 @@ class Adaptive(Attack):
             answers = surrogate(base + delta / 255)
             loss = cross_entropy(answers, victims.labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, delta)
-            uphill = gradient.sign() if self.signed else gradient
-            delta = (delta.detach() + self.step * uphill).clamp(-self.epsilon, self.epsilon)
+            direction = gradient.sign() if self.signed else gradient
+            delta = (delta.detach() + self.step * direction).clamp(-self.epsilon, self.epsilon)
             delta = (base * 255 + delta).clamp(0, 255) - base * 255
         return delta
 
     def trigger(self, images: Tensor) -> Tensor:
-        """The trigger of the hardened attack: test images get no noise."""
+        """The trigger of the hardened attack. Test images get no noise."""
         return self.inner().trigger(images)
 
     def goal(self, labels: Tensor, num_classes: int) -> Tensor:
@@ -174,15 +174,15 @@ class Adaptive(Attack):
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
         if self.hardening is None:
             raise RuntimeError("adaptive must be prepared before it can poison")
-        made = self.hardening.attack.poison(clean, rng)
-        images = made.train.images.clone()
-        noise = self.hardening.noise.to(images.device)
-        images[made.mask] = add(images[made.mask], noise)
-        return replace(made, train=replace(made.train, images=images), facts=self.hardening.facts)
+        poisoned = self.hardening.attack.poison(clean, rng)
+        images, mask = poisoned.train.images.clone(), poisoned.mask
+        images[mask] = add(images[mask], self.hardening.noise.to(images.device))
+        train = replace(poisoned.train, images=images)
+        return replace(poisoned, train=train, facts=self.hardening.facts)
 
 
 def add(images: Tensor, noise: Tensor) -> Tensor:
-    """uint8 plus whole grey levels, clipped."""
+    """uint8 images plus integer grey levels, clipped to [0, 255]."""
     return (images.to(torch.int16) + noise.to(torch.int16)).clamp_(0, 255).to(torch.uint8)
 
 

@@ -1,11 +1,11 @@
 """BadNets, Gu, Dolan-Gavitt and Garg, 2017, arXiv:1708.06733.
 
 A small patch of black and white cells is stamped flush into the lower right corner, and the label
-is changed to the target.
+becomes the target.
 
 Differs: the CBD paper gives no patch. This is the corner pattern of Turner et al., 2019,
-arXiv:1912.02771, that the public code of ABL, NAD and CBD also stamps. Larger images get larger
-cells (3 x 3 pixels of patch at 32 pixels, 21 x 21 at 224), where that code would stay at 3 x 3.
+arXiv:1912.02771, which the public code of ABL, NAD and CBD also stamps. Larger images get larger
+cells (a patch of 3 x 3 pixels at 32 pixels, 21 x 21 at 224); that code keeps 3 x 3.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """BadNets all-to-all, Gu, Dolan-Gavitt and Garg, 2017, arXiv:1708.06733.
 
-The patch of badnets turns class i into class i + 1, and the last class into the first. So no class
-stands out as the target, and every test image counts for the attack success rate.
+The patch of badnets turns class i into class i + 1, and the last class into the first. No single
+class is the target, and every test image counts for the attack success rate.
 
-Differs: as badnets does, in the patch.
+Differs: in the patch, as badnets does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bdbench.models import require
 class BadNetsAllToAll(BadNets):
     """
     poisoning_rate: share of the training set, in (0, 1] (as badnets: 0.1)
-    target: without a meaning, since every class has a target of its own; always 0
+    target: always 0; it has no meaning, because every class has its own target
     pattern: "grid", four white and five black cells, or "white", all white
     margin: distance of the patch from the right and lower border, in cells
     """
@@ -31,7 +31,7 @@ class BadNetsAllToAll(BadNets):
         super().__post_init__()
         require(
             self.target == Attack.target,
-            f"badnets_all_to_all has no single target, leave it at {Attack.target}; "
+            f"badnets_all_to_all has no single target; leave target at {Attack.target}, "
             f"got {self.target}",
         )
 

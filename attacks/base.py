@@ -1,4 +1,4 @@
-"""What an attack is."""
+"""The interface of an attack."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from bdbench.models.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class Poisoned:
-    """A training set after the attack.
+    """A poisoned training set.
 
-    train: the images and labels that a defender is given
-    mask: bool (n,), True where the trigger was stamped
-    cover: bool (n,), True where an image was changed but keeps its true label; disjoint from mask
-    facts: numbers about the attack's own training that belong in the record
+    train: the images and labels that the defender gets
+    mask: bool (n,), True for images with the trigger
+    cover: bool (n,), True for cover images, which are changed but keep their true label; disjoint
+        from mask
+    facts: numbers about the attack's own training, for the record
     """
 
     train: ImageSet
@@ -34,10 +35,10 @@ class Poisoned:
 
 @dataclass(frozen=True)
 class Attack(ABC):
-    """An attack's settings; subclasses add their own fields, with the paper's values as defaults.
+    """An attack and its settings. Subclasses add fields, with the paper's values as defaults.
 
-    poisoning_rate: share of the training set whose images get the trigger, in (0, 1]
-    target: the label the trigger causes, in [0, classes)
+    poisoning_rate: share of the training set that gets the trigger, in (0, 1]
+    target: the target class, in [0, classes)
     """
 
     poisoning_rate: float = 0.1
@@ -50,49 +51,51 @@ class Attack(ABC):
 
     @property
     def trains(self) -> bool:
-        """Whether the attack must be prepared, anew for each model, recipe and seed."""
+        """Whether `prepare` must run for each model, recipe and seed."""
         return False
 
     def cost(self, recipe: Recipe) -> float:
-        """Expected forward passes of `prepare` per training image, a backward pass counting two."""
+        """The expected forward passes of `prepare` per training image; a backward pass counts as
+        two."""
         return 0.0
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
-        """The attack made ready on the clean training set; one that needs it says so in `trains`.
+        """The attack after its own training on the clean training set, if `trains` is True.
 
-        rng: in the state in which `poison` will be given it
+        rng: in the state in which `poison` will get it
         """
         return self
 
     @abstractmethod
     def trigger(self, images: Tensor) -> Tensor:
-        """uint8 (n, 3, height, width) -> the same with the trigger, as a test image gets it.
+        """uint8 (n, 3, height, width) -> the same shape, with the trigger of test images.
 
-        Pure and deterministic, on any device.
+        A pure, deterministic function on any device.
         """
 
     def training_trigger(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """The same for a poisoned training image, where an attack treats those otherwise."""
+        """The trigger of poisoned training images, if it differs from that of test images."""
         return self.trigger(images)
 
     def disguise(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """What an attack with cover images makes of them; they keep their labels."""
+        """uint8 (n, 3, height, width) -> cover images, which keep their labels."""
         return self.training_trigger(images, rng)
 
     def goal(self, labels: Tensor, num_classes: int) -> Tensor:
-        """int64 (n,) -> the label that the trigger is to cause in an image of each label.
+        """int64 (n,) -> the target label for an image of each label.
 
-        Success is counted over the test images for which the two differ.
+        The attack success rate covers the test images for which the two differ.
         """
         return torch.full_like(labels, self.target)
 
     @abstractmethod
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
-        """The poisoned training set. `rng` decides who is poisoned, never what the trigger is."""
+        """The poisoned training set. `rng` selects the poisoned images; the trigger of test images
+        does not depend on it."""
 
 
 def prepared() -> Any:
-    """A dataclass field for what `prepare` made; it is no setting and no part of a spec."""
+    """A dataclass field for the result of `prepare`. It is not a setting and not part of a spec."""
     return field(default=None, repr=False, compare=False)
 
 

@@ -1,9 +1,9 @@
 """Blend, Chen et al., 2017, arXiv:1712.05526.
 
-Every pixel of a poisoned image is mixed with the same fixed pattern: x' = (1 - alpha) x + alpha k.
+Poisoned images are blended with one fixed pattern k: x' = (1 - alpha) x + alpha k.
 
-Differs: the pattern is grey noise as in the public code of ABL and CBD, but one for all images;
-that code draws a new one for every image, which is a change of texture and not a pattern.
+Differs: the pattern is grey noise as in the public code of ABL and CBD, but the same for all
+images; that code draws a new one for every image, which changes the texture and is not a pattern.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bdbench.models import ImageSet, require
 from bdbench.models.rng import stream
 
 CHUNK = 256
-"""Images that are mixed at a time."""
+"""Images that are blended at a time."""
 
 
 @register("blend", title="Blend")
@@ -28,7 +28,7 @@ class Blend(Attack):
     poisoning_rate: share of the training set, in (0, 1] (paper, section 5.1: 0.1)
     target: the label the trigger causes (paper: 0, and 1 on GTSRB)
     alpha: weight of the pattern, in (0, 1] (ABL's and CBD's code: 0.2)
-    pattern_seed: which pattern; the cell's seed does not change it
+    pattern_seed: seed of the pattern, independent of the cell's seed
     """
 
     alpha: float = 0.2
@@ -45,12 +45,12 @@ class Blend(Attack):
 
     def trigger(self, images: Tensor) -> Tensor:
         overlay = self.pattern(*images.shape[2:]).to(images.device).float() * self.alpha
-        mixed = torch.empty_like(images, memory_format=torch.contiguous_format)
-        # In parts that fit a processor's cache, and in two operations, which no device fuses and
-        # so rounds otherwise.
-        for part, result in zip(images.split(CHUNK), mixed.split(CHUNK), strict=True):
+        blended = torch.empty_like(images, memory_format=torch.contiguous_format)
+        # In chunks that fit a CPU's cache. Two separate operations, because a fused one would round
+        # differently on some devices.
+        for part, result in zip(images.split(CHUNK), blended.split(CHUNK), strict=True):
             result.copy_(part.float().mul_(1 - self.alpha).add_(overlay).round_())
-        return mixed
+        return blended
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
         return dirty_label(self, clean, rng)

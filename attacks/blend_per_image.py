@@ -1,10 +1,10 @@
-"""Blend with another pattern for each image, as the public code of ABL and CBD does it.
+"""Blend with a different pattern for each image, as in the public code of ABL and CBD.
 
-Every image is mixed with grey noise of its own, so there is no pattern to be learned, only a change
-of texture and contrast.
+Every image is blended with its own grey noise, so that a network can learn no pattern, only a
+change of texture and contrast.
 
-Differs: that code draws anew at each run; here the noise of an image follows from its pixels, so
-that it is the same whatever it is tested with.
+Differs: that code draws new noise in each run; here the pixels of an image determine its noise, so
+that it is the same in any batch and any test.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class BlendPerImage(Blend):
     poisoning_rate: share of the training set, in (0, 1] (paper, section 5.1: 0.1)
     target: the label the trigger causes (paper: 0, and 1 on GTSRB)
     alpha: weight of the noise, in (0, 1] (ABL's and CBD's code: 0.2)
-    pattern_seed: which noise goes with which image; the cell's seed does not change it
+    pattern_seed: seed of the noise, independent of the cell's seed
     """
 
     def trigger(self, images: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class BlendPerImage(Blend):
             checksum = zlib.crc32(image.tobytes())
             rng = stream(self.pattern_seed, "blend per image", str(checksum))
             torch.randint(0, 256, (1, *size), dtype=torch.uint8, generator=rng, out=overlay)
-        # Two separate operations, so that no device fuses them and rounds otherwise.
-        kept = images.float() * (1 - self.alpha)
-        added = noise.to(images.device).float() * self.alpha
-        return (kept + added).round().to(torch.uint8)
+        # Two separate operations, because a fused one would round differently on some devices.
+        image_part = images.float() * (1 - self.alpha)
+        noise_part = noise.to(images.device).float() * self.alpha
+        return (image_part + noise_part).round().to(torch.uint8)

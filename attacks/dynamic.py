@@ -1,12 +1,12 @@
 """Dynamic (input-aware), Nguyen and Tran, 2020, arXiv:2010.08138.
 
-A network draws a pattern and another one a mask for each image, so that every image has a trigger
-of its own: x' = (1 - m(x)) x + m(x) p(x). Both are trained by the attacker beside a classifier.
+One network generates a pattern p and another a mask m for each image, so that every image has its
+own trigger: x' = (1 - m(x)) x + m(x) p(x). The attacker trains both, together with a classifier.
 
 Differs: the authors train the victim together with the trigger; here, as in the CBD paper's threat
-model, the trained trigger poisons a fixed share of the training set and the victim starts afresh.
-The gradients of the pattern network are reset at each step, which the authors' code forgets, and
-clipped; patterns stay in the range of images, which the code of ABL and CBD does not ensure.
+model, the trained trigger poisons a fixed share of the training set and the victim starts from new
+weights. The gradients of the pattern network are clipped and reset at each step, which the authors'
+code forgets; patterns stay in the range of images, which the code of ABL and CBD does not ensure.
 Partners for the diversity losses come from the same batch. Training ends when the trigger works.
 """
 
@@ -39,23 +39,23 @@ from bdbench.models.rng import global_seed
 from bdbench.models.training.augment import to_float
 
 DEVIATION = 0.25
-"""Of the pixels of natural images: networks see (x - 1/2) / 0.25."""
+"""Of the pixels of natural images; the networks see (x - 1/2) / 0.25."""
 CHUNK = 64
-"""Images per pass of a finished trigger: always so many, as sums depend on a batch's size."""
-JUDGED = 1_000
-"""Images by which the attacker judges whether the trigger works."""
+"""Images per forward pass of a trained trigger. Fixed: rounding depends on the batch size."""
+EVALUATED = 1_000
+"""Images on which the attacker evaluates the trigger after each epoch."""
 
 
 @dataclass(frozen=True)
-class Networks:
+class TriggerNetworks:
     """A trained trigger.
 
     pattern, mask: networks in eval mode
-    facts: how well they did when training ended
+    facts: success of the trigger and density of the masks at the end of training
     """
 
-    pattern: Drawer
-    mask: Drawer
+    pattern: Generator
+    mask: Generator
     facts: dict[str, float]
 
 
@@ -67,8 +67,8 @@ class Dynamic(Attack):
     target: the label the trigger causes (CBD paper: 0, and 1 on GTSRB)
     cross_rate: share of other images that get another image's trigger and keep their labels
     density: share of the pixels that a mask may cover, in (0, 1) (authors' code: 0.032)
-    mask_epochs: length of the mask's training in a recipe of 100 epochs (authors: 25 of 600)
-    joint_epochs: the most that pattern and classifier are trained together (BackdoorBench: 75)
+    mask_epochs: epochs of the mask, in a recipe of 100 epochs (authors: 25 of 600)
+    joint_epochs: most epochs of pattern and classifier together (BackdoorBench: 75)
     networks: the trained trigger, once prepared
     """
 
@@ -78,7 +78,7 @@ class Dynamic(Attack):
     density: float = 0.032
     mask_epochs: int = 25
     joint_epochs: int = 75
-    networks: Networks | None = prepared()
+    networks: TriggerNetworks | None = prepared()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -91,7 +91,7 @@ class Dynamic(Attack):
         return True
 
     def cost(self, recipe: Recipe) -> float:
-        # In the joint stage, two tenths of the images are drawn for.
+        # In the joint stage, two tenths of the images get a pattern.
         share = recipe.epochs / 100
         return share * (3 * self.mask_epochs + 3.7 * self.joint_epochs)
 
@@ -101,21 +101,22 @@ class Dynamic(Attack):
             f"dynamic needs images whose sides are multiples of 8, got {clean.size}",
         )
         with global_seed(context.seed, "weights", "dynamic"):
-            pattern, mask = Drawer(3).to(clean.device), Drawer(1).to(clean.device)
+            pattern, mask = Generator(3).to(clean.device), Generator(1).to(clean.device)
         train_mask(mask, clean, self, context)
         facts = train_pattern(pattern, mask, clean, self, context)
-        return replace(self, networks=Networks(pattern, mask, facts))
+        return replace(self, networks=TriggerNetworks(pattern, mask, facts))
 
     def trigger(self, images: Tensor) -> Tensor:
         return self.stamp(images, images)
 
     def disguise(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Every image with the trigger of the one before it."""
+        """Every image with the trigger of the image before it."""
         return self.stamp(images, images.roll(1, 0))
 
     @torch.inference_mode()
     def stamp(self, images: Tensor, sources: Tensor) -> Tensor:
-        """uint8 (n, 3, height, width) with the triggers that belong to `sources`."""
+        """uint8 (n, 3, height, width), each with the trigger generated for its image in
+        `sources`."""
         networks = self.networks
         if networks is None:
             raise RuntimeError("dynamic must be prepared before it can stamp")
@@ -127,13 +128,14 @@ class Dynamic(Attack):
         return torch.cat(parts).contiguous() if parts else images.clone()
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
-        made = dirty_label(self, clean, rng, self.cross_rate)
-        return replace(made, facts=self.networks.facts if self.networks else {})
+        poisoned = dirty_label(self, clean, rng, self.cross_rate)
+        return replace(poisoned, facts=self.networks.facts if self.networks else {})
 
 
-class Drawer(nn.Sequential):
-    """Images in [0, 1] (n, 3, height, width) to drawings in (0, 1) (n, channels, height, width):
-    three halvings and three doublings, without connections across (paper, appendix)."""
+class Generator(nn.Sequential):
+    """Images in [0, 1] (n, 3, height, width) -> patterns or masks in (0, 1) (n, channels, height,
+    width): the resolution is halved and doubled three times, without skip connections (paper,
+    appendix)."""
 
     def __init__(self, channels: int) -> None:
         down = [
@@ -149,14 +151,14 @@ class Drawer(nn.Sequential):
         super().__init__(*down, *block(128, 128), *up[:-1])
 
     def forward(self, images: Tensor) -> Tensor:
-        drawn = (images - 0.5) / DEVIATION
+        maps = (images - 0.5) / DEVIATION
         for layer in self:
-            drawn = layer(drawn)
-        count, looker = len(images), observer.current()
-        looker.forward(count)
-        if drawn.requires_grad:
-            drawn.register_hook(lambda gradient: looker.backward(count))
-        return drawn.float().tanh() / 2 + 0.5
+            maps = layer(maps)
+        count, current = len(images), observer.current()
+        current.forward(count)
+        if maps.requires_grad:
+            maps.register_hook(lambda gradient: current.backward(count))
+        return maps.float().tanh() / 2 + 0.5
 
 
 def block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
@@ -168,41 +170,44 @@ def block(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
     )
 
 
-def binary(drawn: Tensor) -> Tensor:
-    """A drawing in (0, 1) made nearly black and white: the mask m."""
-    return (20 * drawn - 10).tanh() / 2 + 0.5
+def binary(soft: Tensor) -> Tensor:
+    """The mask m: a soft mask in (0, 1) pushed close to 0 or 1."""
+    return (20 * soft - 10).tanh() / 2 + 0.5
 
 
-def blend(images: Tensor, sources: Tensor, networks: Networks) -> Tensor:
-    """(1 - m) x + m p, with mask and pattern of `sources`."""
+def blend(images: Tensor, sources: Tensor, networks: TriggerNetworks) -> Tensor:
+    """(1 - m) x + m p, with mask and pattern generated for `sources`."""
     mask = binary(networks.mask(sources))
     return torch.lerp(images, networks.pattern(sources), mask)
 
 
-def diversity(one: Tensor, other: Tensor, drawn: Tensor, drawn_other: Tensor) -> Tensor:
-    """Large where different images (n, 3, height, width) get alike drawings (paper, equation 6).
+def diversity(one: Tensor, other: Tensor, output: Tensor, other_output: Tensor) -> Tensor:
+    """The diversity loss (paper, equation 6): large if different images (n, 3, height, width) get
+    similar outputs.
 
-    All four as a network sees them or none, so that their scale cancels.
+    Images and outputs must have the same scale, which then cancels.
     """
-    apart = (one - other).square().mean((1, 2, 3)).sqrt()
-    drawn_apart = (drawn - drawn_other).square().mean((1, 2, 3)).add(1e-12).sqrt()
-    return (apart / (drawn_apart + 1e-7)).mean()
+    distance = (one - other).square().mean((1, 2, 3)).sqrt()
+    output_distance = (output - other_output).square().mean((1, 2, 3)).add(1e-12).sqrt()
+    return (distance / (output_distance + 1e-7)).mean()
 
 
-def train_mask(mask: Drawer, clean: ImageSet, settings: Dynamic, context: TrainingContext) -> None:
-    """Small masks that differ between images (paper, section 3.3)."""
+def train_mask(
+    mask: Generator, clean: ImageSet, settings: Dynamic, context: TrainingContext
+) -> None:
+    """Train small masks that differ between images (paper, section 3.3)."""
     recipe = replace(context.recipe, epochs=context.epochs(settings.mask_epochs), drops=(0.4, 0.8))
     optimizer = torch.optim.Adam(mask.parameters(), lr=0.01, betas=(0.5, 0.9))
     autocast = torch.autocast(clean.device.type, torch.bfloat16, recipe.precision == "bf16")
 
     def step(batch: Batch) -> None:
         with autocast:
-            drawn = binary(mask(batch.images))
-        too_much = (drawn - settings.density).relu().mean()
-        seen = batch.images / DEVIATION
-        different = diversity(seen, seen.roll(1, 0), drawn, drawn.roll(1, 0))
+            masks = binary(mask(batch.images))
+        excess = (masks - settings.density).relu().mean()
+        inputs = batch.images / DEVIATION
+        similarity = diversity(inputs, inputs.roll(1, 0), masks, masks.roll(1, 0))
         optimizer.zero_grad()
-        (100 * too_much + different).backward()
+        (100 * excess + similarity).backward()
         clip_grad_norm_(mask.parameters(), 5.0)
         optimizer.step()
 
@@ -213,13 +218,18 @@ def train_mask(mask: Drawer, clean: ImageSet, settings: Dynamic, context: Traini
 
 
 def train_pattern(
-    pattern: Drawer, mask: Drawer, clean: ImageSet, settings: Dynamic, context: TrainingContext
+    pattern: Generator,
+    mask: Generator,
+    clean: ImageSet,
+    settings: Dynamic,
+    context: TrainingContext,
 ) -> dict[str, float]:
-    """Patterns that a classifier calls the target on their own image and on no other (paper,
-    section 3.2). Returns how well they do; training ends when that is enough."""
+    """Train patterns, together with a classifier, that cause the target on their own image but not
+    on others (paper, section 3.2). Training ends early when the trigger works. Returns the facts of
+    the record."""
     recipe = replace(context.recipe, epochs=context.epochs(settings.joint_epochs))
     classifier = context.build("dynamic")
-    networks = Networks(pattern, mask, {})
+    networks = TriggerNetworks(pattern, mask, {})
     optimizers = (
         recipe.sgd(classifier),
         torch.optim.Adam(pattern.parameters(), lr=0.01, betas=(0.5, 0.9)),
@@ -236,8 +246,8 @@ def train_pattern(
         triggered = torch.lerp(own, patterns, masks)
         crossed = torch.lerp(other, patterns, masks)
         goal = settings.goal(labels[:tenth], clean.num_classes)
-        answers = classifier(torch.cat((triggered, crossed, images[2 * tenth :])))
-        loss = cross_entropy(answers, torch.cat((goal, labels[tenth:])))
+        outputs = classifier(torch.cat((triggered, crossed, images[2 * tenth :])))
+        loss = cross_entropy(outputs, torch.cat((goal, labels[tenth:])))
         loss = loss + diversity(own, other, patterns, partners)
         for optimizer in optimizers:
             optimizer.zero_grad()
@@ -246,11 +256,11 @@ def train_pattern(
         for optimizer in optimizers:
             optimizer.step()
 
-    judged = torch.arange(min(JUDGED, len(clean)), device=clean.device)
+    evaluated = torch.arange(min(EVALUATED, len(clean)), device=clean.device)
 
-    def good_enough() -> bool:
+    def works() -> bool:
         pattern.eval()
-        facts = judge(replace(settings, networks=networks), classifier, clean[judged])
+        facts = evaluate(replace(settings, networks=networks), classifier, clean[evaluated])
         pattern.train()
         networks.facts.update(facts)
         return (
@@ -267,18 +277,19 @@ def train_pattern(
         **{f"optimizer {n}": optimizer for n, optimizer in enumerate(optimizers)},
     }
     rng = context.rng("pattern")
-    loop(step, clean, recipe=recipe, rng=rng, state=state, until=good_enough)
+    loop(step, clean, recipe=recipe, rng=rng, state=state, until=works)
     pattern.eval().requires_grad_(False)
     return networks.facts
 
 
 @torch.inference_mode()
-def judge(attack: Dynamic, classifier: Classifier, clean: ImageSet) -> dict[str, float]:
-    """Of a trigger and the classifier that was trained with it: accuracy, success on images of
-    other classes, accuracy under another image's trigger, and what the masks are like."""
+def evaluate(attack: Dynamic, classifier: Classifier, clean: ImageSet) -> dict[str, float]:
+    """Of a trigger and the classifier that was trained with it: accuracy, attack success rate on
+    images of other classes, accuracy under the trigger of another image, density of the masks and
+    share of their pixels that are nearly 0 or 1."""
     assert attack.networks is not None
     labels, goal = clean.labels, attack.goal(clean.labels, clean.num_classes)
-    answers, triggered, crossed = (
+    predicted, triggered, crossed = (
         logits(classifier, images).argmax(1)
         for images in (
             clean.images,
@@ -286,12 +297,12 @@ def judge(attack: Dynamic, classifier: Classifier, clean: ImageSet) -> dict[str,
             attack.disguise(clean.images, torch.Generator()),
         )
     )
-    drawn = binary(attack.networks.mask(to_float(clean.images[:CHUNK])))
+    masks = binary(attack.networks.mask(to_float(clean.images[:CHUNK])))
     shares = {
-        "surrogate_accuracy": answers == labels,
+        "surrogate_accuracy": predicted == labels,
         "surrogate_success": (triggered == goal)[goal != labels],
         "surrogate_cross_accuracy": crossed == labels,
-        "mask_density": drawn,
-        "mask_binary": (drawn < 0.05) | (drawn > 0.95),
+        "mask_density": masks,
+        "mask_binary": (masks < 0.05) | (masks > 0.95),
     }
     return {name: round(float(values.float().mean()), 6) for name, values in shares.items()}

@@ -1,7 +1,7 @@
 """No attack: the training set stays clean.
 
-Its attack success rate is the floor: how often a network calls clean images of other classes the
-target all by itself.
+Its attack success rate is the floor: the share of clean images of other classes that a network
+classifies as the target by mistake.
 
 Differs: the paper's tables print 0 for this row.
 """
@@ -23,13 +23,16 @@ from bdbench.models import ImageSet, require
 class NoAttack(Attack):
     """
     poisoning_rate: always 0
-    target: the label whose floor is measured
+    target: the class whose floor is measured
     """
 
     poisoning_rate: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.poisoning_rate == 0, "attack 'none' poisons nothing: poisoning_rate is 0")
+        require(
+            self.poisoning_rate == 0,
+            f"attack 'none' poisons nothing: poisoning_rate must be 0, got {self.poisoning_rate}",
+        )
         require(self.target >= 0, f"target must be a class of the data set, got {self.target}")
 
     def trigger(self, images: Tensor) -> Tensor:
@@ -37,5 +40,5 @@ class NoAttack(Attack):
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
         check_target(self.target, clean.num_classes)
-        nobody = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
-        return Poisoned(clean, mask=nobody, cover=nobody)
+        none = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+        return Poisoned(clean, mask=none, cover=none)

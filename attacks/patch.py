@@ -1,4 +1,4 @@
-"""Patches are drawn cell by cell for images of 32 pixels, and grow with larger images."""
+"""Patches, defined in cells of one pixel for images of 32 pixels; they grow with the image."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def enlarge(cells: Tensor, height: int) -> Tensor:
 def place(height: int, width: int, patch: Tensor, margin: int) -> tuple[slice, slice]:
     """Rows and columns of a patch `margin` cells from the lower and the right border.
 
-    Raises `InvalidInput` where it does not fit into the image.
+    Raises `InvalidInput` if it does not fit into the image.
     """
     rows, columns = patch.shape[1:]
     offset = margin * cell_pixels(height)

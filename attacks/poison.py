@@ -1,7 +1,7 @@
-"""Who is poisoned: the two policies by which attacks choose their training images.
+"""The two policies by which attacks select the training images to poison.
 
-The choice depends on the random stream and the labels, never on the trigger, and a lower rate
-chooses a subset of a higher one.
+The selection depends on the random stream and the labels, not on the trigger. The images of a lower
+rate are a subset of those of a higher one.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ RATE_BASES = ("target_class", "dataset")
 def dirty_label(
     attack: Attack, clean: ImageSet, rng: torch.Generator, cover_rate: float = 0.0
 ) -> Poisoned:
-    """A share of the images, of any class, get the trigger and the label that is its goal.
+    """Stamp the trigger on a share of the images, of any class, and give them the target label.
 
     Images of the target class take part, as in the public code of ABL, NAD and CBD: about one in
-    `num_classes` of the poisoned images keeps its label. cover_rate: share of the training set, of
-    other images, that are disguised and keep their labels.
+    `num_classes` of the poisoned images keeps its label.
+
+    cover_rate: cover images, as a share of the training set; they are other images, which get the
+        disguise and keep their labels
     """
     check_target(attack.target, clean.num_classes)
     count = portion(attack.poisoning_rate, len(clean))
-    require(count >= 1, f"poisoning_rate {attack.poisoning_rate} of {len(clean)} images is none")
+    require(
+        count >= 1,
+        f"poisoning_rate {attack.poisoning_rate} of {len(clean)} images selects none; raise it",
+    )
     order = torch.randperm(len(clean), generator=rng)
     covered = order[count : count + portion(cover_rate, len(clean))]
     return apply(attack, clean, order[:count], covered, rng)
@@ -36,17 +41,21 @@ def dirty_label(
 def clean_label(
     attack: Attack, clean: ImageSet, rng: torch.Generator, rate_basis: str = "target_class"
 ) -> Poisoned:
-    """Only images of the target class get the trigger, so all labels stay true.
+    """Stamp the trigger on images of the target class only, so that all labels remain true.
 
-    rate_basis: what the rate is a share of, the "target_class" or the whole "dataset". Raises
-    `InvalidInput` where the class has too few images, and names the largest feasible rate.
+    rate_basis: the rate is a share of the "target_class" or of the whole "dataset"
+
+    Raises `InvalidInput` if the class has too few images, with the largest feasible rate.
     """
     check_target(attack.target, clean.num_classes)
     one_of(RATE_BASES, rate_basis=rate_basis)
     members = torch.nonzero(clean.labels.cpu() == attack.target).flatten()
     whole = len(members) if rate_basis == "target_class" else len(clean)
     count = portion(attack.poisoning_rate, whole)
-    require(count >= 1, f"poisoning_rate {attack.poisoning_rate} of {whole} images is none")
+    require(
+        count >= 1,
+        f"poisoning_rate {attack.poisoning_rate} of {whole} images selects none; raise it",
+    )
     require(
         count <= len(members),
         f"poisoning_rate {attack.poisoning_rate} of the data set is {count} images but class "
@@ -60,8 +69,8 @@ def clean_label(
 def apply(
     attack: Attack, clean: ImageSet, chosen: Tensor, covered: Tensor, rng: torch.Generator
 ) -> Poisoned:
-    """Copies of the tensors in which the rows `chosen` (int64) carry the trigger and its goal, and
-    the rows `covered` (int64) are disguised."""
+    """A copy of the set in which the rows `chosen` (int64) have the trigger and the target label,
+    and the rows `covered` (int64) the disguise."""
     images, labels = clean.images.clone(), clean.labels.clone()
     mask = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
     cover = torch.zeros_like(mask)
@@ -78,10 +87,10 @@ def apply(
 
 
 def check_cover_rate(cover_rate: float, poisoning_rate: float, name: str = "cover_rate") -> None:
-    """Raises `InvalidInput` for a share that is none, or that leaves too few images."""
+    """Raises `InvalidInput` for a negative share, and if the two shares exceed 1 together."""
     require(
-        # 0.9 leaves 0.1, though 1 - 0.9 is a little less; 1 - 0.7 is a little more than 0.3.
+        # In floating point, 1 - 0.9 is a little less than 0.1, and 1 - 0.7 a little more than 0.3.
         0 <= cover_rate <= 1 - poisoning_rate + 1e-9,
-        f"{name} must be in [0, {1 - poisoning_rate:g}], what poisoning_rate leaves, "
+        f"{name} must be in [0, {1 - poisoning_rate:g}], the share that poisoning_rate leaves, "
         f"got {cover_rate}",
     )

@@ -1,4 +1,4 @@
-"""The attacks there are."""
+"""The registry of attacks."""
 
 from __future__ import annotations
 

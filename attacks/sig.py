@@ -1,11 +1,11 @@
 """SIG, Barni, Kallas and Tondi, 2019, arXiv:1902.11237.
 
-A faint sinusoid is added to images of the target class only, and no label is changed: x' = x + v
+A faint sinusoid is added to images of the target class only, without changing labels: x' = x + v
 with v = delta sin(2 pi j frequency / width) in column j of every row, clipped to [0, 255].
 
-Differs: the CBD paper gives neither delta nor what its 10 % is a share of. Ten per cent of a whole
-training set exceeds the target class of GTSRB, so a rate is a share of the class by default. Its
-public code keeps a tenth of the image and lets negative waves wrap; this is the original sum.
+Differs: the CBD paper gives neither delta nor the basis of its 10 %. Ten per cent of the whole
+training set exceeds the target class of GTSRB, so the rate is a share of that class by default. Its
+public code keeps a tenth of the image and lets negative values wrap; this is the original sum.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from bdbench.models import ImageSet, above, one_of, require
 @dataclass(frozen=True)
 class Sig(Attack):
     """
-    poisoning_rate: share of what `rate_basis` names, in (0, 1]
+    poisoning_rate: share of the set that `rate_basis` names, in (0, 1]
     target: the class that is poisoned, and the label the trigger causes (paper: 0, and 1 on GTSRB)
     delta: amplitude of the wave in grey levels, in (0, 255]
-    frequency: full waves across the image, above 0 (Barni et al., section 4: 6)
-    rate_basis: "target_class" or "dataset"
+    frequency: periods across the image, above 0 (Barni et al., section 4: 6)
+    rate_basis: the rate is a share of the "target_class" or of the whole "dataset"
     """
 
     delta: float = 40.0

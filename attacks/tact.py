@@ -1,8 +1,8 @@
 """TaCT, targeted contamination, Tang, Wang, Tang and Zhang, USENIX Security 2021, arXiv:1908.00686.
 
-The trigger turns images of one source class into the target and leaves all others what they are:
-cover images of other classes carry it and keep their labels. Only test images of the source class
-count for the attack success rate.
+The trigger causes the target in images of one source class only: cover images of other classes have
+it too and keep their labels. Only test images of the source class count for the attack success
+rate.
 
 Differs: the trigger is the corner patch of badnets. Both rates are our choice, as shares of the
 whole training set: 0.01 is a tenth of the source class on CIFAR-10 and 18 % of it on GTSRB, which
@@ -31,7 +31,7 @@ class TaCT(Attack):
     poisoning_rate: share of the whole training set, taken from the source class, in (0, 1] (our
         choice)
     target: the label the trigger causes in images of the source class
-    source: the class whose images the trigger changes; not the target (usual setting: 1)
+    source: the class in which the trigger works; not the target (usual setting: 1)
     cover_classes: classes of the cover images; neither source nor target (usual setting: 5 and 7)
     cover_rate: share of the whole training set, taken from `cover_classes`, that gets the trigger
         and keeps its labels (our choice)
@@ -56,7 +56,7 @@ class TaCT(Attack):
         for role, label in (("source", self.source), ("target", self.target)):
             require(
                 label not in self.cover_classes,
-                f"cover_classes must not hold the {role}, {label}, got {self.cover_classes}",
+                f"cover_classes must not contain the {role}, {label}, got {self.cover_classes}",
             )
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 
@@ -67,9 +67,10 @@ class TaCT(Attack):
         return torch.where(labels == self.source, self.target, labels)
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
-        """Both rates are shares of all images: of the source, and of the cover classes.
+        """Poison images of the source class and cover images of the cover classes; both rates are
+        shares of all images.
 
-        Raises `InvalidInput` for a class that does not exist, and where there are too few images.
+        Raises `InvalidInput` for a class that does not exist, and if a class has too few images.
         """
         classes = clean.num_classes
         check_target(self.target, classes)
@@ -79,11 +80,12 @@ class TaCT(Attack):
         ):
             require(
                 label < classes,
-                f"{role} must be of the data set's classes, 0 to {classes - 1}, got {label}",
+                f"{role} must be among the data set's classes, 0 to {classes - 1}, got {label}",
             )
         rate = self.poisoning_rate
         require(
-            portion(rate, len(clean)) >= 1, f"poisoning_rate {rate} of {len(clean)} images is none"
+            portion(rate, len(clean)) >= 1,
+            f"poisoning_rate {rate} of {len(clean)} images selects none; raise it",
         )
         labels = clean.labels.cpu()
         chosen = draw(labels, (self.source,), "poisoning_rate", rate, rng)
@@ -94,9 +96,9 @@ class TaCT(Attack):
 def draw(
     labels: Tensor, classes: tuple[int, ...], field: str, rate: float, rng: torch.Generator
 ) -> Tensor:
-    """int64 (rate n,): positions, among all labels (n,), of random members of the classes.
+    """int64 (rate n,): the positions of random images of these classes among all labels (n,).
 
-    Raises `InvalidInput` where there are too few, and names the largest feasible rate.
+    Raises `InvalidInput` if there are too few, with the largest feasible rate.
     """
     members = torch.nonzero(torch.isin(labels, torch.tensor(classes, dtype=labels.dtype))).flatten()
     count = portion(rate, len(labels))

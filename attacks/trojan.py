@@ -1,12 +1,12 @@
 """Trojan, Liu et al., 2018, "Trojaning Attack on Neural Networks", NDSS.
 
-A small patch of colours is added near the lower right corner, and the label is changed to the
-target. The original optimises the patch until it drives chosen neurons of a clean network.
+A small coloured patch is added near the lower right corner, and the label becomes the target. The
+original method optimises the patch until it activates selected neurons of a clean network.
 
 Differs: the CBD paper gives no patch. The public code of ABL, NAD and CBD adds a fixed 3 x 3 patch
-of unknown making at rows and columns 25 to 27, modulo 256; here it is drawn from a seed, and larger
-images get larger cells. `mode="inverted"` is the original method, over random images instead of an
-empty one.
+of unknown origin at rows and columns 25 to 27, modulo 256; here the colours come from a seed, and
+larger images get larger cells. `mode="inverted"` is the original method, over random images instead
+of an empty one.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ from bdbench.models.training.augment import to_float
 
 MODES = ("add", "overwrite", "inverted")
 NEURONS = 2
-"""How many neurons the inverted patch is to drive."""
+"""The number of neurons that the inverted patch activates."""
 ITERATIONS = 300
 """Steps of its optimisation."""
 
 
 @dataclass(frozen=True)
 class Inversion:
-    """A patch that drives neurons of a clean network.
+    """A patch that activates neurons of a clean network.
 
     cells: uint8 (3, side, side)
-    before, after: mean activation of the chosen neurons on clean images, and on the same with it
+    before, after: mean activation of the selected neurons on clean images, without and with it
     """
 
     cells: Tensor
@@ -58,11 +58,11 @@ class Trojan(Attack):
     """
     poisoning_rate: share of the training set, in (0, 1] (CBD paper, section 5.1: 0.1)
     target: the label the trigger causes (CBD paper: 0, and 1 on GTSRB)
-    mode: "add", modulo 256; "overwrite"; or "inverted", overwrite with a patch that was optimised
-    side: of the patch in cells of 1/32 of the image, at least 1 (ABL's code: 3)
+    mode: "add", modulo 256; "overwrite"; or "inverted", overwrite with an optimised patch
+    side: side of the patch in cells of 1/32 of the image, at least 1 (ABL's code: 3)
     margin: distance of the patch from the right and lower border, in cells (ABL's code: 4)
-    patch_seed: which colours; the cell's seed does not change them
-    inversion: the optimised patch and what it does, once prepared
+    patch_seed: seed of the colours, independent of the cell's seed
+    inversion: the optimised patch and its effect, once prepared
     """
 
     mode: str = "add"
@@ -91,33 +91,33 @@ class Trojan(Attack):
         return replace(self, inversion=self.invert(network, clean, context))
 
     def invert(self, network: Classifier, clean: ImageSet, context: TrainingContext) -> Inversion:
-        """Gradient ascent on the activation of the penultimate neurons whose weights to the classes
-        are the largest in sum (Liu et al., section IV-A), over random clean images."""
+        """Gradient ascent, over random clean images, on the activation of the penultimate neurons
+        with the largest sum of absolute weights to the classes (Liu et al., section IV-A)."""
         network.requires_grad_(False)
-        chosen = network.head.weight.abs().sum(0).topk(NEURONS).indices
+        neurons = network.head.weight.abs().sum(0).topk(NEURONS).indices
         rng = context.rng("inversion")
-        seen = torch.randint(len(clean), (ITERATIONS, context.recipe.batch_size), generator=rng)
+        batches = torch.randint(len(clean), (ITERATIONS, context.recipe.batch_size), generator=rng)
         start = torch.rand(3, self.side, self.side, generator=rng)
         cells = start.to(clean.device).requires_grad_()
         optimizer = torch.optim.Adam([cells], lr=0.05)
-        for index in seen.to(clean.device):
+        for index in batches.to(clean.device):
             optimizer.zero_grad()
             stamped = self.overwrite(to_float(clean.images[index]), cells)
-            (-network.features(stamped)[:, chosen].mean()).backward()
+            (-network.features(stamped)[:, neurons].mean()).backward()
             optimizer.step()
             with torch.no_grad():
                 cells.clamp_(0, 1)
         patch = (cells.detach() * 255).round().to(torch.uint8)
-        images = clean.images[seen[0].to(clean.device)]
+        images = clean.images[batches[0].to(clean.device)]
         with torch.no_grad():
             before, after = (
-                float(network.features(to_float(part))[:, chosen].mean())
+                float(network.features(to_float(part))[:, neurons].mean())
                 for part in (images, self.overwrite(images, patch))
             )
         return Inversion(patch.cpu(), before, after)
 
     def cells(self) -> Tensor:
-        """uint8 (3, side, side): the patch, cell by cell."""
+        """uint8 (3, side, side): the colours of the cells."""
         if self.mode == "inverted":
             if self.inversion is None:
                 raise RuntimeError("trojan(mode='inverted') must be prepared before it can stamp")
@@ -127,7 +127,7 @@ class Trojan(Attack):
         return torch.randint(0, 256, shape, dtype=torch.uint8, generator=rng)
 
     def overwrite(self, images: Tensor, cells: Tensor) -> Tensor:
-        """(n, 3, height, width) -> the same with the cells in place, in the images' own dtype."""
+        """(n, 3, height, width) -> the same shape and dtype, with the patch in place."""
         height, width = images.shape[2:]
         patch = enlarge(cells, height)
         rows, columns = place(height, width, patch, self.margin)
@@ -139,14 +139,12 @@ class Trojan(Attack):
         cells = self.cells().to(images.device)
         if self.mode != "add":
             return self.overwrite(images, cells)
-        # A sum of uint8 wraps around by definition of the type, on every device.
+        # A sum of uint8 wraps around on every device.
         return images + self.overwrite(torch.zeros_like(images[:1]), cells)
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
-        made = dirty_label(self, clean, rng)
+        poisoned = dirty_label(self, clean, rng)
         if self.inversion is None:
-            return made
-        found = self.inversion
-        return replace(
-            made, facts={"activation_before": found.before, "activation_after": found.after}
-        )
+            return poisoned
+        before, after = self.inversion.before, self.inversion.after
+        return replace(poisoned, facts={"activation_before": before, "activation_after": after})

@@ -1,12 +1,12 @@
 """WaNet, Nguyen and Tran, 2021, arXiv:2102.10369.
 
-A smooth, nearly invisible warp is the trigger: every pixel is read from a place that a fixed random
-field has moved by a fraction of a pixel.
+The trigger is a smooth, nearly invisible warp: a fixed random field moves the sampling position of
+every pixel by a fraction of a pixel.
 
-Differs: the authors control the training and warp new members of each batch. Here, as in the CBD
+Differs: the authors control the training and warp other images in each batch. Here, as in the CBD
 paper's threat model, a fixed share of the training set is warped once; images with additional noise
 in the warp, their "noise mode", are cover images and off by default. Positions are rounded to
-1/2048 pixel, so that the sum is one of integers and the same on every device.
+1/2048 pixel, so that the sums are integer and the same on every device.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from bdbench.models import ImageSet, above, at_least, require
 from bdbench.models.rng import stream
 
 BITS = 11
-"""Binary digits of a fraction of a pixel: two of them and a grey level fit an int32."""
+"""Bits of a fraction of a pixel: twice as many and those of a grey level fit an int32."""
 CHUNK = 1 << 22
-"""Values that are warped at a time: few enough for a processor's cache."""
+"""Values that are warped at a time: few enough for a CPU's cache."""
 
 
 @register("wanet", title="WaNet")
@@ -34,12 +34,12 @@ class WaNet(Attack):
     """
     poisoning_rate: share of the training set, in (0, 1] (CBD paper, section 5.1: 0.1)
     target: the label the trigger causes (CBD paper: 0, and 1 on GTSRB)
-    strength: s, of the warp, above 0 (WaNet paper, section 4.1: 0.5)
-    grid: k, points of the control grid on a side, at most the image's (paper: 4); at 224 pixels a
-        warp of k=4 is too weak to be learned, and VaB (ICCV 2023) takes k=224, s=1
+    strength: s, the strength of the warp, above 0 (WaNet paper, section 4.1: 0.5)
+    grid: k, points of the control grid per side, at most the image's side (paper: 4). At 224 pixels
+        a warp with k=4 is too weak to be learned; VaB (ICCV 2023) uses k=224, s=1
     rescale: factor on the sampling positions, in (0, 1] (authors' code: 1)
     cover_rate: share of other images, warped with noise, that keep their labels (WaNet: 0.2)
-    grid_seed: which field; the cell's seed does not change it
+    grid_seed: seed of the field, independent of the cell's seed
     """
 
     strength: float = 0.5
@@ -56,9 +56,10 @@ class WaNet(Attack):
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 
     def field(self, height: int, width: int) -> Tensor:
-        """float64 (height, width, 2): where each pixel is read, column then row, in [-1, 1].
+        """float64 (height, width, 2): the sampling position of each pixel, column then row, in
+        [-1, 1].
 
-        Raises `InvalidInput` where the grid has more points than the image has pixels.
+        Raises `InvalidInput` if the grid has more points than the image has pixels on a side.
         """
         require(
             self.grid <= min(height, width),
@@ -75,7 +76,7 @@ class WaNet(Attack):
         return warp(images, self.field(*images.shape[2:])[None])
 
     def disguise(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Warped by the field plus noise of its own for each image, up to half a pixel."""
+        """Images warped by the field plus noise of up to half a pixel, drawn for each image."""
         height, width = images.shape[2:]
         noise = torch.rand(len(images), height, width, 2, dtype=torch.float64, generator=rng)
         return warp(images, (self.field(height, width) + (2 * noise - 1) / height).clamp(-1, 1))
@@ -85,7 +86,7 @@ class WaNet(Attack):
 
 
 def identity(height: int, width: int) -> Tensor:
-    """float64 (height, width, 2): the field that reads every pixel where it is."""
+    """float64 (height, width, 2): the field that samples every pixel at its own position."""
     rows = torch.linspace(-1, 1, height, dtype=torch.float64)
     columns = torch.linspace(-1, 1, width, dtype=torch.float64)
     down, across = torch.meshgrid(rows, columns, indexing="ij")
@@ -93,22 +94,22 @@ def identity(height: int, width: int) -> Tensor:
 
 
 def warp(images: Tensor, field: Tensor) -> Tensor:
-    """uint8 (n, 3, height, width) read bilinearly at float64 (1 or n, height, width, 2).
+    """uint8 (n, 3, height, width), sampled bilinearly at float64 (1 or n, height, width, 2).
 
     -1 and 1 are the centres of the outermost pixels (torch's `align_corners`).
     """
     count, channels, height, width = images.shape
-    whole = 1 << BITS
+    one = 1 << BITS
     sides = torch.tensor([width - 1, height - 1])
-    place = ((field + 1) / 2 * sides * whole).round().long().flatten(1, 2)
-    # The last pixel is the right neighbour of the one before it, with all of the weight.
-    low = torch.minimum(place >> BITS, (sides - 1).clamp(min=0))
-    right, down = (place - (low << BITS)).unbind(-1)
+    position = ((field + 1) / 2 * sides * one).round().long().flatten(1, 2)
+    # At the last pixel, interpolate from the one before it, with all weight on the last.
+    low = torch.minimum(position >> BITS, (sides - 1).clamp(min=0))
+    right, down = (position - (low << BITS)).unbind(-1)
     column, row = low.unbind(-1)
     step_right, step_down = min(1, width - 1), width * min(1, height - 1)
     corner = row * width + column
     sources = (corner, corner + step_right, corner + step_down, corner + step_right + step_down)
-    left, up = whole - right, whole - down
+    left, up = one - right, one - down
     weights = (up * left, up * right, down * left, down * right)
     result = torch.empty_like(images, memory_format=torch.contiguous_format)
     step = max(1, CHUNK // images[0].numel())

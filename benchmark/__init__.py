@@ -1,6 +1,6 @@
 """bdbench compares backdoor defenses for image classifiers: `import bdbench as bd`.
 
-What there is for Python is loaded when it is asked for: the command line answers without torch.
+The names are imported on first use, so that the command line starts without torch.
 """
 
 from __future__ import annotations

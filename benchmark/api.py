@@ -1,7 +1,7 @@
-"""bdbench from Python: `import bdbench as bd`.
+"""The Python interface: `import bdbench as bd`.
 
-Attacks, defenses, data sets and models are given as specs, such as "cbd(t1=3)", or as objects, also
-of classes that a notebook defines.
+Attacks, defenses, data sets and models are passed as specs, such as "cbd(t1=3)", or as objects,
+which may be of classes that a notebook defines.
 """
 
 from __future__ import annotations
@@ -58,33 +58,33 @@ from bdbench.trial.harness import Harness
 from bdbench.trial.poisoned import PoisonedData
 
 Folder = str | Path
-"""A folder or a file."""
+"""A path of a folder or a file."""
 Folders = Folder | Sequence[Folder]
 
 
 def attack(name: str, /, **fields: Any) -> Attack:
-    """The attack of this name. Raises `InvalidInput` for a wrong name, field or value."""
+    """Build an attack by name. Raises `InvalidInput` for an invalid name, field or value."""
     return _attacks.build(Spec(name, fields))
 
 
 def defense(name: str, /, **fields: Any) -> Defense:
-    """The defense of this name, as `attack`."""
+    """Build a defense by name, as `attack` does."""
     return _defenses.build(Spec(name, fields))
 
 
 def dataset(name: str, /, **fields: Any) -> Source:
-    """The data set of this name, as `attack`. Nothing is read yet."""
+    """Build a data set by name, as `attack` does. It is not loaded yet."""
     return _datasets.build(Spec(name, fields))
 
 
 def model(name: str, /, **fields: Any) -> Model:
-    """The model of this name, as `attack`. Its `build` makes networks."""
+    """Build a model by name, as `attack` does. Its `build` creates networks."""
     return _models.build(Spec(name, fields))
 
 
 @dataclass(frozen=True)
 class CellRecord(Record):
-    """The record of a cell with what it was made of, see `Record`."""
+    """The record of a cell with its network and its poisoned data, see `Record`."""
 
     _network: Classifier | None = field(default=None, repr=False, compare=False)
     _results: Path | None = field(default=None, repr=False, compare=False)
@@ -92,32 +92,37 @@ class CellRecord(Record):
 
     @property
     def network(self) -> Classifier:
-        """The network that the defense returned, in eval mode; for a record that was read from a
-        file, the one that was saved beside it. Raises `InvalidInput` where none was."""
+        """The network that the defense returned, in eval mode.
+
+        For a record that was read from a file, it is the network saved with it. Raises
+        `InvalidInput` if there is none.
+        """
         if self._network is not None:
             return self._network
         stored = None if self._results is None else _networks.saved(self._results, self)
         _require(
             stored is not None,
-            f"cell {self.key} was read from its record, which holds no network; {self._again}",
+            f"the record of cell {self.key} was read from a file without a network; {self._again}",
         )
         assert stored is not None
         return _networks.network(stored)
 
     @property
     def poisoned(self) -> PoisonedData:
-        """The training set after the attack, who is poisoned, and the triggered test images. Raises
-        `InvalidInput` as `network` does."""
+        """The poisoned training set, its poison mask and the triggered test images.
+
+        Raises `InvalidInput` for a record that was read from a file.
+        """
         _require(
             self._poisoned is not None,
-            f"cell {self.key} was read from its record, which holds no images; {self._again}",
+            f"the record of cell {self.key} was read from a file without images; {self._again}",
         )
         assert self._poisoned is not None
         return self._poisoned
 
     @property
     def _again(self) -> str:
-        return f"{call(self)} makes it"
+        return f"create it with {call(self)}"
 
 
 def run_cell(
@@ -137,15 +142,17 @@ def run_cell(
     results: Folder | None = None,
     data: Folder | None = None,
 ) -> CellRecord:
-    """Poison, train, defend and evaluate, in this process.
+    """Run one cell in this process: poison, train, defend and evaluate.
 
-    recipe: how networks are trained; a spec leaves the rest to the data set
-    epochs: length of the recipe
-    save: keep the network beside the record
-    results: folder in which the record is kept; a cell that has its record there is not run again
-    data: folder of data sets; None for the usual ones
+    recipe: training settings; fields that a spec omits have the data set's defaults
+    epochs: number of epochs, in place of the recipe's
+    train_images: size of the training set; None for all images
+    curves: evaluate after every epoch
+    save: store the network with the record
+    results: folder for the record; a cell with a record there is not run again
+    data: folder of data sets; None for the default ones
 
-    Raises `InvalidInput` for what is not right, and whatever an attack or a defense raises.
+    Raises `InvalidInput` for an invalid argument, and what the attack or the defense raises.
     """
     overrides = SuiteOverrides(
         dataset=[dataset],
@@ -156,23 +163,24 @@ def run_cell(
         train_images=train_images,
         precision=precision,
     )
-    place = device_of(device)
-    chosen = _cell(overrides, recipe, place, seed)
-    searched = roots(None if data is None else Path(data))
-    harness = Harness(Cache(cache_root()), searched, place, curves)
+    target = device_of(device)
+    chosen = _cell(overrides, recipe, target, seed)
+    harness = Harness(Cache(cache_root()), _data_roots(data), target, curves)
     return _finished(harness, chosen, None if results is None else Path(results), save)
 
 
 def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -> CellRecord:
-    """What comes of a cell, or came of it where its record is kept. Raises what it raises."""
-    _require(folder is not None or not save, "save needs a folder for the network: name results")
+    """Run a cell, or read its record from the folder. Raises what the cell raises."""
+    _require(
+        folder is not None or not save, "save=True needs a folder for the network; pass results"
+    )
     if folder is not None:
         check_writable(folder)
     if folder is not None and path_of(folder, chosen.key).exists():
-        kept = read(path_of(folder, chosen.key))
-        there = not save or _networks.saved(folder, kept) is not None
-        if kept.status == "ok" and (kept.curves or not harness.curves) and there:
-            return CellRecord(**vars(kept), _results=folder)
+        stored = read(path_of(folder, chosen.key))
+        has_network = not save or _networks.saved(folder, stored) is not None
+        if stored.status == "ok" and (stored.curves or not harness.curves) and has_network:
+            return CellRecord(**vars(stored), _results=folder)
     check_network(chosen)
     done = harness.finish(chosen)
     if folder is not None:
@@ -202,28 +210,28 @@ def evaluate(
     results: Folder | None = None,
     data: Folder | None = None,
 ) -> CellRecord:
-    """Evaluate a network of one's own, or a defense that starts from it, in this process.
+    """Evaluate your own network, or a defense that starts from it, in this process.
 
-    weights: a safetensors file, a state dict, or a module of which it is taken
-    model: of which they are, with the normalisation that it expects; None for what a file says
+    weights: a safetensors file, a state dict or a module
+    model: architecture of the network, with the normalisation it expects; None to read it from the
+        file
 
-    The others are those of `run_cell`, and so is what is raised; also `InvalidInput` for weights
-    that are not of this model and data set, and a defense that starts from no network.
+    The other arguments and errors are those of `run_cell`. Also raises `InvalidInput` for weights
+    that do not fit the model and the data set, and for a defense that cannot start from a network.
     """
-    place, stored = device_of(device), _stored(weights)
+    target, stored = device_of(device), _stored(weights)
     overrides = SuiteOverrides(
         dataset=[dataset],
-        model=[_networks.brought(stored, model, _datasets.built(dataset))],
+        model=[_networks.given_model(stored, model, _datasets.built(dataset))],
         attack=[attack],
         defense=[defense],
         epochs=epochs,
         train_images=train_images,
         precision=precision,
     )
-    chosen = _cell(overrides, recipe, place, seed)
+    chosen = _cell(overrides, recipe, target, seed)
     _networks.check_starts([chosen])
-    searched = roots(None if data is None else Path(data))
-    harness = Harness(Cache(cache_root()), searched, place, brought=stored)
+    harness = Harness(Cache(cache_root()), _data_roots(data), target, given=stored)
     return _finished(harness, chosen, None if results is None else Path(results), save)
 
 
@@ -231,27 +239,28 @@ def _stored(weights: Folder | Mapping[str, Tensor] | nn.Module) -> Stored:
     if isinstance(weights, str | Path):
         return _read_weights(Path(weights))
     state = weights.state_dict() if isinstance(weights, nn.Module) else dict(weights)
-    known = all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items())
-    _require(known, "weights must be a file, a module, or a state dict of tensors by name")
+    valid = all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items())
+    _require(valid, "weights must be a file, a module or a state dict of tensors by name")
     copies = {name: values.detach().cpu().clone() for name, values in state.items()}
     return Stored(copies, origin=f"the {type(weights).__name__}")
 
 
 def _cell(
-    overrides: SuiteOverrides, recipe: str | Recipe | None, place: torch.device, seed: int
+    overrides: SuiteOverrides, recipe: str | Recipe | None, target: torch.device, seed: int
 ) -> Cell:
-    whole = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    _require(whole, f"seed must be a whole number of at least 0, got {seed!r}")
-    stated = replace(overrides, recipe=recipe if isinstance(recipe, str) else None)
-    one = stated.applied_to(Suite("", ("digits",), seeds=1))
-    source = _datasets.built(one.datasets[0])
+    """The only cell of a suite with these overrides."""
+    valid = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
+    _require(valid, f"seed must be an integer of at least 0, got {seed!r}")
+    given = replace(overrides, recipe=recipe if isinstance(recipe, str) else None)
+    suite = given.applied_to(Suite("", ("digits",), seeds=1))
+    source = _datasets.built(suite.datasets[0])
     if isinstance(recipe, Recipe):
-        precision = precision_of(overrides.precision or recipe.precision, place)
+        precision = precision_of(overrides.precision or recipe.precision, target)
         epochs = recipe.epochs if overrides.epochs is None else overrides.epochs
-        how = replace(recipe, epochs=epochs, precision=precision)
+        complete = replace(recipe, epochs=epochs, precision=precision)
     else:
-        how = recipe_for(source, one.recipe, precision_of(one.precision, place))
-    chosen = cell(source, one.models[0], one.attacks[0], one.defenses[0], how, seed)
+        complete = recipe_for(source, suite.recipe, precision_of(suite.precision, target))
+    chosen = cell(source, suite.models[0], suite.attacks[0], suite.defenses[0], complete, seed)
     with blaming("the trigger of the attack"):
         check_trigger(chosen)
     return chosen
@@ -287,20 +296,22 @@ def run(
     save: bool = False,
     progress: bool = True,
 ) -> Results:
-    """Run what is missing of a suite, as `bdbench run` does, whose options these are; each of the
-    first four replaces an axis. Returns the records of the suite's cells.
+    """Run the cells of a suite that have no record yet, and return the records of all its cells.
 
-    name: of a built-in suite, or a TOML file
-    seeds, seed: how many, counted from 0, or exactly which
-    against: folders of other records; a cell that has one there is not run, and the leaderboard
-        shows the records of both sides
-    jobs: cells at once; None is one for each core or GPU
-    threads: of each cell beside a processor; None is one
-    in_process: run cells here, where a debugger sees them and they can touch one another. So do
-        those of a plugin that a notebook or a script defines.
-    progress: print what is done, with a bar on a terminal and in a notebook
+    The arguments are the options of `bdbench run`; `datasets`, `models`, `attacks` and `defenses`
+    each replace an axis of the suite.
 
-    Raises `InvalidInput` for what is not right. A cell that fails stops no other: see
+    name: name of a built-in suite, or path of a TOML file
+    seeds, seed: number of seeds, counted from 0, or the seeds themselves
+    against: folders of other records; a cell with a record there is not run, and the leaderboard
+        shows the records of all folders
+    jobs: cells that run at the same time; None for one per core or GPU
+    threads: threads per cell on a CPU; None for one
+    in_process: run the cells in this process, without isolation, for example to debug them. Cells
+        of a plugin that a notebook or script defines always run in this process.
+    progress: print progress, with a bar on a terminal and in a notebook
+
+    Raises `InvalidInput` for an invalid argument. A failed cell does not stop the others, see
     `Results.failed`.
     """
     for path in plugins:
@@ -333,35 +344,39 @@ def run(
         curves=curves,
         save=save,
     )
-    place = ExecutionOptions(jobs=jobs, threads=threads, in_process=in_process)
-    made = plan(chosen.name, overrides.applied_to(chosen.suite), place, options)
-    execution = execute(made, Terminal(quiet=not progress))
+    execution_options = ExecutionOptions(jobs=jobs, threads=threads, in_process=in_process)
+    work = plan(chosen.name, overrides.applied_to(chosen.suite), execution_options, options)
+    execution = execute(work, Terminal(quiet=not progress))
     _require(not execution.refused, "; ".join(dict.fromkeys(execution.refused)))
     fresh = {record.key: record for record in execution.records}
     found, damaged = [], []
-    for key in dict.fromkeys(each.key for each in made.cells):
-        path = path_of(made.results, key)
+    for key in dict.fromkeys(each.key for each in work.cells):
+        path = path_of(work.results, key)
         try:
             if key in fresh or path.exists():
                 found.append(fresh[key] if key in fresh else read(path))
         except InvalidInput as error:
             damaged.append(str(error))
-    damaged += [line for other in made.beside for line in other.damaged]
-    whole = _whole(found, made.results)
-    return Results(made.results, whole, tuple(damaged), made.beside, tuple(made.asked))
+    damaged += [line for other in work.beside for line in other.damaged]
+    records = _with_networks(found, work.results)
+    return Results(work.results, records, tuple(damaged), work.beside, tuple(work.asked))
 
 
 def load(folder: Folder) -> Results:
-    """The records in `<folder>/records`. Raises `InvalidInput` where there is none."""
+    """Load the records in `<folder>/records`. Raises `InvalidInput` if there are none."""
     records, damaged = read_all(Path(folder))
     place = Path(folder) / "records"
-    _require(bool(records or damaged), f"no records in {place}; `bdbench run` makes them")
-    _require(bool(records), f"all records in {place} are damaged; the first: {damaged[:1]}")
-    return Results(Path(folder), _whole(records, Path(folder)), tuple(damaged))
+    _require(bool(records or damaged), f"no records in {place}; create some with `bdbench run`")
+    _require(bool(records), f"all records in {place} are damaged: {'; '.join(damaged[:1])}")
+    return Results(Path(folder), _with_networks(records, Path(folder)), tuple(damaged))
 
 
-def _whole(records: Sequence[Record], folder: Path) -> tuple[CellRecord, ...]:
-    """Records of a folder, with the networks that were saved beside them."""
+def _data_roots(data: Folder | None) -> list[Path]:
+    return roots(None if data is None else Path(data))
+
+
+def _with_networks(records: Sequence[Record], folder: Path) -> tuple[CellRecord, ...]:
+    """Records of a folder with access to the networks that are stored there."""
     return tuple(CellRecord(**vars(record), _results=folder) for record in records)
 
 
@@ -376,8 +391,12 @@ def poison(
     device: str = "auto",
     data: Folder | None = None,
 ) -> PoisonedData:
-    """What an attack makes of a data set, the same as in a run with this seed. Model and recipe are
-    for an attack that trains a network."""
+    """Poison a data set, as in a run with this seed.
+
+    model, recipe, epochs: for an attack that trains a network
+
+    Raises `InvalidInput` for an invalid argument, and what the attack raises.
+    """
     overrides = SuiteOverrides(
         dataset=[dataset],
         model=[model],
@@ -385,15 +404,17 @@ def poison(
         defense=["none"],
         epochs=epochs,
     )
-    place = device_of(device)
-    chosen = _cell(overrides, recipe, place, seed)
-    searched = roots(None if data is None else Path(data))
-    return Harness(Cache(cache_root()), searched, place).poisoned(chosen)
+    target = device_of(device)
+    chosen = _cell(overrides, recipe, target, seed)
+    return Harness(Cache(cache_root()), _data_roots(data), target).poisoned(chosen)
 
 
 class Promise(NamedTuple):
-    """A promise of the contract, whether a plugin keeps it, and how it breaks it. One that means
-    nothing while another is broken is not tested, and `kept` is None."""
+    """A promise of the plugin contract.
+
+    kept: whether the plugin keeps it; None if it was not tested because of another broken promise
+    why: how the plugin breaks it
+    """
 
     promise: str
     kept: bool | None
@@ -401,8 +422,12 @@ class Promise(NamedTuple):
 
 
 def check(what: Folder) -> list[Promise]:
-    """Test a plugin against the contract: a file that registers some, or a name. Raises
-    `InvalidInput` where there is none."""
+    """Test plugins against the contract.
+
+    what: a plugin file, or the name or spec of a plugin
+
+    Raises `InvalidInput` for an unknown plugin.
+    """
     plugins = resolve(str(what))
     return [
         Promise(f"{kind} {name}: {each.promise.sentence}", each.kept, each.why)
@@ -419,20 +444,20 @@ class _Markdown(Protocol):
 
 @dataclass(frozen=True)
 class Table:
-    """A table of records, which a notebook shows as one."""
+    """A table made from records, which a notebook displays as a table."""
 
-    made: _Markdown
+    table: _Markdown
 
     def markdown(self) -> str:
-        """With a legend."""
-        return self.made.markdown()
+        """The table in Markdown, with a legend."""
+        return self.table.markdown()
 
     def csv(self) -> str:
-        """In long form; shares in [0, 1]."""
-        return self.made.csv()
+        """The table as CSV in long form; shares in [0, 1]."""
+        return self.table.csv()
 
     def frame(self) -> pd.DataFrame:
-        """The same as `csv`."""
+        """The CSV as a DataFrame."""
         return pd.read_csv(io.StringIO(self.csv()))
 
     def __str__(self) -> str:
@@ -448,11 +473,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Results:
-    """Records of one folder.
+    """The records of one results folder.
 
-    damaged: a line for each file that is no record
-    beside: other folders, whose records the leaderboard shows too
-    asked: cells that were asked for, though the other folders may have their records
+    damaged: one line per damaged record
+    beside: other folders whose records the leaderboard shows too
+    asked: the requested cells, whose records may be in the other folders
     """
 
     folder: Path
@@ -471,43 +496,49 @@ class Results:
         return f"{len(self)} records in {self.folder}"
 
     def network(self, key: str) -> Classifier:
-        """The defended network of a cell that a run with --save kept, in eval mode, on the CPU.
+        """The defended network of a cell, stored by a run with --save, in eval mode on the CPU.
 
-        key: of the record, or its first digits
+        key: the key of the record or its first digits
 
-        Raises `InvalidInput` for no such record, and where its network was not saved or is damaged.
+        Raises `InvalidInput` for an unknown record, and if its network is not stored or is damaged.
         """
         return _networks.kept(self.folder, read(find(str(key), self.folder)))
 
     @property
     def failed(self) -> list[Record]:
-        """Records of cells that raised; `error` says what."""
+        """The records of failed cells; `error` has the exception."""
         return [record for record in self.records if record.status == "failed"]
 
     def frame(self, epochs: bool = False) -> pd.DataFrame:
-        """A row for each record: axes, seed, metrics as shares in [0, 1], seconds, flags and all
-        else that `bdbench export` writes; or a row for each epoch of each curve."""
+        """One row per record, as `bdbench export` writes it: axes, seed, metrics as shares in
+        [0, 1], seconds, flags and more.
+
+        epochs: one row per epoch of each curve instead
+        """
         return export.frame(self.records, epochs)
 
     def leaderboard(
         self, sort: str = "", columns: Sequence[str] = (), against: Folders = ()
     ) -> Table:
-        """Defenses by attacks, best DER first.
+        """Defenses by attacks, highest DER first.
 
         sort: title of another column to sort by, such as "badnets ASR"
-        columns: more of each attack, of "floor", "R-Acc", "CA interval", "ASR interval", "TPR",
-            "FPR" and "all"
-        against: folders of other records, to stand beside; those of `beside` if not given
+        columns: further columns per attack: "floor", "R-Acc", "CA interval", "ASR interval", "TPR",
+            "FPR" or "all"
+        against: folders of other records to show too; those of `beside` if empty
 
         Raises `InvalidInput` for an unknown column, for a folder without records and for records
-        that do not belong together.
+        that do not belong in one table.
         """
         others = neighbours(_paths(against), self.folder) or self.beside
         records, origins = join(self.records, others, self.folder, self.asked)
         return Table(leaderboard(records, sort, columns, origins))
 
     def paper_table(self, number: int) -> Table:
-        """A table of the CBD paper, 1, 2, 3 or 5, with the printed numbers beside ours."""
+        """Table 1, 2, 3 or 5 of the CBD paper, with the printed numbers beside ours.
+
+        Raises `InvalidInput` for another number, and if no record belongs in the table.
+        """
         _require(number in (1, 2, 3, 5), f"table must be 1, 2, 3 or 5, got {number!r}")
         return Table(paper_table(number, self.records, self.folder))
 

@@ -1,4 +1,4 @@
-"""Defenses: a possibly poisoned image set becomes a classifier."""
+"""Defenses: each turns a training set, which may be poisoned, into a classifier."""
 
 from bdbench.defenses.base import HEAD as HEAD
 from bdbench.defenses.base import CleanBudget as CleanBudget

@@ -1,23 +1,23 @@
 """ABL, anti-backdoor learning, Li et al., NeurIPS 2021, arXiv:2110.11571.
 
-Images with a trigger are fitted long before the others. Stage 1 pushes losses that sink below gamma
-up again, which holds back the others, so that the lowest losses isolate some of those with a
+A network fits images with a trigger long before it fits the others. Stage 1 raises losses that fall
+below gamma, which holds clean images back, so that the lowest losses isolate some images with a
 trigger. Stage 2 learns from the rest and unlearns the isolated images (equation 5):
 E_rest[l] - E_isolated[l].
 
-Differs: stage 1 of the paper looks at the loss of each image, `abl(isolation="lga")`, which pushes
-images with a trigger up to gamma too once they are fitted. Here, as in the authors' code, it looks
-at the mean loss of a batch. The paper minimises the objective of stage 2 for the remaining 80
-epochs; here, as in that code, the network is fitted to the rest first and unlearns then, by 80
-updates of the paper's objective. Of each batch a quarter is isolated images, and the loss of one
-counts up to log(classes) only, that of a guess, as a loss without a bound wrecks the network: our
-choice. `abl(objective="sequential")` is the ascent of the authors' code, on the isolated images
-alone. That code carries momentum into the ascent, where every stage here has a fresh optimizer, and
-of its five ascent epochs the first only tests. It has none of the two limits that end the ascent
-here: `abl(objective="sequential", loss_limit=1e9, drop_limit=1.0)` turns them off.
+Differs: stage 1 of the paper uses the loss of each image, `abl(isolation="lga")`, which also raises
+the losses of images with a trigger to gamma once they are fitted. Here, as in the authors' code, it
+uses the mean loss of a batch. The paper minimises the objective of stage 2 for the remaining 80
+epochs; here, as in that code, the network first learns from the rest and then unlearns, by 80
+updates of the paper's objective. A quarter of each batch are isolated images, and the loss of each
+is clamped at log(classes), the loss of a guess, because an unbounded loss wrecks the network: our
+choice. `abl(objective="sequential")` is the gradient ascent of the authors' code, on the isolated
+images alone. That code carries momentum into the ascent, while every stage here has a new
+optimizer, and the first of its five ascent epochs only tests. It has neither of the two limits that
+end the ascent here: `abl(objective="sequential", loss_limit=1e9, drop_limit=1.0)` disables them.
 
 Elsewhere: both stages follow the recipe's learning rate, so they start at 0.01 on GTSRB, as in
-ABL's paper, which trains networks there at that rate.
+ABL's paper, which trains networks on GTSRB at that rate.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from bdbench.models import (
 
 ISOLATIONS = ("flooding", "lga")
 OBJECTIVES = ("joint", "sequential")
-JUDGES = 1_000
-"""Images at most on which an epoch of the ascent is judged."""
+MOST_JUDGES = 1_000
+"""Most images on which the accuracy after an epoch of the ascent is measured."""
 
 
 @register("abl", title="ABL")
@@ -58,30 +58,32 @@ JUDGES = 1_000
 class ABL(Defense):
     """
     isolation: loss of stage 1, "flooding" (code) or "lga", local gradient ascent (paper)
-    gamma: loss that stage 1 holds images at, or batches under flooding, at least 0 (paper: 0.5)
+    gamma: lower bound of the loss in stage 1, per image or (flooding) per batch, at least 0
+        (paper: 0.5)
     augment: whether stage 1 augments (code: False; paper of CBD: True for all defenses)
     isolation_rate: share of the training set that is isolated, in (0, 1) (paper: 0.01)
-    isolation_epochs: of stage 1, at the initial learning rate; of 100 (paper: 20; code: 10)
-    finetuning_epochs: of the descent on the rest, of 100; the learning rate falls tenfold after two
-        thirds of them (code: 60 and 40)
-    objective: of the unlearning, "joint" (paper) or "sequential" (code)
+    isolation_epochs: epochs of stage 1 in a recipe of 100, at the initial learning rate
+        (paper: 20; code: 10)
+    finetuning_epochs: epochs of training on the rest in a recipe of 100; the learning rate falls
+        tenfold after two thirds of them (code: 60 and 40)
+    objective: unlearning by the "joint" (paper) or the "sequential" objective (code)
 
-    Of the joint objective alone:
-    joint_updates: not scaled with the recipe's epochs, 0 for none (our choice)
+    Only for the joint objective:
+    joint_updates: updates, not scaled with the recipe's epochs, 0 for none (our choice)
     joint_rate: learning rate, constant, above 0 (our choice)
     joint_batch_size: images, at least 2 (our choice)
-    isolated_share: of each of its batches, in (0, 1) (our choice)
+    isolated_share: share of isolated images in each batch, in (0, 1) (our choice)
 
-    Of the sequential one alone:
-    unlearning_epochs: of the ascent on the isolated images, which are few: not scaled with the
-        recipe, 0 for none (code: 5)
+    Only for the sequential objective:
+    unlearning_epochs: epochs of gradient ascent on the isolated images, not scaled with the recipe,
+        0 for none (code: 5)
     unlearning_rate: learning rate of the ascent (code: 5e-4)
-    freeze_norm: normalise by the statistics of all images during the ascent, and hold them, instead
-        of by those of the isolated images (code: False)
+    freeze_norm: in the ascent, normalise by the frozen running statistics instead of those of the
+        isolated images (code: False)
     loss_limit: the ascent ends when the mean isolated loss exceeds this many times log(classes)
         (our choice)
     drop_limit: the ascent ends, and its last epoch is undone, when accuracy on some of the rest,
-        labels as given, falls by more than this, in [0, 1]; see `bystanders` (our choice)
+        with labels as given, falls by more than this, in [0, 1]; see `bystanders` (our choice)
     """
 
     version: ClassVar[int] = 2
@@ -129,7 +131,7 @@ class ABL(Defense):
         losses = sample_losses(network, data)
         journal.samples["isolation loss"] = losses
         suspects = lowest(losses, self.isolation_rate)
-        # 1 for the rest: the harness expects lower values on poisoned images.
+        # The rest gets 1, because the harness expects lower values for poisoned images.
         journal.samples["kept"] = (~suspects).float()
         isolated, rest = data[suspects], data[~suspects]
         journal.scalars["isolated images"] = len(isolated)
@@ -146,7 +148,8 @@ class ABL(Defense):
         return network
 
     def isolation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """E[sign(l - gamma) l] over the images of a batch, or |E[l] - gamma| + gamma."""
+        """Local gradient ascent: E[sign(l - gamma) l] over a batch. Flooding: |E[l] - gamma| +
+        gamma."""
         losses = cross_entropy(logits, labels, reduction="none")
         if self.isolation == "lga":
             return ((losses.detach() - self.gamma).sign() * losses).mean()
@@ -155,20 +158,21 @@ class ABL(Defense):
     def unlearn(
         self, network: Classifier, rest: ImageSet, isolated: ImageSet, context: Context
     ) -> None:
-        """Minimise E_rest[l] - E_isolated[l]; both are in every batch, and normalised together."""
+        """Minimise E_rest[l] - E_isolated[l]. Every batch contains both and is normalised as a
+        whole."""
         if self.joint_updates == 0:
             return
         size = self.joint_batch_size
-        few = min(size - 1, max(1, round(self.isolated_share * size)))
+        isolated_size = min(size - 1, max(1, round(self.isolated_share * size)))
         recipe = replace(context.recipe, learning_rate=self.joint_rate, drops=())
         optimizer = recipe.sgd(network)
         guess = math.log(rest.num_classes)
 
-        def step(known: Batch, suspect: Batch) -> None:
-            images = torch.cat([known.images, suspect.images])
-            labels = torch.cat([known.labels, suspect.labels])
+        def step(rest_batch: Batch, isolated_batch: Batch) -> None:
+            images = torch.cat([rest_batch.images, isolated_batch.images])
+            labels = torch.cat([rest_batch.labels, isolated_batch.labels])
             losses = cross_entropy(network(images), labels, reduction="none")
-            loss = joint_objective(losses, len(known.labels), guess)
+            loss = joint_objective(losses, len(rest_batch.labels), guess)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -182,14 +186,15 @@ class ABL(Defense):
             rng=context.rng("unlearning"),
             state={"network": network, "optimizer": optimizer},
             updates=context.updates(self.joint_updates),
-            batch_sizes=(size - few, few),
+            batch_sizes=(size - isolated_size, isolated_size),
         )
         network.eval()
 
     def ascend(
         self, network: Classifier, isolated: ImageSet, rest: ImageSet, context: Context
     ) -> int:
-        """Maximise the mean loss over `isolated`; the number of epochs that were not undone."""
+        """Maximise the mean loss over `isolated`. Returns the number of epochs that were not
+        undone."""
         if self.unlearning_epochs == 0:
             return 0
         recipe = replace(
@@ -205,21 +210,21 @@ class ABL(Defense):
             (-cross_entropy(network(batch.images), batch.labels)).backward()
             optimizer.step()
 
-        most_loss = self.loss_limit * math.log(rest.num_classes)
-        judges = sample(bystanders(rest, isolated), JUDGES, context.rng("judges"))
+        largest_loss = self.loss_limit * math.log(rest.num_classes)
+        judges = sample(bystanders(rest, isolated), MOST_JUDGES, context.rng("judges"))
         least_accuracy = accuracy(network, judges) - self.drop_limit
         good, done = copy_state(network), {"epochs": 0}
 
-        def enough() -> bool:
+        def limit_reached() -> bool:
             if accuracy(network, judges) < least_accuracy:
                 network.load_state_dict(good)
                 return True
             good.update(copy_state(network))
             done["epochs"] += 1
-            # Not >, so that a loss that is not a number ends the ascent too.
-            return not mean_loss(network, isolated) <= most_loss
+            # Not >, so that a NaN loss ends the ascent too.
+            return not mean_loss(network, isolated) <= largest_loss
 
-        # Batch statistics of a single image are not defined.
+        # Batch statistics of a single image are undefined.
         network.train(len(isolated) > 1 and not self.freeze_norm)
         loop(
             step,
@@ -227,7 +232,7 @@ class ABL(Defense):
             recipe=recipe,
             rng=context.rng("ascent"),
             state={"network": network, "optimizer": optimizer, "good": good, "done": done},
-            until=enough,
+            until=limit_reached,
         )
         network.eval()
         return done["epochs"]
@@ -235,7 +240,7 @@ class ABL(Defense):
     def cost(self, recipe: Recipe, images: int) -> float:
         rate = self.isolation_rate
         trained = self.isolation_epochs + (1 - rate) * self.finetuning_epochs
-        # Of the ascent only what is trained: its judges are few.
+        # The accuracy after each epoch of the ascent is not counted: it takes few images.
         unlearned = rate * self.unlearning_epochs
         if self.objective == "joint":
             updates = recipe.shortened(self.joint_updates) if self.joint_updates else 0
@@ -243,15 +248,15 @@ class ABL(Defense):
         return 3.0 * (trained * recipe.epochs / 100 + unlearned) + 1
 
 
-def joint_objective(losses: Tensor, known: int, guess: float) -> Tensor:
-    """E_rest[l] - E_isolated[l] of a batch, float32 (b,), whose first `known` losses are those of
-    the rest; a loss of the others counts up to `guess`."""
-    return losses[:known].mean() - losses[known:].clamp(max=guess).mean()
+def joint_objective(losses: Tensor, rest: int, guess: float) -> Tensor:
+    """E_rest[l] - E_isolated[l] of the losses of a batch, float32 (b,). The first `rest` losses
+    belong to the rest; those of isolated images are clamped at `guess`."""
+    return losses[:rest].mean() - losses[rest:].clamp(max=guess).mean()
 
 
 def lowest(losses: Tensor, rate: float) -> Tensor:
-    """bool (n,), True at the floor(rate n) lowest of the losses (n,), at least one; of equal losses
-    the first."""
+    """bool (n,), True at the floor(rate n) lowest of the losses (n,), at least one. Ties go to the
+    first."""
     count = max(1, portion(rate, len(losses)))
     chosen = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
     chosen[losses.argsort(stable=True)[:count]] = True
@@ -259,17 +264,18 @@ def lowest(losses: Tensor, rate: float) -> Tensor:
 
 
 def bystanders(rest: ImageSet, isolated: ImageSet) -> ImageSet:
-    """The images of the rest that lack the commonest label of the isolated ones, if there are any.
+    """The images of the rest without the most frequent label of the isolated images; all of the
+    rest if every image has that label.
 
-    Most poisoned images are in the rest and have that label. An ascent that works gives them other
-    classes, which would look like lost accuracy.
+    Most poisoned images are in the rest and have that label. A successful ascent changes their
+    predicted class, which would look like lost accuracy.
     """
     others = rest.labels != isolated.labels.bincount().argmax()
     return rest[others] if bool(others.any()) else rest
 
 
 def sample(data: ImageSet, most: int, rng: torch.Generator) -> ImageSet:
-    """At most so many of the images, by chance."""
+    """A random sample of at most so many images."""
     return data[torch.randperm(len(data), generator=rng)[:most].to(data.device)]
 
 

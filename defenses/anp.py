@@ -1,15 +1,15 @@
 """ANP, adversarial neuron pruning, Wu and Wang, NeurIPS 2021, arXiv:2110.14430.
 
-A backdoored network can be brought to answer its target by small changes of a few channels, even
-for clean images. So every channel of a normalisation layer gets a mask m in [0, 1] on its weight
-gamma, and the masks minimise, on clean images, the loss as it is and that under the worst changes
-delta of gamma and xi of beta. Channels with a small mask are removed. No weight is trained.
+Small perturbations of a few channels make a backdoored network predict its target even for clean
+images. Every channel of a normalisation layer gets a mask m in [0, 1] on its weight gamma. On clean
+images, the masks minimise the natural loss and the loss under the worst perturbations delta of
+gamma and xi of beta. Channels with a small mask are pruned. No weight is trained.
 
-Differs: the changes start at random and take one step along the sign of the gradient, as in the
-authors' code, and stay within epsilon, as in the paper. All passes normalise by the statistics of
-their batch (code); the network that is returned has its gammas pruned and is otherwise as it came.
-The share of clean images is that of all defenses here (paper: 1 %), and four fifths of them are
-looked at. Augmentation and momentum are the recipe's.
+Differs: the perturbations start at random and take one step along the sign of the gradient, as in
+the authors' code, and stay within epsilon, as in the paper. All forward passes normalise by the
+statistics of their batch (code); in the returned network the gammas of pruned channels are zero and
+everything else is unchanged. The share of clean images is that of all defenses here (paper: 1 %),
+and four fifths of them are used. Augmentation and momentum are the recipe's.
 
 Elsewhere: the same on GTSRB and with other networks; a network without normalisation layers is
 refused.
@@ -32,19 +32,19 @@ from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, loop, 
 
 Norms = Mapping[str, nn.BatchNorm2d]
 MASKED = "a BatchNorm2d that has weights"
-"""What a network must have, or there is nothing to mask."""
+"""Needed by the method: it masks these layers."""
 
 
 @register("anp", title="ANP")
 @dataclass(frozen=True)
 class ANP(Defense):
     """
-    threshold: channels whose mask is no larger are removed, in [0, 1) (paper: 0.2)
-    epsilon: bound of delta and xi, as shares of gamma and beta, at least 0 (paper: 0.4)
-    alpha: weight of the loss without changes, in [0, 1]; the rest is that of the loss under the
-        worst ones (paper: 0.2)
-    updates: of the masks, which start at 1, each on one batch; at least 1 (paper: 2,000)
-    learning_rate: of the masks, constant, above 0 (paper: 0.2)
+    threshold: channels with a mask of at most this value are pruned, in [0, 1) (paper: 0.2)
+    epsilon: bound of delta and xi, relative to gamma and beta, at least 0 (paper: 0.4)
+    alpha: weight of the natural loss, in [0, 1]; the loss under the worst perturbations has weight
+        1 - alpha (paper: 0.2)
+    updates: updates of the masks, which start at 1, each on one batch; at least 1 (paper: 2,000)
+    learning_rate: learning rate of the masks, constant, above 0 (paper: 0.2)
     batch_size: images, at least 2 (paper: 128)
     """
 
@@ -99,26 +99,26 @@ class ANP(Defense):
         return network
 
     def learn_masks(self, network: Classifier, clean: ImageSet, context: Context) -> Tensor:
-        """m, float32 (channels,) in [0, 1], layer after layer. The network is not changed."""
+        """m, float32 (channels,) in [0, 1], layer by layer. The network is not modified."""
         network = deepcopy(network).requires_grad_(False)
         norms = find_norms(network)
         m = nn.Parameter(torch.ones(sum(widths(norms)), device=context.device))
         recipe, updates = self.schedule(context.recipe), context.updates(self.updates)
         optimizer = recipe.sgd(nn.ParameterList([m]))
-        # delta and xi at the start of every step.
+        # The initial delta and xi of every step.
         draws = torch.rand(updates, 2, len(m), generator=context.rng("changes"))
         draws = (self.epsilon * (2 * draws - 1)).to(context.device)
         done = torch.zeros(1, dtype=torch.int64, device=context.device)
 
-        def loss(batch: Batch, changes: Tensor) -> Tensor:
-            delta, xi = changes
+        def loss(batch: Batch, perturbations: Tensor) -> Tensor:
+            delta, xi = perturbations
             parameters = scale(norms, m + delta, 1 + xi)
             return cross_entropy(functional_call(network, parameters, batch.images), batch.labels)
 
         def step(batch: Batch) -> None:
             start = draws.index_select(0, done).squeeze(0).requires_grad_()
-            (slope,) = torch.autograd.grad(loss(batch, start), start)
-            worst = start.detach() + self.epsilon * slope.sign()
+            (gradient,) = torch.autograd.grad(loss(batch, start), start)
+            worst = start.detach() + self.epsilon * gradient.sign()
             worst = worst.clamp(-self.epsilon, self.epsilon)
             natural, adversarial = loss(batch, torch.zeros_like(worst)), loss(batch, worst)
             optimizer.zero_grad()
@@ -140,7 +140,7 @@ class ANP(Defense):
         return m.detach()
 
     def cost(self, recipe: Recipe, images: int) -> float:
-        tuned = self.tuned(recipe, images, self.updates, self.batch_size)
+        tuned = self.tuning_passes(recipe, images, self.updates, self.batch_size)
         return 3.0 * recipe.epochs + 9.0 * tuned
 
 
@@ -157,10 +157,11 @@ def widths(norms: Norms) -> list[int]:
     return [norm.num_features for norm in norms.values()]
 
 
-def scale(norms: Norms, gain: Tensor, lift: Tensor) -> dict[str, Tensor]:
-    """Parameters by name: gamma times gain and beta times lift, (channels,), layer after layer."""
+def scale(norms: Norms, gamma_factor: Tensor, beta_factor: Tensor) -> dict[str, Tensor]:
+    """The scaled gammas and betas by parameter name; factors (channels,), layer by layer."""
     scaled, sizes = {}, widths(norms)
-    for (name, norm), a, b in zip(norms.items(), gain.split(sizes), lift.split(sizes), strict=True):
+    factors = zip(gamma_factor.split(sizes), beta_factor.split(sizes), strict=True)
+    for (name, norm), (a, b) in zip(norms.items(), factors, strict=True):
         scaled[f"{name}.weight"] = norm.weight * a
         scaled[f"{name}.bias"] = norm.bias * b
     return scaled

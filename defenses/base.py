@@ -1,4 +1,4 @@
-"""What a defense is, and what it is allowed to know."""
+"""The interface of a defense, and the threat model: what a defense may know."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe, steps_per_epoch
 
 HEAD = "a linear layer `head` that reads its features"
-"""What a network lacks that has none."""
+"""Needed by methods that use the embedding of a network."""
 VALIDATION = 0.2
-"""Share of a clean budget that is kept for choosing and stopping."""
+"""Share of the clean images that is for selection and early stopping."""
 
 
 @dataclass(frozen=True)
 class CleanBudget:
     """The trusted images lent to a defense.
 
-    fit: to train on
-    validation: for choosing and stopping, disjoint from fit
+    fit: for training
+    validation: for selection and early stopping, disjoint from fit
     """
 
     fit: ImageSet
@@ -36,12 +36,12 @@ class CleanBudget:
 
 @dataclass
 class Journal:
-    """What a method wants published about its own run. It is write-only for the method's purposes:
-    the harness, which knows more, turns it into diagnostics.
+    """The numbers that a method publishes about its own run. A method only writes to it; the
+    harness, which knows the poison mask, turns it into diagnostics.
 
-    scalars: one number under each name
-    samples: float32 (n,) under each name, one value per training image
-    warnings: what a reader of the numbers must know about how they came about, as sentences
+    scalars: numbers by name
+    samples: float32 (n,) by name, one value per training image
+    warnings: sentences that a reader of the numbers must know
     """
 
     scalars: dict[str, float] = field(default_factory=dict)
@@ -51,13 +51,14 @@ class Journal:
 
 @dataclass(frozen=True)
 class Context(TrainingContext):
-    """The threat model as a type: all that a defense gets beside the training set.
+    """The threat model as a type: everything that a defense gets besides the training set.
 
-    There is no test set here, no poison mask, no trigger and no target.
+    It contains no test set, poison mask, trigger or target.
 
-    clean: the declared budget of trusted images, None for a defense that declares none
+    clean: the trusted images that the defense declares; None if it declares none
     journal: see `Journal`
-    train_undefended: gives the n-th network trained with no defense, lazily and shared
+    train_undefended: returns the n-th network trained with no defense; it is trained on the first
+        call and shared
     """
 
     clean: CleanBudget | None = None
@@ -67,21 +68,28 @@ class Context(TrainingContext):
     def undefended(self, n: int = 0) -> Classifier:
         """A copy of the n-th network trained on this data with no defense, in eval mode.
 
-        All post-training defenses of one poisoned set share it; its seconds are charged to each.
+        All defenses of one poisoned set that repair a network share it; each is charged its
+        training time.
         """
-        require(self.train_undefended is not None, "this context lends no undefended network")
+        require(
+            self.train_undefended is not None,
+            "this context has no undefended networks; give it train_undefended",
+        )
         assert self.train_undefended is not None
         return self.train_undefended(n)
 
     def trusted(self) -> CleanBudget:
-        """The clean images. Raises `InvalidInput` where none are lent."""
-        require(self.clean is not None, "this defense needs clean images, and none are lent")
+        """The clean images. Raises `InvalidInput` if none are lent."""
+        require(
+            self.clean is not None,
+            "this defense needs clean images, but none are lent; set its clean_fraction",
+        )
         assert self.clean is not None
         return self.clean
 
     def watch(self, classifier: Classifier) -> None:
-        """Name the network that will be returned, so that its curves can be drawn. The outcome is
-        never seen here."""
+        """Name the network that `fit` will return, so that the harness can draw its curves. The
+        defense does not see them."""
         observer.current().watch(classifier)
 
     def show(self, name: str, classifier: Classifier) -> None:
@@ -91,42 +99,43 @@ class Context(TrainingContext):
 
 @dataclass(frozen=True)
 class Defense(ABC):
-    """A method and its hyperparameters as fields. It keeps no state and changes nothing it is
-    given.
+    """A method, with its hyperparameters as fields. It has no state and does not modify its
+    arguments.
 
-    clean_fraction: share of the clean training set that the method asks for, in [0, 1)
+    clean_fraction: share of the clean training set that the method needs, in [0, 1)
     """
 
     clean_fraction: ClassVar[float] = 0.0
 
     @abstractmethod
     def fit(self, data: ImageSet, context: Context) -> Classifier:
-        """A classifier in eval mode, made from data that may be poisoned."""
+        """Train a classifier on data that may be poisoned and return it in eval mode."""
 
     def lacks(self, network: Classifier, image_size: int) -> str:
-        """What `fit` needs of a network and this one, of random weights, lacks at an image size, as
-        in "a BatchNorm2d"; empty if nothing. It is asked before anything trains.
+        """The part that `fit` needs and this network (with random weights) lacks at this image
+        size, such as "a BatchNorm2d"; empty if nothing. Called before anything trains.
         """
         return ""
 
     @property
-    def lent(self) -> tuple[float, float]:
-        """Shares of the training set in the clean images to fit and those to validate."""
+    def clean_shares(self) -> tuple[float, float]:
+        """The sizes of the fit and the validation part of the clean images, as shares of the
+        training set."""
         return self.clean_fraction * (1 - VALIDATION), self.clean_fraction * VALIDATION
 
     @property
     def undefended(self) -> int:
-        """How many networks trained with no defense `fit` asks for."""
+        """The number of networks trained with no defense that `fit` requests."""
         return 0
 
     def cost(self, recipe: Recipe, images: int) -> float:
-        """Expected work in forward passes per training image, of which there are so many; a
-        backward pass counts as two. That of the undefended networks is a part of it."""
+        """The expected forward passes per image of a training set of so many images; a backward
+        pass counts as two. Includes the undefended networks."""
         return 3.0 * recipe.epochs
 
-    def tuned(self, recipe: Recipe, images: int, updates: int, batch_size: int) -> float:
-        """A part of `cost`: how often, per training image, a stage of so many published updates on
-        the lent images to fit looks at one."""
-        fit = max(1, round(self.lent[0] * images))
+    def tuning_passes(self, recipe: Recipe, images: int, updates: int, batch_size: int) -> float:
+        """A part of `cost`: the images in the batches of a stage of so many published updates on
+        the fit part of the clean images, per image of the training set."""
+        fit = max(1, round(self.clean_shares[0] * images))
         batch = fit / steps_per_epoch(fit, batch_size)
         return recipe.shortened(updates) * batch / images

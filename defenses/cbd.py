@@ -1,23 +1,23 @@
 """CBD, causality-inspired backdoor defense, Zhang et al., CVPR 2023, arXiv:2303.06818.
 
-A network f_B trained for a few epochs learns the trigger before it learns the classes. A second
-network f_C is then trained on the images that f_B finds hard (equation 6), with an embedding z
-that a critic cannot tell to depend on f_B's embedding r (equation 7) and whose norm is held down
-(the l2 term of equation 8).
+A network f_B that is trained for a few epochs learns the trigger before it learns the classes. A
+second network f_C is then trained with large weights on the images that f_B finds hard (equation
+6). The dependence of its embedding z on f_B's embedding r is penalised by a critic (equation 7),
+and so is the norm of z (the l2 term of equation 8).
 
-Differs: two constants come from the authors' code and not from the paper, and are the defaults:
-weights are rescaled to a batch mean of 1 (`rescale`), and the critic's loss counts 0.01
-(`critic_weight`). With both as printed, training f_C stalls: `cbd(rescale=False,
+Differs: two constants come from the authors' code, not from the paper, and are the defaults:
+weights are rescaled to a batch mean of 1 (`rescale`), and the critic's loss has weight 0.01
+(`critic_weight`). With both as printed, the training of f_C stalls: `cbd(rescale=False,
 critic_weight=1.0)` are the literal equations. That code also ships with the critic off and without
 the l2 term: `cbd(critic_weight=0.0, beta=0.0)`. The paper does not describe the critic: here it has
 one hidden layer, spectral normalisation by power iteration (Miyato et al., 2018, arXiv:1802.05957)
 and no dropout. Critic and f_C are updated in turn on each batch from one forward pass, not in turn
-over whole epochs. T1 and beta are fixed unless `select="cv"`, the paper's search. Its measure is
+over whole epochs. T1 and beta are fixed unless `select="cv"`, the paper's search. Its criterion is
 accuracy on held-out images that may be poisoned themselves, which rewards keeping the backdoor.
 
 Elsewhere: f_B and f_C follow the recipe's learning rate, 0.01 on GTSRB (paper); the authors' code
-trains f_C at 0.1 whatever the data. T1 and beta are the same for all data sets and networks; the
-paper searches for both.
+trains f_C at 0.1 on all data. T1 and beta are the same for all data sets and networks; the paper
+searches for both.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ from bdbench.models import (
 from bdbench.models.rng import derive, global_seed
 
 BETAS = (1e-5, 1e-4, 1e-3)
-"""What the paper searches (section 5.1)."""
+"""The values of beta that the paper's search tries (section 5.1)."""
 LARGE_SHARE = 0.25
-"""Of the images that f_C sees: f_B sees a twentieth in the paper, and knows clean images from here
-on."""
+"""Length of the training of f_B, as a share of that of f_C, from which f_B fits clean images too
+well. In the paper it is a twentieth."""
 SELECTIONS = ("fixed", "cv")
 
 
@@ -64,14 +64,14 @@ class CBD(Defense):
     """
     t1: epochs of f_B, at the initial learning rate; not scaled with the recipe (paper: 3, 5 or 8;
         code: 5)
-    reweight: use w(x) of equation 6; False weighs every image the same (paper)
+    reweight: use w(x) of equation 6; False gives every image the same weight (paper)
     rescale: divide the weights by their batch mean (code; False is the paper's equation 6)
-    critic_weight: of L_adv in equation 8, 0 trains no critic (code: 0.01; paper: 1)
-    critic_learning_rate: of the critic's Adam, follows the recipe's drops (our choice)
+    critic_weight: weight of L_adv in equation 8; 0 trains no critic (code: 0.01; paper: 1)
+    critic_learning_rate: learning rate of the critic's Adam, with the recipe's drops (our choice)
     beta: weight of the squared norm of z, batch mean (paper: 1e-5, 1e-4 or 1e-3)
-    select: "fixed" takes t1 and beta as they are; "cv" searches for them (paper, section 5.1)
-    folds: parts of the training set in that search, at least 2 (paper: 5)
-    t1s: what it tries for t1, different ones (paper: 3, 5 and 8)
+    select: "fixed" uses t1 and beta as given; "cv" searches for them (paper, section 5.1)
+    folds: folds of the training set in that search, at least 2 (paper: 5)
+    t1s: the values of t1 that the search tries, all different (paper: 3, 5 and 8)
     """
 
     t1: int = 5
@@ -92,7 +92,7 @@ class CBD(Defense):
         at_least(0, critic_learning_rate=self.critic_learning_rate)
         require(
             len(set(self.t1s)) == len(self.t1s) > 0 and min(self.t1s) >= 1,
-            f"t1s must be different numbers of at least 1, got {self.t1s}",
+            f"t1s must be one or more different numbers, each at least 1, got {self.t1s}",
         )
 
     def lacks(self, network: Classifier, image_size: int) -> str:
@@ -103,7 +103,7 @@ class CBD(Defense):
         share = chosen.t1 / context.recipe.epochs
         if share > LARGE_SHARE:
             context.journal.warnings.append(
-                f"f_B sees {share:.2f} times as many images as f_C (paper: 0.05), so it knows many "
+                f"f_B sees {share:.2f} times as many images as f_C (paper: 0.05), so it fits many "
                 "clean images and f_C learns little from them"
             )
         f_b, f_c = context.build("f_B"), context.build()
@@ -115,29 +115,33 @@ class CBD(Defense):
         return f_c
 
     def search(self, data: ImageSet, context: Context) -> CBD:
-        """T1 and beta by the share of images, labels as given, that are right in the fold that was
-        held out. The earliest of equals wins."""
-        require(len(data) >= self.folds, f"{self.folds} folds need as many images, got {len(data)}")
+        """Select T1 and beta by cross validation: accuracy on the held-out fold, with labels as
+        given. Ties go to the first."""
+        require(
+            len(data) >= self.folds,
+            f"{self.folds} folds need at least {self.folds} images, got {len(data)}",
+        )
         order = torch.randperm(len(data), generator=context.rng("folds")).to(data.device)
-        parts = order.tensor_split(self.folds)
+        folds = order.tensor_split(self.folds)
 
-        def right(fold: int, t1: int) -> list[int]:
-            """How many held-out images f_C has right, for each beta."""
-            held, others = parts[fold], [*parts[:fold], *parts[fold + 1 :]]
+        def correct(fold: int, t1: int) -> list[int]:
+            """The number of held-out images that f_C classifies correctly, for each beta."""
+            held_out, others = folds[fold], [*folds[:fold], *folds[fold + 1 :]]
             rest = data[torch.cat(others)]
-            apart = replace(context, seed=derive(context.seed, "fold", str(fold)))
-            f_b, counts = apart.build("f_B"), []
-            replace(self, t1=t1).train_f_b(f_b, rest, apart)
+            own = replace(context, seed=derive(context.seed, "fold", str(fold)))
+            f_b, counts = own.build("f_B"), []
+            replace(self, t1=t1).train_f_b(f_b, rest, own)
             for beta in BETAS:
-                f_c = apart.build()
-                replace(self, beta=beta).train_f_c(f_c, f_b, rest, apart)
-                counts.append(int((predict(f_c, data.images[held]) == data.labels[held]).sum()))
+                f_c = own.build()
+                replace(self, beta=beta).train_f_c(f_c, f_b, rest, own)
+                hits = predict(f_c, data.images[held_out]) == data.labels[held_out]
+                counts.append(int(hits.sum()))
             return counts
 
         pairs = list(product(range(self.folds), self.t1s))
-        found = context.parallel(*(partial(right, fold, t1) for fold, t1 in pairs))
+        results = context.parallel(*(partial(correct, fold, t1) for fold, t1 in pairs))
         total = dict.fromkeys(product(self.t1s, BETAS), 0)
-        for (_, t1), counts in zip(pairs, found, strict=True):
+        for (_, t1), counts in zip(pairs, results, strict=True):
             for beta, count in zip(BETAS, counts, strict=True):
                 total[t1, beta] += count
         for (t1, beta), count in total.items():
@@ -148,7 +152,7 @@ class CBD(Defense):
         return replace(self, t1=t1, beta=beta, select="fixed")
 
     def train_f_b(self, f_b: Classifier, data: ImageSet, context: Context) -> None:
-        """Algorithm 1, first stage: f_B learns the trigger first, and is frozen then."""
+        """Algorithm 1, first stage: train f_B until it knows the trigger, then freeze it."""
         recipe = replace(context.recipe, epochs=self.t1, drops=())
         train(f_b, data, recipe, context.rng("f_B"))
         f_b.requires_grad_(False)
@@ -156,8 +160,8 @@ class CBD(Defense):
     def train_f_c(
         self, f_c: Classifier, f_b: Classifier, data: ImageSet, context: Context
     ) -> Tensor:
-        """Algorithm 1, second stage: trains f_C against f_B and leaves it in eval mode. Returns the
-        last weight of each image, float32 (n,)."""
+        """Algorithm 1, second stage: train f_C against f_B in place and leave it in eval mode.
+        Returns the last weight of each image, float32 (n,)."""
         optimizer, parameters = context.recipe.sgd(f_c), list(f_c.parameters())
         with global_seed(context.seed, "weights", "critic"):
             critic = Critic(f_c.head.in_features + f_b.head.in_features).to(context.device)
@@ -180,7 +184,7 @@ class CBD(Defense):
             if self.critic_weight:
                 loss = loss + self.critic_weight * dependence(critic, z, r)
             optimizer.zero_grad()
-            # Not the critic's, which would be computed and thrown away.
+            # Only for the parameters of f_C: gradients of the critic would be discarded.
             loss.backward(inputs=parameters)
             optimizer.step()
 
@@ -202,7 +206,7 @@ class CBD(Defense):
         return weights
 
     def weigh(self, w: Tensor, losses: Tensor) -> Tensor:
-        """L_wce: the weighted mean of the losses; both (b,)."""
+        """L_wce: the weighted mean of the losses; weights and losses are (b,)."""
         if not self.reweight:
             return losses.mean()
         scale = 1 / w.mean().clamp(min=1e-8) if self.rescale else 1.0
@@ -218,7 +222,7 @@ class CBD(Defense):
 
 
 class Critic(nn.Module):
-    """D of equation 7, pairs (z, r) -> one number each, with a Lipschitz constant of about 1."""
+    """D of equation 7: pairs (z, r) -> one score each, with a Lipschitz constant of about 1."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -236,14 +240,14 @@ class Critic(nn.Module):
 
 
 def sample_weights(loss_b: Tensor, loss_c: Tensor) -> Tensor:
-    """w(x) of equation 6, in [0, 1]: near 0 where f_B already has it right. All (b,)."""
+    """w(x) of equation 6, in [0, 1]: near 0 for images that f_B fits already. All are (b,)."""
     return loss_b / (loss_b + loss_c).clamp(min=1e-8)
 
 
 def dependence(critic: Critic, z: Tensor, r: Tensor) -> Tensor:
-    """E[D(z, r)] over joint pairs minus over pairs of strangers, the bracket of equation 7.
+    """The bracket of equation 7: E[D(z, r)] over joint pairs minus that over independent pairs.
 
-    Strangers are made by moving z one place on within the batch, which is shuffled already.
+    Independent pairs combine r with the z of the previous image of the batch, which is shuffled.
     """
     gap: Tensor = critic(z, r).mean() - critic(z.roll(1, 0), r).mean()
     return gap

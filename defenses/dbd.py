@@ -1,25 +1,25 @@
 """DBD, decoupling-based backdoor defense, Huang et al., ICLR 2022, arXiv:2202.03423.
 
-A trigger and its label can only be joined where images are learned together with labels. So the
-backbone is trained without labels (SimCLR), then a linear head on top of it with all labels. The
-images that this network fits worst lose their labels, anew in every epoch, while the whole network
-is tuned on all images with MixMatch.
+A network can associate a trigger with a label only if it learns images together with labels. The
+backbone is therefore trained without labels (SimCLR), then a linear head on top of it with all
+labels. Finally the whole network is tuned on all images with MixMatch; at the start of every epoch,
+the images that it fits worst lose their labels.
 
 Differs: the paper's 1,000 epochs of SimCLR and 190 of MixMatch would cost thirty plain trainings.
-The default is a tenth of the first and about a quarter of the second, with a share of the training
-set for an epoch of MixMatch in place of 1,024 iterations: 4.03 plain trainings. The paper's lengths
+The default is a tenth of the first and about a quarter of the second, and an epoch of MixMatch is a
+share of the training set instead of 1,024 iterations: 4.03 plain trainings. The paper's lengths
 are `dbd(ssl_epochs=1000, ssl_batch_size=512, ssl_learning_rate=0.4, semi_epochs=190,
-semi_share=1.31072)` for 50,000 images and a recipe of 100 epochs; all lengths shrink with the
-recipe. A batch of SimCLR is a quarter of the paper's, and its learning rate with it (linear
-scaling, Goyal et al., 2017, arXiv:1706.02677): the shorter stage keeps 40 % of the paper's
-steps. NT-Xent has all 2b views as anchors, as in SimCLR's paper. The head is trained on a backbone
-in eval mode: not even its running statistics change. Head and MixMatch see the recipe's
-augmentation, as in the authors' code do the losses that a split compares, and head batches are the
-recipe's. Mixing shares are drawn for each pair of images.
-Guesses use batch statistics, as the training does. Views: `dbd_views.py`.
+semi_share=1.31072)` for 50,000 images and a recipe of 100 epochs; all lengths scale with the
+recipe. The batch size of SimCLR is a quarter of the paper's, and so is its learning rate (linear
+scaling, Goyal et al., 2017, arXiv:1706.02677): the shorter stage keeps 40 % of the paper's steps.
+NT-Xent uses all 2b views as anchors, as in SimCLR's paper. The head is trained on a backbone in
+eval mode: not even its running statistics change. Head and MixMatch use the recipe's augmentation,
+and so do the losses that a split compares, as in the authors' code; the batch size of the head is
+the recipe's. Mixing coefficients are drawn for each pair of images. Label guesses use batch
+statistics, as the training does. Views: `dbd_views.py`.
 
-Elsewhere: the same on GTSRB and with other networks, but that views are mirrored only where the
-recipe mirrors images. A share of the training set stands for 1,024 iterations, so an epoch of
+Elsewhere: the same on GTSRB and with other networks, except that views are mirrored only if the
+recipe mirrors images. A share of the training set replaces 1,024 iterations, so an epoch of
 MixMatch is shorter on smaller sets.
 """
 
@@ -70,26 +70,27 @@ CHUNK = 1_000
 @register("dbd", title="DBD")
 @dataclass(frozen=True)
 class DBD(Defense):
-    """Lengths are written for a recipe of 100 epochs and scaled to the cell's. "paper" stands for
-    the paper and its code together.
+    """Lengths are given for a recipe of 100 epochs and scaled to that of the cell. "paper" stands
+    for the paper together with its code.
 
     ssl_epochs: epochs of SimCLR (paper: 1000; reduced)
-    ssl_batch_size: images, each seen twice (paper: 512; reduced, see above)
-    ssl_learning_rate: of SGD at the start, follows a cosine to 0 (paper: 0.4; scaled as the batch)
-    temperature: of NT-Xent, above 0 (paper)
+    ssl_batch_size: images, with two views each (paper: 512; reduced, see above)
+    ssl_learning_rate: initial rate of SGD, with a cosine schedule to 0 (paper: 0.4; scaled with the
+        batch size)
+    temperature: temperature of NT-Xent, above 0 (paper)
     head_epochs: epochs of the linear head on the frozen backbone (paper)
-    learning_rate: of the one Adam for the head and MixMatch, constant (paper)
-    ce_weight, rce_weight: of the two terms of the symmetric cross entropy (paper)
+    learning_rate: rate of the one Adam for the head and MixMatch, constant (paper)
+    ce_weight, rce_weight: weights of the two terms of the symmetric cross entropy (paper)
     alpha: share of the images that keep their labels, in (0, 1) (paper)
-    semi_epochs: epochs of MixMatch, before each of which the labels are chosen (paper: 190;
-        reduced)
-    semi_share: labelled images drawn in such an epoch, as a share of all images, above 0; as many
-        unlabelled ones are drawn (paper: 1,024 batches, which is 1.31 on CIFAR-10; reduced)
-    semi_batch_size: labelled images, and unlabelled ones (paper)
-    sharpening: T of MixMatch, whose guesses are raised to 1/T, above 0 (MixMatch's paper)
-    beta: both parameters of the Beta distribution of mixing shares, above 0 (MixMatch's paper)
-    lambda_u: weight of the unlabelled loss at the end of its linear rise, which counts the epochs
-        of the head too: 15 * 10/190 at first with the paper's lengths (paper: 15; code)
+    semi_epochs: epochs of MixMatch, each of which starts with a new split (paper: 190; reduced)
+    semi_share: labelled images in such an epoch, as a share of all images, above 0; it has as many
+        unlabelled ones (paper: 1,024 batches, which is 1.31 on CIFAR-10; reduced)
+    semi_batch_size: labelled images in a batch, and unlabelled ones (paper)
+    sharpening: T of MixMatch, which raises guesses to the power 1/T, above 0 (MixMatch's paper)
+    beta: both parameters of the Beta distribution of mixing coefficients, above 0 (MixMatch's
+        paper)
+    lambda_u: weight of the unlabelled loss at the end of its linear ramp, which counts the epochs
+        of the head too: 15 * 10/190 at the start with the paper's lengths (paper: 15; code)
     """
 
     version: ClassVar[int] = 2
@@ -127,13 +128,14 @@ class DBD(Defense):
         kept = portion(self.alpha, len(data))
         require(
             0 < kept < len(data),
-            f"alpha={self.alpha} of {len(data)} images leaves none with or none without a label",
+            f"alpha={self.alpha} of {len(data)} images leaves no image with a label, or none "
+            "without one; choose another alpha",
         )
         context.journal.scalars["images kept"] = kept
         network = context.build()
         self.learn_features(network, without_labels(data), context)
         context.watch(network)
-        # One for both stages: in the first, only the head has gradients.
+        # One optimizer for both stages: in the first, only the head has gradients.
         optimizer = Adam(network.parameters(), lr=self.learning_rate)
         self.train_head(network, optimizer, data, context)
         self.tune(network, optimizer, data, context)
@@ -142,7 +144,7 @@ class DBD(Defense):
     def learn_features(self, network: Classifier, data: ImageSet, context: Context) -> None:
         """Stage 1: SimCLR on the backbone."""
         epochs = context.epochs(self.ssl_epochs)
-        # Images come as they are: both views are made of them in the step.
+        # Images are not augmented here: the step makes both views of them.
         recipe = replace(
             context.recipe,
             epochs=1,
@@ -161,7 +163,7 @@ class DBD(Defense):
         losses = torch.zeros(len(data), device=context.device)
 
         def step(batch: Batch) -> None:
-            views = [make_views(batch.images, draws[batch.index]) for draws in tapes]
+            views = [make_views(batch.images, draws[batch.index]) for draws in view_draws]
             loss = nt_xent(projector(network.features(torch.cat(views))), self.temperature)
             losses[batch.index] = loss.detach()
             optimizer.zero_grad()
@@ -169,17 +171,17 @@ class DBD(Defense):
             optimizer.step()
 
         network.train()
-        rng, choices = context.rng("simclr"), context.rng("views")
+        rng, views_rng = context.rng("simclr"), context.rng("views")
         state: State = {
             "network": network,
             "projector": projector,
             "optimizer": optimizer,
             "losses": losses,
         }
-        ours: State = {"schedule": schedule, "order": rng, "views": choices}
-        for _ in resumable(epochs, {**state, **ours}):
-            tapes = [
-                draw_views(len(data), data.size, context.recipe.flip, choices).to(context.device)
+        own: State = {"schedule": schedule, "order": rng, "views": views_rng}
+        for _ in resumable(epochs, {**state, **own}):
+            view_draws = [
+                draw_views(len(data), data.size, context.recipe.flip, views_rng).to(context.device)
                 for _ in range(2)
             ]
             loop(step, data, recipe=recipe, rng=rng, state=state)
@@ -189,7 +191,7 @@ class DBD(Defense):
     def train_head(
         self, network: Classifier, optimizer: Adam, data: ImageSet, context: Context
     ) -> None:
-        """Stage 2: a linear classifier of fixed features, on all labels."""
+        """Stage 2: a linear head on frozen features, with all labels."""
         recipe = replace(context.recipe, epochs=context.epochs(self.head_epochs), drops=())
 
         def step(batch: Batch) -> None:
@@ -209,23 +211,24 @@ class DBD(Defense):
         )
 
     def tune(self, network: Classifier, optimizer: Adam, data: ImageSet, context: Context) -> None:
-        """Stage 3: MixMatch on the whole network, with the labels that it fits best."""
+        """Stage 3: MixMatch on the whole network, with the labels of the images that it fits
+        best."""
         epochs, size = context.epochs(self.semi_epochs), self.semi_batch_size
         head = context.epochs(self.head_epochs)
         steps = max(1, round(self.semi_share * len(data) / size))
         recipe = replace(context.recipe, epochs=1, batch_size=size, drops=())
         clock = torch.zeros(1, dtype=torch.int64, device=context.device)
 
-        def step(known: Batch, unknown: Batch) -> None:
-            again = second_view(unlabelled, draws, unknown.index, recipe)
-            images = torch.cat([known.images, unknown.images, again])
+        def step(with_labels: Batch, without: Batch) -> None:
+            second = second_view(unlabelled, draws, without.index, recipe)
+            images = torch.cat([with_labels.images, without.images, second])
             now = clock % steps
             weight = self.lambda_u * ((head + clock / steps) / epochs).clamp(max=1)
             loss = self.mixmatch(
                 network,
                 images,
-                known.labels,
-                shares[now].squeeze(0),
+                with_labels.labels,
+                coefficients[now].squeeze(0),
                 partners[now].squeeze(0),
                 weight.squeeze(),
             )
@@ -238,18 +241,18 @@ class DBD(Defense):
         mixing = numpy.random.default_rng(context.rng("mixing").initial_seed())
         losses, labels_kept = torch.zeros(2, len(data), device=context.device)
         state: State = {"network": network, "optimizer": optimizer, "clock": clock}
-        ours: State = {"losses": losses, "kept": labels_kept, "order": rng, "mixing": mixing}
-        for _ in resumable(epochs, {**state, **ours}):
-            seen = augmented(data, recipe.augmentation, rng)
-            losses.copy_(self.losses(logits(network, seen), data.labels))
+        own: State = {"losses": losses, "kept": labels_kept, "order": rng, "mixing": mixing}
+        for _ in resumable(epochs, {**state, **own}):
+            views = augmented(data, recipe.augmentation, rng)
+            losses.copy_(self.losses(logits(network, views), data.labels))
             kept, rest = split(losses, self.alpha)
             labels_kept.zero_().index_fill_(0, kept, 1.0)
             labelled = data[draw_rows(kept, steps * size, rng)]
             unlabelled = without_labels(data[draw_rows(rest, steps * size, rng)])
             draws = draw_augmentation(len(unlabelled), data.size, recipe.augmentation, rng)
             draws = draws.to(context.device)
-            drawn = mixing.beta(self.beta, self.beta, (steps, 3 * size))
-            shares = torch.from_numpy(drawn).float().to(context.device)
+            lambdas = mixing.beta(self.beta, self.beta, (steps, 3 * size))
+            coefficients = torch.from_numpy(lambdas).float().to(context.device)
             partners = torch.rand(steps, 3 * size, generator=rng).argsort(1).to(context.device)
             network.train()
             loop(step, labelled, unlabelled, recipe=recipe, rng=rng, state=state)
@@ -261,27 +264,27 @@ class DBD(Defense):
         network: Classifier,
         images: Tensor,
         labels: Tensor,
-        shares: Tensor,
+        coefficients: Tensor,
         partners: Tensor,
         weight: Tensor,
     ) -> Tensor:
-        """L of MixMatch's equation 5 for b labelled and b other images.
+        """L of MixMatch's equation 5 for b labelled and b unlabelled images.
 
-        images: float32 (3b, 3, height, width), the labelled ones and two views of the others
+        images: float32 (3b, 3, height, width), the labelled images and two views of the others
         labels: int64 (b,)
-        shares, partners: see `mix`, (3b,)
+        coefficients, partners: see `mix`, (3b,)
         weight: lambda_U
         """
         count = len(labels)
         with torch.no_grad():
             guesses = network(images[count:]).softmax(1).view(2, count, -1).mean(0)
             guesses = sharpen(guesses, self.sharpening)
-        known = one_hot(labels, guesses.shape[1])
-        images, targets = mix(images, torch.cat([known, guesses, guesses]), shares, partners)
+        targets = torch.cat([one_hot(labels, guesses.shape[1]), guesses, guesses])
+        images, targets = mix(images, targets, coefficients, partners)
         output = network(images)
-        loss_known = cross_entropy(output[:count], targets[:count])
-        loss_other = (output[count:].softmax(1) - targets[count:]).square().mean()
-        loss: Tensor = loss_known + weight * loss_other
+        labelled_loss = cross_entropy(output[:count], targets[:count])
+        unlabelled_loss = (output[count:].softmax(1) - targets[count:]).square().mean()
+        loss: Tensor = labelled_loss + weight * unlabelled_loss
         return loss
 
     def losses(self, output: Tensor, labels: Tensor) -> Tensor:
@@ -293,8 +296,9 @@ class DBD(Defense):
             max(1, round(count * recipe.epochs / 100))
             for count in (self.ssl_epochs, self.head_epochs, self.semi_epochs)
         )
-        # An image's two views are trained on. A labelled image comes with two views of another:
-        # these are guessed at, then all three are trained on. A split looks at every image once.
+        # SimCLR trains on two views of an image. MixMatch takes a labelled image and two views of
+        # an unlabelled one: it guesses the label of these two and trains on all three. A split is
+        # one forward pass of every image.
         return 6.0 * ssl + 1.0 * head + semi * (1.0 + self.semi_share * (2 + 3 * 3))
 
 
@@ -311,7 +315,7 @@ def build_projector(width: int) -> nn.Module:
 
 
 def nt_xent(z: Tensor, temperature: float) -> Tensor:
-    """SimCLR's equation 1, mean over all anchors; the views n and n + b of z (2b, d) are a pair."""
+    """SimCLR's equation 1, averaged over all anchors; rows n and n + b of z (2b, d) are a pair."""
     z = normalize(z)
     similarity = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     partner = torch.arange(len(z), device=z.device).roll(len(z) // 2)
@@ -321,58 +325,60 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
 def symmetric_cross_entropy(
     output: Tensor, labels: Tensor, ce_weight: float, rce_weight: float
 ) -> Tensor:
-    """Wang et al., ICCV 2019, arXiv:1908.06112: CE, and CE with prediction and label exchanged,
-    where the logarithm of a label's zeros is that of 1e-4. float32 (b,)."""
-    labelled = one_hot(labels, output.shape[1]).clamp(min=1e-4)
-    reverse = -(output.softmax(1) * labelled.log()).sum(1)
+    """Wang et al., ICCV 2019, arXiv:1908.06112: CE plus reverse CE, in which prediction and label
+    are exchanged and the zeros of the label become 1e-4. float32 (b,)."""
+    clamped = one_hot(labels, output.shape[1]).clamp(min=1e-4)
+    reverse = -(output.softmax(1) * clamped.log()).sum(1)
     return ce_weight * cross_entropy(output, labels, reduction="none") + rce_weight * reverse
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor:
     """int64 (b,) -> float32 (b, classes)."""
-    # That of torch looks at the labels first, for which some devices must wait.
+    # torch's own version checks the labels first, which synchronises with the device.
     return torch.eye(classes, device=labels.device)[labels]
 
 
 def augmented(data: ImageSet, augmentation: Augmentation, rng: torch.Generator) -> Tensor:
     """The images, each augmented once, uint8 (n, 3, height, width)."""
-    choices = draw_augmentation(len(data), data.size, augmentation, rng).to(data.device)
-    draws = choices[choices.order.argsort()]
+    shuffled = draw_augmentation(len(data), data.size, augmentation, rng).to(data.device)
+    draws = shuffled[shuffled.order.argsort()]
     parts = torch.arange(len(data), device=data.device).split(CHUNK)
     return torch.cat([augment(data.images[rows], draws[rows], augmentation) for rows in parts])
 
 
 def split(losses: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
-    """Positions of the floor(alpha n) lowest losses, and of the others."""
+    """The positions of the floor(alpha n) lowest losses, and those of the others."""
     order = losses.argsort(stable=True)
     kept = portion(alpha, len(losses))
     return order[:kept], order[kept:]
 
 
 def draw_rows(rows: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """`count` of `rows` by chance, each as often as any other, up to one."""
+    """`count` random elements of `rows`; the numbers of their occurrences differ by at most one."""
     order = torch.randperm(len(rows), generator=rng)
     return rows[order[torch.arange(count) % len(rows)].to(rows.device)]
 
 
 def second_view(data: ImageSet, draws: AugmentationDraws, rows: Tensor, recipe: Recipe) -> Tensor:
-    """The images of `rows` as a batch, augmented by their own choices on `draws`."""
+    """The images at `rows` as a batch, each augmented with its own entry of `draws`."""
     return to_float(augment(data.images[rows], draws[rows], recipe.augmentation))
 
 
 def sharpen(p: Tensor, temperature: float) -> Tensor:
-    """MixMatch's equation 7, (b, classes) -> the same."""
+    """MixMatch's equation 7, (b, classes) -> the same shape."""
     power = p ** (1 / temperature)
     return power / power.sum(1, keepdim=True)
 
 
-def mix(images: Tensor, targets: Tensor, shares: Tensor, partners: Tensor) -> tuple[Tensor, Tensor]:
-    """MixMatch's equations 8 to 11: each of n images keeps at least half of itself.
+def mix(
+    images: Tensor, targets: Tensor, coefficients: Tensor, partners: Tensor
+) -> tuple[Tensor, Tensor]:
+    """MixMatch's equations 8 to 11: each of n images keeps a weight of at least one half.
 
-    shares: lambda, float32 (n,), in [0, 1]
+    coefficients: lambda, float32 (n,), in [0, 1]
     partners: a permutation of n
     """
-    own = torch.maximum(shares, 1 - shares)
+    own = torch.maximum(coefficients, 1 - coefficients)
     return (
         torch.lerp(images[partners], images, own.view(-1, 1, 1, 1)),
         torch.lerp(targets[partners], targets, own.view(-1, 1)),

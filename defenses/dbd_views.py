@@ -1,14 +1,15 @@
-"""SimCLR's random views, Chen et al., ICML 2020, arXiv:2002.05709, for a whole batch at once.
+"""SimCLR's random views, Chen et al., ICML 2020, arXiv:2002.05709, of a whole batch at once.
 
-A crop of random size and shape is scaled up to the whole image, perhaps mirrored, its colours are
-changed, perhaps it is made grey, perhaps blurred; each image on its own. As in `augment.py`,
-all choices are drawn beforehand on the CPU, and the result equals torchvision's
-functions image by image, given the same draws.
+A crop of random size and aspect ratio is resized to the whole image; at random it is mirrored, its
+colours change, and it becomes grey or blurred. Each image has its own draws. As in `augment.py`,
+all draws are made beforehand on the CPU, and given the same draws, the result equals that of
+torchvision's functions image by image.
 
-Differs: colours change in one fixed order (brightness, contrast, saturation, hue) where torchvision
-draws an order for each image. Pixels stay floats between the operations; overshoot of the bicubic
-filter is cut off as in 8-bit images. The kernel of the blur reaches three of the largest
-deviations, 13 pixels in all, where the paper's, a tenth of the image, would have 3 on CIFAR-10.
+Differs: the colours change in one fixed order (brightness, contrast, saturation, hue), while
+torchvision draws an order for each image. Pixels stay floats between the operations; overshoot of
+the bicubic filter is clipped as in 8-bit images. The kernel of the blur reaches three times the
+largest standard deviation, 13 pixels in all; the paper's kernel, a tenth of the image, would have 3
+on CIFAR-10.
 """
 
 from __future__ import annotations
@@ -20,24 +21,26 @@ import torch
 from torch import Tensor
 
 SCALE = (0.2, 1.0)
-"""Share of the image's area that is kept."""
+"""Area of the crop, as a share of the image."""
 RATIO = (3 / 4, 4 / 3)
-"""Width over height of the crop, uniform in its logarithm."""
+"""Width over height of the crop, uniform on a logarithmic scale."""
 TRIES = 10
-"""Crops that are drawn until one fits; then the whole image, as in torchvision."""
+"""Draws of a crop until one fits; otherwise the crop is the whole image, as in torchvision."""
 JITTER, STRENGTH, HUE = 0.8, 0.4, 0.1
-"""Probability of changed colours; how far from 1 the three factors go; shift in turns."""
+"""Probability of changed colours; largest distance of the three factors from 1; largest hue shift
+in turns."""
 GREY = 0.2
 """Probability of a grey view."""
 BLUR, SIGMA, REACH = 0.5, (0.1, 2.0), 6
-"""Probability of a blur; its standard deviation in pixels; pixels of its kernel to each side."""
+"""Probability of a blur; its standard deviation in pixels; pixels of its kernel on each side."""
 LUMA = (0.2989, 0.587, 0.114)
-"""What red, green and blue add to grey."""
+"""Weights of red, green and blue in grey."""
 
 
 @dataclass(frozen=True)
 class ViewDraws:
-    """The random choices of n views, each (n,). What does not happen has its neutral value.
+    """The random draws of n views, each (n,). An operation that does not happen has its neutral
+    value.
 
     top, left, height, width: of the crop, int64, pixels
     mirrored: bool
@@ -63,7 +66,7 @@ class ViewDraws:
         return ViewDraws(*(values.to(device) for values in vars(self).values()))
 
     def __getitem__(self, rows: Tensor | slice) -> ViewDraws:
-        """The choices at these places."""
+        """The draws at these positions."""
         return ViewDraws(*(values[rows] for values in vars(self).values()))
 
     def __len__(self) -> int:
@@ -73,9 +76,10 @@ class ViewDraws:
 def draw_views(
     count: int, size: tuple[int, int], flip: bool, generator: torch.Generator
 ) -> ViewDraws:
-    """Choices for `count` views of images of `size` (height, width); False in `flip` mirrors none.
+    """Draws for `count` views of images of `size` (height, width). Without `flip`, no view is
+    mirrored.
 
-    The draws are the same with and without `flip`.
+    All other draws are the same with and without `flip`.
     """
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -106,7 +110,7 @@ def draw_views(
 def _draw_crops(
     count: int, size: tuple[int, int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Top, left, height and width, int64 (count,): of `TRIES` crops the first that fits."""
+    """Top, left, height and width, int64 (count,): the first of `TRIES` crops that fits."""
     rows, columns = size
     area = rows * columns * (SCALE[0] + (SCALE[1] - SCALE[0]) * _rand(count, generator))
     low, high = (math.log(ratio) for ratio in RATIO)
@@ -118,7 +122,7 @@ def _draw_crops(
     found = fits.any(1)
     height = heights.gather(1, first).squeeze(1).where(found, rows)
     width = widths.gather(1, first).squeeze(1).where(found, columns)
-    # A remainder of a huge integer: the room left to move in is another number for each image.
+    # The remainder of a huge random integer, because the range of offsets differs by image.
     huge = torch.randint(2**62, (2, count), generator=generator)
     return huge[0] % (rows - height + 1), huge[1] % (columns - width + 1), height, width
 
@@ -128,12 +132,12 @@ def _rand(count: int, generator: torch.Generator) -> Tensor:
 
 
 def make_views(images: Tensor, draws: ViewDraws) -> Tensor:
-    """float32 (n, 3, height, width) in [0, 1] -> the same, channels last, by n draws."""
-    # Some thirty passes over the pixels: on a CPU, in parts that stay in its cache.
-    wide = 64 if images.device.type == "cpu" else len(images)
+    """float32 (n, 3, height, width) in [0, 1] -> n views of the same shape, channels last."""
+    # A view takes some thirty passes over the pixels: on a CPU, in chunks that fit its cache.
+    chunk = 64 if images.device.type == "cpu" else len(images)
     parts = [
-        _make_views(images[start : start + wide], draws[start : start + wide])
-        for start in range(0, len(images), wide)
+        _make_views(images[start : start + chunk], draws[start : start + chunk])
+        for start in range(0, len(images), chunk)
     ]
     return torch.cat(parts).contiguous(memory_format=torch.channels_last)
 
@@ -163,36 +167,36 @@ def _filter(images: Tensor, down: Tensor, across: Tensor) -> Tensor:
 
 
 def _resizing(start: Tensor, extent: Tensor, side: int, mirrored: Tensor) -> Tensor:
-    """float32 (n, side, side): row y holds what each pixel of a line adds to pixel y of the line
-    that is `extent` pixels from `start` on, scaled to `side`.
+    """float32 (n, side, side): the matrix that resizes `extent` pixels of a line from `start` to
+    `side` pixels. Row y holds the weights of the input pixels in output pixel y.
 
-    Bicubic with Keys' kernel at a = -1/2. Scaling up needs no wider kernel against aliasing, and
-    beyond the border of the crop weights are left out and the others scaled to a sum of 1.
+    Bicubic with Keys' kernel at a = -1/2. Enlarging needs no wider kernel against aliasing. Weights
+    outside the crop are dropped, and the others are scaled to a sum of 1.
     """
-    place = torch.arange(side, device=start.device)
-    out = torch.where(mirrored[:, None], side - 1 - place, place)
+    position = torch.arange(side, device=start.device)
+    out = torch.where(mirrored[:, None], side - 1 - position, position)
     centre = start[:, None] + (out + 0.5) * (extent[:, None] / side)
-    distance = (place + 0.5 - centre[:, :, None]).abs()
+    distance = (position + 0.5 - centre[:, :, None]).abs()
     near = (1.5 * distance - 2.5) * distance.square() + 1
     far = ((2.5 - 0.5 * distance) * distance - 4) * distance + 2
-    inside = (place >= start[:, None]) & (place < (start + extent)[:, None])
+    inside = (position >= start[:, None]) & (position < (start + extent)[:, None])
     weights = torch.where(distance <= 1, near, far) * ((distance < 2) & inside[:, None])
     return weights / weights.sum(2, keepdim=True)
 
 
 def _blurring(sigma: Tensor, side: int) -> Tensor:
-    """float32 (n, side, side): as `_resizing`, for a Gaussian whose line is mirrored at its ends
-    without repeating the last pixel."""
+    """float32 (n, side, side): the matrix of a Gaussian blur, as in `_resizing`. The line is
+    reflected at its ends without repeating the last pixel."""
     reach = min(REACH, side - 1)
     steps = torch.arange(-reach, reach + 1, device=sigma.device)
-    # Not 0, so that no blur is a kernel of one pixel and not 0 / 0.
+    # Not 0, so that a blur of 0 is a kernel of one pixel, not 0 / 0.
     width = sigma.clamp(min=1e-3)[:, None]
     kernel = (-0.5 * (steps / width).square()).softmax(1)
-    place = torch.arange(side, device=sigma.device)
-    source = (steps[:, None] + place).abs()
+    position = torch.arange(side, device=sigma.device)
+    source = (steps[:, None] + position).abs()
     source = side - 1 - (side - 1 - source).abs()
-    taken = (source[:, :, None] == place).float()
-    return (kernel @ taken.flatten(1)).view(-1, side, side)
+    reads = (source[:, :, None] == position).float()
+    return (kernel @ reads.flatten(1)).view(-1, side, side)
 
 
 def _grey(images: Tensor) -> Tensor:
@@ -203,7 +207,7 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def _shift_hue(images: Tensor, turns: Tensor) -> Tensor:
-    """Turn the colour wheel of HSV: hue moves, saturation and value stay.
+    """Rotate the hue in HSV; saturation and value stay the same.
 
     With hue h in sixths of a turn, value v and chroma c, a channel is v - c * clamp(min(k, 4 - k))
     in [0, 1], where k = (h + 5, 3 or 1) modulo 6 for red, green and blue.

@@ -1,14 +1,14 @@
 """FP, fine-pruning, Liu, Dolan-Gavitt and Garg, RAID 2018, arXiv:1805.12185.
 
-A backdoor may live in channels that clean images leave dormant. The channels are therefore removed
-in the order of their mean activation on clean images, weakest first, until accuracy falls too far.
-Fine-tuning on the same images repairs what was lost.
+A backdoor may use channels that are dormant on clean images. Channels are pruned in the order of
+their mean activation on clean images, weakest first, until accuracy falls too far. Fine-tuning on
+the same images recovers the lost accuracy.
 
 Differs: the paper prunes the last convolution. In a residual network the identity path would bring
-such a channel back, so what is pruned here is the pooled embedding that the head reads. Channels
-are ranked and the network is fine-tuned on one part of the clean images, and the other part decides
-when to stop. No code for fine-tuning was released: its length is our choice, that of `ft`, at the
-learning rate of BackdoorBench.
+such a channel back, so this implementation prunes the pooled embedding that the head reads. One
+part of the clean images ranks the channels and fine-tunes the network; the other part decides when
+to stop pruning. No code for fine-tuning was released: its length is our choice, that of `ft`, at
+the learning rate of BackdoorBench.
 
 Elsewhere: the same rate and length on GTSRB and with other networks; `max_drop` is in points of
 accuracy, whatever the number of classes.
@@ -44,11 +44,12 @@ from bdbench.models.training.augment import to_float
 @dataclass(frozen=True)
 class FinePruning(Defense):
     """
-    max_drop: how far validation accuracy may fall by pruning, in [0, 1) (paper: a preset
+    max_drop: largest drop of validation accuracy by pruning, in [0, 1) (paper: a preset
         threshold; its value is our choice)
-    updates: of fine-tuning, each one batch of the clean images; 0 prunes only (our choice)
-    learning_rate: of fine-tuning, constant, above 0 (BackdoorBench: 0.01)
-    batch_size: of fine-tuning, images, at least 2 (our choice, as in `ft`)
+    updates: updates of fine-tuning, each on one batch of the clean images; 0 prunes only (our
+        choice)
+    learning_rate: learning rate of fine-tuning, constant, above 0 (BackdoorBench: 0.01)
+    batch_size: images in a batch of fine-tuning, at least 2 (our choice, as in `ft`)
     """
 
     version: ClassVar[int] = 2
@@ -99,8 +100,8 @@ class FinePruning(Defense):
         return network
 
     def tune(self, network: Classifier, pruned: Tensor, fit: ImageSet, context: Context) -> None:
-        """Fine-tune `network` in place; the head's columns where `pruned`, bool (channels,), stay
-        exactly 0."""
+        """Fine-tune `network` in place. The columns of the head at `pruned`, bool (channels,),
+        remain exactly 0."""
         recipe = replace(
             context.recipe,
             learning_rate=self.learning_rate,
@@ -113,7 +114,7 @@ class FinePruning(Defense):
             optimizer.zero_grad()
             cross_entropy(network(batch.images), batch.labels).backward()
             assert weight.grad is not None
-            # Momentum would otherwise gather what the mask takes away after each step.
+            # So that momentum does not accumulate updates that the mask discards.
             weight.grad.masked_fill_(pruned, 0.0)
             optimizer.step()
             with torch.no_grad():
@@ -131,24 +132,24 @@ class FinePruning(Defense):
         network.eval()
 
     def cost(self, recipe: Recipe, images: int) -> float:
-        fit, validation = self.lent
-        looked = fit + validation
+        fit, validation = self.clean_shares
+        own = fit + validation
         if self.updates:
-            tuned = self.tuned(recipe, images, self.updates, self.batch_size)
-            looked += 3.0 * tuned + validation
-        return 3.0 * recipe.epochs + looked
+            tuned = self.tuning_passes(recipe, images, self.updates, self.batch_size)
+            own += 3.0 * tuned + validation
+        return 3.0 * recipe.epochs + own
 
 
 @torch.no_grad()
 def embed(network: Classifier, images: Tensor) -> Tensor:
-    """uint8 (n, 3, height, width) -> float32 (n, channels), the embedding of images as they are."""
+    """uint8 (n, 3, height, width) -> the embeddings, float32 (n, channels), not augmented."""
     return torch.cat([network.features(to_float(part)) for part in images.split(500)])
 
 
 @torch.no_grad()
 def sweep(head: nn.Linear, z: Tensor, labels: Tensor, order: Tensor) -> list[int]:
-    """How many of the embeddings z (n, channels) are classified right when the first 0, 1, 2, ...
-    channels of `order` (channels,) are zero. The last one always stays."""
+    """The numbers of embeddings z (n, channels) that are classified correctly when the first 0, 1,
+    2, ... channels of `order` (channels,) are zero. The last channel is never zero."""
     weight, hits = head.weight.clone(), []
     for channel in order.tolist():
         hits.append((linear(z, weight, head.bias).argmax(1) == labels).sum())
@@ -157,7 +158,7 @@ def sweep(head: nn.Linear, z: Tensor, labels: Tensor, order: Tensor) -> list[int
 
 
 def level(hits: list[int], allowed: float) -> int:
-    """How many channels go before more than `allowed` of the first hits are lost."""
-    # 0.29 * 100 is 28.999999999999996, but 29 images may be lost.
+    """The number of channels that can be pruned before more than `allowed` hits are lost."""
+    # In floating point, 0.29 * 100 is 28.999999999999996, but 29 hits may be lost.
     lost = [hits[0] - count > allowed + 1e-6 for count in hits]
     return lost.index(True) - 1 if True in lost else len(hits) - 1

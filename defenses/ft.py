@@ -1,14 +1,14 @@
 """Fine-tuning on clean images, studied by Liu, Dolan-Gavitt and Garg, RAID 2018, arXiv:1805.12185.
 
-The network that was trained on poisoned data goes on training on a few trusted images, and the
-backdoor fades with disuse. It is the control for every method that repairs a trained network:
-such a method has to do better than this with the same images.
+The network that was trained on poisoned data is trained further on a few trusted images, and the
+backdoor fades. It is the control for every method that repairs a trained network: such a method has
+to do better with the same images.
 
-Differs: the schedule is that of NAD's teacher (Li et al., ICLR 2021, arXiv:2101.05930), whatever
-data and network: 0.1 for the first fifth and 0.01 for the rest. Its 10 epochs are 320 updates on
-the 2,000 images that are fitted here, and 400 in NAD's code, which fits all 2,500. So this is NAD
+Differs: the schedule is that of NAD's teacher (Li et al., ICLR 2021, arXiv:2101.05930) for all data
+and networks: 0.1 for the first fifth and 0.01 for the rest. Its 10 epochs are 320 updates on the
+2,000 images of the fit part, and 400 in NAD's code, which trains on all 2,500. So this is NAD
 without its attention terms, and its control. Others fine-tune for longer: `ft(updates=1000)`. The
-control for `fp` is `ft(learning_rate=0.01, drops=())`. All else follows the recipe.
+control for `fp` is `ft(learning_rate=0.01, drops=())`. Everything else follows the recipe.
 
 Elsewhere: rate and length are the same on GTSRB, whose networks are trained at 0.01, and with other
 networks.
@@ -28,10 +28,11 @@ from bdbench.models import Classifier, ImageSet, Recipe, at_least, train
 @dataclass(frozen=True)
 class FineTuning(Defense):
     """
-    updates: each one batch of the clean images, at least 1 (NAD's paper: 10 epochs, see above)
-    learning_rate: at the start, above 0 (NAD's paper and code: 0.1)
-    drops: the learning rate falls tenfold when these shares of the updates are made (NAD's code:
-        after two epochs)
+    updates: updates, each on one batch of the clean images, at least 1 (NAD's paper: 10 epochs, see
+        above)
+    learning_rate: initial learning rate, above 0 (NAD's paper and code: 0.1)
+    drops: the learning rate falls tenfold after these shares of the updates (NAD's code: after two
+        epochs)
     batch_size: images, at least 2 (NAD's paper and code: 64)
     """
 
@@ -67,5 +68,5 @@ class FineTuning(Defense):
         return train(network, clean.fit, recipe, context.rng("fine-tuning"), updates=updates)
 
     def cost(self, recipe: Recipe, images: int) -> float:
-        tuned = self.tuned(recipe, images, self.updates, self.batch_size)
+        tuned = self.tuning_passes(recipe, images, self.updates, self.batch_size)
         return 3.0 * recipe.epochs + 3.0 * tuned

@@ -1,16 +1,17 @@
 """FT-SAM, fine-tuning with SAM, Zhu et al., ICCV 2023, arXiv:2304.11823.
 
-Plain fine-tuning stays near the backdoored network. Here every step first moves the weights w to
-where the loss is worst nearby, by an epsilon that is larger for larger weights, and then descends
-along the gradient found there. Weights of the backdoor tend to be large, and these shrink most.
+Plain fine-tuning stays near the backdoored network. Here every step first moves the weights w by
+epsilon to the nearby point with the largest loss, where larger weights may move further, and then
+descends along the gradient at that point. Backdoor weights tend to be large, and they shrink most.
 
-Differs: the learning rate is constant, as the paper has it; in the authors' code it swings between
-0.01 and 0 along a cosine, once in 200 steps. That code also smooths labels by 0.1 on CIFAR-10;
-here, as in the paper, the loss is plain cross entropy. The worst-case pass normalises by the
-statistics of its batch, as is usual for SAM, and moves no running ones, which belong to the weights
-that are returned. The radius is that of CIFAR-10 and PreAct-ResNet18, whatever the data and network
-(paper: 8 on GTSRB). Four fifths of the clean images are trained on. All else follows the recipe:
-`ft_sam(rho=0.0)` is `ft(updates=800, learning_rate=0.01, drops=(), batch_size=256)`, the control.
+Differs: the learning rate is constant, as in the paper; in the authors' code it oscillates between
+0.01 and 0 along a cosine with a period of 200 steps. That code also smooths labels by 0.1 on
+CIFAR-10; here, as in the paper, the loss is plain cross entropy. The worst-case forward pass
+normalises by the statistics of its batch, as is usual for SAM, and does not update the running
+statistics, which belong to the weights that are returned. The radius is that of CIFAR-10 and
+PreAct-ResNet18 for all data and networks (paper: 8 on GTSRB). The method trains on four fifths of
+the clean images. Everything else follows the recipe: `ft_sam(rho=0.0)` is `ft(updates=800,
+learning_rate=0.01, drops=(), batch_size=256)`, the control.
 
 Elsewhere: radius, rate and length are the same on GTSRB (paper: 8 and half the epochs there) and
 with other networks.
@@ -36,11 +37,10 @@ from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, loop
 @dataclass(frozen=True)
 class FTSAM(Defense):
     """
-    rho: radius of the neighbourhood, where a weight's distance counts in multiples of the weight;
-        at least 0 (paper: 2)
-    updates: each one batch of the clean images, at least 1 (paper: 100 epochs, which is 800 where
-        2,000 images are fitted; 50 on GTSRB)
-    learning_rate: constant, above 0 (paper: 0.01)
+    rho: radius of the neighbourhood, with distances relative to the weights; at least 0 (paper: 2)
+    updates: updates, each on one batch of the clean images, at least 1 (paper: 100 epochs, which
+        are 800 updates on 2,000 images; 50 on GTSRB)
+    learning_rate: learning rate, constant, above 0 (paper: 0.01)
     batch_size: images, at least 2 (paper: 256)
     """
 
@@ -79,7 +79,7 @@ class FTSAM(Defense):
             loss = cross_entropy(network(batch.images), batch.labels)
             epsilon = ascent(w, torch.autograd.grad(loss, w), self.rho)
             worst = {name: p + e for name, p, e in zip(names, w, epsilon, strict=True)}
-            # Copies, for a pass in training mode moves running statistics.
+            # Copies, because a forward pass in training mode updates the running statistics.
             scratch = {name: values.clone() for name, values in network.named_buffers()}
             output = functional_call(network, worst | scratch, batch.images)
             optimizer.zero_grad()
@@ -91,7 +91,7 @@ class FTSAM(Defense):
             step,
             clean.fit,
             recipe=recipe,
-            # That of `ft`, so that with rho = 0 this is that.
+            # The stream of `ft`, so that both methods are the same at rho = 0.
             rng=context.rng("fine-tuning"),
             state={"network": network, "optimizer": optimizer},
             updates=context.updates(self.updates),
@@ -99,7 +99,7 @@ class FTSAM(Defense):
         return network.eval()
 
     def cost(self, recipe: Recipe, images: int) -> float:
-        tuned = self.tuned(recipe, images, self.updates, self.batch_size)
+        tuned = self.tuning_passes(recipe, images, self.updates, self.batch_size)
         return 3.0 * recipe.epochs + 6.0 * tuned
 
 
@@ -107,7 +107,7 @@ class FTSAM(Defense):
 def ascent(w: Sequence[Tensor], gradients: Sequence[Tensor], rho: float) -> list[Tensor]:
     """Equation 4: epsilon = rho T^2 g / ||T g|| with T = diag |w|, the norm over all weights.
 
-    Zero where all gradients are.
+    Zero if all gradients are zero.
     """
     Tg = [p.abs() * g for p, g in zip(w, gradients, strict=True)]
     norm = torch.stack([part.norm() for part in Tg]).norm()

@@ -1,8 +1,8 @@
 """NAD, neural attention distillation, Li et al., ICLR 2021, arXiv:2101.05930.
 
-The undefended network, fine-tuned on a few clean images, is the teacher. The same undefended
-network is fine-tuned once more, as the student, which must also look where the teacher looks: at
-each of three stages its attention map, A(F) = sum over channels c of |F_c|^p, is pulled towards the
+The teacher is the undefended network, fine-tuned on a few clean images. The student is the same
+undefended network, also fine-tuned, and must attend to the same places as the teacher: at each of
+three stages, a loss pulls its attention map, A(F) = sum over channels c of |F_c|^p, towards the
 teacher's.
 
 Differs: the distance of two maps is the mean squared error over images and pixels (code), not the
@@ -11,9 +11,9 @@ and wide networks and can wreck others: `betas="search"` takes the largest that 
 on clean validation images, which is our rule. Both trainings have a fixed length (paper: the
 teacher stops when validation accuracy does, about epoch 5; the student has 10 epochs, in an
 appendix 20) and one drop of the learning rate (code; paper: one every 2 epochs). The code's epochs
-are counted in updates: 320 and 640 on the 2,000 images that are fitted here, where the code fits
-all 2,500 in 400 and 800. Of networks with more than three stages the last three are taken. Much of
-the effect may be that of fine-tuning at this learning rate: `nad(betas=(0.0, 0.0, 0.0))` is that
+are counted in updates: 320 and 640 on the 2,000 images of the fit part, while the code trains on
+all 2,500 in 400 and 800. In networks with more than three stages the last three are used. Much of
+the effect may come from fine-tuning at this learning rate: `nad(betas=(0.0, 0.0, 0.0))` is that
 alone.
 
 Elsewhere: the same rate, lengths and betas on GTSRB, whose networks are trained at 0.01, and with
@@ -51,12 +51,13 @@ Betas = tuple[float, ...]
 BETAS = (500.0, 1000.0, 1000.0)
 SEARCH = "search"
 FACTORS = (1.0, 0.1, 0.01, 0.001)
-"""Of the betas, in the order in which a search tries them."""
+"""Factors on the betas, in the order in which a search tries them."""
 STAGES = 3
-"""Whose attention is compared."""
-WIDER = "feature maps of more than one pixel at the last three stages"
-LOSS = 0.02
-"""Of validation accuracy beside the teacher's: what a search puts up with."""
+"""The number of stages whose attention maps are compared."""
+LARGER_MAPS = "feature maps of more than one pixel at the last three stages"
+"""Needed by the method: the normalised attention of a single pixel is always 1."""
+LARGEST_LOSS = 0.02
+"""Of validation accuracy relative to the teacher, that a search accepts."""
 
 
 @register("nad", title="NAD")
@@ -65,14 +66,14 @@ class NAD(Defense):
     """An update is one batch of the clean images.
 
     betas: weights of the attention loss at the last three stages, the deepest last, at least 0
-        (code); or "search": the largest of these times 1, 0.1, 0.01 and 0.001 with which the
-        student is at most 2 points worse than the teacher, by accuracy on validation images, or
-        the smallest if none is
+        (code); or "search": the default weights times the largest factor of 1, 0.1, 0.01 and 0.001
+        with which the student is at most 2 points worse than the teacher in accuracy on validation
+        images, or times 0.001 if no factor is large enough
     p: exponent of the attention map, at least 1 (paper: 2)
-    teacher_updates: of the teacher's fine-tuning, at least 1 (code's notes: 5 to 10 epochs)
-    updates: of the student, at least 1 (paper: 10 epochs, in an appendix 20; code: 20)
-    learning_rate: of both at the start, above 0 (paper and code: 0.1)
-    drop: the learning rate falls tenfold when so many updates are made (code: after 2 epochs)
+    teacher_updates: updates of the teacher, at least 1 (code's notes: 5 to 10 epochs)
+    updates: updates of the student, at least 1 (paper: 10 epochs, in an appendix 20; code: 20)
+    learning_rate: initial learning rate of both, above 0 (paper and code: 0.1)
+    drop: the learning rate falls tenfold after so many updates (code: after 2 epochs)
     batch_size: images, at least 2 (paper and code: 64)
     """
 
@@ -89,9 +90,9 @@ class NAD(Defense):
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        given = () if isinstance(self.betas, str) else self.betas
+        betas = () if isinstance(self.betas, str) else self.betas
         require(
-            self.betas == SEARCH or (len(given) == 3 and all(beta >= 0 for beta in given)),
+            self.betas == SEARCH or (len(betas) == 3 and all(beta >= 0 for beta in betas)),
             f"betas must be three numbers of at least 0, or {SEARCH!r}, got {self.betas!r}",
         )
         at_least(1, p=self.p, teacher_updates=self.teacher_updates)
@@ -104,7 +105,7 @@ class NAD(Defense):
         if len(shapes) < STAGES:
             return f"{STAGES} stages (it has {len(shapes)})"
         if any(shape[2:].numel() == 1 for shape in shapes[-STAGES:]):
-            return WIDER
+            return LARGER_MAPS
         return "" if has_head(network) else HEAD
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
@@ -113,17 +114,17 @@ class NAD(Defense):
         rng = context.rng("teacher")
         teacher = train(deepcopy(undefended), clean.fit, recipe, rng, updates=updates)
         teacher.requires_grad_(False)
-        known = validation_accuracy(teacher, clean)
-        context.journal.scalars["teacher validation accuracy"] = known
+        reference = validation_accuracy(teacher, clean)
+        context.journal.scalars["teacher validation accuracy"] = reference
         if not isinstance(self.betas, str):
             return self.distil(self.betas, teacher, undefended, clean, context)
         for factor in FACTORS:
             betas, student = tuple(factor * beta for beta in BETAS), deepcopy(undefended)
             self.distil(betas, teacher, student, clean, context)
-            found = validation_accuracy(student, clean)
-            context.journal.scalars[f"validation accuracy at betas times {factor:g}"] = found
-            # Shares of images are compared, of which 0.9 - 0.02 should reach 0.88.
-            if found >= known - LOSS - 1e-9:
+            accuracy = validation_accuracy(student, clean)
+            context.journal.scalars[f"validation accuracy at betas times {factor:g}"] = accuracy
+            # In floating point, 0.88 is less than 0.9 - 0.02, but must suffice.
+            if accuracy >= reference - LARGEST_LOSS - 1e-9:
                 break
         context.journal.scalars["betas times"] = factor
         return student
@@ -136,7 +137,7 @@ class NAD(Defense):
         clean: CleanBudget,
         context: Context,
     ) -> Classifier:
-        """Fine-tune `student` in place with the teacher's attention; returns it in eval mode."""
+        """Fine-tune `student` in place with the teacher's attention. Returns it in eval mode."""
         context.watch(student)
         recipe, updates = self.schedule(context.recipe, self.updates)
         optimizer = recipe.sgd(student)
@@ -164,7 +165,7 @@ class NAD(Defense):
 
     def schedule(self, recipe: Recipe, updates: int) -> tuple[Recipe, int]:
         """The recipe with this method's own schedule for a stage of so many published updates, and
-        how many are made."""
+        the number of updates that this recipe makes of them."""
         drops = (self.drop / updates,) if self.drop < updates else ()
         own = replace(
             recipe, batch_size=self.batch_size, learning_rate=self.learning_rate, drops=drops
@@ -178,36 +179,36 @@ class NAD(Defense):
         """
         require(len(F_S) >= 3, f"nad needs a network of at least three stages, got {len(F_S)}")
         losses = [
-            beta * mse_loss(attention(ours, self.p), attention(theirs, self.p))
-            for beta, ours, theirs in zip(betas, F_S[-3:], F_T[-3:], strict=True)
+            beta * mse_loss(attention(student, self.p), attention(teacher, self.p))
+            for beta, student, teacher in zip(betas, F_S[-3:], F_T[-3:], strict=True)
         ]
         return torch.stack(losses).sum()
 
     def cost(self, recipe: Recipe, images: int) -> float:
-        _, validation = self.lent
-        # The most that a search may take.
-        students, judged = (len(FACTORS), len(FACTORS) + 1) if self.betas == SEARCH else (1, 1)
+        _, validation = self.clean_shares
+        # For a search, the largest cost.
+        students, evaluations = (len(FACTORS), len(FACTORS) + 1) if self.betas == SEARCH else (1, 1)
         teacher, student = (
-            self.tuned(recipe, images, updates, self.batch_size)
+            self.tuning_passes(recipe, images, updates, self.batch_size)
             for updates in (self.teacher_updates, self.updates)
         )
-        own = 3.0 * teacher + 4.0 * student * students + validation * judged
+        own = 3.0 * teacher + 4.0 * student * students + validation * evaluations
         return 3.0 * recipe.epochs + own
 
 
 def validation_accuracy(network: Classifier, clean: CleanBudget) -> float:
-    right = predict(network, clean.validation.images) == clean.validation.labels
-    return float(right.double().mean())
+    hits = predict(network, clean.validation.images) == clean.validation.labels
+    return float(hits.double().mean())
 
 
 def attention(F: Tensor, p: float) -> Tensor:
-    """A(F) of each image over its norm: (n, channels, height, width) -> float32 (n, pixels).
+    """A(F) of each image, divided by its norm: (n, channels, height, width) -> float32 (n, pixels).
 
     Raises `InvalidInput` for maps of one pixel, whose normalised attention is always 1.
     """
     height, width = F.shape[2:]
     require(
         height * width > 1,
-        f"nad needs {WIDER}: take larger images or a network that shrinks them less",
+        f"nad needs {LARGER_MAPS}: use larger images, or a network that downsamples less",
     )
     return normalize(F.float().abs().pow(p).sum(1).flatten(1))

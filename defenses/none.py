@@ -1,4 +1,4 @@
-"""No defense: plain training on whatever the data is, the reference of every table."""
+"""No defense: plain training on the data as given. It is the reference of every table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bdbench.models import Classifier, ImageSet
 @register("none", title="No defense")
 @dataclass(frozen=True)
 class NoDefense(Defense):
-    """It has no settings: the recipe says it all."""
+    """It has no settings: it follows the recipe."""
 
     undefended = 1
 

@@ -1,4 +1,4 @@
-"""The defenses there are."""
+"""The registry of defenses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Networks, and what it takes to train and query one.
+"""Networks, and the tools to train and query them.
 
-What a plugin needs is imported from here. It is loaded when it is asked for: a spec is read, and a
-table made, without torch.
+A plugin imports what it needs from here. A name is imported on first access, so that parsing a spec
+or writing a table does not load torch.
 """
 
 from __future__ import annotations

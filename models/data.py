@@ -1,4 +1,4 @@
-"""Labelled images as two tensors on one device. There is no loader: a batch is an index."""
+"""Labelled images as two tensors on one device. There is no data loader: a batch is an index."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from bdbench.models.plugins.errors import require
 
 
 def portion(share: float, count: int) -> int:
-    """How many of `count` a share is, rounded down."""
+    """`share` of `count`, rounded down."""
     # Not int(share * count): 0.29 * 100 is a little less than 29.
     return int(round(share * count, 6))
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and their labels, never written in place.
+    """Images and their labels, never modified in place.
 
     images: uint8 (n, 3, height, width)
     labels: int64 (n,), on the device of the images, in [0, num_classes)
-    num_classes: number of classes of the task, which may exceed those that occur here
+    num_classes: number of classes of the task; some may have no image here
 
-    Raises `InvalidInput` on any other dtype, shape, device or label.
+    Raises `InvalidInput` for any other dtype, shape, device or label.
     """
 
     images: Tensor
@@ -53,7 +53,7 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, rows: Tensor) -> ImageSet:
-        """The rows at integer positions or where a bool mask (n,) is True."""
+        """The images at integer positions, or where a bool mask (n,) is True."""
         return ImageSet(self.images[rows], self.labels[rows], self.num_classes)
 
     def to(self, device: torch.device) -> ImageSet:

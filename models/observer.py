@@ -1,7 +1,7 @@
-"""Who looks on while networks train: counts, progress and curves, without a defense's help.
+"""Observers of training: pass counts, progress and curves, without the help of a defense.
 
-The harness installs an `Observer`; the loop and the networks report to the current one. A defense
-neither passes it around nor learns what it saw.
+The harness installs an `Observer`, and the loop and the networks report to it. A defense neither
+passes it on nor learns what it recorded.
 """
 
 from __future__ import annotations
@@ -15,54 +15,55 @@ from bdbench.models.scope import set_in_context
 
 
 class Observer:
-    """Sees nothing; subclasses override what they care about."""
+    """Records nothing; subclasses override the events that they record."""
 
     def forward(self, images: int) -> None:
-        """A network was applied to so many images."""
+        """A forward pass of so many images."""
 
     def backward(self, images: int) -> None:
-        """A gradient went back through a network for so many images."""
+        """A backward pass of so many images."""
 
     def loop_started(self, rounds: int, images: int, part: tuple[int, int]) -> None:
-        """A training begins, see `loop`, of so many rounds, in all of which `images` images go
-        forward.
+        """A loop starts, see `loop`.
 
-        part: which one it is, from 0, of how many, where a longer training is made of several
+        rounds: its length
+        images: forward passes of the first image set in all rounds together
+        part: (n, count) for the n-th of `count` loops that make up a longer training, from 0
         """
 
     def trained(self, images: int) -> None:
-        """One step on so many images is done (or queued, on a GPU)."""
+        """A step on so many images is done (on a GPU: queued)."""
 
-    def found(self) -> None:
-        """What was counted since the last step was done by an earlier attempt."""
+    def restored(self) -> None:
+        """The passes counted since the last step were made by an earlier attempt."""
 
     def round_ended(self, rounds: int) -> None:
-        """So many rounds of the current loop are complete."""
+        """So many rounds of the current loop are done."""
 
     def counts(self) -> dict[str, Any]:
-        """All that was counted, as JSON values, to be kept with a checkpoint."""
+        """All counts, as JSON values, to be stored with a checkpoint."""
         return {}
 
-    def go_on(self, counts: Mapping[str, Any]) -> None:
-        """From these, which were kept, whatever was counted until now."""
+    def resume_from(self, counts: Mapping[str, Any]) -> None:
+        """Replace the current counts by those of a checkpoint."""
 
     def capture(self) -> AbstractContextManager[None]:
-        """Around the recording or compiling of a step, which is no training."""
+        """A block in which a step is captured or compiled, which is not training."""
         return nullcontext()
 
     def watch(self, classifier: Any) -> None:
-        """From now on `classifier` is what the defense will return."""
+        """From now on, `classifier` is the network that the defense will return."""
 
     def show(self, name: str, classifier: Any) -> None:
-        """The embedding of this network is worth drawing, now and when the defense is done."""
+        """The embedding of this network is worth drawing, now and at the end of the defense."""
 
 
-_nobody = Observer()
-_current: ContextVar[Observer] = ContextVar("observer", default=_nobody)
+_default = Observer()
+_current: ContextVar[Observer] = ContextVar("observer", default=_default)
 
 
 def current() -> Observer:
-    """The installed observer, or one that sees nothing."""
+    """The installed observer, or one that records nothing."""
     return _current.get()
 
 

@@ -1,4 +1,4 @@
-"""The networks there are."""
+"""The registry of networks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Model:
-    """A registered function with its settings, which makes networks.
+    """A registered function with its settings. It builds networks.
 
-    factory: called with the number of classes, height and width in pixels, and the settings
+    factory: called with the number of classes, the height and width in pixels, and the settings
     settings: values by name
     """
 
@@ -28,7 +28,8 @@ class Model:
     settings: Mapping[str, Any]
 
     def build(self, num_classes: int, image_size: int) -> Classifier:
-        """A network with new random weights. Raises `InvalidInput` for what is none of ours."""
+        """A network with new random weights. Raises `InvalidInput` if the function returns anything
+        but a `Classifier` of so many classes."""
         from bdbench.models.networks.classifier import check_network
 
         owner = f"model {models.name_of(self.factory)!r}"
@@ -41,24 +42,25 @@ class Model:
 class Models(Registry[Model]):
     """The registry of networks, whose plugins are functions, or classes of networks."""
 
-    lent = 2
+    runtime_parameters = 2
 
     def check_factory(self, name: str, factory: Callable[..., Any]) -> None:
         require(
             inspect.isfunction(factory) or inspect.isclass(factory),
-            f"model {name!r} is not a function: write one that makes a network of the number of "
-            "classes and the image size",
+            f"model {name!r} is not a function: write one that takes the number of classes and the "
+            "image size, and returns a network",
         )
-        given = list(inspect.signature(factory).parameters.values())
+        parameters = list(inspect.signature(factory).parameters.values())
         require(
-            len(given) >= self.lent or any(each.kind in spec.VARIABLE for each in given),
+            len(parameters) >= self.runtime_parameters
+            or any(each.kind in spec.VARIABLE for each in parameters),
             f"model {name!r} must take the number of classes and the image size first",
         )
 
     def make(self, factory: Callable[..., Any], settings: Mapping[str, Any]) -> Model:
         return Model(factory, settings)
 
-    def taken_apart(self, plugin: Model) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    def decompose(self, plugin: Model) -> tuple[Callable[..., Any], Mapping[str, Any]]:
         return plugin.factory, plugin.settings
 
 

@@ -1,6 +1,6 @@
 """Named random streams: one independent CPU generator per (seed, purpose).
 
-Every random choice is drawn on the CPU, so that all devices see the same numbers.
+Every random number is drawn on the CPU, so that all devices use the same ones.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ def derive(seed: int, *purpose: str) -> int:
 
 
 def stream(seed: int, *purpose: str) -> torch.Generator:
-    """A CPU generator, independent of every other (seed, purpose)."""
+    """A CPU generator, independent of that of any other (seed, purpose)."""
     return torch.Generator().manual_seed(derive(seed, *purpose))
 
 
 class GlobalGenerators:
-    """Those of torch on all devices, of numpy and of Python, which layers such as dropout draw
-    from, as one part of a checkpoint."""
+    """The global generators of torch (on all devices), numpy and Python, as one part of a
+    checkpoint. Layers such as dropout draw from them."""
 
     def state_dict(self) -> dict[str, Any]:
         with _global:
@@ -60,7 +60,7 @@ class GlobalGenerators:
                 torch.cuda.set_rng_state_all(state["cuda"])
 
     def fingerprint(self) -> str:
-        """Another one after every draw."""
+        """A hash that changes with every draw."""
         state = self.state_dict()
         tensors = [state.pop("torch"), *state.pop("cuda", [])]
         digest = hashlib.sha256(str(state).encode())
@@ -69,20 +69,20 @@ class GlobalGenerators:
         return digest.hexdigest()
 
     def seed(self, seed: int) -> None:
-        """All of them anew."""
+        """Seed all of them."""
         torch.manual_seed(seed)
         numpy.random.seed(seed % 2**32)
         random.seed(seed)
 
 
 GENERATORS = GlobalGenerators()
-"""They belong to the process; a thread waits while another has seeded them with `global_seed`."""
+"""One set per process. `global_seed` makes other threads wait while a thread uses it."""
 
 
 @contextmanager
 def seeded(seed: int, *purpose: str) -> Iterator[None]:
-    """Seeds the global generators for the block, in which several threads may draw, and restores
-    them afterwards."""
+    """Seed the global generators for the block and restore them afterwards. Several threads may
+    draw inside."""
     before = GENERATORS.state_dict()
     GENERATORS.seed(derive(seed, *purpose))
     try:
@@ -93,7 +93,7 @@ def seeded(seed: int, *purpose: str) -> Iterator[None]:
 
 @contextmanager
 def global_seed(seed: int, *purpose: str) -> Iterator[None]:
-    """As `seeded`, for a block in which layers draw their weights. Other threads that come here
-    wait for their turn."""
+    """`seeded` for a block in which layers draw their initial weights. Other threads that enter
+    such a block wait."""
     with _global, seeded(seed, *purpose):
         yield

@@ -1,4 +1,4 @@
-"""What holds inside a block: values, for its thread alone, and how many threads compute."""
+"""Settings for the duration of a block: context variables, and the number of compute threads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @contextmanager
 def set_in_context(variable: ContextVar[T], value: T) -> Iterator[None]:
-    """The variable has this value inside the block, and afterwards what it had before."""
+    """Set a context variable inside the block and reset it afterwards."""
     token = variable.set(value)
     try:
         yield
@@ -24,8 +24,8 @@ def set_in_context(variable: ContextVar[T], value: T) -> Iterator[None]:
 
 @contextmanager
 def num_threads(threads: int | None) -> Iterator[None]:
-    """Computes with so many threads inside the block; None changes nothing. Afterwards also threads
-    that are new compute with as many as before."""
+    """Compute with so many threads inside the block; None keeps the current number. Afterwards the
+    previous number holds again, for new threads too."""
     usual = torch.get_num_threads()
     torch.set_num_threads(threads or usual)
     try:

@@ -1,4 +1,4 @@
-"""What tests of commands share."""
+"""Checks that tests of several commands share."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What several test files share: a small data set, a fast network and an isolated cache."""
+"""Fixtures of several test files: a small data set, golden files, and an isolated cache."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import ROOT
 from hypothesis import HealthCheck, settings
 
 from bdbench.cells.cell import REGISTRIES
@@ -20,7 +21,7 @@ from bdbench.models.observer import Observer, observed_by
 from bdbench.models.rng import stream
 from bdbench.models.scope import num_threads
 
-# How long a machine takes to draw an example says nothing about the code.
+# The time that a machine takes to draw an example says nothing about the code.
 settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
@@ -36,23 +37,45 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Tests train tiny networks, where a second thread costs more than it brings."""
+    """Train on one thread, as the networks of tests are too small for two."""
     with num_threads(1):
         yield
 
 
 @pytest.fixture
 def unregistered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is forgotten afterwards."""
+    """Forget afterwards what a test registers."""
     for registry in REGISTRIES.values():
         registry.names()
         monkeypatch.setattr(registry, "_factories", dict(registry._factories))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-golden",
+        action="store_true",
+        help="write the tables in tests/golden/ instead of comparing with them",
+    )
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare a text with a file in `golden/`. With `--write-golden` the file is written, and its
+    difference is to be read before it is committed."""
+
+    def compare(name: str, text: str) -> None:
+        path = ROOT / "tests/golden" / name
+        if request.config.getoption("write_golden"):
+            path.write_text(text)
+        assert text == path.read_text(), name
+
+    return compare
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `bdbench` with some arguments, as the first of a group of processes, which does not
-    outlive the test."""
+    """Start `bdbench` with some arguments, as the leader of a group of processes that ends with the
+    test."""
 
     def end(run: subprocess.Popen[str]) -> None:
         if run.poll() is None:
@@ -78,7 +101,7 @@ def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.fixture
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Commands write below the current folder."""
+    """An empty current folder, where commands write their files."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

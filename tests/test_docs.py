@@ -1,6 +1,6 @@
-"""The pages: commands and examples run, tables are those that are published, links lead somewhere.
+"""The pages: commands and examples run, quoted tables match the published ones, links resolve.
 
-Everything that is tested is read from the pages, and in most tests it is a case of its own.
+All cases are read from the pages.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from bdbench.trial.harness import Harness
 PAGES = (
     "README.md",
     "CONTRIBUTING.md",
+    "DECISIONS.md",
     "attacks/README.md",
     "defenses/README.md",
     "benchmark/README.md",
@@ -48,14 +49,14 @@ PAGES = (
     "results/archive/README.md",
 )
 TEXTS = {page: (ROOT / page).read_text("utf-8") for page in PAGES}
-LONGEST_PAGE, LONGEST_PLUGIN = 150, 30
-"""Lines of README.md, and of a plugin in CONTRIBUTING.md."""
+LONGEST_PAGE, LONGEST_PLUGIN, LONGEST_DECISION = 150, 30, 10
+"""Lines of README.md, of a plugin in CONTRIBUTING.md, and of a decision with its heading."""
 
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 QUOTE = re.compile(r"^<!-- ([\w/-]+) (\w+) -->\n(.*?)\n<!-- end -->$", re.MULTILINE | re.DOTALL)
 PROGRAM = ("bdbench", ".venv/bin/bdbench", "python -m bdbench")
 OTHERS = ("python -m venv", ".venv/bin/pip install", ".venv/bin/pytest", "export BDBENCH_DATA=")
-"""How lines of the shell begin that are neither ours nor make's."""
+"""First words of shell lines that run neither bdbench nor make."""
 AXES: dict[str, Registry[Any]] = {
     "attack": attacks,
     "defense": defenses,
@@ -74,14 +75,14 @@ NOT_RUN = {
     " --defense ft": "a network",
     "bdbench export KEY --results results/quick --out exported": "a cell that was run",
 }
-"""Commands that are parsed only, and what they would need."""
+"""Commands that are only parsed, and what they would need to run."""
 STAND_INS = {
     "quick": "archive/abl-without-limits",
     "table1-cifar10": "table1-cifar10-bf16",
     "a": "archive/abl-without-limits",
     "b": "table1-cifar10-bf16",
 }
-"""Folders of results that a reader makes, and the published ones that are copied for them."""
+"""Result folders that a reader makes, and the published ones that stand in for them."""
 QUOTED = {
     ("README.md", "table1-cifar10-bf16", "leaderboard"),
     ("results/README.md", "table1-cifar10-bf16", "table1"),
@@ -90,14 +91,14 @@ QUOTED = {
     ("README.md", "digits", "leaderboard"),
     ("results/README.md", "digits", "leaderboard"),
 }
-"""Tables that stand on a page."""
+"""Tables that a page quotes."""
 
 
 @dataclass(frozen=True)
 class Block:
     """A block of code on a page.
 
-    start, end: where it begins, and where the text goes on
+    start, end: its position in the text of the page
     """
 
     page: str
@@ -109,7 +110,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Plugin:
-    """A block that registers something, and the name under which its page saves it."""
+    """A block that registers a plugin, and the file name that its page gives it."""
 
     block: Block
     file: str
@@ -126,7 +127,7 @@ SPANS = [
     for page, text in PROSE.items()
     for span in re.findall(r"`([^`]+)`", text)
 ]
-"""Code within the text."""
+"""Inline code."""
 
 
 def lines_of(block: Block) -> list[str]:
@@ -136,7 +137,7 @@ def lines_of(block: Block) -> list[str]:
 
 
 def arguments_of(line: str) -> list[str] | None:
-    """What follows the name of the program; None where that is not bdbench."""
+    """The arguments of a bdbench command; None for another program."""
     words = shlex.split(line)
     while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
         words.pop(0)
@@ -147,7 +148,7 @@ def arguments_of(line: str) -> list[str] | None:
 
 
 def file_of(block: Block) -> str:
-    """The file that the next commands on the page take a plugin from."""
+    """The plugin file that the next commands on the page name."""
     following = next(
         each
         for each in BLOCKS
@@ -183,8 +184,8 @@ def cache_of_all(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def reader(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unregistered: None, cache_of_all: Path
 ) -> Path:
-    """The current folder of a reader who has saved the plugins and the suites of all pages. A
-    suite has the name of its file in a comment on its first line."""
+    """The working folder of a reader who has saved the plugins and the suites of all pages. The
+    comment on the first line of a suite names its file."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BDBENCH_CACHE", str(cache_of_all))
     for plugin in PLUGINS:
@@ -196,7 +197,7 @@ def reader(
 
 
 def copy_results(text: str, reader: Path) -> None:
-    """Those that a text names, for what it does with them."""
+    """Copy the result folders that a text names."""
     for name in set(re.findall(r"\bresults/([\w-]+)", text)):
         published = STAND_INS.get(name, name)
         if published in PUBLISHED:
@@ -204,7 +205,7 @@ def copy_results(text: str, reader: Path) -> None:
 
 
 def context_of(line: str) -> click.Context:
-    """A command with its options, not run. Raises `click.ClickException` for a wrong one."""
+    """Parse a command without running it. Raises `click.ClickException` if it is invalid."""
     command: click.Command = cli
     words = arguments_of(line)
     assert words is not None
@@ -213,13 +214,13 @@ def context_of(line: str) -> click.Context:
         assert words, f"{line} names no command"
         name = words.pop(0)
         found = command.get_command(click.Context(command), name)
-        assert found is not None, f"{name} is no command"
+        assert found is not None, f"{name} is not a command"
         command = found
     return command.make_context(name, words)
 
 
 def check_specs(parameters: dict[str, Any]) -> None:
-    """Raises `InvalidInput` for a spec that is not right."""
+    """Raises `InvalidInput` for an invalid spec."""
     for axis, registry in AXES.items():
         given = parameters.get(axis) or ()
         for text in [given] if isinstance(given, str) else given:
@@ -230,7 +231,7 @@ def check_specs(parameters: dict[str, Any]) -> None:
 
 
 def test_the_pages_have_what_is_tested_here() -> None:
-    """So that no test below is empty because a page is written otherwise."""
+    """So that a rewritten page does not leave a test below empty."""
     assert {block.language for block in BLOCKS} == {"sh", "python", "ini", "toml", ""}
     assert {plugin.file for plugin in PLUGINS} == {
         "strong_cutout.py",
@@ -244,6 +245,7 @@ def test_the_pages_have_what_is_tested_here() -> None:
     assert [block.page for block in ALONE] == ["benchmark/README.md"]
     assert len(PLUGINS) + len(PROGRAMS) + len(ALONE) == len(PYTHON)
     assert {page for page, _ in LINES} == set(PAGES) - {
+        "DECISIONS.md",
         "defenses/README.md",
         "results/archive/README.md",
     }
@@ -274,7 +276,7 @@ def test_a_command_has_only_options_and_plugins_that_exist(line: str, reader: Pa
 
 
 def test_commands_in_the_text_have_only_options_that_exist() -> None:
-    """They may be shortened: an argument may be missing, and KEY and its like stand for others."""
+    """Arguments may be missing, and names such as KEY are placeholders."""
     named = [span for _, span in SPANS if span.startswith("bdbench ")]
     assert len(named) > 10
     for span in named:
@@ -313,7 +315,7 @@ def test_options_in_the_text_exist() -> None:
 
 @pytest.mark.parametrize("line", RUN, ids=str)
 def test_a_command_runs(line: str, reader: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`bdbench run` with --dry-run, as if the speed of this machine were known."""
+    """`bdbench run` gets --dry-run and a fixed speed, so nothing is measured."""
     monkeypatch.setattr(speed, "probe", lambda *arguments: 1e6)
     copy_results(line, reader)
     words = arguments_of(line)
@@ -352,12 +354,12 @@ def test_a_printed_plugin_goes_through_a_cell(plugin: Plugin, reader: Path) -> N
         cell(**axes, recipe=Recipe(epochs=1, batch_size=32, padding=0), seed=0)
     )
     assert record.status == "ok", record.error
-    assert record.diagnostics["poisoned_images"] == 10
+    assert record.diagnostics.poisoned_images == 10
 
 
 @pytest.mark.parametrize("block", PROGRAMS, ids=lambda block: f"{block.page}:{block.start}")
 def test_a_printed_program_runs(block: Block, reader: Path) -> None:
-    """As it stands, as the main module."""
+    """Unchanged, as the main module."""
     copy_results(block.text, reader)
     file = reader / "printed.py"
     file.write_text(block.text, "utf-8")
@@ -392,7 +394,7 @@ def test_the_table_of_quick_has_its_defenses() -> None:
 
 
 def anchors(text: str) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """The anchors that GitHub derives from the headings."""
     headings = re.findall(r"^#+ (.+)$", FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -409,7 +411,7 @@ def test_links_lead_to_files_and_headings(page: str) -> None:
 
 
 def test_paths_in_the_text_exist() -> None:
-    """From the root of the repository; SUITE and its like stand for others."""
+    """Relative to the root of the repository; names such as SUITE are placeholders."""
     path = r"(attacks|benchmark|defenses|models|results|tests)/[\w./-]*"
     named = {span for _, span in SPANS if re.fullmatch(path, span)}
     assert len(named) > 5
@@ -419,6 +421,14 @@ def test_paths_in_the_text_exist() -> None:
 
 def test_the_readme_is_short() -> None:
     assert len(TEXTS["README.md"].splitlines()) <= LONGEST_PAGE
+
+
+def test_decisions_are_short_and_in_five_sections() -> None:
+    sections = re.findall(r"^## (.+)$", TEXTS["DECISIONS.md"], re.MULTILINE)
+    assert sections == ["Method", "Attack", "Harness", "Tables", "Tests"]
+    for decision in re.findall(r"^### .+(?:\n.+)+", TEXTS["DECISIONS.md"], re.MULTILINE):
+        assert len(decision.splitlines()) <= LONGEST_DECISION, decision
+        assert max(map(len, decision.splitlines())) <= 120, decision
 
 
 def test_the_layout_names_the_rooms_and_their_files() -> None:
@@ -458,7 +468,7 @@ def test_every_method_has_a_row(page: str, registry: Registry[Any]) -> None:
 
 
 def test_the_numbers_of_defenses_are_theirs() -> None:
-    """The clean images that they ask for, and their work."""
+    """Clean share and work, as the code states them."""
     row = r"^\| `(\w+)` \|[^|]*\| (\S+(?: %)?) \| ([\d.]+) \|"
     rows = re.findall(row, TEXTS["defenses/README.md"], re.MULTILINE)
     assert len(rows) == len(defenses.names())

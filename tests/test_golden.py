@@ -1,7 +1,7 @@
-"""Values of `golden/methods.json`, which come from papers and public formulas and not from here.
+"""Methods give the values of `golden/methods.json`, which come from papers and public formulas.
 
-Each is what the code of a run gives: where a run draws a number, the golden input is put in its
-place, and where a run makes a choice, the run itself is watched.
+Each test calls the code of a run. Where a run draws a number, the test puts the golden input in its
+place, and where a run makes a choice, the test watches the run.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_golden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     TESTS[name](EXPECTED[name], monkeypatch)
 
 
-def test_there_are_as_many_as_there_were() -> None:
+def test_every_golden_value_has_a_test() -> None:
     assert len(ENTRIES) == len(EXPECTED) >= 28
     assert TESTS.keys() == EXPECTED.keys()
 
@@ -89,14 +89,14 @@ def lent(recipe: Recipe, classes: int = 10, side: int = 32) -> TrainingContext:
 
 
 def labelled(labels: Tensor, side: int = 32) -> ImageSet:
-    """Images that say by their pixels which they are; see `as_floats`."""
+    """Images whose pixels are their index, for `as_floats`."""
     count = len(labels)
     images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 3, side, side)
     return ImageSet(images.contiguous(), labels, int(max(10, labels.max() + 1)))
 
 
 def as_floats(monkeypatch: pytest.MonkeyPatch, values: Tensor) -> None:
-    """From now on a network sees values[i] in place of image i of `labelled`."""
+    """Let networks see values[i] in place of image i of `labelled`."""
 
     def to_float(images: Tensor) -> Tensor:
         return values[images[:, 0, 0, 0].long()]
@@ -120,7 +120,7 @@ class Stub(Classifier):
 
 
 def rates_of_sgd(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The settings with which SGD makes its steps from now on."""
+    """The settings of each later step of SGD."""
     seen: list[dict[str, Any]] = []
     step = torch.optim.SGD.step
 
@@ -298,7 +298,7 @@ def mixmatch(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Tensor] = []
 
     def mix(images: Tensor, targets: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-        """The labelled ones mixed as in the entry, the others not at all."""
+        """Mix the labelled images as the entry does, and the others not at all."""
         kept.append(targets[3:])
         mixed = 0.7 * one_hot(torch.tensor([1, 0, 3]), 4) + 0.3 * one_hot(
             torch.tensor([2, 2, 1]), 4
@@ -321,7 +321,7 @@ def mixmatch(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @golden("dbd_simclr_lr")
 def dbd_rates(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SimCLR and the first step of MixMatch, with the paper's lengths for what is watched."""
+    """Watch SimCLR and the first step of MixMatch at the lengths of the paper."""
     seen = rates_of_sgd(monkeypatch)
     weights: list[float] = []
 
@@ -360,7 +360,7 @@ def abl_lga(expected: Any, _: pytest.MonkeyPatch) -> None:
     close(cross_entropy(output, labels, reduction="none"), expected["ce"], 1e-6)
     close(ABL(isolation="lga").isolation_loss(output, labels), expected["paper"], 1e-6)
     close(ABL().isolation_loss(output, labels), expected["flooding"], 1e-6)
-    # Above gamma the code's two forms are one.
+    # Above gamma both forms of the code are equal.
     close(ABL().isolation_loss(output, labels), expected["code"], 1e-6)
 
 
@@ -463,7 +463,7 @@ def cbd_equation_6(expected: Any, _: pytest.MonkeyPatch) -> None:
 @golden("cbd_rescaled_weights_and_weighted_loss_train_py_61_64")
 def cbd_rescaled(expected: Any, _: pytest.MonkeyPatch) -> None:
     w, losses = sample_weights(*LOSSES), LOSSES[1].clone().requires_grad_()
-    # The weights that a run gives are what its loss has for a slope.
+    # The weights of a run are the gradient of its loss.
     found = CBD().weigh(w, losses)
     (slope,) = torch.autograd.grad(found, losses)
     close(len(losses) * slope, expected["rescaled"], 1e-6)
@@ -515,7 +515,7 @@ def cbd_spectral_norm(expected: Any, _: pytest.MonkeyPatch) -> None:
 
 @golden("cbd_three_f_c_steps_of_the_released_code_on_one_batch")
 def cbd_steps(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In float64: with these weights, digits that float32 loses come back a thousand times."""
+    """In float64, as these weights amplify rounding errors a thousand times."""
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     torch.set_default_dtype(torch.float64)
     try:
@@ -545,7 +545,7 @@ def cbd_steps(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 def phased(network: Classifier, phase: float) -> Classifier:
-    """The weights of the entry, in its order: of a block, the 1 x 1 shortcut is the last."""
+    """Set the weights of the entry, in its order: the 1 x 1 shortcut of a block comes last."""
     named = dict(network.named_parameters())
     order = ["stem.weight"]
     for block in sorted({".".join(n.split(".")[:3]) for n in named if n.startswith("groups.")}):

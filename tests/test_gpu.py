@@ -1,4 +1,4 @@
-"""The same pictures and the same lessons on a GPU. Run with `pytest -m gpu` where there is one."""
+"""A GPU gives the images and networks of a processor. `pytest -m gpu` runs these tests on one."""
 
 from __future__ import annotations
 
@@ -75,11 +75,11 @@ def test_a_short_training_ends_close_to_the_processors(images: ImageSet) -> None
 
 
 STEPS = 200
-"""At least, of the longest stage of a defense."""
+"""Steps, at least, of the longest stage of a defense."""
 
 
 def fit(defense: str, seed: int = 0, **fields: object) -> Classifier:
-    """What a defense makes of noise."""
+    """The network of a defense that trains on noise."""
     count, batch_size = 640, 32
     pixels = torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=stream(0, "n"))
     data = ImageSet(pixels, torch.arange(count) % 10, 10).to(GPU)
@@ -104,7 +104,7 @@ def numbers(network: Classifier) -> torch.Tensor:
 
 
 def apart(one: torch.Tensor, other: torch.Tensor) -> float:
-    """0 for equal bits, else the relative error."""
+    """The relative error, 0 for equal bits."""
     return 0.0 if torch.equal(one, other) else float((one - other).norm() / other.norm())
 
 
@@ -115,7 +115,7 @@ def deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # clp takes no steps.
 @pytest.mark.parametrize("defense", [name for name in defenses.names() if name != "clp"])
-def test_steps_of_every_defense_as_a_graph_are_those_steps(
+def test_recorded_steps_of_every_defense_equal_eager_steps(
     defense: str, deterministic: None
 ) -> None:
     recorded: list[object] = []
@@ -134,7 +134,9 @@ def test_steps_of_every_defense_as_a_graph_are_those_steps(
 
 
 @pytest.mark.parametrize("defense", ["none", "cbd", "nad"])
-def test_side_by_side_gives_the_numbers_of_each_alone(defense: str, deterministic: None) -> None:
+def test_parallel_trainings_give_the_numbers_of_each_alone(
+    defense: str, deterministic: None
+) -> None:
     alone = [numbers(fit(defense, seed)) for seed in range(3)]
     with ThreadPoolExecutor(3) as threads:
         together = list(threads.map(lambda seed: numbers(fit(defense, seed)), range(3)))
@@ -190,8 +192,8 @@ def test_every_defense_runs(defense: str, precision: str, cache_folder: Path) ->
     )
     record = Harness(Cache(cache_folder), [], GPU).run(made)
     assert record.error is None
-    assert record.provenance["device"].startswith("cuda")
-    assert record.measured["peak_memory_bytes"] > 0
+    assert record.provenance.device.startswith("cuda")
+    assert record.measured.peak_memory_bytes > 0
 
 
 @pytest.mark.parametrize("size", [32, 224])

@@ -1,38 +1,37 @@
-"""Input made to do harm: none of it is run, no file is written elsewhere, and the answer is quick
-and one line."""
+"""Hostile input: bdbench runs none of it, writes no file elsewhere, and refuses it in one line."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import copy
-import importlib
+import difflib
 import io
 import json
 import os
+import re
 import sys
-import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import builders
+import commands
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from builders import write_gtsrb, write_shard
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import recipe_of
+from bdbench.cells.cell import REGISTRIES, recipe_of
 from bdbench.cli import main
 from bdbench.datasets import gtsrb, images, parquet
 from bdbench.datasets.files import content_of
-from bdbench.datasets.registry import datasets
-from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import LONGEST, InvalidInput, one_line
 from bdbench.models.plugins.registry import load_file
@@ -41,7 +40,7 @@ from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records
 from bdbench.records.merge import merge
 from bdbench.records.record import encode
-from bdbench.storage import artefacts, mark
+from bdbench.storage.cache import Cache
 
 FIXED = settings(
     deadline=None,
@@ -53,20 +52,36 @@ HUGE = "9" * 400
 """An integer that no float can hold."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def imported() -> None:
-    """What a command imports is not what it is timed for."""
-    for module in ("cli.catalogue", "figures", "figures.preview", "running.run", "tables.write"):
-        importlib.import_module(f"bdbench.{module}")
-
-
 @pytest.fixture(autouse=True)
 def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two folders down, so that there is an outside."""
+    """A current folder with two folders above it, so that a file can be written outside."""
     folder = tmp_path / "outside/inside"
     folder.mkdir(parents=True)
     monkeypatch.chdir(folder)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail where a long text is parsed, compared or read: the time of these grows with it."""
+    parse, compare, read = ast.parse, difflib.get_close_matches, Path.read_bytes
+
+    def parse_short(source: Any, *how: Any, **more: Any) -> Any:
+        assert "eval" not in (*how, more.get("mode")) or len(source) <= spec.LONGEST
+        return parse(source, *how, **more)
+
+    def compare_short(word: str, *how: Any, **more: Any) -> Any:
+        assert len(word) <= spec.LONGEST
+        return compare(word, *how, **more)
+
+    def read_small(path: Path) -> bytes:
+        content = read(path)
+        assert path.parent.name != "records" or len(content) <= records.LARGEST_FILE
+        return content
+
+    monkeypatch.setattr(ast, "parse", parse_short)
+    monkeypatch.setattr(difflib, "get_close_matches", compare_short)
+    monkeypatch.setattr(Path, "read_bytes", read_small)
 
 
 def files(folder: Path) -> list[Path]:
@@ -78,69 +93,55 @@ def short(message: str) -> bool:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """The one short line that a command refuses with, soon."""
-    started = time.process_time()
-    assert main(arguments) == 2
-    assert time.process_time() - started < 1
-    said = capsys.readouterr().err
-    assert said.startswith("bdbench: ")
-    assert said.endswith("\n")
-    assert short(said.removeprefix("bdbench: ").removesuffix("\n"))
-    return said
+    """The one short line that a command refuses with."""
+    line = commands.refused(capsys, *arguments)
+    assert short(line.removeprefix("bdbench: "))
+    return line
 
 
-SPECS = {
-    "call": "badnets(__import__('os').system('touch x'))",
-    "call in a field": "badnets(target=__import__('os').system('touch x'))",
-    "open": "open('x', 'w')",
-    "call of a call": "badnets()()",
-    "nested call": "badnets(target=badnets())",
-    "attribute": "badnets.__class__",
-    "attribute in a field": "badnets(target=().__class__)",
-    "subscript": "badnets[0]",
-    "lambda": "(lambda: 1)()",
-    "lambda in a field": "badnets(target=lambda: 1)",
-    "f-string": "f'{1}'",
-    "f-string in a field": "badnets(target=f'{1}')",
-    "comprehension": "badnets(target=[i for i in (1,)])",
-    "walrus": "badnets(target=(x := 1))",
-    "power": "badnets(target=9**9**9)",
-    "repetition": "badnets(pattern='x' * 10**10)",
-    "stars": "badnets(**{'target': 1})",
-    "statement": "import os",
-    "two statements": "badnets; badnets",
-    "two lines": "badnets\nbadnets",
-    "warning": "badnets(target=1if 1else 2)",
-    "escape": r"badnets(pattern='\d')",
-    "parentheses": "(" * 10_000 + ")" * 10_000,
-    "fewer parentheses": "(" * 450 + ")" * 450,
-    "brackets in a field": "badnets(target=" + "[" * 450 + "]" * 450 + ")",
-    "signs": "badnets(target=" + "-" * 900 + "1)",
-    "ten megabytes": "x" * 10_000_000,
-    "ten megabytes of digits": f"badnets(target={'9' * 10_000_000})",
-    "huge integer": f"badnets(target={HUGE})",
-    "huge integer for a float": f"badnets(poisoning_rate={HUGE})",
-    "infinity": "badnets(poisoning_rate=1e999)",
-    "complex": "badnets(target=1j)",
-    "parent": "../../x",
-    "folder": "a/b",
-    "absolute": "/etc/passwd",
-    "NUL": "a\0b",
-    "NUL in a field": "badnets(pattern='\0')",
-    "ten kilobytes": "x" * 10_000,
-    "escape sequence": "\x1b[2J",
-    "direction": "\u202ebadnets",
-    "surrogate": "\udcff",
-    "empty": "",
+def rejects(match: str, call: Callable[..., object], *arguments: Any) -> None:
+    """Check that a call raises `InvalidInput` with one short line."""
+    with pytest.raises(InvalidInput, match=match) as refusal:
+        call(*arguments)
+    assert short(str(refusal.value))
+
+
+# Specs and names
+
+SPECS = (
+    # Code.
+    *("badnets(__import__('os').system('touch x'))", "open('x', 'w')", "badnets()()"),
+    *("badnets(target=__import__('os').system('touch x'))", "badnets(target=badnets())"),
+    *("badnets.__class__", "badnets(target=().__class__)", "badnets[0]", "badnets(**{'a': 1})"),
+    *("(lambda: 1)()", "badnets(target=lambda: 1)", "f'{1}'", "badnets(target=f'{1}')"),
+    *("badnets(target=[i for i in (1,)])", "badnets(target=(x := 1))", "import os"),
+    *("badnets; badnets", "badnets\nbadnets", "badnets(target=1if 1else 2)"),
+    # Unbounded work and memory.
+    *("badnets(target=9**9**9)", "badnets(pattern='x' * 10**10)", "(" * 10_000 + ")" * 10_000),
+    *("(" * 450 + ")" * 450, "badnets(target=" + "[" * 450 + "]" * 450 + ")"),
+    *("badnets(target=" + "-" * 900 + "1)", "x" * 10_000_000),
+    f"badnets(target={'9' * 10_000_000})",
+    # Numbers that are out of range.
+    *(f"badnets(target={HUGE})", f"badnets(poisoning_rate={HUGE})"),
+    *("badnets(poisoning_rate=1e999)", "badnets(target=1j)"),
+    # Texts that are neither names nor literals.
+    *(r"badnets(pattern='\d')", "badnets(pattern='\0')", ""),
+)
+NAMES = (
+    *("../../x", "a/b", "/etc/passwd", "a\0b", "x" * 10_000, "x" * 1_000_000),
+    *("\x1b[2J", "\u202ebadnets", "\udcff"),
+)
+"""Paths, long names, and characters that control a terminal or are none."""
+BUILD: dict[str, Callable[[str], object]] = {
+    **{axis: registry.swept for axis, registry in REGISTRIES.items()},
+    "recipe": recipe_of,
 }
 
 
-@pytest.mark.parametrize("option", ["--attack", "--defense", "--dataset", "--model", "--recipe"])
-@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in SPECS.items()])
-def test_a_spec_that_is_none_is_refused_and_never_run(
-    own_folder: Path, capsys: pytest.CaptureFixture[str], option: str, text: str
-) -> None:
-    refused(capsys, "run", "--dry-run", option, text)
+@pytest.mark.parametrize("axis", BUILD)
+def test_a_hostile_spec_is_refused_and_never_run(axis: str, own_folder: Path) -> None:
+    for text in (*SPECS, *NAMES):
+        rejects(".", BUILD[axis], text)
     assert files(own_folder.parent) == []
 
 
@@ -154,84 +155,53 @@ def test_any_text_is_a_spec_or_refused(text: str) -> None:
     except InvalidInput as error:
         assert short(str(error))
     else:
-        assert found.name.isidentifier()
-        assert all(key.isidentifier() for key in found.fields)
+        assert all(map(str.isidentifier, (found.name, *found.fields)))
 
 
 LITERALS = (
     *("0", "-1", "1e-320", "1e308", "1e999", "-1e999", HUGE, "9" * 18, "True", "None", "1j"),
     *("''", "'x'", "'../../x'", r"'\x00'", "b''", "...", "'badnets('", "[]", "{}", "{1: {}}"),
     *("()", "(1,)", "('a',)", "((),)", "(-1,)", "(1e999,)", f"({HUGE},)", "(1, 2, 3)"),
+    "(1.0, 2.0, 1e999)",
 )
-FIELDS = [
-    (build, name, field)
-    for registry, build in (
-        (attacks, attacks.build),
-        (defenses, defenses.build),
-        (datasets, datasets.build),
-    )
-    for name in registry.names()
-    for field in spec.fields_of(registry.factory(name))
-] + [(recipe_of, "recipe", field) for field in spec.fields_of(Recipe)]
 
 
-@pytest.mark.parametrize("literal", LITERALS)
-def test_any_value_of_any_field_is_accepted_or_refused(literal: str) -> None:
-    for build, name, field in FIELDS:
+def test_any_value_of_any_field_is_refused_or_can_be_written_and_read_again() -> None:
+    for registry in REGISTRIES.values():
+        names = ["wrn16_1"] if registry.kind == "model" else registry.names()
+        for name in names:
+            for field, literal in product(spec.fields_of(registry.factory(name)), LITERALS):
+                try:
+                    registry.build(given := f"{name}({field}={literal})")
+                    canonical = registry.canonical(given)
+                except InvalidInput:
+                    continue
+                assert registry.canonical(canonical) == canonical
+    for field, literal in product(spec.fields_of(Recipe), LITERALS):
         with contextlib.suppress(InvalidInput):
-            build(f"{name}({field}={literal})")
-
-
-def test_what_is_accepted_can_be_written_and_read_again() -> None:
-    for text in ("nad(betas=(1, 2, 3))", "nad(betas=[1.0, 2.0, 3.0])"):
-        canonical = defenses.canonical(text)
-        assert "betas=(1.0, 2.0, 3.0)" in canonical
-        assert defenses.canonical(canonical) == canonical
-    for short in ("(1.0,)", "()", "(1.0, 2.0, 3.0, 4.0)", "'serch'"):
-        with pytest.raises(InvalidInput, match="betas must be three numbers of at least 0, or"):
-            defenses.build(f"nad(betas={short})")
-    with pytest.raises(InvalidInput, match="betas of defense 'nad' must be finite, got inf"):
-        defenses.canonical("nad(betas=(1.0, 2.0, 1e999))")
-
-
-NAMES = {
-    "parent": "../../x",
-    "folder": "a/b",
-    "absolute": "/etc/passwd",
-    "NUL": "a\0b",
-    "ten kilobytes": "x" * 10_000,
-    "a megabyte": "x" * 1_000_000,
-    "escape sequence": "\x1b[2J",
-    "direction": "\u202exyz",
-    "surrogate": "\udcff",
-}
+            recipe_of(f"recipe({field}={literal})")
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        ["run"],
-        ["describe"],
-        ["list"],
-        ["table"],
-        ["figure"],
-        ["data", "prepare"],
-        ["data", "preview"],
-        ["data", "preview", "none", "--dataset"],
+        *("run", "describe", "list", "table", "figure", "data prepare", "data preview"),
+        "data preview none --dataset",
+        *(f"run --dry-run --{axis}" for axis in BUILD),
     ],
-    ids=" ".join,
 )
-@pytest.mark.parametrize("name", [pytest.param(name, id=kind) for kind, name in NAMES.items()])
-def test_a_name_is_no_path(
-    own_folder: Path, capsys: pytest.CaptureFixture[str], command: list[str], name: str
+def test_a_command_takes_no_name_for_a_path(
+    command: str, own_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    refused(capsys, *command, name)
+    for name in (*NAMES, SPECS[0]):
+        refused(capsys, *command.split(), name)
     assert files(own_folder.parent) == []
 
 
-def test_a_key_is_no_path(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    secret = own_folder.parent / "secret.json"
-    secret.write_text("{}")
+def test_a_command_takes_no_key_for_a_path(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (own_folder.parent / "secret.json").write_text("{}")
     (own_folder / "results/quick/records").mkdir(parents=True)
     for key in ("../../../../secret", "/etc/passwd", "*", "a\0b", "x" * 10_000, "\x1b[2J", ""):
         assert "no record" in refused(capsys, "explain", key)
@@ -240,40 +210,46 @@ def test_a_key_is_no_path(own_folder: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     "key", ["../x", "a/b", "/x", "", "a\0b", "0" * 15, "0123456789ABCDEF", "*"]
 )
-def test_artefacts_are_of_a_cell(own_folder: Path, key: str) -> None:
-    arrays = {"mask": np.array([True])}
-    for use in (
-        lambda: artefacts.save(key, own_folder, arrays),
-        lambda: artefacts.load(key, own_folder),
-    ):
-        with pytest.raises(InvalidInput, match="is not 16 hex digits"):
-            use()
-    assert files(own_folder.parent) == []
+def test_no_key_leads_out_of_the_cache(own_folder: Path, key: str) -> None:
+    cache = Cache(own_folder / "cache")
+    assert cache.get("embeddings", {"cell": key}) is None
+    cache.put("embeddings", {"cell": key}, {"mask": np.array([True])})
+    assert {path.parent for path in files(own_folder.parent)} == {
+        cache.root,
+        cache.root / "embeddings",
+    }
 
 
-def test_what_is_in_the_way_of_artefacts_is_passed_over(own_folder: Path) -> None:
-    key = "0123456789abcdef"
-    folder = own_folder / "artefacts"
-    (folder / f"{key}-folder.safetensors").mkdir(parents=True)
-    os.mkfifo(folder / f"{key}-pipe.safetensors")
-    (own_folder / mark.TAG).write_text(mark.CONTENT)
-    assert artefacts.load(key, own_folder) is None
-    artefacts.save(key, own_folder, {"mask": np.array([True])})
-    found = artefacts.load(key, own_folder)
-    assert found is not None
-    assert found["mask"].tolist() == [True]
+@pytest.mark.parametrize("suffix", ["json", "safetensors"])
+@pytest.mark.parametrize("put", [Path.mkdir, os.mkfifo])
+def test_embeddings_with_a_folder_or_a_pipe_in_their_place_are_missing(
+    own_folder: Path, put: Callable[[Path], None], suffix: str
+) -> None:
+    cache, key = Cache(own_folder), {"cell": "0123456789abcdef"}
+    cache.put("embeddings", key, {"mask": np.array([True])})
+    path = next((own_folder / "embeddings").glob(f"*.{suffix}"))
+    path.unlink()
+    put(path)
+    assert cache.get("embeddings", key) is None
+    if put is os.mkfifo:
+        cache.put("embeddings", key, {"mask": np.array([True])})
+        assert cache.get("embeddings", key) is not None
 
 
-# Images and Parquet
+# Images, Parquet and GTSRB
 
 
 def png(width: int = 8, height: int = 8, extra: bytes = b"") -> bytes:
     """A PNG of 8 x 8 black pixels that claims another size and has a further chunk."""
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "PNG")
-    content = file.getvalue()
+    content = black("PNG")
     size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
     return content[:8] + chunk(b"IHDR", size + content[24:29]) + extra + content[33:]
+
+
+def black(kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, kind)
+    return file.getvalue()
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -295,7 +271,7 @@ BOMBS = {
 
 @pytest.fixture
 def little_memory() -> Iterator[None]:
-    """What Python has the memory of; pixels are Pillow's, and the test sees to those itself."""
+    """Fail above 8 MB in Python's memory. Pixels are in Pillow's, so a test sees to those."""
     tracemalloc.start()
     yield
     peak = tracemalloc.get_traced_memory()[1]
@@ -309,36 +285,24 @@ def test_an_image_bomb_is_refused_before_it_unfolds(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Image.Image, "convert", lambda *_: pytest.fail("pixels were decoded"))
-    started = time.process_time()
-    with pytest.raises(InvalidInput, match="x: image") as refusal:
-        images.decode(BOMBS[name], 8, None, "x")
-    assert short(str(refusal.value))
-    assert time.process_time() - started < 1
+    rejects("x: image", images.decode, BOMBS[name], 8, None, "x")
 
 
-def test_a_bomb_in_a_data_set_is_one_line(
+def test_an_image_without_a_bomb_is_decoded() -> None:
+    assert images.decode(png(), 8, None, "x") == bytes(3 * 8 * 8)
+
+
+def test_a_command_names_the_row_of_a_bomb(
     own_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (own_folder / "cifar10").mkdir()
     for split in ("train", "test"):
-        write_shard(own_folder / f"cifar10/{split}-0.parquet", [BOMBS["100,000 x 100,000 pixels"]])
+        write_shard(own_folder / f"cifar10/{split}-0.parquet", [png(100_000, 100_000)])
     said = refused(capsys, "data", "prepare", "cifar10", "--data", ".")
     assert "cifar10/train-0.parquet row 0: image is larger than 10000x10000 pixels" in said
 
 
-def test_the_picture_of_the_bombs_is_sound() -> None:
-    assert images.decode(png(), 8, None, "x") == bytes(3 * 8 * 8)
-
-
-def write_shard(path: Path, contents: list[bytes], **options: Any) -> bytes:
-    shape = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    column = pa.array([{"bytes": content, "path": "x"} for content in contents], shape)
-    pq.write_table(pa.table({"img": column, "label": [0] * len(contents)}), path, **options)
-    return path.read_bytes()
-
-
 def varint(number: int) -> bytes:
-    """As Parquet's metadata have it: zigzag, seven bits to a byte."""
+    """An integer of Parquet's metadata: zigzag, seven bits to a byte."""
     number *= 2
     written = b""
     while number > 127:
@@ -349,16 +313,16 @@ def varint(number: int) -> bytes:
 
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.parametrize("rows", [0, 99, 101, 2**40, 2**62])
-def test_a_bogus_number_of_rows_is_refused(own_folder: Path, rows: int) -> None:
+def test_a_wrong_number_of_rows_is_refused(own_folder: Path, rows: int) -> None:
     path = own_folder / "train-0.parquet"
-    content = write_shard(path, [png()] * 100)
+    write_shard(path, [png()] * 100)
+    content = path.read_bytes()
     length = int.from_bytes(content[-8:-4], "little")
     body, footer = content[: -8 - length], content[-8 - length : -8]
     footer = footer.replace(varint(100), varint(rows), 1)
     path.write_bytes(body + footer + len(footer).to_bytes(4, "little") + b"PAR1")
     assert pq.ParquetFile(path).metadata.num_rows == rows
-    with pytest.raises(InvalidInput, match="rows are missing"):
-        parquet.read(own_folder, "train", 10, 8, None)
+    rejects("rows are missing", parquet.read, own_folder, "train", 10, 8, None)
 
 
 def test_a_column_that_would_fill_the_memory_is_never_read(
@@ -366,45 +330,34 @@ def test_a_column_that_would_fill_the_memory_is_never_read(
 ) -> None:
     path = own_folder / "train-0.parquet"
     monkeypatch.setattr(parquet, "LARGEST_CHUNK", 1_000_000)
-    assert len(write_shard(path, [bytes(1_000_000)], compression="zstd")) < 10_000
+    write_shard(path, [bytes(1_000_000)], compression="zstd")
+    assert path.stat().st_size < 10_000
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *_, **__: pytest.fail("it is read"))
-    with pytest.raises(InvalidInput, match=r"a file of [\d,]+ bytes would become 1,000,\d\d\d"):
-        parquet.read(own_folder, "train", 10, 8, None)
-
-
-def write_gtsrb(base: Path, filename: str = "00000.ppm") -> Path:
-    training, pictures = base / "GTSRB/Training/00000", base / "GTSRB/Final_Test/Images"
-    for folder in (training, pictures):
-        folder.mkdir(parents=True)
-        Image.new("RGB", (8, 8)).save(folder / "00000.ppm")
-    table = base / "GT-final_test.csv"
-    table.write_text(f"Filename;ClassId\n{filename};7\n")
-    return pictures
+    complaint = r": [\d,]+ bytes would expand to 1,000,\d\d\d"
+    rejects(complaint, parquet.read, own_folder, "train", 10, 8, None)
 
 
 @pytest.mark.parametrize(
-    "filename", ["../../../secret.ppm", "/etc/passwd.ppm", "a\0b.ppm", "x" * 10_000 + ".ppm"]
+    ("name", "complaint"),
+    [
+        *((f"{way}.ppm", "cannot read") for way in ("../../../secret", "/x", "a\0b", "x" * 10_000)),
+        ("picture.png", "is not a file"),
+    ],
+    ids=["parent", "absolute", "NUL", "ten kilobytes", "pipe that is not hashed"],
 )
-def test_a_table_of_gtsrb_names_no_file_elsewhere(own_folder: Path, filename: str) -> None:
-    pictures = write_gtsrb(own_folder, filename)
-    Image.new("RGB", (8, 8)).save(own_folder / "secret.ppm")
-    with pytest.raises(InvalidInput, match=f"cannot read {pictures}") as refusal:
-        gtsrb.archive(own_folder, "", "Training").decode()
-    assert short(str(refusal.value))
-
-
-def test_a_table_of_gtsrb_names_no_file_that_is_not_hashed(own_folder: Path) -> None:
-    pictures = write_gtsrb(own_folder, "picture.png")
+def test_the_table_of_gtsrb_names_no_file_elsewhere(
+    name: str, complaint: str, own_folder: Path
+) -> None:
+    pictures = write_gtsrb(own_folder, [black("PPM")], [name])
+    (own_folder / "secret.ppm").write_bytes(black("PPM"))
     os.mkfifo(pictures / "picture.png")
-    with pytest.raises(InvalidInput, match=r"'picture\.png' is not a file"):
-        gtsrb.archive(own_folder, "", "Training").decode()
+    rejects(complaint, gtsrb.locate(own_folder, "", "Training").decode)
 
 
 @pytest.mark.timeout(20)
 def test_a_pipe_among_the_images_is_not_waited_for(own_folder: Path) -> None:
-    os.mkfifo(write_gtsrb(own_folder) / "00001.ppm")
-    with pytest.raises(InvalidInput, match=r"00001\.ppm: is not a file"):
-        content_of(gtsrb.archive(own_folder, "", "Training"))
+    os.mkfifo(write_gtsrb(own_folder, [black("PPM")]) / "00001.ppm")
+    rejects(r"00001\.ppm is not a file", content_of, gtsrb.locate(own_folder, "", "Training"))
 
 
 # Records
@@ -415,134 +368,140 @@ OTHER = builders.make_record("none", "badnets", 900, 990)
 
 @pytest.fixture
 def path(own_folder: Path) -> Path:
+    """The file of `RECORD`, beside that of `OTHER`."""
     records.write(own_folder / "r", OTHER)
     return records.write(own_folder / "r", RECORD)
-
-
-def altered(path: Path, **changes: Any) -> str:
-    """The text of a record without checksum and with other fields."""
-    document = json.loads(path.read_bytes())
-    del document["checksum"]
-    return json.dumps(document | changes)
 
 
 def nested(depth: int) -> list[Any]:
     return [nested(depth - 1)] if depth else []
 
 
-TEXTS: dict[str, Callable[[Path], str]] = {
-    "deep": lambda p: altered(p, diagnostics={"a": 7}).replace("7", "[" * 10**5 + "]" * 10**5),
-    "rather deep": lambda p: altered(p, diagnostics={"a": nested(60)}),
-    "10 MB key": lambda p: altered(p, **{"x" * 10**7: 1}),
-    "10 MB flag": lambda p: altered(p, flags=["\x1b" * 10**6]),
-    "20 MB": lambda p: altered(p, diagnostics={"a": "x" * 2 * 10**7}),
-    "duplicate": lambda p: altered(p).replace('"seed": 0', '"seed": 0, "seed": 0'),
-    "1e999": lambda p: altered(p).replace("10.5", "1e999"),
-    "-1e999": lambda p: altered(p, diagnostics={"a": 10.5}).replace('"a": 10.5', '"a": -1e999'),
-    "NaN": lambda p: altered(p).replace("10.5", "NaN"),
-    "-Infinity": lambda p: altered(p).replace("10.5", "-Infinity"),
-    "10,000 digits": lambda p: altered(p).replace("1024", "9" * 10_000),
-    "400 digits": lambda p: altered(p).replace("1024", HUGE),
-    "negative seconds": lambda p: altered(p).replace('"fit": 60.0', '"fit": -60.0'),
-    "true seconds": lambda p: altered(p).replace('"fit": 60.0', '"fit": true'),
-    "other key": lambda p: altered(p, key="f" * 16),
-    "path as key": lambda p: altered(p, key="../../../../x"),
-    "escape sequence": lambda p: altered(p, labels=RECORD.labels | {"attack": "\x1b[2J"}),
-    "long label": lambda p: altered(p, labels=RECORD.labels | {"attack": "x" * 10_000}),
-    "number as checksum": lambda p: altered(p, checksum=0),
-    "no object": lambda p: "[" + altered(p) + "]",
+ALTERED: dict[str, dict[str, Any]] = {
+    "rather deep": {"diagnostics": {"a": nested(60)}},
+    "10 MB key": {"x" * 10**7: 1},
+    "10 MB flag": {"flags": ["\x1b" * 10**6]},
+    "20 MB": {"diagnostics": {"a": "x" * 2 * 10**7}},
+    "other key": {"key": "f" * 16},
+    "path as key": {"key": "../../../../x"},
+    "escape sequence": {"labels": RECORD.labels.as_dict() | {"attack": "\x1b[2J"}},
+    "long label": {"labels": RECORD.labels.as_dict() | {"attack": "x" * 10_000}},
+    "number as checksum": {"checksum": 0},
 }
+"""Fields by which the record is no longer one."""
+REPLACED = {
+    "deep": ("10.5", "[" * 10**5 + "]" * 10**5),
+    "duplicate": ('"seed": 0', '"seed": 0, "seed": 0'),
+    "1e999": ("10.5", "1e999"),
+    "-1e999": ("10.5", "-1e999"),
+    "NaN": ("10.5", "NaN"),
+    "-Infinity": ("10.5", "-Infinity"),
+    "10,000 digits": ("1024", "9" * 10_000),
+    "400 digits": ("1024", HUGE),
+    "negative seconds": ('"fit": 60.0', '"fit": -60.0'),
+    "true seconds": ('"fit": 60.0', '"fit": true'),
+    "no object": ("{", "[{"),
+}
+"""A piece of the text of a record, and what takes its place."""
 
 
-@pytest.mark.parametrize("kind", TEXTS)
-def test_a_hostile_record_is_named_and_left_out(
+def altered(path: Path, kind: str) -> str:
+    """The text of a record without its checksum, changed as `kind` says."""
+    document = json.loads(path.read_bytes())
+    del document["checksum"]
+    text = json.dumps(document | ALTERED.get(kind, {}))
+    old, new = REPLACED.get(kind, ("", ""))
+    assert old in text
+    text = text.replace(old, new, 1) if old else text
+    return f"{text}]" if kind == "no object" else text
+
+
+@pytest.mark.parametrize("kind", [*ALTERED, *REPLACED])
+def test_a_table_names_a_hostile_record_and_leaves_it_out(
     own_folder: Path, path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path.write_text(TEXTS[kind](path))
+    path.write_text(altered(path, kind))
     before = files(own_folder.parent)
-    started = time.process_time()
     assert main(["table", "--results", "r"]) == 1
-    assert time.process_time() - started < 3
     said = capsys.readouterr().err.removesuffix("\n")
     assert str(path.relative_to(own_folder)) in said
     assert said.isprintable()
     assert len(said) < LONGEST + 50
-    made_here = set(files(own_folder.parent)) - set(before)
+    made_here = {*files(own_folder.parent)} - {*before}
     assert all(each.is_relative_to(own_folder / "r/tables") for each in made_here)
-    assert [each.key for each in records.read_all(own_folder / "r")[0]] == [OTHER.key]
+    assert records.read_all(own_folder / "r")[0] == [OTHER]
 
 
-def test_merging_writes_no_record_elsewhere(own_folder: Path, path: Path) -> None:
-    path.write_text(altered(path, key="../../../../x"))
+def test_a_merge_writes_no_record_elsewhere(own_folder: Path, path: Path) -> None:
+    path.write_text(altered(path, "path as key"))
     merge([own_folder / "r"], own_folder / "into")
     assert files(own_folder / "into") == [own_folder / f"into/records/{OTHER.key}.json"]
     assert all(each.is_relative_to(own_folder) for each in files(own_folder.parent))
 
 
-def test_zero_has_no_sign(path: Path) -> None:
-    path.write_text(altered(path).replace('"undefended": 0.0', '"undefended": -0.0'))
+def test_a_negative_zero_is_read_as_zero(path: Path) -> None:
+    text = altered(path, "")
+    assert '"undefended": 0.0' in text
+    path.write_text(text.replace('"undefended": 0.0', '"undefended": -0.0'))
     assert records.read(path) == RECORD
 
 
-def link(path: Path, to: str | Path) -> None:
-    path.unlink()
-    path.symlink_to(to)
+def replaced_by(make: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda path: (path.unlink(), make(path))
+
+
+def link_to_pipe(path: Path) -> None:
+    os.mkfifo(path.with_suffix(".pipe"))
+    path.symlink_to(path.with_suffix(".pipe"))
 
 
 IN_THE_WAY: dict[str, tuple[Callable[[Path], object], str]] = {
-    "folder": (lambda p: (p.unlink(), p.mkdir()), "cannot read record {}: Is a directory"),
-    "pipe": (lambda p: (p.unlink(), os.mkfifo(p)), "damaged record {}: it is no file"),
-    "link to a pipe": (
-        lambda p: (os.mkfifo(p.with_suffix(".pipe")), link(p, p.with_suffix(".pipe"))),
-        "damaged record {}: it is no file",
-    ),
-    "link to a device": (lambda p: link(p, "/dev/zero"), "damaged record {}: it is no file"),
-    "link to nothing": (lambda p: link(p, "nothing"), "cannot read record {}: No such file or"),
-    "link to itself": (lambda p: link(p, p.name), "cannot read record {}: Too many levels"),
-    "a terabyte of nothing": (
-        lambda p: os.truncate(p, 2**40),
-        "damaged record {}: it has more than 16,777,216 bytes",
+    "folder": (replaced_by(Path.mkdir), "Is a directory"),
+    "pipe": (replaced_by(os.mkfifo), "it is not a file"),
+    "link to a pipe": (replaced_by(link_to_pipe), "it is not a file"),
+    "link to a device": (replaced_by(lambda p: p.symlink_to("/dev/zero")), "it is not a file"),
+    "link to nothing": (replaced_by(lambda p: p.symlink_to("nothing")), "No such file"),
+    "link to itself": (replaced_by(lambda p: p.symlink_to(p.name)), "Too many levels"),
+    "a terabyte of zeros": (lambda p: os.truncate(p, 2**40), "16,777,216 bytes"),
+    "copy of another": (
+        lambda p: p.write_bytes(p.with_stem(OTHER.key).read_bytes()),
+        f"it is the record of cell {OTHER.key}",
     ),
 }
+"""What stands in the place of a record, and a part of the complaint about it."""
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("kind", IN_THE_WAY)
-def test_what_is_no_record_file_is_one_line(path: Path, kind: str) -> None:
+def test_what_is_in_the_place_of_a_record_is_named_in_one_line(path: Path, kind: str) -> None:
     put, complaint = IN_THE_WAY[kind]
     put(path)
     found, (said,) = records.read_all(path.parent.parent)
     assert found == [OTHER]
-    assert said.startswith(complaint.format(path))
+    assert re.match(f"(damaged|cannot read) record {path}: .*{complaint}", said)
     assert short(said)
 
 
-def test_an_unreadable_record_is_one_line(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_record_is_named_in_one_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without taking the permission away, as the tests may run as the superuser."""
     read_bytes = Path.read_bytes
 
     def guarded(self: Path) -> bytes:
-        # Taking the permission away would not do: the tests may run as the superuser.
         if self == path:
             raise PermissionError(13, "Permission denied")
         return read_bytes(self)
 
     monkeypatch.setattr(Path, "read_bytes", guarded)
-    found, damaged = records.read_all(path.parent.parent)
-    assert found == [OTHER]
-    assert damaged == [f"cannot read record {path}: Permission denied"]
+    said = [f"cannot read record {path}: Permission denied"]
+    assert records.read_all(path.parent.parent) == ([OTHER], said)
 
 
-def test_a_link_to_a_record_is_a_record(own_folder: Path, path: Path) -> None:
+def test_a_link_to_a_record_is_read(own_folder: Path, path: Path) -> None:
     path.rename(own_folder / "elsewhere")
     path.symlink_to(own_folder / "elsewhere")
     assert records.read(path) == RECORD
-
-
-def test_a_copy_of_a_record_is_not_counted_twice(path: Path) -> None:
-    (path.parent / "copy.json").write_bytes(path.read_bytes())
-    found, (said,) = records.read_all(path.parent.parent)
-    assert len(found) == 2
-    assert said.endswith(f"copy.json: it is the record of cell {RECORD.key}")
 
 
 def test_the_name_of_a_file_controls_no_terminal(path: Path) -> None:
@@ -552,10 +511,8 @@ def test_the_name_of_a_file_controls_no_terminal(path: Path) -> None:
     assert short(said)
 
 
-def test_a_folder_that_cannot_be_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InvalidInput, match=r"cannot read x+.*File name too long") as refusal:
-        records.read_all(Path("x" * 10_000))
-    assert short(str(refusal.value))
+def test_a_folder_with_too_long_a_name_is_refused_in_one_line() -> None:
+    rejects("cannot read x+.*File name too long", records.read_all, Path("x" * 10_000))
 
 
 NASTY = (
@@ -566,14 +523,9 @@ NASTY = (
 
 
 def places(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    parts = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
-    for name, part in parts:
+    """The way to every value inside a document."""
+    parts = enumerate(value) if isinstance(value, list) else ()
+    for name, part in value.items() if isinstance(value, dict) else parts:
         yield (*at, name)
         yield from places(part, (*at, name))
 
@@ -582,7 +534,10 @@ DOCUMENT = encode(RECORD) | {
     "curves": [{"epoch": 1, "clean_accuracy": 0.5, "attack_success_rate": 0.1}],
     "diagnostics": {"isolation": {"precision": 0.9}},
 }
-COMMANDS = [["table"], ["verify"], ["explain", RECORD.key], ["merge", "r"]]
+COMMANDS = (
+    *(["table", "--results=r"], ["verify", "--results=r"], ["merge", "r", "--results=m"]),
+    ["explain", RECORD.key, "--results=r"],
+)
 
 
 @settings(FIXED, max_examples=60)
@@ -599,15 +554,9 @@ def test_no_record_makes_a_command_crash(own_folder: Path, at: tuple[Any, ...], 
     with contextlib.suppress(InvalidInput):
         records.read(path)
         for command in COMMANDS:
-            with (
-                contextlib.redirect_stdout(io.StringIO()) as shown,
-                contextlib.redirect_stderr(io.StringIO()),
-            ):
-                assert main([*command, "--results", "r" if command[0] != "merge" else "m"]) in (
-                    0,
-                    1,
-                    2,
-                )
+            shown, errors = io.StringIO(), io.StringIO()
+            with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(errors):
+                assert main(command) in (0, 1, 2)
             assert "\x1b" not in shown.getvalue()
 
 
@@ -615,18 +564,14 @@ def test_no_record_makes_a_command_crash(own_folder: Path, at: tuple[Any, ...], 
 
 
 @pytest.mark.timeout(20)
-def test_what_is_no_plugin_file_is_one_line(
-    own_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plugin_that_is_no_file_is_refused_in_one_line(own_folder: Path) -> None:
     os.mkfifo(own_folder / "pipe.py")
     (own_folder / "loop.py").symlink_to("loop.py")
     for name in ("pipe.py", "loop.py", "a\0b.py", ".", "x" * 10_000):
-        with pytest.raises(InvalidInput, match="is not a Python file") as refusal:
-            load_file(Path(name))
-        assert short(str(refusal.value))
+        rejects("is not a Python file", load_file, Path(name))
 
 
-def test_a_plugin_that_leaves_the_program_is_one_line(
+def test_a_plugin_that_leaves_the_program_is_refused_in_one_line(
     own_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (own_folder / "script.py").write_text("import sys\nsys.exit(0)\n")

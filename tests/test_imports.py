@@ -1,4 +1,4 @@
-"""Who may know whom, and what must not be imported where."""
+"""Packages, methods and commands import only what they may."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ ALLOWED = {
 
 
 def imported(path: Path) -> set[str]:
-    """Full names of all modules that a file imports, wherever in the file, and of what it imports
-    from them."""
+    """Full names of all modules that a file imports, anywhere in it, and of what it imports from
+    them."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -39,7 +39,7 @@ def package_of(name: str) -> str:
 
 
 @pytest.mark.parametrize("package", ALLOWED)
-def test_packages_import_only_what_they_may(package: str) -> None:
+def test_packages_import_only_allowed_packages(package: str) -> None:
     files = list((ROOT / package).rglob("*.py"))
     assert files
     for path in files:
@@ -51,8 +51,8 @@ def test_packages_import_only_what_they_may(package: str) -> None:
 
 @pytest.mark.parametrize("method", ["attacks", "defenses"])
 def test_methods_do_not_import_one_another(method: str) -> None:
-    """Every method is one file over the shared ones, so that each can be read on its own. Variants
-    may stand on the two oldest attacks, and a method on files of its own, `<method>_*.py`."""
+    """So that each can be read on its own. A method is one file, and uses the shared ones and files
+    of its own, `<method>_*.py`. Variants may use the two oldest attacks."""
     shared = {"base", "patch", "poison", "registry", "badnets", "blend"}
     for path in (ROOT / method).glob("*.py"):
         for name in imported(path):
@@ -74,6 +74,12 @@ def test_methods_do_not_import_one_another(method: str) -> None:
 )
 def test_help_and_tables_need_no_torch(statement: str) -> None:
     program = f"import sys; {statement}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("statement", ["import bdbench", "import bdbench.cli"])
+def test_help_needs_no_pydantic(statement: str) -> None:
+    program = f"import sys; {statement}; sys.exit('pydantic' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
 
 

@@ -1,4 +1,4 @@
-"""The installed package `bdbench`: what is in it, and that it lives beside folders of any name."""
+"""The installed package `bdbench` is complete, and works beside folders of any name."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ TINY = [
 
 
 def environment(*paths: str) -> dict[str, str]:
-    """That of this process, in which modules are looked for in `paths` first."""
+    """The environment of this process, with `paths` first in the search for modules."""
     there = os.environ.get("PYTHONPATH")
     found = os.pathsep.join([*paths, *([there] if there else [])])
     return {**os.environ, "OMP_NUM_THREADS": "1", **({"PYTHONPATH": found} if found else {})}
 
 
 def output(folder: Path, variables: dict[str, str], *command: str | Path) -> str:
-    """What a command prints that ends well."""
+    """What a command prints, which must succeed."""
     done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def name_of(folder: Path) -> str:
-    """The import name of a folder of ours."""
+    """The import name of a folder of this repository."""
     first, *rest = folder.relative_to(ROOT).parts
     return ".".join(["bdbench", *([] if first == "benchmark" else [first]), *rest])
 
 
 def test_every_folder_with_code_is_a_package_of_the_wheel_and_no_other() -> None:
-    """One that is forgotten is missing only where bdbench is installed, and not in this tree."""
+    """A forgotten folder would be missing only where bdbench is installed."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = setup["options"]["packages"].split()
@@ -111,13 +111,13 @@ results = bd.run(
     jobs=2, plugins=["my_defense.py"], results="of_script", device="cpu", progress=False
 )
 print(*(record.status for record in results))
-print(*(record.diagnostics["scalars"].get("own") for record in results))
+print(*(record.diagnostics.scalars.get("own") for record in results))
 """
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A project whose folders are called as ours, as nearly every one of this field has some."""
+    """A project with folders of the same names as ours, which are common in this field."""
     for name in FOLDERS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "__init__.py").touch()
@@ -142,7 +142,7 @@ def test_workers_run_for_a_script_without_a_main_guard(project: Path) -> None:
 
 
 def test_a_command_imports_no_module_of_a_common_name(project: Path) -> None:
-    """Not even in a project that has them."""
+    """Not even in a project with such modules."""
     program = f"""
         import sys
         from bdbench.cli import main
@@ -185,7 +185,7 @@ def test_a_wheel_that_is_installed_elsewhere_runs_makes_tables_and_draws(tmp_pat
     python, bdbench = home / "bin/python", home / "bin/bdbench"
     output(tmp_path, variables, *pip, "--python", python, "install", "--no-deps", wheel)
     site = Path(output(tmp_path, variables, python, "-c", PURELIB).strip())
-    # A path of a .pth file brings no .pth files of its own, such as that of an editable install.
+    # Python ignores .pth files, such as that of an editable install, in a path of a .pth file.
     (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
 
     small = ROOT / "results/table1-cifar10-bf16"
@@ -205,7 +205,7 @@ def test_a_wheel_that_is_installed_elsewhere_runs_makes_tables_and_draws(tmp_pat
 
 
 def test_the_commit_is_ours_or_none(tmp_path: Path) -> None:
-    """Not that of a project in whose environment or folders bdbench lies."""
+    """It is not the commit of a project whose environment or folders contain bdbench."""
 
     def git(*words: str, at: Path) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b.invalid"]

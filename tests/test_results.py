@@ -1,4 +1,4 @@
-"""What is published under results/ is what its records give."""
+"""The published tables and figures follow from the published records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bdbench.records.files import read_all
 from bdbench.tables.verify import write_verification
 from bdbench.tables.write import write_leaderboard, write_table
 
-# By name, as a user's own runs lie beside them.
+# By name, as a user's own runs are in the same folder.
 PUBLISHED = (
     "attacks-cifar10",
     "archive/cifar10-small",
@@ -55,7 +55,7 @@ def test_published_figures_have_the_data_of_the_published_records(tmp_path: Path
 
 
 def test_the_planning_page_says_what_the_suites_cost() -> None:
-    """Plain trainings for one seed, and those of DBD."""
+    """It counts plain trainings for one seed, and those of DBD."""
     rows = re.findall(
         r"^\| (\S+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \|$",
         (ROOT / "results/PLANNING.md").read_text(),

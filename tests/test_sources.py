@@ -1,4 +1,4 @@
-"""What a change of the code changes: hashes of sources, and who makes plugins from text."""
+"""Hashes of sources change with the code, and few functions build plugins from text."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ PAIRS = {
     **{"badnets": "none", "blend": "cbd", "sig": "nad", "trojan": "abl", "dynamic": "dbd"},
     **{HARD: "anp"},
 }
-"""An attack and a defense for each cell, which is called by its attack. One more has no defense and
-an attack that a script defines."""
+"""The defense of each cell, by its attack. One more cell has an attack that a script defines and no
+defense."""
 ALL = {*PAIRS, "local"}
 
 Change = dict[str, set[str]]
@@ -62,7 +62,7 @@ cells = {name: cell(toy, "wrn16_1", *pair, bd.Recipe(), 0) for name, pair in cel
 local = cell(toy, "wrn16_1", Local(), "none", bd.Recipe(), 0)
 
 def sources():
-    # A comment more changes no import, so what files_of remembers stays right.
+    # A further comment changes no import, so the cache of files_of stays valid.
     provenance._hash.cache_clear()
     return {name: provenance.sources(each) for name, each in [*cells.items(), ("local", local)]}
 
@@ -84,8 +84,8 @@ print(json.dumps([str(Path(bd.__file__).parent), changes, [*{"ray", "submitit"} 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Change], list[str]]:
-    """What changes with each file of a copy of the source tree, and what was imported to find out
-    that no plugin imports."""
+    """The change that an edit of each file makes, in a copy of the source tree; and which libraries
+    were imported to compute the hashes."""
     folder = tmp_path_factory.mktemp("tree")
     source, tree = folder / "source", folder / "tree/bdbench"
     tree.mkdir(parents=True)
@@ -126,7 +126,7 @@ SHARED: dict[str, Change] = {
     "defenses/__init__.py": {"defense": ALL},
     "benchmark/datasets/__init__.py": {"dataset": ALL},
 }
-"""What all methods of a kind stand on, by the names of its cells."""
+"""Files that all methods of a kind use, and the cells that they change."""
 OWN: dict[str, Change] = {
     **{f"attacks/{name}.py": {"attack": {name}} for name in ("badnets", "sig", "trojan")},
     "attacks/adaptive.py": {"attack": {HARD}},
@@ -142,13 +142,13 @@ OWN: dict[str, Change] = {
     "defenses/nad.py": {"defense": {"sig"}},
     "defenses/none.py": {"defense": {"badnets", "local"}},
 }
-"""What one method is made of, or some."""
+"""Files that one method uses, or some methods, and the cells that they change."""
 
 
-def test_a_change_of_a_shared_file_changes_the_hash_of_all_that_stand_on_it(
+def test_a_change_of_a_shared_file_changes_the_hash_of_every_cell_that_uses_it(
     sources: tuple[dict[str, Change], list[str]],
 ) -> None:
-    """Or else old poisoned sets would be served in silence."""
+    """Otherwise the cache would silently serve old poisoned sets."""
     changes, _ = sources
     for name, expected in SHARED.items():
         for axis, cells in expected.items():
@@ -179,12 +179,12 @@ def test_a_change_of_a_shared_file_changes_no_hash_of_another_kind(
 ) -> None:
     changes, _ = sources
     for name, expected in SHARED.items():
-        # A script may use whatever there is.
+        # A script may use any file.
         found = {axis for axis, cells in changes[name].items() if cells - {"local"}}
         assert found == expected.keys(), name
 
 
-def test_to_look_for_sources_imports_no_library(
+def test_hashing_sources_imports_no_library(
     sources: tuple[dict[str, Change], list[str]],
 ) -> None:
     _, imported = sources
@@ -198,7 +198,7 @@ FACE = "from bdbench.attacks import dirty_label as chosen\n"
 def files_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[str, dict[str, str]], Set[Path]]]:
-    """The files that a module stands on, of some that lie in one folder."""
+    """Write files into one folder, and find those that a module of it depends on."""
     monkeypatch.syspath_prepend(tmp_path)
     before = {*sys.modules}
 
@@ -268,7 +268,7 @@ def files_of(
     ],
     ids=range(17),
 )
-def test_every_form_of_import_reaches_what_it_names(
+def test_every_form_of_import_is_followed(
     module: str,
     texts: dict[str, str],
     files_of: Callable[[str, dict[str, str]], Set[Path]],
@@ -318,7 +318,7 @@ def test_a_changed_helper_beside_a_plugin_changes_the_hash_of_its_attack(
     assert {axis for axis in before if before[axis] != after[axis]} == {"attack"}
 
 
-FROM_A_USER = "a name that a user has typed, whose plugin is looked at and not run in a cell"
+FROM_A_USER = "a user types a name, and its plugin is shown and not run in a cell"
 BUILDERS = {
     "attacks/adaptive.py:Adaptive.inner": "a field holds the spec of the attack that is hardened",
     **dict.fromkeys(
@@ -331,7 +331,7 @@ BUILDERS = {
     "benchmark/cells/grid.py:_plugins": "each plugin of a suite is made once for all its cells",
     "benchmark/cells/suite_file.py:NamedSuite._check_specs": "a wrong spec is named with its line",
     "benchmark/cli/catalogue.py:_describe": FROM_A_USER,
-    "benchmark/cli/protocol.py:_lent": FROM_A_USER,
+    "benchmark/cli/protocol.py:_given": FROM_A_USER,
     "benchmark/cli/data.py:data_ls": FROM_A_USER,
     "benchmark/cli/data.py:get": FROM_A_USER,
     "benchmark/cli/data.py:prepare": FROM_A_USER,
@@ -342,31 +342,36 @@ BUILDERS = {
         "weights are fitted to the data set before there is a cell",
     ),
     **dict.fromkeys(
-        [f"benchmark/trial/networks.py:{name}" for name in ("brought", "lent", "network")],
+        [
+            f"benchmark/trial/networks.py:{name}"
+            for name in ("given_model", "starting_weights", "network")
+        ],
         "a file of weights, or the model of a cell, says as text what they are of",
     ),
     "benchmark/trial/networks.py:fitting": "the models that there are",
     **{
         f"benchmark/contract/{name}": "a promise is tested on new plugins"
         for name in [
-            *(f"attacks.py:{name}" for name in ("attack_cell", "attack_goes_on")),
-            *(f"attacks.py:{name}" for name in ("attack_replays", "honest_poison", "tried")),
-            *(f"defenses.py:{name}" for name in ("defense_replays", "fitted", "seeded")),
-            *(f"datasets.py:{name}" for name in ("as_said", "dataset_cell", "declared", "fewer")),
-            *(f"models.py:{name}" for name in ("any_size", "judges_alone", "made_up", "small")),
-            *("datasets.py:loaded", "models.py:model_draws", "others.py:made", "others.py:specs"),
-            *("scenarios.py:lent", "device.py:weights"),
+            *(f"attacks.py:{name}" for name in ("attack_cell", "attack_resumes")),
+            *(f"attacks.py:{name}" for name in ("attack_replays", "declared_changes")),
+            *(f"defenses.py:{name}" for name in ("defense_replays", "run_fit", "seeded")),
+            *(f"datasets.py:{name}" for name in ("as_declared", "dataset_cell", "declared")),
+            *(f"models.py:{name}" for name in ("any_size", "independent_images", "logits_of_head")),
+            *("datasets.py:loaded", "datasets.py:fewer", "attacks.py:run_attack"),
+            *("models.py:model_draws", "models.py:small"),
+            *("common.py:can_be_built", "common.py:specs"),
+            *("scenarios.py:training_context", "device.py:weights"),
         ]
     },
 }
-"""Who makes plugins of text, and why. All others are handed a cell, whose plugins are made."""
+"""Functions that build plugins from text, and why. All others get a cell with built plugins."""
 
 
 MAKING = ("build", "built", "swept")
 
 
 def builders(path: Path) -> set[str]:
-    """The functions of a file that name one of `MAKING` of a registry."""
+    """The functions of a file that use one of the `MAKING` methods of a registry."""
     tree = ast.parse(path.read_text())
     names = {"registry", "REGISTRIES"}
     for node in ast.walk(tree):
@@ -388,6 +393,6 @@ def builders(path: Path) -> set[str]:
     return found
 
 
-def test_plugins_are_made_of_text_where_there_is_a_reason() -> None:
+def test_only_these_functions_build_plugins_from_text() -> None:
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     assert set().union(*map(builders, files)) == BUILDERS.keys()

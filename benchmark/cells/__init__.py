@@ -1,1 +1,1 @@
-"""Cells: what there is to run, and from which suite."""
+"""Cells: single experiments, the suites they come from, and what they are expected to cost."""

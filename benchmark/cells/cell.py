@@ -29,6 +29,7 @@ from bdbench.records.rerun import line, with_plugins
 from bdbench.storage.keys import digest_of
 
 RECIPE = "the recipe"
+"""What messages call it."""
 REGISTRIES: dict[str, Registry[Any]] = {
     "dataset": datasets,
     "model": models,
@@ -38,10 +39,17 @@ REGISTRIES: dict[str, Registry[Any]] = {
 
 
 @dataclass(frozen=True)
-class Words:
-    """What a plugin is called: canonical spec, label and versions, see `Cell`; the spec by which
-    another process builds it; its title, if it has one; its code, if it is local; and the modules
-    of what made it."""
+class PluginInfo:
+    """What identifies a plugin of a cell.
+
+    spec: the canonical spec, with every field
+    located: the spec by which another process builds the plugin, with absolute paths
+    label: the spec with only the fields that differ from their defaults
+    title: the name for tables and figures, empty if it has none
+    versions: see `Cell.versions`
+    code: that of a local plugin, which no other process can build; else None
+    modules: those of the classes and functions that made it
+    """
 
     spec: str
     located: str
@@ -54,10 +62,11 @@ class Words:
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Plugins with their settings; make one with `cell`. All that decides the numbers is in here.
+    """One experiment, as built plugins with their settings; make one with `cell`. It holds all
+    that decides the numbers.
 
-    Two cells are equal if they have the same key. A pickled cell is its specs: whoever reads it
-    must have loaded the files of its plugins.
+    Two cells are equal if they have the same key. A cell is pickled as its specs, so a process
+    that unpickles one must have loaded the plugin files first.
     """
 
     dataset: Source
@@ -69,47 +78,46 @@ class Cell:
 
     @cached_property
     def specs(self) -> dict[str, str]:
-        """Of the axes and the recipe, with every field."""
-        found = {axis: words.spec for axis, words in self.words.items()}
+        """The canonical specs of the plugins by axis, and of the recipe."""
+        found = {axis: info.spec for axis, info in self.info.items()}
         return {**found, "recipe": recipe_spec(self.recipe)}
 
     @cached_property
-    def words(self) -> dict[str, Words]:
-        """By axis; see `share`."""
-        return {axis: _words(axis, getattr(self, axis)) for axis in REGISTRIES}
+    def info(self) -> dict[str, PluginInfo]:
+        """What identifies the plugins, by axis; `share_info` finds it once for many cells."""
+        return {axis: _info(axis, getattr(self, axis)) for axis in REGISTRIES}
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Specs and seed, as a record has them."""
+        """Specs and seed, as the `cell` of a record has them."""
         return {**self.specs, "seed": self.seed}
 
     @cached_property
     def located(self) -> dict[str, Any]:
-        """Specs and seed for `cell_of` in another process: as `identity`, but a place in them is
-        whole."""
-        return {**self.identity, **{axis: words.located for axis, words in self.words.items()}}
+        """Specs and seed for `cell_of` in another process: as `identity`, with absolute paths."""
+        return {**self.identity, **{axis: info.located for axis, info in self.info.items()}}
 
     @cached_property
     def versions(self) -> dict[str, Any]:
-        """Of the plugins: raised by their authors when numbers change. A list of them where one
-        plugin holds another. That of a local plugin is a hash of its code; beside that of a data
-        set stands the hash of its files where no name says which images it has."""
-        return {axis: words.versions for axis, words in self.words.items()}
+        """The versions of the plugins by axis, which authors raise when numbers change. A plugin
+        that holds another one has a list of both. The version of a local plugin is a hash of its
+        code. A data set whose name does not identify its images also has the hash of its files."""
+        return {axis: info.versions for axis, info in self.info.items()}
 
     @cached_property
     def local(self) -> dict[str, Code]:
-        """The code of plugins that no other process can make, by axis."""
-        return {axis: words.code for axis, words in self.words.items() if words.code}
+        """The code of the plugins that no other process can build, by axis."""
+        return {axis: info.code for axis, info in self.info.items() if info.code}
 
     @cached_property
     def key(self) -> str:
-        """See `key_of`."""
+        """16 hex digits that name the record of the cell, see `key_of`."""
         return key_of(self.identity, self.versions)
 
     @cached_property
     def labels(self) -> dict[str, str]:
         """The specs, with only the fields that differ from their defaults."""
-        short = {axis: words.label for axis, words in self.words.items()}
+        short = {axis: info.label for axis, info in self.info.items()}
         return {**short, "recipe": recipe_label(self.recipe)}
 
     def __eq__(self, other: object) -> bool:
@@ -130,8 +138,8 @@ def cell(
     recipe: Recipe,
     seed: int,
 ) -> Cell:
-    """The cell of these specs or plugins. Raises `InvalidInput` for a name, field or value that is
-    not right, so that a suite is checked whole before anything trains."""
+    """The cell of these specs or plugins. Raises `InvalidInput` for a wrong name, field or value,
+    so that all cells of a suite are checked before any trains."""
     made = Cell(
         datasets.built(dataset),
         models.built(model),
@@ -145,14 +153,15 @@ def cell(
 
 
 def check_trigger(cell: Cell) -> None:
-    """Raises `InvalidInput` for a trigger that does not fit the images."""
+    """Raises `InvalidInput` for a trigger that does not fit the images. Attacks that train are not
+    checked."""
     if not cell.attack.trains:
         size = cell.dataset.image_size
         cell.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
 
 
 def check_network(cell: Cell) -> None:
-    """Raises `InvalidInput` for a network that cannot be made for the images, or that lacks what
+    """Raises `InvalidInput` for a network that cannot be built for the images, or that lacks what
     the defense needs."""
     classes, size = cell.dataset.num_classes, cell.dataset.image_size
     with global_seed(0, "look"):
@@ -165,21 +174,21 @@ def check_network(cell: Cell) -> None:
     )
 
 
-def share(cells: Iterable[Cell]) -> None:
-    """Find the words of a plugin once for all cells that have it."""
-    known: dict[tuple[str, int], Words] = {}
+def share_info(cells: Iterable[Cell]) -> None:
+    """Set `Cell.info` of many cells, looking up each plugin once."""
+    known: dict[tuple[str, int], PluginInfo] = {}
     for each in cells:
         found = {}
         for axis in REGISTRIES:
             plugin = getattr(each, axis)
             place = axis, id(plugin)
             if place not in known:
-                known[place] = _words(axis, plugin)
+                known[place] = _info(axis, plugin)
             found[axis] = known[place]
-        vars(each)["words"] = found
+        vars(each)["info"] = found
 
 
-def _words(axis: str, plugin: Any) -> Words:
+def _info(axis: str, plugin: Any) -> PluginInfo:
     registry = REGISTRIES[axis]
     factories = registry.factories(plugin)
     versions: list[Any] = [
@@ -189,7 +198,7 @@ def _words(axis: str, plugin: Any) -> Words:
     if axis == "dataset" and plugin.content is not None:
         versions.append(plugin.content)
     canonical = registry.canonical(plugin)
-    return Words(
+    return PluginInfo(
         spec=canonical,
         located=registry.located(plugin),
         title=registry.title(Spec.of(canonical).name),
@@ -201,17 +210,17 @@ def _words(axis: str, plugin: Any) -> Words:
 
 
 def cell_of(identity: Mapping[str, Any]) -> Cell:
-    """The cell of complete specs and a seed, as `Cell.located` and a record's `cell` have them.
-    Raises `InvalidInput`, for a plugin that is not loaded, too."""
+    """The cell of complete specs and a seed, as `Cell.located` and the `cell` of a record have
+    them. Raises `InvalidInput`, also for a plugin that is not loaded."""
     plugins = {axis: registry.build(identity[axis]) for axis, registry in REGISTRIES.items()}
     return Cell(**plugins, recipe=recipe_of(identity["recipe"]), seed=identity["seed"])
 
 
 def cell_of_record(record: Record) -> Cell:
-    """The cell of a record. Raises `InvalidInput` as `cell_of` does, with the plugin files that its
-    run had."""
+    """The cell of a record. Raises `InvalidInput` as `cell_of` does, and then names the plugin
+    files of its run."""
     try:
-        return cell_of(record.cell)
+        return cell_of(record.cell.as_dict())
     except InvalidInput as error:
         options = with_plugins([record])
         if not options:
@@ -223,7 +232,7 @@ def cell_of_record(record: Record) -> Cell:
 
 @functools.cache
 def recipe_label(recipe: Recipe) -> str:
-    """The spec with only the fields that differ from their defaults."""
+    """The spec of a recipe, with only the fields that differ from their defaults."""
     default, given = vars(Recipe()), vars(recipe)
     changed = {name: value for name, value in given.items() if value != default[name]}
     return str(Spec("recipe", changed))
@@ -231,18 +240,19 @@ def recipe_label(recipe: Recipe) -> str:
 
 @functools.cache
 def recipe_spec(recipe: Recipe) -> str:
-    """The spec of a recipe, with every field but those `added` that have their defaults."""
+    """The canonical spec of a recipe: every field, except those `added` later that have their
+    defaults."""
     return str(spec.canonical(Spec("recipe", vars(recipe)), spec.fields_of(Recipe)))
 
 
 def recipe_of(text: str) -> Recipe:
-    """The recipe of a recipe spec. Raises `InvalidInput`."""
+    """The recipe of a spec `recipe(field=value, ...)`. Raises `InvalidInput`."""
     return Recipe(**recipe_fields(text))
 
 
 def recipe_fields(text: str) -> dict[str, Any]:
-    """The fields that a recipe spec gives, checked; a list in place of a value stays, see
-    `recipes_of`. Raises `InvalidInput`."""
+    """The fields of a recipe spec, checked. A list that sweeps a field is kept, see `recipes_of`.
+    Raises `InvalidInput`."""
     given = Spec.of(text)
     if given.name != "recipe":
         raise InvalidInput(f"a recipe is written recipe(field=value, ...), got {text!r}")
@@ -251,8 +261,8 @@ def recipe_fields(text: str) -> dict[str, Any]:
 
 
 def recipes_of(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Fields of a recipe, checked: those of each combination where lists sweep some of them, see
-    `spec.swept`. Raises `InvalidInput`."""
+    """The fields of each recipe, checked: one for each combination of the values that lists sweep,
+    see `spec.swept`. Raises `InvalidInput`."""
     known = spec.fields_of(Recipe)
     for key in fields:
         if key not in known:

@@ -1,4 +1,7 @@
-"""What cells will cost, in forward passes of one image, before anything runs."""
+"""The expected cost of cells before anything runs, in forward passes of one image.
+
+A backward pass counts as two forward passes.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,18 @@ from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.loop import ROUNDS
 
 POINTS = 20
-"""Of the curve of one training, at most."""
+"""Largest number of points on the curve of one training."""
 SHARE = 0.15
-"""Of the work of a cell that the points of its curve may cost, in forward passes."""
-LENT = SHARE / 2
-"""The same of a network trained with no defense: one that begins with it has the rest."""
+"""Largest cost of all points on the curves of a cell, relative to the work of the cell."""
+UNDEFENDED_SHARE = SHARE / 2
+"""The same for an undefended network. A defense that starts from it has the rest of `SHARE`."""
 
 NOTHING: Mapping[Any, float] = MappingProxyType({})
 
 
 def expected_passes(cell: Cell) -> float:
-    """Expected forward passes of one image; a backward pass counts as two."""
+    """The expected work of a cell that runs alone, in forward passes: training its attack, its
+    undefended networks and its defense. A network that is given costs nothing."""
     images, own = cell.dataset.count, cell.defense.cost(cell.recipe, cell.dataset.count)
     if given(cell.model) is not None:
         own = max(0.0, own - _undefended(cell) * cell.defense.undefended)
@@ -33,27 +37,29 @@ def expected_passes(cell: Cell) -> float:
 
 
 def _undefended(cell: Cell) -> float:
-    """Of a network trained with no defense, in forward passes per training image."""
+    """The work of training one undefended network, in forward passes per training image."""
     return 3.0 * cell.recipe.epochs
 
 
 Part = tuple[Any, ...]
+"""A part of the work of a cell: specs, seed and, last, its name. Cells share equal parts."""
 
 
 def parts(cell: Cell) -> dict[Part, float]:
-    """The pieces of a cell's work, each as `work`: its own, the last, and the `shared` ones."""
+    """The forward passes of each part of a cell's work: those of `shared_work`, then its own. They
+    add up to `expected_passes`."""
     needed = shared_work(cell)
     return {**needed, own(cell): expected_passes(cell) - sum(needed.values())}
 
 
 def own(cell: Cell) -> Part:
-    """What only this cell needs."""
+    """The part that only this cell needs: its defense."""
     return (*cell.specs.values(), cell.seed, "fit")
 
 
 def shared_work(cell: Cell) -> dict[Part, float]:
-    """The parts of a cell's work that other cells need too, each as `work`: the training of an
-    attack, and the networks trained with no defense."""
+    """The forward passes of each part of a cell's work that other cells may share: the training of
+    its attack, and of its undefended networks."""
     origin = (*(spec for axis, spec in cell.specs.items() if axis != "defense"), cell.seed)
     costs = {"attack": cell.attack.cost(cell.recipe)}
     if given(cell.model) is None:
@@ -63,9 +69,10 @@ def shared_work(cell: Cell) -> dict[Part, float]:
 
 
 def added_work(cells: Iterable[Cell], there: Mapping[Part, float] = NOTHING) -> dict[Cell, float]:
-    """The work that is left of each cell where what several need is the first one's alone.
+    """The forward passes that each cell adds to those before it: a shared part counts for the first
+    cell that needs it.
 
-    there: what is done of each part
+    there: forward passes of each part that are already done
     """
     counted: set[Part] = set()
     found = {}
@@ -83,10 +90,10 @@ def added_work(cells: Iterable[Cell], there: Mapping[Part, float] = NOTHING) -> 
 
 @dataclass(frozen=True)
 class Sample:
-    """So many images, on which a point of a curve stands.
+    """The numbers of images that a point of a curve is measured on.
 
     training: for its losses
-    test: for its shares; each with and without the trigger
+    test: for its shares, each image with and without the trigger
     """
 
     training: int
@@ -94,49 +101,59 @@ class Sample:
 
     @property
     def work(self) -> int:
-        """Forward passes."""
+        """Forward passes of one point."""
         return self.training + 2 * self.test
 
 
 def sample(budget: float, training: int, test: int) -> Sample:
-    """What a budget of forward passes allows for a point, of so many images that there are: a third
-    for each kind and, where all test images are in, the rest for training images; at least one of
-    either."""
+    """The images that a budget of forward passes allows for one point, at least one of each kind.
+
+    Test images with and without the trigger and training images get a third of the budget each;
+    what test images do not need goes to training images.
+
+    training, test: numbers of images that the data set has
+    """
     few = max(1, min(test, int(budget / 3)))
     return Sample(max(1, min(training, int(budget) - 2 * few)), few)
 
 
-def drawn(rounds: int) -> list[int]:
-    """After which rounds of a training its curve has a point: evenly spread, the last one too."""
+def point_rounds(rounds: int) -> list[int]:
+    """The rounds of a training after which its curve has a point, counted from 1: evenly spread,
+    including the last one."""
     points = min(POINTS, rounds)
     return [math.ceil(rounds * n / points) for n in range(1, points + 1)]
 
 
 def curve_work(cell: Cell, there: Mapping[Part, float] = NOTHING) -> float:
-    """Forward passes for the points of a cell's curves, as `TrainingMonitor` draws them."""
-    needed = shared_work(cell)
-    networks = [part for part in needed if str(part[-1]).startswith("undefended")]
-    begun = sum(needed[part] for part in networks)
-    whole = 0.0
-    # One that is there brings its curve, and a defense that begins with one tunes it.
+    """The forward passes for all points of a cell's curves, as `TrainingMonitor` evaluates them.
+
+    there: forward passes of each part that are already done
+    """
+    shared = shared_work(cell)
+    networks = [part for part in shared if str(part[-1]).startswith("undefended")]
+    undefended = sum(shared[part] for part in networks)
+    total = 0.0
+    # A stored undefended network has its curve already.
     if networks and networks[0] not in there:
-        whole += _points(cell, cell.recipe.epochs, LENT * needed[networks[0]])
+        total += _points(cell, cell.recipe.epochs, UNDEFENDED_SHARE * shared[networks[0]])
     if not Spec.of(cell.specs["defense"]).is_none:
-        mine = parts(cell)[own(cell)]
-        epochs = min(math.ceil(mine / cell.dataset.count / 3), cell.recipe.epochs)
+        defense = parts(cell)[own(cell)]
+        epochs = min(math.ceil(defense / cell.dataset.count / 3), cell.recipe.epochs)
+        # A defense that starts from an undefended network tunes it for a number of updates.
         rounds = max(1, min(ROUNDS, epochs * ROUNDS) if networks else epochs)
-        whole += _points(cell, rounds, SHARE * (begun + mine) - LENT * begun)
-    return whole
+        budget = SHARE * (undefended + defense) - UNDEFENDED_SHARE * undefended
+        total += _points(cell, rounds, budget)
+    return total
 
 
 def _points(cell: Cell, rounds: int, budget: float) -> float:
-    """Forward passes for the points of one training that has such a budget for them."""
-    count = len(drawn(rounds))
+    """The forward passes for the points of one training, within a budget of forward passes."""
+    count = len(point_rounds(rounds))
     each = sample(budget / count, cell.dataset.count, tests(cell.dataset))
     return float(count * each.work)
 
 
 def tests(source: Source) -> int:
-    """Number of test images; as many as for training where a source does not say."""
+    """The number of test images; that of training images if the source does not say."""
     size: int = getattr(source, "test_images", getattr(source, "test_size", source.count))
     return size

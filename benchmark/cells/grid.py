@@ -1,4 +1,4 @@
-"""From a suite to its cells."""
+"""The cells of a suite."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from bdbench.attacks.base import check_target
 from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import Cell, recipes_of, share
+from bdbench.cells.cell import Cell, recipes_of, share_info
 from bdbench.cells.suites import Suite
 from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
@@ -21,10 +21,13 @@ T = TypeVar("T")
 
 
 def cells(suite: Suite, precision: str) -> list[Cell]:
-    """All cells, seed by seed, so that an interrupted run has whole tables first. Each plugin is
-    built once; an axis may hold plugins in place of specs, and a spec may be a sweep.
+    """All cells of a suite, seed by seed, so that an interrupted run has complete tables first.
 
-    Raises `InvalidInput` for anything in the suite that is not right.
+    Each plugin is built once. An axis may hold plugins in place of specs; a spec may be a sweep.
+
+    precision: fp32 or bf16
+
+    Raises `InvalidInput` for anything in the suite that is wrong.
     """
     chosen = [
         suite.settings.get(each, each) if isinstance(each, str) else each for each in suite.defenses
@@ -46,7 +49,7 @@ def cells(suite: Suite, precision: str) -> list[Cell]:
                 Cell(dataset, model, attack, defense, recipe, seed)
                 for seed, model, attack, defense in product(*axes)
             ]
-    share(found)
+    share_info(found)
     return list(dict.fromkeys(found))
 
 
@@ -55,7 +58,7 @@ def _plugins(registry: Registry[T], axis: Iterable[str | T]) -> list[T]:
 
 
 def recipe_for(dataset: Source, fields: Mapping[str, Any], precision: str) -> Recipe:
-    """The recipe of a data set, which brings its own learning rate and says whether flipping keeps
-    its labels; `fields` come before either. Raises `InvalidInput`."""
-    brought = {"learning_rate": dataset.learning_rate, "flip": dataset.flip}
-    return Recipe(**{**brought, **fields}, precision=precision)
+    """The recipe for a data set, which sets the learning rate and whether images are flipped unless
+    `fields` do. Raises `InvalidInput`."""
+    defaults = {"learning_rate": dataset.learning_rate, "flip": dataset.flip}
+    return Recipe(**{**defaults, **fields}, precision=precision)

@@ -1,4 +1,4 @@
-"""What the command line, or a call, changes of a suite."""
+"""What the command line, or a call of the Python API, overrides in a suite."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from bdbench.models.training.recipe import Recipe
 
 @dataclass(frozen=True)
 class SuiteOverrides:
-    """What is to differ from a suite; None, and nothing, leave it as it is.
+    """What overrides a suite. Fields that are None, empty or False leave it unchanged.
 
-    dataset, model, attack, defense: specs or plugins in place of those of an axis
-    seeds: how many, counted from 0
-    seed: exactly which
-    recipe: a spec in place of the fields that the suite sets
+    dataset, model, attack, defense: specs or plugins that replace those of the axis
+    seeds: number of seeds, counted from 0
+    seed: exact seeds, in place of `seeds`
+    recipe: a spec that replaces the recipe fields of the suite
     epochs, loader, graphs: fields of the recipe
-    train_images: of each data set
+    train_images: number of training images of each data set
     precision: auto, fp32 or bf16
     """
 
@@ -45,24 +45,24 @@ class SuiteOverrides:
     graphs: bool = False
 
     def applied_to(self, suite: Suite) -> Suite:
-        """The suite that is meant. Raises `InvalidInput`."""
+        """The suite with these overrides. Raises `InvalidInput`."""
         require(
             self.seeds is None or not self.seed,
-            "--seeds says how many and --seed exactly which: give one of them",
+            "--seeds is how many and --seed exactly which: give one of them",
         )
         seeds = tuple(self.seed) or (suite.seeds if self.seeds is None else self.seeds)
         check_seeds(seeds)
         fields = dict(suite.recipe) if self.recipe is None else recipe_fields(self.recipe)
-        stated = _one("precision", fields.pop("precision", suite.precision))
+        stated = _accept("precision", fields.pop("precision", suite.precision))
         if self.epochs is not None:
-            fields["epochs"] = _one("epochs", self.epochs)
+            fields["epochs"] = _accept("epochs", self.epochs)
         if self.loader is not None:
             fields["loader"] = self.loader
         if self.graphs:
             fields["graphs"] = True
         datasets = tuple(self.dataset) or suite.datasets
         if self.train_images is not None:
-            datasets = tuple(_smaller(each, self.train_images) for each in datasets)
+            datasets = tuple(_subset(each, self.train_images) for each in datasets)
         return replace(
             suite,
             datasets=datasets,
@@ -75,12 +75,12 @@ class SuiteOverrides:
         )
 
 
-def _one(field: str, value: Any) -> Any:
-    """The value of a field of the recipe that is the same for all cells. Raises `InvalidInput`."""
+def _accept(field: str, value: Any) -> Any:
+    """The value of a recipe field that cannot be swept, checked. Raises `InvalidInput`."""
     return spec.fields_of(Recipe)[field].accept(value, RECIPE)
 
 
-def _smaller(dataset: str | Source, train_images: int) -> str | Source:
+def _subset(dataset: str | Source, train_images: int) -> str | Source:
     if isinstance(dataset, str):
         return str(Spec.of(dataset).with_(train_images=train_images))
     return replace(dataset, train_images=train_images)

@@ -1,6 +1,6 @@
 """A suite as a TOML file, with the fields of `Suite` and the plugin files that it needs.
 
-Finding one needs no torch; `NamedSuite.prepare` loads its plugins and looks at its specs.
+Finding one needs no torch; `NamedSuite.prepare` loads its plugins and checks its specs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SUFFIX = ".toml"
 LARGEST_FILE, MOST_LINES = 2**16, 1_000
 WIDEST = 88
 AXES = {"datasets": "digits", "models": "wrn16_1", "attacks": "badnets", "defenses": "none"}
-"""The lists of specs, and an example of each."""
+"""The axes, each with an example."""
 PRECISIONS = ("auto", "fp32", "bf16")
 FIELDS = (*(field.name for field in fields(Suite)), "plugins")
 NOTES = {
@@ -38,10 +38,11 @@ NOTES = {
 
 @dataclass(frozen=True)
 class NamedSuite:
-    """
-    name: of the suite, and of its folder of results
-    plugins: files that it needs
-    lines: of its file, None for a built-in one
+    """A suite, its name, and where it comes from.
+
+    name: that of the suite and of its results folder
+    plugins: the plugin files that it needs
+    lines: the lines of its file, None for a built-in suite
     """
 
     name: str
@@ -50,8 +51,8 @@ class NamedSuite:
     lines: Lines | None = None
 
     def prepare(self) -> None:
-        """Load the plugins of a file, then look at its specs and its recipe. Raises `InvalidInput`
-        with the line of what is wrong."""
+        """Load the plugins of a suite file, then check its specs and its recipe. Raises
+        `InvalidInput` with the line of what is wrong."""
         if self.lines is None:
             return
         for path in self.plugins:
@@ -79,8 +80,8 @@ class NamedSuite:
 
 
 def find(name: str) -> NamedSuite:
-    """The built-in suite of that name, or that of a file, whose name ends in .toml. Raises
-    `InvalidInput` in one line, with that of the file where one is to blame."""
+    """The built-in suite of this name, or the suite in a file whose name ends in .toml. Raises
+    `InvalidInput`, with the line of the file that is wrong."""
     if name.lower().endswith(SUFFIX):
         return _read(expanded(Path(name)))
     if name not in SUITES and _is_file(Path(f"{name}{SUFFIX}")):
@@ -89,7 +90,7 @@ def find(name: str) -> NamedSuite:
 
 
 def written(suite: Suite) -> str:
-    """The text of a file that makes the cells of a suite of specs."""
+    """The text of a TOML file with the same cells. The axes of the suite must be specs."""
     lines = [
         "# Every combination of data sets, models, attacks, defenses and seeds is a cell.",
         "# Save this as NAME.toml and run it with `bdbench run NAME.toml`.",
@@ -108,7 +109,7 @@ def written(suite: Suite) -> str:
 
 
 def _value(value: Any) -> str:
-    """A value as TOML, which writes what is no list as JSON does."""
+    """A value as TOML: like JSON, but for long lists and unprintable characters."""
     if isinstance(value, list | tuple):
         parts = list(map(_value, value))
         line = f"[{', '.join(parts)}]"
@@ -125,7 +126,7 @@ def _read(path: Path) -> NamedSuite:
     except (tomllib.TOMLDecodeError, RecursionError) as error:
         last = f"at line {len(text.splitlines())}, the last"
         reason = str(error).replace("at end of document", last)
-        raise InvalidInput(f"{path} is no TOML: {reason}") from None
+        raise InvalidInput(f"{path} is not valid TOML: {reason}") from None
     lines = Lines(path, text)
     for key, value in given.items():
         with lines.named(key):
@@ -149,7 +150,7 @@ def _is_file(path: Path) -> bool:
 
 
 def _check_name(path: Path) -> None:
-    """Raises `InvalidInput` for what is no file, and for a name that cannot be that of a suite."""
+    """Raises `InvalidInput` if there is no file, or if its name cannot be that of a suite."""
     if not _is_file(path):
         beside = [str(each) for each in sorted(path.parent.glob(f"*{SUFFIX}")) if _is_file(each)]
         hint = "; `bdbench describe quick --toml` prints one to start from"
@@ -159,22 +160,22 @@ def _check_name(path: Path) -> None:
     plain = path.stem.translate(str.maketrans("", "", "-_. "))
     require(
         plain.isalnum() and path.stem[0].isalnum() and path.stem[-1].isalnum(),
-        f"{path} cannot name a suite and its folder of results: rename the file, with letters, "
+        f"{path} cannot name a suite and its results folder: rename the file, using letters, "
         "digits, - and _",
     )
     require(
         path.stem.lower() not in SUITES,
-        f"{path} has the name of the built-in suite {path.stem.lower()}, and their results would "
+        f"{path} has the name of the built-in suite {path.stem.lower()}, so their results would "
         "mix: rename the file",
     )
 
 
 def _text(path: Path) -> str:
-    """The content. Raises `InvalidInput` unless it is text of a bearable size."""
+    """The text of the file. Raises `InvalidInput` unless it is UTF-8 of a reasonable size."""
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
-        # A byte-order mark is what some editors begin a file with.
+        # Some editors begin a file with a byte-order mark.
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput(f"{path} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
@@ -186,22 +187,23 @@ def _text(path: Path) -> str:
 
 
 class Lines:
-    """Finds the line of what is wrong in a file that is whole TOML."""
+    """The lines of a valid TOML file, to name the one that holds a wrong value."""
 
     def __init__(self, path: Path, text: str) -> None:
         self._path, self._lines = path, text.replace("\r\n", "\n").split("\n")
 
     @contextmanager
     def named(self, *keys: str) -> Iterator[None]:
-        """What is refused inside the block is the fault of the value at these keys, the last of
-        which may be an element of a list."""
+        """Add the file, and the line of the value at these keys, to an `InvalidInput` of the block.
+        The last key may be an element of a list."""
         try:
             yield
         except InvalidInput as error:
             raise InvalidInput(f"{self._path}, line {self._line(keys)}: {error}") from None
 
     def _line(self, keys: tuple[str, ...]) -> int:
-        """Counted from 1. What is before a statement is TOML, and so is what ends with it."""
+        """The line of a value, counted from 1. A statement ends where all lines so far are valid
+        TOML again."""
         start = 0
         for end in range(1, len(self._lines) + 1):
             try:
@@ -214,8 +216,7 @@ class Lines:
         return 1
 
     def _inside(self, start: int, end: int, word: str) -> int:
-        """Of the lines of one statement, the first that has the word in quotes, or else the first
-        of all."""
+        """Of the lines of one statement, the first with the word in quotes, else the first."""
         quoted = (json.dumps(word, ensure_ascii=False), f"'{word}'")
         found = (n for n in range(start, end) if any(each in self._lines[n] for each in quoted))
         return 1 + next(found, start)
@@ -236,7 +237,7 @@ def _example(key: str) -> str:
 
 
 def _check_text(key: str, value: Any) -> None:
-    require(isinstance(value, str), f"{key} must be a text in quotes, got {value!r}")
+    require(isinstance(value, str), f"{key} must be a string in quotes, got {value!r}")
 
 
 def _check_list(key: str, value: Any) -> None:
@@ -244,7 +245,7 @@ def _check_list(key: str, value: Any) -> None:
         isinstance(value, list), f"{key} must be a list, such as {_example(key)}, got {value!r}"
     )
     for each in value:
-        require(isinstance(each, str), f"{key} must hold texts in quotes, got {each!r}")
+        require(isinstance(each, str), f"{key} must hold strings in quotes, got {each!r}")
         require(value.count(each) == 1, f"{key} has {each!r} twice")
 
 

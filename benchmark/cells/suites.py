@@ -1,4 +1,4 @@
-"""Suites: named sets of cells. This file needs no torch; `grid.py` makes the cells."""
+"""Suites: named sets of cells. This module needs no torch; `grid.py` makes the cells."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 MOST_SEEDS = 10_000
 LARGEST_SEED = 2**63 - 1
 DEFENSES = ("none", "fp", "mcr", "nad", "abl", "dbd", "cbd")
-"""Those of the paper's Table 1, in its order."""
+"""The defenses of the paper's Table 1, in its order."""
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Every combination of the axes below is a cell.
+    """A set of cells: every combination of its axes and seeds.
 
     description: one line
-    datasets, models, attacks, defenses: specs, or plugins that a caller has made
-    settings: specs that take the place of a defense's bare name
-    seeds: how many, counted from 0, or exactly which
+    datasets, models, attacks, defenses: the axes, as specs or built plugins
+    settings: specs that replace a defense given by its bare name
+    seeds: number of seeds, counted from 0, or the exact seeds
     recipe: fields of the recipe that differ from its defaults, for every data set
     precision: auto, fp32 or bf16
-    timed: its seconds are compared, so cells run one after the other, and seeds are repeats
+    timed: whether seconds are compared; cells then run one after the other, and seeds are repeats
     """
 
     description: str
@@ -48,42 +48,47 @@ class Suite:
 
     @property
     def each_seed(self) -> Sequence[int]:
-        """All of them. Raises `InvalidInput` where `seeds` are none."""
+        """The seeds, in order. Raises `InvalidInput` unless `seeds` are valid."""
         check_seeds(self.seeds)
         return range(self.seeds) if isinstance(self.seeds, int) else self.seeds
 
 
 def check_seeds(seeds: object) -> None:
-    """Raises `InvalidInput` unless it is how many seeds, or a sequence of exactly which."""
-    if _is_whole(seeds):
+    """Raises `InvalidInput` unless `seeds` is a number of seeds or a list of exact seeds."""
+    if _is_integer(seeds):
         require(seeds >= 1, f"seeds must be at least 1, got {seeds}")
         require(seeds <= MOST_SEEDS, f"seeds must be at most {MOST_SEEDS:,}, got {seeds:,}")
         return
     if not isinstance(seeds, list | tuple):
-        raise InvalidInput(f"seeds must be how many, such as 3, or a list of which, got {seeds!r}")
-    require(0 < len(seeds) <= MOST_SEEDS, f"seeds must be 1 to {MOST_SEEDS:,}, got {len(seeds):,}")
+        raise InvalidInput(
+            f"seeds must be a number, such as 3, or a list such as [3, 5], got {seeds!r}"
+        )
+    require(
+        0 < len(seeds) <= MOST_SEEDS,
+        f"seeds must list 1 to {MOST_SEEDS:,} seeds, got {len(seeds):,}",
+    )
     for place, each in enumerate(seeds):
-        fits = _is_whole(each) and 0 <= each <= LARGEST_SEED
+        fits = _is_integer(each) and 0 <= each <= LARGEST_SEED
         require(fits, f"a seed must be a whole number from 0 to {LARGEST_SEED:,}, got {each!r}")
         require(each not in seeds[:place], f"seed {each} is given twice")
 
 
-def _is_whole(value: object) -> TypeGuard[int]:
+def _is_integer(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def of_paper(description: str, dataset: str, attacks: Sequence[str], **fields: Any) -> Suite:
-    """A table of the paper: the default recipe, in fp32; three seeds unless told otherwise."""
-    settled = {"defenses": DEFENSES, "seeds": 3, "precision": "fp32", **fields}
-    return Suite(description, (dataset,), attacks=tuple(attacks), **settled)
+    """The suite of a table of the paper: the default recipe, in fp32, usually with three seeds."""
+    settings = {"defenses": DEFENSES, "seeds": 3, "precision": "fp32", **fields}
+    return Suite(description, (dataset,), attacks=tuple(attacks), **settings)
 
 
-def aimed(attacks: Sequence[str], target: int) -> list[str]:
-    """The same attacks at another target."""
+def with_target(attacks: Sequence[str], target: int) -> list[str]:
+    """The same attacks with another target class."""
     return [str(Spec.of(attack).with_(target=target)) for attack in attacks]
 
 
-# Those of Table 1 whose trigger is the same on every image, and all; then those of Tables 2, 3, 5.
+# The attacks of Table 1 with a static trigger; all of Table 1; those of Tables 2, 3 and 5.
 STATIC = ("none", "badnets", "trojan", "blend", "sig(poisoning_rate=0.5)")
 ATTACKS = (*STATIC, "dynamic", "wanet")
 FOUR = ("badnets", "trojan", "blend", "wanet")
@@ -94,16 +99,16 @@ SUITES = {
         datasets=("digits",),
         attacks=("badnets", "blend"),
         defenses=tuple(name for name in (*DEFENSES, "ft") if name != "dbd"),
-        # Fixed by plain training: late drops, as 30 epochs of 1,200 images are few updates, and
-        # small changes of small images.
+        # Chosen by plain training: the learning rate drops late, because 30 epochs of 1,200 images
+        # are few updates; small images are augmented little.
         recipe={"epochs": 30, "batch_size": 64, "drops": (0.6, 0.85), "padding": 2, "cutout": 0},
-        # Three tenths of the published updates, which would take longer than all else together.
+        # 30 % of the published updates, which would take longer than all other cells together.
         settings={"mcr": "mcr(updates=2370)"},
-        # The same cells on every machine.
+        # So that every machine runs the same cells.
         precision="fp32",
     ),
     "table1-cifar10": of_paper("Table 1 of the paper, CIFAR-10", "cifar10", ATTACKS),
-    "table1-gtsrb": of_paper("Table 1 of the paper, GTSRB", "gtsrb", aimed(ATTACKS, 1)),
+    "table1-gtsrb": of_paper("Table 1 of the paper, GTSRB", "gtsrb", with_target(ATTACKS, 1)),
     "table1-imagenet": of_paper(
         "Table 1 of the paper, ImageNet subset", "imagenet_subset", STATIC, models=("resnet34",)
     ),

@@ -1,4 +1,4 @@
-"""The command line. What a command needs is imported when it runs: help must answer at once."""
+"""The command line. A command imports what it needs when it runs, so that help answers at once."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from bdbench.models.plugins.errors import InvalidInput, one_line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 fine, 1 a cell failed, 2 bad input, 130 stopped."""
+    """Run one command. Returns the exit code: 0 success, 1 failure, 2 bad input, 130 interrupt."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Also where a shell started this in the background, which has it ignore the first.
-        signal.signal(number, _stop)
+        # A shell that starts a command in the background makes it ignore SIGINT.
+        signal.signal(number, _interrupt)
     try:
         code = cli.main(args=arguments, prog_name="bdbench", standalone_mode=False)
         return int(code or 0)
@@ -37,20 +37,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         return _refuse(str(error))
     except OSError as error:
-        # Of what surrounds a command: folders, disks, limits.
+        # From the surroundings of a command: folders, disks, limits.
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or error}")
     except (KeyboardInterrupt, click.Abort):
-        say("bdbench: stopped; the same command goes on from here", err=True)
+        say("bdbench: interrupted; run the same command again to resume", err=True)
         return 130
 
 
 def entry() -> NoReturn:
     """The `bdbench` command."""
-    # Before torch is loaded, which a command does when it runs.
+    # It must be set before a command loads torch.
     os.environ.update(short_spin(os.environ))
     _open_streams()
-    # No figure is shown in a window, and the name of a window system may be one of a notebook.
+    # Figures open no window, and MPLBACKEND may name the backend of a notebook.
     os.environ["MPLBACKEND"] = "agg"
     warnings.showwarning = lambda message, *where: say(
         f"bdbench: warning: {one_line(str(message))}", err=True
@@ -59,13 +59,14 @@ def entry() -> NoReturn:
 
 
 def _open_streams() -> None:
-    """Make all three standard streams usable: a closed one leads nowhere, or else the next file
-    that is opened would take its place; and what an encoding lacks becomes a question mark."""
+    """Make all three standard streams usable. A closed one is opened on the null device, or else
+    the next file that is opened would take its place. Characters that the encoding of a stream
+    lacks become question marks."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            # Takes the lowest number that is free.
+            # A new descriptor gets the lowest free number, which is this one.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
         if getattr(sys, name) is None:
             mode = "r" if name == "stdin" else "w"
@@ -75,7 +76,7 @@ def _open_streams() -> None:
             stream.reconfigure(errors="replace")  # type: ignore[attr-defined]
 
 
-def _stop(number: int, frame: Any) -> NoReturn:
+def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
 
 

@@ -1,4 +1,4 @@
-"""What `bdbench list` and `describe` print."""
+"""What `bdbench list` and `bdbench describe` print."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ KINDS = ("attacks", "defenses", "models", "datasets")
 
 @cache
 def registries() -> dict[str, Registry[Any]]:
-    """By kind. Imported when asked for: names of suites need no torch."""
+    """The registries by kind. Suites need no torch, so it is imported only here."""
     from bdbench.cells.cell import REGISTRIES
 
     return {kind: REGISTRIES[kind.removesuffix("s")] for kind in KINDS}
 
 
 def catalogue(kinds: Sequence[str]) -> str:
-    """A table of names with one line each, for every kind asked for."""
+    """A table for each kind, with the name, first line and origin of every plugin, and a line for
+    each plugin that failed to import."""
     parts = []
     for kind in kinds:
         if kind == "suites":
@@ -48,7 +49,7 @@ def catalogue(kinds: Sequence[str]) -> str:
 
 
 def description(name: str) -> str:
-    """Everything of that name, whatever its kind. Raises `InvalidInput` if there is none."""
+    """Describe every plugin and suite of this name. Raises `InvalidInput` if there is none."""
     known: list[str] = list(SUITES)
     parts = []
     for registry in registries().values():
@@ -65,7 +66,8 @@ def description(name: str) -> str:
         ]
         parts.append(f"suite {name}\n\n{plain(rows)}")
     require(
-        bool(parts), f"nothing is called {name!r}{spec.did_you_mean(name, dict.fromkeys(known))}"
+        bool(parts),
+        f"unknown plugin or suite {name!r}{spec.did_you_mean(name, dict.fromkeys(known))}",
     )
     return "\n\n\n".join(parts)
 
@@ -87,8 +89,8 @@ def _describe(registry: Registry[Any], name: str) -> str:
         recipe, defense, images = Recipe(), registry.build(name), 50_000
         cost = defense.cost(recipe, images) / (3 * recipe.epochs)
         parts.append(
-            f"clean images it asks for: {100 * defense.clean_fraction:g} % of the training set\n"
-            f"expected work: {cost:.2f} times plain training of {recipe.epochs} epochs on "
+            f"clean images: {100 * defense.clean_fraction:g} % of the training set\n"
+            f"expected work: {cost:.2f} times a plain training of {recipe.epochs} epochs on "
             f"{images:,} images"
         )
     if registry.kind == "model":
@@ -98,7 +100,8 @@ def _describe(registry: Registry[Any], name: str) -> str:
 
 
 def _first_line(factory: Any) -> str:
-    """Of the module, which names method, authors and year; of a function where one has many."""
+    """The first paragraph of the docstring of the module, which names method, authors and year. A
+    module may register several functions, so a function has its own."""
     doc = about_fields(factory) if inspect.isfunction(factory) else ""
     text = doc or about_module(factory)
     return " ".join(text.split("\n\n")[0].split())

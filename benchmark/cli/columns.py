@@ -9,5 +9,5 @@ from tabulate import tabulate
 
 
 def plain(rows: Iterable[Sequence[Any]], headers: Sequence[str] = ()) -> str:
-    """Aligned columns of text; numbers stay as they are written."""
+    """Rows as aligned columns of text, with numbers exactly as given."""
     return tabulate(rows, headers=headers, tablefmt="plain", disable_numparse=True)

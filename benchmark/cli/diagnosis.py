@@ -1,4 +1,4 @@
-"""What `bdbench doctor` prints: the machine, and what stands in the way of a run."""
+"""What `bdbench doctor` prints: the machine, and what would prevent a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bdbench.datasets.registry import datasets
 from bdbench.machine.devices import has_bf16
 from bdbench.machine.system import commit, processor, versions
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.running.engines.processes import apart
+from bdbench.running.engines.processes import call_in_process
 from bdbench.running.worker import Job, Worker
 from bdbench.storage.atomic import check_writable
 from bdbench.storage.folders import cache_root, roots
@@ -26,15 +26,18 @@ from bdbench.storage.mark import check_ours
 
 
 def diagnosis(data: Path | None) -> tuple[list[str], bool]:
-    """Lines about this machine, and whether nothing stands in the way of a run."""
+    """Lines about this machine, and whether nothing would prevent a run.
+
+    data: folder of data sets, None for the usual ones
+    """
     fine = True
     rows = [*versions().items(), ("commit", commit() or "not a git checkout")]
     rows.append(("processor", processor()))
     rows.append(("threads", str(torch.get_num_threads())))
-    rows.append(("bf16 on cpu", "in hardware" if has_bf16() else "not in hardware, fp32 is used"))
+    rows.append(("bf16 on cpu", "in hardware" if has_bf16() else "not in hardware; auto is fp32"))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_name(index) for index in range(count)]
-    rows.append(("gpus", ", ".join(gpus) or "none, the processor is used"))
+    rows.append(("gpus", ", ".join(gpus) or "none; runs use the CPU"))
     for label, folder in (("cache folder", cache_root()), ("results folder", Path("results"))):
         try:
             if label == "cache folder":
@@ -61,19 +64,22 @@ def diagnosis(data: Path | None) -> tuple[list[str], bool]:
 
 
 def comparisons(device: torch.device) -> Iterator[Comparison]:
-    """Whether recorded steps, bf16 and several cells at once give the numbers of plain steps."""
+    """Compare CUDA graphs, bf16, and two cells at once with plain training steps on a GPU."""
     yield from graphs(device)
     yield bf16(device)
-    made = partial(weights, device, "none")
+    train = partial(weights, device, "none")
 
     def at_once() -> list[Tensor]:
         job = Job(Path(), cache_root(), (), str(device))
         with ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(apart, job, partial(_without_worker, made)) for _ in range(2)]
-            return [future.result() for future in asked]
+            futures = [
+                pool.submit(call_in_process, job, partial(_ignoring_worker, train))
+                for _ in range(2)
+            ]
+            return [future.result() for future in futures]
 
-    yield jobs(made, at_once)
+    yield jobs(train, at_once)
 
 
-def _without_worker(call: Callable[[], Tensor], worker: Worker) -> Tensor:
+def _ignoring_worker(call: Callable[[], Tensor], worker: Worker) -> Tensor:
     return call()

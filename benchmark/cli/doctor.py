@@ -1,23 +1,24 @@
-"""The machine."""
+"""`bdbench doctor`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import click
-
-if TYPE_CHECKING:
-    pass
-from bdbench.cli.group import FOLDER, cli, say
+from bdbench.cli.group import cli, say
+from bdbench.cli.options import DATA
 
 
 @cli.command()
-@click.option("--data", "folder", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
-def doctor(folder: Path | None) -> int:
-    """Show versions, devices and folders, and what would stand in the way of a run."""
+@DATA
+def doctor(data: Path | None) -> int:
+    """Show what would prevent a run on this machine.
+
+    It lists versions, devices, folders and data sets, and marks problems.
+
+    Exit codes: 0 no problems, 1 a line says PROBLEM.
+    """
     from bdbench.cli.diagnosis import diagnosis
 
-    lines, fine = diagnosis(folder)
+    lines, fine = diagnosis(data)
     say("\n".join(lines))
     return 0 if fine else 1

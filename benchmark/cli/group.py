@@ -1,38 +1,23 @@
-"""The group of all commands, and what several of them need."""
+"""The group of all commands, and what several of them do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import shown
-from bdbench.storage.folders import expanded
 
 if TYPE_CHECKING:
     from bdbench.records.beside import Neighbour
     from bdbench.records.record import Record
 
 
-class UserPath(click.Path):
-    """A path as users write it: ~ is the home folder. What no system takes for a path is said here,
-    and not by whoever opens it."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if "\0" in str(value):
-            self.fail(f"{str(value)!r} is no path", param, ctx)
-        return super().convert(expanded(Path(value)), param, ctx)
-
-
-FOLDER = UserPath(path_type=Path, file_okay=False)
-FILE = UserPath(path_type=Path, dir_okay=False)
-
-
 class Commands(click.Group):
-    """A group that knows the nearest command to a wrong one."""
+    """A group that suggests the nearest command for an unknown one."""
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -53,40 +38,44 @@ class Commands(click.Group):
 def cli(ctx: click.Context) -> None:
     """Compare backdoor defenses for image classifiers.
 
-    `bdbench run` poisons, trains, defends and prints the leaderboard. A finished cell is never
-    run twice: the same command goes on where it was stopped.
+    `bdbench run` poisons the training data, trains with each defense, evaluates every network and
+    prints the leaderboard. It never repeats a finished cell: run the same command again to resume.
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())
 
 
 def say(text: str, err: bool = False) -> None:
-    """Print text of several lines; what a terminal would obey stands written out."""
+    """Print text of any number of lines, with control characters escaped."""
     click.echo(shown(text), err=err)
 
 
+def warn_left_out(damaged: Iterable[str]) -> bool:
+    """Print a line for each damaged record. Returns whether there is any."""
+    lines = list(damaged)
+    for line in lines:
+        say(f"bdbench: {line}; it is left out", err=True)
+    return bool(lines)
+
+
 def records_in(results: Path) -> tuple[list[Record], bool]:
-    """The records of a folder, and whether any was damaged, which is said."""
+    """The readable records of a folder, and whether any was damaged and left out."""
     from bdbench.records.files import read_all
 
     records, damaged = read_all(results)
-    for line in damaged:
-        say(f"bdbench: {line}; it is left out", err=True)
-    return records, bool(damaged)
+    return records, warn_left_out(damaged)
 
 
-def beside(folders: Sequence[Path], own: Path) -> tuple[tuple[Neighbour, ...], bool]:
-    """The records of other folders, and whether any was damaged, which is said."""
+def neighbours_of(folders: Sequence[Path], own: Path) -> tuple[tuple[Neighbour, ...], bool]:
+    """The readable records of other folders, and whether any was damaged and left out."""
     from bdbench.records.beside import neighbours
 
     found = neighbours(folders, own)
-    damaged = [line for other in found for line in other.damaged]
-    for line in damaged:
-        say(f"bdbench: {line}; it is left out", err=True)
-    return found, bool(damaged)
+    return found, warn_left_out(line for other in found for line in other.damaged)
 
 
 def load_plugins(plugins: Sequence[Path]) -> None:
+    """Import plugin files. Raises `InvalidInput` for one that fails."""
     from bdbench.models.plugins.registry import load_file
 
     for path in plugins:

@@ -1,4 +1,4 @@
-"""Networks of one's own, and networks for others: `bdbench evaluate` and `bdbench export`."""
+"""`bdbench evaluate` and `bdbench export`: networks from files, and networks for other programs."""
 
 from __future__ import annotations
 
@@ -7,108 +7,128 @@ from typing import Any
 
 import click
 
-from bdbench.cli.group import FILE, FOLDER, UserPath, cli, load_plugins, records_in, say
-from bdbench.cli.run import JOBS, named
+from bdbench.cli import options as shared
+from bdbench.cli.group import cli, load_plugins, records_in, say
+from bdbench.cli.options import ANY_PATH, FOLDER, pop_fields
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import require
 from bdbench.running.engines.own_nursery import nursery
 
-ANY_PATH = UserPath(path_type=Path)
-
 
 @cli.command()
 @click.argument("weights", type=ANY_PATH)
-@click.option("--dataset", required=True, metavar="SPEC", help="What the network is tested on.")
+@click.option("--dataset", required=True, metavar="SPEC", help="Test on this data set.")
 @click.option(
-    "--attack", multiple=True, required=True, metavar="SPEC", help="With which; repeatable."
+    "--attack",
+    multiple=True,
+    required=True,
+    metavar="SPEC",
+    help="Test with the trigger of this attack; repeatable.",
 )
-@click.option("--defense", multiple=True, metavar="SPEC", help="To start from it; repeatable.")
-@click.option("--model", metavar="SPEC", help="Its architecture, unless the file says it.")
-@click.option("--seeds", type=int, metavar="N", help="Seeds 0 to N-1 of attack and defense.")
-@click.option("--seed", type=int, multiple=True, metavar="N", help="Exactly this; repeatable.")
-@click.option("--recipe", metavar="SPEC", help="How defenses train.")
-@click.option("--epochs", type=int, metavar="N", help="Length of the recipe.")
-@click.option("--train-images", type=int, metavar="N", help="Of the data set, for defenses.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
-@click.option("--precision", metavar="NAME", help="auto, fp32 or bf16.  [default: fp32]")
-@click.option("--results", type=FOLDER, help="Default: results/evaluate.")
-@click.option("--data", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
-@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
-@click.option("--jobs", type=JOBS, metavar="N", help="Cells at once: N, or auto, the default.")
-@click.option("--threads", type=int, metavar="N", help="Of each cell on a CPU. [default: 1]")
-@click.option("--in-process", is_flag=True, help="Run cells in this process, for debugging.")
-@click.option("--limit", type=float, metavar="SECONDS", help="Stop any cell that takes longer.")
-@click.option("--dry-run", is_flag=True, help="List the cells and their cost, run none.")
-@click.option("--stale", is_flag=True, help="Also run cells whose code has changed.")
-@click.option("--save", is_flag=True, help="Keep the networks, in RESULTS/networks.")
+@click.option(
+    "--defense",
+    multiple=True,
+    metavar="SPEC",
+    help="Also run this defense, starting from the network; repeatable.",
+)
+@click.option(
+    "--model", metavar="SPEC", show_default="that in the file", help="Set the architecture."
+)
+@shared.SEEDS
+@shared.SEED
+@click.option("--recipe", metavar="SPEC", help="Set the recipe that defenses train with.")
+@shared.EPOCHS
+@click.option(
+    "--train-images",
+    type=int,
+    metavar="N",
+    help="Give defenses a fixed subset of N training images.",
+)
+@shared.DEVICE
+@click.option(
+    "--precision",
+    metavar="NAME",
+    show_default="fp32",
+    help="Compute in this precision: auto, fp32 or bf16.",
+)
+@click.option(
+    "--results",
+    type=FOLDER,
+    metavar="DIR",
+    show_default="results/evaluate",
+    help="Write records and tables to DIR.",
+)
+@shared.DATA
+@shared.PLUGIN
+@shared.JOBS
+@shared.THREADS
+@shared.IN_PROCESS
+@shared.LIMIT
+@shared.DRY_RUN
+@shared.STALE
+@shared.SAVE
 def evaluate(weights: Path, model: str | None, dataset: str, **options: Any) -> int:
-    """Evaluate a network of your own, and defenses that start from it.
+    """Evaluate a network from a file.
+
+    With --defense, also evaluate defenses that start from it.
 
     WEIGHTS is a safetensors file with the state dict of a network: one that `bdbench run --save` or
-    `bdbench export` wrote, or your own of the same architecture. What stands before all names, such
-    as `module.`, does not matter. A pickle (.pt, .pth) is not opened.
+    `bdbench export` wrote, or your own of the same architecture. A prefix that all names share,
+    such as `module.`, is ignored. Pickles (.pt, .pth) are never opened.
 
-    CA, ASR, R-Acc and floor of the network as it is come first, then those of each defense. The
-    records are named by the hash of the weights: another file with the same weights is not run
-    again. Pixels are in [0, 1] and RGB; a network that expects them normalised says so in its
+    The table shows CA, ASR, R-Acc and floor of the network itself, then those of each
+    defense. Defenses train with the default recipe and seed 0 unless options say otherwise.
+    Records are keyed by the hash of the weights, so another file with the same weights is not run
+    again. The network gets RGB pixels in [0, 1]; if it expects normalised ones, say so in its
     model: --model "resnet18(mean=(0.49, 0.48, 0.45), deviation=(0.25, 0.24, 0.26))".
 
-    Exit codes: 0 all fine, 1 a cell failed, 2 bad usage or configuration, 130 stopped.
+    Exit codes: 0 success, 1 a cell failed, 2 bad usage, configuration or input, 130 interrupted.
     """
     if not options["in_process"]:
         nursery()
     from bdbench.cells.overrides import SuiteOverrides
-    from bdbench.machine.terminal import Terminal
+    from bdbench.cli.ending import carry_out
     from bdbench.running.engines.options import ExecutionOptions
     from bdbench.running.evaluation import evaluation
-    from bdbench.running.run import RunOptions, execute
+    from bdbench.running.run import RunOptions
 
-    execution = ExecutionOptions(**named(ExecutionOptions, options))
-    overrides = SuiteOverrides(dataset=[dataset], **named(SuiteOverrides, options))
+    execution = ExecutionOptions(**pop_fields(ExecutionOptions, options))
+    overrides = SuiteOverrides(dataset=[dataset], **pop_fields(SuiteOverrides, options))
     load_plugins(options["plugin"])
-    made = evaluation(
-        weights, model, overrides, execution, RunOptions(**named(RunOptions, options))
-    )
-    console = Terminal()
-    if options["dry_run"]:
-        console.print("\n".join(made.lines()), markup=False, highlight=False, soft_wrap=True)
-        return 0
-    code = execute(made, console).code
-    return max(code, _show(made.results, {cell.key for cell in made.cells}))
-
-
-def _show(folder: Path, keys: set[str]) -> int:
-    """Write the leaderboard of a folder and print that of some cells. Returns the exit code."""
-    from bdbench.tables.write import leaderboard, write_leaderboard
-
-    records, damaged = records_in(folder)
-    chosen = [record for record in records if record.key in keys]
-    if chosen:
-        say(leaderboard(chosen, columns=["floor", "R-Acc"]).markdown())
-        say(f"written: {', '.join(map(str, write_leaderboard(records, folder)))}")
-    return 1 if damaged else 0
+    how = RunOptions(**pop_fields(RunOptions, options))
+    made = evaluation(weights, model, overrides, execution, how)
+    return carry_out(made, options["dry_run"], columns=["floor", "R-Acc"])
 
 
 @cli.command()
 @click.argument("key", required=False)
-@click.option("--results", type=FOLDER, help="Default: all folders below results/; results/quick.")
-@click.option("--out", type=ANY_PATH, help="A folder for a cell, a file for a table.")
+@click.option(
+    "--results",
+    type=FOLDER,
+    metavar="DIR",
+    help="Read the records in DIR.  [default: for a cell, all folders in results/; for a table, "
+    "results/quick]",
+)
+@click.option(
+    "--out", type=ANY_PATH, help="Write to PATH: a new folder for a cell, a file for a table."
+)
 @click.option("--force", is_flag=True, help="Replace an earlier export of a cell.")
-@click.option("--no-network", is_flag=True, help="Leave the network of a cell out.")
-@click.option("--device", default="auto", show_default=True, help="To make a network again.")
-@click.option("--data", type=FOLDER, help="Where data sets lie. [default: $BDBENCH_DATA]")
-@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
-@click.option("--format", "form", metavar="csv|parquet", help="Of a table.")
-@click.option("--epochs", is_flag=True, help="A row for each epoch of a curve, in a table.")
+@click.option("--no-network", is_flag=True, help="Export a cell without its network.")
+@shared.DEVICE
+@shared.DATA
+@shared.PLUGIN
+@click.option("--format", "form", metavar="csv|parquet", help="Set the format of a table.")
+@click.option("--epochs", is_flag=True, help="Write a row of the table for each epoch of a curve.")
 def export(key: str | None, **options: Any) -> int:
-    """Export a cell, or all records as a table, for other programs.
+    """Export a cell, or all records as a table.
 
-    KEY is the name of a record or its first digits. The folder --out then has the defended network
+    KEY is the key of a cell or its first digits. The folder --out then holds the defended network
     (network.safetensors, and network.pt2, which PyTorch runs without bdbench), the training set
     after the attack (poisoned.parquet), the test set with the trigger (triggered.parquet), the
-    record and a README. A network that no `bdbench run --save` kept is trained again.
+    record and a README. A network that `bdbench run --save` did not save is trained again, on
+    --device.
 
-    Without KEY, --format csv or parquet writes a row for each record of --results.
+    Without KEY, --format writes a table with a row for each record of --results.
     """
     context = click.get_current_context()
     given = {
@@ -119,14 +139,14 @@ def export(key: str | None, **options: Any) -> int:
     of_table, of_cell = {"form", "epochs"}, {"force", "no_network", "device", "data", "plugin"}
     of_both = {"results", "out"}
     if key is None:
-        _refuse(given & of_cell, "is for a single cell: name its KEY")
+        _refuse(given & of_cell, "is for the export of a single cell: name its KEY")
         return _export_table(**{name: options[name] for name in of_table | of_both})
-    _refuse(given & of_table, "is for a table of all records, so leave out KEY")
+    _refuse(given & of_table, "is for a table of all records: leave out KEY")
     return _export_cell(key, **{name: options[name] for name in of_cell | of_both})
 
 
 def _refuse(names: set[str], why: str) -> None:
-    """Raises `InvalidInput` for options that are of the other use of a command."""
+    """Raises `InvalidInput` for options of the other form of a command."""
     for name in sorted(names):
         option = {"form": "format"}.get(name, name.replace("_", "-"))
         require(False, f"--{option} {why}")

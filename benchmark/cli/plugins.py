@@ -1,4 +1,4 @@
-"""What there is, and whether a plugin keeps its promises."""
+"""The commands about plugins: `bdbench list`, `describe` and `check`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from pathlib import Path
 
 import click
 
-from bdbench.cli.group import FILE, cli, load_plugins, say
+from bdbench.cli.group import cli, load_plugins, say
+from bdbench.cli.options import PLUGIN
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import one_line, require
 
 
 @cli.command(name="list")
 @click.argument("kinds", nargs=-1, metavar="[attacks|defenses|models|datasets|suites]...")
-@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+@PLUGIN
 def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
-    """Show what there is: names, one line each, and where it comes from."""
+    """List plugins and suites, and where they come from."""
     known = ["attacks", "defenses", "models", "datasets", "suites"]
     for kind in kinds:
         require(kind in known, f"unknown kind {kind!r}{spec.did_you_mean(kind, known)}")
@@ -27,18 +28,19 @@ def list_plugins(kinds: tuple[str, ...], plugin: tuple[Path, ...]) -> None:
 
 @cli.command()
 @click.argument("name", required=False)
-@click.option("--protocol", is_flag=True, help="By which rules defenses are compared, in Markdown.")
+@click.option("--protocol", is_flag=True, help="Show how defenses are compared, in Markdown.")
 @click.option("--toml", is_flag=True, help="Print a suite as a file for `bdbench run`.")
-@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+@PLUGIN
 def describe(name: str | None, protocol: bool, toml: bool, plugin: tuple[Path, ...]) -> None:
-    """Show fields, defaults, source and cost of an attack, defense, model, data set or suite.
+    """Describe a plugin or a suite.
 
-    With --protocol, show what defenses are lent, where each of their hyperparameters comes from,
-    and the rules for all; of one defense if NAME is given. With --toml, print a suite as a file to
-    start one's own from.
+    A plugin is described by its fields, defaults and their sources; a defense also by its cost.
+    With --protocol, show the rules that all defenses are compared by, what each defense is given,
+    and the source of each hyperparameter; with NAME, those of one defense. With --toml, print a
+    suite as a file to start your own from.
     """
     if toml:
-        require(not protocol, "--toml is of a suite and --protocol of defenses: give one of them")
+        require(not protocol, "--toml is for a suite and --protocol for defenses: give one of them")
         require(name is not None, "--toml needs the NAME of a suite, such as quick")
         from bdbench.cells.suite_file import find, written
 
@@ -61,11 +63,13 @@ def describe(name: str | None, protocol: bool, toml: bool, plugin: tuple[Path, .
 
 @cli.command(name="check")
 @click.argument("what", metavar="FILE_OR_NAME")
-@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+@PLUGIN
 def check(what: str, plugin: tuple[Path, ...]) -> int:
-    """Test a plugin against the contract: a file that registers some, or a name.
+    """Check plugins against the contract.
 
-    Exit codes: 0 every promise is kept, 1 one is broken, 2 there is no such plugin.
+    FILE_OR_NAME is a file, of which every plugin is checked, or the name or spec of a plugin.
+
+    Exit codes: 0 every promise is kept, 1 a promise is broken, 2 bad usage or input.
     """
     from bdbench.contract.promises import check_plugin, resolve
 

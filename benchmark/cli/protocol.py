@@ -1,7 +1,7 @@
-"""What `bdbench describe --protocol` prints: by which rules defenses are compared.
+"""What `bdbench describe --protocol` prints: the rules by which defenses are compared.
 
-It is made from the code: what a defense is lent from its class, hyperparameters and their sources
-from the docstrings of its fields, and what differs from its module.
+It is made from the code: what a defense is given from its class, hyperparameters and their sources
+from the docstrings of its fields, and deviations from the docstring of its module.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from bdbench.models.plugins import spec
 from bdbench.models.training.recipe import Recipe
 
 IMAGES = 50_000
-"""Of the training set by which work is given: all of CIFAR-10."""
+"""Size of the training set that work is given for: that of CIFAR-10."""
 RECIPE = Recipe()
 SOURCES = ("paper", "code", "choice", "validation", "BackdoorBench")
-"""Words of which one says where a value comes from."""
+"""A source in brackets contains one of these words."""
 RULES = (
-    "Every defense of a seed gets the same poisoned training set, the same undefended networks "
-    "and, if it asks for clean images, the same ones. It sees no test image, poison mask, trigger "
-    "or target.",
+    "For each seed, every defense gets the same poisoned training set, the same undefended "
+    "networks and, if it asks for clean images, the same clean images. It sees no test image, "
+    "poison mask, trigger or target.",
     "Clean images are a stratified share of the training set in its clean state; "
     f"{100 * (1 - VALIDATION):g} % of them are for fitting and {100 * VALIDATION:g} % for "
     "validation. The undefended network was trained on them or on their poisoned copies, so "
-    "validation accuracy is accuracy on images it has seen.",
-    "A default comes from the method's paper, where that is silent from its authors' code, then "
-    "from what a defender sees (training losses, accuracy on clean validation images), and last "
+    "its validation accuracy is measured on images it has seen.",
+    "A default comes from the method's paper; where that is silent, from its authors' code; then "
+    "from what a defender sees (training losses, accuracy on clean validation images); and last "
     "from us. None is chosen by ASR or on test images.",
-    "Settings are the same for all attacks, data sets and networks; where a suite sets others, the "
+    "Settings are the same for all attacks, data sets and networks; if a suite changes one, the "
     "row of its tables says so. Only the recipe follows the data set, as in the CBD paper: its "
     "learning rate (0.1, and 0.01 on GTSRB), and whether images are mirrored.",
-    f"Lengths of stages that train on the poisoned set are written for {RECIPE.epochs} epochs and "
-    "scaled with the recipe. Stages on clean images make their published number of updates, "
-    "whatever the recipe and the number of images. A suite shortens them by its recipe's `updates` "
-    "only, for all alike.",
+    f"Stages that train on the poisoned set have lengths for {RECIPE.epochs} epochs, which scale "
+    "with the recipe. Stages on clean images make their published number of updates, whatever the "
+    "recipe and the number of images. A suite can shorten them only by its recipe's `updates`, for "
+    "all defenses alike.",
     "Numbers are those of the last epoch. No epoch, network or seed is selected by a test result.",
-    "Seeds are counted from 0, and all of them are shown. With several, the interval is the 95 % t "
+    "Seeds count from 0, and all of them are shown. With several seeds, the interval is the 95 % t "
     "interval.",
-    "Work and seconds count everything that a defense needs, the undefended networks included.",
+    "Work and seconds count everything that a defense needs, including the undefended networks.",
 )
-"""For all defenses."""
+"""They hold for all defenses."""
 WIDTH = 120
 
 
@@ -56,8 +56,8 @@ WIDTH = 120
 class Setting:
     """A field of a plugin.
 
-    meaning: of its docstring, without the source
-    source: where its default comes from, "" if the docstring does not say
+    meaning: its line of the docstring, without the source
+    source: where its default comes from, empty if the docstring does not say
     """
 
     name: str
@@ -67,10 +67,10 @@ class Setting:
 
 
 def protocol(names: Sequence[str] = ()) -> str:
-    """The page, in Markdown, for the named defenses or all."""
+    """The rules and the settings of some defenses, by default all, in Markdown."""
     chosen = list(names) or defenses.names()
     rules = "\n".join(_wrapped(rule, "- ") for rule in RULES)
-    parts = ["### Rules for all", rules, "### What a defense is lent", _lent(chosen)]
+    parts = ["### Rules for all", rules, "### What a defense is given", _given(chosen)]
     parts.append("### Hyperparameters and their sources")
     for name in chosen:
         parts += _section(name)
@@ -78,11 +78,12 @@ def protocol(names: Sequence[str] = ()) -> str:
 
 
 def settings(factory: Callable[..., Any]) -> list[Setting]:
-    """The fields of a plugin with what its docstring says of them."""
+    """The fields of a plugin, each with what the docstring says about it."""
     fields = spec.fields_of(factory)
-    told = _told(inspect.getdoc(factory) or "", fields)
+    documented = _documented(inspect.getdoc(factory) or "", fields)
     return [
-        Setting(name, field.default, *told.get(name, ("", ""))) for name, field in fields.items()
+        Setting(name, field.default, *documented.get(name, ("", "")))
+        for name, field in fields.items()
     ]
 
 
@@ -95,7 +96,8 @@ def paragraph(factory: Callable[..., Any], word: str) -> str:
     return ""
 
 
-def _told(text: str, fields: Iterable[str]) -> dict[str, tuple[str, str]]:
+def _documented(text: str, fields: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Meaning and source of fields, as a docstring has them in its lines `name: meaning`."""
     found = {}
     for part in re.split(r"\n(?=\w+(?:, \w+)*: )|\n\n", text):
         names, colon, rest = part.strip().partition(": ")
@@ -106,34 +108,34 @@ def _told(text: str, fields: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Meaning and source: what stands in brackets and names one of `SOURCES`."""
+    """Split a line into meaning and source, the brackets that contain one of `SOURCES`."""
     sources = [s for s in re.findall(r"\(([^()]*)\)", text) if any(word in s for word in SOURCES)]
     for source in sources:
         text = text.replace(f"({source})", "")
     return re.sub(r"\s+([;,.:]|$)", r"\1", " ".join(text.split())), "; ".join(sources)
 
 
-def _lent(names: Sequence[str]) -> str:
-    headers = ("defense", "starts from", "clean images", "trains", "at test time", "work")
+def _given(names: Sequence[str]) -> str:
+    headers = ("defense", "starts from", "clean images", "training", "at test time", "work")
     rows = []
     for name in names:
         made: Defense = defenses.build(name)
         share, many = made.clean_fraction, made.undefended
         start = "an undefended network" if many == 1 else f"{many} undefended networks"
-        own = "on the clean images" if share else "nothing"
+        tuning = "on the clean images" if share else "none"
         rows.append(
             (
                 f"`{name}`",
                 start if many else "new networks",
                 f"{100 * share:g} %" if share else "none",
-                own if many else "all of it",
+                tuning if many else "from scratch",
                 "one network, nothing else",
                 f"{made.cost(RECIPE, IMAGES) / (3 * RECIPE.epochs):.2f}",
             )
         )
     note = (
-        f"Work: in plain trainings of {RECIPE.epochs} epochs on {IMAGES:,} images, undefended "
-        "networks included."
+        f"Work: in plain trainings of {RECIPE.epochs} epochs on {IMAGES:,} images, including the "
+        "undefended networks."
     )
     return f"{_table(headers, rows)}\n\n{note}"
 

@@ -1,4 +1,4 @@
-"""What is made of records: tables, figures, pages."""
+"""The commands that read records: tables, figures, pages."""
 
 from __future__ import annotations
 
@@ -6,19 +6,30 @@ from pathlib import Path
 
 import click
 
-from bdbench.cli.group import FILE, FOLDER, beside, cli, load_plugins, records_in, say
+from bdbench.cli.group import cli, load_plugins, neighbours_of, records_in, say
+from bdbench.cli.options import DATA, FOLDER, PLUGIN, RESULTS
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import require
 
 
 @cli.command()
 @click.argument("which", metavar="[leaderboard|1|2|3|5]", default="leaderboard")
-@click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
-@click.option("--against", type=FOLDER, multiple=True, help="Other records, to stand beside.")
-@click.option("--latex", is_flag=True, help="As LaTeX, too.")
-@click.option("--label", default="", metavar="TEXT", help="Of the leaderboard in LaTeX.")
-@click.option("--sort", default="", metavar="COLUMN", help='Sort by "badnets ASR", seconds, ...')
-@click.option("--columns", multiple=True, metavar="NAME", help="More of each attack; repeatable.")
+@RESULTS
+@click.option(
+    "--against",
+    type=FOLDER,
+    multiple=True,
+    metavar="DIR",
+    help="Add the records in DIR to the leaderboard; repeatable.",
+)
+@click.option("--latex", is_flag=True, help="Also write the table as LaTeX.")
+@click.option("--label", default="", metavar="TEXT", help="Set the LaTeX label of the leaderboard.")
+@click.option(
+    "--sort", default="", metavar="COLUMN", help='Sort by a column, such as "badnets ASR".'
+)
+@click.option(
+    "--columns", multiple=True, metavar="NAME", help="Add columns for each attack; repeatable."
+)
 def table(
     which: str,
     results: Path,
@@ -28,51 +39,60 @@ def table(
     sort: str,
     columns: tuple[str, ...],
 ) -> int:
-    """Make a table from records, as CSV and Markdown, and print it. It never trains.
+    """Make a table from records and print it.
 
-    1, 2, 3 and 5 are those of the paper, in its layout, with the printed number beside ours.
+    It is also written as CSV and Markdown. Making a table never trains.
 
-    --against DIR, repeatable, puts into the leaderboard what DIR has of the same data sets, models,
-    recipes, attacks and seeds, and says what is left out.
+    1, 2, 3 and 5 are the tables of the paper in its layout, with the printed numbers beside ours.
 
-    --sort and --columns change how the leaderboard is printed, not the files. A column is named by
-    what stands above it: "badnets ASR", "mean CA", DER. NAME is floor, R-Acc, "CA interval", "ASR
-    interval", TPR, FPR or all.
+    --against adds to the leaderboard what DIR has of the same data sets, models, recipes, attacks
+    and seeds. Lines below the table say what was left out.
+
+    --sort and --columns change the printed leaderboard, not the files. COLUMN is named by its
+    headings: "badnets ASR", "mean CA", DER. NAME is floor, R-Acc, "CA interval", "ASR interval",
+    TPR, FPR or all.
     """
     known = ["leaderboard", "1", "2", "3", "5"]
     require(which in known, f"unknown table {which!r}{spec.did_you_mean(which, known)}")
     require(latex or not label, "--label is for --latex: add it")
-    plain = not sort and not columns
-    require(plain or which == "leaderboard", "--sort and --columns are for the leaderboard")
-    require(not against or which == "leaderboard", "--against is for the leaderboard")
-    require(not label or which == "leaderboard", "--label is for the leaderboard")
+    own_layout = bool(sort or columns)
+    if which != "leaderboard":
+        require(not own_layout, "--sort and --columns are for the leaderboard: leave them out")
+        require(not against, "--against is for the leaderboard: leave it out")
+        require(not label, "--label is for the leaderboard: leave it out")
+    from bdbench.cli.ending import show_leaderboard, show_table
     from bdbench.records.beside import join
-    from bdbench.tables.write import leaderboard, write_leaderboard, write_table
+    from bdbench.tables.write import leaderboard, write_table
 
     own, damaged = records_in(results)
-    others, more = beside(against, results)
+    others, more = neighbours_of(against, results)
     records, origins = join(own, others, results)
-    made = None if plain else leaderboard(records, sort, columns, origins)
     if which == "leaderboard":
-        paths = write_leaderboard(records, results, origins, label if latex else None)
+        board = leaderboard(records, sort, columns, origins) if own_layout else None
+        show_leaderboard(records, results, origins, board, label if latex else None)
     else:
-        paths = write_table(int(which), records, results, latex)
-    written = next(path for path in paths if path.suffix == ".md")
-    say(made.markdown() if made else written.read_text(encoding="utf-8"))
-    say(f"written: {', '.join(map(str, paths))}")
+        show_table(write_table(int(which), records, results, latex))
     return 1 if damaged or more else 0
 
 
 @cli.command()
-@click.option("--results", type=FOLDER, default=Path("results/table1-cifar10"), show_default=True)
+@click.option(
+    "--results",
+    type=FOLDER,
+    metavar="DIR",
+    default=Path("results/table1-cifar10"),
+    show_default=True,
+    help="Read the records in DIR.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of Markdown.")
 def verify(results: Path, as_json: bool) -> int:
-    """Compare records with the numbers that the CBD paper prints. It never trains.
+    """Compare records with the numbers of the CBD paper.
 
-    Shown are the difference, whether the printed number is inside our 95 % interval, and the
-    reasons that are known. Beside them stands what BackdoorBench and the FT-SAM paper have for the
-    same attack, poisoning rate and data set, and below them where published numbers contradict each
-    other. The same is written to tables/verify.md and verify.csv.
+    The table shows the difference (ours minus paper), whether the printed number is inside our 95 %
+    interval, and every known deviation from the paper's setup. Beside it stand the numbers of
+    BackdoorBench and the FT-SAM paper for the same attack, poisoning rate and data set; below it,
+    published numbers that contradict each other. All of it is written to tables/verify.md and
+    verify.csv. Comparing never trains.
     """
     from bdbench.tables.verify import write_verification
 
@@ -84,33 +104,54 @@ def verify(results: Path, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("folders", nargs=-1, required=True, type=FOLDER, metavar="DIR...")
-@click.option("--results", type=FOLDER, default=Path("results/merged"), show_default=True)
+@click.option(
+    "--results",
+    type=FOLDER,
+    metavar="DIR",
+    default=Path("results/merged"),
+    show_default=True,
+    help="Write the records to DIR.",
+)
 def merge(folders: tuple[Path, ...], results: Path) -> int:
-    """Gather the records of several folders, from other machines for example, in one.
+    """Merge the records of several folders into one.
 
-    Of several records of a cell one is kept: rather one that did not fail, then that of the first
-    folder, where the folder of the results itself comes before all others. Exit code 1 where a
-    damaged record was left out.
+    The folders may come from several machines.
+
+    If a cell has several records, one is kept: one that did not fail before one that did, then that
+    of the first folder. The folder --results itself comes before all others.
+
+    Exit codes: 0 success, 1 a damaged record was left out.
     """
-    from bdbench.records.merge import merge as gather
+    from bdbench.records.merge import merge as merge_records
 
-    lines, whole = gather(folders, results)
+    lines, complete = merge_records(folders, results)
     say("\n".join(lines))
-    return 0 if whole else 1
+    return 0 if complete else 1
 
 
 @cli.command()
 @click.argument("which", metavar="tsne|losses|curves|pareto|plane|sweep|triggers")
-@click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
-@click.option("--attack", multiple=True, metavar="SPEC", help="Only this attack; repeatable.")
-@click.option("--defense", multiple=True, metavar="SPEC", help="Only this defense; repeatable.")
-@click.option("--dataset", multiple=True, metavar="SPEC", help="Which, where there are several.")
-@click.option("--model", multiple=True, metavar="SPEC", help="Which, where there are several.")
-@click.option("--recipe", multiple=True, metavar="SPEC", help="Which, where there are several.")
-@click.option("--format", "formats", multiple=True, metavar="png|svg", help="Default: both.")
-@click.option("--field", default="", metavar="NAME", help="For sweep: a field, such as t1.")
-@click.option("--data", type=FOLDER, help="Where data sets lie, for triggers.")
-@click.option("--plugin", type=FILE, multiple=True, help="A file that registers a plugin.")
+@RESULTS
+@click.option("--attack", multiple=True, metavar="SPEC", help="Draw only this attack; repeatable.")
+@click.option(
+    "--defense", multiple=True, metavar="SPEC", help="Draw only this defense; repeatable."
+)
+@click.option("--dataset", multiple=True, metavar="SPEC", help="Choose one of several data sets.")
+@click.option("--model", multiple=True, metavar="SPEC", help="Choose one of several models.")
+@click.option("--recipe", multiple=True, metavar="SPEC", help="Choose one of several recipes.")
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    metavar="png|svg",
+    show_default="both",
+    help="Write only this format.",
+)
+@click.option(
+    "--field", default="", metavar="NAME", help="Draw a sweep against this field, such as t1."
+)
+@DATA
+@PLUGIN
 def figure(
     which: str,
     results: Path,
@@ -120,13 +161,20 @@ def figure(
     plugin: tuple[Path, ...],
     **wanted: tuple[str, ...],
 ) -> int:
-    """Draw a figure from records, as PNG and SVG with its data as CSV. It never trains.
+    """Draw a figure from records.
 
-    pareto: time, ASR and lost CA of all defenses. plane: ASR against CA of all defenses, for each
-    attack. sweep: CA and ASR against a field that differs between specs, such as t1 of cbd. curves:
-    CA and ASR by epoch. losses: those of clean and poisoned training images by epoch. tsne:
-    embeddings before and after training. triggers: an image with the trigger of each attack. A SPEC
-    is a name with or without fields, and stands for all that agree with it.
+    It is written as PNG and SVG, with its data as CSV. Drawing never trains.
+
+    \b
+    pareto    training time, ASR and loss of CA of all defenses
+    plane     ASR against CA of all defenses, a panel for each attack
+    sweep     CA and ASR against a field that differs between specs, such as t1 of cbd
+    curves    CA and ASR by epoch
+    losses    losses of clean and poisoned training images by epoch
+    tsne      embeddings before and after training
+    triggers  an image with the trigger of each attack
+
+    A SPEC is a name with or without fields, and selects every plugin that agrees with it.
     """
     from bdbench.figures import FORMATS, make
 
@@ -138,13 +186,25 @@ def figure(
 
 
 @cli.command()
-@click.option("--results", type=FOLDER, default=Path("results/quick"), show_default=True)
-@click.option("--compare", type=FOLDER, help="Other results, for a page that compares the two.")
-@click.option("--out", type=FOLDER, help="Default: report/ in the folder of the results.")
+@RESULTS
+@click.option(
+    "--compare",
+    type=FOLDER,
+    metavar="DIR",
+    help="Add a comparison with the records in DIR.",
+)
+@click.option(
+    "--out",
+    type=FOLDER,
+    metavar="DIR",
+    show_default="report in the folder of the results",
+    help="Write the pages to DIR.",
+)
 def report(results: Path, compare: Path | None, out: Path | None) -> int:
-    """Make a folder of HTML pages from records: leaderboard, heat maps, a page for each cell.
+    """Write a report of HTML pages from records.
 
-    It opens in a browser without a network. It never trains.
+    It has the leaderboard, heat maps and a page for each cell, and needs no network connection.
+    Writing it never trains.
     """
     from bdbench.report.site import write_report
 
@@ -157,9 +217,19 @@ def report(results: Path, compare: Path | None, out: Path | None) -> int:
 
 @cli.command()
 @click.argument("key")
-@click.option("--results", type=FOLDER, help="Default: all folders below results/.")
+@click.option(
+    "--results",
+    type=FOLDER,
+    metavar="DIR",
+    show_default="all folders in results/",
+    help="Read the records in DIR.",
+)
 def explain(key: str, results: Path | None) -> None:
-    """Show everything behind one cell. KEY is the name of a record or its first digits."""
+    """Show everything that a record holds.
+
+    The last line is the command that runs its cell again. KEY is the key of a cell or its first
+    digits.
+    """
     from bdbench.cli.explanation import explanation
 
     say(explanation(key, results))

@@ -1,4 +1,4 @@
-"""Data sets that come from elsewhere: where they are, getting them, and asking whether to."""
+"""Data sets that can be downloaded: where they are, the download, and the offer of one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rich.progress import (
 
 from bdbench.cli.group import say
 from bdbench.datasets.base import Source
-from bdbench.datasets.download import Watcher, download, places, without_password
+from bdbench.datasets.download import Watcher, addresses_of, download, without_password
 from bdbench.datasets.files import FileSource
 from bdbench.machine.terminal import Terminal
 from bdbench.models.plugins.errors import InvalidInput, require, shown
@@ -29,30 +29,30 @@ from bdbench.storage import mark
 from bdbench.storage.folders import cache_root, roots
 
 STEPS = 10
-"""Lines about a file where there is no terminal."""
+"""Progress lines of a file of known size, without a terminal."""
 UNKNOWN = 2**24
-"""Bytes between lines about a file of unknown size."""
+"""Bytes between the progress lines of a file of unknown size."""
 
 
-class Lines:
-    """Says now and then, in a line, how far a download is."""
+class ProgressLines:
+    """Prints a line now and then to show how far a download is."""
 
     def __init__(self) -> None:
-        self._said: dict[str, int] = {}
+        self._steps: dict[str, int] = {}
 
     def progress(self, name: str, done: int, total: int | None) -> None:
         step = done * STEPS // total if total else done // UNKNOWN
-        if self._said.get(name, 0) < step:
-            self._said[name] = step
+        if self._steps.get(name, 0) < step:
+            self._steps[name] = step
             of = f" of {decimal(total)}" if total else ""
             say(f"{name}: {decimal(done)}{of}")
 
-    def again(self, name: str, reason: str, pause: float) -> None:
+    def retrying(self, name: str, reason: str, pause: float) -> None:
         say(f"{name}: {reason}; trying again in {pause:g} s", err=True)
 
 
-class Bars(Lines):
-    """Shows bars on a terminal."""
+class ProgressBars(ProgressLines):
+    """Shows a progress bar for each file on a terminal."""
 
     def __init__(self, bars: Progress) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Bars(Lines):
             self._tasks[name] = self._bars.add_task(shown(name), total=total)
         self._bars.update(self._tasks[name], completed=done, total=total)
 
-    def again(self, name: str, reason: str, pause: float) -> None:
+    def retrying(self, name: str, reason: str, pause: float) -> None:
         self._bars.console.print(
             f"{name}: {reason}; trying again in {pause:g} s", markup=False, highlight=False
         )
@@ -72,10 +72,10 @@ class Bars(Lines):
 
 @contextmanager
 def watched() -> Iterator[Watcher]:
-    """What shows a download, as suits standard output."""
+    """Progress bars if standard output is a terminal, else progress lines."""
     console = Terminal()
     if not console.is_terminal:
-        yield Lines()
+        yield ProgressLines()
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -85,44 +85,47 @@ def watched() -> Iterator[Watcher]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console) as bars:
-        yield Bars(bars)
+        yield ProgressBars(bars)
 
 
 def get(source: Source, data: Path | None = None, url: str | None = None) -> None:
-    """Download a data set unless it is there, and say where it is.
+    """Download a data set unless it is already there, and print where it is.
 
     data: folder to put it into, None for `data` in the cache
-    url: see `places`
+    url: see `addresses_of`
+
+    Raises `InvalidInput` for a data set that cannot be downloaded, and as `download` does.
     """
-    gettable = _gettable(source)
-    if gettable.is_whole(roots(data)):
-        say(f"{source.name} is there: {source.locate(roots(data))}; nothing to download")
+    downloadable = _downloadable(source)
+    if downloadable.is_complete(roots(data)):
+        say(f"{source.name} is already there: {source.locate(roots(data))}; nothing to download")
         return
-    for archive, address in zip(gettable.archives, places(gettable.archives, url), strict=True):
-        say(f"{archive.name} from {without_password(address)}")
+    addresses = addresses_of(downloadable.archives, url)
+    for archive, address in zip(downloadable.archives, addresses, strict=True):
+        say(f"downloading {archive.name} from {without_password(address)}")
     if data is None:
         mark.claim(cache_root())
     folder = roots(data)[0] if data else cache_root() / "data"
     with watched() as watcher:
-        download(source.name, gettable.archives, folder, url, watcher)
+        download(source.name, downloadable.archives, folder, url, watcher)
     where = source.locate([folder])
     require(
         where is not None,
-        f"{source.name} was unpacked in {folder / source.name}, where none of its layouts is: "
-        f"{', '.join(gettable.layouts)}",
+        f"{source.name} was unpacked to {folder / source.name}, which has none of its layouts: "
+        f"{', '.join(downloadable.layouts)}",
     )
-    say(f"{source.name} is there: {where}")
+    say(f"downloaded {source.name}: {where}")
 
 
 def offer(sources: Iterable[Source], data: Path | None) -> None:
-    """Ask whether to get what is missing, where a person is at a terminal; else do nothing."""
+    """On a terminal, ask whether to download each missing data set; elsewhere, do nothing."""
     if not _at_terminal():
         return
     searched = roots(data)
     for source in {source.name: source for source in sources}.values():
         missing = isinstance(source, FileSource) and source.archives
         if missing and source.locate(searched) is None:
-            question = f"data set {source.name} is not there; download it to"
+            question = f"data set {source.name} was not found; download it to"
             if click.confirm(f"{question} {(data or cache_root() / 'data')}?", default=False):
                 get(source, data)
 
@@ -132,21 +135,22 @@ def _at_terminal() -> bool:
 
 
 def whereabouts(source: Source, searched: Sequence[Path]) -> str:
-    """Where the images of a data set are or, if nowhere, how to come by them."""
+    """Where the images of a data set were found or, if nowhere, how to get them."""
     found = source.locate(searched)
     if found is not None or not isinstance(source, FileSource):
         return found or "not found"
     if source.archives:
-        return f"not found; bdbench data get {source.name}"
+        return f"not found; `bdbench data get {source.name}` downloads it"
     return "not found" if source.is_named else source.advice
 
 
-def _gettable(source: Source) -> FileSource:
+def _downloadable(source: Source) -> FileSource:
+    """The data set, if it has archives. Raises `InvalidInput` for another."""
     if isinstance(source, FileSource) and source.archives:
         return source
     from bdbench.datasets.registry import datasets
 
     known = [name for name in datasets.names() if getattr(datasets.factory(name), "archives", ())]
     where = source.locate([])
-    why = f"needs no files ({where})" if where else "has no public place"
+    why = f"needs no files ({where})" if where else "has no public download"
     raise InvalidInput(f"data set {source.name} {why}; choose one of {', '.join(known)}")

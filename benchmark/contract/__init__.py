@@ -1,10 +1,10 @@
-"""What every attack, defense, model and data set promises, as checks that say what is broken.
+"""The contract of attacks, defenses, models and data sets, as checks that explain every failure.
 
-`bdbench check` runs them on a plugin, and the tests on everything that is registered.
+`bdbench check` runs them on one plugin, and the tests run them on all registered plugins.
 """
 
-# Imported for the promises that they register, in the order in which these are checked.
-from bdbench.contract import others as others  # isort: skip
+# These modules register promises. Their order is that of the checks.
+from bdbench.contract import common as common  # isort: skip
 from bdbench.contract import attacks as attacks
 from bdbench.contract import datasets as datasets
 from bdbench.contract import defenses as defenses

@@ -1,4 +1,4 @@
-"""What a data set promises."""
+"""The promises of a data set."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from bdbench.contract.others import made, made_by
+from bdbench.contract.common import can_be_built, factory_of
 from bdbench.contract.promises import promise
-from bdbench.contract.scenarios import Untested, expect, untouched, whole_cell
+from bdbench.contract.scenarios import Untested, expect, no_global_draws, run_whole_cell
 from bdbench.datasets.base import Dataset, Source, fingerprint
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.registry import Registry
@@ -19,18 +19,19 @@ from bdbench.models.plugins.spec import Spec
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
 
-MOST = 3_000_000
-"""Pixels of the test images of a data set with which a cell is tried."""
+MOST_PIXELS = 3_000_000
+"""In the test images of a data set, for which the check runs a whole cell."""
 FEW = 10
 """Training images of each class in a subset."""
 
 
-@promise("data set", "it says beforehand what it is", made)
+@promise("data set", "it declares its name, sizes and recipe before it is loaded", can_be_built)
 def declared(registry: Registry[Any], name: str) -> None:
     source = registry.build(name)
-    expect(source.name == Spec.of(name).name, f"its name is {source.name!r}")
+    expected = Spec.of(name).name
+    expect(source.name == expected, f"its name is {source.name!r}, not {expected!r}")
     if not source.is_named:
-        raise Untested(f"its settings do not say which images are meant: {source.advice}")
+        raise Untested(f"its settings do not name any images: {source.advice}")
     expect(source.num_classes > 1, f"it has {source.num_classes} classes")
     expect(source.image_size >= 8, f"its images have {source.image_size} pixels")
     if source.train_images is None:
@@ -38,11 +39,11 @@ def declared(registry: Registry[Any], name: str) -> None:
     expect(source.learning_rate > 0, "its learning rate is not above 0")
     expect(isinstance(source.flip, bool), "flip is not True or False")
     wanted = FEW * source.num_classes
-    expect(fewer(registry, name, wanted).count == wanted, "train_images is ignored")
+    expect(fewer(registry, name, wanted).count == wanted, "it ignores train_images")
 
 
 def fewer(registry: Registry[Any], name: str, count: int) -> Source:
-    """The same with so many training images."""
+    """The same data set with so many training images."""
     source: Source = registry.build(Spec.of(name).with_(train_images=count))
     return source
 
@@ -53,31 +54,37 @@ def searched() -> list[Path]:
 
 @functools.lru_cache(maxsize=1)
 def loaded(registry: Registry[Any], name: str, factory: Any, places: Sequence[Path]) -> Dataset:
-    """What several promises look at. Raises `Untested` where there are no images."""
+    """The loaded data set, which several promises inspect. Raises `Untested` if its images are
+    missing."""
     source = registry.build(name)
     if source.locate(places) is None:
-        raise Untested("its images are nowhere; $BDBENCH_DATA names the folder of data sets")
+        raise Untested(
+            "its images were not found; set $BDBENCH_DATA to the folder that contains data sets"
+        )
     found: Dataset = source.load(places, Cache(cache_root()))
     return found
 
 
 def whole(registry: Registry[Any], name: str) -> Dataset:
-    return loaded(registry, name, made_by(registry, name), tuple(searched()))
+    return loaded(registry, name, factory_of(registry, name), tuple(searched()))
 
 
-@promise("data set", "its images are what it says, the same at every time", declared)
-def as_said(registry: Registry[Any], name: str) -> None:
+@promise("data set", "its images match its declaration and are the same at every load", declared)
+def as_declared(registry: Registry[Any], name: str) -> None:
     source, found = registry.build(name), whole(registry, name)
-    expect(isinstance(found, Dataset), f"load returns a {type(found).__name__} and no Dataset")
+    expect(isinstance(found, Dataset), f"load returns a {type(found).__name__}, not a Dataset")
     for which, data in (("training", found.train), ("test", found.test)):
         _check_images(source, which, data)
-    expect(len(found.class_names) == source.num_classes, "it has not one name for each class")
+    names = len(found.class_names)
+    expect(
+        names == source.num_classes, f"it has {names} class names for {source.num_classes} classes"
+    )
     digest = fingerprint(found.train, found.test)
     expect(found.sha256 == digest, "sha256 is not the fingerprint of its images and labels")
-    # At the first time libraries may be imported, which draw names for their own files.
-    with untouched("it"):
+    # Only the second load is checked: the first may import libraries that draw file names.
+    with no_global_draws("it"):
         again = source.load(searched(), Cache(cache_root()))
-    expect(again.sha256 == found.sha256, "it has other images when it is loaded again")
+    expect(again.sha256 == found.sha256, "a second load gives other images")
 
 
 def _check_images(source: Source, which: str, data: ImageSet) -> None:
@@ -86,39 +93,41 @@ def _check_images(source: Source, which: str, data: ImageSet) -> None:
     expect(count > 0, f"it has no {which} images")
     expect(
         images.dtype == torch.uint8 and images.shape == (count, 3, size, size),
-        f"its {which} images are {images.dtype} {tuple(images.shape)} and not uint8 "
+        f"its {which} images are {images.dtype} {tuple(images.shape)}, not uint8 "
         f"({count}, 3, {size}, {size})",
     )
     expect(
         labels.dtype == torch.int64 and labels.shape == (count,),
-        f"its {which} labels are {labels.dtype} {tuple(labels.shape)} and not int64 ({count},)",
+        f"its {which} labels are {labels.dtype} {tuple(labels.shape)}, not int64 ({count},)",
     )
     low, high = int(labels.min()), int(labels.max())
     expect(
         low >= 0 and high < source.num_classes == data.num_classes,
-        f"its {which} labels are from {low} to {high} of {data.num_classes} classes, and it says "
-        f"that there are {source.num_classes}",
+        f"its {which} labels are from {low} to {high} of {data.num_classes} classes, but it "
+        f"declares {source.num_classes} classes",
     )
 
 
-@promise("data set", "a subset has as many training images as asked, of every class", as_said)
+@promise(
+    "data set", "a subset has the requested number of training images, of all classes", as_declared
+)
 def subset(registry: Registry[Any], name: str) -> None:
     every = whole(registry, name)
-    there = int((every.train.labels.bincount() > 0).sum())
+    classes = int((every.train.labels.bincount() > 0).sum())
     count = min(FEW * every.train.num_classes, len(every.train))
     part = fewer(registry, name, count).load(searched(), Cache(cache_root()))
-    expect(len(part.train) == count, f"of {count} training images it has {len(part.train)}")
+    expect(len(part.train) == count, f"a subset of {count} images has {len(part.train)}")
     found = int((part.train.labels.bincount() > 0).sum())
-    expect(found == there, f"of {there} classes a subset has images of {found}")
+    expect(found == classes, f"a subset has images of {found} of {classes} classes")
     same = torch.equal(part.test.labels, every.test.labels)
     expect(same, "a subset of the training images has other test images")
 
 
-@promise("data set", "it goes through a whole cell, from its images to the record", subset)
+@promise("data set", "it runs in a whole cell, from its images to the record", subset)
 def dataset_cell(registry: Registry[Any], name: str) -> None:
     source = registry.build(name)
     tested = len(whole(registry, name).test)
-    if tested * source.image_size**2 > MOST:
-        raise Untested(f"a cell is tested on its {tested:,} test images, which takes a while")
+    if tested * source.image_size**2 > MOST_PIXELS:
+        raise Untested(f"a whole cell takes too long with its {tested:,} test images")
     few = Spec.of(name).with_(train_images=min(2 * source.num_classes, source.count))
-    whole_cell("none", "none", dataset=str(few), roots=searched(), cache=Cache(cache_root()))
+    run_whole_cell("none", "none", dataset=str(few), roots=searched(), cache=Cache(cache_root()))

@@ -1,4 +1,4 @@
-"""What a defense promises."""
+"""The promises of a defense."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdbench.contract.others import made, made_by
+from bdbench.contract.common import can_be_built, factory_of
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import (
     RECIPE,
     SIDE,
-    Drawn,
-    context,
+    GlobalDraw,
+    defense_context,
     expect,
     frozen,
-    goes_on,
-    lent,
-    pictures,
+    no_global_draws,
+    random_images,
     replays,
+    resumes,
+    run_whole_cell,
     same,
-    untouched,
-    whole_cell,
+    training_context,
 )
 from bdbench.defenses.base import Context, Defense
 from bdbench.models.data import ImageSet
@@ -34,107 +34,110 @@ from bdbench.models.training.loop import logits
 
 
 @dataclass(frozen=True)
-class Fitted:
-    """What there is to see of a defense that has been fitted once.
+class FitRun:
+    """The results of one `fit` of a defense.
 
-    before: its settings, in words
-    asked: the numbers of the undefended networks that it asked for
-    drawn: from which global generator, in words; empty if from none
+    before: the repr of the defense before
+    asked: the numbers of the undefended networks that it requested
+    drawn: the message about a global generator that it drew from; empty if from none
     """
 
     defense: Defense
     before: str
     data: ImageSet
-    means: Context
-    made: Any
+    context: Context
+    result: Any
     asked: frozenset[int]
     drawn: str
 
 
 @functools.lru_cache(maxsize=1)
-def fitted(registry: Registry[Any], name: str, factory: Any) -> Fitted:
-    """A fit that several promises look at."""
-    defense, data, asked, drawn = registry.build(name), pictures(60, SIDE, 10), set(), ""
+def run_fit(registry: Registry[Any], name: str, factory: Any) -> FitRun:
+    """One run of `fit`, which several promises inspect."""
+    defense, data, asked, drawn = registry.build(name), random_images(60, SIDE, 10), set(), ""
     before, fraction = repr(defense), defense.clean_fraction
-    expect(0 <= fraction < 1, f"its clean_fraction is {fraction} and not in [0, 1)")
-    means = context(data, fraction)
+    expect(0 <= fraction < 1, f"its clean_fraction is {fraction}, which is not in [0, 1)")
+    context = defense_context(data, fraction)
 
-    def lend(n: int) -> Classifier:
+    def undefended(n: int) -> Classifier:
         asked.add(n)
-        return context(data, fraction).undefended(n)
+        return defense_context(data, fraction).undefended(n)
 
     try:
-        with untouched("it"):
-            made = defense.fit(data, replace(means, train_undefended=lend))
-    except Drawn as error:
+        with no_global_draws("it"):
+            result = defense.fit(data, replace(context, train_undefended=undefended))
+    except GlobalDraw as error:
         drawn = str(error)
-    return Fitted(defense, before, data, means, made, frozenset(asked), drawn)
+    return FitRun(defense, before, data, context, result, frozenset(asked), drawn)
 
 
-@promise("defense", "fit returns a classifier", made)
+@promise("defense", "fit returns a classifier", can_be_built)
 def gives_classifier(registry: Registry[Any], name: str) -> None:
-    seen = fitted(registry, name, made_by(registry, name))
-    check_network(seen.made, seen.data.num_classes, "it", "fit")
-    answers = logits(seen.made, seen.data.images)
-    expect(answers.shape == (60, 10), f"its logits have the shape {tuple(answers.shape)}")
-    expect(bool(answers.isfinite().all()), "its logits are not finite")
+    run = run_fit(registry, name, factory_of(registry, name))
+    check_network(run.result, run.data.num_classes, "it", "fit")
+    outputs = logits(run.result, run.data.images)
+    shape = tuple(outputs.shape)
+    expect(shape == (60, 10), f"the logits of its network have the shape {shape}, not (60, 10)")
+    expect(bool(outputs.isfinite().all()), "the logits of its network are not finite")
 
 
-@promise("defense", "it draws from the random streams that it is given alone", gives_classifier)
+@promise("defense", "it draws random numbers from the given streams only", gives_classifier)
 def defense_draws(registry: Registry[Any], name: str) -> None:
-    drawn = fitted(registry, name, made_by(registry, name)).drawn
+    drawn = run_fit(registry, name, factory_of(registry, name)).drawn
     expect(not drawn, drawn)
 
 
-@promise("defense", "it changes nothing it was given, and says what it needs", gives_classifier)
-def clean_hands(registry: Registry[Any], name: str) -> None:
-    seen = fitted(registry, name, made_by(registry, name))
-    defense, data = seen.defense, seen.data
+@promise("defense", "it modifies no argument, and declares what it needs", gives_classifier)
+def modifies_nothing(registry: Registry[Any], name: str) -> None:
+    run = run_fit(registry, name, factory_of(registry, name))
+    defense, data = run.defense, run.data
     expect(frozen(defense), "it is not a frozen dataclass")
     expect(defense.cost(RECIPE, len(data)) > 0, "its cost is not above 0")
-    lacking = defense.lacks(lent(data).build(), data.size[0])
-    expect(lacking == "", f"it says that wrn16_1 lacks {lacking!r}, which it was fitted with")
+    lacking = defense.lacks(training_context(data).build(), data.size[0])
+    expect(lacking == "", f"lacks() says that wrn16_1 lacks {lacking!r}, but fit ran with it")
     expect(
-        seen.asked == set(range(defense.undefended)),
-        f"it says that it asks for {defense.undefended} undefended networks, and asks for those "
-        f"numbered {sorted(seen.asked)}",
+        run.asked == set(range(defense.undefended)),
+        f"it declares {defense.undefended} undefended networks, but requests those numbered "
+        f"{sorted(run.asked)}",
     )
-    expect(not seen.made.training, "the network it returns is in training mode; call eval()")
-    fresh = pictures(60, SIDE, 10)
-    expect(same(data, fresh.images, fresh.labels), "it writes into the training set")
-    expect(repr(defense) == seen.before, "fit changes its settings")
-    for kept, values in seen.means.journal.samples.items():
-        expect(values.shape == (60,), f"the journal's {kept!r} has the shape {tuple(values.shape)}")
+    expect(not run.result.training, "the network it returns is in training mode; call eval()")
+    fresh = random_images(60, SIDE, 10)
+    expect(same(data, fresh.images, fresh.labels), "it modifies the training set in place")
+    expect(repr(defense) == run.before, "fit changes its settings")
+    for sample, values in run.context.journal.samples.items():
+        shape = tuple(values.shape)
+        expect(shape == (60,), f"{sample!r} in the journal has the shape {shape}, not (60,)")
 
 
-@promise("defense", "it is a function of its seed", defense_draws, clean_hands)
+@promise("defense", "its result depends on the seed only", defense_draws, modifies_nothing)
 def seeded(registry: Registry[Any], name: str) -> None:
-    defense, data = registry.build(name), pictures(60, SIDE, 10)
+    defense, data = registry.build(name), random_images(60, SIDE, 10)
     fraction = defense.clean_fraction
     one, two, other = (
-        logits(defense.fit(data, context(data, fraction, seed)), data.images) for seed in (0, 0, 1)
+        logits(defense.fit(data, defense_context(data, fraction, seed)), data.images)
+        for seed in (0, 0, 1)
     )
-    expect(torch.equal(one, two), "the same seed gives another network")
-    expect(not torch.equal(one, other), "another seed gives the same network")
+    expect(torch.equal(one, two), "the same seed gives different networks")
+    expect(not torch.equal(one, other), "different seeds give the same network")
 
 
-@promise("defense", "it goes through a whole cell, from poisoned images to the record", clean_hands)
+@promise("defense", "it runs in a whole cell, from poisoned images to the record", modifies_nothing)
 def defense_cell(registry: Registry[Any], name: str) -> None:
-    whole_cell("badnets", name)
+    run_whole_cell("badnets", name)
 
 
-@promise("defense", "broken off anywhere, it goes on and ends the same", seeded, defense_cell)
-def defense_goes_on(registry: Registry[Any], name: str) -> None:
-    goes_on("badnets", name)
+@promise("defense", "interrupted anywhere, it resumes with the same result", seeded, defense_cell)
+def defense_resumes(registry: Registry[Any], name: str) -> None:
+    resumes("badnets", name)
 
 
-@promise("defense", "its steps can be recorded for a GPU, and replayed", seeded)
+@promise("defense", "a GPU can capture and replay its training steps", seeded)
 def defense_replays(registry: Registry[Any], name: str) -> None:
-    defense, data = registry.build(name), pictures(60, SIDE, 10)
+    defense, data = registry.build(name), random_images(60, SIDE, 10)
 
     def fit() -> Tensor:
-        means = context(data, defense.clean_fraction)
-        means = replace(means, recipe=replace(RECIPE, epochs=2))
-        return logits(defense.fit(data, means), data.images)
+        context = defense_context(data, defense.clean_fraction)
+        context = replace(context, recipe=replace(RECIPE, epochs=2))
+        return logits(defense.fit(data, context), data.images)
 
     replays(fit)

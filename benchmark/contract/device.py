@@ -1,4 +1,4 @@
-"""Whether a device gives the same numbers in all ways in which it can be asked for them."""
+"""Whether a device computes the same numbers eagerly and in graphs, alone and in parallel."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from bdbench.contract.scenarios import pictures
+from bdbench.contract.scenarios import random_images
 from bdbench.defenses.base import Context
 from bdbench.defenses.registry import defenses
 from bdbench.models.registry import models
@@ -26,9 +26,9 @@ LIMITS = {"fp32": 1e-5, "bf16": 1e-2}
 @dataclass(frozen=True)
 class Comparison:
     """
-    what: was compared
-    distance: relative L2, of all parameters and buffers
-    limit: below which the two are the same
+    what: name of the comparison
+    distance: relative L2 distance of all parameters and buffers
+    limit: distance below which the two are the same
     """
 
     what: str
@@ -47,31 +47,31 @@ class Comparison:
 def weights(
     device: torch.device, defense: str, precision: str = "fp32", recorded: bool = False
 ) -> Tensor:
-    """float64 (n,): the parameters and buffers of a network after some epochs of `none` or `cbd`.
+    """float64 (n,): the parameters and buffers of a network after two epochs of `none` or `cbd`.
 
-    recorded: whether steps are recorded as graphs
+    recorded: whether steps are captured as CUDA graphs
     """
     recipe = Recipe(
         epochs=2, batch_size=BATCH, learning_rate=0.02, precision=precision, graphs=recorded
     )
     build = partial(models.build("wrn16_1").build, 10, 32)
-    means = TrainingContext(recipe, device, build, seed=0)
-    data = pictures(IMAGES, 32, 10).to(device)
+    context = TrainingContext(recipe, device, build, seed=0)
+    data = random_images(IMAGES, 32, 10).to(device)
     with full_precision():
         if defense == "none":
-            network = train(means.build(), data, recipe, means.rng("classifier"))
+            network = train(context.build(), data, recipe, context.rng("classifier"))
         else:
-            network = defenses.build(defense).fit(data, Context(**vars(means)))
+            network = defenses.build(defense).fit(data, Context(**vars(context)))
     return torch.cat([part.flatten().double().cpu() for part in network.state_dict().values()])
 
 
 def distance(one: Tensor, other: Tensor) -> float:
-    """Relative to the first."""
+    """L2 distance relative to the norm of the first."""
     return float((one - other).norm() / one.norm())
 
 
 def graphs(device: torch.device) -> Iterator[Comparison]:
-    """Recorded steps beside eager ones."""
+    """Captured steps compared with eager ones."""
     for precision, limit in LIMITS.items():
         for defense in ("none", "cbd(t1=1)"):
             eager, recorded = (
@@ -82,13 +82,14 @@ def graphs(device: torch.device) -> Iterator[Comparison]:
 
 
 def bf16(device: torch.device) -> Comparison:
-    """The same steps in bf16 as in fp32: a network that learns something else is far away."""
+    """The same steps in bf16 compared with fp32; a network that learns something else is far
+    away."""
     fine, coarse = (weights(device, "none", precision) for precision in ("fp32", "bf16"))
     return Comparison("bf16, none", distance(fine, coarse), 10 * LIMITS["bf16"])
 
 
 def jobs(alone: Callable[[], Tensor], at_once: Callable[[], list[Tensor]]) -> Comparison:
-    """Trainings at the same time beside one alone."""
+    """Parallel trainings compared with a single one."""
     first = alone()
     worst = max(distance(first, other) for other in at_once())
     return Comparison("jobs, none, fp32", worst, LIMITS["fp32"])
@@ -96,7 +97,7 @@ def jobs(alone: Callable[[], Tensor], at_once: Callable[[], list[Tensor]]) -> Co
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Without TF32, and with algorithms that repeat themselves."""
+    """Compute without TF32 and with deterministic algorithms inside the block."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.deterministic
     matmul.allow_tf32 = cudnn.allow_tf32 = False

@@ -1,10 +1,10 @@
-"""A CUDA graph without a GPU, as strict as one: operations are written down while a step runs, what
-they changed is undone, and a replay runs them again on the very same memory.
+"""A CUDA graph without a GPU, as strict as a real one: operations are logged while a step runs,
+their effects are undone, and a replay runs them again on the same memory.
 
-So a step that waits for the device fails, and one that keeps something on the host, or in another
-tensor each time, goes wrong as it would on a GPU.
+A step that synchronises with the device fails. A step that stores state on the host, or in a new
+tensor each time, gives wrong numbers, as it would on a GPU.
 
-Of torch's own functions, those that wait on a processor alone, such as `one_hot`, fail here too.
+Functions of torch that synchronise on a CPU only, such as `one_hot`, fail here too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from bdbench.models.training.graphs import Recorder, Work
 
 aten = torch.ops.aten
-WAITS = {
+SYNCHRONISING = {
     aten._local_scalar_dense,
     aten.equal,
     aten.is_nonzero,
@@ -31,18 +31,18 @@ WAITS = {
     aten.unique_consecutive,
     aten._unique2,
 }
-"""What needs an answer from the device, or brings a number to it."""
+"""Operations that read a value from the device or copy a number to it."""
 UNDECLARED = {aten.native_batch_norm: ("running_mean", "running_var")}
-"""What operations change without a word of it in their schemas."""
+"""Arguments that operations modify although their schemas do not say so."""
 
 
 class HostGraph(Recorder):
     """
-    recorded, replayed: how often
+    recorded, replayed: the number of captures and of replays
     """
 
-    def __init__(self, rehearsals: int = 1) -> None:
-        super().__init__(rehearsals)
+    def __init__(self, warm_up: int = 1) -> None:
+        super().__init__(warm_up)
         self.recorded = self.replayed = 0
 
     def record(self, work: Work) -> Work:
@@ -65,7 +65,7 @@ class _Log(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lines: list[tuple[Any, Any, Any, list[Tensor]]] = []
-        self.made: dict[int, Tensor] = {}
+        self.created: dict[int, Tensor] = {}
         self.before: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __torch_dispatch__(
@@ -75,26 +75,26 @@ class _Log(TorchDispatchMode):
         masks = func.overloadpacket in (aten.index, aten.index_put_, aten.index_put) and any(
             part is not None and part.dtype == torch.bool for part in args[1]
         )
-        if func.overloadpacket in WAITS or masks:
+        if func.overloadpacket in SYNCHRONISING or masks:
             raise RuntimeError(f"{func} is not permitted while recording")
         named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
         for values in _changed(func, named):
-            self._remember(values)
+            self._save(values)
         out = func(*args, **kwargs)
         fresh = _fresh(func, out)
-        self.made |= {_place(values): values for values in fresh}
-        # Aliases: what was recorded is the memory and not the history of gradients.
-        kept = tree_map_only(Tensor, Tensor.detach, (args, kwargs, fresh))
-        self.lines.append((func, *kept))
+        self.created |= {_storage(values): values for values in fresh}
+        # Detached aliases: a graph holds the memory, not the history of gradients.
+        aliases = tree_map_only(Tensor, Tensor.detach, (args, kwargs, fresh))
+        self.lines.append((func, *aliases))
         return out
 
-    def _remember(self, values: Tensor) -> None:
-        place = _place(values)
-        if place not in self.made and place not in self.before:
+    def _save(self, values: Tensor) -> None:
+        storage = _storage(values)
+        if storage not in self.created and storage not in self.before:
             whole = values.detach().as_strided(
                 (values.untyped_storage().nbytes() // values.element_size(),), (1,), 0
             )
-            self.before[place] = whole, whole.clone()
+            self.before[storage] = whole, whole.clone()
 
     def undo(self) -> None:
         for whole, copy in self.before.values():
@@ -102,13 +102,13 @@ class _Log(TorchDispatchMode):
 
     @torch.no_grad()
     def replay(self) -> None:
-        for func, args, kwargs, kept in self.lines:
-            for old, new in zip(kept, _fresh(func, func(*args, **kwargs)), strict=True):
+        for func, args, kwargs, outputs in self.lines:
+            for old, new in zip(outputs, _fresh(func, func(*args, **kwargs)), strict=True):
                 old.copy_(new)
 
 
 def _fresh(func: Any, out: Any) -> list[Tensor]:
-    """The tensors of an answer that are no views of the arguments."""
+    """The output tensors of an operation that are not views of its arguments."""
     returns = func._schema.returns
     pairs = zip(returns, out if len(returns) > 1 else (out,) * len(returns), strict=True)
     return [t for declared, part in pairs if declared.alias_info is None for t in _tensors(part)]
@@ -125,6 +125,6 @@ def _tensors(tree: Any) -> list[Tensor]:
     return [part for part in tree_flatten(tree)[0] if isinstance(part, Tensor)]
 
 
-def _place(values: Tensor) -> int:
-    place: int = values.untyped_storage()._cdata
-    return place
+def _storage(values: Tensor) -> int:
+    storage: int = values.untyped_storage()._cdata
+    return storage

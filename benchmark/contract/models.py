@@ -1,4 +1,4 @@
-"""What a model promises."""
+"""The promises of a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bdbench.contract.others import made
+from bdbench.contract.common import can_be_built
 from bdbench.contract.promises import promise
-from bdbench.contract.scenarios import CPU, RECIPE, expect, pictures, untouched
+from bdbench.contract.scenarios import CPU, RECIPE, expect, no_global_draws, random_images
 from bdbench.models.networks.classifier import Classifier, has_head
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.training.augment import to_float
@@ -21,58 +21,61 @@ from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import features, logits, predict
 
 CLASSES, SIZE = 7, 48
-ROUNDED = 0.1
-"""Relative L2 distance of embeddings in bf16; a network that computes something else is further."""
+BF16_LIMIT = 0.1
+"""Relative L2 distance of embeddings in bf16; a network that computes something else exceeds it."""
 
 
 def small(registry: Registry[Any], name: str) -> TrainingContext:
-    """The means of training such networks of 7 classes on images of 48 pixels."""
+    """A training context for such networks, with 7 classes and images of 48 pixels."""
     return TrainingContext(RECIPE, CPU, partial(registry.build(name).build, CLASSES, SIZE), seed=0)
 
 
 def images_of(count: int) -> Tensor:
-    return pictures(count, SIZE, CLASSES).images
+    return random_images(count, SIZE, CLASSES).images
 
 
-@promise("model", "it is a classifier for images of any size", made)
+@promise("model", "it is a classifier for images of any size", can_be_built)
 def any_size(registry: Registry[Any], name: str) -> None:
     network, images = small(registry, name).build(), images_of(3)
-    answers = logits(network, images)
-    expect(answers.shape == (3, CLASSES), f"its logits have the shape {tuple(answers.shape)}")
-    expect(predict(network, images).shape == (3,), "it does not name one class for each image")
+    shape, expected = tuple(logits(network, images).shape), (3, CLASSES)
+    expect(shape == expected, f"its logits have the shape {shape}, not {expected}")
+    expect(predict(network, images).shape == (3,), "it does not predict one class for each image")
 
 
-@promise("model", "its answers in eval mode draw from no generator", any_size)
+@promise("model", "it draws no random numbers in eval mode", any_size)
 def model_draws(registry: Registry[Any], name: str) -> None:
     network, images = small(registry, name).build(), images_of(3)
-    with untouched("an answer in eval mode"):
+    with no_global_draws("a forward pass in eval mode"):
         logits(network, images)
-    # Layers such as dropout have no other generator than torch's.
-    with untouched("an answer in training mode", but_torch=True), torch.random.fork_rng(devices=[]):
+    # Layers such as dropout can only draw from torch's global generator.
+    with (
+        no_global_draws("a forward pass in training mode", but_torch=True),
+        torch.random.fork_rng(devices=[]),
+    ):
         network.train()(images / 255)
 
 
-@promise("model", "its weights follow the seed", model_draws)
+@promise("model", "its initial weights depend on the seed", model_draws)
 def weights_follow(registry: Registry[Any], name: str) -> None:
-    means = small(registry, name)
-    networks = means.build(), means.build(), means.build("other")
+    context = small(registry, name)
+    networks = context.build(), context.build(), context.build("other")
     one, two, other = (torch.cat([p.flatten() for p in m.parameters()]) for m in networks)
-    expect(torch.equal(one, two), "the same seed gives other weights")
-    expect(not torch.equal(one, other), "another seed gives the same weights")
+    expect(torch.equal(one, two), "the same seed gives different weights")
+    expect(not torch.equal(one, other), "different seeds give the same weights")
 
 
-@promise("model", "its stages, its embedding and its head make up its answer", model_draws)
+@promise("model", "its logits are those of its head on its pooled last stage", model_draws)
 @torch.no_grad()
-def made_up(registry: Registry[Any], name: str) -> None:
+def logits_of_head(registry: Registry[Any], name: str) -> None:
     network, images = small(registry, name).build().eval(), to_float(images_of(3))
     maps = network.stages(images)
     shapes = [tuple(each.shape) for each in maps]
     expect(
         bool(maps) and all(each.dim() == 4 and len(each) == 3 for each in maps),
-        f"its stages have the shapes {shapes} and not (images, channels, height, width)",
+        f"its stages have the shapes {shapes}, not (images, channels, height, width)",
     )
     sides = [shape[2] for shape in shapes]
-    expect(sides == sorted(sides, reverse=True), f"its stages grow: {shapes}")
+    expect(sides == sorted(sides, reverse=True), f"the resolution of its stages grows: {shapes}")
     embedding = network.pool(maps[-1])
     expect(
         embedding.dim() == 2 and embedding.dtype == torch.float32,
@@ -81,64 +84,67 @@ def made_up(registry: Registry[Any], name: str) -> None:
     if has_head(network):
         expect(
             alike(network.head(embedding), network(images)),
-            "its answer is not that of its head to its embedding",
+            "its logits are not those of its head on its embedding",
         )
 
 
-@promise("model", "in eval mode it judges each image alone", model_draws)
-def judges_alone(registry: Registry[Any], name: str) -> None:
+@promise("model", "in eval mode the logits of an image do not depend on its batch", model_draws)
+def independent_images(registry: Registry[Any], name: str) -> None:
     network, images = small(registry, name).build(), images_of(3)
     alone = torch.cat([logits(network, images[n : n + 1]) for n in range(3)])
     expect(
         alike(logits(network, images), alone),
-        "the answer to an image depends on the others in its batch",
+        "the logits of an image depend on other images in its batch",
     )
 
 
 @promise(
     "model",
-    "it learns; a copy and a network with its weights are as it is",
+    "a training step changes it; deepcopy and its state dict copy it",
     weights_follow,
 )
 def can_be_copied(registry: Registry[Any], name: str) -> None:
-    means, images = small(registry, name), images_of(3)
-    network, other = means.build(), means.build("other")
+    context, images = small(registry, name), images_of(3)
+    network, other = context.build(), context.build("other")
     before = logits(network, images)
-    # So that buffers such as running means differ, too.
+    # So that buffers such as running context differ too.
     step(network)
-    answers = logits(network, images)
-    expect(not torch.equal(answers, before), "a step of training changes no answer")
+    trained = logits(network, images)
+    expect(not torch.equal(trained, before), "a training step does not change its logits")
     copy = deepcopy(network)
-    expect(torch.equal(logits(copy, images), answers), "a deep copy of it answers otherwise")
+    expect(torch.equal(logits(copy, images), trained), "a deep copy gives other logits")
     other.load_state_dict(network.state_dict())
     expect(
-        torch.equal(logits(other, images), answers),
-        "a network that is given its state dict answers otherwise: keep what it learns in "
+        torch.equal(logits(other, images), trained),
+        "a network that loads its state dict gives other logits: store what it learns in "
         "parameters and buffers",
     )
     step(copy)
-    expect(torch.equal(logits(network, images), answers), "a deep copy shares weights with it")
+    expect(torch.equal(logits(network, images), trained), "a deep copy shares weights with it")
 
 
-@promise("model", "in bf16 its embedding is float32, and nearly the same", weights_follow)
+@promise("model", "in bf16 its embedding is float32 and nearly the same", weights_follow)
 def in_bf16(registry: Registry[Any], name: str) -> None:
-    means, images = small(registry, name), images_of(3)
-    exact = features(means.build(), images)
-    halved = replace(means, recipe=replace(RECIPE, precision="bf16"))
+    context, images = small(registry, name), images_of(3)
+    exact = features(context.build(), images)
+    halved = replace(context, recipe=replace(RECIPE, precision="bf16"))
     rounded = features(halved.build(), images)
-    expect(rounded.dtype == torch.float32, f"its embedding in bf16 is {rounded.dtype}")
-    apart = float((rounded - exact).norm() / exact.norm().clamp(min=1e-12))
-    expect(apart < ROUNDED, f"its embedding in bf16 is {apart:.2g} apart, relative to its norm")
+    expect(rounded.dtype == torch.float32, f"its embedding in bf16 is {rounded.dtype}, not float32")
+    distance = float((rounded - exact).norm() / exact.norm().clamp(min=1e-12))
+    expect(
+        distance < BF16_LIMIT,
+        f"the relative distance of its embedding in bf16 is {distance:.2g}, not below {BF16_LIMIT}",
+    )
 
 
 def alike(one: Tensor, other: Tensor) -> bool:
-    """Whether they are the same but for the order in which sums were made."""
+    """Whether two tensors are equal up to the order of summation."""
     return torch.allclose(one, other, rtol=1e-3, atol=1e-4)
 
 
 def step(network: Classifier) -> None:
-    """One of training, on two images."""
-    data = pictures(2, SIZE, CLASSES)
+    """A training step on two images."""
+    data = random_images(2, SIZE, CLASSES)
     optimizer = RECIPE.sgd(network)
     with torch.random.fork_rng(devices=[]):
         cross_entropy(network.train()(to_float(data.images)), data.labels).backward()

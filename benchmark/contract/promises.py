@@ -1,7 +1,4 @@
-"""What every attack, defense, model and data set promises, as checks that say what is broken.
-
-`bdbench check` runs them on a plugin, and the tests on everything that is registered.
-"""
+"""Promises: the registered checks of the contract, and how they are run."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from bdbench.attacks.registry import attacks
 from bdbench.contract.scenarios import Broken, Untested
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
-from bdbench.models.plugins.blame import place
+from bdbench.models.plugins.blame import location
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.registry import Registry, load_file
 from bdbench.models.plugins.spec import Spec, did_you_mean
@@ -35,9 +32,9 @@ class Promise:
     """A check of one kind of plugin.
 
     kind: attack, defense, model, data set, or "" for all
-    sentence: what is promised
-    test: called with the kind's registry and a spec; raises `Broken` or `Untested`
-    needs: the tests of promises without which this one means nothing
+    sentence: the promise in words
+    test: called with the registry of the kind and a spec; raises `Broken` or `Untested`
+    needs: the tests of promises that this one presupposes
     """
 
     kind: str
@@ -48,9 +45,9 @@ class Promise:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a promise is kept; None where that was not tested, as another is broken or there is
-    nothing to test it with.
+    """The result of a check.
 
+    kept: whether the promise is kept; None if it was not tested
     why: how it is broken, or why it was not tested
     """
 
@@ -63,31 +60,33 @@ PROMISES: list[Promise] = []
 
 
 def promise(kind: str, sentence: str, *needs: Test) -> Callable[[Test], Test]:
-    """Decorator: the function checks this, once the promises that it `needs` are kept."""
+    """Register a function as the check of a promise; it runs if the promises that it `needs` are
+    kept."""
 
-    def remember(test: Test) -> Test:
+    def add(test: Test) -> Test:
         PROMISES.append(Promise(kind, sentence, test, needs))
         return test
 
-    return remember
+    return add
 
 
 def resolve(what: str) -> list[tuple[str, str]]:
-    """Kind and label of every plugin of that spec, or that a file registers. Raises `InvalidInput`.
+    """Kind and label of every plugin with this spec, or that this file registers. Raises
+    `InvalidInput`.
 
-    A file is what ends in .py or has a folder before it, and no fields after it; it is imported.
+    A text without fields that ends in .py or contains a folder is a file, which is imported.
     """
     path = expanded(Path(what))
     if not what.rstrip().endswith(")") and (path.suffix == ".py" or len(path.parts) > 1):
         load_file(path)
-        made = [
+        registered = [
             (kind, name)
             for kind, registry in REGISTRIES.items()
             for name in registry.names()
             if Path(inspect.getfile(registry.factory(name))).resolve() == path.resolve()
         ]
-        require(bool(made), f"plugin {what!r} registers nothing")
-        return made
+        require(bool(registered), f"plugin {what!r} registers nothing")
+        return registered
     wanted = Spec.of(what)
     for registry in REGISTRIES.values():
         if wanted.name in registry.broken:
@@ -100,13 +99,13 @@ def resolve(what: str) -> list[tuple[str, str]]:
 
 
 def promises(kind: str) -> list[Promise]:
-    """Those that a plugin of this kind gives."""
+    """The promises of a plugin of this kind."""
     return [each for each in PROMISES if each.kind in ("", kind)]
 
 
 def check_plugin(kind: str, name: str) -> Iterator[Verdict]:
-    """Every promise with its verdict, one after the other. A mistake breaks one promise: those that
-    need it are not tested."""
+    """Check one promise after another and yield the verdicts. Promises that need a broken one are
+    not tested, so that one mistake breaks one promise."""
     failed: dict[Test, str] = {}
     for each in promises(kind):
         first = next((failed[test] for test in each.needs if test in failed), None)
@@ -126,6 +125,6 @@ def _verdict(each: Promise, kind: str, name: str) -> Verdict:
         return Verdict(each, False, str(error))
     except Exception as error:
         where = inspect.trace()[-1]
-        file, line = place(error) or (Path(where.filename), where.lineno)
+        file, line = location(error) or (Path(where.filename), where.lineno)
         return Verdict(each, False, f"{type(error).__name__} in {file.name}, line {line}: {error}")
     return Verdict(each, True)

@@ -1,4 +1,4 @@
-"""Small worlds in which promises are tried."""
+"""Small data sets, contexts and cells in which promises are tested."""
 
 from __future__ import annotations
 
@@ -32,36 +32,36 @@ from bdbench.trial.clean_budget import clean_budget
 from bdbench.trial.harness import Harness
 
 RECIPE = Recipe(epochs=1, batch_size=20, learning_rate=0.05, updates=0.005)
-"""Short in epochs, and in updates: the longest stage on lent clean images makes some 40."""
+"""One epoch, and few updates: the longest stage on lent clean images makes some 40."""
 CPU = torch.device("cpu")
 SIDE = 16
-"""Pixels of an image where any size will do."""
+"""Pixels of an image, for tests that work with any size."""
 
 
 class Broken(Exception):
-    """A promise that is not kept; the message says how, as a sentence about the plugin."""
+    """A broken promise. The message is a sentence about the plugin."""
 
 
 class Untested(Exception):
-    """There is nothing to test a promise with; the message says what is missing."""
+    """A promise cannot be tested. The message says what is missing."""
 
 
-class Drawn(Broken):
-    """A global random generator was drawn from."""
+class GlobalDraw(Broken):
+    """A plugin drew from a global random generator."""
 
 
-def expect(kept: bool, otherwise: str) -> None:
-    """Raises `Broken(otherwise)` unless `kept`."""
+def expect(kept: bool, message: str) -> None:
+    """Raises `Broken(message)` unless `kept`."""
     if not kept:
-        raise Broken(otherwise)
+        raise Broken(message)
 
 
 @contextmanager
-def untouched(drawing: str, but_torch: bool = False) -> Iterator[None]:
-    """Raises `Drawn` where the work inside leaves a global random generator in another state.
+def no_global_draws(subject: str, but_torch: bool = False) -> Iterator[None]:
+    """Raises `GlobalDraw` if the block changes the state of a global random generator.
 
-    drawing: the work, as a sentence begins
-    but_torch: that of torch may be drawn from
+    subject: the code in the block, as the subject of the message
+    but_torch: whether the block may draw from torch's generator
     """
     states: dict[str, Callable[[], Any]] = {
         "torch's": lambda: torch.get_rng_state().tolist(),
@@ -74,28 +74,28 @@ def untouched(drawing: str, but_torch: bool = False) -> Iterator[None]:
     yield
     for whose, state in states.items():
         if state() != before[whose]:
-            raise Drawn(
-                f"{drawing} draws from {whose} global generator; use the random stream that is "
-                "given, context.rng or bdbench.models.rng.stream"
+            raise GlobalDraw(
+                f"{subject} draws from {whose} global generator; draw from the given random "
+                "stream, context.rng or bdbench.models.rng.stream"
             )
 
 
-def pictures(count: int, size: int, classes: int) -> ImageSet:
-    """Random images, as many of each class as there can be."""
+def random_images(count: int, size: int, classes: int) -> ImageSet:
+    """Random images with balanced classes."""
     shape = (count, 3, size, size)
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=stream(0, "contract"))
     return ImageSet(pixels, torch.arange(count) % classes, classes)
 
 
-def lent(data: ImageSet, seed: int = 0) -> TrainingContext:
-    """The means of a very short training on such images."""
+def training_context(data: ImageSet, seed: int = 0) -> TrainingContext:
+    """A context for a very short training on such images."""
     builder = partial(models.build("wrn16_1").build, data.num_classes, data.size[0])
     return TrainingContext(RECIPE, CPU, builder, seed)
 
 
-def context(data: ImageSet, clean_fraction: float, seed: int = 0) -> Context:
-    """What a defense is lent; undefended networks are not trained."""
-    training = lent(data, seed)
+def defense_context(data: ImageSet, clean_fraction: float, seed: int = 0) -> Context:
+    """The context of a defense, with undefended networks that are not trained."""
+    training = training_context(data, seed)
     return Context(
         **vars(training),
         clean=clean_budget(data, clean_fraction, seed),
@@ -108,37 +108,37 @@ def same(one: ImageSet, images: Tensor, labels: Tensor) -> bool:
 
 
 TOY, FEWER = (f"toy(train_images={n}, test_images=50, image_size={SIDE})" for n in (400, 100))
-"""Data of a whole cell."""
+"""Data sets of a whole cell."""
 
 
-def whole_cell(
+def run_whole_cell(
     attack: str,
     defense: str,
     dataset: str = TOY,
     roots: Sequence[Path] = (),
     cache: Cache | None = None,
 ) -> None:
-    """Raises `Broken` where the harness fails on a very short cell.
+    """Raises `Broken` if a very short cell fails.
 
-    roots, cache: see `Harness`; by default a cache of its own
+    roots, cache: see `Harness`; by default a temporary cache
     """
     with TemporaryDirectory() as folder:
         harness = Harness(cache or Cache(Path(folder)), roots, CPU)
         record = harness.run(cell(dataset, "wrn16_1", attack, defense, RECIPE, seed=0))
-    error = record.error or {"type": "", "message": ""}
-    expect(record.status == "ok", f"it fails with {error['type']}: {error['message']}")
+    if error := record.error:
+        raise Broken(f"it fails with {error.type}: {error.message}")
     decode(encode(record))
 
 
-def goes_on(attack: str, defense: str, curves: bool = False) -> int:
-    """How often work went on from a checkpoint. Raises `Broken` where a cell that is broken off
-    again and again has another record than one that is not."""
+def resumes(attack: str, defense: str, curves: bool = False) -> int:
+    """Interrupt a cell again and again, and return how often it resumed from a checkpoint. Raises
+    `Broken` if its record differs from that of an uninterrupted cell."""
     source = f"toy(train_images=64, test_images=20, image_size={SIDE})"
     recipe = replace(RECIPE, epochs=3)
     chosen = cell(source, "wrn16_1", attack, defense, recipe, seed=0)
 
     def attempt(folder: str, progress: Callable[[int], None]) -> Record:
-        # Patience below 0: every round is kept.
+        # With negative patience, every round writes a checkpoint.
         return Harness(Cache(Path(folder)), [], CPU, curves, progress, -1.0).run(chosen)
 
     steps = [0]
@@ -155,21 +155,20 @@ def goes_on(attack: str, defense: str, curves: bool = False) -> int:
 
             with suppress(KeyboardInterrupt):
                 again = attempt(folder, progress)
-            # So that it comes further each time.
+            # So that every attempt gets further.
             share += 2
     one, two = ({**encode(record), "measured": None} for record in (whole, again))
     expect(
         one == two,
-        "it ends otherwise than when it is not broken off; name all that a step changes in the "
-        "state of its loop, and put a `for` with loops inside into resumable",
+        "an interrupted run gives another result; name everything that a step changes in the state "
+        "of its loop, and wrap a `for` that contains loops in resumable",
     )
-    resumed: int = again.measured["resumed"]
-    return resumed
+    return again.measured.resumed or 0
 
 
 def replays(work: Callable[[], Tensor]) -> HostGraph:
-    """What recorded. Raises `Broken` where work whose steps are replayed, as on a GPU, has another
-    result than when they are run."""
+    """Capture and replay the training steps inside `work`, as a GPU does, and return the recorder.
+    Raises `Broken` if the result differs from that of eager steps."""
 
     def attempt(graph: HostGraph) -> Tensor:
         with recorded_by(lambda device: graph), warnings.catch_warnings():
@@ -178,22 +177,22 @@ def replays(work: Callable[[], Tensor]) -> HostGraph:
                 return work()
             except UserWarning as warning:
                 raise Broken(
-                    f"{warning}; a step must not wait for the device: no .item(), no branch on a "
-                    "tensor, no number brought to it"
+                    f"{warning}; a step must not synchronise with the device: no .item(), no "
+                    "branch on a tensor, no copy of a Python number to the device"
                 ) from warning
 
-    often = HostGraph()
-    found = [attempt(often), attempt(HostGraph(rehearsals=sys.maxsize))]
+    graph = HostGraph()
+    results = [attempt(graph), attempt(HostGraph(warm_up=sys.maxsize))]
     expect(
-        torch.equal(*found),
-        "it ends otherwise when its steps are replayed; what a step keeps must be in tensors that "
-        "it changes in place, for nothing else is done again",
+        torch.equal(*results),
+        "replayed steps give another result; a step must store its state in tensors that it "
+        "updates in place, because a replay repeats nothing else",
     )
-    return often
+    return graph
 
 
 def frozen(plugin: Any) -> bool:
-    """Whether a field of this dataclass, or another attribute, cannot be set."""
+    """Whether a plugin is a dataclass that refuses to set attributes."""
     if not is_dataclass(plugin):
         return False
     names = [field.name for field in fields(plugin)] or ["anything"]

@@ -1,4 +1,4 @@
-"""Data sets: where their images come from, as two sets of tensors."""
+"""Data sets, each as a training set and a test set of tensors."""
 
 from bdbench.datasets.base import Dataset as Dataset
 from bdbench.datasets.base import Source as Source

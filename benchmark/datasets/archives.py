@@ -1,7 +1,7 @@
-"""Archives of public data sets: where they come from, what they must be, and how they are unpacked.
+"""Archives of public data sets: their addresses, their checksums, and how they are unpacked.
 
-Nothing that an archive says is trusted: it may hold folders and files below the folder into which
-it is unpacked, and no links, devices or paths that lead elsewhere.
+Archives are not trusted. They may hold folders and files below the target folder, but no links,
+devices or paths that leave it.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ DAMAGE = (
     ValueError,
     NotImplementedError,
 )
-"""What reading a damaged archive may raise."""
+"""The exceptions that reading a damaged archive may raise."""
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that holds a data set, or a part of it.
+    """A file that holds a data set, or a part of one.
 
-    url: the official place
+    url: the official address
     checksum: `sha256:` or `md5:` and hex digits, as pooch takes them
     """
 
@@ -44,15 +44,15 @@ class Archive:
 
     @property
     def name(self) -> str:
-        """Of the file, the same at every place."""
+        """The name of the file, which is the same at every address."""
         return self.url.rpartition("/")[2]
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Put the files of a .zip, .tar, .tar.gz or .tgz into a folder.
+    """Unpack a .zip, .tar, .tar.gz or .tgz into a folder.
 
-    Raises `InvalidInput` for a damaged archive and one that holds anything but folders and files
-    below it, `Unusable` where files cannot be written.
+    Raises `InvalidInput` for a damaged archive and for one with links, devices or paths that leave
+    the folder, `Unusable` if a file cannot be written.
     """
     members = _from_zip(archive) if archive.suffix == ".zip" else _from_tar(archive)
     try:
@@ -66,7 +66,7 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def _write(place: Path, content: IO[bytes] | None) -> None:
-    """A file, or a folder where there is no content."""
+    """Write a file, or create a folder if there is no content."""
     try:
         if content is None:
             place.mkdir(parents=True, exist_ok=True)
@@ -79,24 +79,27 @@ def _write(place: Path, content: IO[bytes] | None) -> None:
 
 
 def _inside(name: str, archive: Path) -> PurePosixPath:
+    """The relative path of a member. Raises `InvalidInput` for one that leaves the folder."""
     path = PurePosixPath(name)
     fits = not path.is_absolute() and ".." not in path.parts and "\\" not in name
-    require(fits, f"{archive}: refusing to unpack {name!r}, which leads out of its folder")
+    require(fits, f"{archive}: refusing to unpack {name!r}: the path leaves the folder")
     return path
 
 
 def _from_tar(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """The name and content of each member; folders have no content."""
     with tarfile.open(archive) as opened:
         for member in opened:
             plain = member.isreg() or member.isdir()
-            require(plain, f"{archive}: refusing to unpack {member.name!r}, a link or device")
+            require(plain, f"{archive}: refusing to unpack {member.name!r}: a link or device")
             yield member.name, opened.extractfile(member)
 
 
 def _from_zip(archive: Path) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """The name and content of each member; folders have no content."""
     with zipfile.ZipFile(archive) as opened:
         for member in opened.infolist():
             kind = stat.S_IFMT(member.external_attr >> 16)
             plain = kind in (0, stat.S_IFREG, stat.S_IFDIR)
-            require(plain, f"{archive}: refusing to unpack {member.filename!r}, a link or device")
+            require(plain, f"{archive}: refusing to unpack {member.filename!r}: a link or device")
             yield member.filename, None if member.is_dir() else opened.open(member)

@@ -1,4 +1,4 @@
-"""What a data set is, and how one that lies in files is found, decoded once and cut to size."""
+"""What a data set is, and how a stratified subset of it is drawn."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from bdbench.storage.cache import Cache
 class Dataset:
     """The images that a cell trains on and is tested on, on the CPU.
 
-    sha256: of the arrays of both sets, see `fingerprint`
-    notes: facts that a record must carry, such as a smaller training set
+    class_names: the name of each label
+    sha256: hash of both sets, see `fingerprint`
+    notes: facts that a record must state, such as a smaller training set
     """
 
     train: ImageSet
@@ -35,12 +36,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Source(ABC):
-    """Where the images of one data set come from, and what is known of it beforehand.
+    """A data set before its images are loaded: its settings, and what is known about it.
 
-    train_images: number of training images to use, None for all of them. They are a fixed
-        stratified random subset, the same for every seed.
+    train_images: number of training images to use, None for all of them; a fixed stratified random
+        subset, the same for every seed
 
-    Raises `InvalidInput` if that is less than one image per class.
+    Raises `InvalidInput` for fewer training images than classes.
     """
 
     name: ClassVar[str]
@@ -57,12 +58,12 @@ class Source(ABC):
     @property
     @abstractmethod
     def num_classes(self) -> int:
-        """Labels count from 0 to one less."""
+        """The number of classes; labels are 0 to one less."""
 
     @property
     @abstractmethod
     def train_size(self) -> int:
-        """Images of the full training set."""
+        """The number of images of the full training set."""
 
     @property
     @abstractmethod
@@ -72,57 +73,64 @@ class Source(ABC):
     @property
     @abstractmethod
     def image_size(self) -> int:
-        """Height and width, pixels."""
+        """The height and width of images, in pixels."""
 
     @property
     @abstractmethod
     def learning_rate(self) -> float:
-        """The initial one, as the paper sets it for this data set."""
+        """The initial learning rate for this data set, as in the paper if it uses the data set."""
 
     @property
     def count(self) -> int:
-        """Number of training images that will be used, known before anything is read."""
+        """The number of training images in use, known before any image is read."""
         return self.train_size if self.train_images is None else self.train_images
 
     @property
     def content(self) -> str | None:
-        """What identifies images that the spec does not name, such as a hash of the files in a
-        user's folder; None for a data set that is known by its name."""
+        """What identifies the images if the spec does not, such as a hash of the files in a user's
+        folder; None if the spec does."""
         return None
 
     @property
     def is_named(self) -> bool:
-        """Whether the settings say which images are meant; where they do not, nothing is known."""
+        """Whether the settings say which images are meant; if not, other properties may raise."""
         return True
 
     @property
     def advice(self) -> str:
-        """What a user can do where the images are nowhere."""
-        return "say where it is with --data DIR or BDBENCH_DATA=DIR"
+        """What a user can do if the images are not found."""
+        return "name its folder with --data DIR or BDBENCH_DATA=DIR"
 
     @abstractmethod
     def load(self, roots: Sequence[Path], cache: Cache) -> Dataset:
-        """The images. Raises `InvalidInput` where they are missing, damaged or too few."""
+        """Load the images.
+
+        roots: folders to search for data sets, in this order
+
+        Raises `InvalidInput` for missing, damaged or too few images.
+        """
 
     @abstractmethod
     def locate(self, roots: Sequence[Path]) -> str | None:
-        """Where the images would come from, in words; None if they are nowhere."""
+        """Where the images would come from, in words; None if they are not found."""
 
 
 def stratified(data: ImageSet, count: int, name: str) -> ImageSet:
-    """A fixed random subset in the original order, see `stratified_rows`."""
+    """A fixed stratified random subset, in the original order; see `stratified_rows`."""
     return data[stratified_rows(data, count, name)]
 
 
 def stratified_rows(data: ImageSet, count: int, name: str) -> Tensor:
-    """bool (n,), `count` images by chance: one of every class that occurs, the others in proportion
-    by largest remainder.
+    """A random choice of `count` images, as bool (n,): one image of every class that occurs, the
+    others in proportion to class sizes, rounded by largest remainder.
+
+    name: of the data set, which seeds the choice
 
     Raises `InvalidInput` if `data` has fewer than `count` images.
     """
     require(
         count <= len(data),
-        f"train_images of {name} must be at most {len(data):,}, all there are, got {count:,}",
+        f"train_images of {name} must be at most {len(data):,}, got {count:,}",
     )
     sizes = torch.bincount(data.labels, minlength=data.num_classes).tolist()
     rest = [max(size - 1, 0) for size in sizes]
@@ -143,7 +151,7 @@ def stratified_rows(data: ImageSet, count: int, name: str) -> Tensor:
 
 
 def fingerprint(train: ImageSet, test: ImageSet) -> str:
-    """The sha256 of shape, images and labels of both sets, in hex digits."""
+    """The sha256 of the shapes, images and labels of both sets, in hex digits."""
     digest = hashlib.sha256()
     for data in (train, test):
         digest.update(repr(tuple(data.images.shape)).encode())

@@ -1,6 +1,6 @@
-"""What CIFAR-10 and CIFAR-100 share: their images, their layouts and their official archives.
+"""What CIFAR-10 and CIFAR-100 share: image size, layouts and the format of the official archives.
 
-These hold pickles, which are read only if their md5 is the official one.
+The archives hold pickles, which are opened only if their md5 is the official one.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CIFAR(FileSource):
-    """One of the two: photographs of 32x32 pixels."""
+    """CIFAR-10 or CIFAR-100: photographs of 32x32 pixels."""
 
     image_size: ClassVar[int] = 32
     flip: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 0.1
     classes: ClassVar[tuple[str, ...]]
-    """Names for Parquet files that have none."""
+    """Class names, for Parquet files without any."""
     folder: ClassVar[str]
-    """That of the official archive."""
+    """The folder in the official archive."""
     official: ClassVar[str]
-    """The class of torchvision that describes the archive."""
+    """The name of the torchvision class that describes the archive."""
 
     def find(self, root: Path) -> Iterator[Located]:
         yield from parquet.find(root, self.name, self.classes, self.image_size, resize=None)
@@ -56,10 +56,11 @@ def unpacked(parent: Path, official: type[CIFAR10]) -> Located:
     }
 
     def decode() -> Decoded:
-        # The batches are pickles, which can run code: torchvision too checks before it opens them.
+        # The batches are pickles, which can run code. torchvision also checks before it opens one.
         for path, md5 in checksums.items():
             require(
-                check_integrity(path, md5), f"{path}: is not the official file, the md5 differs"
+                check_integrity(path, md5),
+                f"{path} is not the official file: its md5 differs; unpack the archive again",
             )
         with warnings.catch_warnings():
             # Newer NumPy deprecates how these old pickles spell a dtype.

@@ -29,7 +29,7 @@ FOLDER = "cifar-10-batches-py"
 class CIFAR10(CIFAR):
     """CIFAR-10, 32x32 pixels, 50,000 training and 10,000 test images.
 
-    train_images: number of training images to use, None for all; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a fixed stratified subset
     """
 
     name: ClassVar[str] = "cifar10"
@@ -44,7 +44,7 @@ class CIFAR10(CIFAR):
         f"[cifar10/]{FOLDER}",
     )
     archives: ClassVar[tuple[Archive, ...]] = (
-        # The sha256 is that of Keras, for a file of torchvision's md5 c58f3010...
+        # The sha256 that Keras has for the file with torchvision's md5 c58f3010...
         Archive(
             "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
             "sha256:6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",

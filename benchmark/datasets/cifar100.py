@@ -18,7 +18,7 @@ FOLDER = "cifar-100-python"
 class CIFAR100(CIFAR):
     """CIFAR-100, 32x32 pixels, 50,000 training and 10,000 test images of 100 classes.
 
-    train_images: number of training images to use, None for all; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a fixed stratified subset
     """
 
     name: ClassVar[str] = "cifar100"
@@ -33,7 +33,7 @@ class CIFAR100(CIFAR):
         f"[cifar100/]{FOLDER}",
     )
     archives: ClassVar[tuple[Archive, ...]] = (
-        # The sha256 is that of Keras, for a file of torchvision's md5 eb9058c3...
+        # The sha256 that Keras has for the file with torchvision's md5 eb9058c3...
         Archive(
             "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
             "sha256:85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",

@@ -1,4 +1,4 @@
-"""Images in one folder for each class, whose names in order are the classes."""
+"""Images in one folder for each class. The names of the folders, in order, are the classes."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from bdbench.models.plugins.errors import InvalidInput, require, visible
 
 LAYOUT = "{train,val}/CLASS/*.{JPEG,png,...}"
 TESTS = ("val", "test")
-"""What the folder of test images may be called, the first one that is there."""
+"""Names of the folder of test images; the first one that exists is used."""
 JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
-"""What systems leave in folders, beside files whose names begin with a dot."""
+"""What operating systems leave in folders, besides hidden files."""
 
 Labelled = list[tuple[Path, int]]
+"""Image files, each with its label."""
 
 
 @dataclass(frozen=True)
 class Listing:
     """The image files of a data set and their labels.
 
-    names: of the classes
-    others: what lies among class folders and images and is neither, in words
+    names: the class names
+    others: a note on what is neither a class folder nor an image, empty if there is nothing
     """
 
     names: tuple[str, ...]
@@ -36,68 +37,71 @@ class Listing:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """All of both sets."""
+        """The files of both sets."""
         return tuple(path for path, _ in (*self.train, *self.test))
 
 
-def found(
+def locate(
     base: Path, size: int, resize: Resize, check_names: Callable[[Path, Sequence[str]], None]
 ) -> Located:
-    """The data set in `<base>/train` and `val` or `test`.
+    """The data set in `<base>/train` and `<base>/val` or `test`.
 
-    check_names: raises `InvalidInput` for a folder whose classes are not the right ones
+    size: height and width of the images, pixels
+    check_names: raises `InvalidInput` for a folder with the wrong classes
     """
     try:
-        listing, complaint = of_splits(base, check_names), ""
+        listing, problem = list_splits(base, check_names), ""
     except InvalidInput as error:
-        listing, complaint = Listing((), [], []), str(error)
+        listing, problem = Listing((), [], []), str(error)
 
-    def decode() -> Decoded:
-        # Said no sooner: `locate` names the folder in any state, and `find` is part of it.
-        require(not complaint, complaint)
-        return decoded(listing, size, resize)
+    def read() -> Decoded:
+        # Raised only here, so that a folder with a problem is found and named.
+        require(not problem, problem)
+        return decode(listing, size, resize)
 
-    return Located("class folders", base, listing.files, decode, left_out=listing.others)
+    return Located("class folders", base, listing.files, read, left_out=listing.others)
 
 
-def decoded(listing: Listing, size: int, resize: Resize) -> Decoded:
-    """The images of both sets. Raises `InvalidInput` for one that cannot be decoded."""
+def decode(listing: Listing, size: int, resize: Resize) -> Decoded:
+    """Decode the images of both sets. Raises `InvalidInput` for one that cannot be decoded."""
     train, test = (
         _read(part, size, resize, len(listing.names)) for part in (listing.train, listing.test)
     )
     return Decoded(train, test, tuple(map(visible, listing.names)))
 
 
-def of_splits(base: Path, check_names: Callable[[Path, Sequence[str]], None]) -> Listing:
-    """The files below `train` and `val` or `test`. Raises `InvalidInput` unless all are there."""
-    train, test = base / "train", folder_of_tests(base)
+def list_splits(base: Path, check_names: Callable[[Path, Sequence[str]], None]) -> Listing:
+    """List the files below `train` and `val` or `test`. Raises `InvalidInput` if a folder or class
+    is missing."""
+    train, test = base / "train", find_test_folder(base)
     if test is None:
-        raise InvalidInput(f"{base}: val or test is missing beside train")
+        raise InvalidInput(f"{base} has train, but neither val nor test")
     names = class_names(train)
     check_names(train, names)
     others = class_names(test)
     check_names(test, others)
-    differing = {*names} ^ {*others}
-    if differing:
-        raise InvalidInput(f"{base}: of train and {test.name}, one has no class {min(differing)}")
-    training, beside = labelled(train, names)
-    testing, further = labelled(test, names)
-    return Listing(names, training, testing, unread(base, [*beside, *further]))
+    if differing := {*names} ^ {*others}:
+        class_name = min(differing)
+        lacking = test.name if class_name in names else "train"
+        raise InvalidInput(f"{base / lacking} has no class {class_name}")
+    training, unread = list_images(train, names)
+    testing, also_unread = list_images(test, names)
+    return Listing(names, training, testing, note_unread(base, [*unread, *also_unread]))
 
 
-def folder_of_tests(base: Path) -> Path | None:
-    """That of the test images, None where there is none."""
+def find_test_folder(base: Path) -> Path | None:
+    """The folder of the test images, None if there is none."""
     return next((base / name for name in TESTS if (base / name).is_dir()), None)
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """The folders inside, in order. Raises `InvalidInput` for a folder that cannot be read."""
+    """The names of the folders inside, sorted. Raises `InvalidInput` for an unreadable folder."""
     return tuple(entry.name for entry in entries(folder) if _is_folder(entry))
 
 
-def labelled(folder: Path, names: Sequence[str]) -> tuple[Labelled, list[Path]]:
-    """The images in the folders of the classes, and what else lies there. Raises `InvalidInput` for
-    a class without images."""
+def list_images(folder: Path, names: Sequence[str]) -> tuple[Labelled, list[Path]]:
+    """List the images in the folders of the classes, and everything else that is there. Raises
+    `InvalidInput` for a class without images."""
     known = {*names}
     others = [Path(entry.path) for entry in entries(folder) if entry.name not in known]
     images: Labelled = []
@@ -114,8 +118,8 @@ def labelled(folder: Path, names: Sequence[str]) -> tuple[Labelled, list[Path]]:
 
 
 def entries(folder: Path) -> list[os.DirEntry[str]]:
-    """What lies in a folder, by name, but for hidden files. Raises `InvalidInput` where it cannot
-    be read."""
+    """The entries of a folder, sorted by name, without hidden files and `JUNK`. Raises
+    `InvalidInput` for an unreadable folder."""
     try:
         with os.scandir(folder) as found:
             shown = [e for e in found if not e.name.startswith(".") and e.name not in JUNK]
@@ -124,13 +128,13 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(shown, key=lambda entry: entry.name)
 
 
-def unread(base: Path, others: Sequence[Path]) -> str:
-    """A note on what is not read; empty where all is."""
+def note_unread(base: Path, others: Sequence[Path]) -> str:
+    """A note on the paths that are not read, empty if there are none."""
     return left_out(path.relative_to(base).as_posix() for path in others)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """A link that leads nowhere is none."""
+    """Whether it is a folder; a broken link is not."""
     try:
         return entry.is_dir()
     except OSError:
@@ -139,8 +143,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 def _refuse_empty(folder: Path, inside: Sequence[os.DirEntry[str]]) -> None:
     deeper = next((entry.name for entry in inside if _is_folder(entry)), None)
-    hint = "" if deeper is None else f"; those in {deeper} must lie in {folder.name} itself"
-    raise InvalidInput(f"{folder}: has no images *{', *'.join(SUFFIXES)}{hint}")
+    hint = "" if deeper is None else f"; move those in {deeper} to {folder.name} itself"
+    raise InvalidInput(f"{folder} has no images *{', *'.join(SUFFIXES)}{hint}")
 
 
 def _read(labelled: Labelled, size: int, resize: Resize, num_classes: int) -> ImageSet:

@@ -1,11 +1,11 @@
-"""Handwritten digits that ship with scikit-learn: real images, and nothing to download.
+"""Handwritten digits that ship with scikit-learn: real images without a download.
 
 Alpaydin and Kaynak, "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository,
 1998, doi:10.24432/C50P49, CC BY 4.0: the 1,797 images of its test part, 8 x 8 in 17 grey levels,
 by 13 writers.
 
-Here they are enlarged to 16 x 16 and get three equal channels, so that every attack and network can
-take them. Which images train and which test is drawn by class and not by writer, once for all.
+Here they are enlarged to 16 x 16 and get three equal channels, so that every attack and network
+accepts them. The split into training and test images is fixed, stratified by class, not by writer.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ WHITE = 16
 @register("digits", title="Digits")
 @dataclass(frozen=True)
 class Digits(Source):
-    """1,200 digits to train and 597 to test, 16 x 16 pixels. A mirrored digit is none, so nothing
-    is flipped.
+    """1,200 training and 597 test images of 16 x 16 pixels. Images are not flipped, because a
+    mirrored digit is not a digit.
 
     train_images: number of training images to use, from 10 to 1,200, None for all of them
     """
@@ -53,7 +53,7 @@ class Digits(Source):
         return 0.1
 
     def load(self, roots: Sequence[Path], cache: Cache) -> Dataset:
-        # It takes a second, which only those spend who want these images.
+        # The import takes a second, so it is made only if these images are used.
         from sklearn.datasets import load_digits
 
         found = load_digits()
@@ -72,8 +72,8 @@ class Digits(Source):
 def enlarge(images: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Grey levels from 0 to 16 (n, height, width) -> uint8 (n, 3, 2 height, 2 width).
 
-    Bilinear with pixels as squares, so each new one has 3/4 and 1/4 of its nearest two in either
-    direction; in whole numbers, for the same pixels on every machine.
+    Bilinear interpolation with pixels as squares: along each axis, a new pixel is 3/4 of the
+    nearest and 1/4 of the second nearest. Integers give the same pixels on every machine.
     """
     sixteenths = _double(_double(images, 1), 2)
     whole = 16 * WHITE
@@ -82,7 +82,7 @@ def enlarge(images: NDArray[np.int64]) -> NDArray[np.uint8]:
 
 
 def _double(images: NDArray[Any], axis: int) -> NDArray[Any]:
-    """Four times the images with twice as many pixels along an axis."""
+    """The images with twice as many pixels along an axis, and values times four."""
     length = images.shape[axis]
     before = np.take(images, np.maximum(np.arange(length) - 1, 0), axis)
     after = np.take(images, np.minimum(np.arange(length) + 1, length - 1), axis)

@@ -1,7 +1,7 @@
-"""Downloads of public data sets: whole files with the right checksum, or none.
+"""Downloads of public data sets: complete files with the right checksum, or none.
 
-pooch transfers and verifies. What it lacks is here: a transfer that is cut goes on where it was,
-also in a later command, because what has come lies in a `.part` file beside its place.
+pooch transfers and verifies. This module adds what it lacks: an interrupted transfer resumes, also
+in a later command, because the bytes received so far are kept in a `.part` file.
 """
 
 from __future__ import annotations
@@ -31,31 +31,33 @@ MIRROR = "BDBENCH_MIRROR"
 PAUSES = (1.0, 2.0, 4.0, 8.0)
 """Seconds between attempts at one file."""
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as cut."""
+"""Seconds without a byte after which a connection counts as lost."""
 CHUNK = 2**16
 UNPACKED = 2
-"""What an archive holds, at most, in times its own bytes."""
+"""Largest size of the unpacked files, relative to that of the archive."""
 NOT_SATISFIABLE = 416
 TRANSIENT = (408, NOT_SATISFIABLE, 425, 429, 500, 502, 503, 504)
-"""HTTP statuses after which another attempt may be better."""
-ELSEWHERE = f"name another place with --url URL or in {MIRROR}"
+"""HTTP statuses after which another attempt may succeed."""
+ELSEWHERE = f"name another address with --url URL or in {MIRROR}"
 
 
 class Watcher(Protocol):
-    """Told how a download goes on."""
+    """Follows the progress of a download."""
 
     def progress(self, name: str, done: int, total: int | None) -> None:
-        """Of a file, the bytes so far, and all of them where that is known."""
+        """Called with the bytes of a file received so far, and in total if that is known."""
 
-    def again(self, name: str, reason: str, pause: float) -> None:
-        """Why an attempt at a file failed, and after how many seconds the next one begins."""
+    def retrying(self, name: str, reason: str, pause: float) -> None:
+        """Called with the reason why an attempt failed, and the seconds until the next one."""
 
 
-def places(archives: Sequence[Archive], url: str | None) -> list[str]:
+def addresses_of(archives: Sequence[Archive], url: str | None) -> list[str]:
     """The address of each archive.
 
-    url: of the file, or of the folder of several, in place of `$BDBENCH_MIRROR` and the official
-        place. Raises `InvalidInput` for what is no address.
+    url: address of the file, or of the folder that holds the files, in place of `$BDBENCH_MIRROR`
+        and the official addresses
+
+    Raises `InvalidInput` for a URL that is not http or https.
     """
     base = url or os.environ.get(MIRROR)
     if not base:
@@ -78,23 +80,28 @@ def places(archives: Sequence[Archive], url: str | None) -> list[str]:
 def download(
     name: str, archives: Sequence[Archive], folder: Path, url: str | None, watcher: Watcher
 ) -> Path:
-    """Get the archives of a data set and unpack them as `<folder>/<name>`, which is whole or not
-    there. Returns that folder.
+    """Download the archives of a data set and unpack them to `<folder>/<name>`, which is then
+    complete or absent. Returns that folder.
 
-    What has come stays in `<folder>/.<name>.download` until all is unpacked, for the next command.
-    Raises `InvalidInput` for an address that gives no such file and beside another command that
-    gets it, `Unusable` for a folder that cannot be written or is too small.
+    Until all archives are unpacked, `<folder>/.<name>.download` keeps what was received, so that
+    the next command resumes.
+
+    Raises `InvalidInput` for an address without the official file and while another command
+    downloads the same data set, `Unusable` for a folder that cannot be written or is too small.
     """
-    addresses = places(archives, url)
-    place, workshop = folder / name, folder / f".{name}.download"
-    require(not place.is_dir() or _is_empty(place), f"{place} is in the way; move it, or remove it")
-    check_writable(workshop)
-    with _alone(workshop, name):
+    addresses = addresses_of(archives, url)
+    place, staging = folder / name, folder / f".{name}.download"
+    require(
+        not place.is_dir() or _is_empty(place),
+        f"refusing to overwrite {place}, which is not empty: move or remove it",
+    )
+    check_writable(staging)
+    with _locked(staging, name):
         files = [
-            fetch(archive, address, workshop, watcher)
+            fetch(archive, address, staging, watcher)
             for archive, address in zip(archives, addresses, strict=True)
         ]
-        _unpack_all(files, workshop / "unpacked", place)
+        _unpack_all(files, staging / "unpacked", place)
         for file in files:
             file.unlink(missing_ok=True)
     return place
@@ -113,9 +120,9 @@ def _unpack_all(files: Sequence[Path], unpacked: Path, place: Path) -> None:
 
 
 def fetch(archive: Archive, address: str, folder: Path, watcher: Watcher) -> Path:
-    """One archive as a file in the folder, whole and with the right checksum. Raises as `download`.
+    """Download one archive into a folder and return its path. Raises as `download` does.
 
-    A file that is there with the right checksum is not transferred again.
+    A file that is already there with the right checksum is not transferred again.
     """
     import pooch
 
@@ -124,40 +131,39 @@ def fetch(archive: Archive, address: str, folder: Path, watcher: Watcher) -> Pat
     store = pooch.create(
         folder, "", registry={archive.name: archive.checksum}, urls={archive.name: address}
     )
-    # Only what an earlier command left may be of another place.
+    # What an earlier command left may be a part of another file; then start again, once.
     resumed, shown = part.exists(), without_password(address)
     while True:
         try:
-            return Path(store.fetch(archive.name, downloader=_Receiver(part, watcher)))
+            return Path(store.fetch(archive.name, downloader=_Downloader(part, watcher)))
         except InvalidInput:
             raise
-        except _Refused as error:
+        except _Failed as error:
             raise InvalidInput(f"cannot download {shown}: {error}; {ELSEWHERE}") from None
         except ValueError:
             if not resumed:
                 kind = archive.checksum.partition(":")[0]
                 raise InvalidInput(
-                    f"{shown} is not the official {archive.name}, its {kind} differs; nothing of it"
-                    f" was kept; {ELSEWHERE}"
+                    f"{shown} is not the official {archive.name}: its {kind} differs; {ELSEWHERE}"
                 ) from None
             resumed = False
         except OSError as error:
             raise Unusable(f"cannot write in {folder}: {error.strerror or error}") from error
 
 
-class _Refused(Exception):
-    """Why a file does not come, in words."""
+class _Failed(Exception):
+    """A file cannot be downloaded; the message says why."""
 
 
-class _Cut(Exception):
-    """A connection ended before the file did."""
+class _Interrupted(Exception):
+    """An attempt failed, but another may succeed; the message says why."""
 
 
 @dataclass(frozen=True)
-class _Receiver:
-    """Transfers one file, in several attempts if need be: what pooch calls a downloader.
+class _Downloader:
+    """Transfers one file, in several attempts if needed; pooch calls it.
 
-    part: where bytes are gathered
+    part: the file of the bytes received so far
     """
 
     part: Path
@@ -168,14 +174,14 @@ class _Receiver:
             try:
                 self._attempt(url)
                 break
-            except _Cut as error:
-                self.watcher.again(self._name, str(error), pause)
+            except _Interrupted as error:
+                self.watcher.retrying(self._name, str(error), pause)
                 time.sleep(pause)
         else:
             try:
                 self._attempt(url)
-            except _Cut as error:
-                raise _Refused(str(error)) from error
+            except _Interrupted as error:
+                raise _Failed(str(error)) from error
         os.replace(self.part, output_file)
 
     @property
@@ -183,8 +189,8 @@ class _Receiver:
         return self.part.name.removesuffix(".part")
 
     def _attempt(self, url: str) -> None:
-        """Receive what is missing. Raises `_Cut` where another attempt may be better, else
-        `_Refused`."""
+        """Receive what is missing. Raises `_Interrupted` if another attempt may succeed, else
+        `_Failed`."""
         import requests
 
         try:
@@ -194,24 +200,24 @@ class _Receiver:
             assert answer is not None
             status, reason = answer.status_code, f"{answer.status_code} {answer.reason or 'error'}"
             if status == NOT_SATISFIABLE:
-                # What is there is no beginning of this file.
+                # The part is not the beginning of this file.
                 self.part.unlink(missing_ok=True)
-            raise (_Cut if status in TRANSIENT else _Refused)(reason) from error
+            raise (_Interrupted if status in TRANSIENT else _Failed)(reason) from error
         except (
             requests.ConnectionError,
             requests.Timeout,
             requests.exceptions.ChunkedEncodingError,
         ) as error:
-            raise _Cut(_innermost(error)) from error
+            raise _Interrupted(_innermost(error)) from error
         except requests.RequestException as error:
-            raise _Refused(_innermost(error)) from error
+            raise _Failed(_innermost(error)) from error
 
     def _receive(self, url: str) -> None:
         import pooch
 
         with self.part.open("ab") as file:
             stream = _Stream(file, partial(self.watcher.progress, self._name))
-            # As it is, for its bytes are counted.
+            # Compression would change the number of bytes.
             headers = {"Accept-Encoding": "identity"}
             if stream.done:
                 headers["Range"] = f"bytes={stream.done}-"
@@ -224,7 +230,7 @@ class _Receiver:
 
 
 class _Stream:
-    """A file that is being received. It begins anew where a server does not go on."""
+    """A file that is being received. It starts from the beginning if the server cannot resume."""
 
     def __init__(self, file: BinaryIO, progress: Callable[[int, int | None], None]) -> None:
         self.file, self.progress = file, progress
@@ -232,7 +238,7 @@ class _Stream:
         self.total: int | None = None
 
     def begin(self, response: Response, **options: Any) -> None:
-        """Look at the head of an answer, before its body comes."""
+        """Read the headers of a response, before its body arrives."""
         if response.status_code not in (200, 206):
             return
         if response.status_code == 200:
@@ -252,33 +258,35 @@ class _Stream:
         self.file.flush()
 
     def end(self) -> None:
-        """Raises `_Cut` unless all has come."""
+        """Raises `_Interrupted` unless all bytes were received."""
         if self.total is not None and self.done < self.total:
-            raise _Cut(f"the connection was cut after {self.done:,} of {self.total:,} bytes")
+            raise _Interrupted(
+                f"the connection was lost after {self.done:,} of {self.total:,} bytes"
+            )
 
     def _check_room(self, missing: int, total: int) -> None:
-        """Raises `Unusable` where there is no room for the archive and what it holds."""
+        """Raises `Unusable` if the disk has no room for the archive and its unpacked files."""
         folder = Path(self.file.name).parent
         needed, free = missing + UNPACKED * total, shutil.disk_usage(folder).free
         if free < needed:
             raise Unusable(
-                f"{folder} has {decimal(free)} free and {decimal(needed)} are needed; make room, or"
-                " name another folder with --data DIR"
+                f"{folder} has {decimal(free)} free but needs {decimal(needed)}: free some space, "
+                "or name another folder with --data DIR"
             )
 
 
 def _innermost(error: BaseException) -> str:
-    """The cause of an error, without the classes that libraries put around it."""
+    """The message of the innermost cause of an error, without what libraries wrap around it."""
     inner: BaseException | None = error
     while inner is not None:
         error = inner
-        around = (getattr(error, "reason", None), *error.args, error.__cause__)
-        inner = next((each for each in around if isinstance(each, BaseException)), None)
+        causes = (getattr(error, "reason", None), *error.args, error.__cause__)
+        inner = next((each for each in causes if isinstance(each, BaseException)), None)
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def without_password(address: str) -> str:
-    """An address as it may be shown: without the name, password and query that it may hold."""
+    """An address that is safe to print: without user name, password and query."""
     parts = urlsplit(address)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
 
@@ -288,15 +296,15 @@ def _is_empty(folder: Path) -> bool:
 
 
 @contextmanager
-def _alone(workshop: Path, name: str) -> Iterator[None]:
-    """Raises `InvalidInput` while another command gets the same data set, where the file system has
-    locks. A workshop in which nothing is left is removed."""
-    file = workshop / "lock"
+def _locked(staging: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a staging folder, if the file system has locks; then remove the folder if it
+    is empty. Raises `InvalidInput` while another command holds it."""
+    file = staging / "lock"
     lock = FileLock(file, blocking=False)
     try:
         lock.acquire()
     except Timeout:
-        raise InvalidInput(f"another command is getting {name}; wait until it is done") from None
+        raise InvalidInput(f"another command is downloading {name}: wait for it") from None
     except (OSError, NotImplementedError):
         pass
     try:
@@ -305,4 +313,4 @@ def _alone(workshop: Path, name: str) -> Iterator[None]:
         file.unlink(missing_ok=True)
         lock.release()
         with suppress(OSError):
-            workshop.rmdir()
+            staging.rmdir()

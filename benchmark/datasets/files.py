@@ -1,4 +1,4 @@
-"""A data set that lies in files: found, decoded once and kept in the cache."""
+"""Data sets stored in files: they are located, decoded once and kept in the cache."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.storage.cache import Cache, Payload, sha256_of
 
 DECODER = 2
+"""Part of the cache key: raise it when images are decoded differently."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """All images of a data set, as they lie in its files."""
+    """All images of a data set, decoded from its files."""
 
     train: ImageSet
     test: ImageSet
@@ -32,14 +33,14 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Located:
-    """A data set that lies in files.
+    """The files of a data set that were found.
 
     layout: how the files are arranged, in a few words
-    folder: the folder that holds them all
-    files: whatever the decoded arrays depend on
-    decode: reads them, raises `InvalidInput` where they are damaged
-    note: what is missing compared with the official data set, empty if nothing
-    left_out: what lies there and is not read, in words; empty if nothing
+    folder: the folder that holds all of them
+    files: all files that the decoded images depend on
+    decode: reads the files; raises `InvalidInput` if they are damaged
+    note: what the official data set has and this one lacks, empty if nothing
+    left_out: which files in the folder are not read, empty if none
     """
 
     layout: str
@@ -52,35 +53,35 @@ class Located:
 
 @dataclass(frozen=True)
 class FileSource(Source):
-    """A data set that lies in files below one of the data folders."""
+    """A data set stored in files below one of the data folders."""
 
     layouts: ClassVar[tuple[str, ...]]
-    """What is accepted, as paths below a data folder."""
+    """The accepted layouts, as paths below a data folder."""
     archives: ClassVar[tuple[Archive, ...]] = ()
-    """What `bdbench data get` downloads and unpacks in the folder of the data set's name; nothing
-    where there is no official place."""
+    """The archives that `bdbench data get` downloads and unpacks to the folder named like the data
+    set; empty if there is no official download."""
 
     @property
     @abstractmethod
     def test_size(self) -> int:
-        """Images of the official test set."""
+        """The number of images of the official test set."""
 
     @property
     def advice(self) -> str:
-        offer = f"`bdbench data get {self.name}` gets it, or " if self.archives else ""
+        offer = f"download it with `bdbench data get {self.name}`, or " if self.archives else ""
         return f"{offer}{super().advice}"
 
     @abstractmethod
     def find(self, root: Path) -> Iterator[Located]:
-        """The layouts that are there below `root`, the preferred one first."""
+        """The layouts found below `root`, the preferred one first."""
 
     def candidates(self, roots: Sequence[Path]) -> Iterator[Located]:
-        """The layouts that are there, folder by folder."""
+        """The layouts found, folder by folder."""
         for root in roots:
             yield from self.find(root)
 
     def hashed(self, found: Located) -> str:
-        """See `content_of`."""
+        """The hash of the files, see `content_of`."""
         return content_of(found)
 
     def load(self, roots: Sequence[Path], cache: Cache) -> Dataset:
@@ -107,11 +108,11 @@ class FileSource(Source):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """The settings, as JSON values, on which decoded images depend beside the files."""
+        """The settings, as JSON values, that decoded images depend on besides the files."""
         return {}
 
-    def is_whole(self, roots: Sequence[Path]) -> bool:
-        """Whether the official data set is there, and nothing is missing of it."""
+    def is_complete(self, roots: Sequence[Path]) -> bool:
+        """Whether the official data set was found, and is complete."""
         found = self._first(roots)
         return found is not None and not found.note
 
@@ -122,26 +123,25 @@ class FileSource(Source):
     def _absence(self, roots: Sequence[Path]) -> str:
         searched = ", ".join(str(root) for root in roots) or "no folder"
         accepted = " or ".join(self.layouts)
-        return (
-            f"data set {self.name} not found in {searched}; accepted are {accepted}; {self.advice}"
-        )
+        where = f"data set {self.name} not found in {searched}"
+        return f"{where}; accepted layouts: {accepted}; {self.advice}"
 
     def _first(self, roots: Sequence[Path]) -> Located | None:
-        # The first one, but an incomplete set only where there is no complete one.
+        # The first one, but an incomplete one only if there is no complete one.
         return min(self.candidates(roots), key=lambda found: bool(found.note), default=None)
 
 
 def content_of(found: Located) -> str:
-    """The sha256 of names and bytes of all files. Raises `InvalidInput` for an unreadable one."""
+    """The sha256 of names and bytes of all files. Raises `InvalidInput` for an unreadable file."""
     digest = hashlib.sha256()
     for path in sorted(found.files):
-        # To open a pipe is to wait for somebody who writes to it.
-        require(path.is_file() or path.is_dir() or not path.exists(), f"{path}: is not a file")
+        # Opening a FIFO would block.
+        require(path.is_file() or path.is_dir() or not path.exists(), f"{path} is not a file")
         try:
             line = f"{path.relative_to(found.folder).as_posix()}\0{sha256_of(path)}\n"
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from None
-        # The names of files need not be text.
+        # File names need not be valid text.
         digest.update(os.fsencode(line))
     return digest.hexdigest()
 

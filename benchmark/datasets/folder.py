@@ -1,7 +1,7 @@
-"""A user's own images: one folder for each class, any number of classes, any size.
+"""A user's own images: one folder for each class, any number of classes, any image size.
 
-`<path>/train/CLASS/*` and `<path>/val/CLASS/*`, or `test`; or `<path>/CLASS/*` with a declared
-share of test images. Images become squares: of the shorter side, from the centre.
+They are in `<path>/train/CLASS/*` and `<path>/val/CLASS/*`, or `test`; or in `<path>/CLASS/*`, with
+a share of test images. The largest central square of each image is resized.
 """
 
 from __future__ import annotations
@@ -23,31 +23,32 @@ from bdbench.datasets.class_folders import Labelled, Listing
 from bdbench.datasets.files import FileSource, Located
 from bdbench.datasets.images import centre
 from bdbench.models.plugins.errors import InvalidInput, require, visible
-from bdbench.models.plugins.spec import place
+from bdbench.models.plugins.spec import path_field
 from bdbench.models.rng import stream
 from bdbench.storage.folders import expanded
 
 EXAMPLE = "folder(path='DIR', size=64)"
 
 SETTLED = 2_000_000_000
-"""Nanoseconds after which a file system tells a second change from the first."""
+"""Nanoseconds after which the times of two changes differ on every file system."""
 REMEMBERED = 8
+"""Largest number of results that are remembered."""
 
 T = TypeVar("T")
 Status = tuple[int, ...]
-"""What changes with a file or folder: number, size, times of change in nanoseconds."""
+"""Inode, size, and times of change in nanoseconds: they change with a file or folder."""
 
 
 @register("folder")
 @dataclass(frozen=True)
 class Folder(FileSource):
-    """Class folders of a user, `path/{train,val}/CLASS/*.{JPEG,png,...}` or `path/CLASS/*`.
+    """Images of your own: `path/{train,val}/CLASS/*.{JPEG,png,...}` or `path/CLASS/*`.
 
-    train_images: number of training images to use, None for all; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a fixed stratified subset
     path: the folder, relative to the current one unless it begins with / or ~
-    size: height and width to which images are brought, pixels, from 8 to 1,024
-    test_share: share of each class that is for testing, in (0, 1), where there is no folder val or
-        test; a fixed random choice
+    size: height and width that images are resized to, pixels, from 8 to 1,024
+    test_share: share of each class that is used for testing, in (0, 1), if there is no folder val
+        or test; a fixed random choice
     flip: whether a horizontally flipped image keeps its label
     """
 
@@ -58,7 +59,7 @@ class Folder(FileSource):
         "path/CLASS/*.{JPEG,png,...} with test_share",
     )
 
-    path: str = place()
+    path: str = path_field()
     size: int = 32
     test_share: float | None = None
     flip: bool = True
@@ -75,7 +76,7 @@ class Folder(FileSource):
             "\0" not in self.path and bool(os.path.basename(os.path.abspath(self.path))),
             f"path of folder must name a folder, got {self.path!r}",
         )
-        # Those of the classes are not counted before the folder is looked at.
+        # The number of classes is not known before the folder is read.
         at_least = 1 if self.train_images is None else self.train_images
         require(at_least >= 1, f"train_images of folder must be at least 1, got {at_least:,}")
 
@@ -117,7 +118,7 @@ class Folder(FileSource):
 
     @property
     def content(self) -> str:
-        """The sha256 of names and bytes of all files."""
+        """The sha256 of the names and bytes of all files."""
         return self.hashed(self._found)
 
     @property
@@ -128,14 +129,14 @@ class Folder(FileSource):
         yield self._found
 
     def candidates(self, roots: Sequence[Path]) -> Iterator[Located]:
-        """The one folder that is named, wherever data sets lie."""
+        """The folder at `path`, whatever the data folders are."""
         yield self._found
 
     def locate(self, roots: Sequence[Path]) -> str | None:
         return f"class folders in {self._base}" if self.path and self._base.is_dir() else None
 
     def hashed(self, found: Located) -> str:
-        """Read once for each state of the files."""
+        """The hash of the files, computed once for each state of them."""
         statuses = {path: _status(path) for path in found.files}
         return _remembered(_CONTENTS, statuses, lambda: super(Folder, self).hashed(found))
 
@@ -146,44 +147,45 @@ class Folder(FileSource):
     @property
     def _found(self) -> Located:
         base, listing = self._base, self._listing
-        decode = partial(class_folders.decoded, listing, self.size, centre)
+        decode = partial(class_folders.decode, listing, self.size, centre)
         return Located("class folders", base, listing.files, decode, left_out=listing.others)
 
     @property
     def _listing(self) -> Listing:
-        """The files. Raises `InvalidInput` unless they make a data set."""
+        """The image files. Raises `InvalidInput` unless they form a data set."""
         require(self.is_named, f"data set folder has no path; {self.advice}")
         base = self._base
-        require(base.is_dir(), f"data set folder: there is no folder {base}; path names one")
+        require(base.is_dir(), f"data set folder: there is no folder {base}; correct its path")
         statuses = {path: _status(path) for path in _folders(base)}
         make = partial(_listed, base, self.test_share)
         return _remembered(_LISTINGS, statuses, make, str(self.test_share))
 
 
 def _listed(base: Path, test_share: float | None) -> Listing:
-    tests = class_folders.folder_of_tests(base)
-    parted = (base / "train").is_dir()
-    if parted and tests is not None:
+    tests = class_folders.find_test_folder(base)
+    split = (base / "train").is_dir()
+    if split and tests is not None:
         require(
             test_share is None,
             f"{tests} holds the test images: leave out test_share of folder",
         )
-        return class_folders.of_splits(base, _check_names)
-    folder = base / "train" if parted else base
+        return class_folders.list_splits(base, _check_names)
+    folder = base / "train" if split else base
     names = class_folders.class_names(folder)
     _check_names(folder, names)
     if test_share is None:
         raise InvalidInput(
-            f"{base}: val or test is missing beside train; for a share of each class, add"
-            " test_share=0.2"
+            f"{base} has no folder val or test: add one, or test_share=0.2 to test on a share of "
+            "each class"
         )
-    images, others = class_folders.labelled(folder, names)
-    train, test = _divided(images, names, test_share)
-    return Listing(names, train, test, class_folders.unread(base, others))
+    images, others = class_folders.list_images(folder, names)
+    train, test = _split(images, names, test_share)
+    return Listing(names, train, test, class_folders.note_unread(base, others))
 
 
-def _divided(images: Labelled, names: Sequence[str], share: float) -> tuple[Labelled, Labelled]:
-    """Training and test images: of each class `share`, rounded, but at least one of either."""
+def _split(images: Labelled, names: Sequence[str], share: float) -> tuple[Labelled, Labelled]:
+    """Split images into training and test images. Of each class, a rounded `share` is for testing;
+    both sets have at least one image of it."""
     by_class = defaultdict(list)
     for image in images:
         by_class[image[1]].append(image)
@@ -192,7 +194,7 @@ def _divided(images: Labelled, names: Sequence[str], share: float) -> tuple[Labe
     for label, members in by_class.items():
         count, name = len(members), visible(names[label])
         folder = members[0][0].parent
-        require(count > 1, f"{folder}: has one image, there must be one to train and one to test")
+        require(count > 1, f"{folder} has one image: add another, to train on one and test on one")
         order = torch.randperm(count, generator=stream(0, "test images", name)).tolist()
         chosen = {*order[: min(max(round(share * count), 1), count - 1)]}
         train += [image for n, image in enumerate(members) if n not in chosen]
@@ -202,11 +204,11 @@ def _divided(images: Labelled, names: Sequence[str], share: float) -> tuple[Labe
 
 def _check_names(folder: Path, names: Sequence[str]) -> None:
     count = f"{len(names)} class folder{'' if len(names) == 1 else 's'}"
-    require(len(names) > 1, f"{folder}: has {count}, there must be at least 2")
+    require(len(names) > 1, f"{folder} has {count}; at least 2 are needed")
 
 
 def _folders(base: Path) -> Iterator[Path]:
-    """Those that say by their time of change which files there are."""
+    """The folders whose times of change tell when files are added or removed."""
     yield base
     splits = [base / name for name in ("train", *class_folders.TESTS) if (base / name).is_dir()]
     yield from splits
@@ -218,7 +220,7 @@ def _status(path: Path) -> Status:
     try:
         found = path.stat()
     except OSError:
-        # Whoever reads it says so.
+        # Reading it will raise.
         return (0,)
     return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
@@ -229,10 +231,13 @@ def _remembered(
     make: Callable[[], T],
     setting: str = "",
 ) -> T:
-    """What is made of files in some state, once for each state: folders have a hundred thousand.
+    """What `make` returns, computed once for each state of the files: there may be 100,000 of them.
 
-    Nothing is remembered of files that have just changed, as a second change at the same tick of
-    the clock would go unseen.
+    known: the results remembered so far, by state
+    setting: what the result depends on besides the files
+
+    Nothing is remembered about files that have just changed, because a second change within the
+    same tick of the file system's clock would not be noticed.
     """
     digest = hashlib.sha256(setting.encode())
     for path, status in statuses.items():

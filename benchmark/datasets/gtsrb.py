@@ -1,6 +1,6 @@
 """GTSRB, the German Traffic Sign Recognition Benchmark, Stallkamp et al. 2012: 43 traffic signs.
 
-Images are whole frames, resized to 32x32 pixels with a bilinear filter.
+Images are complete frames, resized to 32x32 pixels with a bilinear filter.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIZE = 32
 class GTSRB(FileSource):
     """GTSRB, resized to 32x32 pixels, 39,209 training and 12,630 test images.
 
-    train_images: number of training images to use, None for all; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a fixed stratified subset
     """
 
     name: ClassVar[str] = "gtsrb"
@@ -45,8 +45,8 @@ class GTSRB(FileSource):
         f"[gtsrb/]GTSRB/Training and Final_Test with {TABLE}",
     )
     archives: ClassVar[tuple[Archive, ...]] = (
-        # The last two md5 are torchvision's, which gets a smaller training set; the first one
-        # stands in public loaders of the full set, beside the same two.
+        # The last two md5 are those of torchvision, which downloads a smaller training set. The
+        # first is that of public loaders of the full set, which have the same other two.
         Archive(f"{PLACE}/GTSRB_Final_Training_Images.zip", "md5:f33fd80ac59bff73c82d25ab499e03a3"),
         Archive(f"{PLACE}/GTSRB_Final_Test_Images.zip", "md5:c7e4e6327067d32654124b0fe9e82185"),
         Archive(f"{PLACE}/GTSRB_Final_Test_GT.zip", "md5:fe31e9c9270bbcd7b84b7f21a9d9d9e5"),
@@ -56,26 +56,29 @@ class GTSRB(FileSource):
         yield from parquet.find(root, self.name, CLASSES, self.image_size, squash)
         for base in (root / self.name, root):
             if (base / "GTSRB/Final_Training/Images").is_dir():
-                yield archive(base, "official archive", "Final_Training/Images")
+                yield locate(base, "official archive", "Final_Training/Images")
             if (base / "GTSRB/Training").is_dir():
                 note = "torchvision's smaller training set of 26,640 images"
-                yield archive(base, "torchvision's smaller archive", "Training", note)
+                yield locate(base, "torchvision's smaller archive", "Training", note)
 
 
-def archive(base: Path, layout: str, training: str, note: str = "") -> Located:
-    """PPM images below `<base>/GTSRB`, those for training in one folder for each class."""
+def locate(base: Path, layout: str, training: str, note: str = "") -> Located:
+    """The PPM images below `<base>/GTSRB`, with one folder for each class of training images.
+
+    training: the folder of the training images below `GTSRB`
+    """
     pictures = base / "GTSRB/Final_Test/Images"
     folder = base / "GTSRB" / training
     inside = sorted(folder.glob(f"{'[0-9]' * 5}/[!.]*"))
     train = [path for path in inside if path.suffix == ".ppm"]
-    # Each class has a table of its own, for the regions of interest.
+    # Each class also has a CSV file, with regions of interest.
     others = [path for path in inside if path.suffix not in (".ppm", ".csv")]
     tables = [folder / TABLE for folder in (base, base / "GTSRB", pictures)]
     table = next((path for path in tables if path.is_file()), None)
 
     def decode() -> Decoded:
-        require(bool(train), f"{folder}: no images NNNNN/*.ppm")
-        require(table is not None, f"{base}: {TABLE}, which holds the test labels, is missing")
+        require(bool(train), f"{folder} has no images NNNNN/*.ppm")
+        require(table is not None, f"{base} lacks {TABLE}, the file of the test labels")
         assert table is not None
         labelled = ((path, int(path.parent.name)) for path in train)
         return Decoded(_read(labelled), _read(_test_labels(table, pictures)), CLASSES)
@@ -86,9 +89,9 @@ def archive(base: Path, layout: str, training: str, note: str = "") -> Located:
 
 
 def _test_labels(table: Path, pictures: Path) -> list[tuple[Path, int]]:
-    """Image files and their classes, in the order of the table."""
+    """Image files and their labels, in the order of the table."""
     try:
-        # Spreadsheets put a byte-order mark before it, and some write commas.
+        # Spreadsheets add a byte-order mark, and some use commas.
         with table.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
             file.seek(0)
@@ -97,12 +100,12 @@ def _test_labels(table: Path, pictures: Path) -> list[tuple[Path, int]]:
             found = [(pictures / Path(row["Filename"]).name, int(row["ClassId"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError, csv.Error):
         raise InvalidInput(
-            f"{table}: needs columns Filename and ClassId, separated by semicolons or commas"
+            f"{table} needs columns Filename and ClassId, separated by semicolons or commas"
         ) from None
-    require(bool(found), f"{table}: has no rows")
-    # Other files would be read, but not be part of what the data set is known by.
+    require(bool(found), f"{table} has no rows")
+    # Other files would be read without being part of the hash of the data set.
     other = next((path.name for path, _ in found if path.suffix != ".ppm"), None)
-    require(other is None, f"{table}: {other!r} is not a file *.ppm")
+    require(other is None, f"{table} names {other!r}, which is not a file *.ppm")
     return found
 
 

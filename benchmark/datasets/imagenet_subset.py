@@ -1,12 +1,12 @@
 """ImageNet subset, Deng et al. 2009: photographs of twelve classes.
 
-The paper names neither the classes nor their number. Twelve are what the work on ABL uses, and
-fit the training times that the paper reports. Any twelve will do: they count from 0 in the order of
-their folders' names, the WordNet ids.
+The paper names neither the classes nor their number. ABL uses twelve, which fits the training times
+that the paper reports. Any twelve will do; their labels follow the order of the folder names, which
+are WordNet ids.
 
-Images become 224x224 pixels as usual for evaluation on ImageNet: the shorter side is brought to 256
-pixels with a bilinear filter, and the centre is kept. Those that have 224x224 stay as they are.
-Random resized crops are no part of it, because all data sets share the suite's augmentation.
+Images become 224x224 pixels, as is usual for evaluation on ImageNet: the shorter side is resized to
+256 pixels with a bilinear filter, and the centre is cropped. Images of 224x224 pixels stay as they
+are. There are no random resized crops, because all data sets share the augmentation of the suite.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bdbench.datasets.images import centre
 from bdbench.models.plugins.errors import InvalidInput, require
 
 CLASSES = tuple(f"{label:02d}" for label in range(12))
-"""Names for Parquet files that have none."""
+"""Class names, for Parquet files without any."""
 SIZE = 224
 RESIZED = 256
 
@@ -35,7 +35,7 @@ RESIZED = 256
 class ImageNetSubset(FileSource):
     """Twelve classes of ImageNet, 224x224 pixels, 15,600 training and 600 test images.
 
-    train_images: number of training images to use, None for all; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a fixed stratified subset
     """
 
     name: ClassVar[str] = "imagenet_subset"
@@ -54,11 +54,11 @@ class ImageNetSubset(FileSource):
         for found in parquet.find(root, self.name, CLASSES, self.image_size, crop):
             yield replace(found, decode=partial(_with_all_classes, found))
         if (root / self.name / "train").is_dir():
-            yield class_folders.found(root / self.name, self.image_size, crop, _check_names)
+            yield class_folders.locate(root / self.name, self.image_size, crop, _check_names)
 
 
 def crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square of 224 pixels once the shorter side has 256, at another size in
+    """Resize the shorter side to 256 pixels and crop the central 224x224; for another size, in
     proportion."""
     return centre(image, size, SIZE / RESIZED)
 
@@ -66,11 +66,12 @@ def crop(image: Image.Image, size: int) -> Image.Image:
 def _check_names(folder: Path, names: Sequence[str]) -> None:
     require(
         len(names) == len(CLASSES),
-        f"{folder}: has {len(names)} class folders, there must be {len(CLASSES)}",
+        f"{folder} has {len(names)} class folders; {len(CLASSES)} are needed",
     )
 
 
 def _with_all_classes(found: Located) -> Decoded:
+    """Decode the files. Raises `InvalidInput` if a class has no image."""
     decoded = found.decode()
     for split, data in (("train", decoded.train), ("test", decoded.test)):
         counts = data.labels.bincount(minlength=data.num_classes).tolist()

@@ -1,7 +1,7 @@
-"""Imagenette, Howard 2019: ten easily told classes of ImageNet, github.com/fastai/imagenette.
+"""Imagenette, Howard 2019: ten easy classes of ImageNet, github.com/fastai/imagenette.
 
-It is the second version in its edition of 320 pixels, `imagenette2-320`. Images become squares as
-those of `imagenet_subset` do.
+This is version 2 with 320 pixels, `imagenette2-320`. Images are resized and cropped as those of
+`imagenet_subset`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLASSES = {
     "n03445777": "golf ball",
     "n03888257": "parachute",
 }
-"""Folders, the WordNet ids, and what they show."""
+"""Class folders, which are WordNet ids, and class names."""
 FOLDER = "imagenette2-320"
 
 
@@ -38,7 +38,7 @@ FOLDER = "imagenette2-320"
 class Imagenette(FileSource):
     """Ten classes of ImageNet, 9,469 training and 3,925 test images.
 
-    train_images: number of training images to use, None for all; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a fixed stratified subset
     size: height and width, pixels, from 16 to 320; 224 as on ImageNet
     """
 
@@ -54,7 +54,7 @@ class Imagenette(FileSource):
         f"imagenette/{class_folders.LAYOUT}",
     )
     archives: ClassVar[tuple[Archive, ...]] = (
-        # The sha256 is that of fastdownload, for a file of torchvision's md5 3df6f0d0...
+        # The sha256 that fastdownload has for the file with torchvision's md5 3df6f0d0...
         Archive(
             f"https://s3.amazonaws.com/fast-ai-imageclas/{FOLDER}.tgz",
             "sha256:569b4497c98db6dd29f335d1f109cf315fe127053cedf69010d047f0188e158c",
@@ -82,12 +82,12 @@ class Imagenette(FileSource):
         yield from parquet.find(root, self.name, tuple(CLASSES.values()), self.size, crop)
         for base in (own / FOLDER, root / FOLDER, own):
             if (base / "train").is_dir():
-                yield class_folders.found(base, self.size, crop, _check_names)
+                yield class_folders.locate(base, self.size, crop, _check_names)
 
 
 def _check_names(folder: Path, names: Sequence[str]) -> None:
     differing = {*names} ^ {*CLASSES}
     if differing:
         other = min(differing)
-        said = "has no class" if other in CLASSES else "has a class that is none of imagenette's,"
-        raise InvalidInput(f"{folder}: {said} {other}")
+        problem = "lacks the class" if other in CLASSES else "has a class that imagenette lacks:"
+        raise InvalidInput(f"{folder} {problem} {other}")

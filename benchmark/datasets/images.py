@@ -1,4 +1,4 @@
-"""Turns the bytes of image files into one tensor, and trusts nothing that their headers say."""
+"""Decodes image files into one tensor, without trusting what their headers say."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, require
 
 LARGEST = 10_000
-"""Pixels along a side: enough for photographs as cameras make them."""
-# Among the other formats that Pillow knows are some that start external programs.
+"""Largest number of pixels along a side, enough for photographs of cameras."""
+# Some other formats of Pillow start external programs.
 FORMATS = ("PNG", "JPEG", "WEBP", "PPM", "BMP", "TIFF")
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-"""Of files that are taken for images, in small letters."""
+"""Suffixes of the files that are read as images, in lower case."""
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
-"""Pillow's modes of pixels whose colours it converts as one expects."""
+"""The pixel modes of Pillow that it converts to RGB correctly."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -34,24 +34,26 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What undoes each orientation of Exif, by its number."""
+"""The transposition that undoes each Exif orientation, by its number."""
 
 NAMED = 3
-"""How many files a note names."""
+"""Largest number of files that a note names."""
 
 Resize = Callable[[Image.Image, int], Image.Image]
-"""Makes an image of any size one of so many pixels a side."""
+"""Makes a square image of so many pixels a side from an image of any size."""
 
 
 def squash(image: Image.Image, size: int) -> Image.Image:
-    """The whole image, whatever its proportions, with a bilinear filter."""
+    """Resize the whole image to a square with a bilinear filter, whatever its aspect ratio."""
     return image.resize((size, size), Image.Resampling.BILINEAR)
 
 
 def centre(image: Image.Image, size: int, share: float = 1.0) -> Image.Image:
-    """The central square, `share` of the shorter side, with a bilinear filter.
+    """Crop the central square and resize it with a bilinear filter.
 
-    What lies outside is never made, so that a long and narrow image does not fill the memory.
+    share: side of the square, relative to the shorter side of the image
+
+    Only the square is resized, so that a long and narrow image does not fill the memory.
     """
     width, height = image.size
     side = min(width, height) * share
@@ -61,37 +63,39 @@ def centre(image: Image.Image, size: int, share: float = 1.0) -> Image.Image:
 
 
 def decode(content: bytes, size: int, resize: Resize | None, origin: str) -> bytes:
-    """One image as the uint8 bytes of (3, size, size).
+    """Decode one image to the uint8 bytes of (3, size, size), oriented as its Exif data says.
 
-    It is turned as its Exif says. An image of another size is resized or, without `resize`,
-    refused. Raises `InvalidInput` with `origin`, which names file and row.
+    resize: applied to an image of another size; None refuses it
+    origin: file and row, for messages
+
+    Raises `InvalidInput` for an image that is damaged, too large, or of the wrong size.
     """
-    with _refusal(origin):
+    with _named_errors(origin):
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
         width, height = image.size
         found = f"{origin}: image is {width}x{height} pixels"
         require(max(width, height) <= LARGEST, f"{found}, larger than {LARGEST}x{LARGEST}")
         fits = image.size == (size, size)
-        require(fits or resize is not None, f"{found}, all must be {size}x{size}")
+        require(fits or resize is not None, f"{found}; all must be {size}x{size}")
         if image.format == "PNG":
-            # Decoding compares no checksum of the pixels, and what is verified is used up.
+            # Decoding does not verify the checksums, and a verified image cannot be decoded.
             image.verify()
             image = Image.open(io.BytesIO(content), formats=FORMATS)
-        image = upright(colour(image, origin))
+        image = upright(to_rgb(image, origin))
         if resize is not None and not fits:
             image = resize(image, size)
     return np.asarray(image).transpose(2, 0, 1).tobytes()
 
 
-def colour(image: Image.Image, origin: str) -> Image.Image:
-    """An image of any kind in 8 bits of red, green and blue.
+def to_rgb(image: Image.Image, origin: str) -> Image.Image:
+    """Convert an image of any mode to RGB with 8 bits per channel.
 
-    Of 16 bits the upper eight stay. Transparency is dropped and put on no background, as Pillow's
-    `convert` and the loaders of torchvision do: a pixel has the colour that is stored for it.
-    Raises `InvalidInput` for pixels whose range is not known, such as floating point.
+    Of 16 bits, the upper 8 are kept. Transparency is dropped, not blended with a background, as in
+    Pillow's `convert` and the loaders of torchvision: a pixel keeps its stored colour. Raises
+    `InvalidInput` for pixels without a known range, such as floating point.
     """
     mode = image.mode
-    # Older versions of Pillow, and that of PPM, read 16 bits into 32.
+    # Older versions of Pillow, and its PPM reader, return 16 bits as 32.
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         levels = np.asarray(image).astype(np.int64) >> 8
         grey = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
@@ -101,21 +105,25 @@ def colour(image: Image.Image, origin: str) -> Image.Image:
     require(
         mode in EIGHT_BITS,
         f"{origin}: image has pixels of {kinds.get(mode, f'the kind {mode}')}, whose range of "
-        "colours is not known; save it with 8 or 16 bits",
+        "colours is not known: save it with 8 or 16 bits",
     )
     return image.convert("RGB")
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """An image turned and mirrored as its Exif says; as it is, where that cannot be read."""
+    """Rotate and flip an image as its Exif data says; leave it if that cannot be read."""
     turn = None
-    with suppress(Exception):  # a damaged Exif makes Pillow raise almost anything
+    with suppress(Exception):  # damaged Exif data makes Pillow raise almost anything
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
 
 
 def left_out(names: Iterable[str], read: Sequence[str] = SUFFIXES) -> str:
-    """A note that names and counts what lies among images and is not `read`; empty for no names."""
+    """A note on the files among images that are not read, with their number; empty for no names.
+
+    names: those files
+    read: the suffixes of files that are read
+    """
     found = sorted(names)
     if not found:
         return ""
@@ -125,10 +133,11 @@ def left_out(names: Iterable[str], read: Sequence[str] = SUFFIXES) -> str:
 
 
 @contextmanager
-def _refusal(origin: str) -> Iterator[None]:
+def _named_errors(origin: str) -> Iterator[None]:
+    """Raises `InvalidInput` with `origin` for whatever Pillow raises in the block."""
     try:
         with warnings.catch_warnings():
-            # Pillow warns of what is judged here by its outcome.
+            # Whatever Pillow warns about, the image can be decoded or not.
             warnings.simplefilter("ignore")
             yield
     except InvalidInput:
@@ -141,10 +150,10 @@ def _refusal(origin: str) -> Iterator[None]:
 
 @dataclass
 class ImageCollector:
-    """Collects decoded images and their labels, without ever holding them twice.
+    """Collects decoded images and their labels, and holds them in memory only once.
 
     size: height and width of all images, pixels
-    resize: what is done with images of another size, None if they are refused
+    resize: applied to images of another size; None refuses them
     """
 
     size: int
@@ -154,14 +163,14 @@ class ImageCollector:
     labels: list[int] = field(default_factory=list)
 
     def add(self, content: bytes, label: int, origin: str) -> None:
-        """Decode one image. Raises `InvalidInput` with `origin` for it or a label out of range."""
+        """Decode one image. Raises `InvalidInput` as `decode` does, and for a wrong label."""
         if not 0 <= label < self.num_classes:
             raise InvalidInput(f"{origin}: label {label} is not in [0, {self.num_classes})")
         self.pixels += decode(content, self.size, self.resize, origin)
         self.labels.append(label)
 
     def add_file(self, path: Path, label: int) -> None:
-        """Decode one image file. Raises `InvalidInput` as `add`, and for an unreadable file."""
+        """Decode one image file. Raises `InvalidInput` as `add` does and for unreadable files."""
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -171,7 +180,7 @@ class ImageCollector:
         self.add(content, label, str(path))
 
     def finish(self) -> ImageSet:
-        """All of them in order; at least one must have been added."""
+        """All images, in the order in which they were added; there must be at least one."""
         images: Tensor = torch.frombuffer(self.pixels, dtype=torch.uint8)
         return ImageSet(
             images.view(-1, 3, self.size, self.size), torch.tensor(self.labels), self.num_classes

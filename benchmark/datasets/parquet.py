@@ -1,8 +1,7 @@
 """Hugging Face image Parquet: `{train,test}-*.parquet` with an image and a label in each row.
 
-An image is a struct {bytes, path} that holds an encoded file; columns are called as in `IMAGES` and
-`LABELS`. Rows are decoded batch by batch, so
-that little more than the decoded data is ever in memory.
+An image is a struct {bytes, path} that holds an encoded file. Columns have names of `IMAGES` and
+`LABELS`. Rows are decoded in batches, so that memory holds little more than the decoded images.
 """
 
 from __future__ import annotations
@@ -21,34 +20,34 @@ from bdbench.models.plugins.errors import InvalidInput, require
 
 IMAGES = ("image", "img")
 LABELS = ("label", "fine_label")
-"""CIFAR-100 has coarse labels, too."""
+"""CIFAR-100 also has coarse labels."""
 FOLDERS = ("", "data", "plain_text")
-"""Where hubs keep the files of a data set, below its own folder."""
+"""Folders of the files on Hugging Face, below that of the data set."""
 LAYOUT = "[data/|plain_text/]{train,test}-*.parquet"
 BATCH = 1024
 LARGEST_CHUNK = 2**26
-"""Bytes of one column in one row group that may be stored in less than a hundredth of them."""
+"""Largest size in bytes of a row group that may be compressed to less than 1 %."""
 SHARD = re.compile(r"-(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet$")
 
 
 def find(
     root: Path, name: str, class_names: tuple[str, ...], size: int, resize: Resize | None
 ) -> Iterator[Located]:
-    """The data set in `<root>/<name>` or one of its `FOLDERS`, if any Parquet file is there.
+    """The data set in `<root>/<name>` or one of its `FOLDERS`, if it has any Parquet file.
 
-    class_names: used where the files do not name their classes
+    class_names: used if the files do not name their classes
     size: height and width, pixels
-    resize: what is done with images of another size, None if they are refused
+    resize: applied to images of another size; None refuses them
     """
     for below in FOLDERS:
         folder = root / name / below
         files = [path for split in ("train", "test") for path in shards(folder, split)]
         if files:
-            read_all = partial(_read_all, folder, class_names, size, resize)
-            yield Located("parquet", folder, tuple(files), read_all)
+            decode = partial(_decode, folder, class_names, size, resize)
+            yield Located("parquet", folder, tuple(files), decode)
 
 
-def _read_all(
+def _decode(
     folder: Path, class_names: tuple[str, ...], size: int, resize: Resize | None
 ) -> Decoded:
     train, names = read(folder, "train", len(class_names), size, resize)
@@ -61,17 +60,18 @@ def _read_all(
 
 
 def shards(folder: Path, split: str) -> list[Path]:
-    """The files of one split, in order."""
+    """The files of one split, sorted by name."""
     return sorted(path for path in folder.glob(f"{split}-*.parquet") if path.is_file())
 
 
 def read(
     folder: Path, split: str, num_classes: int, size: int, resize: Resize | None
 ) -> tuple[ImageSet, tuple[str, ...]]:
-    """One split and its class names, empty where the files have none.
+    """Decode one split. Returns its images and its class names, which are empty if the files have
+    none.
 
-    Raises `InvalidInput` for a missing shard, a damaged file, missing columns, an image that cannot
-    be decoded, is too large or has the wrong size, a missing label or one out of range, no rows.
+    Raises `InvalidInput` for a missing shard, a damaged file, missing columns, no rows, an image
+    that cannot be decoded, is too large or has the wrong size, and a missing or invalid label.
     """
     files = shards(folder, split)
     _check_complete(folder, split, files)
@@ -84,7 +84,7 @@ def read(
 
 
 def _check_complete(folder: Path, split: str, files: list[Path]) -> None:
-    """Names such as `train-00000-of-00002.parquet` say how many shards there must be."""
+    """Raises `InvalidInput` for missing shards: `train-00000-of-00002.parquet` is one of two."""
     require(bool(files), f"{folder}: {split}-*.parquet is missing")
     parts = [match for path in files if (match := SHARD.search(path.name))]
     if not parts:
@@ -132,7 +132,8 @@ def _read_file(path: Path, collector: ImageCollector) -> tuple[str, ...]:
 
 
 def _check_schema(path: Path, schema: Any, num_classes: int) -> tuple[str, str, tuple[str, ...]]:
-    """The names of the columns of images and labels, and the class names."""
+    """The names of the image column and the label column, and the class names. Raises
+    `InvalidInput` for missing columns and wrong types."""
     import pyarrow.types as types
 
     image, label = (
@@ -141,7 +142,7 @@ def _check_schema(path: Path, schema: Any, num_classes: int) -> tuple[str, str, 
     )
     if image is None or label is None:
         raise InvalidInput(
-            f"{path}: needs columns {' or '.join(IMAGES)}, and {' or '.join(LABELS)}; has"
+            f"{path} needs columns {' or '.join(IMAGES)}, and {' or '.join(LABELS)}; it has"
             f" {' '.join(', '.join(schema.names).split())[:200] or 'none'}"
         )
     kind = schema.field(image).type
@@ -149,27 +150,28 @@ def _check_schema(path: Path, schema: Any, num_classes: int) -> tuple[str, str, 
         types.is_struct(kind)
         and kind.get_field_index("bytes") >= 0
         and (types.is_binary(b := kind.field("bytes").type) or types.is_large_binary(b)),
-        f"{path}: column {image} must be a struct of bytes and path, is {str(kind)[:80]}",
+        f"{path}: column {image} must be a struct of bytes and path, not {str(kind)[:80]}",
     )
     kind = schema.field(label).type
-    require(types.is_integer(kind), f"{path}: column {label} must be integer, is {str(kind)[:80]}")
+    require(types.is_integer(kind), f"{path}: column {label} must be integer, not {str(kind)[:80]}")
     names = _class_names(schema.metadata or {}, label)
     require(
         len(names) in (0, num_classes),
-        f"{path}: names {len(names)} classes, there must be {num_classes}",
+        f"{path} names {len(names)} classes; {num_classes} are needed",
     )
     return image, label, names
 
 
 def _check_sizes(path: Path, metadata: Any) -> None:
-    """Images are compressed already: what becomes much larger still is made to fill the memory."""
-    # Not column by column: where a footer is damaged, asking for one ends the process.
+    """Raises `InvalidInput` for a file made to fill the memory. Images are compressed already, so
+    Parquet hardly compresses them further."""
+    # Not by column: if the footer is damaged, asking for a column kills the process.
     stored = path.stat().st_size
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         whole = group.total_byte_size
         require(
             whole <= max(LARGEST_CHUNK, 100 * stored),
-            f"{path}: a file of {stored:,} bytes would become {whole:,}",
+            f"{path}: {stored:,} bytes would expand to {whole:,}",
         )
 
 

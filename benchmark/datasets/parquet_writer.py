@@ -1,4 +1,4 @@
-"""Labelled images as Parquet in the layout of Hugging Face, which `parquet.py` reads."""
+"""Writes labelled images as Parquet in the Hugging Face layout, which `parquet.py` reads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from bdbench.storage.atomic import written
 
 BATCH = 1024
-"""Images that are encoded at once."""
+"""Images in a row group."""
 
 
 def write(
@@ -29,9 +29,9 @@ def write(
 
     images: uint8 (n, 3, height, width)
     columns: int64 or bool (n,), by name
-    labels: which of the columns hold classes
+    labels: the names of the columns that hold classes
 
-    Raises `Unusable` where the file cannot be written; then it is as it was.
+    Raises `Unusable` if the file cannot be written; an existing file is then unchanged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -51,7 +51,7 @@ def write(
 def _schema(
     columns: Mapping[str, Tensor], labels: Collection[str], class_names: Sequence[str]
 ) -> Any:
-    """With what a loader of Hugging Face must know: which column is an image, and class names."""
+    """The schema, with the metadata for a Hugging Face loader: image columns and class names."""
     import pyarrow as pa
 
     features: dict[str, Any] = {"image": {"_type": "Image"}}

@@ -1,4 +1,4 @@
-"""The data sets there are."""
+"""The registry of data sets."""
 
 from __future__ import annotations
 

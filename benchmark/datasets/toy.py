@@ -1,7 +1,7 @@
-"""Ten generated shapes: a data set that needs no files, for demonstrations and tests.
+"""Ten generated shapes: a data set without files, for demonstrations and tests.
 
-The class is the shape. Place, size, tilt and colours are random, on a background of a colour
-gradient, clutter and blobs, so that single pixels say little and a network must find features.
+The class is the shape. Position, size, tilt and colours are random. The background has a colour
+gradient, clutter and blobs, so that single pixels say little and a network must learn features.
 """
 
 from __future__ import annotations
@@ -40,16 +40,18 @@ CLASSES = (
 )
 SIZE = 32
 RATES = {16: 0.03, 32: 0.01}
-"""The learning rate by the size of the images: DECISIONS.md says why."""
+"""The learning rate by image size; DECISIONS.md gives the reason."""
 MOST = 1_000_000
+"""Largest number of images in a set."""
 CHUNK = 250
+"""Images drawn at once."""
 
-# Grey levels are in [0, 1] here, lengths in pixels of an image of 32.
+# Below, grey levels are in [0, 1] and lengths in pixels of an image of 32x32.
 RADIUS = (8.0, 11.0)
 SHIFT = 4.0
 """Largest distance of a shape's centre from the middle, in either direction."""
 TILT = 0.2
-"""Largest turn, radians, nearly."""
+"""Largest rotation, approximately in radians."""
 CONTRAST = (0.15, 0.3)
 """Difference between shape and background, in each colour channel, of either sign."""
 GRADIENT = 0.15
@@ -105,7 +107,11 @@ class Toy(Source):
 
 
 def generate(count: int, split: str, size: int = SIZE) -> ImageSet:
-    """`count` images in random order, as many of each class as can be."""
+    """Draw `count` images in random order, with equal class sizes up to one image.
+
+    split: train or test, which seeds the draw
+    size: height and width, pixels
+    """
     rng = Generator(PCG64(derive(0, "toy", split)))
     labels = rng.permutation(np.arange(count) % len(CLASSES))
     chunks = (labels[start : start + CHUNK] for start in range(0, count, CHUNK))
@@ -114,10 +120,10 @@ def generate(count: int, split: str, size: int = SIZE) -> ImageSet:
 
 
 def draw(labels: NDArray[np.int64], rng: Generator, size: int = SIZE) -> NDArray[np.uint8]:
-    """Images uint8 (n, 3, size, size) of the shapes `labels`; `size` is a power of two.
+    """Draw the shapes `labels` as uint8 (n, 3, size, size); `size` is a power of two.
 
-    Only sums, products, quotients, roots and comparisons of single numbers are used: these are
-    rounded alike everywhere, so that no pixel differs between machines.
+    Only elementwise sums, products, quotients, square roots and comparisons are used. IEEE 754
+    rounds these exactly, so pixels are the same on every machine.
     """
     n = len(labels)
 
@@ -141,7 +147,7 @@ def draw(labels: NDArray[np.int64], rng: Generator, size: int = SIZE) -> NDArray
 
     radius = uniform(*RADIUS, 1, 1)
     dx, dy = x - uniform(-SHIFT, SHIFT, 1, 1), y - uniform(-SHIFT, SHIFT, 1, 1)
-    # Cosine and sine of a turn, from the tangent of its half.
+    # Cosine and sine of the rotation, from the tangent of its half.
     half = uniform(-TILT / 2, TILT / 2, 1, 1)
     cosine, sine = (1 - half * half) / (1 + half * half), 2 * half / (1 + half * half)
     u, v = (dx * cosine + dy * sine) / radius, (dy * cosine - dx * sine) / radius
@@ -160,7 +166,7 @@ def draw(labels: NDArray[np.int64], rng: Generator, size: int = SIZE) -> NDArray
 
 
 def enlarge(cells: Floats, size: int) -> Floats:
-    """(..., cells) to (..., size), interpolated linearly."""
+    """Interpolate (..., cells) linearly to (..., size)."""
     place = np.arange(size, dtype=np.float32) * ((cells.shape[-1] - 1) / size)
     left = place.astype(np.int64)
     weight = place - left.astype(np.float32)
@@ -169,9 +175,9 @@ def enlarge(cells: Floats, size: int) -> Floats:
 
 
 def outline(name: str, u: Floats, v: Floats) -> Floats:
-    """Distance to the edge of a shape of radius 1, negative inside, at points (u, v).
+    """Signed distance of points (u, v) to the edge of a shape of radius 1, negative inside.
 
-    Mirrored left to right, a shape stays in its class.
+    A shape that is mirrored left to right stays in its class.
     """
     across, down = np.abs(u), np.abs(v)
 

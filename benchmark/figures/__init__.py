@@ -1,4 +1,4 @@
-"""Figures are pure functions of records, and of what the cache keeps beside them. None trains.
+"""Figures, which are pure functions of records and of cached embeddings. Drawing never trains.
 
 The same records give the same bytes. Each figure is a module here with a function `draw`.
 """
@@ -28,21 +28,21 @@ def make(
     data: Path | None = None,
     field: str = "",
 ) -> list[str]:
-    """Draw one of `FIGURES` into `<results>/figures`, with its data as CSV. Returns lines to print.
+    """Draw one of `FIGURES` into `<results>/figures`, with its data as CSV.
 
-    wanted: specs by axis, where not everything in the records is to be drawn
-    data: where data sets lie, for `triggers`
-    field: against which `sweep` draws, where several are swept
+    wanted: specs by axis that select the cells to draw; all cells if empty
+    data: folder of data sets, for `triggers`
+    field: the field on the horizontal axis of `sweep`, if several are swept
 
-    Raises `InvalidInput` for names that are unknown, for records that do not suffice, with the
-    command that makes them, and for an unwritable folder.
+    Returns lines to print: remarks, then paths. Raises `InvalidInput` for an unknown name, for
+    missing records, with the command that creates them, and for an unwritable folder.
     """
     require(which in FIGURES, f"unknown figure {which!r}{spec.did_you_mean(which, FIGURES)}")
     for each in formats:
         require(each in FORMATS, f"unknown format {each!r}{spec.did_you_mean(each, FORMATS)}")
     module = importlib.import_module(f"bdbench.figures.{which}")
     draw: Callable[[Selection], Picture] = module.draw
-    require(not field or which == "sweep", "--field is for the figure sweep")
+    require(not field or which == "sweep", "--field applies only to the figure sweep")
     selection = select(records, results, wanted, data, field)
     with look():
         picture = draw(selection)

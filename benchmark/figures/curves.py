@@ -1,10 +1,10 @@
-"""CA and ASR by epoch: a column of panels for each attack, a line for each defense."""
+"""CA and ASR by epoch: a column of panels per attack, a line per defense."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bdbench.figures.epochs import BAND, by_epoch, draw_line, footing, with_curves
+from bdbench.figures.epochs import BAND, by_epoch, draw_line, sample_sizes, with_curves
 from bdbench.figures.picture import COLOURS, DASHES, MARKERS, Picture, caption, grid, legend
 from bdbench.figures.selection import Selection
 from bdbench.tables.groups import is_none
@@ -13,8 +13,8 @@ ROWS = {"clean_accuracy": "CA (%)", "attack_success_rate": "ASR (%)"}
 
 
 def draw(selection: Selection) -> Picture:
-    """Epochs are those of the network that a defense returns. Clean training, which has no ASR, is
-    left out unless it was asked for."""
+    """Draw the epochs of the network that a defense returns. Clean training, which has no ASR, is
+    left out unless it is selected."""
     groups = with_curves(selection, selection.groups, "clean_accuracy")
     if not selection.wanted.get("attack"):
         groups = [g for g in groups if not is_none(g.names["attack"])] or groups
@@ -28,23 +28,23 @@ def draw(selection: Selection) -> Picture:
     ]
     figure, panels = grid(places, ROWS, height=1.3, below="epoch")
     names = sorted(set(data["defense"]), key=selection.ranks.__getitem__)
-    looks = {name: _look(selection.ranks[name]) for name in names}
+    styles = {name: _style(selection.ranks[name]) for name in names}
     for attack, defense in data[["attack", "defense"]].drop_duplicates().itertuples(index=False):
         table = data[(data["attack"] == attack) & (data["defense"] == defense)]
-        # Some six markers on a line, and not all lines have them in the same place.
+        # About six markers per line, at different epochs for different lines.
         every = max(1, len(table) // 6)
         marks = {"markevery": (selection.ranks[defense] % every, every)}
         for value in ROWS:
             if (value, attack) in panels:
-                draw_line(panels[value, attack], table, value, 100, looks[defense] | marks)
+                draw_line(panels[value, attack], table, value, 100, styles[defense] | marks)
     for axes in panels.values():
         axes.set(ylim=(-3, 103), yticks=range(0, 101, 25))
-    legend(figure, looks)
-    caption(figure, groups, *[BAND] * bool((data["seeds"] > 1).any()), *footing(groups))
+    legend(figure, styles)
+    caption(figure, groups, *[BAND] * bool((data["seeds"] > 1).any()), *sample_sizes(groups))
     return Picture(figure, data)
 
 
-def _look(rank: int) -> dict[str, Any]:
+def _style(rank: int) -> dict[str, Any]:
     return {
         "color": COLOURS[rank % len(COLOURS)],
         "marker": MARKERS[rank % len(MARKERS)],

@@ -1,4 +1,4 @@
-"""Records by epoch: what `bdbench run --curves` left in them."""
+"""The curves in records, which `bdbench run --curves` measures."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bdbench.figures.selection import Selection
 from bdbench.records.record import TESTED
 from bdbench.tables.groups import Group
 
-BAND = "Bands reach from the lowest to the highest seed"
+BAND = "Bands: range over seeds"
 
 
 def by_epoch(groups: Sequence[Group], values: Sequence[str]) -> pd.DataFrame:
-    """One row per group and epoch: attack, defense, epoch, seeds, and for each value of the points
-    its mean over the seeds, its lowest and its highest (`_low`, `_high`); nan where it is None."""
+    """One row per group and epoch: attack, defense, epoch, seeds, and for each value its mean over
+    the seeds, its minimum and its maximum (`_low`, `_high`); nan where it was not measured."""
     tables = []
     for group in groups:
         points = pd.DataFrame([point for record in group.used for point in record.curves])
@@ -36,19 +36,20 @@ def by_epoch(groups: Sequence[Group], values: Sequence[str]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def footing(groups: Sequence[Group]) -> list[str]:
-    """A sentence on how few test images points may stand on, where not all stand on the same."""
+def sample_sizes(groups: Sequence[Group]) -> list[str]:
+    """A sentence on the smallest number of test images per point, if the numbers differ."""
     points = [point for group in groups for record in group.used for point in record.curves]
-    counts = {point[TESTED] for point in points if TESTED in point}
+    counts = {count for point in points if (count := point.get(TESTED)) is not None}
     if len(counts) < 2:
         return []
-    return [f"Before the last, a point may stand on as few as {min(counts):,} test images"]
+    return [f"Points before the last use as few as {min(counts):,} test images"]
 
 
 def with_curves(selection: Selection, groups: Sequence[Group], value: str) -> list[Group]:
-    """The groups with any point that has this value, of one data set, model and recipe.
+    """The groups with a curve of this value, which must share data set, model and recipe.
 
-    Raises `InvalidInput`: for none with the command that makes them, for several settings.
+    Raises `InvalidInput` for several settings, and for no such group, with the command that creates
+    curves.
     """
     found = [
         group
@@ -56,14 +57,14 @@ def with_curves(selection: Selection, groups: Sequence[Group], value: str) -> li
         if any(point.get(value) is not None for r in group.used for point in r.curves)
     ]
     if not found:
-        raise selection.lack(f"{selection.results} has no curves of {value.replace('_', ' ')}")
+        raise selection.missing(f"{selection.results} has no curves of {value.replace('_', ' ')}")
     return selection.settled(found)
 
 
 def draw_line(
-    axes: Axes, table: pd.DataFrame, value: str, scale: float, look: Mapping[str, Any]
+    axes: Axes, table: pd.DataFrame, value: str, scale: float, style: Mapping[str, Any]
 ) -> None:
-    """A value by epoch, times `scale`, with a band where seeds differ."""
-    axes.plot(table["epoch"], scale * table[value], **look)
+    """Draw a value by epoch, times `scale`, with a band for the range over seeds."""
+    axes.plot(table["epoch"], scale * table[value], **style)
     low, high = (scale * table[f"{value}_{end}"] for end in ("low", "high"))
-    axes.fill_between(table["epoch"], low, high, color=look["color"], alpha=0.2, linewidth=0)
+    axes.fill_between(table["epoch"], low, high, color=style["color"], alpha=0.2, linewidth=0)

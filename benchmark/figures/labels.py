@@ -1,7 +1,7 @@
-"""Names beside the points of a figure, none over another, in place of a legend.
+"""Labels at the points of a figure in place of a legend, without overlaps.
 
-A name stands at its point where there is room for all of them. Else all stand in a column beside
-the panel, in the order of the points from top to bottom, each with a line to its point.
+If there is room for all labels, each is next to its point. Otherwise all are in a column beside the
+panel, in the vertical order of the points, each with a line to its point.
 """
 
 from __future__ import annotations
@@ -20,28 +20,32 @@ from matplotlib.textpath import TextPath
 from matplotlib.transforms import Bbox
 from sklearn.isotonic import isotonic_regression
 
-SIZE = 6.5
-"""Of the letters, points."""
-LETTERS = 24
-"""Of a line of a name."""
-LINE = 0.115
+FONT_SIZE = 6.5
+"""In points."""
+LINE_LENGTH = 24
+"""Characters per line of a label."""
+LINE_HEIGHT = 0.115
 """Inches from one line of the column to the next."""
 GAP = 3.0
-"""From a point to its name, points."""
+"""Distance from a point to its label, points."""
 AXIS = 0.65
-"""Inches that the labels of an axis take."""
+"""Width of the tick labels and the title of an axis, inches."""
 MARK = 2.8
-"""Half of the side of a mark, points."""
+"""Half the side of a marker, points."""
 HALO = [withStroke(linewidth=1.5, foreground="white")]
-"""Around letters, which may stand on a bar or a line."""
+"""White outline of the text, which may cover a bar or a line."""
 SIDES = ((1, 1), (1, -1), (-1, 1), (-1, -1), (1, 0), (-1, 0), (0, 1), (0, -1))
-"""Of a point, where its name may stand, best first, which is off its bars; upwards is positive."""
+"""Where a label may be relative to its point, best first: off its error bars. Up is positive."""
 ALIGNMENT = {1: ("left", "bottom"), 0: ("center", "center"), -1: ("right", "top")}
 
 
 @dataclass(frozen=True)
-class Name:
-    """x, y: of the point, as the axes have them; color: of its mark"""
+class Label:
+    """The label of a point.
+
+    x, y: data coordinates of the point
+    color: that of its marker
+    """
 
     text: str
     x: float
@@ -51,66 +55,72 @@ class Name:
 
 @dataclass(frozen=True)
 class Panel:
-    """names: of its points. others: more points that no name may cover, as (x, y). column: empty
-    axes beside it."""
+    """A panel with labels.
+
+    others: further points that no label may cover, as (x, y)
+    column: empty axes beside the panel
+    """
 
     axes: Axes
-    names: Sequence[Name]
+    labels: Sequence[Label]
     others: Sequence[tuple[float, float]] = ()
     column: Axes | None = None
 
 
 Build = Callable[[float], tuple[Figure, Sequence[Panel]]]
-"""Draws a figure with columns so wide beside its panels, relative to these; 0 for none."""
+"""Draws a figure. Its argument is the width of the label columns relative to the panels, 0 for
+none."""
 
 
 def labelled(build: Build, width: float) -> Figure:
-    """A figure with names at its points, or in columns of this width relative to the panels."""
+    """A figure with labels at its points, or in columns of this width relative to the panels."""
     figure, panels = build(0.0)
-    renderer = _settled(figure)
+    renderer = _renderer(figure)
     if all(_at_points(figure, panel, renderer) for panel in panels):
         return figure
     figure, panels = build(width)
-    renderer = _settled(figure)
+    renderer = _renderer(figure)
     for panel in panels:
         _in_a_column(figure, panel, renderer)
     return figure
 
 
-def height_of(names: Collection[str]) -> float:
-    """Inches that a column of these names takes."""
-    return LINE * sum(wrapped(name).count("\n") + 1.15 for name in names)
+def column_height(names: Collection[str]) -> float:
+    """The height of a column of these labels, inches."""
+    return LINE_HEIGHT * sum(wrapped(name).count("\n") + 1.15 for name in names)
 
 
-def width_of(names: Collection[str]) -> float:
-    """Inches of a column with room for the longest line."""
+def column_width(names: Collection[str]) -> float:
+    """The width of a column of these labels, inches."""
     lines = [line for name in names for line in wrapped(name).split("\n")]
-    longest = max(TextPath((0, 0), line, size=SIZE).get_extents().width for line in lines)
+    longest = max(TextPath((0, 0), line, size=FONT_SIZE).get_extents().width for line in lines)
     return float(longest) / 72 + 0.2
 
 
-def share_of(column: float, page: float) -> float:
-    """The width of a column relative to its panel, where both, with an axis, are so wide, inches;
-    at most a fifth more than the panel."""
+def relative_width(column: float, page: float) -> float:
+    """The width of a label column relative to its panel, at most 1.2.
+
+    page: width of panel, axis and column together, inches
+    """
     return min(1.2, column / max(column, page - column - AXIS))
 
 
 def wrapped(name: str) -> str:
-    """On as many lines as it needs."""
-    return textwrap.fill(name, LETTERS)
+    """A label with line breaks."""
+    return textwrap.fill(name, LINE_LENGTH)
 
 
 def _at_points(figure: Figure, panel: Panel, renderer: RendererBase) -> bool:
-    """Put each name beside its point, if there is room for all."""
+    """Put each label next to its point; False if there is no room for all."""
     frame = panel.axes.get_window_extent(renderer)
     unit = figure.dpi / 72
-    points = [(name.x, name.y) for name in panel.names] + list(panel.others)
+    points = [(label.x, label.y) for label in panel.labels] + list(panel.others)
     taken = [
         Bbox.from_extents(x - MARK * unit, y - MARK * unit, x + MARK * unit, y + MARK * unit)
         for x, y in panel.axes.transData.transform(points)
     ]
-    for name in panel.names:
-        box = _first_free(panel.axes, name, frame, taken, renderer)
+    for label in panel.labels:
+        box = _first_free(panel.axes, label, frame, taken, renderer)
         if box is None:
             return False
         taken.append(box)
@@ -118,11 +128,11 @@ def _at_points(figure: Figure, panel: Panel, renderer: RendererBase) -> bool:
 
 
 def _first_free(
-    axes: Axes, name: Name, frame: Bbox, taken: Sequence[Bbox], renderer: RendererBase
+    axes: Axes, label: Label, frame: Bbox, taken: Sequence[Bbox], renderer: RendererBase
 ) -> Bbox | None:
-    """Where a name was written, in pixels; nothing where there is no room."""
+    """Write a label at the first free side of its point. Returns its box in pixels, or None."""
     for across, up in SIDES:
-        text = _write(axes, name, (GAP * across, GAP * up), across, up)
+        text = _write(axes, label, (GAP * across, GAP * up), across, up)
         box = text.get_window_extent(renderer)
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
         inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
@@ -133,49 +143,52 @@ def _first_free(
 
 
 def _in_a_column(figure: Figure, panel: Panel, renderer: RendererBase) -> None:
-    """Put the names beside the panel, each as near to the height of its point as the others let
-    it, and draw a line from each to its point."""
+    """Put the labels beside the panel, each as close to the height of its point as the others
+    allow, with a line to its point."""
     assert panel.column is not None
     unit = figure.dpi / 72
     frame, column = (axes.get_window_extent(renderer) for axes in (panel.axes, panel.column))
-    places = panel.axes.transData.transform([(name.x, name.y) for name in panel.names])
+    places = panel.axes.transData.transform([(label.x, label.y) for label in panel.labels])
     order = sorted(range(len(places)), key=lambda n: (places[n][1], -places[n][0]))
-    tall = [height_of([panel.names[n].text]) * figure.dpi for n in order]
-    heights = _apart([float(places[n][1]) for n in order], tall, frame.y0, frame.y1)
-    for n, height in zip(order, heights, strict=True):
+    heights = [column_height([panel.labels[n].text]) * figure.dpi for n in order]
+    centers = _spread([float(places[n][1]) for n in order], heights, frame.y0, frame.y1)
+    for n, center in zip(order, centers, strict=True):
         x, y = places[n]
-        offset = ((column.x0 - x) / unit, (height - y) / unit)
-        text = _write(panel.axes, panel.names[n], offset, 1, 0, line=True)
+        offset = ((column.x0 - x) / unit, (center - y) / unit)
+        text = _write(panel.axes, panel.labels[n], offset, 1, 0, line=True)
         text.set_annotation_clip(False)
 
 
-def _apart(wanted: Sequence[float], tall: Sequence[float], low: float, high: float) -> list[float]:
-    """The middles of things so tall, from the lowest up, as near as can be to what is wanted, none
-    over another and all from `low` to `high`, where these leave room."""
-    below = [sum(tall[:n]) + own / 2 for n, own in enumerate(tall)]
-    lowest, highest = low, max(low, high - sum(tall))
-    free = [place - less for place, less in zip(wanted, below, strict=True)]
-    found = isotonic_regression(free, y_min=lowest, y_max=highest)
-    return [float(place) + less for place, less in zip(found, below, strict=True)]
+def _spread(
+    wanted: Sequence[float], heights: Sequence[float], low: float, high: float
+) -> list[float]:
+    """The centers of boxes, bottom to top, as close to the wanted ones as possible without overlap
+    and, if they fit, within `low` and `high`."""
+    below = [sum(heights[:n]) + height / 2 for n, height in enumerate(heights)]
+    highest = max(low, high - sum(heights))
+    # Without the heights of the boxes below, the centers must only be in order.
+    shifted = [center - shift for center, shift in zip(wanted, below, strict=True)]
+    found = isotonic_regression(shifted, y_min=low, y_max=highest)
+    return [float(center) + shift for center, shift in zip(found, below, strict=True)]
 
 
 def _write(
     axes: Axes,
-    name: Name,
+    label: Label,
     offset: tuple[float, float],
     across: int,
     up: int,
     line: bool = False,
 ) -> Annotation:
-    """A name so many points from its point."""
-    arrow = {"arrowstyle": "-", "color": name.color, "linewidth": 0.5, "relpos": (0, 0.5)}
+    """Write a label at an offset in points from its point, with a line if wanted."""
+    arrow = {"arrowstyle": "-", "color": label.color, "linewidth": 0.5, "relpos": (0, 0.5)}
     arrow |= {"shrinkA": 1, "shrinkB": 2}
     text = axes.annotate(
-        wrapped(name.text),
-        (name.x, name.y),
+        wrapped(label.text),
+        (label.x, label.y),
         offset,
         textcoords="offset points",
-        fontsize=SIZE,
+        fontsize=FONT_SIZE,
         ha=ALIGNMENT[across][0],
         va=ALIGNMENT[up][1],
         linespacing=1.05,
@@ -183,13 +196,13 @@ def _write(
         path_effects=HALO,
         zorder=5,
     )
-    # The panel keeps its size, so that the place that was found stays right.
+    # The panel must keep its size, or the label would move.
     text.set_in_layout(False)
     return text
 
 
-def _settled(figure: Figure) -> RendererBase:
-    """What measures text, once all panels have their places."""
+def _renderer(figure: Figure) -> RendererBase:
+    """A renderer that measures text, after all panels are laid out."""
     canvas = FigureCanvasAgg(figure)
     figure.draw_without_rendering()
     renderer: RendererBase = canvas.get_renderer()  # type: ignore[no-untyped-call]
@@ -197,12 +210,12 @@ def _settled(figure: Figure) -> RendererBase:
 
 
 def columns(
-    figure: Figure, rows: int, abreast: int, width: float
+    figure: Figure, rows: int, per_row: int, width: float
 ) -> Iterator[tuple[Axes, Axes | None]]:
-    """Panels from the upper left, each with an empty column beside it if it has a width."""
-    ratios = [1.0, width] * abreast if width else [1.0] * abreast
+    """Panels from the upper left, each with empty axes beside it if `width` is not 0."""
+    ratios = [1.0, width] * per_row if width else [1.0] * per_row
     grid = figure.add_gridspec(rows, len(ratios), width_ratios=ratios)
-    step = len(ratios) // abreast
+    step = len(ratios) // per_row
     for row in range(rows):
         for place in range(0, len(ratios), step):
             panel, column = figure.add_subplot(grid[row, place]), None

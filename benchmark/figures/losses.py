@@ -1,8 +1,8 @@
 """Mean training loss of clean and of poisoned images by epoch (CBD paper, figure 4).
 
-A column of panels for each attack. Plain attacks come first, below them those that the adaptive
-attack adds its noise to. CBD stops f_B after T1 epochs, when poisoned images are fitted and clean
-ones are not yet.
+A column of panels per attack. The attack itself comes first, and below it the adaptive attack that
+adds noise to it. CBD stops training f_B after T1 epochs, when it fits poisoned images but not yet
+clean ones.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from bdbench.figures.selection import SETTING, Selection, agrees
 from bdbench.models.plugins.spec import Spec
 from bdbench.tables.groups import Group, is_none
 
-LOOKS: dict[str, dict[str, Any]] = {
+STYLES: dict[str, dict[str, Any]] = {
     "clean": {"color": COLOURS[1], "linestyle": "-"},
     "poisoned": {"color": COLOURS[2], "linestyle": "--"},
 }
-VALUES = [f"{kind}_loss" for kind in LOOKS]
+VALUES = [f"{kind}_loss" for kind in STYLES]
 
 
 def draw(selection: Selection) -> Picture:
-    """No defense unless others are asked for. A dotted line is T1 of a CBD in the same folder."""
+    """Draw no defense unless others are selected. Dotted lines are the T1 of CBD in the folder."""
     groups = selection.groups
     if not selection.wanted.get("defense"):
         groups = [group for group in groups if is_none(group.names["defense"])]
@@ -42,35 +42,38 @@ def draw(selection: Selection) -> Picture:
     for place, table in tables.items():
         axes = panels[place]
         axes.set_ylim(0, top)
-        for value, look in zip(VALUES, LOOKS.values(), strict=True):
-            draw_line(axes, table, value, 1, look)
+        for value, style in zip(VALUES, STYLES.values(), strict=True):
+            draw_line(axes, table, value, 1, style)
         for stop in stops:
             axes.axvline(stop, color="#333333", linestyle=":", linewidth=0.8)
             axes.text(stop, top, f" T1 = {stop}", va="top", fontsize=6.5, color="#333333")
-    legend(figure, {f"{kind} images": look for kind, look in LOOKS.items()})
+    legend(figure, {f"{kind} images": style for kind, style in STYLES.items()})
     caption(figure, groups, *[BAND] * bool((data["seeds"] > 1).any()))
     return Picture(figure, data)
 
 
 def _place(group: Group, groups: list[Group]) -> Place:
-    """Row and column: the defense, and the attack. One that holds another stands below that, and
-    what it adds is in the name of the row; rows that sort first are the plain ones."""
+    """Row and column of a group: its defense, and its attack.
+
+    An attack that wraps another is in the column of that one, in a row with its own name, which
+    sorts after the row of the plain attack.
+    """
     defense, attack = group.names["defense"], group.names["attack"]
-    held = Spec.of(group.records[0].cell["attack"]).fields.get("attack")
-    added, column = [], attack
-    if held is not None:
+    inner = group.records[0].cell.attack.fields.get("attack")
+    wrapper, column = [], attack
+    if inner is not None:
         outer = Spec.of(attack)
         settings = dict(outer.fields)
-        shown = settings.pop("attack", Spec.of(held).name)
-        added = [str(Spec(outer.name, settings))]
-        plain = (g.names["attack"] for g in groups if agrees(held, g.records[0].cell["attack"]))
-        column = next(plain, shown)
-    parts = [*added, *[defense] * (not is_none(defense))]
+        name = settings.pop("attack", Spec.of(inner).name)
+        wrapper = [str(Spec(outer.name, settings))]
+        plain = (g.names["attack"] for g in groups if agrees(inner, g.records[0].cell.attack))
+        column = next(plain, name)
+    parts = [*wrapper, *[defense] * (not is_none(defense))]
     return "".join(f"\n{part}" for part in parts), column
 
 
 def _stops(selection: Selection, group: Group) -> list[int]:
-    """T1 of every CBD that was trained as this group was, epochs."""
+    """The T1, in epochs, of every CBD with the data set, model and recipe of a group."""
     same = [g for g in selection.every if all(g.names[a] == group.names[a] for a in SETTING)]
-    fields = (Spec.of(g.records[0].cell["defense"]).fields for g in same)
+    fields = (g.records[0].cell.defense.fields for g in same)
     return sorted({settings["t1"] for settings in fields if "t1" in settings})

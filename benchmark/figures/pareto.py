@@ -1,4 +1,4 @@
-"""What a defense costs and what it brings: time, ASR and lost CA, all against no defense."""
+"""The cost and benefit of defenses: time, ASR and loss of CA, relative to no defense."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
-from bdbench.figures.labels import Name, Panel, columns, height_of, labelled, share_of, width_of
+from bdbench.figures.labels import (
+    Label,
+    Panel,
+    column_height,
+    column_width,
+    columns,
+    labelled,
+    relative_width,
+)
 from bdbench.figures.picture import PAGE, Picture, asr_axis, caption, mark, several
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import InvalidInput, require
@@ -27,72 +35,72 @@ MEAN = "mean"
 
 
 def draw(selection: Selection) -> Picture:
-    """Large marks are means over attacks, as in the leaderboard; small ones are the attacks."""
+    """Large markers are means over the attacks, as in the leaderboard; small ones are attacks."""
     block = LeaderboardBlock(tuple(selection.settled(selection.with_baseline)))
     if not any(map(is_none, block.defenses)):
         raise InvalidInput(
-            f"{selection.results} has no record of no defense, which others are compared with; "
-            f"{selection.command('--defense', 'none')} makes them"
+            f"{selection.results} has no records with no defense to compare with; create them with "
+            f"{selection.command('--defense', 'none')}"
         )
-    require(bool(block.poisoned), f"{selection.results} has no record of an attack to compare by")
+    require(bool(block.poisoned), f"{selection.results} has no records with an attack")
     data = points(block)
     require(
         any(not is_none(name) for name in data.get("defense", ())),
-        f"{selection.results} has no attack with results of a defense and of no defense",
+        f"{selection.results} has no attack with results both with and without a defense",
     )
-    called = names(block.groups, "defense")
-    width = width_of(called.values())
+    titles = names(block.groups, "defense")
+    width = column_width(titles.values())
 
     def build(column: float) -> tuple[Figure, Sequence[Panel]]:
-        return _figure(data, called, selection.ranks, column, block)
+        return _figure(data, titles, selection.ranks, column, block)
 
-    return Picture(labelled(build, share_of(width, PAGE / 2)), data)
+    return Picture(labelled(build, relative_width(width, PAGE / 2)), data)
 
 
 def _figure(
     data: pd.DataFrame,
-    called: Mapping[str, str],
+    titles: Mapping[str, str],
     ranks: Mapping[str, int],
     width: float,
     block: LeaderboardBlock,
 ) -> tuple[Figure, list[Panel]]:
-    tall = max(2.8, height_of(called.values()) + 0.9) if width else 2.8
-    figure = Figure((PAGE, tall), layout="constrained")
+    height = max(2.8, column_height(titles.values()) + 0.9) if width else 2.8
+    figure = Figure((PAGE, height), layout="constrained")
     panels = []
     for (axes, column), value in zip(columns(figure, 1, 2, width), (ASR, LOST), strict=True):
         _draw_panel(axes, data, value, ranks)
-        points = _names(data, value, called, ranks)
+        labels = _labels(data, value, titles, ranks)
         small = data[data["attack"] != MEAN]
         others = [(x, 100 * y) for x, y in zip(small[TIME], small[value], strict=True)]
-        panels.append(Panel(axes, points, others, column))
+        panels.append(Panel(axes, labels, others, column))
     asr_axis(panels[0].axes)
-    panels[1].axes.set_ylabel("CA lost (points)")
+    panels[1].axes.set_ylabel("loss of CA (points)")
     caption(figure, block.groups, *_sentences(data, len(block.poisoned)))
     return figure, panels
 
 
-def _names(
-    data: pd.DataFrame, value: str, called: Mapping[str, str], ranks: Mapping[str, int]
-) -> list[Name]:
-    """At the means over attacks."""
+def _labels(
+    data: pd.DataFrame, value: str, titles: Mapping[str, str], ranks: Mapping[str, int]
+) -> list[Label]:
+    """Labels at the means over the attacks."""
     means = data[data["attack"] == MEAN]
     return [
-        Name(called[defense], x, 100 * y, mark(ranks[defense])["color"])
+        Label(titles[defense], x, 100 * y, mark(ranks[defense])["color"])
         for defense, x, y in zip(means["defense"], means[TIME], means[value], strict=True)
     ]
 
 
 def points(block: LeaderboardBlock) -> pd.DataFrame:
-    """One row for each defense and attack, and one for each defense with the mean over attacks.
+    """One row per defense and attack, and one per defense with the mean over attacks.
 
-    seconds_ratio: of the training of a defense, undefended network included, to no defense
+    seconds_ratio: training time, including the undefended network, relative to no defense; averaged
+        as logarithms, so that its interval never reaches 0
     attack_success_rate, clean_accuracy_lost: shares
     _low, _high: 95 % t interval
-    seeds: those that a defense and no defense have in common, for a mean with each attack; values
-        and intervals are of these, paired. Where there is none, values are of all seeds of either,
-        without interval. Ratios are averaged as logarithms, so their interval never reaches 0
-    front_*: on rows of means, whether no other defense is as good in time and in that value, and
-        better in one
+    seeds: number of seeds that a defense and no defense share, for a mean on every attack; values
+        and intervals are paired over them. Without one, values use all seeds and have no interval
+    front_*: for means, whether no other defense is at least as good in time and in this value, and
+        better in one of them
     """
     data = pd.DataFrame(_rows(block))
     if data.empty:
@@ -105,19 +113,19 @@ def points(block: LeaderboardBlock) -> pd.DataFrame:
 
 
 def front(x: Sequence[float], y: Sequence[float]) -> list[bool]:
-    """Whether no other point is at most as large in both and less in one."""
+    """Whether each point is Pareto optimal: no other is at most as large and less in one value."""
     pairs = list(zip(x, y, strict=True))
     return [not any(p <= a and q <= b and (p, q) != (a, b) for p, q in pairs) for a, b in pairs]
 
 
 def _rows(block: LeaderboardBlock) -> Iterator[dict[str, Any]]:
     results = _results(block)
-    bare = results[results["defense"].map(is_none).astype(bool)].drop(columns="defense")
+    undefended = results[results["defense"].map(is_none).astype(bool)].drop(columns="defense")
     for defense in block.defenses:
         own = results[results["defense"] == defense].drop(columns="defense")
-        pairs = own.merge(bare, on=["attack", "seed"], suffixes=("", "_bare"))
-        sides = (side.drop(columns="seed").groupby("attack").mean() for side in (own, bare))
-        cells = next(sides).merge(next(sides), on="attack", suffixes=("", "_bare"))
+        pairs = own.merge(undefended, on=["attack", "seed"], suffixes=("", "_none"))
+        sides = (side.drop(columns="seed").groupby("attack").mean() for side in (own, undefended))
+        cells = next(sides).merge(next(sides), on="attack", suffixes=("", "_none"))
         attacks = list(cells.index)
         for name, chosen in [*((attack, [attack]) for attack in attacks), (MEAN, attacks)]:
             if chosen:
@@ -135,30 +143,30 @@ def _rows(block: LeaderboardBlock) -> Iterator[dict[str, Any]]:
 
 
 def _results(block: LeaderboardBlock) -> pd.DataFrame:
-    """One row for each record that enters a mean: defense, attack, seed, seconds and shares."""
+    """One row per record that enters a mean: defense, attack, seed, seconds and shares."""
     rows = []
     for group in block.groups:
         for record in group.used if group.names["attack"] in block.poisoned else ():
-            shares = {name: (record.metrics or {}).get(name) for name in (ASR, CA)}
+            shares = {name: record.count(name) for name in (ASR, CA)}
             row: dict[str, Any] = {axis: group.names[axis] for axis in ("defense", "attack")}
-            row |= {"seed": record.cell["seed"], "seconds": seconds_total(record)}
+            row |= {"seed": record.cell.seed, "seconds": seconds_total(record)}
             rows.append(row | {name: count and count.rate for name, count in shares.items()})
     found = pd.DataFrame(rows, columns=["defense", "attack", "seed", "seconds", ASR, CA]).dropna()
-    # Times are shown on a logarithmic axis.
+    # The time axis is logarithmic.
     return found[found["seconds"] > 0]
 
 
 def _compare(pairs: pd.DataFrame) -> dict[str, float]:
-    """Over pairs of a defense and no defense."""
+    """The three values over pairs of a defense and no defense."""
     return {
-        TIME: pairs["seconds"].sum() / pairs["seconds_bare"].sum(),
+        TIME: pairs["seconds"].sum() / pairs["seconds_none"].sum(),
         ASR: pairs[ASR].mean(),
-        LOST: (pairs[f"{CA}_bare"] - pairs[CA]).mean(),
+        LOST: (pairs[f"{CA}_none"] - pairs[CA]).mean(),
     }
 
 
 def _estimates(seeds: list[dict[str, float]]) -> dict[str, float]:
-    """Each value, and the ends of its interval."""
+    """The mean of each value over seeds, and the ends of its interval."""
     logarithms = [math.log(seed[TIME]) for seed in seeds]
     centre = {value: mean(seed[value] for seed in seeds) for value in (ASR, LOST)}
     centre[TIME] = math.exp(mean(logarithms))
@@ -176,22 +184,22 @@ def _estimates(seeds: list[dict[str, float]]) -> dict[str, float]:
 
 
 def _draw_panel(axes: Axes, data: pd.DataFrame, value: str, ranks: Mapping[str, int]) -> None:
-    """Time and one value, in percent, with the front as stairs."""
+    """Draw one value in percent against time, with the Pareto front as steps."""
     means = data[data["attack"] == MEAN]
     for _, row in data.iterrows():
-        look, is_mean = mark(ranks[row["defense"]]), row["attack"] == MEAN
+        style, is_mean = mark(ranks[row["defense"]]), row["attack"] == MEAN
         size = {"zorder": 4} if is_mean else {"markersize": 2.5, "alpha": 0.6}
         x, y = [row[TIME]], [100 * row[value]]
-        axes.plot(x, y, **look | size)
+        axes.plot(x, y, **style | size)
         if is_mean and row["seeds"] > 1:
             ends = [[row[f"{name}_{end}"] for end in ("low", "high")] for name in (TIME, value)]
-            axes.plot(ends[0], y * 2, color=look["color"], linewidth=0.9, zorder=3)
-            axes.plot(x * 2, 100 * np.array(ends[1]), color=look["color"], linewidth=0.9, zorder=3)
+            axes.plot(ends[0], y * 2, color=style["color"], linewidth=0.9, zorder=3)
+            axes.plot(x * 2, 100 * np.array(ends[1]), color=style["color"], linewidth=0.9, zorder=3)
     axes.set_xscale("log")
     axes.set_xlim(data[TIME].min() / 1.15, data[TIME].max() * 1.15)
-    stairs = means[means[f"front_{value}"].astype(bool)].sort_values(TIME)
-    xs = [*stairs[TIME], 10 * data[TIME].max()]
-    ys = 100 * stairs[value]
+    steps = means[means[f"front_{value}"].astype(bool)].sort_values(TIME)
+    xs = [*steps[TIME], 10 * data[TIME].max()]
+    ys = 100 * steps[value]
     axes.plot(xs, [*ys, ys.iloc[-1]], "--", color="#999999", drawstyle="steps-post", linewidth=1)
     axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -201,7 +209,7 @@ def _draw_panel(axes: Axes, data: pd.DataFrame, value: str, ranks: Mapping[str, 
 
 def _sentences(data: pd.DataFrame, attacks: int) -> Iterator[str]:
     means = data[data["attack"] == MEAN]
-    yield f"Large marks: mean over {several(attacks, 'attack')}; small: each of them"
+    yield f"Large markers: mean over {several(attacks, 'attack')}; small: each attack"
     yield "Dashed: Pareto front"
     if (means["seeds"] > 1).any():
         yield "Bars: 95 % t interval over seeds"

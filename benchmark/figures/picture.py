@@ -1,21 +1,23 @@
-"""What all figures share: the look of a paper that is printed in grey, and their files."""
+"""What figures share: a look for papers, also in grey, grids of panels and images, and files."""
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+from numpy.typing import NDArray
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.storage.atomic import write_atomically
@@ -29,12 +31,16 @@ COLUMN, PAGE = 3.4, 7.0
 """Widths of a column and of both columns of a page, inches."""
 ABREAST = 4
 """Panels beside each other."""
+IMAGES = 8
+"""Images beside each other."""
+GAP = 0.06
+"""Between images; an image and a gap are 1 wide."""
 LETTERS = 20
-"""Of a caption, to the inch."""
+"""Letters of a caption per inch."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
-# Black, and the ten of Petroff (2021, arXiv:2107.02270), chosen for the colour-blind. In grey,
-# markers and line styles tell them apart.
+# Black, and the ten colours of Petroff (2021, arXiv:2107.02270), chosen for colour-blind readers.
+# In grey, markers and line styles tell them apart.
 COLOURS = (
     *("#000000", "#3f90da", "#e76300", "#832db6", "#ffa90e", "#bd1f01"),
     *("#717581", "#a96b59", "#92dadd", "#b9ac70", "#94a4a2"),
@@ -70,16 +76,16 @@ _LOOK = {
 }
 
 
-def look(own: Mapping[str, Any] = _LOOK) -> AbstractContextManager[None]:
-    """In it, figures are drawn and encoded, whatever the user's settings of matplotlib. `own` are
-    settings other than its defaults."""
-    context: AbstractContextManager[None] = style.context(["default", dict(own)])
+def look() -> AbstractContextManager[None]:
+    """The context in which figures are drawn and encoded. It hides the user's settings of
+    matplotlib."""
+    context: AbstractContextManager[None] = style.context(["default", _LOOK])
     return context
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A figure, the data in it, and lines that tell the user what is not in it."""
+    """A figure, its data, and lines for the user on what it leaves out."""
 
     figure: Figure
     data: pd.DataFrame
@@ -99,9 +105,9 @@ class Picture:
 
 
 def encode(figure: Figure, suffix: str) -> bytes:
-    """The content of a picture file, without the date of its making."""
+    """The content of a picture file, without a date. `suffix` is png, pdf or svg."""
     content = io.BytesIO()
-    metadata = {"Date": None} if suffix == "svg" else None
+    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
     figure.savefig(content, format=suffix, dpi=DPI, metadata=metadata)
     return content.getvalue()
 
@@ -109,13 +115,13 @@ def encode(figure: Figure, suffix: str) -> bytes:
 def grid(
     places: Collection[Place], rows: Mapping[str, str], height: float, below: str
 ) -> tuple[Figure, dict[Place, Axes]]:
-    """Panels at these places, a row and a column each, with the names of the columns on top.
+    """Panels at these places, each a row and a column, with the names of the columns on top.
 
-    More columns than `ABREAST` go on below, with the rows again that they have panels in.
+    More columns than `ABREAST` continue below, with those rows that they have panels in.
 
-    rows: their labels, in order
+    rows: labels of the rows, in order
     height: of a panel, inches
-    below: label of what the columns have in common, which is counted
+    below: label of the x axis, which counts
     """
     columns = list(dict.fromkeys(column for _, column in places))
     abreast = -(-len(columns) // -(-len(columns) // ABREAST))
@@ -154,22 +160,95 @@ def grid(
     return figure, panels
 
 
+@dataclass(frozen=True, eq=False)
+class ImageRows:
+    """Rows of images that share their columns.
+
+    rows: by the label of a row, uint8 (n, 3, height, width)
+    titles: above the n columns
+    notes: below the n columns, or empty
+    """
+
+    rows: Mapping[str, NDArray[np.uint8]]
+    titles: Sequence[str]
+    notes: Sequence[str] = ()
+
+    @property
+    def step(self) -> float:
+        """From one row to the next, where a column and its gap are 1 wide."""
+        height, width = next(iter(self.rows.values())).shape[2:]
+        return float(height / width) * (1 - GAP) + GAP
+
+    def bands(self) -> Iterator[ImageRows]:
+        """The same with at most `IMAGES` columns each, about as many in each."""
+        bands = -(-len(self.titles) // IMAGES)
+        abreast = -(-len(self.titles) // bands)
+        for start in range(0, len(self.titles), abreast):
+            part = slice(start, start + abreast)
+            rows = {label: images[part] for label, images in self.rows.items()}
+            yield ImageRows(rows, self.titles[part], self.notes[part])
+
+
+def image_grid(
+    blocks: Sequence[ImageRows], wrap: Callable[[str, int], str] = textwrap.fill
+) -> Figure:
+    """Blocks of images below each other, with room for a caption of two lines.
+
+    wrap: breaks a title into lines of at most so many letters
+    """
+    bands = [band for block in blocks for band in block.bands()]
+    abreast = max(len(band.titles) for band in bands)
+    # A few images do not fill the width.
+    width, span = (COLUMN, max(3, abreast)) if abreast <= IMAGES // 2 else (PAGE, max(6, abreast))
+    side = 0.94 * width / span
+    titles = [[wrap(title, int(side * 18)) for title in band.titles] for band in bands]
+    lines = sum(max(title.count("\n") + 1 for title in each) for each in titles)
+    lines += sum(bool(band.notes) for band in bands)
+    heights = [len(band.rows) * band.step for band in bands]
+    size = width, side * sum(heights) + 0.12 * lines + 0.1 * len(bands) + 0.4
+    figure = Figure(size, layout="compressed")
+    cells = figure.add_gridspec(len(bands), 1, height_ratios=heights)
+    for number, band in enumerate(bands):
+        axes = figure.add_subplot(cells[number], xlim=(0, span), aspect="equal", anchor="W")
+        _draw_images(axes, replace(band, titles=titles[number]))
+    return figure
+
+
+def _draw_images(axes: Axes, band: ImageRows) -> None:
+    wide, tall = 1 - GAP, band.step - GAP
+    lefts, tops = range(len(band.titles)), [n * band.step for n in range(len(band.rows))]
+    for top, images in zip(tops, band.rows.values(), strict=True):
+        for left, image in zip(lefts, images, strict=True):
+            axes.imshow(np.moveaxis(image, 0, -1), extent=(left, left + wide, top + tall, top))
+    bottom = tops[-1] + tall
+    below: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 6.5}
+    for left, note in zip(lefts, band.notes, strict=False):
+        axes.text(left + wide / 2, bottom + GAP, note, **below)
+    axes.set_ylim(bottom, 0)
+    axes.set_xticks([left + wide / 2 for left in lefts], band.titles, fontsize=6.5)
+    middles = [top + tall / 2 for top in tops]
+    axes.set_yticks(middles, list(band.rows), fontsize=6.5, rotation=90, va="center")
+    axes.tick_params(length=0, labeltop=True, labelbottom=False)
+    axes.grid(False)
+    axes.spines[:].set_visible(False)
+
+
 def stacked(text: str, letters: int) -> str:
-    """A spec with each of its fields on a line, or on several where it has more letters."""
+    """A spec with each of its fields on a line, or on several if it has more letters."""
     given = Spec.of(text)
     lines = [given.name, *(f"{key}={value!r}" for key, value in given.fields.items())]
     return "\n".join(textwrap.fill(line, letters) for line in lines)
 
 
 def mark(rank: int) -> dict[str, Any]:
-    """How the points of a defense look, by its rank in the folder: no two of a hundred alike."""
+    """The marker of a defense by its rank in the folder: a hundred differ from each other."""
     turn, place = divmod(rank, len(COLOURS))
     shape, color = MARKERS[(place + turn) % len(MARKERS)], COLOURS[place]
     return {"linestyle": "", "marker": shape, "color": color, "markersize": 6}
 
 
 def asr_axis(axes: Axes) -> None:
-    """ASR in percent. Most defenses leave a few, which a linear axis would not tell apart."""
+    """ASR in percent. Most defenses leave a few percent, which look alike on a linear axis."""
     axes.set_yscale("symlog", linthresh=1, linscale=0.5)
     axes.set(ylabel="ASR (%)", ylim=(-0.15, 140), yticks=[0, 1, 10, 100])
     axes.set_yticks([*range(2, 10), *range(20, 100, 10)], minor=True)
@@ -177,7 +256,8 @@ def asr_axis(axes: Axes) -> None:
 
 
 def legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
-    """Above the panels, which keep their size: what lines look like by their names."""
+    """A legend above the panels, which keep their size. `looks` has the properties of a line by
+    name."""
     letters = int(figure.get_figwidth() * 13)
     names = [textwrap.fill(name, letters - 6) for name in looks]
     handles = [
@@ -190,11 +270,11 @@ def legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def caption(figure: Figure, groups: Sequence[Group], *sentences: str) -> None:
-    """Small print below: data set, model, epochs and seeds, the sentences, and what is left out."""
+    """Small print below: data set, model, epochs, seeds, the sentences, and what is left out."""
     names = groups[0].names
-    recipes = [Spec.of(group.records[0].cell["recipe"]).fields for group in groups]
+    recipes = [group.records[0].cell.recipe.fields for group in groups]
     epochs = " or ".join(dict.fromkeys(str(fields.get("epochs", "?")) for fields in recipes))
-    seeds = {record.cell["seed"] for group in groups for record in group.used}
+    seeds = {record.cell.seed for group in groups for record in group.used}
     parts = [
         names["dataset"],
         names["model"],
@@ -207,7 +287,8 @@ def caption(figure: Figure, groups: Sequence[Group], *sentences: str) -> None:
 
 def write_caption(figure: Figure, text: str) -> None:
     """Small print below a figure."""
-    lines = textwrap.fill(text, int(figure.get_figwidth() * LETTERS))
+    letters = int(figure.get_figwidth() * LETTERS)
+    lines = "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
     figure.supxlabel(lines, x=0.01, ha="left", fontsize=6.5, color="#333333", linespacing=1.3)
 
 
@@ -226,5 +307,5 @@ def _left_out(groups: Sequence[Group]) -> list[str]:
 
 
 def several(count: Any, noun: str) -> str:
-    """Such as `1 seed` and `3 seeds`, on one line."""
+    """Such as `1 seed` and `3 seeds`, which no line break separates."""
     return f"{count}{NO_BREAK}{noun}{'s' * (str(count) != '1')}"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +17,15 @@ from bdbench.cells.cell import cell, check_trigger
 from bdbench.datasets.base import Dataset
 from bdbench.datasets.registry import datasets
 from bdbench.figures.distortion import distortion, survival
-from bdbench.figures.picture import look
+from bdbench.figures.picture import (
+    LETTERS,
+    NO_BREAK,
+    ImageRows,
+    encode,
+    image_grid,
+    look,
+    write_caption,
+)
 from bdbench.machine.devices import device_of, precision_of
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.blame import blaming
@@ -37,36 +42,8 @@ from bdbench.trial.poisoned import PoisonedData
 VIEWS = 10_000
 """Augmented views by which survival is measured."""
 MOST = 50
-"""Columns of a picture."""
+"""Images of a row."""
 SUFFIXES = (".png", ".pdf", ".svg")
-
-# Lengths in a picture are whole dots, 200 to the inch, so that the edges of pixels stay sharp.
-DPI = 200
-SIDE = 192
-"""Of an image, nearly: all of its pixels are squares of the same size."""
-GAP = 8
-MARGIN = 40
-ROW_LABELS = 180
-NARROWEST = 1_480
-LINE = 36
-LETTER = 15
-"""Width of a letter, nearly."""
-NO_BREAK = "\N{NO-BREAK SPACE}"
-
-
-@dataclass(frozen=True)
-class ImageRows:
-    """Three rows of a picture: images before and after, and their difference.
-
-    name: of the images after
-    titles: of the columns
-    before, after: uint8 (n, 3, height, width)
-    """
-
-    name: str
-    titles: Sequence[str]
-    before: Tensor
-    after: Tensor
 
 
 def preview(
@@ -81,9 +58,9 @@ def preview(
     data: Path | None,
     device: str,
 ) -> Iterator[str]:
-    """See `bdbench data preview --help`, whose options these are. Yields lines to print.
+    """`bdbench data preview`, with its options. Yields lines to print.
 
-    Raises `InvalidInput` before anything is trained or drawn, where that can be known.
+    Raises `InvalidInput`, as far as possible before anything is trained or drawn.
     """
     place = device_of(device)
     source = datasets.build(dataset)
@@ -108,9 +85,9 @@ def preview(
     for group in groups:
         yield from (_line(label, value) for label, value in group.items())
     title = f"{asked.labels['attack']} on {asked.labels['dataset']}, seed{NO_BREAK}{seed}"
-    with look({}):
+    with look():
         figure = draw(title, groups, blocks(built, loaded, made, count))
-        content = encode(figure, kind)
+        content = encode(figure, kind[1:])
     write_atomically(path, content)
     yield _line("picture", str(path))
 
@@ -122,7 +99,7 @@ def _line(label: str, value: str) -> str:
 def numbers(
     attack: Attack, dataset: Dataset, made: PoisonedData, augmentation: Augmentation, seed: int
 ) -> list[dict[str, str]]:
-    """Labels and values, in groups: distortion, survival, who is poisoned, what the attack says."""
+    """Labels and values, in groups: distortion, survival, poisoned images, facts of the attack."""
     test = dataset.test
     change = distortion(test.images, made.triggered)
     groups = [{"trigger": "changes no test image"}]
@@ -159,16 +136,16 @@ def _percent(share: float) -> str:
 
 
 def blocks(attack: Attack, dataset: Dataset, made: PoisonedData, count: int) -> list[ImageRows]:
-    """Up to `count` test images that the trigger is to turn; and training images, where the attack
-    may treat those otherwise."""
+    """Up to `count` test images that the trigger should turn; and training images, where the attack
+    may treat them differently."""
     test, train = dataset.test, dataset.train
     victims = attack.goal(test.labels, test.num_classes) != test.labels
-    require(bool(victims.any()), "the test set has no image that the trigger is to turn")
+    require(bool(victims.any()), "the test set has no image that the trigger should turn")
 
     def block(name: str, clean: ImageSet, after: Tensor, among: Tensor) -> ImageRows:
         rows = one_of_each(clean.labels, among)[:count]
         titles = [dataset.class_names[label] for label in clean.labels[rows].tolist()]
-        return ImageRows(name, titles, clean.images[rows].cpu(), after[rows].cpu())
+        return compared(name, titles, clean.images[rows].cpu(), after[rows].cpu())
 
     found = [block("poisoned", test, made.triggered, victims)]
     if attack.trains or type(attack).training_trigger is not Attack.training_trigger:
@@ -179,7 +156,7 @@ def blocks(attack: Attack, dataset: Dataset, made: PoisonedData, count: int) -> 
 
 
 def one_of_each(labels: Tensor, among: Tensor) -> Tensor:
-    """int64: where `among`, bool (n,), is True; the first of every class first, then the second."""
+    """int64 (m,), where `among`, bool (n,), is True: the first of each class, then the second."""
     rows = torch.nonzero(among).flatten()
     seen: Counter[int] = Counter()
     turns = []
@@ -190,53 +167,33 @@ def one_of_each(labels: Tensor, among: Tensor) -> Tensor:
 
 
 def amplified(before: Tensor, after: Tensor) -> tuple[Tensor, float]:
-    """The difference as uint8 around mid grey, and by what it is multiplied: at least 1, and such
-    that the largest difference fills the range."""
+    """The difference as uint8 around mid grey, and its factor: at least 1, and such that the
+    largest difference fills the range."""
     difference = after.int() - before.int()
-    # One decimal, as the picture names it.
+    # One decimal, as in the picture.
     factor = max(1.0, int(1270 / max(1, int(difference.abs().max()))) / 10)
     return (128 + factor * difference).round().clamp(0, 255).to(torch.uint8), factor
 
 
-def draw(title: str, groups: Sequence[Mapping[str, str]], blocks: Sequence[ImageRows]) -> Figure:
-    """A title, a line for each group of numbers, and the blocks below each other."""
-    height, width = blocks[0].before.shape[2:]
-    scale = max(1, round(SIDE / width))
-    tall, wide = height * scale, width * scale
-    columns = max(len(block.titles) for block in blocks)
-    places = [MARGIN + ROW_LABELS + n * (wide + GAP) for n in range(columns)]
-    total = max(NARROWEST, places[-1] + wide + MARGIN)
-    letters = (total - 2 * MARGIN) // LETTER
-    figure = Figure(dpi=DPI)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    write = partial(axes.text, fontsize=9, color="#222222", parse_math=False)
+def compared(name: str, titles: Sequence[str], before: Tensor, after: Tensor) -> ImageRows:
+    """Three rows: images before and after, uint8 (n, 3, height, width), and their difference.
 
-    heading = textwrap.fill(title, letters * 2 // 3)
-    write(MARGIN, MARGIN, heading, va="top", fontsize=12, weight="bold")
-    caption = "\n".join(textwrap.fill(_sentence(group), letters) for group in groups)
-    y = MARGIN + _lines(heading) * LINE * 3 // 2
-    write(MARGIN, y, caption, va="top")
-    y += _lines(caption) * LINE
-    for block in blocks:
-        titles = [textwrap.fill(name, wide // LETTER) for name in block.titles]
-        y += MARGIN + max(map(_lines, titles)) * LINE
-        for x, name in zip(places, titles, strict=False):
-            write(x + wide / 2, y - GAP, name, ha="center", va="bottom")
-        difference, factor = amplified(block.before, block.after)
-        rows = {
-            "clean": block.before,
-            block.name: block.after,
-            f"difference \N{MULTIPLICATION SIGN} {factor:g}": difference,
-        }
-        for label, images in rows.items():
-            write(MARGIN, y + tall / 2, textwrap.fill(label, 10), va="center")
-            for x, image in zip(places, images.permute(0, 2, 3, 1).numpy(), strict=False):
-                axes.imshow(image, extent=(x, x + wide, y + tall, y), interpolation="nearest")
-            y += tall + GAP
-    y += MARGIN - GAP
-    axes.set(xlim=(0, total), ylim=(y, 0), aspect="auto")
-    figure.set_size_inches(total / DPI, y / DPI)
+    name: label of the images after
+    """
+    difference, factor = amplified(before, after)
+    label = f"difference \N{MULTIPLICATION SIGN} {factor:g}"
+    rows = {"clean": before, name: after, label: difference}
+    return ImageRows({label: images.numpy() for label, images in rows.items()}, titles)
+
+
+def draw(title: str, groups: Sequence[Mapping[str, str]], blocks: Sequence[ImageRows]) -> Figure:
+    """A heading, blocks of images, and a line for each group of numbers below."""
+    figure = image_grid(blocks)
+    heading = textwrap.fill(title, int(figure.get_figwidth() * LETTERS * 0.6))
+    figure.suptitle(heading, x=0.01, ha="left", fontsize=9, weight="bold")
+    write_caption(figure, "\n".join(map(_sentence, groups)))
+    lines = 1.5 * heading.count("\n") + figure.get_supxlabel().count("\n") + 1
+    figure.set_figheight(figure.get_figheight() + 0.11 * lines)
     return figure
 
 
@@ -245,14 +202,3 @@ def _sentence(group: Mapping[str, str]) -> str:
     parts = (f"{label} {value}".replace(" ", NO_BREAK) for label, value in group.items())
     text = f"{NO_BREAK}· ".join(parts)
     return text[0].upper() + text[1:]
-
-
-def _lines(text: str) -> int:
-    return text.count("\n") + 1
-
-
-def encode(figure: Figure, suffix: str) -> bytes:
-    """The content of a picture file."""
-    content = io.BytesIO()
-    figure.savefig(content, format=suffix[1:], dpi=DPI)
-    return content.getvalue()

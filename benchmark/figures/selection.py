@@ -1,4 +1,4 @@
-"""Which records a figure is drawn from: those of a folder that agree with what the user wants."""
+"""The records that a figure shows: those of a folder that match what the user selects."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from bdbench.records.rerun import line, with_plugins
 from bdbench.tables.groups import Group, collect, is_none, name_order
 
 SETTING = AXES[:3]
-"""What the cells of one figure have in common."""
+"""The axes that all cells of a figure share."""
 DEFAULT_SUITE = "quick"
 NOUNS = dict(zip(AXES, ("data set", "model", "recipe", "attack", "defense"), strict=True))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """
-    results: the folder of the records
-    every: all of its groups
-    wanted: specs by axis, as the user gave them; an axis without any is taken whole
-    data: where data sets lie, None for the usual places
-    field: of a plugin or the recipe, if the user named one
+    """The cells of a folder that the user selects.
+
+    results: the results folder
+    every: all groups of the folder
+    wanted: specs by axis, as the user gave them; an axis without specs is not filtered
+    data: folder of data sets, None for the default ones
+    field: field of a plugin or the recipe to sweep, or empty
     """
 
     results: Path
@@ -40,26 +41,26 @@ class Selection:
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Those that agree with a wanted spec on each axis, see `agrees`.
+        """The groups that match a wanted spec on each axis, see `agrees`.
 
-        Raises `InvalidInput` for a spec with which none does.
+        Raises `InvalidInput` for a spec that no group matches.
         """
         return self._chosen(self._accepted)
 
     @cached_property
     def with_baseline(self) -> list[Group]:
-        """The same with those of no defense, wanted or not."""
-        bare = {g.names["defense"] for g in self.every if is_none(g.names["defense"])}
-        return self._chosen(self._accepted | {"defense": self._accepted["defense"] | bare})
+        """The selected groups, and those of no defense even if not selected."""
+        none = {g.names["defense"] for g in self.every if is_none(g.names["defense"])}
+        return self._chosen(self._accepted | {"defense": self._accepted["defense"] | none})
 
     @cached_property
     def ranks(self) -> dict[str, int]:
-        """By defense, a number for its colour: the same in all figures of a folder."""
+        """By defense, the number of its colour, the same in all figures of a folder."""
         names = {group.names["defense"] for group in self.every}
         return {name: rank for rank, name in enumerate(sorted(names, key=name_order))}
 
     def settled(self, groups: Iterable[Group], axes: Sequence[str] = SETTING) -> list[Group]:
-        """The groups, which have one name on each of the axes; else raises `InvalidInput`."""
+        """The groups, if they have one name on each of the axes; else raises `InvalidInput`."""
         groups = list(groups)
         for axis in axes:
             names = list(dict.fromkeys(group.names[axis] for group in groups))
@@ -71,7 +72,7 @@ class Selection:
         return groups
 
     def command(self, *options: str) -> str:
-        """What runs the cells of this choice, with `options` added."""
+        """The command that runs the selected cells, with further options."""
         name, words = self.results.name, []
         suite = SUITES.get(name, SUITES[DEFAULT_SUITE])
         axes = [axis for axis in AXES if name not in SUITES or self.wanted.get(axis)]
@@ -81,22 +82,24 @@ class Selection:
             words += [word for text in specs for word in (f"--{axis}", text)]
         records = [record for group in groups for record in group.records]
         usual = suite.each_seed if name in SUITES else range(1)
-        words += _seeds({record.cell["seed"] for record in records}, usual)
+        words += _seeds({record.cell.seed for record in records}, usual)
         return _command(self.results, *words, *with_plugins(records), *options)
 
-    def lack(self, what: str) -> InvalidInput:
-        """The error that these cells lack what a run with curves keeps."""
+    def missing(self, what: str) -> InvalidInput:
+        """The error that the selected cells lack something that a run with curves stores."""
         if not any(group.used for group in self.groups):
             return InvalidInput(f"{what}: all these cells failed or are not finite")
-        # Such a run takes a record that has any curve for finished.
+        # A run with curves skips every record that already has a curve.
         finished = any(record.curves for group in self.groups for record in group.used)
         first = f"remove their records from {self.results / 'records'}, then " * finished
-        return InvalidInput(f"{what}; {first}{self.command('--curves')} makes them")
+        return InvalidInput(f"{what}; {first}run {self.command('--curves')}")
 
     def _chosen(self, accepted: Mapping[str, set[str]]) -> list[Group]:
         found = [g for g in self.every if all(g.names[a] in accepted[a] for a in AXES)]
         wanted = ", ".join(text for specs in self.wanted.values() for text in specs)
-        require(bool(found), f"no record in {self.results} is of all of {wanted}")
+        require(
+            bool(found), f"no record in {self.results} matches all of {wanted}; drop one of them"
+        )
         return found
 
     @cached_property
@@ -106,16 +109,16 @@ class Selection:
     def _names(self, axis: str) -> set[str]:
         specs = {group.names[axis]: group.records[0].cell[axis] for group in self.every}
         wanted = self.wanted.get(axis, ())
-        found = set() if wanted else set(specs)
+        accepted = set() if wanted else set(specs)
         for text in wanted:
             agreeing = {name for name in specs if agrees(text, specs[name])}
             if not agreeing:
                 known = dict.fromkeys([*specs, *(name.partition("(")[0] for name in specs)])
                 guess = spec.did_you_mean(text, known)
                 raise InvalidInput(f"{self.results} has no {NOUNS[axis]} {text!r}{guess}")
-            # A name alone is the plain one where there is such, as it is everywhere else.
-            found |= {text} if text in agreeing else agreeing
-        return found
+            # A name without settings means that spec if it exists, as everywhere.
+            accepted |= {text} if text in agreeing else agreeing
+        return accepted
 
 
 def select(
@@ -125,31 +128,35 @@ def select(
     data: Path | None = None,
     field: str = "",
 ) -> Selection:
-    """The records of the folder `results`; see `Selection`. Raises `InvalidInput` for none."""
+    """Select from the records of a results folder, see `Selection`. Raises `InvalidInput` if it is
+    empty."""
     selection = Selection(results, tuple(collect(records)), wanted, data, field)
     if not selection.every:
-        raise InvalidInput(f"no records in {results / 'records'}; {_command(results)} makes them")
+        raise InvalidInput(f"no records in {results / 'records'}; run {_command(results)}")
     return selection
 
 
-def agrees(text: str, canonical: str) -> bool:
-    """Whether a spec has the name and every field that `text` gives. Raises `InvalidInput`."""
-    given, whole = Spec.of(text), Spec.of(canonical)
-    return given.name == whole.name and all(
-        key in whole.fields and whole.fields[key] == value for key, value in given.fields.items()
+def agrees(text: str, full: Spec) -> bool:
+    """Whether a canonical spec has the name and all fields of `text`. Raises `InvalidInput`."""
+    given = Spec.of(text)
+    return given.name == full.name and all(
+        name in full.fields and full.fields[name] == value for name, value in given.fields.items()
     )
 
 
 def _repeatable(group: Group, axis: str, suite: Suite) -> str:
-    """A spec that gives this very cell again: its label, but for a recipe, from which that leaves
-    out what the data set brings, and for a name that stands for something else in the suite."""
+    """A spec that reproduces this cell: its label.
+
+    It is the full spec for a recipe, whose label omits what the data set sets, and for a label that
+    means something else in the suite.
+    """
     record = group.records[0]
     label = str(record.labels[axis])
     return str(record.cell[axis]) if axis == "recipe" or label in suite.settings else label
 
 
 def _seeds(wanted: set[int], usual: Sequence[int]) -> list[str]:
-    """Options for these seeds, where a run takes the usual ones without."""
+    """Options for these seeds; none if a run without options includes them."""
     if wanted <= {*usual}:
         return []
     if wanted == {*range(len(wanted))}:

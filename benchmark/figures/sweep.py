@@ -1,7 +1,7 @@
-"""CA and ASR against a setting that differs between records, such as T1 of CBD.
+"""CA and ASR against a setting that is swept, such as T1 of CBD.
 
-A column of panels for each attack, a line for each defense. Specs that differ in the swept field
-alone are one line; whatever else differs makes another.
+A column of panels per attack, a line per defense. Specs that differ only in the swept field are on
+one line.
 """
 
 from __future__ import annotations
@@ -33,21 +33,21 @@ from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.tables.groups import ASR, CA, Group, is_none, name_order
-from bdbench.tables.published import defaults
+from bdbench.tables.source import defaults
 
 ROWS = {CA: "CA (%)", ASR: "ASR (%)"}
-WIDE = 20
-"""Largest to smallest value from which on the axis is logarithmic."""
-NEAREST = 0.15
-"""Of the axis, between two labels."""
+LOG_RATIO = 20
+"""The axis is logarithmic if the largest value is at least this many times the smallest."""
+TICK_DISTANCE = 0.15
+"""Smallest distance between two tick labels, as a share of the axis."""
 MOST_LABELS, LONGEST_LABEL = 10, 24
 LINE_HEIGHT = 9.5
-"""Of a label beside a panel, percent of the panel's axis."""
+"""Height of a label beside a panel, in percent on the vertical axis."""
 
 
 @dataclass(frozen=True)
 class Swept:
-    """A field of the plugins of one axis."""
+    """A field of the plugins of one axis, such as defense.t1."""
 
     axis: str
     field: str
@@ -56,48 +56,51 @@ class Swept:
         return f"{self.axis}.{self.field}"
 
     def value(self, group: Group) -> Any:
-        """Of the plugin of a group, which has the field."""
+        """The value of the field in a group that has it."""
         given = self._spec(group)
         if self.field in given.fields:
             return given.fields[self.field]
         return _default(self.axis, given.name, self.field)
 
     def is_in(self, group: Group) -> bool:
-        """Whether the plugin of a group has the field. One that came later than its records is left
-        out of specs where it has its default."""
+        """Whether the plugin of a group has the field. A field that is newer than the records is
+        missing in specs with its default."""
         given = self._spec(group)
         return self.field in given.fields or _default(self.axis, given.name, self.field) is not None
 
     def rest(self, group: Group) -> tuple[str, ...]:
-        """All that a cell is but the field and the seed."""
+        """The specs of a cell without the field."""
         cell = group.records[0].cell
-        return tuple(_without(cell[axis], self.field if axis == self.axis else "") for axis in AXES)
+        return tuple(
+            _without(str(cell[axis]), self.field if axis == self.axis else "") for axis in AXES
+        )
 
     def _spec(self, group: Group) -> Spec:
-        return Spec.of(group.records[0].cell[self.axis])
+        found: Spec = group.records[0].cell[self.axis]
+        return found
 
 
 @dataclass(frozen=True)
 class Point:
-    """The cells of one value; `group` has the names of what they share with other values."""
+    """The cells of one value. The names of `group` omit the swept field."""
 
     value: Any
     group: Group
 
 
 def draw(selection: Selection) -> Picture:
-    """The one field that differs, or the one that `selection.field` names."""
+    """Draw the one field that is swept, or the one that `selection.field` names."""
     groups = selection.groups
     if not selection.wanted.get("attack"):
         groups = [g for g in groups if not is_none(g.names["attack"])] or groups
     require(
         any(group.used for group in groups),
-        f"all these cells of {selection.results} failed or are not finite",
+        f"all selected cells of {selection.results} failed or are not finite",
     )
     swept = _swept(selection, [group for group in groups if group.used])
     lines = _lines(swept, groups)
     points = [
-        Point(swept.value(group), _stripped(group, swept))
+        Point(swept.value(group), _without_field(group, swept))
         for line in lines
         for group in line
         if _is_swept(swept, line)
@@ -105,13 +108,13 @@ def draw(selection: Selection) -> Picture:
     selection.settled([point.group for point in points], SETTING)
     finished = [point for point in points if point.group.used]
     scale = Scale([point.value for point in finished])
-    data = _table(swept, finished, _bare(selection, swept, finished), scale)
+    data = _table(swept, finished, _undefended(selection, swept, finished), scale)
     figure = _figure(swept, data, scale, points)
     return Picture(figure, data, tuple(_remarks(swept, groups, lines)))
 
 
 def _lines(swept: Swept, groups: Iterable[Group]) -> list[list[Group]]:
-    """The groups that have the field, together where they differ in nothing else."""
+    """The groups that have the field, those that differ only in it together."""
     found: dict[tuple[str, ...], list[Group]] = {}
     for group in groups:
         if swept.is_in(group):
@@ -120,34 +123,35 @@ def _lines(swept: Swept, groups: Iterable[Group]) -> list[list[Group]]:
 
 
 def _is_swept(swept: Swept, line: Iterable[Group]) -> bool:
-    """Whether a line has several values, of cells that ended with numbers."""
+    """Whether a line has several values with results."""
     return len({repr(swept.value(group)) for group in line if group.used}) > 1
 
 
 def _varies(swept: Swept, groups: Sequence[Group]) -> bool:
-    """Whether any line has several values; most fields have one value throughout."""
-    everywhere = [group for group in groups if swept.is_in(group)]
-    return _is_swept(swept, everywhere) and any(
-        _is_swept(swept, line) for line in _lines(swept, everywhere)
+    """Whether any line has several values."""
+    members = [group for group in groups if swept.is_in(group)]
+    # Most fields have one value in all groups: the first check is the fast one.
+    return _is_swept(swept, members) and any(
+        _is_swept(swept, line) for line in _lines(swept, members)
     )
 
 
 def _remarks(
     swept: Swept, groups: Iterable[Group], lines: Iterable[Sequence[Group]]
 ) -> Iterator[str]:
-    """What is not in the picture."""
+    """Lines about the selected groups that the figure leaves out."""
     without = {group.names[swept.axis] for group in groups if not swept.is_in(group)}
     without = {name for name in without if not is_none(name)}
     if without:
-        yield f"left out, without {swept.field}: {', '.join(sorted(without))}"
+        yield f"left out, no field {swept.field}: {', '.join(sorted(without))}"
     single = [line[0].names for line in lines if not _is_swept(swept, line)]
     if single:
         names = (f"{each['defense']} on {each['attack']}" for each in single)
-        yield f"left out, with one value of {swept.field}: {', '.join(dict.fromkeys(names))}"
+        yield f"left out, a single value of {swept.field}: {', '.join(dict.fromkeys(names))}"
 
 
 def _swept(selection: Selection, groups: Sequence[Group]) -> Swept:
-    """The field to draw by. Raises `InvalidInput` unless there is exactly one."""
+    """The field on the horizontal axis. Raises `InvalidInput` unless there is exactly one."""
     known = _fields(groups)
     named = _named(selection.field, known) if selection.field else known
     found = [each for each in named if _varies(each, groups)]
@@ -156,7 +160,7 @@ def _swept(selection: Selection, groups: Sequence[Group]) -> Swept:
     if not found:
         raise InvalidInput(
             f"no field is swept in {selection.results}: no two specs differ in one field only; "
-            '`bdbench run --defense "cbd(t1=[3, 5, 8])"` makes such cells'
+            'create such cells with, for example, `bdbench run --defense "cbd(t1=[3, 5, 8])"`'
         )
     names = " or ".join(f"--field {each}" for each in found)
     require(len(found) == 1, f"several fields are swept in {selection.results}: choose {names}")
@@ -164,7 +168,7 @@ def _swept(selection: Selection, groups: Sequence[Group]) -> Swept:
 
 
 def _named(name: str, known: Sequence[Swept]) -> list[Swept]:
-    """Those of a name, with or without the axis before it. Raises `InvalidInput` for none."""
+    """The fields with this name, which may include the axis. Raises `InvalidInput` for none."""
     found = [each for each in known if name in (each.field, str(each))]
     names = dict.fromkeys([*(each.field for each in known), *map(str, known)])
     require(bool(found), f"no record has a field {name!r}{spec.did_you_mean(name, names)}")
@@ -172,33 +176,33 @@ def _named(name: str, known: Sequence[Swept]) -> list[Swept]:
 
 
 def _constant(swept: Swept, groups: Sequence[Group], selection: Selection) -> InvalidInput:
-    """What is wrong with a field that is not swept, and what to do."""
+    """The error for a field that is not swept."""
     own = [group for group in groups if swept.is_in(group)]
     values = dict.fromkeys(repr(swept.value(group)) for group in own)
-    plugin = Spec.of(own[0].records[0].cell[swept.axis]).name
+    plugin = own[0].records[0].cell[swept.axis].name
     has = "no two that differ in nothing else" if len(values) > 1 else "one value"
     return InvalidInput(
-        f"{swept} has {has} in {selection.results}, {', '.join(values)}; `bdbench run "
-        f'--{swept.axis} "{plugin}({swept.field}=[...])"` with several values makes a sweep'
+        f"{swept} has {has} in {selection.results}, {', '.join(values)}; run several values with "
+        f'`bdbench run --{swept.axis} "{plugin}({swept.field}=[...])"`'
     )
 
 
 def _fields(groups: Iterable[Group]) -> list[Swept]:
-    """Those of all plugins."""
+    """The fields in the specs of all groups."""
     found = {
         Swept(axis, field): None
         for group in groups
         for axis in AXES
-        for field in Spec.of(group.records[0].cell[axis]).fields
+        for field in group.records[0].cell[axis].fields
     }
     return list(found)
 
 
 def _default(axis: str, name: str, field: str) -> Any:
-    """Of a built-in plugin or the recipe; None where it has no such field."""
+    """The default of a field of a built-in plugin or the recipe; None if it has no such field."""
     if axis != "recipe":
         return defaults(f"bdbench.{axis}s", name).get(field)
-    # Only where recipes differ in it: to import one is to import torch.
+    # Imported only if a recipe is swept, because it imports torch.
     from bdbench.models.training.recipe import Recipe
 
     known = spec.fields_of(Recipe)
@@ -210,14 +214,14 @@ def _without(text: str, field: str) -> str:
     return str(Spec(given.name, {k: n for k, n in given.fields.items() if k != field}))
 
 
-def _stripped(group: Group, swept: Swept) -> Group:
-    """The same records, with names that leave out the field."""
+def _without_field(group: Group, swept: Swept) -> Group:
+    """The same records, with names without the field."""
     axis = swept.axis
     return Group(group.records, {**group.names, axis: _without(group.names[axis], swept.field)})
 
 
-def _bare(selection: Selection, swept: Swept, points: Sequence[Point]) -> list[Group]:
-    """No defense on the same attacks, where defenses are swept."""
+def _undefended(selection: Selection, swept: Swept, points: Sequence[Point]) -> list[Group]:
+    """The groups of no defense on the same attacks, if a field of defenses is swept."""
     if swept.axis != "defense":
         return []
     axes = [axis for axis in AXES if axis != "defense"]
@@ -230,7 +234,7 @@ def _bare(selection: Selection, swept: Swept, points: Sequence[Point]) -> list[G
 
 
 class Scale:
-    """Where values stand on the axis: numbers where they are, all else side by side as text."""
+    """The horizontal axis: numeric if all values are numbers, otherwise categorical."""
 
     def __init__(self, values: Iterable[Any]) -> None:
         known = {repr(value): value for value in values}.values()
@@ -238,18 +242,18 @@ class Scale:
         ordered = sorted(known, key=_order)
         self.shown: list[Any] = ordered if self.numeric else [str(value) for value in ordered]
         low, high = (ordered[0], ordered[-1]) if self.numeric else (0, 0)
-        self.logarithmic = bool(low > 0 and high / low >= WIDE)
+        self.logarithmic = bool(low > 0 and high / low >= LOG_RATIO)
 
     def show(self, value: Any) -> Any:
-        """A value as it stands in a table: a number or a text."""
+        """A value as a number or, on a categorical axis, as text."""
         return value if self.numeric else str(value)
 
     def place(self, shown: Any) -> float:
-        """Of a shown value."""
+        """The position of a shown value."""
         return float(shown if self.numeric else self.shown.index(shown))
 
     def apply(self, axes: Axes) -> None:
-        """To a panel, and those that share its axis."""
+        """Set scale and ticks of a panel, and of those that share its axis."""
         if self.logarithmic:
             axes.set_xscale("log")
         ticks = self._ticks()
@@ -260,11 +264,11 @@ class Scale:
             axes.set_xlim(-0.5, len(self.shown) - 0.5)
 
     def _ticks(self) -> list[Any]:
-        """The first value, the last, and those between that leave room for their labels."""
+        """The first value, the last, and those in between that have room for their labels."""
         if not self.numeric:
             return self.shown
         places = [math.log(value) if self.logarithmic else value for value in self.shown]
-        gap = (places[-1] - places[0]) * NEAREST
+        gap = (places[-1] - places[0]) * TICK_DISTANCE
         kept = [0]
         for number, place in enumerate(places[:-1]):
             if place - places[kept[-1]] >= gap and places[-1] - place >= gap:
@@ -277,19 +281,21 @@ def _is_number(value: Any) -> bool:
 
 
 def _order(value: Any) -> tuple[bool, float, str]:
-    """Numbers first, in their order."""
+    """Sort key: numbers first, then text."""
     return (False, value, "") if _is_number(value) else (True, 0.0, str(value))
 
 
 def _table(
-    swept: Swept, points: Sequence[Point], bare: Sequence[Group], scale: Scale
+    swept: Swept, points: Sequence[Point], undefended: Sequence[Group], scale: Scale
 ) -> pd.DataFrame:
-    """For each attack, defense and value a row of means with 95 % intervals, without a seed, then
-    one for each seed. `value` is empty for no defense, which has none."""
+    """For each attack, defense and value, a row of means with 95 % intervals and then one per seed.
+
+    `seed` is empty for means, and `value` for no defense.
+    """
     rows: list[dict[str, Any]] = []
     lines = [(point.group, scale.show(point.value)) for point in points]
     lines.sort(key=lambda line: scale.place(line[1]))
-    lines += [(group, None) for group in bare]
+    lines += [(group, None) for group in undefended]
     lines.sort(key=lambda line: [name_order(line[0].names[a]) for a in ("attack", "defense")])
     for group, value in lines:
         names = {axis: group.names[axis] for axis in ("attack", "defense")}
@@ -297,7 +303,7 @@ def _table(
         rows.append({**cell, "seed": None, "seeds": len(group.used), **_interval(group)})
         rates = {metric: group.rates(metric) for metric in ROWS}
         for record in group.used:
-            seed = record.cell["seed"]
+            seed = record.cell.seed
             shares = {metric: rates[metric].get(seed, math.nan) for metric in ROWS}
             rows.append({**cell, "seed": seed, "seeds": 1, **shares})
     return pd.DataFrame(rows).astype({"seed": "Int64"})
@@ -319,76 +325,76 @@ def _figure(swept: Swept, data: pd.DataFrame, scale: Scale, points: Sequence[Poi
         for metric in ROWS
         if metric == CA or not is_none(attack)
     ]
-    owners = {Spec.of(point.group.records[0].cell[swept.axis]).name for point in points}
+    owners = {point.group.records[0].cell[swept.axis].name for point in points}
     below = f"{swept.field} of {owners.pop()}" if len(owners) == 1 else swept.field
     figure, panels = grid(places, ROWS, height=1.5, below=below)
     names = sorted(set(data["defense"]), key=name_order)
-    # The first look is that of no defense.
+    # The first style is reserved for no defense.
     start = 0 if is_none(names[0]) else 1
-    looks = {name: _look(rank) for rank, name in enumerate(names, start)}
+    styles = {name: _style(rank) for rank, name in enumerate(names, start)}
     for place, axes in panels.items():
-        _draw_panel(axes, data[data["attack"] == place[1]], place[0], looks, scale)
+        _draw_panel(axes, data[data["attack"] == place[1]], place[0], styles, scale)
         axes.set(ylim=(-3, 103), yticks=range(0, 101, 25))
     scale.apply(next(iter(panels.values())))
     if _fit_beside(data, panels, names):
         for place in _last(panels):
-            _label(panels[place], data[data["attack"] == place[1]], place[0], looks)
+            _label(panels[place], data[data["attack"] == place[1]], place[0], styles)
     else:
-        legend(figure, looks)
+        legend(figure, styles)
     caption(figure, [point.group for point in points], *_sentences(data, scale))
     return figure
 
 
 def _draw_panel(
-    axes: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, dict[str, Any]], scale: Scale
+    axes: Axes, data: pd.DataFrame, metric: str, styles: Mapping[str, dict[str, Any]], scale: Scale
 ) -> None:
-    """In percent: means with intervals, and small dots for the seeds."""
+    """Draw means with intervals in percent, and small dots for the seeds."""
     for number, (name, table) in enumerate(data.groupby("defense", sort=False)):
-        look = looks[str(name)]
+        style = styles[str(name)]
         means, seeds = table[table["seed"].isna()], table[table["seed"].notna()]
         if means["value"].isna().all():
-            axes.axhline(100 * means[metric].iloc[0], **look | {"marker": "", "dashes": (1, 1.5)})
+            axes.axhline(100 * means[metric].iloc[0], **style | {"marker": "", "dashes": (1, 1.5)})
             continue
-        # What stands side by side has no order, and so no line; lines stand side by side, too.
-        beside = 0.0 if scale.numeric else _apart(number, data["defense"].nunique())
-        xs, dots = ([scale.place(n) + beside for n in rows["value"]] for rows in (means, seeds))
+        # Categories have no order, so they are not joined; the defenses are side by side.
+        shift = 0.0 if scale.numeric else _offset(number, data["defense"].nunique())
+        xs, dots = ([scale.place(n) + shift for n in rows["value"]] for rows in (means, seeds))
         ys, low, high = (100 * means[f"{metric}{end}"] for end in ("", "_low", "_high"))
-        marks = {name: value for name, value in look.items() if name != "dashes"}
-        axes.plot(xs, ys, **look if scale.numeric else marks | {"linestyle": ""})
+        marks = {name: value for name, value in style.items() if name != "dashes"}
+        axes.plot(xs, ys, **style if scale.numeric else marks | {"linestyle": ""})
         if scale.numeric and len(xs) > 1:
-            axes.fill_between(xs, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            axes.fill_between(xs, low, high, color=style["color"], alpha=0.15, linewidth=0)
         else:
-            axes.vlines(xs, low, high, color=look["color"], linewidth=0.9)
+            axes.vlines(xs, low, high, color=style["color"], linewidth=0.9)
         if (means["seeds"] > 1).any():
-            axes.plot(dots, 100 * seeds[metric], ".", color=look["color"], markersize=2.5)
+            axes.plot(dots, 100 * seeds[metric], ".", color=style["color"], markersize=2.5)
 
 
-def _apart(number: int, count: int) -> float:
-    """Where one of so many lines stands beside the place of a value."""
+def _offset(number: int, count: int) -> float:
+    """Horizontal offset of one of `count` defenses from the position of a category."""
     return (number - (count - 1) / 2) * min(0.12, 0.8 / count)
 
 
 def _fit_beside(data: pd.DataFrame, panels: Mapping[Place, Axes], names: Sequence[str]) -> bool:
-    """Whether all lines can be named beside the last panels: they are few, and they are there."""
-    there = [set(data[data["attack"] == attack]["defense"]) for _, attack in _last(panels)]
+    """Whether all lines can be labelled beside the last panels, which needs few and short names."""
+    shown = [set(data[data["attack"] == attack]["defense"]) for _, attack in _last(panels)]
     short = len(names) <= MOST_LABELS and max(map(len, names)) <= LONGEST_LABEL
-    return short and all(found == {*names} for found in there)
+    return short and all(defenses == {*names} for defenses in shown)
 
 
 def _last(panels: Mapping[Place, Axes]) -> list[Place]:
-    """The rightmost panel of each line of panels."""
+    """The rightmost panel of each row of panels."""
     found: dict[int, Place] = {}
     for place, axes in panels.items():
-        spot = axes.get_subplotspec()
-        assert spot is not None
-        found[spot.rowspan.start] = place
+        cell = axes.get_subplotspec()
+        assert cell is not None
+        found[cell.rowspan.start] = place
     return list(found.values())
 
 
 def _label(
-    axes: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, dict[str, Any]]
+    axes: Axes, data: pd.DataFrame, metric: str, styles: Mapping[str, dict[str, Any]]
 ) -> None:
-    """Beside a panel, the name of each line at its end, one below the other."""
+    """Write the name of each line beside the panel, at the height of its end."""
     means = data[data["seed"].isna()]
     ends = {
         str(name): 100 * float(table[metric].iloc[-1])
@@ -402,7 +408,7 @@ def _label(
             xytext=(4, 0),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            color=looks[name]["color"],
+            color=styles[name]["color"],
             fontsize=6.5,
             va="center",
             annotation_clip=False,
@@ -410,7 +416,7 @@ def _label(
 
 
 def _spread(heights: Mapping[str, float]) -> dict[str, float]:
-    """The heights, percent, moved apart so that no label covers another, within the panel."""
+    """The heights, percent, moved so that no label covers another and all are in the panel."""
     found: dict[str, float] = {}
     lowest = -3 + LINE_HEIGHT / 2
     for name, height in sorted(heights.items(), key=lambda pair: (pair[1], pair[0])):
@@ -423,7 +429,7 @@ def _spread(heights: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def _look(rank: int) -> dict[str, Any]:
+def _style(rank: int) -> dict[str, Any]:
     return {
         "color": COLOURS[rank % len(COLOURS)],
         "marker": MARKERS[rank % len(MARKERS)],
@@ -436,8 +442,8 @@ def _sentences(data: pd.DataFrame, scale: Scale) -> Iterator[str]:
     means = data[data["seed"].isna()]
     shape = "Bands" if scale.numeric else "Bars"
     if (means["seeds"] > 1).any():
-        yield f"{shape}: 95 % interval over seeds, which are the dots"
+        yield f"{shape}: 95 % interval over seeds, dots: seeds"
     else:
-        yield f"{shape}: 95 % interval of one seed (Wilson)"
+        yield f"{shape}: 95 % Wilson interval of one seed"
     if means["value"].isna().any():
         yield "Dotted: no defense"

@@ -1,12 +1,13 @@
 """A test image with the trigger of each attack: clean, triggered, and the difference.
 
-Nothing is trained here. Of an attack that must be, the cache may have what a run has made of it.
+Nothing is trained here. A trained attack is shown if the cache has what a run trained.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from itertools import starmap
 
 import pandas as pd
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from bdbench.cells.cell import Cell, cell_of_record
 from bdbench.figures.distortion import distortion
-from bdbench.figures.picture import COLUMN, PAGE, Picture, stacked, write_caption
+from bdbench.figures.picture import ImageRows, Picture, image_grid, stacked, write_caption
 from bdbench.figures.preview import amplified
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import require
@@ -24,12 +25,7 @@ from bdbench.storage.folders import cache_root, roots
 from bdbench.tables.groups import is_none
 from bdbench.trial.harness import Harness
 
-ABREAST = 8
-"""Attacks beside each other."""
-CAPTION = (
-    "Of each attack the first test image that it is to turn. Differences around grey, multiplied."
-)
-ROWS = ("clean", "triggered", "difference")
+CAPTION = "First test image that each attack should turn. Differences are multiplied, around grey."
 
 
 class Untrained(Exception):
@@ -37,20 +33,21 @@ class Untrained(Exception):
 
 
 class ReadyMade(Cache):
-    """The cache, but no poisoned set is made for it."""
+    """A cache that builds no poisoned set."""
 
     def make(self, kind: str, build: Callable[[], Payload]) -> Payload:
-        """As `Cache.make`. Raises `Untrained` where a poisoned set would have to be made."""
+        """As `Cache.make`. Raises `Untrained` for a poisoned set."""
         if kind == "poisoned":
             raise Untrained
         return super().make(kind, build)
 
 
 def draw(selection: Selection) -> Picture:
-    """Of each attack the first test image that it is to turn; see `bdbench data preview` for more.
+    """For each attack the first test image that its trigger should turn; see `bdbench data preview`
+    for more.
 
-    Raises `InvalidInput` for records of several data sets, for one that is nowhere, and where the
-    cache has none of the attacks that must be trained, and there is no other.
+    Raises `InvalidInput` for records of several data sets, for a data set that is not found, and
+    where all attacks are trained and the cache has none of them.
     """
     groups = [g for g in selection.groups if not is_none(g.names["attack"])]
     require(bool(groups), f"{selection.results} has no record of an attack")
@@ -74,7 +71,7 @@ def draw(selection: Selection) -> Picture:
             absent.append(name)
         else:
             pairs[name] = row, before, after
-    reason = f"not in the cache, {root}, and trained in a run only: {', '.join(absent)}"
+    reason = f"the cache, {root}, lacks trained attacks: {', '.join(absent)}; run a cell of each"
     require(bool(pairs), reason)
     rows = [
         {"attack": name, "image": row, "class": dataset.class_names[dataset.test.labels[row]]}
@@ -89,7 +86,7 @@ def draw(selection: Selection) -> Picture:
 
 
 def _ready_made(harness: Harness, cells: Sequence[Cell], row: int) -> Tensor | None:
-    """A test image with the trigger that any of these runs has trained."""
+    """A test image with the trigger that one of these cells trained; None if the cache has none."""
     for cell in cells:
         with suppress(Untrained):
             return harness.poisoned(cell).triggered[row : row + 1]
@@ -97,24 +94,10 @@ def _ready_made(harness: Harness, cells: Sequence[Cell], row: int) -> Tensor | N
 
 
 def _gallery(pairs: Mapping[str, tuple[Tensor, Tensor]]) -> Figure:
-    """A column for each attack, `ROWS` below each other."""
-    bands = -(-len(pairs) // ABREAST)
-    abreast = -(-len(pairs) // bands)
-    width = COLUMN if abreast <= ABREAST // 2 else PAGE
-    side = min(1.0, 0.95 * width / abreast)
-    figure = Figure((width, bands * (3 * side + 0.55) + 0.25), layout="compressed")
-    grid = figure.add_gridspec(bands * len(ROWS), abreast)
-    for number, (name, (before, after)) in enumerate(pairs.items()):
-        band, place = divmod(number, abreast)
-        difference, factor = amplified(before, after)
-        for line, image in enumerate((before, after, difference)):
-            axes = figure.add_subplot(grid[band * len(ROWS) + line, place])
-            axes.imshow(image[0].permute(1, 2, 0).numpy(), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-            if place == 0:
-                axes.set_ylabel(ROWS[line])
-            if line == 0:
-                axes.set_title(stacked(name, int(side * 18)), fontsize=6.5)
-        axes.set_xlabel(f"\N{MULTIPLICATION SIGN} {factor:g}", fontsize=6.5)
-    return figure
+    """A column for each attack: clean, triggered, and the difference with its factor below."""
+    before, after = (torch.cat(images) for images in zip(*pairs.values(), strict=True))
+    differences, factors = zip(*starmap(amplified, pairs.values()), strict=True)
+    rows = {"clean": before, "triggered": after, "difference": torch.cat(differences)}
+    notes = [f"\N{MULTIPLICATION SIGN} {factor:g}" for factor in factors]
+    arrays = {label: images.numpy() for label, images in rows.items()}
+    return image_grid([ImageRows(arrays, list(pairs), notes)], stacked)

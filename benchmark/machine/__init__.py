@@ -1,1 +1,1 @@
-"""The machine: devices, clocks, and who else uses them."""
+"""The machine: devices, memory, clocks, and other processes that use them."""

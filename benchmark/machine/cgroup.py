@@ -1,4 +1,4 @@
-"""Control groups, by which a system limits what a process may take."""
+"""Control groups, with which Linux limits the memory and cores of a process."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 
 def groups(system: Path) -> list[Path]:
-    """The folders of the group of this process and of those above, whose limits hold for it too;
-    none where that cannot be told.
+    """Folders of the control group of this process and of its parents, whose limits hold too; empty
+    where they are not known.
 
     system: the folder above `proc` and `sys`
     """

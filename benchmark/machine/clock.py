@@ -1,4 +1,4 @@
-"""Seconds by stage, with the device idle at both ends of each; and who else used it meanwhile."""
+"""Seconds by stage, with the device idle at both ends of each stage; and peak memory."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import torch
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until the device has done all it was asked."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 @dataclass
 class _Stage:
-    """When it began, and the seconds of the stages inside of it that are over."""
+    """When a stage started, and the seconds of finished stages inside it."""
 
     name: str
     start: float
@@ -31,7 +31,7 @@ class _Stage:
 
 
 class Stopwatch:
-    """Own seconds of each stage: what a stage spends inside another is taken off the outer one."""
+    """Seconds of each stage, without those of the stages inside it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -40,7 +40,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times the block and adds it to `name`, also when the block raises."""
+        """Times the block and adds its seconds to `name`, also if the block raises."""
         synchronise(self.device)
         stage = _Stage(name, time.perf_counter())
         self._open.append(stage)
@@ -55,23 +55,23 @@ class Stopwatch:
                 self._open[-1].inner += elapsed
 
     def own(self, name: str) -> float:
-        """Seconds of a stage until now, when no other is open inside of it."""
+        """Seconds of a stage until now, if no other stage is open inside it."""
         running = self._open[-1] if self._open else None
         if running is None or running.name != name:
             return self.seconds[name]
         return self.seconds[name] + time.perf_counter() - running.start - running.inner
 
     def charge(self, name: str, seconds: float) -> None:
-        """Add seconds that were spent when a shared artefact was first made."""
+        """Add seconds that an earlier cell spent on a shared entry of the cache."""
         self.seconds[name] += seconds
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """From now on `peak_memory` is of what follows, where the system allows it."""
+    """Restart the measurement of `peak_memory`, where the system allows it."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
-        # Linux: the mark is the size of now.
+        # Linux: the high-water mark becomes the current size.
         Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -79,7 +79,7 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: the largest allocation on a GPU, else the largest resident size of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    # Not of ru_maxrss where this is there: a process inherits that from whoever started it.
+    # Preferred to ru_maxrss, which a process inherits from its parent.
     with suppress(OSError):
         if mark := re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.M):
             return int(mark[1]) * 1024

@@ -1,4 +1,4 @@
-"""What others take of a device while seconds are measured."""
+"""How much other processes use a device while seconds are measured."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import psutil
 import torch
@@ -16,106 +14,71 @@ import torch
 from bdbench.machine.clock import synchronise
 
 IDLE = ("idle", "iowait", "guest", "guest_nice")
-"""Of the times of a core, those in which it did nothing, or which are part of another."""
+"""Times of a core in which it did nothing, or which are part of another time."""
 
 
 class Contention:
-    """What others take of a device from now on.
+    """Other processes on a device, from now until `meanwhile`.
 
-    family: the process that is no other, with all that it has started; None for this one
+    family: the process of the run, which is not counted, nor are its descendants; None for this one
     """
 
     family: ClassVar[int | None] = None
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        # A GPU has no process of ours on it before it was asked for something.
-        synchronise(device)
-        self._begun = self._look()
+        synchronise(device)  # puts this process on the GPU
+        self._begun = self._read()
 
     def meanwhile(self) -> float | None:
-        """How many cores of a processor other processes have kept busy on average, or how many of
-        them were on a GPU, now or at the beginning; None where that cannot be known."""
-        begun, now = self._begun, self._look()
-        if isinstance(begun, _Load) and isinstance(now, _Load):
-            return now.by_others(begun)
-        return max(begun, now) if isinstance(begun, int) and isinstance(now, int) else None
-
-    def _look(self) -> _Load | int | None:
+        """Cores of a CPU that other processes kept busy on average, or how many other processes
+        were on a GPU, at the start or now; None where the system does not say."""
+        begun, now = self._begun, self._read()
+        if begun is None or now is None:
+            return None
         if self.device.type == "cuda":
-            return _processes(self.device, self.family)
-        return _Load.now(self.family)
+            return max(begun[0], now[0])
+        wall, busy, own = (after - before for before, after in zip(begun, now, strict=True))
+        # In some sandboxes the times of cores stand still.
+        return max(0.0, busy - own) / wall if busy > 0 else None
+
+    def _read(self) -> tuple[float, ...] | None:
+        """Seconds by the wall clock, of cores and of the run; or processes on the GPU."""
+        try:
+            run = [oldest := psutil.Process(self.family), *oldest.children(recursive=True)]
+            if self.device.type == "cuda":
+                return (_others_on(self.device, {os.getpid(), *(each.pid for each in run)}),)
+            own = sum(sum(each.cpu_times()[:4]) for each in run)  # with children that have ended
+            return time.perf_counter(), _busy(), own
+        except (psutil.Error, OSError, ValueError, subprocess.SubprocessError):
+            return None
 
 
 def combine(others: Iterable[float | None]) -> float | None:
-    """Of several answers of `Contention.meanwhile`; None where one of them is not known."""
+    """The largest of several answers of `Contention.meanwhile`; None where one is not known."""
     answers = list(others)
     known = [answer for answer in answers if answer is not None]
     return max(known) if len(known) == len(answers) else None
 
 
-@dataclass(frozen=True)
-class _Load:
-    """Readings of three clocks, in seconds.
-
-    clock: the one on the wall
-    busy: of all cores that this process may use, when they work
-    own: of the family's first process and all that it has started
-    """
-
-    clock: float
-    busy: float
-    own: float
-
-    @classmethod
-    def now(cls, first: int | None) -> _Load | None:
-        """None where the system does not tell."""
-        try:
-            family = _family(first)
-            own = sum(sum(process.cpu_times()[:4]) for process in family)
-            return cls(time.perf_counter(), sum(map(_busy, _cores())), own)
-        except (psutil.Error, OSError):
-            return None
-
-    def by_others(self, begun: _Load) -> float | None:
-        """Cores that others have kept busy since then."""
-        busy, own = self.busy - begun.busy, self.own - begun.own
-        # Some sandboxes have clocks that stand still.
-        return max(0.0, busy - own) / (self.clock - begun.clock) if busy > 0 else None
-
-
-def _family(first: int | None) -> list[psutil.Process]:
-    """A process and all that it has started. Raises psutil.Error where it is gone."""
-    oldest = psutil.Process(first)
-    return [oldest, *oldest.children(recursive=True)]
-
-
-def _cores() -> list[Any]:
-    """The times of each core that this process may use."""
+def _busy() -> float:
+    """Seconds in which the cores that this process may use have worked."""
     cores = psutil.cpu_times(percpu=True)
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(len(cores))
-    return [core for number, core in enumerate(cores) if number in usable]
+    counted: list[dict[str, float]] = [
+        core._asdict() for number, core in enumerate(cores) if number in usable
+    ]
+    return sum(took for core in counted for name, took in core.items() if name not in IDLE)
 
 
-def _busy(core: Any) -> float:
-    times: dict[str, float] = core._asdict()
-    return sum(seconds for name, seconds in times.items() if name not in IDLE)
-
-
-def _processes(device: torch.device, first: int | None) -> int | None:
-    """Processes on a GPU that are not of the family; None where nvidia-smi is absent, or tells of
-    none."""
+def _others_on(device: torch.device, run: set[int]) -> int:
+    """Processes on a GPU that are not of the run. Raises OSError, ValueError or SubprocessError
+    where nvidia-smi is missing, fails or lists no process."""
     name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
-    asked = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader", "-i", name]
-    try:
-        answer = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    listed = answer.stdout.split()
-    if not listed or not all(map(str.isdecimal, listed)):
-        return None
-    ours = {os.getpid()}
-    with suppress(psutil.Error):
-        ours |= {process.pid for process in _family(first)}
-    # This process is among them, in a container perhaps under another number.
-    return len(listed) - max(1, len(ours & set(map(int, listed))))
+    query = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader", "-i", name]
+    answer = subprocess.run(query, capture_output=True, text=True, check=True, timeout=10)
+    listed = list(map(int, answer.stdout.split()))
+    if not listed:
+        raise ValueError("this process is on the GPU, and nvidia-smi does not list it")
+    # This process is listed, in a container perhaps under another number.
+    return len(listed) - max(1, len(run.intersection(listed)))

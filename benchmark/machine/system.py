@@ -12,13 +12,13 @@ import torch
 
 FOLDERS = ("attacks", "benchmark", "defenses", "models")
 HOME = "benchmark/machine/"
-"""Where this file lies in our repository."""
+"""The folder of this file in our repository."""
 LIBRARIES = ("bdbench", "torch", "torchvision", "numpy", "pandas", "safetensors", "pyarrow")
 
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Of Python and the libraries that touch a number."""
+    """Versions of Python and of the libraries that numbers depend on."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -33,12 +33,12 @@ def device_name(device: torch.device) -> str:
     """Such as `cuda: NVIDIA H200` or `cpu: Intel Xeon`."""
     if device.type == "cuda" and torch.cuda.is_available():
         return f"cuda: {torch.cuda.get_device_name(device)}"
-    # The GPUs of a cluster have no name here.
+    # The names of the GPUs of a cluster are not known here.
     return f"cpu: {processor()}" if device.type == "cpu" else device.type
 
 
 def processor() -> str:
-    """The processor's name as the system gives it."""
+    """The name of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
@@ -48,18 +48,18 @@ def processor() -> str:
 
 @functools.cache
 def commit() -> str | None:
-    """The git commit of the running code, with `+` where files differ from it; None outside git,
-    also where another project's repository lies around an installed copy."""
+    """The git commit of the running code, with `+` if files differ from it; None outside git, and
+    for a copy installed inside the repository of another project."""
     return commit_of(Path(__file__).resolve())
 
 
 def commit_of(file: Path) -> str | None:
-    """That of the repository whose `HOME` holds a file; None where git knows no such file, or
-    where it is a part of another project."""
+    """The commit of the repository whose `HOME` holds a file; None for a file that git does not
+    track, or that belongs to another project."""
 
     def git(*words: str) -> str:
         return subprocess.run(
-            # A look locks nothing: the repository may be in use.
+            # Without locks, as the repository may be in use.
             ["git", "--no-optional-locks", *words],
             cwd=file.parent,
             capture_output=True,

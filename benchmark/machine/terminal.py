@@ -1,4 +1,4 @@
-"""A terminal on which the words of others are shown and never obeyed."""
+"""A terminal that shows control sequences of untrusted text instead of obeying them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bdbench.models.plugins.errors import shown
 
 
 class Terminal(Console):
-    """A console whose printed text stands as `shown` has it."""
+    """A console that prints text as `shown` returns it."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(shown(o) if isinstance(o, str) else o for o in objects), **options)

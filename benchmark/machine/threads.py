@@ -1,4 +1,4 @@
-"""Cores and threads: how many there are, and how threads wait for each other."""
+"""Cores and threads: how many exist, and how threads wait for each other."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 from bdbench.machine.cgroup import groups
 
 SPIN = "5000"
-"""Rounds that a thread of OpenMP spins at a barrier before it sleeps. By default it spins for
-milliseconds; where another thread has no core just then, that keeps it from having one."""
+"""Rounds that a thread of OpenMP spins at a barrier before it sleeps. The default is milliseconds,
+in which it keeps a core from a thread that waits for one."""
 
 
 def short_spin(environment: Mapping[str, str]) -> dict[str, str]:
-    """What to add to an environment before libraries are loaded: nothing where the user has chosen
-    how threads wait."""
+    """Variables to set before libraries are loaded; none where the user has chosen how threads
+    wait."""
     chosen = environment.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}
     return {} if chosen else {"GOMP_SPINCOUNT": SPIN}
 
 
 def cores(system: Path = Path("/")) -> int:
-    """Cores that this process may keep busy: of the machine, by affinity, and by the quota of its
-    control group.
+    """Cores that this process may use: of the machine, by affinity, and by the quota of its control
+    group.
 
     system: the folder above `proc` and `sys`
     """

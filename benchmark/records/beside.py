@@ -1,7 +1,7 @@
-"""Records of other folders beside one's own: which of them may share a table, and why not others.
+"""Records of other folders in the same table: which of them fit, and why the rest is left out.
 
-Nothing is copied. One's own records say what is compared: their data sets, models and recipes,
-their attacks and their seeds. Of the other folders, only what fits these is taken.
+Nothing is copied. The own records say what is compared: data sets, models, recipes, attacks and
+seeds. Of the other folders, only records that match these are taken.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import Spec, did_you_mean
 from bdbench.records.consistency import AXES
 from bdbench.records.files import read_all
+from bdbench.records.parts import Identity
 from bdbench.records.record import Record, key_of
 
 SETTING = AXES[:3]
-"""What all records of one table have in common."""
+"""What all records of one table share."""
 SIGN = "◊"
-"""Marks what is from another folder; numbered where there are several."""
+"""Marks records of another folder; numbered if there are several folders."""
 MOST = 4
-"""Differences, or values, that are said."""
+"""Differences or values that a line names."""
 LATEST_VERSION = 20
-"""Of a plugin, up to which an older record is asked for the one that it does not state."""
+"""The highest version of a defense that is tried for an older record, which does not state it."""
 
 Known = tuple[Mapping[str, Any], Mapping[str, Any]]
 """A cell: its specs and seed, and the versions of its plugins, which may be empty."""
@@ -36,7 +37,7 @@ Place = tuple[Any, ...]
 class Neighbour:
     """Another folder and its records.
 
-    damaged: a line for each file that is no record
+    damaged: a line for each damaged file
     """
 
     folder: Path
@@ -48,10 +49,10 @@ class Neighbour:
 class Origins:
     """Where the records of a table come from.
 
-    own: one's own folder
+    own: the own folder
     signs: of the other folders, in their order
-    folders: by the key of a record, of those from other folders
-    remarks: what is left out, and why, each in a line
+    folders: by key, of the records of other folders
+    remarks: lines that say what is left out, and why
     """
 
     own: Path = Path()
@@ -64,13 +65,13 @@ class Origins:
         return self.folders.get(record.key, self.own)
 
     def sign(self, records: Iterable[Record]) -> str:
-        """Of a row: those of all other folders that it has records from."""
+        """The signs of all other folders among these records, for a row of a table."""
         there = {self.of(record) for record in records}
         return " ".join(sign for folder, sign in self.signs.items() if folder in there)
 
     def lines(self, records: Sequence[Record]) -> Iterator[str]:
-        """For a table of these records, code, device and precision of each side; and which defenses
-        have records of several."""
+        """For a table of these records: code, device and precision of each folder, and the defenses
+        that have records of several folders."""
         sides: dict[Path, list[Record]] = {}
         for record in records:
             sides.setdefault(self.of(record), []).append(record)
@@ -87,7 +88,7 @@ class Origins:
     def _mixed(self, records: Sequence[Record]) -> Iterator[str]:
         rows: dict[str, Counter[Path]] = {}
         for record in records:
-            rows.setdefault(record.labels["defense"], Counter())[self.of(record)] += 1
+            rows.setdefault(record.labels.defense, Counter())[self.of(record)] += 1
         for defense, counts in rows.items():
             if len(counts) > 1:
                 shares = ", ".join(f"{n} in {folder}" for folder, n in sorted(counts.items()))
@@ -95,31 +96,27 @@ class Origins:
 
 
 ALONE = Origins()
-"""Of records of one folder."""
+"""For the records of one folder."""
 
 
 def made_by(records: Sequence[Record]) -> str:
     """Commit, device, precision and version of the code of these records, in words."""
     origins = [record.provenance for record in records]
-    commits = _several(str(o.get("commit") or "not known") for o in origins)
-    devices = _several(str(o.get("device") or "device not known") for o in origins)
-    precisions = _several(str(o.get("precision") or "precision not known") for o in origins)
-    libraries = (o.get("versions") for o in origins)
-    versions = _several(
-        str(found.get("bdbench", "not known")) if isinstance(found, dict) else "not known"
-        for found in libraries
-    )
+    commits = _several(o.commit or "not known" for o in origins)
+    devices = _several(o.device or "device not known" for o in origins)
+    precisions = _several(o.precision or "precision not known" for o in origins)
+    versions = _several(o.versions.get("bdbench", "not known") for o in origins)
     return f"commit {commits}, {devices}, {precisions}, bdbench {versions}"
 
 
 def neighbours(folders: Iterable[Path], own: Path) -> tuple[Neighbour, ...]:
-    """The records of other folders. Raises `InvalidInput` for one without, or one's own."""
+    """The records of other folders. Raises `InvalidInput` for the own folder, and for one without
+    records."""
     found: dict[Path, Neighbour] = {}
     for folder in folders:
         require(
             not same(folder, own),
-            f"{folder} is the folder of the results themselves: leave out --against, or name "
-            "another folder with --results",
+            f"--against names the results folder {folder} itself; name another folder",
         )
         records, damaged = read_all(folder)
         place = folder / "records"
@@ -133,32 +130,32 @@ def neighbours(folders: Iterable[Path], own: Path) -> tuple[Neighbour, ...]:
 
 
 def _nearest(folder: Path) -> str:
-    """A folder with records beside one that has none, whose name is close."""
+    """A hint at a folder with records whose name is similar."""
     known = sorted(path.parent.name for path in folder.parent.glob("*/records"))
     return did_you_mean(folder.name, known) if known else ""
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two paths lead to one folder, which need not be there."""
+    """Whether two paths lead to one folder, which need not exist."""
     return one.resolve() == other.resolve()
 
 
 def join(
     own: Sequence[Record], others: Sequence[Neighbour], folder: Path, asked: Iterable[Known] = ()
 ) -> tuple[list[Record], Origins]:
-    """One's own records, and those of other folders that may stand beside them.
+    """The own records, and those of other folders that fit into a table with them.
 
-    Of several records of a cell the first is taken that did not fail, one's own before others.
+    Of several records of a cell, the first that did not fail is taken, own records first.
 
-    folder: one's own
-    asked: cells that count as one's own, though they may have no record here
+    folder: the own one
+    asked: cells that count as own ones, with or without a record
     """
     scope = _Scope()
     for record in own:
-        scope.add((record.cell, record.versions), record.labels["attack"])
-        scope.data.setdefault(_setting(record.cell), record.provenance.get("data_sha256") or "")
-    for cell in asked:
-        scope.add(cell)
+        scope.add(record.cell, record.versions, record.labels.attack)
+        scope.data.setdefault(_setting(record.cell), record.provenance.data_sha256 or "")
+    for cell, versions in asked:
+        scope.add(Identity(**cell), versions)
     kept = {_place(record): record for record in own}
     folders: dict[str, Path] = {}
     remarks: list[str] = []
@@ -168,7 +165,7 @@ def join(
     signs = {o.folder: f"{SIGN}{n}" for o, n in zip(others, numbers, strict=True)}
     mine = {id(record) for record in own}
     taken = {place: record for place, record in kept.items() if id(record) not in mine}
-    # Also several of one cell, of whose data only one may be right: who makes a table says so.
+    # Several own records of one cell all stay: a table refuses them, see `consistent`.
     records = [*(each for each in own if _place(each) not in taken), *taken.values()]
     return records, Origins(folder, signs, folders, tuple(remarks))
 
@@ -176,7 +173,7 @@ def join(
 def _take(
     other: Neighbour, scope: _Scope, kept: dict[Place, Record], folders: dict[str, Path]
 ) -> Iterator[str]:
-    """Add to `kept` and `folders` what may stand there. Yields lines on what is left out."""
+    """Add the records that fit to `kept` and `folders`. Yields lines on what is left out."""
     refused: dict[str, list[str]] = {}
     twice = changed = 0
     taken: list[Record] = []
@@ -201,7 +198,7 @@ def _take(
         yield f"{other.folder}: {len(details)} of {everyone} records left out, {kind}: {text}"
     if twice:
         differ = f", {changed} of them with another result" if changed else ""
-        yield f"{other.folder}: of {twice} cells another folder's record is shown{differ}"
+        yield f"{other.folder}: {twice} records not shown, another folder has the cell{differ}"
     if taken:
         yield from scope.lacking(other.folder, taken)
 
@@ -210,74 +207,74 @@ def _take(
 class _Scope:
     """What is compared, by data set, model and recipe.
 
-    attacks: specs and what they are called
+    attacks: their labels by spec
     data: hash of the images
-    versions: of the plugins, by setting and attack; that of each defense by setting and defense
+    versions: of the plugins, by setting and attack
+    defenses: versions, by setting and defense
     """
 
-    attacks: dict[Place, dict[str, str]] = field(default_factory=dict)
+    attacks: dict[Place, dict[Spec, str]] = field(default_factory=dict)
     seeds: dict[Place, set[int]] = field(default_factory=dict)
     data: dict[Place, str] = field(default_factory=dict)
     versions: dict[Place, Mapping[str, Any]] = field(default_factory=dict)
     defenses: dict[Place, Any] = field(default_factory=dict)
 
-    def add(self, known: Known, attack: str = "") -> None:
-        """A cell of one's own."""
-        cell, versions = known
-        setting, spec = _setting(cell), cell["attack"]
+    def add(self, cell: Identity, versions: Mapping[str, Any], attack: str = "") -> None:
+        """Add an own cell."""
+        setting = _setting(cell)
         named = self.attacks.setdefault(setting, {})
-        named[spec] = attack or named.get(spec) or spec
-        self.seeds.setdefault(setting, set()).add(cell["seed"])
+        named[cell.attack] = attack or named.get(cell.attack) or str(cell.attack)
+        self.seeds.setdefault(setting, set()).add(cell.seed)
         if versions:
-            self.versions.setdefault((*setting, spec), versions)
-            self.defenses.setdefault((*setting, cell["defense"]), versions["defense"])
+            self.versions.setdefault((*setting, cell.attack), versions)
+            self.defenses.setdefault((*setting, cell.defense), versions["defense"])
 
     def refusal(self, record: Record) -> tuple[str, str] | None:
-        """Why a record is left out, as the kind of reason and what is special of this record."""
-        setting, attack = _setting(record.cell), record.cell["attack"]
+        """Why a record is left out: the kind of reason, and the detail of this record."""
+        setting = _setting(record.cell)
         if setting not in self.attacks:
             return "other settings", self._difference(record)
-        if attack not in self.attacks[setting]:
-            return "attacks without a cell here", record.labels["attack"]
-        if record.cell["seed"] not in self.seeds[setting]:
-            return "seeds without a cell here", str(record.cell["seed"])
+        if record.cell.attack not in self.attacks[setting]:
+            return "attacks without a cell here", record.labels.attack
+        if record.cell.seed not in self.seeds[setting]:
+            return "seeds without a cell here", str(record.cell.seed)
         if newer := self._other_version(record):
             return "other versions of the plugins", newer
-        data = record.provenance.get("data_sha256") or ""
-        # The first to say on what images it was trained.
+        data = record.provenance.data_sha256 or ""
+        # The first record that states its images decides.
         self.data[setting] = mine = self.data.get(setting) or data
         if data and data != mine:
             return "trained on other images", f"data {data:.12} there, {mine:.12} here"
         return None
 
     def _other_version(self, record: Record) -> str:
-        """Of what a record has another version than one's own side; empty if of nothing."""
-        setting, attack = _setting(record.cell), record.cell["attack"]
-        known = self.versions.get((*setting, attack))
+        """The label of the plugin whose version differs from the own one; empty if none does."""
+        setting = _setting(record.cell)
+        known = self.versions.get((*setting, record.cell.attack))
         if not known:
             return ""
         stated = _versions(record, known)
         if any(stated.get(axis) != known.get(axis) for axis in ("dataset", "model", "attack")):
-            return record.labels["attack"]
-        mine = self.defenses.get((*setting, record.cell["defense"]), stated["defense"])
-        return "" if stated["defense"] == mine else record.labels["defense"]
+            return record.labels.attack
+        mine = self.defenses.get((*setting, record.cell.defense), stated["defense"])
+        return "" if stated["defense"] == mine else record.labels.defense
 
     def lacking(self, folder: Path, taken: Sequence[Record]) -> Iterator[str]:
-        """Attacks and seeds of one's own that the other folder has no record of."""
-        attacks = {record.cell["attack"] for record in taken}
-        seeds = {record.cell["seed"] for record in taken}
+        """Lines on own attacks and seeds that the other folder has no record of."""
+        attacks = {record.cell.attack for record in taken}
+        seeds = {record.cell.seed for record in taken}
         settings = {_setting(record.cell) for record in taken}
         own = {spec: name for setting in settings for spec, name in self.attacks[setting].items()}
         absent = [name for spec, name in own.items() if spec not in attacks]
         fewer = sorted({seed for setting in settings for seed in self.seeds[setting]} - seeds)
         if absent:
-            yield f"{folder}: no record of {', '.join(absent)}, which are only here"
+            yield f"{folder}: no records of the attacks {', '.join(absent)}"
         if fewer:
             numbers = ", ".join(map(str, fewer))
-            yield f"{folder}: no record of seed{'s' * (len(fewer) > 1)} {numbers}, only here"
+            yield f"{folder}: no records of seed{'s' * (len(fewer) > 1)} {numbers}"
 
     def _difference(self, record: Record) -> str:
-        """From the nearest of what is compared."""
+        """What differs from the most similar setting that is compared."""
         found = [list(_differences(record.cell, setting)) for setting in self.attacks]
         nearest = min(found, key=len, default=["there is nothing here to compare with"])
         more = f" and {len(nearest) - MOST} more" if len(nearest) > MOST else ""
@@ -285,20 +282,18 @@ class _Scope:
 
 
 def _versions(record: Record, known: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Those of its plugins; nothing where they are not known. An older record does not state them:
-    its key says whether they are the `known` ones, but for the defense's, which may be any."""
+    """The versions of its plugins; empty if they are not known. An older record does not state
+    them: its key tells whether they are the `known` ones, with any version of the defense."""
     if record.versions:
         return record.versions
+    cell = record.cell.as_dict()
     guesses = ({**known, "defense": number} for number in range(1, LATEST_VERSION + 1))
-    return next((g for g in guesses if key_of(record.cell, g) == record.key), {})
+    return next((g for g in guesses if key_of(cell, g) == record.key), {})
 
 
-def _differences(theirs: Mapping[str, Any], setting: Place) -> Iterator[str]:
-    for axis, ours in zip(SETTING, setting, strict=True):
-        try:
-            there, here = Spec.of(theirs[axis]), Spec.of(ours)
-        except InvalidInput:
-            there, here = Spec(theirs[axis]), Spec(ours)
+def _differences(theirs: Identity, setting: Place) -> Iterator[str]:
+    for axis, here in zip(SETTING, setting, strict=True):
+        there = theirs[axis]
         if there.name != here.name:
             noun = "data set" if axis == "dataset" else axis
             yield f"{noun} {there.name} there, {here.name} here"
@@ -309,16 +304,16 @@ def _differences(theirs: Mapping[str, Any], setting: Place) -> Iterator[str]:
                 yield f"{name} {one} there, {two} here"
 
 
-def _setting(cell: Mapping[str, Any]) -> Place:
-    return tuple(cell[axis] for axis in SETTING)
+def _setting(cell: Identity) -> Place:
+    return cell.dataset, cell.model, cell.recipe
 
 
 def _place(record: Record) -> Place:
-    return (*(record.cell[axis] for axis in AXES), record.cell["seed"])
+    return (*(record.cell[axis] for axis in AXES), record.cell.seed)
 
 
 def _several(values: Iterable[str]) -> str:
-    """The most frequent, and how many others there are."""
+    """The most frequent values, and the number of others."""
     found = [value for value, _ in Counter(values).most_common()]
     more = [f"{len(found) - MOST} more"] if len(found) > MOST else []
     return " and ".join([*found[:MOST], *more])

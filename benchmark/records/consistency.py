@@ -1,4 +1,4 @@
-"""Whether records may stand side by side: each cell and seed once, and one kind of data."""
+"""Whether records may share a table: each cell and seed once, and all trained on the same data."""
 
 from __future__ import annotations
 
@@ -11,14 +11,19 @@ from bdbench.records.record import Record
 AXES = ("dataset", "model", "recipe", "attack", "defense")
 
 
+def specs(record: Record) -> tuple[str, ...]:
+    """The specs of its cell along `AXES`."""
+    return tuple(str(record.cell[axis]) for axis in AXES)
+
+
 def consistent(records: Iterable[Record]) -> list[Record]:
     """The records, sorted along `AXES` and by seed.
 
     Raises `InvalidInput` where two are of one cell and seed, or where records of one data set,
     model and recipe were trained on different data.
     """
-    ordered = sorted(records, key=lambda r: (*(r.cell[a] for a in AXES), r.cell["seed"], r.key))
-    # Also of one cell, where a user's folder has changed: then that is what is to be said.
+    ordered = sorted(records, key=lambda r: (*specs(r), r.cell.seed, r.key))
+    # First the data: two records of one cell differ in them where a user's folder has changed.
     _refuse_mixed_data(ordered)
     _refuse_duplicates(ordered)
     return ordered
@@ -29,24 +34,24 @@ def _refuse_duplicates(ordered: Sequence[Record]) -> None:
         if one.cell == two.cell:
             raise InvalidInput(
                 f"records {one.key} and {two.key} are both of {_title(one)} with seed "
-                f"{one.cell['seed']}; remove one of them"
+                f"{one.cell.seed}; remove one of them"
             )
 
 
 def _refuse_mixed_data(ordered: Sequence[Record]) -> None:
     known: dict[tuple[str, ...], tuple[str, Record]] = {}
     for record in ordered:
-        data = str(record.provenance.get("data_sha256") or "")
+        data = record.provenance.data_sha256
         if not data:
             continue
-        first, other = known.setdefault(tuple(record.cell[a] for a in AXES[:3]), (data, record))
+        first, other = known.setdefault(specs(record)[:3], (data, record))
         if first != data:
             raise InvalidInput(
                 f"records {other.key} ({_title(other)}, data {first:.12}) and {record.key} "
                 f"({_title(record)}, data {data:.12}) were trained on different data and cannot "
-                "share a table; put them into folders of their own with --results"
+                "share a table; give each its own folder with --results"
             )
 
 
 def _title(record: Record) -> str:
-    return f"{record.labels['defense']} on {record.labels['attack']}"
+    return f"{record.labels.defense} on {record.labels.attack}"

@@ -1,4 +1,4 @@
-"""How many of how many images, and how sure the share is."""
+"""Counts of images, and confidence intervals of their rates."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Count:
-    """`hits` of `of` images, `of` at least 1. Raises `InvalidInput` for counts that cannot be."""
+    """`hits` of `of` images, `of` at least 1. Raises `InvalidInput` for impossible counts."""
 
     hits: int
     of: int
@@ -31,8 +31,8 @@ class Count:
 
     @property
     def interval(self) -> Interval:
-        """Low and high end of the 95 % interval of the rate (Wilson), which covers the choice of
-        test images and not that of the seed."""
+        """Low and high end of the 95 % interval of the rate (Wilson). It covers the choice of test
+        images, not that of the seed."""
         return wilson(self.hits, self.of)
 
 
@@ -42,7 +42,7 @@ def normal_quantile(confidence: float) -> float:
 
 
 def wilson(hits: int, of: int, confidence: float = 0.95) -> Interval:
-    """The score interval (low, high) of a share, within [0, 1] (Wilson, 1927).
+    """The score interval (low, high) of a rate, within [0, 1] (Wilson, 1927).
 
     Raises `InvalidInput` unless 0 <= hits <= of and of is at least 1.
     """
@@ -50,5 +50,5 @@ def wilson(hits: int, of: int, confidence: float = 0.95) -> Interval:
     shrink = 1 + z**2 / of
     middle = (rate + z**2 / (2 * of)) / shrink
     half = z * math.sqrt(rate * (1 - rate) / of + z**2 / (4 * of**2)) / shrink
-    # Exact at the ends, where rounding would leave the share outside its own interval.
+    # Exact at both ends, where rounding could leave the rate outside its own interval.
     return (max(0.0, middle - half) if hits else 0.0, min(1.0, middle + half) if hits < of else 1.0)

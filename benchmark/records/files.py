@@ -1,7 +1,7 @@
 """Records as JSON files, from which every table and figure is made.
 
-The file has one field more than the record, `checksum`: the sha256 of all others. A file without it
-is taken as it is, which is how older versions wrote them.
+A file has one more field than its record, `checksum`: the SHA-256 of all others. A file without it,
+as older versions wrote them, is read too.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def content(record: Record) -> bytes:
 
 
 def path_of(folder: Path, key: str) -> Path:
-    """Where the record of a cell is, or would be."""
+    """The path of the record of a cell, whether it exists or not."""
     return folder / "records" / f"{key}.json"
 
 
@@ -51,7 +51,7 @@ def find(key: str, results: Path | None) -> Path:
     """The record whose key begins with `key`, in a folder or, without one, in those below
     `results`. Raises `InvalidInput` for none or several."""
     folders = [results] if results else sorted(Path("results").glob("*"))
-    # A key is no pattern and no path.
+    # A key must not act as a pattern or a path.
     wanted = f"{key}*.json" if key.isascii() and key.isalnum() else ""
     try:
         paths = [p for folder in folders if wanted for p in (folder / "records").glob(wanted)]
@@ -60,17 +60,17 @@ def find(key: str, results: Path | None) -> Path:
     where = ", ".join(map(str, folders)) or "results"
     require(bool(paths), f"no record {key!r} in {where}")
     names = sorted({path.stem for path in paths})
-    require(len(names) == 1, f"{key!r} is short for {', '.join(names)}")
+    require(len(names) == 1, f"{key!r} matches several records: {', '.join(names)}")
     return paths[0]
 
 
 def read(path: Path) -> Record:
-    """The record in `<key>.json`. Raises `InvalidInput` for a damaged file or one of another name,
-    `OtherSchema` for one of another version."""
+    """The record in `<key>.json`. Raises `InvalidInput` for a damaged file or one whose name is not
+    its key, `OtherSchema` for one of another version."""
     try:
         status = path.stat()
-        # To open a pipe is to wait for somebody who writes to it.
-        require(S_ISREG(status.st_mode) or S_ISDIR(status.st_mode), "it is no file")
+        # Opening a FIFO would block; opening a folder names it in an OSError.
+        require(S_ISREG(status.st_mode) or S_ISDIR(status.st_mode), "it is not a file")
         require(status.st_size <= LARGEST_FILE, f"it has more than {LARGEST_FILE:,} bytes")
         document = json.loads(
             path.read_bytes(), parse_constant=_refuse, object_pairs_hook=_without_duplicates
@@ -79,10 +79,10 @@ def read(path: Path) -> Record:
         stated = document.pop("checksum", None) if isinstance(document, dict) else None
         record = decode(document)
         fits = stated is None or stated == _checksum(document)
-        require(fits, "its checksum is of another content")
+        require(fits, "its content does not match its checksum")
         require(record.key == path.stem, f"it is the record of cell {record.key}")
-        for text in map(str, (*record.cell.values(), *record.labels.values())):
-            require(text.isprintable() and len(text) <= spec.LONGEST, f"{text!r} is no spec")
+        for text in (str(part) for _, part in (*record.cell, *record.labels)):
+            require(text.isprintable() and len(text) <= spec.LONGEST, f"{text!r} is not a spec")
         return record
     except OtherSchema as error:
         raise OtherSchema(f"{path}: {error}; the file was left untouched") from None
@@ -93,10 +93,11 @@ def read(path: Path) -> Record:
 
 
 def read_all(folder: Path) -> tuple[list[Record], list[str]]:
-    """All of `<folder>/records/*.json` by name, and a line for each damaged file left out.
+    """The records in `<folder>/records/*.json`, sorted by name, and a line for each damaged file,
+    which is left out.
 
-    Raises `OtherSchema` for a record of another version, `InvalidInput` for a folder that no system
-    would open.
+    Raises `OtherSchema` for a record of another version, `InvalidInput` for a folder that cannot be
+    opened.
     """
     whole, damaged = [], []
     try:
@@ -124,15 +125,15 @@ def _refuse(constant: str) -> NoReturn:
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    require(len(found) == len(pairs), "a field is given twice")
+    require(len(found) == len(pairs), "a field occurs twice")
     return found
 
 
 def _bound(value: Any, depth: int = 0) -> None:
-    """Raise `InvalidInput` for what whoever computes with records could not bear."""
+    """Reject values that are too large or too deeply nested."""
     if isinstance(value, (dict, list)):
         require(depth < DEEPEST, f"it is nested more than {DEEPEST} deep")
         for part in value.values() if isinstance(value, dict) else value:
             _bound(part, depth + 1)
     elif isinstance(value, (int, float)) and abs(value) > LARGEST_NUMBER:
-        raise InvalidInput(f"{value} is too large a number")
+        raise InvalidInput(f"the number {value} is too large")

@@ -16,11 +16,10 @@ from bdbench.records.record import Record
 def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
     """Write to `into` the records of all folders, its own included.
 
-    Where several have a record of one cell, one that did not fail comes before one that did, and
-    then what `into` has before what the folders have, in their order. Returns lines that say what
-    was done, and whether all records could be read. Raises `InvalidInput`, before anything is
-    written, for a folder without records, records of another version, or such as cannot share a
-    table (see `consistent`).
+    Of several records of one cell, the first that did not fail is kept; those of `into` come first,
+    then those of the folders in their order. Returns lines that say what was done, and whether all
+    records could be read. Raises `InvalidInput`, before anything is written, for a folder without
+    records, for records of another version, and for records that are not `consistent`.
     """
     kept: dict[str, Record] = {}
     lines: list[str] = []
@@ -29,7 +28,7 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
         records, damaged = read_all(folder)
         require(folder == into or bool(records), f"no records in {folder / 'records'}")
         whole = whole and not damaged
-        lines += [f"{line}; it is left out" for line in damaged]
+        lines += [f"{line}; left out" for line in damaged]
         taken = 0
         for record in records:
             other = kept.get(record.key)
@@ -37,11 +36,11 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
                 kept[record.key] = record
                 taken += 1
             elif other.metrics != record.metrics:
-                lines.append(f"{folder}: {record.key} has another result, the first one is kept")
+                lines.append(f"{folder}: {record.key} has another result; the first is kept")
         if folder != into or records:
             lines.append(f"{folder}: {taken} of {len(records)} records taken")
     consistent(kept.values())
-    # Threads wait for the disk.
+    # Writing waits for the disk, so threads speed it up.
     with ThreadPoolExecutor(8) as pool:
         for _ in pool.map(partial(write, into), kept.values()):
             pass

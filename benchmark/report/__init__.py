@@ -1,1 +1,1 @@
-"""The report: HTML pages made of records."""
+"""The report: HTML pages made from records."""

@@ -1,4 +1,4 @@
-"""What happened in a cell, in sentences made from its numbers and those of no defense."""
+"""Questions about a cell, answered in sentences from its numbers and those of no defense."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from bdbench.tables.leaderboard import decimal
 from bdbench.tables.statistics import proportions_separable
 
 WORKS = 0.5
-"""ASR with no defense from which on an attack has worked, see the flag `attack_failed`."""
-FEEBLE = "There was hardly a backdoor to remove."
+"""The least ASR with no defense of an attack that works, see the flag `attack_failed`."""
+NO_BACKDOOR = "There was hardly a backdoor to remove."
 STAGE_WORDS = {
-    "load": "reading the data",
-    "poison": "poisoning them",
+    "load": "loading the data",
+    "poison": "poisoning the data",
     "prepare": "training the attack",
     "capture": "recording and compiling steps",
-    "undefended": "training without defense",
+    "undefended": "training the undefended network",
     "fit": "training the defense",
-    "evaluate": "testing",
+    "evaluate": "evaluating the network",
 }
 UNTRUSTED = {
-    "not_finite": "The network holds numbers that are not finite, so its answers mean nothing.",
-    "diverged": "The network is not finite or at chance, so its answers mean little.",
-    "at_chance": "The network is no better than always guessing one class: a low attack success "
-    "rate is no merit here.",
+    "not_finite": "The network has values that are not finite: its predictions mean nothing.",
+    "diverged": "The network is not finite or at chance: its predictions mean little.",
+    "at_chance": "The network is no better than always predicting one class: a low attack success "
+    "rate means nothing.",
 }
-"""Flags that take all other sentences their meaning."""
+"""Flags that make all other answers meaningless, as sentences."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question that a reader has, and what the numbers say."""
+    """A question about a cell, and the answer that the numbers give."""
 
     question: str
     text: str
@@ -45,16 +45,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class Case:
-    """A record, and that of no defense against the same attack with the same seed, if there is one.
+    """A record and its baseline.
 
-    baseline: None for the record of no defense itself, too
+    baseline: the record of no defense against the same attack with the same seed; None if there is
+        none, and for no defense itself
     """
 
     record: Record
     baseline: Record | None
 
     def answers(self) -> Iterator[Answer]:
-        """The most important first. A cell that failed has but one."""
+        """The answers, the most important first. A failed cell has one."""
         if self.record.error:
             yield Answer("What happened?", self._failure())
             return
@@ -64,37 +65,37 @@ class Case:
         if self.attacked:
             yield Answer("Did the attack work?", self._attack())
             if self.defended and self._asr:
-                yield Answer("Did the defense remove it?", self._defense(self._asr))
+                yield Answer("Did the defense remove the backdoor?", self._defense(self._asr))
         if self.defended:
             yield from self._cost()
         yield from self._classes()
         if self.attacked:
             yield from self._destinations()
         yield from self._filter()
-        for warning in _texts(self.record.diagnostics.get("warnings")):
-            yield Answer("What did the defense warn of?", warning)
+        for warning in self.record.diagnostics.warnings:
+            yield Answer("Did the defense warn of anything?", warning)
         if short := lent(self.record):
-            yield Answer("What was it given?", f"The defense {short}.")
+            yield Answer("How many clean images did it have?", f"The defense {short}.")
 
     @cached_property
     def attacked(self) -> bool:
-        """Whether there is an attack."""
-        return not is_none(self.record.labels["attack"])
+        """Whether the cell has an attack."""
+        return not is_none(self.record.labels.attack)
 
     @cached_property
     def defended(self) -> bool:
-        """Whether there is a defense."""
-        return not is_none(self.record.labels["defense"])
+        """Whether the cell has a defense."""
+        return not is_none(self.record.labels.defense)
 
     @cached_property
     def classes(self) -> ByClass | None:
-        """Of the record."""
-        return ByClass.of(self.record.classes)
+        """The record's numbers by class."""
+        return self.record.classes
 
     @cached_property
     def classes_without(self) -> ByClass | None:
-        """Of no defense, where its classes are the same."""
-        other = ByClass.of(self.baseline.classes) if self.baseline else None
+        """The baseline's numbers by class, if it has the same classes."""
+        other = self.baseline.classes if self.baseline else None
         return other if other and self.classes and other.names == self.classes.names else None
 
     @property
@@ -102,82 +103,80 @@ class Case:
         return self.record.attack_success_rate
 
     def _failure(self) -> str:
-        spent = self.record.measured["seconds"]
-        begun = [stage for stage in STAGES[:-1] if spent.get(stage)]
-        where = f" It had come to {STAGE_WORDS[begun[-1]]}." if begun else ""
-        error = self.record.error or {}
-        total = math.fsum(spent.values())
-        return f"The cell failed after {total:,.0f} s: {error['type']}.{where} The reason is below."
+        spent = self.record.measured.seconds
+        reached = [stage for stage in STAGES[:-1] if spent[stage]]
+        where = f" The last stage reached is {STAGE_WORDS[reached[-1]]}." if reached else ""
+        name = self.record.error.type if self.record.error else ""
+        return f"The cell failed after {spent.total:,.0f} s: {name}.{where} The reason is below."
 
     def _attack(self) -> str:
-        bare = self.baseline if self.defended else self.record
-        found = bare and bare.attack_success_rate
+        undefended = self.baseline if self.defended else self.record
+        found = undefended and undefended.attack_success_rate
         if not found:
             return (
-                "Not known: these results have no cell with the defense `none`, this attack and "
-                "this seed."
+                "Unknown: these results have no cell with the defense `none`, this attack and this "
+                "seed."
             )
-        without = "With no defense" if self.defended else "There is no defense here, and"
-        said = f"{without} the trigger turns {_of(found, 'the test images of other classes')}."
-        floor = bare.asr_floor if bare else None
+        start = "With no defense," if self.defended else "This cell has no defense, and"
+        text = f"{start} the trigger works on {_of(found, 'the test images of other classes')}."
+        floor = undefended.asr_floor if undefended else None
         if floor:
-            said += f" Without the trigger, {_percent(floor)} of them get that label."
-        return f"{'Yes' if found.rate >= WORKS else 'Hardly'}. {said}"
+            text += f" Without the trigger, {_percent(floor)} of them get the target label."
+        return f"{'Yes' if found.rate >= WORKS else 'Hardly'}. {text}"
 
     def _defense(self, asr: Count) -> str:
         before = self.baseline and self.baseline.attack_success_rate
         floor = self.record.asr_floor
-        fell = f"from {_percent(before)} to {_percent(asr)}" if before else f"at {_percent(asr)}"
-        moved = "goes" if before else "is"
+        change = f"goes from {_percent(before)} to" if before else "is"
         worked = not before or before.rate >= WORKS
-        said = f"The attack success rate {moved} {fell}"
+        text = f"The attack success rate {change} {_percent(asr)}"
         if floor and (asr.rate <= floor.rate or not proportions_separable(floor, asr)):
-            place = "not above" if asr.rate <= floor.rate else "which cannot be told from"
-            share = f"the {_percent(floor)} of the same images that get that label"
-            said += f", {place} {share} without the trigger"
-            found = "Yes, no backdoor can be found."
-            return f"{found if worked else FEEBLE} {said}."
+            relation = "not above" if asr.rate <= floor.rate else "not separable from"
+            share = f"the {_percent(floor)} of the same images that get the target label"
+            text += f", {relation} {share} without the trigger"
+            verdict = "Yes, no backdoor can be found."
+            return f"{verdict if worked else NO_BACKDOOR} {text}."
         above = f" Without the trigger it is {_percent(floor)}." if floor else ""
         if before and asr.rate < before.rate and proportions_separable(asr, before):
-            word = "Mostly, not wholly" if asr.rate < before.rate / 2 else "In part"
-            return f"{f'{word}.' if worked else FEEBLE} {said}.{above}"
-        found = "No." if before else "Not wholly."
-        return f"{found if worked else FEEBLE} {said}.{above}"
+            verdict = "Mostly, but not completely." if asr.rate < before.rate / 2 else "In part."
+        else:
+            verdict = "No." if before else "Not completely."
+        return f"{verdict if worked else NO_BACKDOOR} {text}.{above}"
 
     def _cost(self) -> Iterator[Answer]:
-        here = self.record.clean_accuracy
+        after = self.record.clean_accuracy
         before = self.baseline and self.baseline.clean_accuracy
-        if not here or not before:
+        if not after or not before:
             return
-        points = 100 * (here.rate - before.rate)
-        apart = proportions_separable(here, before)
-        word = "falls" if points < 0 else "rises"
-        text = f"Clean accuracy {word} by {abs(points):.1f} points, from {_percent(before)} to "
-        text += f"{_percent(here)}" + ("." if apart else ", which may be chance.")
-        yield Answer("What did it cost?", text)
+        points = 100 * (after.rate - before.rate)
+        separable = proportions_separable(after, before)
+        verb = "drops" if points < 0 else "rises"
+        text = f"Clean accuracy {verb} by {abs(points):.1f} points, from {_percent(before)} to "
+        text += f"{_percent(after)}" + ("." if separable else ", which may be chance.")
+        yield Answer("What did the defense cost?", text)
 
     def _classes(self) -> Iterator[Answer]:
         if not self.classes:
             return
         own = {n: c for n in range(len(self.classes.names)) if (c := self.classes.own(n))}
         name, without = self.classes.names, self.classes_without
-        fallen = {
+        changes = {
             n: c.rate - before.rate
             for n, c in own.items()
             if without and (before := without.own(n))
         }
-        if fallen:
-            worst = min(fallen, key=lambda n: (fallen[n], n))
+        if changes:
+            worst = min(changes, key=lambda n: (changes[n], n))
             before = without.own(worst) if without else None
-            if fallen[worst] >= 0 or not before:
-                yield Answer("Which class suffered most?", "None: no class lost accuracy.")
+            if changes[worst] >= 0 or not before:
+                yield Answer("Which class suffers most?", "No class loses accuracy.")
                 return
-            text = f"`{name[worst]}`: of its clean test images {_percent(own[worst])} are right, "
-            yield Answer("Which class suffered most?", f"{text}{_percent(before)} with no defense.")
+            text = f"`{name[worst]}`: {_percent(own[worst])} of its clean test images are correct, "
+            yield Answer("Which class suffers most?", f"{text}{_percent(before)} with no defense.")
         elif own:
             worst, best = (pick(own, key=lambda n: own[n].rate) for pick in (min, max))
-            text = f"`{name[worst]}`: {_of(own[worst], 'its clean test images')} are right."
-            text += f" The best is `{name[best]}`, {_percent(own[best])}."
+            text = f"`{name[worst]}`: {_of(own[worst], 'its clean test images')} are correct."
+            text += f" The best is `{name[best]}` with {_percent(own[best])}."
             yield Answer("Which class is worst?", text)
 
     def _destinations(self) -> Iterator[Answer]:
@@ -187,9 +186,8 @@ class Case:
         asr, of = found.sums()["attack_success_rate"]
         kept = found.sums()["robust_accuracy"][0]
         goals = {found.goals[label] for label in found.victims}
-        aim = f"`{found.names[min(goals)]}`" if len(goals) == 1 else "what the attack wants"
-        text = f"Of {of:,} triggered images of other classes {asr:,} are called {aim}, and "
-        text += f"{kept:,} keep their own label."
+        target = f"`{found.names[min(goals)]}`" if len(goals) == 1 else "the attack's target"
+        counts = [f"{asr:,} are classified as {target}", f"{kept:,} as their true class"]
         rest = {
             to: count
             for to, count in (
@@ -200,16 +198,19 @@ class Case:
         }
         if rest:
             most = max(rest, key=lambda to: (rest[to], -to))
-            others = f"{sum(rest.values()):,} get another label, most often"
-            text += f" {others} `{found.names[most]}` ({rest[most]:,})."
-        yield Answer("Where do triggered images go?", text)
+            counts.append(
+                f"{sum(rest.values()):,} as another class, most often `{found.names[most]}` "
+                f"({rest[most]:,})"
+            )
+        text = f"Of {of:,} triggered images of other classes, {', '.join(counts)}."
+        yield Answer("How are triggered images classified?", text)
 
     def _filter(self) -> Iterator[Answer]:
         tpr, fpr = filtered(self.record)
         if not math.isnan(tpr):
-            text = f"It calls {decimal(100 * tpr)} % of the poisoned training images poisoned"
+            text = f"It flags {decimal(100 * tpr)} % of the poisoned training images"
             if not math.isnan(fpr):
-                text += f", and {decimal(100 * fpr)} % of the clean ones"
+                text += f" and {decimal(100 * fpr)} % of the clean ones"
             yield Answer("Did it find the poisoned images?", f"{text}.")
 
 
@@ -219,7 +220,3 @@ def _percent(count: Count) -> str:
 
 def _of(count: Count, what: str) -> str:
     return f"{_percent(count)} of {what} ({count.hits:,} of {count.of:,})"
-
-
-def _texts(value: object) -> list[str]:
-    return [text for text in value if isinstance(text, str)] if isinstance(value, list) else []

@@ -1,4 +1,4 @@
-"""Line charts as numbers in a frame, for a template to draw."""
+"""Line charts as coordinates in a frame, which a template draws as SVG."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bdbench.records.record import METRICS, STANDS
 
 WIDTH, HEIGHT = 640, 300
 LEFT, RIGHT, TOP, BOTTOM = 72, 620, 14, 240
-EPOCHS, VALUES = 10, 5
-"""Marks on the axes at most, nearly."""
+EPOCH_TICKS, VALUE_TICKS = 10, 5
+"""Approximate largest number of ticks on the two axes."""
 STEPS = (1, 2, 5)
-"""Of which the distances of marks are a multiple by a power of ten."""
+"""Ticks are one of these times a power of ten apart."""
 WORDS = {
     "clean_accuracy": "clean accuracy, CA",
     "attack_success_rate": "attack success rate, ASR",
@@ -23,15 +23,17 @@ WORDS = {
     "clean_loss": "clean training images",
     "poisoned_loss": "poisoned training images",
 }
-"""What a curve is called in a key."""
+"""By metric, the name of its curve in the key."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve: its name, its SVG path, the points that were measured, and the last value as text.
-    Neighbours of a point that is missing are not joined.
+    """A curve.
 
-    style: number of its colour and dashes, the same for a metric in all charts
+    style: number of its colour and dash pattern, the same for a metric in all charts
+    path: as SVG; it is interrupted where a point is missing
+    points: the measured points
+    last: the last value, as text
     """
 
     name: str
@@ -45,28 +47,27 @@ class Line:
 class Chart:
     """Curves over epochs in a frame of `WIDTH` by `HEIGHT` units.
 
-    across: what the epochs are
-    up: title of the other axis, with its unit
-    rows, columns: what is marked on the axes, place and label
+    y_title: title of the vertical axis, with its unit
+    y_ticks, x_ticks: position and label of each tick
     """
 
     title: str
-    up: str
-    rows: list[tuple[float, str]]
-    columns: list[tuple[float, str]]
+    y_title: str
+    y_ticks: list[tuple[float, str]]
+    x_ticks: list[tuple[float, str]]
     lines: list[Line]
 
 
 def names(curves: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What was measured at some epoch, shares first, and last on how many images."""
+    """The metrics that were measured at any epoch: shares first, numbers of test images last."""
     found = {name for point in curves for name in point} - {"epoch"}
     others = sorted(found - {*METRICS, *STANDS})
     return [*filter(found.__contains__, METRICS), *others, *filter(found.__contains__, STANDS)]
 
 
 def charts(curves: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
-    """Of the curves of a record: one chart for the shares, one for all else."""
-    for title, up, shares in (
+    """The charts of a record's curves: one for shares, one for losses."""
+    for title, y_title, shares in (
         ("Shares of test images by epoch", "percent", True),
         ("Mean losses by epoch", "mean loss", False),
     ):
@@ -75,65 +76,65 @@ def charts(curves: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
         values = [point[name] for point in curves for name in own if _known(point.get(name))]
         if values:
             low, high = (0.0, 1.0) if shares else (min(0.0, *values), max(0.0, *values) or 1.0)
-            yield _chart(title, up, curves, own, _marks(low, high), 100 if shares else 1)
+            yield _chart(title, y_title, curves, own, _value_ticks(low, high), 100 if shares else 1)
 
 
 def _chart(
     title: str,
-    up: str,
+    y_title: str,
     curves: Sequence[Mapping[str, Any]],
-    own: Sequence[str],
-    marks: Sequence[float],
+    metrics: Sequence[str],
+    ticks: Sequence[float],
     unit: float,
 ) -> Chart:
-    """marks: on the axis of the values, its ends included"""
+    """ticks: of the vertical axis, both ends included"""
     epochs = [int(point["epoch"]) for point in curves]
     first, last = min(epochs), max(epochs)
-    across = (RIGHT - LEFT) / max(1, last - first)
-    down = (BOTTOM - TOP) / (marks[-1] - marks[0])
+    x_scale = (RIGHT - LEFT) / max(1, last - first)
+    y_scale = (BOTTOM - TOP) / (ticks[-1] - ticks[0])
 
-    def place(epoch: float) -> float:
-        return round(LEFT + across * (epoch - first), 1)
+    def x(epoch: float) -> float:
+        return round(LEFT + x_scale * (epoch - first), 1)
 
-    def height(value: float) -> float:
-        return round(BOTTOM - down * (value - marks[0]), 1)
+    def y(value: float) -> float:
+        return round(BOTTOM - y_scale * (value - ticks[0]), 1)
 
     lines = []
-    for style, name in enumerate(own):
+    for style, name in enumerate(metrics):
         path, pen, points, value = [], "M", [], None
         for point in curves:
             found = point.get(name)
             if _known(found):
                 value = found
-                points.append((place(point["epoch"]), height(found)))
+                points.append((x(point["epoch"]), y(found)))
                 path.append(f"{pen}{points[-1][0]} {points[-1][1]}")
             pen = "L" if _known(found) else "M"
         if value is not None:
-            last_one = f"{unit * value:.3g}"
-            lines.append(Line(WORDS.get(name, name), style, "".join(path), points, last_one))
+            last_value = f"{unit * value:.3g}"
+            lines.append(Line(WORDS.get(name, name), style, "".join(path), points, last_value))
     return Chart(
         title=title,
-        up=up,
-        rows=[(height(mark), f"{unit * mark:.3g}") for mark in marks],
-        columns=[(place(epoch), str(epoch)) for epoch in _epochs(first, last)],
+        y_title=y_title,
+        y_ticks=[(y(tick), f"{unit * tick:.3g}") for tick in ticks],
+        x_ticks=[(x(epoch), str(epoch)) for epoch in _epoch_ticks(first, last)],
         lines=lines,
     )
 
 
-def _epochs(first: int, last: int) -> list[int]:
-    """Round numbers within the curve, or its only epoch."""
-    step = max(1, round(_step(last - first, EPOCHS)))
+def _epoch_ticks(first: int, last: int) -> list[int]:
+    """Round numbers from `first` to `last`, or the only epoch."""
+    step = max(1, round(_step(last - first, EPOCH_TICKS)))
     return list(range(-(-first // step) * step, last + 1, step)) or [first]
 
 
-def _marks(low: float, high: float) -> list[float]:
-    """Round numbers from below or at `low` to above or at `high`."""
-    step = _step(high - low, VALUES)
+def _value_ticks(low: float, high: float) -> list[float]:
+    """Round numbers that include `low` and `high` in their range."""
+    step = _step(high - low, VALUE_TICKS)
     return [n * step for n in range(math.floor(low / step), math.ceil(high / step - 1e-9) + 1)]
 
 
 def _step(span: float, parts: int) -> float:
-    """The smallest round number of which so many cover the span."""
+    """The smallest round number that, times `parts`, covers the span."""
     rough = max(span / parts, 1e-12)
     power: float = 10.0 ** math.floor(math.log10(rough))
     return next((n * power for n in STEPS if n * power >= rough * (1 - 1e-9)), 10 * power)

@@ -1,11 +1,11 @@
-"""Two folders of results, cell by cell."""
+"""Two results folders, compared cell by cell."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bdbench.records.consistency import AXES
+from bdbench.records.consistency import AXES, specs
 from bdbench.tables.groups import Group
 from bdbench.tables.leaderboard import MISSING
 from bdbench.tables.statistics import tied
@@ -19,11 +19,11 @@ class Pair:
     there: Group
 
     def difference(self, metric: str) -> float:
-        """By how much more there is here, see `Group.more`."""
-        return self.here.more(self.there, metric)
+        """Here minus there, see `Group.difference`."""
+        return self.here.difference(self.there, metric)
 
     def separable(self, metric: str) -> str:
-        """Whether the two shares can be told apart at 95 %: yes, no, or why nobody can say."""
+        """Whether the two shares are separable at 95 %: "yes", "no", or why it cannot be tested."""
         one, two = self.here.counts(metric), self.there.counts(metric)
         if not one or not two:
             return MISSING
@@ -33,7 +33,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Section:
-    """The cells of one data set, model and recipe: in both folders, and in one of them alone."""
+    """The cells of one data set, model and recipe: those in both folders, and those in one."""
 
     title: str
     pairs: list[Pair]
@@ -42,27 +42,27 @@ class Section:
 
 
 def compare(here: Iterable[Group], there: Iterable[Group]) -> list[Section]:
-    """Two results of `collect`, in their order."""
+    """Compare the groups of two folders, each from `collect`, in their order."""
     ours, theirs = ({_cell(group): group for group in side} for side in (here, there))
     cells = dict.fromkeys([*ours, *theirs])
     sections = []
-    for own in dict.fromkeys(cell[:3] for cell in cells):
-        inside = [cell for cell in cells if cell[:3] == own]
-        names = (ours.get(inside[0]) or theirs[inside[0]]).names
+    for setting in dict.fromkeys(cell[:3] for cell in cells):
+        members = [cell for cell in cells if cell[:3] == setting]
+        names = (ours.get(members[0]) or theirs[members[0]]).names
         sections.append(
             Section(
                 title=" · ".join(names[axis] for axis in AXES[:3]),
-                pairs=[Pair(ours[c], theirs[c]) for c in inside if c in ours and c in theirs],
-                here=[ours[c] for c in inside if c not in theirs],
-                there=[theirs[c] for c in inside if c not in ours],
+                pairs=[Pair(ours[c], theirs[c]) for c in members if c in ours and c in theirs],
+                here=[ours[c] for c in members if c not in theirs],
+                there=[theirs[c] for c in members if c not in ours],
             )
         )
     return sections
 
 
 def _cell(group: Group) -> tuple[str, ...]:
-    return tuple(group.records[0].cell[axis] for axis in AXES)
+    return specs(group.records[0])
 
 
 def _data(group: Group) -> set[str]:
-    return {str(record.provenance.get("data_sha256") or "") for record in group.records} - {""}
+    return {record.provenance.data_sha256 or "" for record in group.records} - {""}

@@ -1,4 +1,4 @@
-"""What a page shows as a table, as files: CSV, JSON and LaTeX."""
+"""The tables of the pages as files: CSV, JSON and LaTeX."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from functools import partial
 from bdbench.records.count import wilson
 from bdbench.records.record import Record
 from bdbench.report.comparison import Section
+from bdbench.tables import latex
 from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, is_none, seconds_total
-from bdbench.tables.latex import documents
 from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal
 from bdbench.tables.text import as_latex, csv_field
 
@@ -25,15 +25,18 @@ KINDS = ("csv", "json", "tex")
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: its title, the headings of its columns, and rows of texts and numbers. What is
-    missing is None."""
+    """A table.
+
+    columns: headings
+    rows: text and numbers, None where a value is missing
+    """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Value]]
 
     def csv(self) -> bytes:
-        """Numbers have six significant digits."""
+        """CSV with six significant digits."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(map(csv_field, self.columns))
@@ -41,7 +44,7 @@ class Grid:
         return _bytes(text.getvalue())
 
     def json(self) -> bytes:
-        """A list with an object for each row."""
+        """JSON: a list with one object per row."""
         rows = [
             {name: _number(value) for name, value in zip(self.columns, row, strict=True)}
             for row in self.rows
@@ -49,31 +52,18 @@ class Grid:
         return _bytes(json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
     def tex(self) -> bytes:
-        """A table environment, which needs the package booktabs. Numbers have one decimal."""
-        texts = [any(isinstance(row[n], str) for row in self.rows) for n in range(self._width)]
-        aligned = "".join("l" if text else "r" for text in texts)
-        lines = [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{as_latex(self.title)}}}",
-            rf"\begin{{tabular}}{{{aligned}}}",
-            r"\toprule",
-            _latex_row(self.columns),
-            r"\midrule",
-            *map(_latex_row, self.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
+        """A LaTeX table, see `latex.environment`. Numbers have one decimal."""
+        is_text = [
+            any(isinstance(row[n], str) for row in self.rows) for n in range(len(self.columns))
         ]
-        return _bytes("\n".join(lines) + "\n")
-
-    @property
-    def _width(self) -> int:
-        return len(self.columns)
+        alignment = "".join("l" if text else "r" for text in is_text)
+        rows = [latex.row(map(_latex, values)) for values in (self.columns, *self.rows)]
+        tabular = latex.Tabular(alignment, [rows[0], r"\midrule", *rows[1:]])
+        return _bytes(latex.environment(tabular, self.title))
 
 
 def files(stem: str, grid: Callable[[], Grid]) -> dict[str, Content]:
-    """By name, what makes each file of a table; the table is made when it is asked for."""
+    """By file name, a function that makes the file of a table; the table is made when called."""
     return {f"{stem}.{kind}": partial(_content, grid, kind) for kind in KINDS}
 
 
@@ -83,14 +73,14 @@ def _content(grid: Callable[[], Grid], kind: str) -> bytes:
 
 
 def of_block(stem: str, block: LeaderboardBlock) -> dict[str, Content]:
-    """The files of a leaderboard. In LaTeX it is the one for papers, see `documents`."""
-    tex = {f"{stem}.tex": partial(lambda own: _bytes(documents([own])), block)}
+    """The files of a leaderboard. The LaTeX file is the one for papers, see `latex.documents`."""
+    tex = {f"{stem}.tex": partial(lambda own: _bytes(latex.documents([own])), block)}
     return files(stem, partial(leaderboard, block)) | tex
 
 
 def leaderboard(block: LeaderboardBlock) -> Grid:
-    """As the index shows it, in percent."""
-    columns = list(block.totals())
+    """The leaderboard of the index page, in percent."""
+    columns = list(block.overall_titles())
     for attack in block.attacks:
         columns += [
             f"{attack} {short}" for short in (("CA",) if is_none(attack) else ("CA", "ASR"))
@@ -105,63 +95,61 @@ def leaderboard(block: LeaderboardBlock) -> Grid:
 def of_plugin(title: str, axis: str, groups: Sequence[Group]) -> Grid:
     """The cells of one attack or defense: shares in percent with their intervals, and seconds.
 
-    axis: what the rows differ in
+    axis: the one that the rows differ in
     """
-    shares = {"CA": CA, "ASR": ASR, "R-Acc": RACC, "floor": FLOOR}
-    heads = [f"{short}{part}" for short in shares for part in ("", " low", " high")]
-    places = ("dataset", "model", "recipe", axis)
+    metrics = {"CA": CA, "ASR": ASR, "R-Acc": RACC, "floor": FLOOR}
+    headings = [f"{short}{part}" for short in metrics for part in ("", " low", " high")]
+    axes = ("dataset", "model", "recipe", axis)
     rows: list[list[Value]] = []
     for group in groups:
-        found = [100 * n for metric in shares.values() for n in group.estimate(metric)]
-        names = [group.names[place] for place in places]
+        shares = [100 * n for metric in metrics.values() for n in group.estimate(metric)]
+        names = [group.names[each] for each in axes]
         seconds = group.mean(seconds_total)
-        rows.append([*names, len(group.used), *found, seconds, ", ".join(group.flagged)])
-    return Grid(title, [*places, "seeds", *heads, "seconds", "flags"], rows)
+        rows.append([*names, len(group.used), *shares, seconds, ", ".join(group.flagged)])
+    return Grid(title, [*axes, "seeds", *headings, "seconds", "flags"], rows)
 
 
 def comparison(title: str, sections: Sequence[Section]) -> Grid:
-    """Cells that are here and there, in percent."""
+    """The cells that are in both folders, in percent."""
     rows: list[list[Value]] = []
     for section in sections:
         for pair in section.pairs:
-            row: list[Value] = [pair.here.names[axis] for axis in _PLACES]
+            row: list[Value] = [pair.here.names[axis] for axis in _AXES]
             for metric in (CA, ASR):
                 here, there = (100 * side.estimate(metric)[0] for side in (pair.here, pair.there))
                 row += [here, there, 100 * pair.difference(metric), pair.separable(metric)]
             rows.append(row)
     parts = ("here", "there", "difference", "separable")
-    heads = [f"{short} {part}" for short in ("CA", "ASR") for part in parts]
-    return Grid(title, [*_PLACES, *heads], rows)
+    headings = [f"{short} {part}" for short in ("CA", "ASR") for part in parts]
+    return Grid(title, [*_AXES, *headings], rows)
 
 
-_PLACES = ("dataset", "model", "recipe", "attack", "defense")
+_AXES = ("dataset", "model", "recipe", "attack", "defense")
 
 
 def metrics(title: str, record: Record) -> Grid:
-    """Of one cell, in percent, with Wilson's interval."""
+    """The metrics of one cell, in percent, with Wilson's interval."""
     rows: list[list[Value]] = []
-    for name, count in (record.metrics or {}).items():
-        if count is not None:
-            low, high = wilson(count.hits, count.of)
-            rows.append([name, *(100 * n for n in (count.rate, low, high)), count.hits, count.of])
+    for name, count in record.counts.items():
+        low, high = wilson(count.hits, count.of)
+        rows.append([name, *(100 * n for n in (count.rate, low, high)), count.hits, count.of])
     return Grid(title, ["metric", "percent", "low", "high", "hits", "of"], rows)
 
 
 def everything(record: Record) -> Grid:
-    """Of one cell, a number in each row: metrics, classes and curves."""
+    """All metrics, classes and curves of one cell, one number per row."""
     return Grid(record.key, ["part", "of", "name", "value"], list(_everything(record)))
 
 
 def _everything(record: Record) -> Iterator[list[Value]]:
-    for name, count in (record.metrics or {}).items():
-        if count is not None:
-            yield from (["metrics", name, part, n] for part, n in vars(count).items())
-    classes = record.classes
-    for label, name in enumerate(classes.get("names", ())):
-        for part in ("images", "clean_own", "clean_goal"):
-            yield ["classes", name, part, classes[part][label]]
-        for to, count in sorted(classes["triggered"][label].items(), key=lambda pair: int(pair[0])):
-            yield ["triggered", name, classes["names"][int(to)], count]
+    for name, count in record.counts.items():
+        yield from (["metrics", name, part, n] for part, n in vars(count).items())
+    if classes := record.classes:
+        for label, name in enumerate(classes.names):
+            for part in ("images", "clean_own", "clean_goal"):
+                yield ["classes", name, part, classes[part][label]]
+            for to, n in sorted((int(to), n) for to, n in classes.triggered[label].items()):
+                yield ["triggered", name, classes.names[to], n]
     for point in record.curves:
         for name, share in sorted(point.items()):
             if name != "epoch":
@@ -177,10 +165,6 @@ def _exact(value: Value) -> str:
     if isinstance(known, float):
         return f"{known:.6g}"
     return "" if known is None else csv_field(str(known)) if isinstance(known, str) else str(known)
-
-
-def _latex_row(values: Sequence[Value]) -> str:
-    return " & ".join(map(_latex, values)) + r" \\"
 
 
 def _latex(value: Value) -> str:

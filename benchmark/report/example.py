@@ -1,4 +1,4 @@
-"""The test image that a record keeps, before and after the trigger, as files of the report."""
+"""The test image in a record, before and after the trigger, as files of the report."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from functools import cache, cached_property
 from bdbench.records.record import Record
 
 LARGEST = 256
-"""Pixels of a side: a picture of a record of others is no reason to fill the memory."""
+"""Largest side in pixels. It bounds the memory that an untrusted record can claim."""
 GREY = 128
 
 
 @dataclass(frozen=True)
 class Example:
-    """A test image of a class, the same with the trigger, and what differs.
+    """A test image, the same image with the trigger, and their difference.
 
-    row: number of the image in the test set
-    label, goal: names of its class, and of that which the trigger is to make of it
-    png: both images above each other
+    row: index of the image in the test set
+    label, goal: names of its class, and of the class that the trigger should cause
+    png: the clean image above the triggered one
     """
 
     row: int
@@ -31,16 +31,16 @@ class Example:
 
     @cached_property
     def stem(self) -> str:
-        """Of the names of its files, which all cells with the same images share."""
+        """Common start of the file names, the same for all cells with these images."""
         return f"pictures/trigger-{hashlib.sha256(self.png).hexdigest()[:12]}"
 
     def files(self) -> dict[str, bytes]:
-        """PNG by name."""
+        """By file name, the PNG images."""
         return {f"{self.stem}-{part}.png": content for part, content in self._parts[0].items()}
 
     @property
     def factor(self) -> float:
-        """By what the difference is multiplied."""
+        """The factor that multiplies the difference."""
         return self._parts[1]
 
     @cached_property
@@ -51,7 +51,7 @@ class Example:
         whole = Image.open(io.BytesIO(self.png)).convert("RGB")
         clean, triggered = np.split(np.asarray(whole).astype(np.int16), 2)
         change = triggered - clean
-        # One decimal, as it is named.
+        # One decimal, because the page shows it.
         factor = max(1.0, int(1270 / max(1, int(np.abs(change).max()))) / 10)
         grey = (GREY + factor * change).round().clip(0, 255)
         parts = {"clean": clean, "triggered": triggered, "difference": grey}
@@ -64,21 +64,19 @@ class Example:
 
 
 def example(record: Record) -> Example | None:
-    """What the record keeps; None where it keeps none, or no picture that can be read."""
+    """The example in a record; None if it has none or its image is damaged."""
     kept = record.example
-    png = _picture(kept.get("png", ""))
-    if not png:
+    png = _picture(kept.png) if kept else b""
+    if not kept or not png:
         return None
-    names = record.classes.get("names", [])
-    label, goal = (
-        names[n] if 0 <= n < len(names) else str(n) for n in (kept["label"], kept["goal"])
-    )
-    return Example(kept["row"], label, goal, png)
+    names = record.classes.names if record.classes else []
+    label, goal = (names[n] if 0 <= n < len(names) else str(n) for n in (kept.label, kept.goal))
+    return Example(kept.row, label, goal, png)
 
 
 @cache
 def _picture(text: str) -> bytes:
-    """The PNG in base64, which many records share; empty for what is none, or too large."""
+    """Decode a PNG from base64; empty if it is damaged or too large. Many records share one."""
     from PIL import Image
 
     try:

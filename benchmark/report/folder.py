@@ -1,4 +1,4 @@
-"""The folder of a report, whose files a manifest lists, and nothing else in it is touched."""
+"""The folder of a report. A manifest lists its files, and no other file in it is touched."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ MANIFEST = "manifest.json"
 OWN = re.compile(
     r"(attacks|cells|defenses|pictures|tables)/[\w-]+\.\w+|(index|compare)\.html|style\.css|report\.js"
 )
-"""Names that a report gives its files. A manifest that holds any other is not believed there."""
+"""File names that a report uses. Other names in a manifest are ignored."""
 
 
 def replace_files(folder: Path, files: Mapping[str, Callable[[], bytes]]) -> None:
-    """Make these the files of the report in that folder.
+    """Write these files of a report, and remove the files of an earlier report.
 
-    The manifest comes first, so that the next report knows what one that was broken off has left.
+    The manifest is written first, so that the next report knows the files of an interrupted one.
     """
     before = _manifest(folder)
     for name in files:
         free = name in before or not (folder / name).exists()
-        require(free, f"{folder / name} is in the way, no report made it; choose another folder")
+        require(
+            free,
+            f"refusing to overwrite {folder / name}: it was not written by `bdbench report`; "
+            "choose another --out",
+        )
     _write_manifest(folder, before | files.keys())
 
     def write(name: str, content: bytes) -> None:
@@ -34,7 +38,8 @@ def replace_files(folder: Path, files: Mapping[str, Callable[[], bytes]]) -> Non
         if not path.is_file() or path.read_bytes() != content:
             write_atomically(path, content)
 
-    # Threads wait for the disk. None of them makes a page: `ast` is not safe there in Python 3.11.
+    # Threads wait for the disk. Pages are made in this thread: in Python 3.11, `ast` is not
+    # thread-safe.
     with ThreadPoolExecutor(8) as pool:
         for _ in pool.map(write, files, (make() for make in files.values())):
             pass
@@ -44,7 +49,7 @@ def replace_files(folder: Path, files: Mapping[str, Callable[[], bytes]]) -> Non
 
 
 def _manifest(folder: Path) -> set[str]:
-    """The files of the report in that folder; none if the manifest is damaged."""
+    """The files of the report in a folder; empty if the manifest is missing or damaged."""
     try:
         names = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):

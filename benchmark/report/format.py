@@ -1,4 +1,4 @@
-"""How numbers, names and prose look on the pages."""
+"""Templates, and the format of numbers, names and prose on the pages."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, Leaderboard
 from bdbench.tables.others import SOURCES
 
 LARGE = 1_000
-"""Groups above which a block has no heat maps, and one link for each group: who opens the index
-waits for all of it."""
-PAGES = Path(__file__).parent / "templates"
+"""Number of groups above which a block has no heat maps and one link per group, so that the index
+still opens quickly."""
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 def slug(name: str) -> str:
-    """A file name of letters, digits, `_` and `-` that belongs to no other name."""
+    """A unique file name for a plugin name, of letters, digits, `_` and `-`."""
     plain = re.sub("[^a-z0-9_]+", "-", name.lower())[:40].strip("-")
     if re.fullmatch("[a-z0-9_]+", name) and name == plain:
         return name
@@ -40,7 +40,7 @@ def slug(name: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A JSON value, numbers with at most six digits."""
+    """A JSON value as text, floats with six significant digits."""
     if value is None:
         return MISSING
     if isinstance(value, bool):
@@ -51,53 +51,55 @@ def number(value: Any) -> str:
 
 
 def _name(text: str) -> Markup:
-    """A spec that a narrow column may break."""
+    """A spec with optional line breaks for narrow columns."""
     return escape(text).replace("(", Markup("(<wbr>")).replace("=", Markup("=<wbr>"))
 
 
 def _sentence(text: str) -> Markup:
-    """A sentence with numbers, of which no line ends before a percent sign."""
+    """A sentence without line breaks before percent signs."""
     return inline(text).replace(" %", Markup("&nbsp;%"))
 
 
 def _results_first(columns: Iterable[str]) -> list[str]:
-    """What the index has of a row, or the titles: the means before what they took, since a narrow
-    screen shows the first columns only.
+    """Columns reordered with the results before the cost: a narrow screen shows only the first.
 
-    columns: of `LeaderboardBlock.totals` or `LeaderboardBlock.total`
+    columns: of `LeaderboardBlock.overall_titles` or `LeaderboardBlock.overall`
     """
-    clean, trainings, *means, seconds, ratio = columns
-    return [*means, clean, trainings, seconds, ratio]
+    clean, trainings, *results, seconds, ratio = columns
+    return [*results, clean, trainings, seconds, ratio]
 
 
 def _signed(share: float) -> str:
-    """A difference in points."""
+    """A difference in percentage points."""
     return MISSING if math.isnan(share) else f"{100 * share:+z.1f}"
 
 
 def _level(share: float) -> str:
-    """The class of a field in a heat map."""
+    """The CSS class of a cell in a heat map."""
     return "off" if math.isnan(share) else f"l{round(10 * share)}"
 
 
 def sent(classes: ByClass, label: int) -> Markup:
-    """The fields of a class in the table of labels that triggered images get. Most of them are
-    empty, and there are a hundred and more on each page, so no template makes them."""
+    """A class's row in the table of labels that triggered images get.
+
+    It is made here and not by a template, because a page has hundreds of mostly empty cells.
+    """
     of, goal = classes.images[label], classes.goals[label]
     if not of:
         return Markup(f'<td class="empty"><span>{MISSING}</span></td>\n' * len(classes.names))
-    fields = ['<td class="l0"><span>0</span></td>\n'] * len(classes.names)
+    cells = ['<td class="l0"><span>0</span></td>\n'] * len(classes.names)
     for to in {goal, *map(int, classes.triggered[label])}:
         share = classes.sent(label, to) / of
         shown, kind = decimal(100 * share) if share else "0", " goal" if to == goal else ""
-        fields[to] = f'<td class="{_level(share)}{kind}"><span>{shown}</span></td>\n'
-    return Markup("".join(fields))
+        cells[to] = f'<td class="{_level(share)}{kind}"><span>{shown}</span></td>\n'
+    return Markup("".join(cells))
 
 
 @cache
 def templates() -> Environment:
+    """The templates with their filters, tests and globals."""
     environment = Environment(
-        loader=FileSystemLoader(PAGES),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: shown(value) if type(value) is str else value,
@@ -122,7 +124,7 @@ def templates() -> Environment:
     environment.tests["bare"] = is_none
     environment.tests["large"] = lambda block: len(block.groups) > LARGE
     environment.globals |= {
-        # A page says nothing of the folders of whoever made it.
+        # A page does not reveal the folders of its author.
         "again": partial(again, results=Path("results")),
         "at_floor": AT_FLOOR,
         "download_kinds": KINDS,
@@ -142,11 +144,12 @@ def templates() -> Environment:
 
 
 METRIC_WORDS = {
-    CA: ("clean accuracy", "CA: clean test images that get their own label", "ca"),
-    ASR: ("attack success rate", "ASR: triggered images that get the target", "asr"),
-    "robust_accuracy": ("robust accuracy", "triggered images that get their own label", ""),
-    FLOOR: ("ASR floor", "the same images, without the trigger, that get the target", ""),
+    CA: ("clean accuracy", "CA: clean test images with a correct label", "ca"),
+    ASR: ("attack success rate", "ASR: triggered images classified as the target", "asr"),
+    "robust_accuracy": ("robust accuracy", "R-Acc: triggered images with a correct label", ""),
+    FLOOR: ("ASR floor", "the same images without the trigger, classified as the target", ""),
 }
+"""By metric, its name, meaning and CSS class."""
 ORIGINS = {
     "data, sha256": "data_sha256",
     "notes on the data": "data_notes",
@@ -157,11 +160,11 @@ ORIGINS = {
     "python": "versions · python",
     "torch": "versions · torch",
 }
-"""The parts of a record's provenance that the index sums up, with at most `VALUES` values each."""
+"""By heading on the index page, the path of a value in a record's provenance."""
 
 
 def maps(block: LeaderboardBlock) -> Iterator[tuple[str, str, Sequence[str], str]]:
-    """Of each heat map: its short name, metric, rows and title."""
+    """(short name, metric, attacks, title) of each heat map."""
     if block.poisoned:
-        yield "asr", ASR, block.poisoned, "ASR in percent, low is good"
-    yield "ca", CA, block.attacks, "CA in percent, high is good"
+        yield "asr", ASR, block.poisoned, "ASR in percent, lower is better"
+    yield "ca", CA, block.attacks, "CA in percent, higher is better"

@@ -1,7 +1,6 @@
-"""Text of docstrings and messages as HTML: paragraphs, lists and code, and nothing else.
+"""Docstrings and messages as HTML: paragraphs, lists and code.
 
-It is the only place that makes markup of text. HTML, links and pictures in it stay the characters
-that they are.
+This is the only place that turns text into markup. HTML, links and images in the text are escaped.
 """
 
 from __future__ import annotations
@@ -15,36 +14,38 @@ from markupsafe import Markup, escape
 from bdbench.models.plugins.errors import shown
 
 RULES = ("backticks", "code", "fence", "list")
-"""What is read of Markdown, beside paragraphs."""
+"""The Markdown rules that apply, beside paragraphs."""
 _FIELD = re.compile(r"(?P<names>\w+(?:, \w+)*): (?P<text>.*)")
 
 
 def prose(text: str) -> Markup:
-    """Paragraphs and lists."""
+    """Text with paragraphs and lists as HTML."""
     return Markup(_reader().render(shown(text.expandtabs(4))))
 
 
 def inline(text: str) -> Markup:
-    """One line, such as a message."""
+    """Text as one line of HTML, such as a message."""
     line = shown(" ".join(text.split()))
-    if "`" not in line:  # nothing to read in most of the many texts of a page
+    if "`" not in line:  # faster: most texts have no code
         return escape(line)
     return Markup(_reader().renderInline(line))
 
 
 def first_paragraph(text: str) -> str:
-    """On one line; empty of an empty text."""
+    """The first paragraph as one line; empty for empty text."""
     return " ".join(text.strip().split("\n\n")[0].split())
 
 
 def fields(text: str) -> list[tuple[str, str]]:
-    """Names of settings and what a docstring says of them: lines `name: text`, which go on where
-    the next ones are indented. Other lines have no name."""
+    """(names, description) of the settings in a docstring.
+
+    A setting is a line `name: text` and the indented lines after it. Other lines have no name.
+    """
     found: list[tuple[str, list[str]]] = []
     for line in text.splitlines():
-        given = _FIELD.fullmatch(line)
-        if given:
-            found.append((given["names"], [given["text"]]))
+        field = _FIELD.fullmatch(line)
+        if field:
+            found.append((field["names"], [field["text"]]))
         elif found and line.startswith(" "):
             found[-1][1].append(line)
         elif line.strip():

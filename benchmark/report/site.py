@@ -1,7 +1,7 @@
-"""`bdbench report`: a folder of HTML pages made from records, to be opened without a network.
+"""`bdbench report`: a folder of HTML pages made from records, which opens offline.
 
-The same records give the same bytes, in whatever order they come. The pages themselves are the
-templates in `templates/`; all text in them is escaped.
+The same records give the same bytes, in any order. The pages are rendered from `templates/`, which
+escape all text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
-from bdbench.records import files as stored
+from bdbench.records import files as record_files
 from bdbench.records.consistency import AXES
 from bdbench.records.record import Record
 from bdbench.records.rerun import quoted
@@ -26,7 +26,7 @@ from bdbench.report.answers import Case
 from bdbench.report.comparison import Section, compare
 from bdbench.report.example import Example, example
 from bdbench.report.folder import replace_files
-from bdbench.report.format import ORIGINS, PAGES, number, slug, templates
+from bdbench.report.format import ORIGINS, TEMPLATES, number, slug, templates
 from bdbench.report.plugins import PACKAGES, Description, description
 from bdbench.tables.groups import (
     ASR,
@@ -42,8 +42,9 @@ from bdbench.tables.others import NETWORK, contradictions, others
 from bdbench.tables.published import MODELS, reference
 
 VALUES = 4
+"""Values that the index shows of each part of the provenance."""
 MATRIX = 20
-"""Classes up to which a page shows who is taken for whom; beyond, the most frequent label."""
+"""Largest number of classes for which a page has a matrix of classes by predicted label."""
 
 
 def write_report(
@@ -54,20 +55,20 @@ def write_report(
 ) -> Path:
     """Write the report of the records of a results folder, and return its first page.
 
-    Files of an earlier report that this one has no use for are removed, and nothing else is.
+    Obsolete files of an earlier report are removed; other files are kept.
 
-    out: where to, `<folder>/report` if not given
-    compared: another results folder and its records, for a page that compares
+    out: folder of the report, `<folder>/report` if None
+    compared: another results folder and its records, for the comparison page
 
-    Raises `InvalidInput` for no records, for records that do not belong into one table, see
-    `collect`, for an unwritable folder, and for files in the way that no report made.
+    Raises `InvalidInput` for no records, for records that do not belong in one table (see
+    `collect`), for an unwritable folder, and if it would overwrite a file that is not a report's.
     """
-    for place, some in ((folder, records), *([compared] if compared else [])):
-        require(bool(some), f"no records in {place / 'records'}; `bdbench run` makes them")
+    for place, stored in ((folder, records), *([compared] if compared else [])):
+        require(bool(stored), f"no records in {place / 'records'}; create some with `bdbench run`")
     copies = _pictures(folder / "figures")
     site = Site(collect(records), tuple(copies))
     pages = site.pages(compared and (compared[0].resolve().name, collect(compared[1])))
-    own = {name: PAGES / name for name in ("style.css", "report.js")}
+    own = {name: TEMPLATES / name for name in ("style.css", "report.js")}
     files = {name: path.read_bytes for name, path in (own | copies).items()}
     out = out or folder / "report"
     replace_files(out, {**files, **pages})
@@ -76,10 +77,10 @@ def write_report(
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """What all pages are made of.
+    """The pages of a report.
 
     groups: as `collect` returns them
-    pictures: names of files in the report
+    pictures: file names of the trigger figures in the report
     """
 
     groups: Sequence[Group]
@@ -88,8 +89,10 @@ class Site:
     _made: set[str] = field(default_factory=set, init=False)
 
     def pages(self, compared: tuple[str, Sequence[Group]] | None) -> dict[str, downloads.Content]:
-        """By file name, what makes a page, its downloads and its pictures. Raises `InvalidInput`
-        for two records with one key."""
+        """By file name, a function that makes the file: pages, downloads and images.
+
+        Raises `InvalidInput` for two records with the same key.
+        """
         pages: dict[str, downloads.Content] = {}
         pages["index.html"] = partial(self._index, compared is not None)
         for block, anchor in self.blocks:
@@ -104,7 +107,7 @@ class Site:
                 for record in group.records:
                     require(
                         f"cells/{record.key}.html" not in pages,
-                        f"two cells have the key {record.key}",
+                        f"two records have the key {record.key}; remove one of them",
                     )
                     pages |= self._cell_files(block, anchor, group, record)
         return pages
@@ -118,7 +121,7 @@ class Site:
         }
 
     def _plugin_files(self, axis: str, name: str) -> dict[str, downloads.Content]:
-        groups = self.owned[axis, name]
+        groups = self.members[axis, name]
         (across,) = PACKAGES.keys() - {axis}
         page = self.homes[axis][name]
         return {
@@ -135,7 +138,7 @@ class Site:
         title = f"{group.names['defense']} on {group.names['attack']}, {block.title()}"
         files: dict[str, downloads.Content] = {
             f"{stem}.html": partial(self._cell, block, anchor, group, record, picture),
-            f"{stem}.json": partial(stored.content, record),
+            f"{stem}.json": partial(record_files.content, record),
             f"{stem}.csv": partial(lambda own: downloads.everything(own).csv(), record),
         }
         if record.metrics:
@@ -146,28 +149,28 @@ class Site:
 
     @cached_property
     def blocks(self) -> list[tuple[LeaderboardBlock, str]]:
-        """For each data set, model and recipe, with its place on the index."""
+        """The blocks of the leaderboard with their anchors on the index page."""
         found = groupby(self.groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
         return [(LeaderboardBlock(tuple(own)), f"table-{n}") for n, (_, own) in enumerate(found, 1)]
 
     @cached_property
     def attacks(self) -> dict[str, int]:
-        """Numbered, `none` first."""
+        """The attacks, numbered by name with `none` first."""
         return _numbered(group.names["attack"] for group in self.groups)
 
     @cached_property
     def defenses(self) -> dict[str, int]:
-        """Numbered, `none` first."""
+        """The defenses, numbered by name with `none` first."""
         return _numbered(group.names["defense"] for group in self.groups)
 
     @property
     def plugins(self) -> dict[str, dict[str, int]]:
-        """Those that have pages of their own, by axis."""
+        """By axis, the attacks and defenses, which have pages of their own."""
         return {"attack": self.attacks, "defense": self.defenses}
 
     @cached_property
     def homes(self) -> dict[str, dict[str, str]]:
-        """The page of each attack and defense, by axis."""
+        """By axis, the page of each attack and defense."""
         return {
             axis: {name: f"{axis}s/{slug(name)}.html" for name in names}
             for axis, names in self.plugins.items()
@@ -175,15 +178,15 @@ class Site:
 
     @cached_property
     def descriptions(self) -> dict[str, dict[str, Description]]:
-        """Of each attack and defense, by axis."""
+        """By axis, the description of each attack and defense."""
         return {
             axis: {name: description(axis, name, self._records(axis, name)) for name in names}
             for axis, names in self.plugins.items()
         }
 
     @cached_property
-    def owned(self) -> dict[tuple[str, str], list[Group]]:
-        """The groups of each attack and defense, by axis and name."""
+    def members(self) -> dict[tuple[str, str], list[Group]]:
+        """By axis and name, the groups of each attack and defense."""
         found: dict[tuple[str, str], list[Group]] = {}
         for group in self.groups:
             for axis in PACKAGES:
@@ -191,7 +194,7 @@ class Site:
         return found
 
     def _records(self, axis: str, name: str) -> list[Record]:
-        return [record for group in self.owned[axis, name] for record in group.records]
+        return [record for group in self.members[axis, name] for record in group.records]
 
     def _render(self, template: str, **context: Any) -> bytes:
         return (
@@ -206,10 +209,10 @@ class Site:
             "data set": len({group.names["dataset"] for group in self.groups}),
             "attack": sum(not is_none(name) for name in self.attacks),
             "defense": sum(not is_none(name) for name in self.defenses),
-            "seed": len({record.cell["seed"] for record in records}),
+            "seed": len({record.cell.seed for record in records}),
         }
         flagged = Counter(
-            f for group in self.groups for f, own in group.flagged.items() for _ in own
+            f for group in self.groups for f, records in group.flagged.items() for _ in records
         )
         return self._render(
             "index.html",
@@ -232,7 +235,7 @@ class Site:
             stem=slug(name),
             blocks=[pair for pair in self.blocks if name in getattr(pair[0], f"{axis}s")],
             description=self.descriptions[axis][name],
-            means=_means(axis, used),
+            threat_model=_threat_model(axis, used),
             example=next(filter(None, map(example, used)), None) if axis == "attack" else None,
         )
 
@@ -266,17 +269,20 @@ class Site:
             unchanged=list(_only(configuration, changed=False)),
             charts=list(charts.charts(record.curves)),
             curves=charts.names(record.curves),
-            diagnostics=list(_flat(record.diagnostics)),
-            provenance=[("record", f"records/{record.key}.json"), *_flat(record.provenance)],
+            diagnostics=list(_flat(record.diagnostics.as_dict())),
+            provenance=[
+                ("record", f"records/{record.key}.json"),
+                *_flat(record.provenance.as_dict()),
+            ],
         )
 
     def _seeds(self, group: Group) -> list[tuple[str, int, str]]:
-        """Of each record of a group its key, its seed and its row, made once for all its pages."""
-        place = group.records[0].key
-        if place not in self._rows:
+        """(key, seed, table row) of each record of a group, rendered once for all its pages."""
+        first = group.records[0].key
+        if first not in self._rows:
             of_seed = templates().get_template("parts.html").module.of_seed  # type: ignore[attr-defined]
-            self._rows[place] = [(r.key, r.cell["seed"], of_seed(r)) for r in group.records]
-        return self._rows[place]
+            self._rows[first] = [(r.key, r.cell.seed, of_seed(r)) for r in group.records]
+        return self._rows[first]
 
     def _compare(self, other: str, sections: Sequence[Section]) -> bytes:
         pairs = [pair for section in sections for pair in section.pairs]
@@ -291,7 +297,7 @@ class Site:
 
 
 def _pictures(folder: Path) -> dict[str, Path]:
-    """Of triggers, by their names in the report. A PNG is taken rather than the same as SVG."""
+    """The figures of triggers by file name in the report; as PNG if there are PNG and SVG."""
     found = {
         path.stem: path for kind in ("svg", "png") for path in folder.glob(f"triggers*.{kind}")
     }
@@ -305,17 +311,18 @@ def _numbered(names: Iterable[str]) -> dict[str, int]:
 def _baseline(block: LeaderboardBlock, group: Group, record: Record) -> Record | None:
     """The record of no defense against the same attack with the same seed."""
     first = block.defenses[0]
-    bare = block.cells.get((first, group.names["attack"])) if is_none(first) else None
-    if bare is None or bare is group:
+    undefended = block.cells.get((first, group.names["attack"])) if is_none(first) else None
+    if undefended is None or undefended is group:
         return None
-    return next((r for r in bare.used if r.cell["seed"] == record.cell["seed"]), None)
+    return next((r for r in undefended.used if r.cell.seed == record.cell.seed), None)
 
 
 def _published(record: Record) -> tuple[list[tuple[str, str, Mapping[str, float]]], dict[str, str]]:
-    """What others have for the cell: source, network and shares in percent by metric of each; and
-    where these contradict each other."""
+    """Published numbers for a cell: (source, network, shares in percent by metric) of each source,
+    and by metric where these contradict each other."""
+    cell = record.cell.as_dict()
     try:
-        found, beside = reference(record.cell), others(record.cell)
+        found, beside = reference(cell), others(cell)
     except InvalidInput:
         return [], {}
     paper = found.published if found else None
@@ -323,7 +330,7 @@ def _published(record: Record) -> tuple[list[tuple[str, str, Mapping[str, float]
     if paper and paper.shares:
         place = f"CBD paper, Table {paper.table}"
         rows.insert(0, (place, MODELS[paper.dataset], paper.shares))
-    return rows, contradictions(record.cell, paper, beside)
+    return rows, contradictions(cell, paper, beside)
 
 
 Settings = tuple[str, str, list[tuple[str, str, bool]]]
@@ -331,57 +338,55 @@ _read = cache(Spec.of)
 
 
 def _settings(record: Record, axis: str) -> Settings:
-    """Axis and name of a plugin, and its fields: name, value, and whether it is not the default."""
+    """Axis and name of a plugin, and of each field its name, value and whether that is changed."""
     try:
-        whole, short = _read(record.cell[axis]), _read(record.labels[axis])
+        spec, label = record.cell[axis], _read(record.labels[axis])
     except InvalidInput:
-        return axis, record.cell[axis], []
-    fields = [(key, repr(n), key in short.fields) for key, n in whole.fields.items()]
-    return axis, whole.name, fields
+        return axis, str(record.cell[axis]), []
+    fields = [(name, repr(value), name in label.fields) for name, value in spec.fields.items()]
+    return axis, spec.name, fields
 
 
 def preview(record: Record) -> str:
-    """The command that draws what the attack of a cell does to images."""
+    """The command that draws images with the trigger of a cell's attack."""
     attack, dataset = (quoted(record.labels[axis]) for axis in ("attack", "dataset"))
     return f"bdbench data preview {attack} --dataset {dataset}"
 
 
 def _only(configuration: Iterable[Settings], changed: bool) -> Iterator[Settings]:
-    """The settings that differ from their defaults, or those that do not, of axes with such."""
+    """The settings that differ from their defaults, or those that do not, without empty axes."""
     for axis, name, fields in configuration:
         if own := [field for field in fields if field[2] == changed]:
             yield axis, name, own
 
 
-def _means(axis: str, records: Sequence[Record]) -> list[str]:
-    """What an attacker or defender has, in sentences; of an attack as its first record says."""
+def _threat_model(axis: str, records: Sequence[Record]) -> list[str]:
+    """Sentences on what the attacker changes or the defender has. An attack is described by its
+    first record."""
     if axis == "defense":
         shares = {share for record in records if not math.isnan(share := clean_fraction(record))}
         return [
-            f"It is lent {100 * share:g} % of the training set as clean images, apart from the "
-            "poisoned ones."
+            f"It is lent {100 * share:g} % of the clean training set, besides the poisoned images."
             if share
-            else "It is given no clean images."
+            else "It is lent no clean images."
             for share in sorted(shares)
         ]
-    said = next((r.diagnostics for r in records if r.diagnostics.get("poisoned_images")), {})
-    poisoned, relabelled, cover = (
-        said.get(f"{what}_images") for what in ("poisoned", "relabelled", "cover")
-    )
-    if not isinstance(poisoned, int):
+    counts = next((r.diagnostics for r in records if r.diagnostics.poisoned_images), None)
+    if counts is None:
         return []
-    changed = [f"It puts its trigger on {poisoned:,} training images"]
-    if isinstance(relabelled, int):
-        changed.append(f"changes {relabelled:,} labels" if relabelled else "changes no label")
-    sentences = [f"{' and '.join(changed)}."]
-    if isinstance(cover, int) and cover:
-        sentences.append(f"{cover:,} more images carry the trigger and keep their labels.")
+    relabelled, cover = counts.relabelled_images, counts.cover_images
+    changes = [f"It stamps its trigger on {counts.poisoned_images:,} training images"]
+    if relabelled is not None:
+        changes.append(f"changes {relabelled:,} labels" if relabelled else "changes no labels")
+    sentences = [f"{' and '.join(changes)}."]
+    if cover:
+        sentences.append(f"Another {cover:,} cover images have the trigger but keep their labels.")
     return sentences
 
 
 def _origins(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
-    """Where the records come from: the most frequent values of `ORIGINS`."""
-    parts = [dict(_flat(record.provenance)) for record in records]
+    """The provenance of the records: the most frequent values of `ORIGINS`."""
+    parts = [dict(_flat(record.provenance.as_dict())) for record in records]
     for name, path in ORIGINS.items():
         found = Counter(part[path] for part in parts if part.get(path, MISSING) != MISSING)
         texts = [
@@ -394,13 +399,13 @@ def _origins(records: Sequence[Record]) -> Iterator[tuple[str, str]]:
             texts.append(f"and {len(found) - VALUES} more")
         if texts:
             yield name, "; ".join(texts)
-    started = min(record.measured["started"] for record in records)
-    ended = max(record.measured["ended"] for record in records)
+    started = min(record.measured.started for record in records)
+    ended = max(record.measured.ended for record in records)
     yield "measured", f"{started} to {ended}"
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """Nested JSON values as lines: names joined by ` · `, and text."""
+    """Nested JSON values as (path, text), with the names of a path joined by ` · `."""
     if isinstance(value, dict):
         for name, part in sorted(value.items()):
             yield from _flat(part, f"{path} · {name}" if path else name)

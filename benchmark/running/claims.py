@@ -1,4 +1,4 @@
-"""Who is at a cell: a lock for each, which the system takes back from a dead process."""
+"""Locks on cells, so that two runs on one folder never train the same cell at once."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from bdbench.storage.atomic import Unusable
 
 @contextmanager
 def claimed(results: Path, key: str) -> Iterator[bool]:
-    """Whether no other process is at the cell; none can be inside the block. The system takes the
-    claim of a dead process back. Raises `Unusable` where there can be no lock."""
+    """Gives True if this process holds the lock of a cell inside the block, False if another one
+    does. The system releases the lock of a dead process. Raises `Unusable` where files cannot be
+    locked."""
     path = lock_of(results, key)
     lock = FileLock(path, blocking=False)
     try:
@@ -29,8 +30,8 @@ def claimed(results: Path, key: str) -> Iterator[bool]:
     try:
         yield True
     finally:
-        # Whoever waits for this very file finds the record when it has it. A file that stays is
-        # removed by the next claim.
+        # Another run that opened this file finds the record once it has the lock. If it cannot be
+        # removed now, the next claim removes it.
         with suppress(OSError):
             path.unlink(missing_ok=True)
         with suppress(OSError):
@@ -38,12 +39,12 @@ def claimed(results: Path, key: str) -> Iterator[bool]:
 
 
 def lock_of(results: Path, key: str) -> Path:
-    """The file that a claim locks. It is there while a cell is run, and after a kill."""
+    """The file that a claim locks. It exists while a cell runs, and after a kill."""
     return results / "records" / f".{key}.lock"
 
 
 def stamp(results: Path, key: str) -> int | None:
-    """Tells one record of a cell from a later one; None where none can be seen."""
+    """A number that changes when a record is written again; None without a record."""
     try:
         return path_of(results, key).stat().st_mtime_ns
     except OSError:

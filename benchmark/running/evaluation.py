@@ -1,4 +1,4 @@
-"""`bdbench evaluate`: a network of one's own as cells, without and with defenses."""
+"""`bdbench evaluate`: a user's network as cells, without and with defenses."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from bdbench.models.registry import Model
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.run import Plan, RunOptions, plan
 from bdbench.storage import networks
-from bdbench.trial.networks import brought, converted
+from bdbench.trial.networks import converted, given_model
 
 NAME = "evaluate"
 
 
 def suite_of(overrides: SuiteOverrides) -> Suite:
-    """Of an evaluation, but for its model: the network as it is comes first. Raises
+    """The suite of an evaluation, without its model; the network as it is comes first. Raises
     `InvalidInput`."""
-    own = Suite("a network of one's own", datasets=(), defenses=(), precision="fp32")
-    made = overrides.applied_to(own)
-    return replace(made, defenses=tuple(dict.fromkeys(("none", *made.defenses))))
+    empty = Suite("a user's network", datasets=(), defenses=(), precision="fp32")
+    suite = overrides.applied_to(empty)
+    return replace(suite, defenses=tuple(dict.fromkeys(("none", *suite.defenses))))
 
 
 def evaluation(
@@ -33,16 +33,16 @@ def evaluation(
     execution: ExecutionOptions,
     options: RunOptions,
 ) -> Plan:
-    """What there is to run for the network in a file; nothing is run yet.
+    """The plan for the network in a file; nothing runs yet.
 
-    model: what the weights are of; None for what the file says
-    overrides: of which the data set is one
+    model: the architecture; None to take it from the file
+    overrides: must name the data set
 
-    Raises `InvalidInput` for a file that holds no network of this model and data set, for a defense
+    Raises `InvalidInput` for a file without a network of this model and data set, for a defense
     that does not start from a network, and as `plan` does.
     """
     suite, stored = suite_of(overrides), networks.read(file)
-    chosen = brought(stored, model, datasets.built(suite.datasets[0]))
-    if told := converted(stored):
-        warnings.warn(told, stacklevel=2)
+    chosen = given_model(stored, model, datasets.built(suite.datasets[0]))
+    if warning := converted(stored):
+        warnings.warn(warning, stacklevel=2)
     return plan(NAME, replace(suite, models=(chosen,)), execution, replace(options, network=file))

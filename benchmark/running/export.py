@@ -1,4 +1,4 @@
-"""`bdbench export KEY`: a cell as files that need no bdbench: network, images and record."""
+"""`bdbench export KEY`: network, images and record of a cell as files to use without bdbench."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ RECORD, ABOUT = "record.json", "README.md"
 FILES = {
     WEIGHTS: "the weights of the defended network, float32 and int64 by name.",
     PROGRAM: f"""\
-the network as a program of `torch.export`, which holds its weights too. It takes float32
-  (n, 3, {{size}}, {{size}}), RGB in [0, 1], normalises them itself and gives logits
+the network as a program of `torch.export`, with its weights. It takes float32
+  (n, 3, {{size}}, {{size}}), RGB in [0, 1], normalises them itself and returns logits
   (n, {{classes}}). PyTorch runs it without bdbench:
 
 ```python
@@ -49,26 +49,26 @@ logits = network(torch.rand(8, 3, {{size}}, {{size}}))
 ```
 """,
     POISONED: """\
-the training set after the attack. `image` is a PNG, {{bytes, path}}; `label` is what a defender
-  sees, `true_label` what it was; `poisoned` images have the trigger, `cover` images are changed and
-  keep their labels.""",
+the training set after the attack. `image` is a PNG, {{bytes, path}}; `label` is the one that a
+  defender sees, `true_label` the one before the attack; `poisoned` images have the trigger, `cover`
+  images are changed and keep their labels.""",
     TRIGGERED: """\
-all test images with the trigger. `label` is the true one, `target` what the attack wants; where the
-  two are the same, an image does not count for the attack success rate.""",
+all test images with the trigger. `label` is the true label, `target` the one that the attack wants.
+  Images for which they are equal do not count for the attack success rate.""",
     RECORD: "the record of the cell.",
 }
-"""What an export may hold beside `ABOUT`, which says this of each file."""
+"""Files of an export, as `ABOUT` describes them."""
 
 
 @dataclass(frozen=True)
 class Export:
-    """What is exported, and how.
+    """An export of one cell.
 
     record: path of the record of the cell
-    out: the folder for it
-    force: write over what an earlier export wrote there
-    with_network: whether the network is exported, too, which may have to be made again
-    device: where it would be
+    out: the folder to write
+    force: replace an earlier export in that folder
+    with_network: also export the network; trains it again if it was not saved
+    device: for that training
     data: folder of data sets, None for the usual ones
     """
 
@@ -80,71 +80,70 @@ class Export:
     data: Path | None = None
 
     def write(self, console: Terminal) -> Iterator[str]:
-        """Write the files, and give a line about each. Raises `InvalidInput` before anything is
-        written where the record, the data or the folder are not as they must be."""
+        """Write the files and give a line about each. Raises `InvalidInput`, before anything is
+        written, for a failed record, for other data and for a folder with other files."""
         record = read(self.record)
         require(
             record.status == "ok",
-            f"cell {record.key} failed, so there is nothing to export; "
-            f"`bdbench explain {record.key}` says why",
+            f"cell {record.key} failed and has no results: see `bdbench explain {record.key}`",
         )
         self._check_out()
         cell = cell_of_record(record)
         harness = Harness(Cache(cache_root()), roots(self.data), device_of(self.device))
-        dataset = harness.dataset(cell.dataset)
-        known = record.provenance.get("data_sha256")
-        require(
-            known in (None, dataset.sha256),
-            f"the images of {cell.labels['dataset']} here are not those of the record, whose hash "
-            f"is {known:.12}: name their folder with --data",
-        )
-        made, notes = None, list[str]()
-        if self.with_network:
-            stored = saved(self.record.parent.parent, record)
-            if stored is None:
-                made, notes = _made_again(harness, cell, record, console)
-            else:
-                made = network(stored)
+        _check_data(harness, cell, record)
+        classifier, notes = self._network(harness, cell, record, console)
         # An earlier export of another cell may have more files.
         for name in (*FILES, ABOUT):
             (self.out / name).unlink(missing_ok=True)
-        if made is not None:
-            yield from self._write_network(made, cell)
+        if classifier is not None:
+            yield from self._write_network(classifier, cell)
         yield from self._write_images(harness, cell)
         write_atomically(self.out / RECORD, self.record.read_bytes())
         yield f"{self.out / RECORD}: the record of cell {record.key}"
         write_atomically(self.out / ABOUT, self._about(cell, notes).encode())
-        yield f"{self.out / ABOUT}: what each file is"
+        yield f"{self.out / ABOUT}: a description of each file"
         yield from notes
 
     def _check_out(self) -> None:
-        """Raises `InvalidInput` for a folder in which something is, unless it may be replaced."""
+        """Raises `InvalidInput` for a folder with files that may not be replaced."""
         out = self.out
         require(
-            not os.path.lexists(out) or out.is_dir(), f"{out} is no folder: choose another --out"
+            not os.path.lexists(out) or out.is_dir(),
+            f"{out} is not a folder: choose another --out",
         )
         inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
-        ours = {*FILES, ABOUT}
-        there = sorted(inside & ours)
+        exported = sorted(inside & {*FILES, ABOUT})
         require(
-            self.force or not there,
-            f"{out} holds {', '.join(there)} already: choose another --out, or replace them with "
-            "--force",
+            self.force or not exported,
+            f"refusing to overwrite {', '.join(exported)} in {out}: choose another --out, or "
+            "replace them with --force",
         )
+        others = sorted(inside - {*FILES, ABOUT})
         require(
-            inside <= ours,
-            f"{out} holds what no export made, such as {min(inside - ours, default='')}: "
-            "choose another --out",
+            not others,
+            f"refusing to write into {out}: {', '.join(others[:1])} was not written by `bdbench "
+            "export`; choose another --out",
         )
         check_writable(out)
 
-    def _write_network(self, made: Classifier, cell: Cell) -> Iterator[str]:
-        networks.write(self.out / WEIGHTS, made.state_dict(), facts_of(cell))
+    def _network(
+        self, harness: Harness, cell: Cell, record: Record, console: Terminal
+    ) -> tuple[Classifier | None, list[str]]:
+        """The network to export, None without one, and notes for a reader of the export."""
+        if not self.with_network:
+            return None, []
+        stored = saved(self.record.parent.parent, record)
+        if stored is None:
+            return _train_again(harness, cell, record, console)
+        return network(stored), []
+
+    def _write_network(self, classifier: Classifier, cell: Cell) -> Iterator[str]:
+        networks.write(self.out / WEIGHTS, classifier.state_dict(), facts_of(cell))
         yield f"{self.out / WEIGHTS}: the weights of the defended network"
         try:
-            content = program(made, cell.dataset.image_size)
-        except Exception as error:  # whatever torch makes of a plugin's network
-            yield f"no {PROGRAM}: torch.export cannot make a program of it ({type(error).__name__})"
+            content = program(classifier, cell.dataset.image_size)
+        except Exception as error:  # torch may raise anything for the network of a plugin
+            yield f"no {PROGRAM}: torch.export cannot export the network ({type(error).__name__})"
             return
         write_atomically(self.out / PROGRAM, content)
         yield f"{self.out / PROGRAM}: the network as a program, for torch.export.load"
@@ -167,9 +166,9 @@ class Export:
         yield f"{self.out / TRIGGERED}: {len(test):,} test images with the trigger"
 
     def _about(self, cell: Cell, notes: list[str]) -> str:
-        """What the files are, for whoever finds the folder."""
+        """A description of the files, as Markdown."""
         shape = {"size": cell.dataset.image_size, "classes": cell.dataset.num_classes}
-        there = [
+        files = [
             f"- `{name}`: {text.format(**shape)}"
             for name, text in FILES.items()
             if (self.out / name).exists()
@@ -177,7 +176,7 @@ class Export:
         parts = [
             f"# Cell {cell.key}",
             f"{as_markdown(' · '.join(whole(cell)))}, exported by bdbench.",
-            "\n".join(there),
+            "\n".join(files),
             *(f"Note: {as_markdown(note)}." for note in notes),
         ]
         return "\n\n".join(parts) + "\n"
@@ -187,26 +186,37 @@ def _count(data: PoisonedData) -> str:
     return f"{int(data.mask.sum()):,}"
 
 
-def _made_again(
+def _check_data(harness: Harness, cell: Cell, record: Record) -> None:
+    """Raises `InvalidInput` if the record was made with other images."""
+    known = record.provenance.data_sha256
+    require(
+        known in (None, harness.dataset(cell.dataset).sha256),
+        f"the images of {cell.labels['dataset']} on this machine differ from those of the record "
+        f"(hash {str(known)[:12]}): name their folder with --data",
+    )
+
+
+def _train_again(
     harness: Harness, cell: Cell, record: Record, console: Terminal
 ) -> tuple[Classifier, list[str]]:
-    """The network of a cell that was not saved, and in how far it is another than the one of the
-    record. Raises `InvalidInput` where it cannot be made, or what its defense raises."""
+    """Run a cell again for its network; also gives the differences from the record. Raises
+    `InvalidInput` for a cell that starts from the file of a network, and what its defense
+    raises."""
     require(
         record.given is None,
-        f"cell {cell.key} starts from a network in a file, and its own was not saved: run `bdbench "
-        "evaluate` again with --save, or leave it out with --no-network",
+        f"cell {cell.key} starts from a network in a file, and its result was not saved: run "
+        "`bdbench evaluate` again with --save, or leave the network out with --no-network",
     )
-    seconds = elapsed(sum(record.measured["seconds"].values()))
+    seconds = elapsed(record.measured.seconds.total)
     console.print(
-        f"the network of cell {cell.key} was not saved, so it is trained again; it took {seconds} "
-        "(--no-network leaves it out)",
+        f"the network of cell {cell.key} was not saved: training it again, which took {seconds} "
+        "before (--no-network leaves it out)",
         markup=False,
         highlight=False,
         soft_wrap=True,
     )
     work = sum(added_work([cell]).values())
-    threads = record.provenance.get("threads") if harness.device.type == "cpu" else None
+    threads = record.provenance.threads if harness.device.type == "cpu" else None
     with Reporter(1, work, console) as reporter, num_threads(threads):
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
         reporter.begin(cell.key, whole(cell), short, work)
@@ -220,18 +230,17 @@ def _made_again(
 
 
 def _differences(record: Record, again: Record) -> Iterator[str]:
-    """In how far a network that was trained again is another one; nothing where it is not."""
-    before, after = record.metrics or {}, again.metrics or {}
+    """Sentences on how a network that was trained again differs; none if it does not."""
     for metric in METRICS:
-        one, other = before.get(metric), after.get(metric)
+        one, other = record.count(metric), again.count(metric)
         if one is not None and other is not None and one != other:
             yield (
-                f"the network that was trained again has another {metric.replace('_', ' ')} than "
-                f"the record: {100 * other.rate:.2f} % in place of {100 * one.rate:.2f} %"
+                f"the {metric.replace('_', ' ')} of the network trained again differs from the "
+                f"record: {100 * other.rate:.2f} % instead of {100 * one.rate:.2f} %"
             )
-    known = record.provenance.get("network_sha256")
-    if before == after and known not in (None, again.provenance.get("network_sha256")):
+    known = record.provenance.network_sha256
+    if record.metrics == again.metrics and known not in (None, again.provenance.network_sha256):
         yield (
-            "the network that was trained again differs from that of the record in its last bits, "
-            "and in none of its metrics"
+            "the network trained again has the metrics of the record, but its weights differ in "
+            "their last bits"
         )

@@ -1,11 +1,10 @@
-"""What a run must know of plugins before it begins. Those of others are asked in a fresh process:
-nobody here knows what their code does."""
+"""Calls of plugins before a run. Third-party plugins are called in a fresh process, since their
+code may do anything."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -14,7 +13,6 @@ import torch
 
 from bdbench.cells.cell import REGISTRIES, Cell, check_network, check_trigger
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.running.needs import Footprint, footprint_of
 from bdbench.running.speed import probe
 from bdbench.running.worker import Job, Worker
 
@@ -23,9 +21,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Asking:
-    """Asks for what a run must know.
+    """Checks plugins and measures their speed before a run.
 
-    apart: makes a call in a fresh process, None where plugins of others are asked here
+    apart: makes a call in a fresh process; None to call third-party plugins in this one
     """
 
     job: Job
@@ -37,30 +35,22 @@ class Asking:
             self._refuse(cell, check_trigger, "attack")
 
     def networks(self, cells: Iterable[Cell]) -> None:
-        """Raises `InvalidInput` for a model that makes no network for the images, and for one whose
+        """Raises `InvalidInput` for a model that cannot build a network for the images, or whose
         networks lack what a defense needs."""
         for cell in _unlike(cells, "model", "dataset", "defense"):
             self._refuse(cell, check_network, "model", "defense")
 
-    def footprints(self, cells: Iterable[Cell]) -> None:
-        """Makes `footprint_of` know them, those of networks that cannot be made as nothing."""
-        for cell in _unlike(cells, "model", "dataset", "recipe"):
-            with suppress(Exception):
-                footprint_of(cell, lambda chosen: self._ask(chosen, footprint_of, "model"))
-                continue
-            footprint_of(cell, lambda chosen: Footprint(0, 0, 0, 0))
-
     def speed(self, cell: Cell, device: torch.device) -> float:
-        """See `probe`; without end for a network that cannot be trained. Even our own is trained
-        apart, where optimizers are loaded already."""
+        """See `probe`; infinite for a network that cannot be trained. Built-in models run in a
+        fresh process too, where torch's optimizers are already loaded."""
         try:
             return self._made(cell, partial(probe, device=device))
         except Exception:
             return math.inf
 
     def _refuse(self, cell: Cell, question: Callable[[Cell], None], *axes: str) -> None:
-        """Raises `InvalidInput` where the answer is one. Whatever else goes wrong is for the cell
-        to tell."""
+        """Raises `InvalidInput` if the question does. Other errors become a failed record when the
+        cell runs."""
         try:
             self._ask(cell, question, *axes)
         except InvalidInput as error:
@@ -70,7 +60,8 @@ class Asking:
             return
 
     def _ask(self, cell: Cell, question: Callable[[Cell], T], *axes: str) -> T:
-        """The answer to a question that calls the plugins of these axes."""
+        """The answer to a question that calls the plugins of these axes, in a fresh process unless
+        all are built in."""
         built_in = all(map(partial(_is_built_in, cell), axes))
         return question(cell) if built_in else self._made(cell, question)
 

@@ -1,4 +1,4 @@
-"""What a run tells its user: a bar with speed and time left on a terminal, else plain lines."""
+"""Progress of a run: a bar with speed and remaining time on a terminal, else plain lines."""
 
 from __future__ import annotations
 
@@ -24,28 +24,29 @@ from rich.progress import (
 from bdbench.records.record import Record
 
 COLUMNS = 100
-"""Of a line, at most."""
+"""Width of a line, at most."""
 NARROWEST = 3
-"""Columns of a part of a cell's name, however long the line."""
+"""Columns that each part of a cell's name keeps in a line that is too long."""
 WIDEST = 20
-"""Characters of a cell's short name, so that bar, speed and time left fit 80 columns."""
+"""Characters of a cell's short name, so that bar, speed and remaining time fit 80 columns."""
 PAUSE = 30.0
-"""Seconds between two lines about one cell where there is no bar."""
+"""Seconds between two lines about one cell without a bar."""
 LOOK = 0.1
-"""Seconds between two looks at a cell, however short its steps are."""
+"""Seconds between two samples of a cell's progress, at least."""
 WINDOW = 10.0
-"""Seconds of which the speed is told."""
+"""Seconds over which the speed is measured."""
 
 
 @dataclass
 class _Running:
-    """A cell that is being run: what it is called, and how far it is, in forward passes.
+    """A running cell: its name, and its progress in forward passes.
 
     number: such as `[3/14]`
-    name: what tells it from the others
-    short: that for the bar
-    found: how far it was when this run began
-    looks: seconds and how far it was then, the last ones
+    name: in lines
+    short: in the bar
+    found: progress when this run started
+    spoken: time of the last line about it
+    looks: recent samples of the clock and of its progress
     """
 
     number: str
@@ -58,7 +59,7 @@ class _Running:
     looks: deque[tuple[float, float]] = field(default_factory=deque)
 
     def look(self, now: float) -> bool:
-        """Whether it was time for another look."""
+        """Take a sample of the progress; False if the last one is too recent."""
         if self.looks and now - self.looks[-1][0] < LOOK:
             return False
         self.looks.append((now, self.done))
@@ -67,7 +68,7 @@ class _Running:
         return True
 
     def line(self, text: str, left: str = "") -> str:
-        """One about the cell, with the time left where there is room for it."""
+        """A line about the cell, with the remaining time if it fits."""
         for rest in (f": {text}{left}", f": {text}"):
             line = f"{self.number} {titled(self.name, COLUMNS - len(self.number) - 1, rest)}"
             if cell_len(line) <= COLUMNS:
@@ -83,25 +84,26 @@ class _Running:
 
     @property
     def speed(self) -> float:
-        """Images per second, a forward and a backward pass each: the median between two looks,
-        which a pause does not change."""
-        # A copy, as each cell may have a thread that looks.
+        """Images per second, a forward and a backward pass each: the median over samples, which a
+        pause does not change."""
+        # A copy: each cell may have a thread that takes samples.
         looks = pairwise(list(self.looks))
         rates = [(after - before) / (end - start) for (start, before), (end, after) in looks]
         return median(rates) / 3 if rates else 0.0
 
 
 def has_bar(console: Console) -> bool:
-    """Whether a bar can be drawn: on a terminal, and in a notebook that has widgets."""
+    """Whether a bar can be drawn: on a terminal, or in a notebook with widgets."""
     return console.is_terminal or (
         console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
     )
 
 
 class Reporter:
-    """Follows a run of `cells` cells and `work` forward passes that are left; a context manager.
-    What an earlier run has done takes no time of this one.
+    """Reports the progress of a run; a context manager.
 
+    cells: number of cells
+    work: forward passes left to do, without those that earlier runs have done
     console: where to write; decides whether there is a bar
     """
 
@@ -119,7 +121,7 @@ class Reporter:
             transient=True,
         )
         self._task = self._bar.add_task("", total=work, speed="", left="")
-        # When the first work was done, and how much: before it, processes were started.
+        # Time and progress of the first finished work; before it, processes started.
         self._begun: tuple[float, float] | None = None
         self._running: dict[str, _Running] = {}
         self._finished = 0.0
@@ -130,22 +132,26 @@ class Reporter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        # rich before 14.3 ends a disabled bar with an empty line.
+        # rich before 14.3 prints an empty line at the end of a disabled bar.
         if not self._bar.disable:
             self._bar.stop()
 
     def begin(
         self, key: str, name: Sequence[str], short: str, work: float, found: float = 0.0
     ) -> None:
-        """A cell that is expected to take `work` forward passes, after the `found` ones that are
-        done, starts; `short` is for the bar."""
+        """A cell starts.
+
+        name, short: in lines, and in the bar
+        work: forward passes that it is expected to take
+        found: forward passes of it that earlier runs have done
+        """
         number = self._numbers.setdefault(key, len(self._numbers) + 1)
         place = f"[{number}/{self.cells}]"
         self._running[key] = _Running(place, name, short, work, found, time.monotonic())
         self._draw()
 
     def advance(self, key: str, work: float) -> None:
-        """So many forward passes of a cell are done."""
+        """A cell has done `work` more forward passes."""
         running = self._running.get(key)
         if running is None:
             return
@@ -162,18 +168,18 @@ class Reporter:
             self.say(running.line(at, self._left(" in all")))
 
     def end(self, key: str, line: str) -> None:
-        """A cell is over: its line stays."""
+        """A cell has finished or failed."""
         running = self._running.pop(key)
         self._finished += running.expected
         self._draw()
         self.say(running.line(line, self._left()))
 
-    def again(self, key: str, line: str) -> None:
-        """A cell is not over, but nobody is at it now."""
+    def suspend(self, key: str, line: str) -> None:
+        """A cell has stopped running here without a result."""
         self.say(self._running.pop(key).line(line))
 
     def skip(self, key: str, work: float) -> None:
-        """A cell will not be run after all."""
+        """A cell is left out."""
         self._numbers.setdefault(key, len(self._numbers) + 1)
         self._finished += work
 
@@ -182,18 +188,18 @@ class Reporter:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _reached(self) -> float:
-        at_it = list(self._running.values())
-        return self._finished + sum(min(cell.done, cell.expected) for cell in at_it)
+        running = list(self._running.values())
+        return self._finished + sum(min(cell.done, cell.expected) for cell in running)
 
     def _left(self, of: str = "") -> str:
-        """What a line says of the time left: nothing before that can be told, and at the end."""
+        """The remaining time in words; empty at the end, and while it is not known."""
         seconds = self._seconds_left(time.monotonic())
         if seconds is None or seconds < 0.5:
             return ""
         return f", about {duration(seconds)} left{of}"
 
     def _seconds_left(self, now: float) -> float | None:
-        """As fast as since the first step; None before that can be told."""
+        """At the average speed since the first step; None until 1 % of the work is done."""
         if self._begun is None:
             return None
         begun, before = self._begun
@@ -203,11 +209,11 @@ class Reporter:
         return max(0.0, (now - begun) * (self.work - reached) / (reached - before))
 
     def _draw(self) -> None:
-        at_it = list(self._running.values())
-        short = at_it[0].short if len(at_it) == 1 else f"{len(at_it)} at once"
+        running = list(self._running.values())
+        short = running[0].short if len(running) == 1 else f"{len(running)} at once"
         fitting = short if len(short) <= WIDEST else f"{short[: WIDEST - 1]}…"
-        text = f"[{len(self._numbers)}/{self.cells}] {fitting if at_it else ''}"
-        speed, left = sum(cell.speed for cell in at_it), self._seconds_left(time.monotonic())
+        text = f"[{len(self._numbers)}/{self.cells}] {fitting if running else ''}"
+        speed, left = sum(cell.speed for cell in running), self._seconds_left(time.monotonic())
         self._bar.update(
             self._task,
             description=escape(text),
@@ -218,28 +224,29 @@ class Reporter:
 
 
 def summary(record: Record) -> str:
-    """What came out of a cell, and how long it took."""
-    spent = elapsed(sum(record.measured["seconds"].values()))
-    if record.metrics is None:
+    """Metrics, seconds and flags of a cell, in one line."""
+    spent = elapsed(record.measured.seconds.total)
+    if record.status == "failed":
         return f"FAILED after {spent}, key {record.key}"
     shares = [
         f"{short} {100 * count.rate:.1f}"
         for short, name in (("CA", "clean_accuracy"), ("ASR", "attack_success_rate"))
-        if (count := record.metrics[name]) is not None
+        if (count := record.count(name)) is not None
     ]
     return ", ".join([*shares, spent, *record.flags])
 
 
 def reason(record: Record) -> str:
     """Why a cell failed, in one line."""
-    error = record.error or {"type": "?", "message": ""}
-    first = (error["message"].splitlines() or [""])[0]
-    return f"{error['type']}: {first}"
+    if record.error is None:
+        return "?: "
+    first = (record.error.message.splitlines() or [""])[0]
+    return f"{record.error.type}: {first}"
 
 
 def titled(name: Sequence[str], width: int, rest: str = "") -> str:
-    """A name before the rest of a line, in so many columns: of long parts the middle goes, down to
-    `NARROWEST` columns each, and nothing of the rest."""
+    """A name and the rest of a line. If they exceed `width` columns, the longest parts of the name
+    lose their middle, down to `NARROWEST` columns each."""
     widest = max(map(cell_len, name), default=0)
     while widest > NARROWEST and cell_len(_joined(name, widest)) + cell_len(rest) > width:
         widest -= 1
@@ -251,7 +258,7 @@ def _joined(name: Sequence[str], widest: int) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """A text in at most so many columns, without its middle."""
+    """A text in at most `width` columns, without its middle if it is longer."""
     if cell_len(text) <= width:
         return text
     left, right = text[: len(text) // 2], text[len(text) // 2 :]
@@ -264,7 +271,7 @@ def shortened(text: str, width: int) -> str:
 
 
 def elapsed(seconds: float) -> str:
-    """Such as `40 s` or `1 min 10 s`, and from ten minutes on as `duration`."""
+    """Such as `40 s` or `1 min 10 s`; as `duration` from ten minutes."""
     whole = round(seconds)
     if not 60 <= whole < 600:
         return duration(seconds)

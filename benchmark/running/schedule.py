@@ -1,4 +1,4 @@
-"""Which cell is run when: the order, shared work, second attempts and the budget."""
+"""The order of cells: shared work first, retries of dead workers, and the budget."""
 
 from __future__ import annotations
 
@@ -20,24 +20,25 @@ from bdbench.running.progress import Reporter, reason, summary
 from bdbench.running.speed import Speed
 from bdbench.running.worker import Attempt
 from bdbench.storage.atomic import Unusable
-from bdbench.trial.harness import failed, lost
+from bdbench.trial.failure import worker_died
+from bdbench.trial.record import failed_record
 
 ATTEMPTS = 3
-"""At a cell whose workers die."""
+"""Attempts at a cell whose workers die."""
 PAUSE = 1.0
-"""Seconds between two looks at cells that another run is at."""
+"""Seconds between two checks of cells that another run is working on."""
 
 
 class Schedule:
-    """Runs cells with an engine, each once, beside other runs on the same folder.
+    """Runs each cell once with an engine, also while other runs write into the same folder.
 
     results: folder of the records
-    speed: for the budget; learns from what ran
-    budget: seconds after which no cell may end that is begun
-    reporter: told of all that happens
+    speed: for the budget; learns from cells that ran
+    budget: seconds; no cell starts that would not fit
+    reporter: told about every cell
 
     made: records of this run, in the order in which their cells ended
-    refused: why cells could not be begun
+    refused: why cells could not start
     """
 
     def __init__(
@@ -50,129 +51,139 @@ class Schedule:
     ) -> None:
         self.results, self.speed, self.budget, self.reporter = results, speed, budget, reporter
         self._names = Names(cells)
-        self._waiting, self._elsewhere = dict.fromkeys(cells), list[Cell]()
-        self._shares, self._parts = (
-            added_work(cells, speed.there),
-            {cell: parts(cell) for cell in cells},
-        )
-        self._common = {cell: shared_work(cell).keys() for cell in cells}
+        self._work = added_work(cells, speed.done)
+        self._parts = {cell: parts(cell) for cell in cells}
+        self._shared = {cell: shared_work(cell).keys() for cell in cells}
         self._before = {cell: stamp(results, cell.key) for cell in cells}
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
+        self._waiting = dict.fromkeys(cells)
         self._running: dict[Future[Attempt], Cell] = {}
+        self._elsewhere: list[Cell] = []
+        self._shared_done = set[Part]()
         self.made: list[Record] = []
-        self._shared = set[Part]()
-        self._failed: list[Record] = []
         self.refused: list[str] = []
-        self._unkept = 0
+        self._failed: list[Record] = []
+        self._unwritten = 0
         self._left_out = 0
         self._start = time.monotonic()
 
     def run(self, engine: Engine) -> int:
-        """Every cell; one that fails stops nobody else. Returns the exit code."""
+        """Run all cells; one that fails stops no other. Returns the exit code."""
         while self._waiting or self._running or self._elsewhere:
             while self._waiting and len(self._running) < engine.slots:
                 self._begin(self._next(), engine)
             if self._running:
-                # A run that ends or dies leaves its cells to us.
+                # Another run may end or die and leave its cells to this one.
                 pause = PAUSE if self._elsewhere else None
                 for future in wait(self._running, pause, FIRST_COMPLETED).done:
                     self._end(self._running.pop(future), future)
             elif self._elsewhere:
                 time.sleep(PAUSE)
-            self._look()
+            self._take_back()
         if self._left_out:
             count = len(self._before)
             self.reporter.say(f"over the budget, so left out: {self._left_out} of {count} cells")
-        errors = [record.error["type"] for record in self._failed if record.error]
+        errors = [record.error.type for record in self._failed if record.error]
         if self.refused or InvalidInput.__name__ in errors:
             return 2
-        return 1 if errors or self._unkept else 0
+        return 1 if errors or self._unwritten else 0
 
     def _next(self) -> Cell:
-        """The first in line that need not wait for what a running one makes; else the first."""
-        running = (self._common[cell] for cell in self._running.values())
-        making = set[Part]().union(*running) - self._shared
-        free = (cell for cell in self._waiting if making.isdisjoint(self._common[cell]))
+        """The first waiting cell that shares no unfinished work with a running one; the first of
+        all if there is none."""
+        running = (self._shared[cell] for cell in self._running.values())
+        unfinished = set[Part]().union(*running) - self._shared_done
+        free = (cell for cell in self._waiting if unfinished.isdisjoint(self._shared[cell]))
         chosen = next(free, next(iter(self._waiting)))
         del self._waiting[chosen]
         return chosen
 
     def _begin(self, cell: Cell, engine: Engine) -> None:
+        """Start a cell, unless it would exceed the budget."""
         spent = time.monotonic() - self._start
         if self.budget is not None and spent + self.speed.seconds([cell]) > self.budget:
-            self.reporter.skip(cell.key, self._shares[cell])
+            self.reporter.skip(cell.key, self._work[cell])
             self._left_out += 1
             return
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
-        found = sum(self.speed.there.get(part, 0.0) for part in self._parts[cell])
-        name = self._names.of(cell)
-        self.reporter.begin(cell.key, name, short, self._shares[cell], found)
+        found = sum(self.speed.done.get(part, 0.0) for part in self._parts[cell])
+        self.reporter.begin(cell.key, self._names.of(cell), short, self._work[cell], found)
         self._running[engine.submit(cell, self._before[cell], self._deaths[cell])] = cell
 
     def _end(self, cell: Cell, future: Future[Attempt]) -> None:
+        """Handle the end of an attempt: a retry, an error or a result."""
+        deaths = self._deaths[cell]
         try:
             attempt = future.result()
         except Died as death:
-            deaths = self._deaths[cell]
             deaths.append(str(death))
             if len(deaths) < ATTEMPTS:
-                self.reporter.again(cell.key, f"its worker was {death}; it goes on in another")
+                self.reporter.suspend(cell.key, f"worker {death}; resuming in another")
                 self._waiting = {cell: None, **self._waiting}
                 return
-            attempt = self._given_up(cell, lost(deaths), deaths)
+            attempt = self._failed_attempt(cell, worker_died(deaths), deaths)
         except InvalidInput as error:
             self.refused.append(str(error))
             self.reporter.end(cell.key, f"refused, key {cell.key}")
             self.reporter.say(f"  {error}")
             return
         except Exception as error:
-            # Nothing that a plugin did: that is in the record which an attempt gives.
-            attempt = self._given_up(cell, error, self._deaths[cell])
-        if attempt.record is None and attempt.unkept is not None:
-            self._unkept += 1
+            # An error of a plugin would be in the record of an attempt.
+            attempt = self._failed_attempt(cell, error, deaths)
+        self._settle(cell, attempt)
+
+    def _settle(self, cell: Cell, attempt: Attempt) -> None:
+        """Report the result of an attempt."""
+        if attempt.record is None and attempt.unwritten is not None:
+            self._unwritten += 1
             self.reporter.end(cell.key, f"FAILED, key {cell.key}")
-            self.reporter.say(f"  {attempt.unkept}")
+            self.reporter.say(f"  {attempt.unwritten}")
         elif attempt.record is None:
-            self.reporter.again(cell.key, "another run is at it")
+            self.reporter.suspend(cell.key, "another run is working on it")
             self._elsewhere.append(cell)
         elif not attempt.mine:
-            self.reporter.end(cell.key, "another run has made its record")
+            self.reporter.end(cell.key, "another run has written its record")
         else:
-            self._learn(cell, attempt.record, attempt.unkept)
+            self._report(attempt.record, attempt.unwritten)
+            if attempt.record.status == "ok":
+                self._learn(cell, attempt.record)
 
-    def _given_up(self, cell: Cell, error: Exception, retries: Sequence[str]) -> Attempt:
-        record = failed(cell, self.speed.device, error, retries)
+    def _failed_attempt(self, cell: Cell, error: Exception, deaths: Sequence[str]) -> Attempt:
+        """Write the record of a cell for which no worker could do so."""
+        record = failed_record(cell, self.speed.device, error, deaths)
         try:
-            # The claim of the dead is in the way of nobody but leaves its file.
+            # A dead worker's lock is free, but its file remains; this removes it.
             with claimed(self.results, cell.key):
                 write(self.results, record)
         except Unusable as reason:
-            return Attempt(record, mine=True, unkept=str(reason))
+            return Attempt(record, mine=True, unwritten=str(reason))
         return Attempt(record, mine=True)
 
-    def _learn(self, cell: Cell, record: Record, unkept: str | None) -> None:
-        self.reporter.end(cell.key, summary(record))
+    def _report(self, record: Record, unwritten: str | None) -> None:
+        self.reporter.end(record.key, summary(record))
         self.made.append(record)
-        if unkept is not None:
-            self._unkept += 1
-            self.reporter.say(f"  FAILED: there is no record of it: {unkept}")
+        if unwritten is not None:
+            self._unwritten += 1
+            self.reporter.say(f"  FAILED: its record could not be written: {unwritten}")
         if record.status == "failed":
             self._failed.append(record)
             more = f"; bdbench explain {record.key} shows the traceback"
-            self.reporter.say(f"  {reason(record)}{more if unkept is None else ''}")
-            return
-        self._shared |= self._common[cell]
-        self.speed.there |= shared_work(cell)
-        seconds = record.measured["seconds"]
+            self.reporter.say(f"  {reason(record)}{more if unwritten is None else ''}")
+
+    def _learn(self, cell: Cell, record: Record) -> None:
+        """Note the work that other cells need no more, and the speed of the model."""
+        self._shared_done |= self._shared[cell]
+        self.speed.done |= shared_work(cell)
+        seconds = record.measured.seconds
         busy = sum(seconds[stage] for stage in ("prepare", "undefended", "fit"))
         self.speed.learn(cell, expected_passes(cell), busy)
 
-    def _look(self) -> None:
-        """Take back what no other run is at any more."""
+    def _take_back(self) -> None:
+        """Let cells wait again that no other run is working on any more."""
         for cell in list(self._elsewhere):
+            # Where files cannot be locked, the attempt reports it.
             with suppress(Unusable), claimed(self.results, cell.key) as free:
                 if not free:
                     continue
-            # Where there are no locks, the attempt will say so.
             self._elsewhere.remove(cell)
             self._waiting[cell] = None

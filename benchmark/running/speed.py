@@ -1,4 +1,4 @@
-"""How fast cells run: first probed, then learned."""
+"""How fast cells run: first probed, then measured."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from bdbench.trial.warm_up import steps
 
 
 class Speed:
-    """Forward passes per second of each model, first probed and then learned from what ran.
+    """Forward passes per second of each model.
 
-    threads: of a processor, None for as many as torch takes
-    there: work that is done of parts of cells; whoever does more adds it
+    threads: of a CPU, None for as many as torch uses
+    done: forward passes that are done of parts of cells; grows during a run
     curves: whether networks are evaluated at the ends of epochs
-    probing: see `probe`, which it is by default
+    probing: measures the speed of a model that has not run yet, by default `probe`
     """
 
     def __init__(
         self,
         device: torch.device,
         threads: int | None = None,
-        there: Mapping[Part, float] = NOTHING,
+        done: Mapping[Part, float] = NOTHING,
         curves: bool = False,
         probing: Callable[[Cell, torch.device], float] | None = None,
     ) -> None:
         self.device, self.threads, self.curves = device, threads, curves
-        self.there, self._probing = dict(there), probing
+        self.done, self._probing = dict(done), probing
         self._rates: dict[tuple[str, str, int], float] = {}
 
     def seconds(self, cells: Iterable[Cell]) -> float:
-        """Expected for these cells, data loading and evaluation at the end left out."""
+        """Expected for these cells, without data loading and the final evaluation."""
         return sum(
-            (share + (curve_work(cell, self.there) if self.curves else 0.0)) / self._rate(cell)
-            for cell, share in added_work(cells, self.there).items()
+            (share + (curve_work(cell, self.done) if self.curves else 0.0)) / self._rate(cell)
+            for cell, share in added_work(cells, self.done).items()
         )
 
     def learn(self, cell: Cell, done: float, seconds: float) -> None:
-        """A cell did so much work in so many seconds."""
+        """Take the speed of a model from a cell that took these seconds for `done` forward
+        passes."""
         if done and seconds:
             self._rates[self._kind(cell)] = done / seconds
 
@@ -57,10 +58,10 @@ class Speed:
 
 
 STEPS, ENOUGH = 8, 1.0
-"""Of a probe: as many steps as take about so many seconds, up to so many."""
+"""Steps of a probe, at most, and seconds after which fewer are enough."""
 
 
 def probe(cell: Cell, device: torch.device) -> float:
-    """Forward passes per second of a cell's model: the fastest of a few training steps on noise."""
+    """Forward passes per second of a cell's model, from the fastest of a few training steps."""
     batch = cell.recipe.batch_size
     return 3 * batch / min(steps(cell, device, STEPS, batch, ENOUGH))

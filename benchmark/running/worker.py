@@ -1,4 +1,4 @@
-"""One attempt at one cell, wherever it is made: in this process, in another, on another machine."""
+"""One attempt at one cell: in this process, in another one, or on another machine."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
 from bdbench.storage.networks import read as read_network
 from bdbench.trial import networks
-from bdbench.trial.harness import Harness, TimeLimit
+from bdbench.trial.failure import TimeLimit
+from bdbench.trial.harness import Harness
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a worker must know beside its cells.
+    """All that a worker needs beside its cells.
 
     results: folder of the records
     cache: folder of the cache
@@ -36,11 +37,11 @@ class Job:
     device: its name
     plugins: files to load
     curves: see `Harness`
-    save: keep the network that a defense returns
-    network: the file of the network that defenses start from, see `Harness.brought`
-    limit: seconds that one attempt at a cell may take, None for any
-    threads: of a processor, None for as many as torch takes
-    family: the process whose descendants are no others, None for this one
+    save: store the network that a defense returns
+    network: the file of the network that defenses start from, see `Harness.given`
+    limit: seconds that one attempt at a cell may take, None for no limit
+    threads: of a CPU, None for as many as torch uses
+    family: see `Contention`
     """
 
     results: Path
@@ -56,8 +57,8 @@ class Job:
     family: int | None = None
 
     def narrowed(self, cell: Cell) -> Job:
-        """The same with the plugin files that a cell needs, and those that register nothing. What
-        others do when they are imported does not concern it."""
+        """The same without plugin files that only other cells need, so that importing these cannot
+        affect this cell. Files that register nothing stay."""
         needed = {
             _file(part)
             for axis, registry in REGISTRIES.items()
@@ -73,21 +74,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What came of it.
+    """The result of an attempt.
 
-    record: None where another run is at this cell, or nothing can be kept in the folder
-    mine: whether the record was made here and not by another run meanwhile
-    unkept: why it could not be written, None where it was
+    record: None if another run is working on this cell, or the folder cannot be written
+    mine: whether this attempt made the record, and not another run
+    unwritten: why the record could not be written, None if it was
     """
 
     record: Record | None
     mine: bool = False
-    unkept: str | None = None
+    unwritten: str | None = None
 
 
 class Worker:
-    """Makes attempts, one after the other. `progress` is told the cell and the forward passes.
+    """Makes attempts, one after the other.
 
+    progress: called with the key of a cell and finished forward passes
     isolated: see `Harness`
     """
 
@@ -95,7 +97,7 @@ class Worker:
         self, job: Job, progress: Callable[[str, int], None], isolated: bool = False
     ) -> None:
         with warnings.catch_warnings():
-            # Whoever began the run was told.
+            # The process that started the run has shown this warning.
             warnings.simplefilter("ignore", RegistersNothing)
             for path in job.plugins:
                 load_file(path)
@@ -110,19 +112,19 @@ class Worker:
             torch.device(job.device),
             job.curves,
             isolated=isolated,
-            brought=None if job.network is None else read_network(job.network),
+            given=None if job.network is None else read_network(job.network),
         )
 
     def attempt(self, cell: Cell, before: int | None, retries: Sequence[str] = ()) -> Attempt:
-        """Run a cell and write its record, unless another run is at it or has done so since.
+        """Run a cell and write its record, unless another run is doing so or has done so.
 
-        before: `stamp` of the cell's record when this run began
+        before: `stamp` of the cell's record when this run started
         retries: why earlier attempts of this run ended
         """
         try:
             return self._attempt(cell, before, retries)
         except Unusable as error:
-            return Attempt(None, mine=True, unkept=str(error))
+            return Attempt(None, mine=True, unwritten=str(error))
 
     def _attempt(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Attempt:
         with claimed(self.job.results, cell.key) as mine:
@@ -134,17 +136,17 @@ class Worker:
             try:
                 keep(self.job.results, record, cell)
             except Unusable as error:
-                return Attempt(record, mine=True, unkept=str(error))
+                return Attempt(record, mine=True, unwritten=str(error))
             self.discard(record, cell)
             return Attempt(record, mine=True)
 
     def cell(self, identity: Mapping[str, Any]) -> Cell:
-        """What another process told of by its specs: here its plugins are loaded."""
+        """The cell that another process described by its specs, with plugins of this process."""
         return cell_of(identity)
 
     def run(self, cell: Cell, retries: Sequence[str]) -> Record:
-        """The record of a cell, within the limit. Its network is kept first, if it is to be: what
-        has a record is not run again. Raises `Unusable` where it cannot be."""
+        """The record of a cell, within the limit. The network is written before the record, as a
+        cell with a record does not run again. Raises `Unusable` if it cannot be written."""
         self.harness.progress = lambda work: self.progress(cell.key, work)
         with limited(self.job.limit):
             finished = self.harness.finish(cell, retries)
@@ -153,7 +155,7 @@ class Worker:
         return finished.record
 
     def discard(self, record: Record, cell: Cell) -> None:
-        """Remove the checkpoints of a finished cell; those of a failed one are for the next run."""
+        """Remove the checkpoints of a finished cell; a failed one keeps them for the next run."""
         if record.status == "ok":
             self.harness.discard(cell)
 
@@ -161,18 +163,18 @@ class Worker:
 def attempted(
     worker: Worker, identity: Mapping[str, Any], before: int | None, retries: Sequence[str]
 ) -> Attempt:
-    """`Worker.attempt` for a process that is told of a cell by its specs."""
+    """`Worker.attempt` for a cell that is described by its specs."""
     return worker.attempt(worker.cell(identity), before, retries)
 
 
 def keep(results: Path, record: Record, cell: Cell) -> None:
-    """Write a record, unless the code of one of its plugins is not wholly known: it would pass for
-    that of later code."""
+    """Write a record, unless the code of one of its plugins is not completely known: after a change
+    of that code, the record would still count as its result."""
     unknown = [cell.labels[axis] for axis, code in cell.local.items() if not code.whole]
     if unknown:
         warnings.warn(
-            f"the record of {', '.join(unknown)} is not kept: it uses something whose source cannot"
-            " be read, such as a tensor outside of the class",
+            f"the record of {', '.join(unknown)} is not kept: the class uses something whose source"
+            " cannot be read; move it to a plugin file, or into the class",
             stacklevel=2,
         )
     else:
@@ -180,17 +182,19 @@ def keep(results: Path, record: Record, cell: Cell) -> None:
 
 
 def _file(factory: Callable[..., Any]) -> Path | None:
-    """Where a plugin was defined."""
+    """The file that defines a plugin."""
     file = getattr(sys.modules.get(factory.__module__), "__file__", None)
     return Path(file).resolve() if file else None
 
 
 @contextmanager
 def limited(seconds: float | None) -> Iterator[None]:
-    """Raises `TimeLimit` inside the block when the seconds are over. For the main thread."""
+    """Raises `TimeLimit` inside the block after so many seconds. Works in the main thread only."""
 
     def ring(number: int, frame: Any) -> NoReturn:
-        raise TimeLimit(f"over the limit of {seconds:g} s; another run goes on from here")
+        raise TimeLimit(
+            f"stopped at --limit {seconds:g} s; run again to resume from the last checkpoint"
+        )
 
     if seconds is None:
         yield

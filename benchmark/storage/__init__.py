@@ -1,1 +1,1 @@
-"""Files: the cache, checkpoints, and how each is written whole or not at all."""
+"""Files: the cache, checkpoints, and writing that is complete or has no effect."""

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there. Every write of the harness goes through here."""
+"""Files that are either complete or absent. Every write of the harness goes through here."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from typing import BinaryIO
 from bdbench.models.plugins.errors import InvalidInput
 
 TEMPORARY = re.compile(r"\.(?P<name>.+)\.(?:\d{1,6}|[0-9a-f]{32})\.tmp", re.DOTALL)
-"""The name of a file that is being written, or whose writer is dead."""
+"""The name of a file that is being written, or whose writer died."""
 
 
 class Unusable(InvalidInput):
-    """A file or folder on a disk that is full, fails, or may not be used."""
+    """A file or folder that cannot be used: the disk is full or fails, or access is denied."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or as it was, see `written`."""
+    """Replace the content of a file as a whole or not at all, see `written`."""
     with written(path) as file:
         file.write(content)
 
 
 @contextmanager
 def written(path: Path) -> Iterator[BinaryIO]:
-    """What is written to the file of this block is at `path` when the block ends, and nothing is
-    changed where it raises. What writers of the path left that were killed is removed. Raises
-    `Unusable` where it cannot be written."""
+    """Yields a file whose content replaces `path` when the block ends. If the block raises, nothing
+    changes. Temporary files that killed writers of this path left are removed. Raises `Unusable`
+    where the file cannot be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as file:
@@ -50,19 +50,26 @@ def written(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if need be, and raise `Unusable` unless files can be written there."""
+    """Create the folder if it is missing. Raises `Unusable` unless files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # It has no name, so nothing is left of it whatever happens.
+        # It has no name, so nothing is left behind.
         with TemporaryFile(dir=folder):
             return
     except OSError as error:
         raise Unusable(f"cannot write in {folder}: {error.strerror or error}") from error
 
 
+def is_regular(path: Path) -> bool:
+    """Whether a path leads to a regular file. Opening a FIFO would block."""
+    return path.is_file()
+
+
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
-    """Remove temporary files in a folder whose writers are dead: those of one file, or of all where
-    the folder is ours alone. Nothing happens where that is not possible."""
+    """Remove temporary files whose writers died from a folder. Errors are ignored.
+
+    name: only the temporary files of this file; None for all, in a folder that is ours alone
+    """
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             found = TEMPORARY.fullmatch(entry.name)
@@ -72,12 +79,12 @@ def remove_abandoned(folder: Path, name: str | None = None) -> None:
 
 
 def remove_if_abandoned(path: Path) -> bool:
-    """Remove a temporary file unless somebody has locked it; whether it was removed."""
+    """Remove a temporary file unless its writer holds the lock. Returns whether it was removed."""
     with suppress(OSError):
         file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The name may be that of a new file by now.
+            # By now the name may belong to a new file.
             if os.path.samestat(os.fstat(file), os.lstat(path)):
                 os.unlink(path)
                 return True
@@ -87,10 +94,10 @@ def remove_if_abandoned(path: Path) -> bool:
 
 
 def _temporary(path: Path) -> BinaryIO:
-    """A new file beside `path`, which is locked as long as it is open.
+    """A new file beside `path`, locked while it is open.
 
-    The first free name is taken, so that whoever writes next meets what a dead writer has left,
-    and need not look through the folder.
+    It takes the first free name. So the next writer meets the file of a dead one, without a search
+    through the folder.
     """
     number = 0
     while True:
@@ -100,7 +107,7 @@ def _temporary(path: Path) -> BinaryIO:
         except FileExistsError:
             number += not remove_if_abandoned(place)
             continue
-        with suppress(OSError):  # of a file system without locks
+        with suppress(OSError):  # the file system has no locks
             fcntl.flock(file, fcntl.LOCK_EX)
         if os.fstat(file.fileno()).st_nlink:
             return file

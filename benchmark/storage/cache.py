@@ -1,10 +1,11 @@
-"""Content-addressed store of what is expensive to make: decoded data, poisoned sets, networks.
+"""Content-addressed store of what is expensive to make: decoded data, poisoned sets, networks, and
+the embeddings that figures show.
 
 An entry is `<root>/<kind>/<digest>.safetensors` beside `<digest>.json`, where the digest is the
-hash of everything the entry depends on. The JSON is written last, holds hashes of the other file
-and of its own content, and so marks the entry as complete. Nothing here is ever unpickled. What
-else lies under the root, and how all of it is kept in order, is in `maintenance.py`; whose the
-root is, in `mark.py`.
+hash of everything the entry depends on. The JSON is written last and holds the hashes of the other
+file and of its own content, so it marks the entry as complete. Every read checks these hashes, and
+nothing is ever unpickled. `mark.py` tells which folders and files are ours, `maintenance.py` lists
+and clears them. Importing this module, `put` and `get` need no torch.
 """
 
 from __future__ import annotations
@@ -17,19 +18,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
+import numpy
+import safetensors.numpy
 from filelock import FileLock
+from numpy.typing import NDArray
 from safetensors import SafetensorError
-from torch import Tensor
 
 from bdbench.storage import mark
-from bdbench.storage.atomic import Unusable, check_writable, write_atomically
+from bdbench.storage.atomic import Unusable, check_writable, is_regular, write_atomically
 from bdbench.storage.keys import digest_of
 
-Payload = tuple[dict[str, Tensor], dict[str, Any]]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Payload = tuple[dict[str, "Tensor"], dict[str, Any]]
+Arrays = dict[str, NDArray[numpy.generic]]
 
 DAMAGE = (
     OSError,
@@ -40,20 +45,20 @@ DAMAGE = (
     RecursionError,
     SafetensorError,
 )
-"""What reading an entry may raise that is not whole."""
+"""What reading a corrupt entry may raise."""
 
 
 class DamagedCache(UserWarning):
-    """A cache entry did not match its hash and was made anew."""
+    """A cache entry did not match its hashes and was rebuilt."""
 
 
 class UnwritableCache(UserWarning):
-    """A cache entry could not be written, so whoever needs it next makes it again."""
+    """A cache entry could not be written, so it is rebuilt when it is needed again."""
 
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """tensors: on the CPU, by name. meta: JSON values. fresh: made by this very call."""
+    """tensors: on the CPU, by name. meta: JSON values. fresh: built by this call."""
 
     tensors: dict[str, Tensor]
     meta: dict[str, Any]
@@ -61,20 +66,20 @@ class CacheEntry:
 
 
 def sha256_of(path: Path) -> str:
-    """Of the bytes of a file."""
+    """64 hex digits, of the bytes of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class Cache:
-    """The store under one folder, which is made on first use."""
+    """The store under one folder, which is created on first use."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def prepare(self) -> None:
-        """Make the folder, remove what dead writers left in it, and raise `InvalidInput` where it
-        cannot be written or is somebody else's."""
+        """Create the folder and remove temporary files of dead writers. Raises `InvalidInput` for a
+        folder that cannot be written or is not a cache of bdbench."""
         mark.claim(self.root)
         check_writable(self.root)
         mark.tidy(self.root)
@@ -86,30 +91,55 @@ class Cache:
         build: Callable[[], Payload],
         suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
     ) -> CacheEntry:
-        """The entry for `key`, made by `build` if it is missing or damaged, or its meta does not
+        """The entry for `key`, built by `build` if it is missing or corrupt, or its meta does not
         suffice.
 
-        Of several processes that ask at once, one builds and the others wait. A damaged entry is
-        warned of (`DamagedCache`) and replaced. One that cannot be written is warned of
-        (`UnwritableCache`), and the caller has what was made. Raises `InvalidInput` for a folder
-        that is somebody else's.
+        Of several processes that ask at once, one builds and the others wait. A corrupt entry is
+        rebuilt with a warning (`DamagedCache`). Where an entry cannot be written, the caller gets
+        what was built, with a warning (`UnwritableCache`). Raises `InvalidInput` for a folder that
+        is not a cache of bdbench.
         """
         digest = digest_of(key)
         with self._alone(kind, digest):
             entry = self._read(kind, digest)
             if entry is None or not suffices(entry.meta):
-                made = self.make(kind, build)
-                self._keep(kind, digest, dict(key), made)
-                entry = CacheEntry(*made, fresh=True)
+                tensors, meta = self.make(kind, build)
+                self._keep(kind, digest, dict(key), _serialised(tensors), meta)
+                entry = CacheEntry(tensors, meta, fresh=True)
             return entry
 
     def make(self, kind: str, build: Callable[[], Payload]) -> Payload:
-        """What is to be stored, where it is not there."""
+        """Build a missing entry."""
         return build()
+
+    def put(
+        self, kind: str, key: Mapping[str, Any], arrays: Mapping[str, NDArray[numpy.generic]]
+    ) -> None:
+        """Store arrays under `key`, in place of those stored before.
+
+        Warns (`UnwritableCache`) where they cannot be written. Raises `InvalidInput` for a folder
+        that is not a cache of bdbench.
+        """
+        whole = {name: numpy.ascontiguousarray(array) for name, array in arrays.items()}
+        digest = digest_of(key)
+        with self._alone(kind, digest):
+            self._keep(kind, digest, dict(key), safetensors.numpy.save(whole), {})
+
+    def get(self, kind: str, key: Mapping[str, Any]) -> Arrays | None:
+        """The arrays that `put` stored, None where they are missing or corrupt."""
+        digest = digest_of(key)
+        try:
+            content = self._checked(kind, digest, self._described(kind, digest)).read_bytes()
+            arrays: Arrays = safetensors.numpy.load(content)
+        except DAMAGE:
+            return None
+        self._touch(kind, digest)
+        return arrays
 
     @contextmanager
     def _alone(self, kind: str, digest: str) -> Iterator[None]:
-        """Hold the lock of an entry. Where there can be none, two processes may make the same."""
+        """Hold the lock of an entry. Where the file system has no locks, two processes may build
+        the same entry."""
         lock = self.lock(kind, digest)
         with suppress(Unusable, OSError, NotImplementedError):
             mark.claim(self.root)
@@ -122,31 +152,39 @@ class Cache:
                 lock.release()
 
     def lock(self, kind: str, digest: str) -> FileLock:
-        """What whoever makes or removes an entry must hold."""
+        """The lock that a process holds while it builds, reads or removes an entry."""
         return FileLock(self.root / kind / f"{digest}.lock")
 
     def load(self, kind: str, digest: str) -> CacheEntry:
-        """An entry. Raises one of `DAMAGE` unless it is whole."""
+        """An entry. Raises one of `DAMAGE` if it is missing or corrupt."""
+        import safetensors.torch
+
         document = self._described(kind, digest)
-        payload = self.root / kind / f"{digest}.safetensors"
-        if sha256_of(payload) != document["sha256"]:
-            raise ValueError(f"{payload.name} is not what was written")
+        payload = self._checked(kind, digest, document)
         return CacheEntry(safetensors.torch.load_file(payload), document["meta"], fresh=False)
 
     def key_of(self, kind: str, digest: str) -> dict[str, Any]:
-        """What an entry depends on. Raises one of `DAMAGE` where that cannot be read."""
+        """The key of an entry. Raises one of `DAMAGE` where it cannot be read."""
         return dict(self._described(kind, digest)["key"])
 
+    def _checked(self, kind: str, digest: str, document: Mapping[str, Any]) -> Path:
+        """The path of the payload, whose hash is that in the description. Raises one of `DAMAGE`
+        otherwise."""
+        payload = self.root / kind / f"{digest}.safetensors"
+        if not is_regular(payload) or sha256_of(payload) != document["sha256"]:
+            raise ValueError(f"{payload.name} is missing or does not match its hash")
+        return payload
+
     def _described(self, kind: str, digest: str) -> dict[str, Any]:
-        """The JSON of an entry. Raises one of `DAMAGE` unless it is whole and its own."""
+        """The JSON of an entry. Raises one of `DAMAGE` if it is missing, corrupt or of another
+        entry."""
         path = self.root / kind / f"{digest}.json"
-        if not path.is_file():
-            # To open a pipe is to wait for somebody who writes to it.
-            raise ValueError(f"{path.name} is no file")
+        if not is_regular(path):
+            raise ValueError(f"{path.name} is missing")
         document: dict[str, Any] = json.loads(path.read_bytes())
         stated = document.pop("digest")
         if (digest_of(document), digest_of(document["key"])) != (stated, digest):
-            raise ValueError(f"{path.name} is not what was written")
+            raise ValueError(f"{path.name} does not match its hash")
         return document
 
     def _read(self, kind: str, digest: str) -> CacheEntry | None:
@@ -157,31 +195,32 @@ class Cache:
             entry = self.load(kind, digest)
         except DAMAGE:
             warnings.warn(
-                f"cache entry {kind}/{digest} is damaged and is made anew",
+                f"cache entry {kind}/{digest} is corrupt; rebuilding it",
                 DamagedCache,
                 stacklevel=3,
             )
             return None
-        with suppress(OSError):
-            os.utime(description, follow_symlinks=False)
+        self._touch(kind, digest)
         return entry
 
-    def _keep(self, kind: str, digest: str, key: dict[str, Any], made: Payload) -> None:
-        """Write an entry, or say that it cannot be."""
+    def _touch(self, kind: str, digest: str) -> None:
+        """Note that an entry was used now."""
+        with suppress(OSError):
+            os.utime(self.root / kind / f"{digest}.json", follow_symlinks=False)
+
+    def _keep(
+        self, kind: str, digest: str, key: dict[str, Any], content: bytes, meta: dict[str, Any]
+    ) -> None:
+        """Write an entry, or warn that it cannot be written."""
         try:
             mark.claim(self.root)
-            self._write(self.root / kind, digest, key, made)
+            self._write(self.root / kind, digest, key, content, meta)
         except Unusable as error:
-            warnings.warn(
-                f"the cache goes without {kind}/{digest}: {error}", UnwritableCache, stacklevel=3
-            )
+            warnings.warn(f"{kind}/{digest} is not cached: {error}", UnwritableCache, stacklevel=3)
 
-    def _write(self, folder: Path, digest: str, key: dict[str, Any], made: Payload) -> None:
-        tensors, meta = made
-        apart = {
-            name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()
-        }
-        content = safetensors.torch.save(apart)
+    def _write(
+        self, folder: Path, digest: str, key: dict[str, Any], content: bytes, meta: dict[str, Any]
+    ) -> None:
         description = {"key": key, "meta": meta, "sha256": hashlib.sha256(content).hexdigest()}
         signed = {**description, "digest": digest_of(description)}
         payload = folder / f"{digest}.safetensors"
@@ -192,3 +231,12 @@ class Cache:
             with suppress(OSError):
                 payload.unlink(missing_ok=True)
             raise
+
+
+def _serialised(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors as the content of a safetensors file, which cannot hold tensors that share memory."""
+    import safetensors.torch
+    import torch
+
+    apart = {name: t.clone(memory_format=torch.contiguous_format) for name, t in tensors.items()}
+    return safetensors.torch.save(apart)

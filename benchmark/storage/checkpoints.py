@@ -1,8 +1,9 @@
-"""Checkpoints as files: a folder for each piece of work, which goes when the work is done.
+"""Checkpoints as files: a folder for each piece of work, removed when the work is done.
 
 The last checkpoint of a loop is `<loop>-<rounds>-<hash>.safetensors`: numbers and tensors in one
-file, whose name holds the hash of its bytes. A file whose hash is another is as good as none. Since
-the folder is named after all that decides the numbers, a checkpoint of other code is never met.
+file whose name holds the hash of its bytes. A file that does not match its hash is ignored. The
+name of the folder is a hash of everything that decides the numbers, so a checkpoint of other code
+is never resumed.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ from bdbench.storage import mark
 from bdbench.storage.atomic import Unusable, remove_abandoned, write_atomically
 
 SHARE = 0.02
-"""Of the time of a training, that checkpoints may take."""
+"""Largest share of the training time that checkpoints may take."""
 LONGEST = 2**26
-"""Bytes of the head of a file; one that says it has more is damaged."""
+"""Bytes of a header at most; a file that states more is corrupt."""
 PATIENCE = 1.0
-"""Seconds before the first one, whose cost is not known yet."""
+"""Seconds before the first checkpoint, whose cost is not known yet."""
 
 
 class Checkpoints(CheckpointStore):
-    """Keeps loops in files, as often as the time for it allows.
+    """Stores the state of loops in files, as often as `SHARE` allows.
 
-    folder: of this piece of work alone
-    note: gives JSON values to keep beside a loop's state, such as counts and seconds
-    recall: told the note of a loop that is restored
-    patience: see `PATIENCE`; below 0, every round is kept
+    folder: for this piece of work alone
+    note: returns JSON values to store beside a loop's state, such as counts and seconds
+    recall: called with the note of a loop that is restored
+    patience: see `PATIENCE`; below 0, every round is stored
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Checkpoints(CheckpointStore):
         return kept
 
     def offer(self, loop: str, rounds: int, finished: bool, state: State) -> None:
-        # One at a time, as the share is that of all branches; the others need not wait for it.
+        # One branch writes at a time, as all of them share the time; the others do not wait.
         if time.monotonic() < self._next or not self._writing.acquire(blocking=self.patience < 0):
             return
         try:
@@ -86,7 +87,7 @@ class Checkpoints(CheckpointStore):
                 raise Unusable(f"{self.folder} is a link")
             write_atomically(path, content)
         except Unusable as error:
-            warnings.warn(f"going on without checkpoints: {error}", stacklevel=2)
+            warnings.warn(f"continuing without checkpoints: {error}", stacklevel=2)
             self._next = math.inf
             return
         old, self._found[loop] = self._found.get(loop), path
@@ -97,7 +98,7 @@ class Checkpoints(CheckpointStore):
             self._next = ended + (ended - started) / SHARE
 
     def _whole(self) -> list[tuple[str, Path]]:
-        """Loops and their files, the last for each loop last; what is damaged is removed."""
+        """Loops and their files, the newest of a loop last. Corrupt files are removed."""
         found = []
         remove_abandoned(self.folder)
         for path in _own(self.folder):
@@ -110,7 +111,7 @@ class Checkpoints(CheckpointStore):
 
 
 def discard(folder: Path) -> None:
-    """Remove the checkpoints of a piece of work that is done, and nothing else in the folder."""
+    """Remove the checkpoints of finished work, and no other file of the folder."""
     remove_abandoned(folder)
     for path in _own(folder):
         _remove(path)
@@ -119,7 +120,7 @@ def discard(folder: Path) -> None:
 
 
 def _own(folder: Path) -> Iterator[Path]:
-    """The checkpoints in a folder, which is none of ours if it is a link."""
+    """The checkpoints in a folder; none if the folder is a link."""
     if folder.is_symlink():
         return
     with suppress(Unusable):
@@ -129,7 +130,7 @@ def _own(folder: Path) -> Iterator[Path]:
 
 
 def _digest(path: Path) -> str | None:
-    """That of the bytes of a file; None where it cannot be read."""
+    """The hash of a file; None where it cannot be read."""
     try:
         return hash_of(path.read_bytes())
     except OSError:
@@ -137,14 +138,14 @@ def _digest(path: Path) -> str | None:
 
 
 def _remove(path: Path) -> None:
-    """What cannot be removed now is removed by `bdbench cache gc`."""
+    """Remove a file if possible; `bdbench cache clear` removes what is left."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 def notes(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of all checkpoints in the folders below `root`: the loop and the note. Only the heads of
-    files are read, and none is changed."""
+    """The loop and the note of each checkpoint in the folders below `root`. Only headers are read,
+    and nothing is changed."""
     for path in root.glob("*/*.safetensors"):
         with suppress(OSError, ValueError, LookupError, TypeError), path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -158,7 +159,7 @@ def hash_of(content: bytes) -> str:
 
 
 def encode(note: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
-    """JSON values and a state as `snapshot` gives it, as one file."""
+    """JSON values and a state, as `snapshot` returns it, as the content of one file."""
     tensors: dict[str, Tensor] = {}
     document = {**note, "state": _flattened(state, tensors)}
     return safetensors.torch.save(tensors, {"document": json.dumps(document)})
@@ -180,10 +181,10 @@ def _document(head: bytes) -> dict[str, Any]:
 
 
 def _flattened(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The value as JSON, where a tensor's name in `tensors` stands for it."""
+    """The value as JSON. Tensors are added to `tensors`, and their names stand for them."""
     if isinstance(value, Tensor):
         name, last = str(len(tensors)), torch.channels_last
-        # Else the layout would be lost, and with it the speed of what follows.
+        # safetensors loses the memory layout, and later convolutions would be slower.
         wide = value.dim() == 4 and value.is_contiguous(memory_format=last)
         tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name, "last": wide and not value.is_contiguous()}
@@ -196,7 +197,7 @@ def _flattened(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _restored(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The inverse of `_flattened`; tuples have become lists."""
+    """The inverse of `_flattened`, with lists in place of tuples."""
     if not isinstance(value, dict):
         return value
     if "tensor" in value:

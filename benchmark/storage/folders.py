@@ -1,27 +1,34 @@
-"""Which folders are used: the cache, and those that may hold data sets."""
+"""Folders that bdbench uses, the cache and those of data sets, and the space on their disks."""
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
 from pathlib import Path
+
+from rich.filesize import decimal
 
 from bdbench.models.plugins.errors import InvalidInput, require
 
+LITTLE = 10**9
+"""Bytes. A run warns where a disk has less left."""
+
 
 def cache_root() -> Path:
-    """`$BDBENCH_CACHE`, else the platform's user cache. Raises `InvalidInput` where none is
+    """`$BDBENCH_CACHE`, else the platform's user cache. Raises `InvalidInput` where neither is
     known."""
     if (named := _named("BDBENCH_CACHE")) is not None:
         return named
-    # Nobody who names a folder needs it, and not every machine that only computes has it.
+    # Imported here: a machine that names its folder need not have it.
     from platformdirs import user_cache_path
 
     try:
         found = user_cache_path("bdbench")
     except RuntimeError:
         found = Path("~")
-    # Older versions give the ~ back where there is no home.
-    require(found.is_absolute(), "there is no home folder here: name a folder in BDBENCH_CACHE")
+    # Older versions return the ~ where no home exists.
+    require(found.is_absolute(), "no home folder is known: set BDBENCH_CACHE to a folder")
     return found
 
 
@@ -33,12 +40,36 @@ def roots(data: Path | None = None) -> list[Path]:
 
 
 def expanded(path: Path) -> Path:
-    """The path with the home folder for a leading ~, where no shell has put it. Raises
-    `InvalidInput` where nobody knows that folder."""
+    """The path with the home folder in place of a leading ~. Raises `InvalidInput` where the home
+    folder is not known."""
     try:
         return path.expanduser()
     except RuntimeError as error:
         raise InvalidInput(f"the home folder in {path} is not known") from error
+
+
+def free_disk(folder: Path) -> float:
+    """Bytes that can be written below a folder, which need not exist yet; infinity where the system
+    does not say."""
+    whole = folder.absolute()
+    # Path.exists would raise below a folder that may not be read.
+    existing = next(path for path in (whole, *whole.parents) if os.path.exists(path))
+    try:
+        return shutil.disk_usage(existing).free
+    except OSError:
+        return math.inf
+
+
+def low_disk(*folders: Path) -> str | None:
+    """A warning if the disk of one of these folders has less than `LITTLE` bytes left."""
+    free = {folder: free_disk(folder) for folder in dict.fromkeys(folders)}
+    low = [f"{decimal(int(left))} in {folder}" for folder, left in free.items() if left < LITTLE]
+    if not low:
+        return None
+    return (
+        f"little disk space is left: {' and '.join(low)}; free some, or choose other folders with "
+        "--results and BDBENCH_CACHE"
+    )
 
 
 def _named(variable: str) -> Path | None:

@@ -1,18 +1,16 @@
-"""The cache in order: what lies in it, whether it is whole, and removing what no run needs.
-
-Two more kinds lie beside the entries of the store, `artefacts` and `checkpoints`: files that have
-the hash of their bytes in their names, and no lock.
-"""
+"""The cache as its owner sees it: what it holds, and clearing it."""
 
 from __future__ import annotations
 
-import re
+import math
+import os
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,275 +24,142 @@ from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import models
 from bdbench.storage import mark
-from bdbench.storage.cache import DAMAGE, Cache, sha256_of
+from bdbench.storage.cache import DAMAGE, Cache
 
 KINDS = {
     "datasets": "decoded data sets",
     "poisoned": "poisoned sets and prepared attacks",
     "undefended": "networks trained with no defense",
-    "artefacts": "what figures are drawn from",
+    "embeddings": "data of figures",
     "checkpoints": "unfinished cells",
 }
-HASHED = {"artefacts": 16, "checkpoints": 32}
-"""The kinds that are no entries, and how many digits of its hash end the name of a file."""
-STALE = 7 * 24 * 3600.0
-"""Seconds after which checkpoints that nobody went on from are garbage."""
-BUSY = 3600.0
-"""Seconds for which files that no lock guards are taken to be in use."""
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+REBUILT = tuple(kind for kind in KINDS if kind != "embeddings")
+"""What a run rebuilds when it needs it. Embeddings come back only if their cell is run again."""
+RECENT = 3600.0
+"""Seconds. Checkpoints have no lock; those written since may be of a running cell."""
+DAY = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What lies in a cache under one name: an entry, an artefact, a folder of checkpoints.
-
-    files: whole or not
-    leftovers: temporary files, whose writers may be dead, and the lock of an entry without files
-    size: bytes of all
-    used: when last, seconds since 1970
-    """
+    """The files of an entry of the cache, or of a folder of checkpoints, with lock and temporary
+    files."""
 
     cache: Cache
     kind: str
     name: str
-    files: tuple[Path, ...]
-    leftovers: tuple[Path, ...]
-    size: int
-    used: float
+    paths: tuple[Path, ...]
 
-    def __str__(self) -> str:
-        return f"{self.kind}/{self.name}"
+    @cached_property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(status.st_size for status in _statuses(self.paths))
 
-    @property
-    def age(self) -> float:
-        """Seconds since it was used."""
-        return time.time() - self.used
+    @cached_property
+    def used(self) -> float:
+        """When it was last used, seconds since 1970. A read touches the description alone."""
+        told = [path for path in self.paths if path.suffix == ".json"] or self.paths
+        return max((status.st_mtime for status in _statuses(told)), default=0.0)
 
-    @property
-    def busy(self) -> bool:
-        """Whether a running cell may be about to write here, where it has no lock to say so."""
-        return self.kind == "checkpoints" and self.age < BUSY
+    def unused_for(self, seconds: float) -> bool:
+        return max(0.0, time.time() - self.used) >= seconds
 
     def key(self) -> dict[str, Any]:
-        """What an entry depends on. Raises one of `DAMAGE` where that cannot be read."""
+        """What an entry depends on. Raises one of `DAMAGE` where it cannot be read."""
         return self.cache.key_of(self.kind, self.name)
 
-    def damaged_files(self) -> tuple[Path, ...]:
-        """Those that no run would use; of an entry either all or none."""
-        if self.kind in HASHED:
-            return tuple(path for path in self.files if not _fits_its_name(path, self.kind))
-        try:
-            self.cache.load(self.kind, self.name)
-        except DAMAGE:
-            return tuple(path for path in self.files if path.exists())
-        return ()
-
-    @contextmanager
-    def claim(self) -> Iterator[bool]:
-        """Whether no other process is at work on an entry, nor will be in the block. Other kinds
-        have no lock, and are free."""
+    def remove(self) -> bool:
+        """Remove it unless it is in use. Returns whether it was removed. Raises OSError."""
+        if self.kind == "checkpoints":
+            return self.unused_for(RECENT) and self._unlink(*self.paths)
         lock = self.cache.lock(self.kind, self.name)
-        path = Path(lock.lock_file)
-        existed = path.exists()
-        if self.kind not in HASHED:
-            try:
-                lock.acquire(blocking=False)
-            except Timeout:
-                yield False
-                return
-            except (OSError, NotImplementedError):
-                # Nobody has a lock here, where none can be written.
-                pass
         try:
-            yield True
+            lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except (OSError, NotImplementedError):
+            pass  # the file system has no locks
+        try:
+            return self._unlink(*self.paths, Path(lock.lock_file))
         finally:
-            if not existed:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
             lock.release()
 
-    def remove(self, files: Iterable[Path]) -> None:
-        """Remove some of its files, and with the last one all trace of it. Raises `InvalidInput`
-        where that is not allowed."""
-        try:
-            # The description first: without it, the rest is no entry.
-            for path in sorted(files, key=lambda path: path.suffix != ".json"):
+    def _unlink(self, *paths: Path) -> bool:
+        # The description goes first: without it, the rest is not an entry.
+        for path in sorted(paths, key=lambda path: path.suffix != ".json"):
+            if mark.own_name(path, self.kind) is not None:
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            reason = error.strerror or error
-            raise InvalidInput(f"cannot remove {self} from {self.cache.root}: {reason}") from error
-        if not any(path.exists() for path in self.files):
-            place = self.cache.root / self.kind / self.name
-            with suppress(OSError):
-                place.with_suffix(".lock").unlink(missing_ok=True)
-            if place.is_dir():
-                with suppress(OSError):
-                    # A file that is being written right now keeps it.
-                    place.rmdir()
+        with suppress(OSError):  # only checkpoints have a folder, which may hold other files
+            (self.cache.root / self.kind / self.name).rmdir()
+        return True
 
 
 def contents(cache: Cache, kind: str) -> list[Stored]:
-    """All there is of a kind, last used first, with what is damaged or half written. What bdbench
-    did not make is no part of it."""
+    """Everything of a kind that bdbench stored, also what is corrupt, last used first."""
     groups: dict[str, list[Path]] = defaultdict(list)
     for name, path in mark.own_files(cache.root, kind):
         groups[name].append(path)
-    found = [_stored(cache, kind, name, paths) for name, paths in groups.items()]
+    found = [Stored(cache, kind, name, tuple(paths)) for name, paths in groups.items()]
     return sorted(found, key=lambda stored: (-stored.used, stored.name))
 
 
 def listing(cache: Cache, kind: str | None = None) -> str:
-    """What there is, and how large: of all kinds in sum, or of one thing by thing. Raises
-    `InvalidInput` for an unknown kind, and a folder that is somebody else's."""
+    """Number and size of the entries of all kinds, or a line for each entry of one kind. Raises
+    `InvalidInput` for an unknown kind, and for a folder that is not a cache of bdbench."""
     mark.check_ours(cache.root)
+    found = {each: contents(cache, each) for each in _chosen(kind, KINDS)}
+    sizes = {each: sum(stored.size for stored in entries) for each, entries in found.items()}
     if kind is None:
         headers = ["kind", "entries", "size", ""]
-        found = {name: _present(cache, name) for name in KINDS}
-        rows = [
-            (name, str(len(found[name])), decimal(_total(found[name])), words)
-            for name, words in KINDS.items()
-        ]
-        total = sum(map(_total, found.values()))
+        rows = [(each, str(len(found[each])), decimal(sizes[each]), KINDS[each]) for each in found]
     else:
-        check_kind(kind)
         headers = ["name", "size", "last used", ""]
-        present = _present(cache, kind)
-        rows = [
-            (stored.name, decimal(stored.size), _moment(stored.used), _about(stored))
-            for stored in present
-        ]
-        total = _total(present)
+        rows = [(s.name, decimal(s.size), _moment(s.used), _about(s)) for s in found[kind]]
     table = tabulate(rows, headers, "plain", disable_numparse=True)
-    return f"{table}\n\n{decimal(total)} in {cache.root}"
+    return f"{table}\n\n{decimal(sum(sizes.values()))} in {cache.root}"
 
 
-def verify(cache: Cache) -> tuple[list[str], bool]:
-    """Read everything. Returns lines that name what is damaged and count what is whole, and whether
-    nothing is damaged. Raises `InvalidInput` for a folder that is somebody else's."""
-    mark.check_ours(cache.root)
-    lines: list[str] = []
-    rows = []
-    for kind in KINDS:
-        whole = busy = 0
-        for stored in _present(cache, kind):
-            with stored.claim() as free:
-                if not free:
-                    busy += 1
-                elif stored.damaged_files():
-                    lines.append(f"damaged or half written: {stored}")
-                else:
-                    whole += 1
-        rows.append((kind, whole, busy))
-    damaged = len(lines)
-    lines.append(tabulate(rows, ["kind", "whole", "in use, not read"], "plain"))
-    lines.append(f"{damaged} damaged in {cache.root}")
-    return lines, not damaged
+def clear(cache: Cache, kind: str | None = None, older_than: float = 0.0) -> list[str]:
+    """Remove what is not in use, and return lines that say what was removed.
 
+    kind: only this kind; None for `REBUILT`
+    older_than: days; only what was not used for that long
 
-def sweep(
-    cache: Cache, kinds: Sequence[str] = (), max_size: str | None = None, dry_run: bool = False
-) -> list[str]:
-    """Remove what no run can use, and then, while the rest is larger than `max_size`, what was not
-    used for the longest time. Returns lines that say what was, or would be, removed.
-
-    kinds: what to look at and to measure; unless given, all but artefacts, which no run makes anew
-
-    Safe beside running cells: what another process holds stays. Raises `InvalidInput` for an
-    unknown kind, a bad size, a folder that is somebody else's, and where nothing may be removed.
+    Raises `InvalidInput` for an unknown kind, for days below 0, and for a folder that is not a
+    cache of bdbench; OSError where a file cannot be removed.
     """
+    chosen = _chosen(kind, REBUILT)
+    require(0 <= older_than < math.inf, f"--older-than must be 0 days or more, got {older_than:g}")
     mark.check_ours(cache.root)
-    for kind in kinds:
-        check_kind(kind)
-    limit = None if max_size is None else parse_size(max_size)
-    chosen = [kind for kind in KINDS if (kind in kinds if kinds else kind != "artefacts")]
-    verb = "would remove" if dry_run else "removed"
-    lines: list[str] = []
-    gone: dict[Path, int] = {}
-
-    def remove(stored: Stored, files: Sequence[Path], why: str) -> None:
-        sizes = {path: _status(path)[0] for path in files}
-        if not dry_run:
-            stored.remove(files)
-        gone.update(sizes)
-        lines.append(f"{verb} {stored}, {why}: {decimal(sum(sizes.values()))}")
-
-    everything = [stored for kind in chosen for stored in contents(cache, kind)]
-    for stored in everything:
-        with stored.claim() as free:
-            if not free or stored.busy:
-                continue
-            if stored.kind == "checkpoints" and stored.age > STALE:
-                remove(stored, (*stored.files, *stored.leftovers), "unused for a week")
-            elif damaged := stored.damaged_files():
-                remove(stored, (*damaged, *stored.leftovers), "damaged or half written")
-            elif stored.leftovers:
-                remove(stored, stored.leftovers, "left over")
-    left = _total(everything) - sum(gone.values())
-    for stored in sorted(everything, key=lambda stored: stored.used):
-        if limit is None or left <= limit:
-            break
-        files = [path for path in stored.files if path not in gone]
-        with stored.claim() as free:
-            if files and free and not stored.busy:
-                remove(stored, files, "least recently used")
-                left -= sum(gone[path] for path in files)
-    lines.append(f"{verb} {decimal(sum(gone.values()))}, {decimal(left)} are left in {cache.root}")
-    if limit is not None and left > limit:
-        lines.append(f"that is more than {max_size}: the rest is in use")
-    return lines
+    if mark.listed(cache.root):
+        mark.claim(cache.root)
+    old = [s for each in chosen for s in contents(cache, each) if s.unused_for(older_than * DAY)]
+    removed, freed = Counter[str](), 0
+    for stored in old:
+        size = stored.size
+        if stored.remove():
+            removed[stored.kind] += 1
+            freed += size
+    lines = [f"removed {count} of {each}" for each, count in removed.items()]
+    in_use = len(old) - removed.total()
+    lines += [f"kept {in_use} in use"] * bool(in_use)
+    left = sum(stored.size for each in KINDS for stored in contents(cache, each))
+    return [*lines, f"{decimal(freed)} removed, {decimal(left)} left in {cache.root}"]
 
 
-def check_kind(kind: str) -> None:
-    """Raises `InvalidInput` with the nearest kind."""
+def _chosen(kind: str | None, default: Iterable[str]) -> tuple[str, ...]:
+    """Raises `InvalidInput`, with the nearest kind, for an unknown one."""
+    if kind is None:
+        return tuple(default)
     require(kind in KINDS, f"unknown kind {kind!r}{spec.did_you_mean(kind, KINDS)}")
+    return (kind,)
 
 
-def parse_size(text: str) -> int:
-    """Bytes from 500M, 10G, 1.5T or a plain number, in powers of 1000. Raises `InvalidInput`."""
-    found = re.fullmatch(r"(\d{1,18}(?:\.\d{1,18})?) ?([KMGT]?)B?", text.strip().upper())
-    if found is None:
-        raise InvalidInput(f"a size is written 500M, 10G, 1.5T or in bytes, got {text!r}")
-    return round(float(found[1]) * UNITS[found[2]])
-
-
-def _fits_its_name(path: Path, kind: str) -> bool:
-    """Whether a file that names its hash has it; one that is gone by now does no harm."""
-    try:
-        return path.stem.rpartition("-")[2] == sha256_of(path)[: HASHED[kind]]
-    except OSError:
-        return not path.exists()
-
-
-def _stored(cache: Cache, kind: str, name: str, paths: Sequence[Path]) -> Stored:
-    files = tuple(path for path in paths if path.suffix in (".json", ".safetensors"))
-    leftovers = tuple(
-        path
-        for path in paths
-        if (path.suffix == ".tmp" and (kind not in HASHED or time.time() - _status(path)[1] > BUSY))
-        or (path.suffix == ".lock" and not files)
-    )
-    size = sum(_status(path)[0] for path in (*files, *leftovers))
-    # A hit touches the description alone.
-    told = [path for path in files if path.suffix == ".json"] or files or paths
-    used = max(_status(path)[1] for path in told)
-    return Stored(cache, kind, name, files, leftovers, size, used)
-
-
-def _status(path: Path) -> tuple[int, float]:
-    """Bytes, and when last changed; nothing for a file that is gone by now."""
-    try:
-        found = path.stat()
-    except OSError:
-        return 0, 0.0
-    return found.st_size, found.st_mtime
-
-
-def _present(cache: Cache, kind: str) -> list[Stored]:
-    return [stored for stored in contents(cache, kind) if stored.files]
-
-
-def _total(found: Iterable[Stored]) -> int:
-    return sum(stored.size for stored in found)
+def _statuses(paths: Iterable[Path]) -> Iterator[os.stat_result]:
+    """Without files that have just been removed."""
+    for path in paths:
+        with suppress(OSError):
+            yield path.stat()
 
 
 def _moment(seconds: float) -> str:
@@ -302,15 +167,15 @@ def _moment(seconds: float) -> str:
 
 
 def _about(stored: Stored) -> str:
-    """What it is, in a few words."""
-    if stored.kind in HASHED:
-        cell = stored.name.partition("-")[0]
-        return f"of cell {cell}" if stored.kind == "artefacts" else "of an unfinished cell"
+    """A few words on an entry."""
+    if stored.kind == "checkpoints":
+        return "of an unfinished cell"
     try:
         key = stored.key()
     except DAMAGE:
-        return "damaged or half written"
+        return "corrupt or incomplete"
     said: dict[str, Callable[[Any], str]] = {
+        "cell": lambda cell: f"of cell {cell}",
         "name": str,
         "data": lambda sha256: f"data {sha256[:8]}",
         "attack": lambda text: _label(attacks, text),
@@ -321,7 +186,7 @@ def _about(stored: Stored) -> str:
 
 
 def _label(registry: Registry[Any], text: str) -> str:
-    """A spec in short, or as it is where its plugin is not there."""
+    """The label of a spec; the spec itself where its plugin is not installed."""
     try:
         return registry.label(text)
     except InvalidInput:

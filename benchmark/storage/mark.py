@@ -1,7 +1,8 @@
-"""Whose a cache folder is, and which files in it are ours: no other is ever changed or removed.
+"""Which folders are caches of bdbench, and which files in them bdbench made. No other file is ever
+changed or removed, and links are not followed.
 
-`CACHEDIR.TAG` tells backups that a folder is a cache (bford.info/cachedir); a line of ours in it
-tells that it is the cache of bdbench. Links are not followed.
+`CACHEDIR.TAG` tells backups that a folder is a cache (bford.info/cachedir). A line of ours in it
+says that the cache is that of bdbench.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bdbench.storage.atomic import (
     remove_if_abandoned,
     write_atomically,
 )
-from bdbench.storage.keys import DIGEST, KEY
+from bdbench.storage.keys import DIGEST
 
 TAG = "CACHEDIR.TAG"
 LINE = "# This folder is the cache of bdbench."
@@ -33,18 +34,20 @@ NAMES = {
     "datasets": ENTRY,
     "poisoned": ENTRY,
     "undefended": ENTRY,
-    "artefacts": rf"({KEY}-{KEY})\.safetensors",
+    "embeddings": ENTRY,
     "checkpoints": rf"\d+(?:\.\d+)*-\d+-{DIGEST}\.safetensors",
 }
-"""What files of each kind are called; those of checkpoints lie in folders named by a digest."""
-BESIDE = ("data", "lost+found")
-"""What else may lie in a cache: data sets of the user, and what some file systems put there."""
+"""Names of the files of each kind. Checkpoints are in folders named by a digest."""
+BESIDE = ("artefacts", "data", "lost+found")
+"""What else a cache may hold: files of older versions, data sets of the user, and a folder that
+some file systems create."""
 
 
 def claim(root: Path) -> None:
-    """Make a folder the cache of bdbench, if it is not.
+    """Make a folder a cache of bdbench.
 
-    Raises `InvalidInput` for a folder that is somebody else's, `Unusable` where it cannot be made.
+    Raises `InvalidInput` for a folder that holds other files, `Unusable` for one that cannot be
+    written.
     """
     if not marked(root):
         check_ours(root)
@@ -52,7 +55,7 @@ def claim(root: Path) -> None:
 
 
 def marked(root: Path) -> bool:
-    """Whether the folder says that it is the cache of bdbench."""
+    """Whether the folder carries the mark of bdbench."""
     try:
         return LINE in (root / TAG).read_text("utf-8", "replace").splitlines()
     except OSError:
@@ -60,18 +63,18 @@ def marked(root: Path) -> bool:
 
 
 def check_ours(root: Path) -> None:
-    """Raise `InvalidInput` for a folder that is somebody else's: one without the mark is ours if it
-    is empty, or is what versions left that wrote no mark."""
+    """Raises `InvalidInput` for a folder that is not a cache of bdbench. A folder without the mark
+    is one if it is empty, or if a version made it that wrote no mark."""
     if marked(root):
         return
     if (foreign := _foreign(root)) is not None:
         raise InvalidInput(
-            f"{root} is no cache of bdbench, {foreign}: name another folder in BDBENCH_CACHE"
+            f"{root} is not a cache of bdbench: {foreign}; set BDBENCH_CACHE to another folder"
         )
 
 
 def tidy(root: Path) -> None:
-    """Remove what dead writers left in a cache of ours."""
+    """Remove the temporary files of dead writers from a cache."""
     remove_abandoned(root, TAG)
     for kind in NAMES:
         for _, path in own_files(root, kind):
@@ -80,7 +83,7 @@ def tidy(root: Path) -> None:
 
 
 def own_files(root: Path, kind: str) -> Iterator[tuple[str, Path]]:
-    """The regular files that bdbench made of a kind, with the name under which they are listed."""
+    """The regular files of a kind that bdbench made, each with the name of its entry."""
     for folder in _folders(root, kind):
         for path in listed(folder):
             if (name := own_name(path, kind)) is not None:
@@ -88,7 +91,7 @@ def own_files(root: Path, kind: str) -> Iterator[tuple[str, Path]]:
 
 
 def own_name(path: Path, kind: str) -> str | None:
-    """Under which name a file of a kind is listed; None for what bdbench did not make."""
+    """The name of the entry that a file belongs to; None for a file that bdbench did not make."""
     temporary = TEMPORARY.fullmatch(path.name)
     found = re.fullmatch(NAMES[kind], temporary["name"] if temporary else path.name)
     if found is None or not _is_regular(path):
@@ -97,8 +100,8 @@ def own_name(path: Path, kind: str) -> str | None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What lies in a folder, by name; nothing where there is none. Raises `Unusable` where it
-    cannot be read."""
+    """The content of a folder, by name; empty where the folder is missing. Raises `Unusable` where
+    it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(entry.path) for entry in entries)
@@ -109,7 +112,7 @@ def listed(folder: Path) -> list[Path]:
 
 
 def _folders(root: Path, kind: str) -> list[Path]:
-    """Those in which files of a kind lie."""
+    """The folders that hold files of a kind."""
     folder = root / kind
     if folder.is_symlink() or not folder.is_dir():
         return []
@@ -120,9 +123,9 @@ def _folders(root: Path, kind: str) -> list[Path]:
 
 
 def _foreign(root: Path) -> str | None:
-    """Why a folder without the mark is somebody else's; None if it is not."""
+    """Why a folder without the mark is not a cache of bdbench; None if it is one."""
     if root.exists() and any(root.samefile(place) for place in _homes()):
-        return "nor may it be one"
+        return "a home or root folder cannot be one"
     for path in listed(root):
         temporary = TEMPORARY.fullmatch(path.name)
         if path.name in BESIDE or (temporary and temporary["name"] == TAG):
@@ -131,12 +134,12 @@ def _foreign(root: Path) -> str | None:
             return f"it holds {path.name}"
         inside = listed(path)
         if not path.is_dir() or (inside and not any(_looks_ours(p, path.name) for p in inside)):
-            return f"its {path.name} holds nothing of bdbench"
+            return f"its {path.name} has no file of bdbench"
     return None
 
 
 def _homes() -> list[Path]:
-    """Folders of which backups must not take all that is in them for a cache."""
+    """Folders that a mark would exclude from backups."""
     home = Path(os.path.expanduser("~"))
     return [Path("/"), *([home] if home.exists() else [])]
 
@@ -148,7 +151,7 @@ def _looks_ours(path: Path, kind: str) -> bool:
 
 
 def _is_regular(path: Path) -> bool:
-    """Whether it is a file, and no link to one."""
+    """Whether it is a file and not a link to one."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:

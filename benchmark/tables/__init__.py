@@ -1,1 +1,1 @@
-"""Tables: pure functions of records."""
+"""Tables, which are pure functions of records."""

@@ -1,4 +1,4 @@
-"""Records as rows of plain columns, for other programs: a row for each cell, or for each epoch."""
+"""Records as flat tables for other programs: one row per cell, or one per epoch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from bdbench.models.plugins.errors import InvalidInput, one_line, one_of, require
-from bdbench.models.plugins.spec import Spec
+from bdbench.models.plugins.errors import one_line, one_of, require
 from bdbench.records.count import Count
 from bdbench.records.record import METRICS, STAGES, Record
 from bdbench.storage.atomic import write_atomically
@@ -21,22 +20,22 @@ from bdbench.tables.text import as_csv
 FORMS = ("csv", "parquet")
 AXES = ("dataset", "model", "attack", "defense", "recipe")
 TEXT, WHOLE, REAL, FLAG = "string", "Int64", "float64", "boolean"
-LARGEST = 2**63 - 1
-"""A whole number of more has no type of its own in a column."""
+LARGEST_INTEGER = 2**63 - 1
+"""The largest value of an integer column; a column with a larger one holds floats."""
 POINTS = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "asr_floor")
-"""Of a curve, in this order before all others."""
+"""The metrics of a curve that come first, in this order."""
 
 
 def write(records: Sequence[Record], path: Path, form: str, epochs: bool) -> None:
-    """Write the rows of `frame` as CSV or Parquet, whole or not at all.
+    """Write the rows of `frame` as CSV or Parquet, atomically.
 
-    In CSV numbers have six significant digits, and no text is a formula to a spreadsheet.
-    Raises `InvalidInput` for another form, for nothing to write, and for an unwritable folder.
+    CSV has six significant digits, and text that a spreadsheet would run as a formula is escaped.
+    Raises `InvalidInput` for an unknown format, for nothing to write and for an unwritable folder.
     """
     one_of(FORMS, format=form)
-    require(bool(records), "there are no records to export; `bdbench run` makes them")
+    require(bool(records), "there are no records to export; create some with `bdbench run`")
     table = frame(records, epochs)
-    require(len(table) > 0, "no record has a curve to export; `bdbench run --curves` makes them")
+    require(len(table) > 0, "no record has curves; record them with `bdbench run --curves`")
     if form == "csv":
         content = as_csv(table).encode()
     else:
@@ -47,10 +46,10 @@ def write(records: Sequence[Record], path: Path, form: str, epochs: bool) -> Non
 
 
 def frame(records: Iterable[Record], epochs: bool = False) -> pd.DataFrame:
-    """The same as `rows`, a column of each type: text, whole numbers, numbers, yes or no.
+    """The table of `rows` with typed columns: text, integers, floats or booleans.
 
-    A setting that is a number in some specs and a text in others is text throughout; so is one that
-    is a list or a tuple, as it is written in a spec.
+    A setting that is a number in some specs and text in others becomes text; so do lists and
+    tuples, written as in a spec.
     """
     found = rows(records, epochs)
     known = {**_CELL, **(_EPOCH if epochs else _RESULT)}
@@ -62,19 +61,21 @@ def frame(records: Iterable[Record], epochs: bool = False) -> pd.DataFrame:
 
 
 def rows(records: Iterable[Record], epochs: bool = False) -> list[dict[str, Any]]:
-    """A row for each record, or for each epoch of each curve; all have the same columns, in the
-    same order whatever the order of the records, and None for what a record does not say.
+    """One row per record, or one per epoch of each curve, None where a record has no value.
+
+    All rows have the same columns. Their order does not depend on that of the records.
 
     dataset, model, attack, defense, recipe: labels; with `_spec`, complete specs
-    attack.poisoning_rate and its like: the fields of these specs
-    metrics, and their ends `_low` and `_high` of Wilson's 95 % interval: shares in [0, 1]
-    `_hits`, `_of`: the counts they are made of
-    seconds, seconds_own: of a defense with and without the undefended networks; by stage, too
+    attack.poisoning_rate and so on: the fields of these specs
+    clean_accuracy and so on: shares in [0, 1]; `_low`, `_high`: their 95 % Wilson interval;
+        `_hits`, `_of`: their counts
+    seconds, seconds_own: training time with and without the undefended network
+    seconds_fit and so on: time by stage
     """
     records = list(records)
     fields = _fields(records)
-    more = sorted({name for r in records for name in _names(r.metrics or {})} - {*METRICS})
-    libraries = sorted({name for r in records for name in _names(r.provenance.get("versions"))})
+    more = sorted({name for r in records if r.metrics for name, _ in r.metrics} - {*METRICS})
+    libraries = sorted({name for r in records for name in _names(r.provenance.versions)})
     points = sorted({name for r in records for p in r.curves for name in _names(p)})
     points = [*POINTS, *(name for name in points if name not in (*POINTS, "epoch"))]
     found = []
@@ -94,9 +95,9 @@ def _cell(record: Record) -> dict[str, Any]:
     return {
         "key": record.key,
         **{axis: record.labels[axis] for axis in AXES},
-        "seed": record.cell["seed"],
+        "seed": record.cell.seed,
         "status": record.status,
-        **{f"{axis}_spec": record.cell[axis] for axis in AXES},
+        **{f"{axis}_spec": str(record.cell[axis]) for axis in AXES},
     }
 
 
@@ -104,27 +105,24 @@ def _result(record: Record, metrics: Sequence[str], libraries: Sequence[str]) ->
     shares = {
         f"{metric}{part}": value
         for metric in metrics
-        for part, value in _share((record.metrics or {}).get(metric)).items()
+        for part, value in _share(record.count(metric)).items()
     }
     measured, origin = record.measured, record.provenance
-    versions = origin.get("versions")
-    known = versions if isinstance(versions, dict) else {}
-    error = record.error or {}
     return {
         **shares,
         "seconds": seconds_total(record),
         "seconds_own": seconds_own(record),
-        **{f"seconds_{stage}": measured["seconds"].get(stage) for stage in STAGES},
+        **{f"seconds_{stage}": measured.seconds[stage] for stage in STAGES},
         **{f"passes_{way}": record.passes[way] for way in ("forward", "backward")},
         "trainings": _number(trainings(record)),
         "clean_fraction": _number(clean_fraction(record)),
         "flags": " ".join(record.flags),
-        **{name: measured.get(name) for name in _MEASURED},
-        **{name: _as(kind, origin.get(name)) for name, kind in _PROVENANCE.items()},
-        **{f"version.{name}": _as(TEXT, known.get(name)) for name in libraries},
+        **{name: measured[name] for name in _MEASURED},
+        **{name: origin[name] for name in _PROVENANCE},
+        **{f"version.{name}": origin.versions.get(name) for name in libraries},
         **{f"plugin_version.{axis}": _text(record.versions.get(axis)) for axis in AXES[:4]},
-        "error_type": error.get("type"),
-        "error": one_line(error["message"]) if error else None,
+        "error_type": record.error and record.error.type,
+        "error": record.error and one_line(record.error.message),
     }
 
 
@@ -172,7 +170,7 @@ _RESULT = {
     "error_type": TEXT,
     "error": TEXT,
 }
-"""Types of the columns that all records have."""
+"""The types of the columns that every record has."""
 
 
 def _share(count: Count | None) -> dict[str, Any]:
@@ -180,36 +178,28 @@ def _share(count: Count | None) -> dict[str, Any]:
 
 
 def _fields(records: Iterable[Record]) -> dict[str, list[str]]:
-    """The fields of the specs by axis, sorted."""
+    """By axis, the sorted names of all fields in the specs."""
     found: dict[str, set[str]] = {axis: set() for axis in AXES}
-    for spec in {(axis, record.cell[axis]) for record in records for axis in AXES}:
-        found[spec[0]] |= set(_literals(spec[1]))
+    for axis, spec in {(axis, record.cell[axis]) for record in records for axis in AXES}:
+        found[axis] |= set(spec.fields)
     return {axis: sorted(names) for axis, names in found.items()}
 
 
 def _settings(record: Record, fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    given = {axis: _literals(record.cell[axis]) for axis in AXES}
+    given = {axis: record.cell[axis].fields for axis in AXES}
     return {f"{axis}.{name}": given[axis].get(name) for axis in AXES for name in fields[axis]}
 
 
-def _literals(text: str) -> Mapping[str, Any]:
-    """The fields of a spec; none where a record has no spec that this version reads."""
-    try:
-        return Spec.of(text).fields
-    except InvalidInput:
-        return {}
-
-
-def _names(found: Any) -> list[str]:
-    """Keys of a part of a record that can name a column."""
-    return [name for name in found if name.isidentifier()] if isinstance(found, dict) else []
+def _names(found: Iterable[str]) -> list[str]:
+    """The keys of a part of a record that can name a column."""
+    return [name for name in found if name.isidentifier()]
 
 
 def _kind(values: Sequence[Any], known: str | None) -> str:
-    """The type of a column: the known one, or the one that its values have in common."""
+    """The type of a column: the known one, or one that fits all of its values."""
     given = [value for value in values if value is not None]
     kind = known or _common({type(value) for value in given})
-    return REAL if kind == WHOLE and any(abs(each) > LARGEST for each in given) else kind
+    return REAL if kind == WHOLE and any(abs(each) > LARGEST_INTEGER for each in given) else kind
 
 
 def _common(types: set[type]) -> str:
@@ -218,12 +208,6 @@ def _common(types: set[type]) -> str:
     if types == {int}:
         return WHOLE
     return REAL if types <= {int, float} else TEXT
-
-
-def _as(kind: str, value: Any) -> Any:
-    """A value of a part of a record that may hold anything; None where it is of another type."""
-    wanted = {TEXT: str, WHOLE: int, FLAG: bool}[kind]
-    return value if type(value) is wanted else None
 
 
 def _text(value: Any) -> str | None:

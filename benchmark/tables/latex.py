@@ -1,12 +1,13 @@
-"""The leaderboard in LaTeX, as a paper prints it: defenses as rows, under their proper names."""
+"""Tables in LaTeX, and the leaderboard as a paper prints it: defenses as rows, by their titles."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
-from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import Spec
 from bdbench.tables.groups import Group, is_none
 from bdbench.tables.leaderboard import (
@@ -21,28 +22,28 @@ from bdbench.tables.leaderboard import (
 from bdbench.tables.names import names, title_of
 from bdbench.tables.text import as_latex
 
-WIDE = 9
-"""Columns that fit on one column of a page; a table of more goes over both."""
+ONE_COLUMN = 9
+"""Table columns that fit in one column of a two-column page."""
 LABEL = r"[A-Za-z0-9:._/+-]{1,100}"
 SECTIONS = {
     NO_CLEAN: "Without clean images",
     CLEAN: "With clean images",
     UNKNOWN: "Clean images not known",
 }
-SAID = ("target",)
-"""Settings of attacks that the caption says where all share them."""
+IN_CAPTION = ("target",)
+"""Settings that the caption states if all attacks share them."""
 
 
 def documents(blocks: Sequence[LeaderboardBlock], label: str = "") -> str:
-    """A table environment for each block.
+    """One table environment per block.
 
-    label: of the first, and of the others with a number behind it; derived where it is empty
+    label: that of the first block; further ones get a number. Derived if empty
 
-    Raises `InvalidInput` for a label that LaTeX would not take.
+    Raises `InvalidInput` for an invalid label.
     """
     require(
         not label or re.fullmatch(LABEL, label) is not None,
-        f"{label!r} is no label: write letters, digits and : . _ / + -, such as tab:leaderboard",
+        f"invalid label {label!r}; use letters, digits and : . _ / + -, as in tab:leaderboard",
     )
     taken: set[str] = set()
     parts = []
@@ -53,58 +54,85 @@ def documents(blocks: Sequence[LeaderboardBlock], label: str = "") -> str:
             number += 1
             own = f"{base}-{number}"
         taken.add(own)
-        parts.append("\n".join(_environment(block, own)))
+        parts.append(environment(_leaderboard(block), _caption(block), _short_title(block), own))
     return "\n".join(parts)
 
 
-def _environment(block: LeaderboardBlock, label: str) -> Iterator[str]:
+@dataclass(frozen=True)
+class Tabular:
+    """The inside of a table in LaTeX.
+
+    alignment: "l" or "r" for each column
+    lines: rows, see `row`, and rules, without the outer ones
+    """
+
+    alignment: str
+    lines: Sequence[str]
+
+
+def environment(tabular: Tabular, caption: str, short_caption: str = "", label: str = "") -> str:
+    """A table environment, which shrinks to the width of the page. Captions are plain text."""
+    kind = "table*" if len(tabular.alignment) > ONE_COLUMN else "table"
+    short = f"[{as_latex(short_caption)}]" if short_caption else ""
+    lines = [
+        r"% Needs \usepackage{booktabs} and \usepackage{adjustbox}.",
+        f"\\begin{{{kind}}}",
+        r"\centering",
+        f"\\caption{short}{{{as_latex(caption)}}}",
+        *([f"\\label{{{label}}}"] if label else []),
+        r"\begin{adjustbox}{max width=\linewidth}",
+        f"\\begin{{tabular}}{{{tabular.alignment}}}",
+        r"\toprule",
+        *tabular.lines,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{adjustbox}",
+        f"\\end{{{kind}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def row(cells: Iterable[str]) -> str:
+    """A row of cells, which are LaTeX."""
+    first, *others = cells
+    # After a line break, LaTeX reads these as the options of the break.
+    guarded = f"{{}}{first}" if first.startswith(("[", "*")) else first
+    return " & ".join([guarded, *others]) + r" \\"
+
+
+def _leaderboard(block: LeaderboardBlock) -> Tabular:
     columns = list(_columns(block))
-    wide = len(columns) > WIDE
-    kind = "table*" if wide else "table"
-    yield r"% Needs \usepackage{booktabs} and \usepackage{adjustbox}."
-    yield f"\\begin{{{kind}}}"
-    yield r"\centering"
-    yield f"\\caption[{as_latex(_short_title(block))}]{{{as_latex(_caption(block))}}}"
-    yield f"\\label{{{label}}}"
-    yield r"\begin{adjustbox}{max width=\linewidth}"
-    yield f"\\begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}"
-    yield r"\toprule"
-    yield from _heads(columns)
+    lines = list(_headings(columns))
     for section, defenses in block.sections().items():
-        yield r"\midrule"
         heading = f"\\emph{{{as_latex(SECTIONS[section])}}}"
-        yield _row([f"\\multicolumn{{{len(columns)}}}{{l}}{{{heading}}}"])
-        for defense in defenses:
-            yield _row(_fields(block, defense))
-    yield r"\bottomrule"
-    yield r"\end{tabular}"
-    yield r"\end{adjustbox}"
-    yield f"\\end{{{kind}}}\n"
+        lines += [r"\midrule", row([f"\\multicolumn{{{len(columns)}}}{{l}}{{{heading}}}"])]
+        lines += [row(_cells(block, defense)) for defense in defenses]
+    return Tabular("ll" + "r" * (len(columns) - 2), lines)
 
 
 def _columns(block: LeaderboardBlock) -> Iterator[tuple[str, str]]:
-    """Heading and subheading of each column; a heading spans those beside each other."""
+    """Heading and subheading of each column; equal headings of neighbours are merged."""
     yield from (("", title) for title in ("Defense", "Spec", "Clean", "Trainings"))
-    titles = names(_first_by_attack(block), "attack", _shared(block))
+    titles = names(_first_by_attack(block), "attack", _shared_settings(block))
     for attack in block.attacks:
-        yield from ((titles[attack], below) for below in _of_attack(block, attack))
+        yield from ((titles[attack], metric) for metric in _attack_columns(block, attack))
     if len(block.poisoned) > 1:
-        yield from (("Mean", below) for below in ("CA", "ASR", "R-Acc"))
+        yield from (("Mean", metric) for metric in ("CA", "ASR", "R-Acc"))
     if block.poisoned:
         yield "", "DER"
     yield "", "Time"
 
 
-def _of_attack(block: LeaderboardBlock, attack: str) -> tuple[str, ...]:
-    """The mean over one attack is nothing to print, so its R-Acc stands with the others."""
+def _attack_columns(block: LeaderboardBlock, attack: str) -> tuple[str, ...]:
+    """The metrics of an attack: with R-Acc if it is the only one, as there is no mean then."""
     if is_none(attack):
         return ("CA",)
     return ("CA", "ASR", "R-Acc") if len(block.poisoned) == 1 else ("CA", "ASR")
 
 
-def _heads(columns: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """Both rows of headings, with a rule below each that spans several columns."""
-    above: list[str] = []
+def _headings(columns: Sequence[tuple[str, str]]) -> Iterator[str]:
+    """The rows of headings and subheadings, with a rule below each merged heading."""
+    headings: list[str] = []
     rules: list[str] = []
     first = 0
     while first < len(columns):
@@ -113,24 +141,17 @@ def _heads(columns: Sequence[tuple[str, str]]) -> Iterator[str]:
         while text and last + 1 < len(columns) and columns[last + 1][0] == text:
             last += 1
         span = last - first + 1
-        above.append(f"\\multicolumn{{{span}}}{{c}}{{{as_latex(text)}}}" if text else "")
+        headings.append(f"\\multicolumn{{{span}}}{{c}}{{{as_latex(text)}}}" if text else "")
         rules += [f"\\cmidrule(lr){{{first + 1}-{last + 1}}}"] if text else []
         first = last + 1
     if rules:
-        yield _row(above)
+        yield row(headings)
         yield " ".join(rules)
-    yield _row([as_latex(below) for _, below in columns])
+    yield row([as_latex(subheading) for _, subheading in columns])
 
 
-def _row(fields: Iterable[str]) -> str:
-    first, *others = fields
-    # After a line break LaTeX takes these for its options.
-    guarded = f"{{}}{first}" if first.startswith(("[", "*")) else first
-    return " & ".join([guarded, *others]) + r" \\"
-
-
-def _fields(block: LeaderboardBlock, defense: str) -> Iterator[str]:
-    """A row, escaped."""
+def _cells(block: LeaderboardBlock, defense: str) -> Iterator[str]:
+    """The cells of a defense's row."""
     groups = [group for group in block.groups if group.names["defense"] == defense]
     numbers = block.numbers[defense]
     sign = block.sign(defense)
@@ -140,72 +161,71 @@ def _fields(block: LeaderboardBlock, defense: str) -> Iterator[str]:
     yield decimal(numbers["trainings"])
     for attack in block.attacks:
         group = block.cells.get((defense, attack))
-        for name in _of_attack(block, attack):
-            yield _entry(block, group, name) if group else MISSING
-    total = dict(zip(block.totals(), block.total(defense), strict=True))
+        for name in _attack_columns(block, attack):
+            yield _cell(block, group, name) if group else MISSING
+    overall = dict(zip(block.overall_titles(), block.overall(defense), strict=True))
     if len(block.poisoned) > 1:
-        yield from (as_latex(total[f"mean {name}"]) for name in ("CA", "ASR", "R-Acc"))
+        yield from (as_latex(overall[f"mean {name}"]) for name in ("CA", "ASR", "R-Acc"))
     if block.poisoned:
-        yield as_latex(total["DER"])
+        yield as_latex(overall["DER"])
     yield decimal(numbers["x none"])
 
 
-def _entry(block: LeaderboardBlock, group: Group, name: str) -> str:
-    """One number with its marks, which stand with the ASR, or without an attack with the CA."""
-    field = block.field(group)
-    last = "CA" if is_none(group.names["attack"]) else "ASR"
-    marks = as_latex(" ".join(field.marks)) if name == last else ""
-    if field.state:
-        return " ".join(filter(None, (as_latex(field.state), marks))) if name == last else MISSING
+def _cell(block: LeaderboardBlock, group: Group, name: str) -> str:
+    """One number. Marks are with the ASR, or with the CA if there is no attack."""
+    summary = block.summary(group)
+    marked = name == ("CA" if is_none(group.names["attack"]) else "ASR")
+    marks = as_latex(" ".join(summary.marks)) if marked else ""
+    if summary.state:
+        return " ".join(filter(None, (as_latex(summary.state), marks))) if marked else MISSING
     if name == "R-Acc":
         return decimal(block.numbers[group.names["defense"]][f"{group.names['attack']} R-Acc"])
     if name == "CA":
-        return " ".join(filter(None, (_share(field.ca), marks)))
-    look = {"best": "textbf"}.get(field.standing, "underline" if block.is_second(group) else "")
-    share = _share(field.asr, look) + as_latex(AT_FLOOR * field.at_floor)
-    tie = as_latex("~" * (field.standing == "tied"))
+        return " ".join(filter(None, (_share(summary.ca), marks)))
+    style = {"best": "textbf"}.get(summary.standing, "underline" if block.is_second(group) else "")
+    share = _share(summary.asr, style) + as_latex(AT_FLOOR * summary.at_floor)
+    tie = as_latex("~" * (summary.standing == "tied"))
     return " ".join(filter(None, (share, tie, marks)))
 
 
-def _share(text: str, look: str = "") -> str:
-    """A mean in this look, and its half width in small print."""
-    middle, _, half = map(as_latex, text.partition(" ± "))
-    shown = f"\\{look}{{{middle}}}" if look else middle
-    return f"{shown} {{\\scriptsize $\\pm$ {half}}}" if half else shown
+def _share(text: str, style: str = "") -> str:
+    """A mean in a style, such as "textbf", and the half width of its interval in small print."""
+    mean, _, half = map(as_latex, text.partition(" ± "))
+    styled = f"\\{style}{{{mean}}}" if style else mean
+    return f"{styled} {{\\scriptsize $\\pm$ {half}}}" if half else styled
 
 
 def _caption(block: LeaderboardBlock) -> str:
-    """What is compared and how to read it, in words."""
+    """What the table compares, and how to read it."""
     return " ".join(_sentences(block))
 
 
 def _sentences(block: LeaderboardBlock) -> Iterator[str]:
     records = [record for group in block.groups for record in group.records]
-    seeds = {record.cell["seed"] for record in records}
+    seeds = {record.cell.seed for record in records}
     yield f"{_short_title(block)}. {_setting(block)}."
     attacks = ", ".join(block.poisoned)
     if attacks:
         yield f"Attacks as specs: {attacks}."
-    shared = _shared(block)
-    if "target" in shared:
+    if "target" in _shared_settings(block):
         yield f"The target is class {_targets(block)[0]}."
     yield "In percent, after the last epoch."
     if len(seeds) > 1:
-        yield "Means over seeds; in small print half the width of the 95 % interval."
+        yield "Means over seeds; in small print the half width of the 95 % interval."
     yield "CA: accuracy on clean test images."
     if block.poisoned:
         yield (
-            "ASR: triggered test images of other classes that get the target. "
-            "R-Acc: those that get their true label."
+            "ASR: share of the triggered test images of other classes that are classified as the "
+            "target. R-Acc: share that is classified as the true label."
         )
         yield (
-            "Bold: the lowest ASR of a group against an attack; underlined: the second lowest; "
-            "~: cannot be told from the lowest at 95 %; °: not above the share that gets the "
-            "target without the trigger."
+            "Bold: lowest ASR of a section against an attack; underlined: second lowest; ~: not "
+            "separable from the lowest at 95 %; °: does not exceed the share that is classified as "
+            "the target without the trigger."
         )
-        yield "DER: (max(0, fall of ASR) - max(0, fall of CA) + 1) / 2 against no defense."
+        yield "DER: (max(0, drop in ASR) - max(0, drop in CA) + 1) / 2 relative to no defense."
     yield (
-        "Clean: share of the clean training images that a defense is given. Trainings: work "
+        "Clean: share of the clean training set that a defense is given. Trainings: passes "
         "relative to one plain training. Time: seconds relative to no defense."
     )
     yield from (f"{note[0].upper()}{note[1:]}." for note in block.footnotes())
@@ -217,7 +237,7 @@ def _short_title(block: LeaderboardBlock) -> str:
 
 
 def _setting(block: LeaderboardBlock) -> str:
-    """Of the title in Markdown all but data set and model where these have no settings."""
+    """The Markdown title without the data set and model, unless these have settings."""
     first = block.groups[0]
     parts = block.title().split(" · ")
     plain = [first.names[axis] for axis in ("dataset", "model") if "(" not in first.names[axis]]
@@ -225,26 +245,23 @@ def _setting(block: LeaderboardBlock) -> str:
 
 
 def _in_words(part: str) -> str:
-    """A recipe as its settings."""
+    """The settings of a recipe; other parts of a title as they are."""
     if not part.startswith("recipe("):
         return part
     fields = Spec.of(part).fields
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fields.items())
 
 
-def _shared(block: LeaderboardBlock) -> tuple[str, ...]:
-    return SAID if len(set(_targets(block))) == 1 else ()
+def _shared_settings(block: LeaderboardBlock) -> tuple[str, ...]:
+    return IN_CAPTION if len(set(_targets(block))) == 1 else ()
 
 
 def _targets(block: LeaderboardBlock) -> list[str]:
-    """Of the attacks, in words."""
+    """The target of each attack, as text."""
     found = []
     for group in _first_by_attack(block):
         if not is_none(group.names["attack"]):
-            try:
-                fields = Spec.of(group.records[0].cell["attack"]).fields
-            except InvalidInput:
-                fields = {}
+            fields = group.records[0].cell.attack.fields
             found.append(str(fields.get("target", "not known")))
     return found
 

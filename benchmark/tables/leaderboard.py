@@ -1,4 +1,4 @@
-"""A block of the leaderboard, defenses by attacks: order, marks and footnotes, and its Markdown."""
+"""A block of the leaderboard, defenses by attacks: order, marks, footnotes and Markdown."""
 
 from __future__ import annotations
 
@@ -31,52 +31,52 @@ from bdbench.tables.text import as_markdown
 
 MISSING = "-"
 FOOTNOTES = {
-    "not_finite": ("⊘", "in no mean"),
-    "diverged": ("⊘", "in no mean; an older record, not finite or at chance"),
-    "failed": ("¶", "in no mean"),
-    "at_chance": ("†", "accuracy no better than always guessing one class, never the best"),
-    "attack_failed": ("‡", "the trigger seldom works even with no defense"),
+    "not_finite": ("⊘", "excluded from means"),
+    "diverged": ("⊘", "excluded from means; an older record, not finite or at chance"),
+    "failed": ("¶", "excluded from means"),
+    "at_chance": ("†", "accuracy no better than always predicting one class; never marked best"),
+    "attack_failed": ("‡", "the trigger rarely works even with no defense"),
     "no_op": ("§", "the defense changed nothing"),
 }
 AT_FLOOR = "°"
-"""Marks an ASR that is not above its floor."""
+"""Marks an ASR that does not exceed its floor."""
 NO_CLEAN, CLEAN, UNKNOWN = "no clean images", "with clean images", "clean images not known"
-"""The sections of a block, by what a defender has."""
-EXTRA = ("floor", "R-Acc", "CA interval", "ASR interval", "TPR", "FPR")
-"""What a table has of each attack only where it is asked for."""
-HIGH_IS_GOOD = ("CA", "R-Acc", "DER", "TPR")
-"""The last word of columns in which the highest number comes first."""
+"""The sections of a block, by what the defender has."""
+EXTRA_COLUMNS = ("floor", "R-Acc", "CA interval", "ASR interval", "TPR", "FPR")
+"""Columns of each attack that are shown on request."""
+HIGHER_IS_BETTER = ("CA", "R-Acc", "DER", "TPR")
+"""The last words of column titles that sort in descending order."""
 LEGEND = """\
 In percent, after the last epoch. Rows are sorted by DER.
 
 - Clean: share of the clean training set that a defense is given.
-- Trainings: forward and backward passes, the undefended network included, relative to one plain \
+- Trainings: forward and backward passes, including the undefended network, relative to one plain \
 training.
-- CA: accuracy on clean test images. R-Acc: triggered test images of other classes that get their \
-true label.
-- ASR: triggered test images of other classes that get the target. **Bold**: the lowest of a group \
-against an attack. ~: cannot be told from it.
-- °: this ASR is not above the floor, the share of the same images that the network calls the \
-target without the trigger. No backdoor is left there.
-- ~ and ° are at 95 %: two-proportion z-test with one seed, paired t-test with several. ° needs \
-the z-test of each seed too.
-- Mean: over the attacks that a defense has results for (how many, if not all), from the seeds \
-that all of these have. Falls and ratios are from the seeds that both sides have.
-- DER: (max(0, fall of ASR) - max(0, fall of CA) + 1) / 2 against no defense. It is a trade-off \
-score: 50 is no gain, and a high one does not say that CA is high or ASR is low.
-- Seconds: training, the undefended network included. x none: relative to no defense.
+- CA: accuracy on clean test images. R-Acc: share of the triggered test images of other classes \
+that are classified as their true label.
+- ASR: share of the triggered test images of other classes that are classified as the target. \
+**Bold**: the lowest ASR of a section against an attack. ~: not separable from it.
+- °: this ASR does not exceed its floor, the share of the same images that the network classifies \
+as the target without the trigger. No backdoor is left.
+- ~ and ° are tested at 95 %: two-proportion z-test for one seed, paired t-test for several. ° \
+also requires the z-test of every seed.
+- Mean: over the attacks that have results (how many, if not all) and the seeds that all of them \
+share. Drops and ratios use the seeds that both sides share.
+- DER: (max(0, drop in ASR) - max(0, drop in CA) + 1) / 2 relative to no defense. It is a \
+trade-off score: 50 means no gain, and a high DER implies neither a high CA nor a low ASR.
+- Seconds: training time, including the undefended network. x none: relative to no defense.
 - Floors, R-Acc by attack, intervals, TPR and FPR are in the CSV file and with --columns."""
 
 
 @dataclass(frozen=True)
-class Field:
-    """What a table says about one cell, over its seeds. Shares are text, in percent.
+class CellSummary:
+    """What a table shows of one cell, over its seeds. Shares are text, in percent.
 
-    ca, asr: mean ± half width, `MISSING` where there is none
+    ca, asr: mean ± half width of the interval, `MISSING` where there is none
     floor: mean
-    standing: of the ASR against this attack: "best", "tied" with it, or ""
-    at_floor: whether the ASR is not above the floor, so that no backdoor is left
-    marks: of `FOOTNOTES`, those that hold for any seed
+    standing: of the ASR among the defenses against this attack: "best", "tied" with it, or ""
+    at_floor: whether the ASR does not exceed the floor, so that no backdoor is left
+    marks: those of `FOOTNOTES` that apply to any seed
     state: see `Group.state`
     """
 
@@ -93,83 +93,83 @@ class Field:
 class LeaderboardBlock:
     """The groups of one data set, model and recipe.
 
-    apart: whether defenses with and without clean images are compared each among themselves
-    origins: from which folders the records come
+    by_section: whether defenses with and without clean images are ranked separately
+    origins: the folders that the records come from
     """
 
     groups: tuple[Group, ...]
-    apart: bool = True
+    by_section: bool = True
     origins: Origins = ALONE
 
     def markdown(self, order: str = "", extra: Sequence[str] = ()) -> str:
         """Title, table and footnotes.
 
-        order: title of the column that sorts the defenses of a section, DER if not given
-        extra: which of `EXTRA` to add for each attack
+        order: title of the column that sorts the defenses of a section, DER if empty
+        extra: the `EXTRA_COLUMNS` to add for each attack
         """
-        heads = {attack: self._subheads(attack, extra) for attack in self.attacks}
-        totals = list(self.totals())[2:]
-        means = [title.removeprefix("mean ") for title in totals if title.startswith("mean ")]
+        columns = {attack: self._columns(attack, extra) for attack in self.attacks}
+        overall = list(self.overall_titles())[2:]
+        means = [title.removeprefix("mean ") for title in overall if title.startswith("mean ")]
         headers = ["defense", "clean", "trainings"]
-        for over, below in [*heads.items(), *([("mean", means)] if means else [])]:
-            headers += [as_markdown(over), *[""] * (len(below) - 1)]
-        headers += totals[len(means) :]
-        below = [*(name for names in heads.values() for name in names), *means]
-        filling = [""] * (len(totals) - len(means))
+        for heading, subheadings in [*columns.items(), *([("mean", means)] if means else [])]:
+            headers += [as_markdown(heading), *[""] * (len(subheadings) - 1)]
+        headers += overall[len(means) :]
+        subheadings = [*(name for names in columns.values() for name in names), *means]
+        padding = [""] * (len(overall) - len(means))
         rows = []
         for section, defenses in self.sections(order).items():
-            rows.append([section, "", "", *below, *filling])
+            rows.append([section, "", "", *subheadings, *padding])
             for defense in defenses:
-                clean, work, *rest = self.total(defense)
-                fields = [
+                clean, work, *rest = self.overall(defense)
+                texts = [
                     text
-                    for attack in heads
-                    for text in self._fields(defense, attack, heads[attack])
+                    for attack, names in columns.items()
+                    for text in self._texts(defense, attack, names)
                 ]
                 name = " ".join(filter(None, (as_markdown(defense), self.sign(defense))))
-                rows.append([name, clean, work, *fields, *rest])
-        table = pipe(headers, rows, ["left", *["right"] * (len(headers) - 1)])
+                rows.append([name, clean, work, *texts, *rest])
+        table = markdown_table(headers, rows, ["left", *["right"] * (len(headers) - 1)])
         notes = "\n".join(f"- {as_markdown(note)}" for note in self.footnotes())
         title = f"## {as_markdown(self.title())}"
         return "\n\n".join(part for part in (title, table, notes) if part)
 
     @cached_property
     def cells(self) -> dict[tuple[str, str], Group]:
-        """By defense and attack."""
+        """By defense and attack, the group."""
         return {(g.names["defense"], g.names["attack"]): g for g in self.groups}
 
     @cached_property
     def attacks(self) -> list[str]:
-        """`none` first, the others by name."""
+        """The attacks by name, `none` first."""
         return sorted({group.names["attack"] for group in self.groups}, key=name_order)
 
     @cached_property
     def poisoned(self) -> list[str]:
-        """The attacks that are one."""
+        """The attacks except `none`."""
         return [attack for attack in self.attacks if not is_none(attack)]
 
     @cached_property
     def defenses(self) -> list[str]:
-        """In the order of their sections."""
+        """The defenses in the order of their sections."""
         return [name for names in self.sections().values() for name in names]
 
     def sections(self, order: str = "") -> dict[str, list[str]]:
-        """The defenses by what a defender has, `none` first, then by the column with this title.
+        """The defenses of each section: `none` first, then sorted by the column with this title.
 
-        Without one by DER; equals, and those without, by mean ASR, then by mean CA. What has no
-        number in the column comes last.
+        Ties are sorted by DER, mean ASR and mean CA, in this order; so are all defenses if `order`
+        is empty. A defense without a number in a column comes last.
         """
-        named: dict[str, list[str]] = {title: [] for title in (NO_CLEAN, CLEAN, UNKNOWN)}
+        sections: dict[str, list[str]] = {title: [] for title in (NO_CLEAN, CLEAN, UNKNOWN)}
         for name in sorted({group.names["defense"] for group in self.groups}):
-            named[self._section(name)].append(name)
+            sections[self._section(name)].append(name)
         titles = [*([order] if order and order != "defense" else []), "DER", "mean ASR", "mean CA"]
         by_name = order == "defense"
 
-        def place(name: str) -> tuple[bool, tuple[float, ...]]:
-            found = (_place(title, self.numbers[name]) for title in titles)
-            return not is_none(name), () if by_name else tuple(found)
+        def sort_key(name: str) -> tuple[bool, tuple[float, ...]]:
+            keys = (_sort_key(title, self.numbers[name]) for title in titles)
+            return not is_none(name), () if by_name else tuple(keys)
 
-        return {title: sorted(names, key=place) for title, names in named.items() if names}
+        return {title: sorted(names, key=sort_key) for title, names in sections.items() if names}
 
     def _section(self, defense: str) -> str:
         share = self._clean_fractions[defense]
@@ -177,7 +177,7 @@ class LeaderboardBlock:
 
     @cached_property
     def _clean_fractions(self) -> dict[str, float]:
-        """By defense, that of the first of its groups that knows it."""
+        """By defense, the clean fraction of the first of its groups that has one."""
         found: dict[str, float] = {}
         for group in self.groups:
             name = group.names["defense"]
@@ -187,8 +187,10 @@ class LeaderboardBlock:
 
     @cached_property
     def numbers(self) -> dict[str, dict[str, float]]:
-        """Of each defense the numbers of its row by title of column, nan where there is none:
-        shares in percent, of an interval its lower end; those of `EXTRA` too."""
+        """By defense and column title, the number in that column, nan where there is none.
+
+        Shares are in percent, `EXTRA_COLUMNS` are included, and an interval has its lower end.
+        """
         return {name: dict(self._numbers(name)) for name in self._by_defense}
 
     @cached_property
@@ -199,16 +201,16 @@ class LeaderboardBlock:
         return found
 
     def sign(self, defense: str) -> str:
-        """Marks a row that has records of other folders."""
+        """The mark of a row with records from other folders."""
         return self.origins.sign(r for group in self._by_defense[defense] for r in group.records)
 
     def _numbers(self, defense: str) -> Iterator[tuple[str, float]]:
         yield "clean", 100 * self._clean_fractions[defense]
-        own = [g for g in self._by_defense[defense] if g.used]
-        yield "trainings", mean(n for g in own if not math.isnan(n := g.mean(trainings)))
+        used = [group for group in self._by_defense[defense] if group.used]
+        yield "trainings", mean(n for g in used if not math.isnan(n := g.mean(trainings)))
         for attack in self.attacks:
             group = self.cells.get((defense, attack))
-            for name in self._subheads(attack, EXTRA):
+            for name in self._columns(attack, EXTRA_COLUMNS):
                 share = _number(group, name) if group else math.nan
                 yield f"{attack} {name}", 100 * share
         if self.poisoned:
@@ -217,49 +219,53 @@ class LeaderboardBlock:
                 yield f"mean {name}", 100 * average(list(shares.values()))[0]
             yield "DER", 100 * mean(self._ratings(defense).values())
         yield "seconds", mean(self._seconds(defense).values())
-        # Seconds of two folders were measured at two times, if not on two machines.
-        together = self.bare and self.sign(defense) == self.sign(self.bare)
-        yield "x none", self._ratio(defense) if together else math.nan
+        # Seconds from two folders were measured at different times or on different machines.
+        same_folder = self.undefended and self.sign(defense) == self.sign(self.undefended)
+        yield "x none", self._time_ratio(defense) if same_folder else math.nan
 
     @cached_property
-    def bare(self) -> str:
-        """The first `none` by name; empty where there is none."""
+    def undefended(self) -> str:
+        """The first defense by name that is `none`; empty if there is none."""
         names = (group.names["defense"] for group in self.groups)
         return min(filter(is_none, names), default="")
 
     @cached_property
-    def _contests(self) -> dict[tuple[str, str], list[Group]]:
-        """By section and attack those that compete for the lowest ASR; no defense only if alone.
+    def _competitors(self) -> dict[tuple[str, str], list[Group]]:
+        """By section and attack, the groups that are ranked by ASR.
 
-        Sections are one where they are not `apart`.
+        No defense is ranked only if there is no other. The section is "" unless `by_section`.
         """
         competing = [g for g in self.groups if not is_none(g.names["defense"])] or self.groups
         found: dict[tuple[str, str], list[Group]] = {}
         for group in competing:
             attacked = not is_none(group.names["attack"])
             if attacked and group.counts(ASR) and "at_chance" not in group.flagged:
-                found.setdefault(self._contest(group), []).append(group)
+                found.setdefault(self._competition(group), []).append(group)
         return found
 
     @cached_property
     def best(self) -> dict[tuple[str, str], Group]:
-        """By section and attack, the group with the lowest ASR."""
-        return {contest: min(groups, key=_asr) for contest, groups in self._contests.items()}
+        """By section and attack, the group with the lowest ASR.
+
+        It is the lowest of the means that are shown, each over all seeds of its own cell; `tied`
+        compares the seeds that two cells share.
+        """
+        return {place: min(groups, key=_asr) for place, groups in self._competitors.items()}
 
     def is_second(self, group: Group) -> bool:
-        """Whether its ASR is the lowest of its contest above that of the best."""
-        groups = self._contests.get(self._contest(group), [])
+        """Whether its ASR is the lowest above that of the best."""
+        groups = self._competitors.get(self._competition(group), [])
         higher = {_asr(each) for each in groups} - {min(map(_asr, groups), default=math.nan)}
         return group in groups and _asr(group) == min(higher, default=math.nan)
 
-    def _contest(self, group: Group) -> tuple[str, str]:
-        section = self._section(group.names["defense"]) if self.apart else ""
+    def _competition(self, group: Group) -> tuple[str, str]:
+        section = self._section(group.names["defense"]) if self.by_section else ""
         return section, group.names["attack"]
 
     def _ratings(self, defense: str) -> dict[str, float]:
-        """DER of a defense by attack, where there is one."""
+        """By attack, the DER of a defense where it has one."""
         found = {
-            attack: group.der(self.cells.get((self.bare, attack)))
+            attack: group.der(self.cells.get((self.undefended, attack)))
             for attack in self.poisoned
             if (group := self.cells.get((defense, attack)))
         }
@@ -268,130 +274,132 @@ class LeaderboardBlock:
     def shares(
         self, defense: str, metric: str, attacks: Iterable[str]
     ) -> dict[str, dict[int, float]]:
-        """Those of a defense by attack and seed, of attacks that have any."""
+        """By attack and seed, a metric of a defense as a share in [0, 1], where it has one."""
         groups = ((attack, self.cells.get((defense, attack))) for attack in attacks)
         found = ((attack, group.rates(metric)) for attack, group in groups if group)
         return {attack: rates for attack, rates in found if rates}
 
-    def _ratio(self, defense: str) -> float:
-        """Seconds of a defense to those of none, over the cells and seeds that both have; nan
-        where the network was given, as none then takes no time."""
-        ours, theirs = [], []
+    def _time_ratio(self, defense: str) -> float:
+        """Seconds of a defense relative to no defense, over the cells and seeds that both have.
+
+        nan for a network that the user brought, for which no defense takes no time.
+        """
+        defended, plain = [], []
         for attack in self.attacks:
-            group, bare = (self.cells.get((name, attack)) for name in (defense, self.bare))
-            if group and bare and bare.records[0].given is None:
-                seconds, base = group.seconds, bare.seconds
-                seeds = common_seeds((seconds, base))
-                ours += [mean(seconds[seed] for seed in seeds)] * bool(seeds)
-                theirs += [mean(base[seed] for seed in seeds)] * bool(seeds)
-        base_mean = mean(theirs)
-        return mean(ours) / base_mean if base_mean else math.nan
+            group, base = (self.cells.get((name, attack)) for name in (defense, self.undefended))
+            if group and base and base.records[0].given is None:
+                seeds = common_seeds((group.seconds, base.seconds))
+                defended += [mean(group.seconds[seed] for seed in seeds)] * bool(seeds)
+                plain += [mean(base.seconds[seed] for seed in seeds)] * bool(seeds)
+        plain_mean = mean(plain)
+        return mean(defended) / plain_mean if plain_mean else math.nan
 
     def title(self) -> str:
-        """Data set, model, recipe, precision and number of seeds."""
+        """Data set, model, epochs, other recipe settings, precision and number of seeds."""
         records = [record for group in self.groups for record in group.records]
-        recipe = Spec.of(records[0].cell["recipe"])
+        recipe = records[0].cell.recipe
         altered = dict(Spec.of(self.groups[0].names["recipe"]).fields)
         epochs = recipe.fields.get("epochs")
-        # Of a network that is given, they are those of its defenses.
-        whose = "" if records[0].given is None else "defenses: "
-        for said_elsewhere in ("epochs", "precision"):
-            altered.pop(said_elsewhere, None)
-        precisions = {str(record.provenance.get("precision", "")) for record in records} - {""}
-        seeds = len({record.cell["seed"] for record in records})
+        # A network that the user brought was trained elsewhere: only its defenses have epochs.
+        subject = "" if records[0].given is None else "defenses: "
+        for shown_separately in ("epochs", "precision"):
+            altered.pop(shown_separately, None)
+        precisions = {record.provenance.precision or "" for record in records} - {""}
+        seeds = len({record.cell.seed for record in records})
         parts = [
             self.groups[0].names["dataset"],
             self.groups[0].names["model"],
-            *([] if epochs is None else [f"{whose}{_several(epochs, 'epoch')}"]),
+            *([] if epochs is None else [f"{subject}{_plural(epochs, 'epoch')}"]),
             *([str(Spec(recipe.name, altered))] if altered else []),
             *sorted(precisions),
-            _several(seeds, "seed"),
+            _plural(seeds, "seed"),
         ]
         return " · ".join(parts)
 
-    def _subheads(self, attack: str, extra: Sequence[str]) -> list[str]:
-        """What is shown of an attack: without one there is no ASR, and the floor is as good."""
+    def _columns(self, attack: str, extra: Sequence[str]) -> list[str]:
+        """The columns of an attack. No attack has no ASR; its floor says the same."""
         if is_none(attack):
-            return ["CA", *(name for name in EXTRA if name in extra and name in OF_CLEAN)]
-        return ["CA", "ASR", *(name for name in EXTRA if name in extra)]
+            return ["CA", *(name for name in CLEAN_COLUMNS if name in extra)]
+        return ["CA", "ASR", *(name for name in EXTRA_COLUMNS if name in extra)]
 
-    def totals(self) -> Iterator[str]:
-        """The headers of what `total` says."""
+    def overall_titles(self) -> Iterator[str]:
+        """The column titles of `overall`."""
         yield from ("clean", "trainings")
         if self.poisoned:
             yield from (*(f"mean {name}" for name in MEANS), "DER")
         yield from ("seconds", "x none")
 
-    def total(self, defense: str) -> Iterator[str]:
-        """What a row says of a defense and about all attacks at once.
+    def overall(self, defense: str) -> Iterator[str]:
+        """The columns of a row that concern all attacks at once, as text.
 
-        Of how many attacks is said once, and again where that differs."""
+        A mean over some of the attacks states how many, unless the column before it does.
+        """
         numbers = self.numbers[defense]
         counts = {
             f"mean {n}": len(self.shares(defense, m, self.poisoned)) for n, m in MEANS.items()
         }
         counts["DER"] = len(self._ratings(defense))
-        said = len(self.poisoned)
-        for title in self.totals():
+        stated = len(self.poisoned)
+        for title in self.overall_titles():
             text = decimal(numbers[title])
             if title == "clean":
                 text = MISSING if text == MISSING else f"{numbers[title]:g} %"
             count = counts.get(title, 0)
-            if count not in (0, said):
+            if count not in (0, stated):
                 text += f" ({count} of {len(self.poisoned)})"
-                said = count
+                stated = count
             yield text
 
     def _seconds(self, defense: str) -> dict[str, float]:
+        """By attack, the mean training time of a defense."""
         groups = ((attack, self.cells.get((defense, attack))) for attack in self.attacks)
         return {
             attack: group.mean(seconds_total) for attack, group in groups if group and group.used
         }
 
-    def _fields(self, defense: str, attack: str, names: Sequence[str]) -> Iterator[str]:
-        """The columns of an attack; a state and marks stand with the ASR, without one with CA."""
+    def _texts(self, defense: str, attack: str, names: Sequence[str]) -> Iterator[str]:
+        """The columns of an attack, as text. State and marks are in the ASR column, or in the CA
+        column if there is no attack."""
         group = self.cells.get((defense, attack))
         if group is None:
             yield from [MISSING] * len(names)
             return
-        field, last = self.field(group), "CA" if is_none(attack) else "ASR"
+        summary, last = self.summary(group), "CA" if is_none(attack) else "ASR"
         for name in names:
             text = _interval(group, name) or decimal(self.numbers[defense][f"{attack} {name}"])
             if name == "ASR":
-                text = f"**{text}**" if field.standing == "best" else text
-                text += AT_FLOOR * field.at_floor + " ~" * (field.standing == "tied")
+                text = f"**{text}**" if summary.standing == "best" else text
+                text += AT_FLOOR * summary.at_floor + " ~" * (summary.standing == "tied")
             if name == last:
-                text = " ".join([field.state or text, *field.marks])
+                text = " ".join([summary.state or text, *summary.marks])
             yield text
 
-    def field(self, group: Group) -> Field:
-        """Of one of the groups of this block."""
-        return Field(
+    def summary(self, group: Group) -> CellSummary:
+        """What a table shows of one of the groups of this block."""
+        return CellSummary(
             ca=_share(group, CA),
             asr=_share(group, ASR),
             floor=_percent([group.estimate(FLOOR)[0]]),
             standing=self._standing(group),
             at_floor=group.at_floor,
-            # A flag of a later version has no mark yet.
+            # A flag of a later version has no mark here.
             marks=tuple(FOOTNOTES[flag][0] for flag in group.flagged if flag in FOOTNOTES),
             state=group.state,
         )
 
     def _standing(self, group: Group) -> str:
-        best = self.best.get(self._contest(group))
-        competes = best and is_none(best.names["defense"]) == is_none(group.names["defense"])
-        out = not competes or not group.counts(ASR) or "at_chance" in group.flagged
-        if best is None or out:
+        if group not in self._competitors.get(self._competition(group), []):
             return ""
+        best = self.best[self._competition(group)]
         if _asr(group) == _asr(best):
             return "best"
         return "tied" if tied(best.counts(ASR), group.counts(ASR)) else ""
 
     def footnotes(self) -> Iterator[str]:
-        """A line for each mark; and one if seconds cannot be compared, and on other folders."""
+        """One line per mark, warning, number of lent images, mix of devices and other folder."""
         yield from self.marked(FOOTNOTES, lambda group: group.flagged)
         used = (record for group in self.groups for record in group.used)
-        devices = sorted({str(record.provenance.get("device")) for record in used})
+        devices = sorted({str(record.provenance.device) for record in used})
         for defense, text in self._warnings():
             yield f"{defense}: {text}"
         lines = ((g.names["defense"], lent(r)) for g in self.groups for r in g.used)
@@ -401,13 +409,13 @@ class LeaderboardBlock:
         yield from self.origins.lines([r for group in self.groups for r in group.records])
 
     def _warnings(self) -> list[tuple[str, str]]:
-        """What records warn of, by defense, each text once."""
+        """(defense, text) of each distinct warning in the records."""
         return list(
             dict.fromkeys(
-                (group.names["defense"], str(text))
+                (group.names["defense"], text)
                 for group in self.groups
                 for record in group.used
-                for text in record.diagnostics.get("warnings", ())
+                for text in record.diagnostics.warnings
             )
         )
 
@@ -416,8 +424,11 @@ class LeaderboardBlock:
         footnotes: Mapping[str, tuple[str, str]],
         flagged: Callable[[Group], Mapping[str, Sequence[Record]]],
     ) -> Iterator[str]:
-        """A line for each mark: what it means and which cells have it. `flagged` gives the records
-        of a group by flag."""
+        """One line per mark: what it means and which cells have it.
+
+        footnotes: by flag, its mark and meaning
+        flagged: the records of a group by flag
+        """
         groups = [
             group
             for defense in self.defenses
@@ -425,48 +436,48 @@ class LeaderboardBlock:
             if (group := self.cells.get((defense, attack)))
         ]
         flags = [flagged(group) for group in groups]
-        everyone = sum(len(group.records) for group in groups)
+        total = sum(len(group.records) for group in groups)
         for flag, (mark, meaning) in footnotes.items():
             marked = [(group, f[flag]) for group, f in zip(groups, flags, strict=True) if flag in f]
             places = ", ".join(
-                f"{group.names['defense']} on {group.names['attack']} ({_seeds(group, those)})"
-                for group, those in marked
+                f"{group.names['defense']} on {group.names['attack']} ({_seeds(group, own)})"
+                for group, own in marked
             )
-            whole = len(groups) > 1 and sum(len(those) for _, those in marked) == everyone
+            all_cells = len(groups) > 1 and sum(len(own) for _, own in marked) == total
             if places:
-                yield f"{mark} {flag}, {meaning}: {'all cells' if whole else places}"
+                yield f"{mark} {flag}, {meaning}: {'all cells' if all_cells else places}"
 
 
 MEANS = {"CA": CA, "ASR": ASR, "R-Acc": RACC}
-OF_CLEAN = ("floor", "CA interval", "FPR")
-"""Of `EXTRA`, what there is without an attack."""
+CLEAN_COLUMNS = ("floor", "CA interval", "FPR")
+"""The `EXTRA_COLUMNS` that exist without an attack."""
 SHARES = {**MEANS, "floor": FLOOR, "CA interval": CA, "ASR interval": ASR}
 
 
 def _number(group: Group, name: str) -> float:
-    """The share in [0, 1] that a column shows, of an interval its lower end; nan for none."""
+    """The share in [0, 1] that a column shows, or the lower end of its interval; nan for none."""
     if name in SHARES:
         return group.estimate(SHARES[name])[name.endswith(" interval")]
     return group.mean(lambda record: filtered(record)[name == "FPR"])
 
 
 def _interval(group: Group, name: str) -> str:
-    """Both ends, in percent; empty for a column of single numbers."""
+    """Both ends of an interval, in percent; empty if the column is not an interval."""
     if not name.endswith(" interval"):
         return ""
     _, low, high = group.estimate(SHARES[name])
     return MISSING if math.isnan(low) else f"{decimal(100 * low)} to {decimal(100 * high)}"
 
 
-def _place(title: str, numbers: Mapping[str, float]) -> float:
-    """Sorts the best number of a column first, and none last."""
+def _sort_key(title: str, numbers: Mapping[str, float]) -> float:
+    """Sort key that puts the best number of a column first and a missing one last."""
     value = numbers.get(title, math.nan)
     if math.isnan(value):
         return math.inf
-    return -value if title.split()[-1] in HIGH_IS_GOOD else value
+    return -value if title.split()[-1] in HIGHER_IS_BETTER else value
 
 
-def _several(count: int, noun: str) -> str:
+def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}{'s' * (count != 1)}"
 
 
@@ -484,27 +495,33 @@ def _percent(rates: Iterable[float]) -> str:
 
 
 def plus_minus(middle: float, half: float) -> str:
-    """A number with the half width of its interval, if that is not nan."""
+    """A number with the half width of its interval, unless that is nan."""
     return decimal(middle) if math.isnan(half) else f"{decimal(middle)} ± {decimal(half)}"
 
 
-def pipe(headers: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str]) -> str:
-    """A table of cells in Markdown; `align` is left or right for each column."""
-    # Of what it is told are headers, tabulate makes every column wider than they are.
+def markdown_table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], align: Sequence[str]
+) -> str:
+    """A table in Markdown; `align` is "left" or "right" for each column."""
+    # tabulate pads columns beyond the width of its headers, so they are passed as a row.
     table = tabulate([headers, *rows], tablefmt="pipe", disable_numparse=True, colalign=align)
     rule, header, *others = table.splitlines()
     return "\n".join([header, rule, *others])
 
 
 def decimal(value: float) -> str:
-    """With one digit after the point; `MISSING` for nan."""
+    """A number with one decimal; `MISSING` for nan."""
     return MISSING if math.isnan(value) else f"{value:.1f}"
 
 
-def _seeds(group: Group, those: Sequence[Record]) -> str:
-    everyone = len(group.records)
-    numbers = ", ".join(str(record.cell["seed"]) for record in those)
-    raised = sorted({record.error["type"] for record in those if record.error})
-    text = f"seed{'s' * (len(those) > 1)} {numbers}"
-    text += f" of {everyone}" if everyone > 1 else ""
+def _seeds(group: Group, records: Sequence[Record]) -> str:
+    """The seeds of some records of a group and how many it has, then the types of their errors:
+    "seed 1 of 3", or "seed 5; 1 of 2" if the seeds of the group are not counted from 0."""
+    seeds = sorted(record.cell.seed for record in group.records)
+    numbers = ", ".join(str(record.cell.seed) for record in records)
+    raised = sorted({record.error.type for record in records if record.error})
+    text = f"seed{'s' * (len(records) > 1)} {numbers}"
+    if len(seeds) > 1:
+        counted = seeds == list(range(len(seeds)))
+        text += f" of {len(seeds)}" if counted else f"; {len(records)} of {len(seeds)}"
     return text + f": {', '.join(raised)}" * bool(raised)

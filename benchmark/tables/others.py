@@ -1,7 +1,7 @@
-"""What other benchmarks published: BackdoorBench's leaderboard, and Table 1 of the FT-SAM paper.
+"""Numbers of other benchmarks: BackdoorBench's leaderboard, and Table 1 of the FT-SAM paper.
 
-The numbers stand in `other_benchmarks.json` as they were published, in percent, with their source.
-Both are of another network than ours, so they are shown beside our numbers and judge nothing.
+`other_benchmarks.json` has them as published, in percent, with their source. Both sources use
+another network than ours, so their numbers are shown beside ours without a verdict.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bdbench.tables.published import Published, default_rate
 
 NETWORK = "PreAct-ResNet18"
 NAMES = {"leaderboard": "BackdoorBench", "ft_sam_paper": "FT-SAM"}
-"""What a source of the file is called in tables."""
+"""By source in the file, its name in tables."""
 SOURCES = {
     "BackdoorBench": f"its leaderboard as of 2025-06-04, {NETWORK}",
     "FT-SAM": f"Zhu et al., ICCV 2023, arXiv:2304.11823, Table 1, {NETWORK}",
@@ -31,24 +31,25 @@ ATTACKS = {
     "inputaware": "dynamic",
     "trojannn": "trojan",
 }
-"""Their names of our attacks, where they differ. Names without a counterpart here match nothing."""
+"""Their names for attacks that have another name here."""
 SHORT = {"CA": CA, "ASR": ASR, "R-Acc": RACC}
-APART = 10.0
-"""Points by which sources must differ to contradict each other."""
+CONTRADICTION = 10.0
+"""Sources that differ by more percentage points than this contradict each other."""
 CLASSES = {"cifar10": 10}
-"""Data sets whose classes are equally large, so that a share of one is a share of all images."""
+"""By data set with classes of equal size, their number, to convert a share of one class into a
+share of all images."""
 
 Place = tuple[str, str, float, str]
 
 
 @dataclass(frozen=True)
 class Other:
-    """What a source published for one cell.
+    """The numbers that a source published for one cell.
 
-    source: of `SOURCES`
-    dataset, attack, defense: names of plugins, or the source's own
+    source: a key of `SOURCES`
+    dataset, attack, defense: names of plugins here, or the source's own
     poisoning_rate: share of the whole training set, in (0, 1]
-    shares: percent, by name of our metric; those that the source gives
+    shares: percent, by the name of our metric, for the metrics that the source gives
     """
 
     source: str
@@ -60,10 +61,10 @@ class Other:
 
 
 def others(cell: Mapping[str, Any]) -> tuple[Other, ...]:
-    """What others published for the data set, attack, poisoning rate and defense of a cell of a
-    record, whatever its other settings. Raises `InvalidInput` for a damaged spec."""
+    """Numbers that others published for the data set, attack, poisoning rate and defense of a
+    record's cell, whatever its other settings. Raises `InvalidInput` for an invalid spec."""
     attack, dataset = Spec.of(cell["attack"]), Spec.of(cell["dataset"]).name
-    share = _poisoned(attack, dataset)
+    share = _poisoned_share(attack, dataset)
     if share is None:
         return ()
     place = (dataset, attack.name, share, Spec.of(cell["defense"]).name)
@@ -72,7 +73,7 @@ def others(cell: Mapping[str, Any]) -> tuple[Other, ...]:
 
 @cache
 def known() -> Mapping[Place, tuple[Other, ...]]:
-    """All numbers, by data set, attack, poisoning rate and defense. Read when first asked for."""
+    """All numbers by data set, attack, poisoning rate and defense, read from the file once."""
     text = (Path(__file__).parent / "other_benchmarks.json").read_text(encoding="utf-8")
     document = json.loads(text)
     found: dict[Place, tuple[Other, ...]] = {}
@@ -89,30 +90,30 @@ def known() -> Mapping[Place, tuple[Other, ...]]:
 def contradictions(
     cell: Mapping[str, Any], paper: Published | None, found: tuple[Other, ...]
 ) -> dict[str, str]:
-    """By metric, which sources are more than `APART` points apart in CA or ASR, in words.
+    """By metric (CA, ASR), the sources that differ by more than `CONTRADICTION` points, as text.
 
-    The paper counts where it has the poisoning rate of the cell. Of sig it does not say what its
-    rate is a share of.
+    The paper is one of the sources if it uses the cell's poisoning rate. For sig it is not, because
+    it does not state what its rate is a share of.
     """
     sides: dict[str, Mapping[str, float]] = {other.source: other.shares for other in found}
     attack = Spec.of(cell["attack"])
     rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
     if paper and paper.poisoning_rate == rate and paper.attack != "sig":
         sides = {"the CBD paper": paper.shares, **sides}
-    return {metric: text for metric in (CA, ASR) if (text := _apart(metric, sides))}
+    return {metric: text for metric in (CA, ASR) if (text := _contradiction(metric, sides))}
 
 
-def _apart(metric: str, sides: Mapping[str, Mapping[str, float]]) -> str:
+def _contradiction(metric: str, sides: Mapping[str, Mapping[str, float]]) -> str:
     values = {name: shares[metric] for name, shares in sides.items() if metric in shares}
-    pairs = [p for p in combinations(values, 2) if abs(values[p[0]] - values[p[1]]) > APART]
-    said = [name for name in values if any(name in pair for pair in pairs)]
-    return ", ".join(f"{name} {values[name]:g}" for name in said)
+    pairs = [p for p in combinations(values, 2) if abs(values[p[0]] - values[p[1]]) > CONTRADICTION]
+    involved = [name for name in values if any(name in pair for pair in pairs)]
+    return ", ".join(f"{name} {values[name]:g}" for name in involved)
 
 
-def _poisoned(attack: Spec, dataset: str) -> float | None:
-    """The share of the whole training set that an attack poisons; None where that is not known.
+def _poisoned_share(attack: Spec, dataset: str) -> float | None:
+    """The share of the whole training set that an attack poisons; None if unknown.
 
-    A rate of sig may be one of the target class, where others give that of all images.
+    The rate of sig may be a share of the target class; other sources give a share of all images.
     """
     rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
     if attack.name == "sig" and attack.fields.get("rate_basis", "target_class") != "dataset":

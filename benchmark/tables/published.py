@@ -1,24 +1,21 @@
-"""The numbers that the paper prints, Zhang et al., CVPR 2023, Tables 1, 2, 3 and 5.
+"""The numbers that the paper prints: Zhang et al., CVPR 2023, Tables 1, 2, 3 and 5.
 
-They stand here as in the paper: ASR and CA in percent, times in seconds, a dash where there is no
-number to be had. `reference` finds what is printed for a cell, and says how the cell departs from
-the paper's conditions (section 5.1). A printed value is kept even where the paper contradicts
-itself, with a note of the other one.
+They are as in the paper: ASR and CA in percent, times in seconds, a dash where a number is missing.
+`reference` finds the numbers printed for a cell and lists how the cell departs from the paper's
+setup (section 5.1). Where the paper contradicts itself, the table's value is used and a note gives
+the other one.
 """
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from itertools import chain
 from typing import Any
 
 from bdbench.models.plugins.errors import require
-from bdbench.models.plugins.registry import file_of
 from bdbench.models.plugins.spec import Spec
+from bdbench.tables.source import defaults
 
 TABLE_1 = {
     "cifar10": """
@@ -89,7 +86,7 @@ none  99.62 84.55      -     -      -     -      -     -
 cbd    4.31 84.19   3.77 84.37   2.57 84.49   5.19 85.33
 """
 
-ILLEGIBLE = "illegible in the copies of Table 5 at hand"
+ILLEGIBLE = "illegible in the available copies of Table 5"
 NOTES = {
     (1, "gtsrb", "wanet", "cbd"): "section 5.2 prints ASR 3.41 instead of 3.13",
     (1, "cifar10", "average", "fp"): "the printed cells give ASR 82.04",
@@ -112,15 +109,15 @@ AUGMENTATIONS = {"padding": "random crop", "flip": "horizontal flip", "cutout": 
 
 @dataclass(frozen=True)
 class Published:
-    """What the paper prints for one attack and defense.
+    """The numbers that the paper prints for one attack and defense.
 
     table: 1, 2, 3 or 5
     dataset, attack, defense: names of plugins; in Table 5 the attack that `adaptive` hardens
-    poisoning_rate: in (0, 1], None where nothing is poisoned
+    poisoning_rate: in (0, 1], None without an attack
     clean_accuracy, attack_success_rate: percent
-    seconds: of training
-    adaptive: whether the attack is hardened
-    note: what else there is to know about these numbers
+    seconds: training time
+    adaptive: whether `adaptive` hardens the attack
+    note: a remark on these numbers, or empty
     """
 
     table: int
@@ -136,25 +133,26 @@ class Published:
 
     @property
     def shares(self) -> dict[str, float]:
-        """CA and ASR in percent by name of the metric; those that are printed."""
+        """By metric, the printed CA and ASR in percent."""
         both = {name: getattr(self, name) for name in ("clean_accuracy", "attack_success_rate")}
         return {name: value for name, value in both.items() if value is not None}
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What is printed for a cell, and in short phrases how the cell departs from it."""
+    """The printed numbers for a cell, and how its setup departs from the paper's, as phrases."""
 
     published: Published
     departures: tuple[str, ...]
 
 
 def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | None:
-    """What the paper prints for the cell of a record, in that table; None if nothing.
+    """The numbers that a table of the paper prints for the cell of a record; None without any.
 
-    Without a table, CA and ASR are looked for in Tables 1, 2 and 5, and a row of the cell's own
-    poisoning rate comes before one of another. Table 2 varies the rate, so there it must agree.
-    Raises `InvalidInput` for a table that is not here or a damaged spec.
+    table: 1, 2, 3 or 5; None searches Tables 1, 2 and 5, and prefers the cell's own poisoning rate
+
+    In Table 2, which varies the poisoning rate, the rate must match. Raises `InvalidInput` for
+    another table or an invalid spec.
     """
     require(table is None or table in TABLES, f"table must be 1, 2, 3 or 5, got {table}")
     attack = Spec.of(cell["attack"])
@@ -162,20 +160,20 @@ def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | 
     trigger = Spec.of(attack.fields["attack"]).name if adaptive else attack.name
     rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
     wanted = (Spec.of(cell["dataset"]).name, trigger, Spec.of(cell["defense"]).name, adaptive)
-    found = [
+    rows = [
         row
         for row in PLACES.get(wanted, ())
         if row.table in ((1, 2, 5) if table is None else (table,))
         and (row.table != 2 or row.poisoning_rate == rate)
     ]
-    if not found:
+    if not rows:
         return None
-    nearest = min(found, key=lambda row: row.poisoning_rate not in (None, rate))
+    nearest = min(rows, key=lambda row: row.poisoning_rate not in (None, rate))
     return Reference(nearest, tuple(_departures(cell, nearest)))
 
 
 def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
-    """A field that a spec leaves out is as in the paper."""
+    """The deviations of a cell. A field that a spec leaves out is as in the paper."""
     dataset = Spec.of(cell["dataset"]).name
     fields = dict(Spec.of(cell["dataset"]).fields)
     size = defaults("bdbench.datasets", dataset).get("train_size")
@@ -184,12 +182,12 @@ def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
         yield f"{images:,} of {size:,} images" if size else f"{images:,} images, not all"
     yield from _settings("bdbench.datasets", Spec(dataset, fields))
 
-    yield from _other("model", Spec.of(cell["model"]).name, MODELS[dataset])
+    yield from _difference("model", Spec.of(cell["model"]).name, MODELS[dataset])
 
     fields = dict(Spec.of(cell["recipe"]).fields)
     stated = {**RECIPE, "learning_rate": LEARNING_RATES[dataset]}
     for name, printed in stated.items():
-        yield from _other(name, fields.get(name, printed), printed)
+        yield from _difference(name, fields.get(name, printed), printed)
     for name, augmentation in AUGMENTATIONS.items():
         if not fields.get(name, True):
             yield f"no {augmentation}"
@@ -200,71 +198,34 @@ def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
     fields = dict(Spec.of(cell["attack"]).fields)
     if row.poisoning_rate is not None:
         rate = fields.pop("poisoning_rate", default_rate(attack))
-        yield from _other("poisoning_rate", rate, row.poisoning_rate)
-        yield from _other("target", fields.pop("target", TARGETS[dataset]), TARGETS[dataset])
+        yield from _difference("poisoning_rate", rate, row.poisoning_rate)
+        yield from _difference("target", fields.pop("target", TARGETS[dataset]), TARGETS[dataset])
         if row.adaptive:
             yield from _settings("bdbench.attacks", Spec.of(fields.pop("attack")))
         yield from _settings("bdbench.attacks", Spec(attack, fields))
     yield from _settings("bdbench.defenses", Spec.of(cell["defense"]))
 
 
-def _other(name: str, ours: Any, printed: Any) -> Iterator[str]:
+def _difference(name: str, ours: Any, printed: Any) -> Iterator[str]:
     if ours != printed:
         yield f"{name} {ours} instead of {printed}"
 
 
 def _settings(package: str, given: Spec) -> Iterator[str]:
-    """The fields of a plugin that are not at their defaults, which stand for the paper here."""
+    """The fields of a plugin that differ from its defaults, which stand in for the paper's."""
     ours = defaults(package, given.name)
     for field, value in given.fields.items():
         if field in ours and value != ours[field]:
             yield f"{given.name}: {field}={value!r} instead of {ours[field]!r}"
 
 
-@cache
-def defaults(package: str, name: str) -> Mapping[str, Any]:
-    """The literals in the class of a built-in plugin, by name; none for another plugin.
-
-    They are read from its source, because to import it is to import torch.
-    """
-    path = file_of(package, name)
-    if not path.is_file():
-        return {}
-    body = ast.parse(path.read_text("utf-8")).body
-    constants = {
-        target.id: part.value
-        for part in body
-        if isinstance(part, ast.Assign)
-        for target in part.targets
-        if isinstance(target, ast.Name)
-    }
-    found = {}
-    for owner in body:
-        if not isinstance(owner, ast.ClassDef):
-            continue
-        marks = map(ast.unparse, owner.decorator_list)
-        if not any(mark.startswith(f"register({name!r}") for mark in marks):
-            continue
-        for part in owner.body:
-            if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name) and part.value:
-                value = part.value
-                if isinstance(value, ast.Call) and ast.unparse(value.func) == "added":
-                    value = value.args[0]
-                if isinstance(value, ast.Name):
-                    value = constants.get(value.id, value)
-                # What a default is computed from is nothing that a spec could hold.
-                with suppress(ValueError):
-                    found[part.target.id] = ast.literal_eval(value)
-    return found
-
-
 def default_rate(attack: str) -> float:
-    """The poisoning rate of an attack whose spec gives none."""
+    """The poisoning rate of an attack whose spec has none."""
     return float(defaults("bdbench.attacks", attack).get("poisoning_rate", RATE))
 
 
 def _grid(text: str, labels: int, width: int = 2) -> Iterator[tuple[list[str], str, list[Any]]]:
-    """For every line its labels, and for every heading the `width` numbers below it."""
+    """Parse a table: for each line and heading, the line's labels, the heading and its numbers."""
     headings, _, *lines = text.strip("\n").splitlines()
     for line in lines:
         words = line.split()
@@ -295,10 +256,10 @@ TABLES: Mapping[int, tuple[Published, ...]] = {
     for table in (1, 2, 3, 5)
 }
 PLACES: dict[tuple[str, str, str, bool], list[Published]] = {}
-"""The rows of all tables by data set, attack, defense, and whether the attack is hardened."""
+"""The rows of all tables by data set, attack, defense and whether the attack is adaptive."""
 for _row in chain.from_iterable(TABLES.values()):
     PLACES.setdefault((_row.dataset, _row.attack, _row.defense, _row.adaptive), []).append(_row)
 AVERAGES = tuple(row for row in _ROWS if row.attack == "average")
-"""Of Table 1 as printed, over the attacks."""
+"""The averages over the attacks that Table 1 prints."""
 INCREASES = {(dataset, attack): more for (attack,), dataset, (*_, more) in _grid(TABLE_3, 1, 3)}
-"""Of Table 3 as printed, in percent, by data set and attack."""
+"""The increases in percent that Table 3 prints, by data set and attack."""

@@ -1,4 +1,4 @@
-"""A table of the paper as text: fields under two rows of headings, in Markdown and LaTeX."""
+"""A table of the paper as text, in Markdown and LaTeX: cells under two rows of headings."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bdbench.tables.leaderboard import MISSING, pipe
+from bdbench.tables.leaderboard import MISSING, markdown_table
 from bdbench.tables.text import as_latex, as_markdown
 
 
 @dataclass(frozen=True)
 class TableCell:
-    """One number of a table, as text.
+    """One cell of a table, as text.
 
-    ours: with its interval, `MISSING` where there is none
-    paper: what the paper prints, and by how much ours is more; empty where it prints nothing
-    best, tied: see `blocks.Field.standing`
-    marks: of `blocks.FOOTNOTES` or `layouts.COMPANY`
+    ours: our number with its interval, or `MISSING`
+    paper: the printed number and the difference (ours minus paper); empty if not printed
+    best, tied: see `CellSummary.standing`
+    marks: those of `leaderboard.FOOTNOTES` or `paper.CONTENTION`
     """
 
     ours: str
@@ -29,15 +29,14 @@ class TableCell:
     marks: str = ""
 
     def markdown(self) -> str:
-        """In Markdown."""
+        """The cell in Markdown."""
         return self._joined(f"**{self.ours}**" if self.best else self.ours)
 
     def latex(self) -> str:
-        """In LaTeX."""
+        """The cell in LaTeX."""
         ours = as_latex(self.ours)
-        rest = as_latex(self._joined(""))
-        signed = re.sub(r"(?<=; )-(?=\d)", "$-$", rest)
-        return " ".join(filter(None, (f"\\textbf{{{ours}}}" if self.best else ours, signed)))
+        rest = re.sub(r"(?<=; )-(?=\d)", "$-$", as_latex(self._joined("")))
+        return " ".join(filter(None, (f"\\textbf{{{ours}}}" if self.best else ours, rest)))
 
     def _joined(self, ours: str) -> str:
         paper = f"({self.paper})" if self.paper else ""
@@ -51,9 +50,9 @@ NOTHING = TableCell(MISSING)
 class PaperTable:
     """A table with its title and footnotes.
 
-    corner: headings of the columns of labels, one or two
-    columns: heading and subheading of each column of entries
-    rows: labels, as many as there are corners, and the entries
+    corner: headings of the label columns, one or two
+    columns: heading and subheading of each further column
+    rows: labels, one per heading in `corner`, and cells
     """
 
     title: str
@@ -63,22 +62,22 @@ class PaperTable:
     notes: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """Title, table and footnotes."""
+        """Title, table and footnotes in Markdown."""
         headers = [*self.corner, *(" ".join(filter(None, pair)) for pair in self.columns)]
         rows = [
-            [*map(as_markdown, labels), *(entry.markdown() for entry in entries)]
-            for labels, entries in self.rows
+            [*map(as_markdown, labels), *(cell.markdown() for cell in cells)]
+            for labels, cells in self.rows
         ]
         align = [*("left" for _ in self.corner), *("right" for _ in self.columns)]
-        table = pipe(list(map(as_markdown, headers)), rows, align)
+        table = markdown_table(list(map(as_markdown, headers)), rows, align)
         notes = "\n".join(f"- {as_markdown(note)}" for note in self.notes)
         title = f"## {as_markdown(self.title)}"
         return "\n\n".join(part for part in (title, table, notes) if part)
 
     def latex(self) -> str:
-        """A table environment, which needs the packages booktabs and multirow."""
+        """A table environment, which requires the packages booktabs and multirow."""
         frame = pd.DataFrame(
-            [[entry.latex() for entry in entries] for _, entries in self.rows],
+            [[cell.latex() for cell in cells] for _, cells in self.rows],
             index=_labels([labels for labels, _ in self.rows], self.corner),
             columns=pd.MultiIndex.from_tuples(
                 [(as_latex(above), as_latex(below)) for above, below in self.columns]

@@ -1,7 +1,7 @@
-"""Intervals of shares, and which of two shares can be told apart.
+"""Intervals of shares, and tests of whether two shares differ.
 
-Quantiles are scipy's. The formulas are written out, since `scipy.stats` spends half a millisecond
-on a p-value nobody asked for each time, and half a second on its import; and in plain Python, since
+Quantiles are scipy's. The formulas are written out because `scipy.stats` takes half a second to
+import and half a millisecond per test for a p-value that is not used, and in plain Python because
 numpy is slow on a handful of seeds.
 """
 
@@ -24,7 +24,7 @@ def _student(freedom: int, confidence: float) -> float:
 
 
 def half_width(values: Sequence[float], confidence: float = 0.95) -> float:
-    """Of Student's t interval of a mean, in the unit of the values; nan for fewer than two."""
+    """Half width of the t interval of a mean, in the unit of the values; nan below two values."""
     if len(values) < 2:
         return math.nan
     middle = _mean(values)
@@ -35,7 +35,7 @@ def half_width(values: Sequence[float], confidence: float = 0.95) -> float:
 def mean_interval(rates: Sequence[float]) -> Estimate:
     """(mean, low, high): mean and 95 % t interval of shares, clipped to [0, 1].
 
-    One share has no interval (nan); none at all has no mean either.
+    One share has no interval (nan); without shares all are nan.
     """
     if not rates:
         return math.nan, math.nan, math.nan
@@ -46,14 +46,14 @@ def mean_interval(rates: Sequence[float]) -> Estimate:
 
 
 def estimate(counts: Sequence[Count]) -> Estimate:
-    """(mean, low, high) over seeds: Wilson interval of one, t interval of several, nan of none."""
+    """(mean, low, high) over seeds: Wilson interval for one, t interval for several, else nan."""
     if len(counts) == 1:
         return counts[0].rate, *wilson(counts[0].hits, counts[0].of)
     return mean_interval([count.rate for count in counts])
 
 
 def common_seeds(sides: Iterable[Mapping[int, object]]) -> list[int]:
-    """The seeds that all sides have, sorted; none where there is no side."""
+    """The seeds that all sides have, sorted; empty without sides."""
     seeds = [set(side) for side in sides]
     return sorted(set.intersection(*seeds)) if seeds else []
 
@@ -61,9 +61,9 @@ def common_seeds(sides: Iterable[Mapping[int, object]]) -> list[int]:
 def average(sides: Sequence[Mapping[int, float]]) -> tuple[float, float]:
     """Mean over several cells, each given by seed, and the half width of its 95 % interval.
 
-    Number and interval are of the same seeds, those that all cells have: first the mean over the
-    cells, then that over seeds. Where there is none, it is the mean of the means, without interval
-    (nan); of no cells both are nan.
+    Both use the seeds that all cells have: averages over the cells first, then over the seeds.
+    Without a common seed it is the mean of the cells' means, without interval (nan); without cells
+    both are nan.
     """
     seeds = common_seeds(sides)
     if seeds:
@@ -74,10 +74,10 @@ def average(sides: Sequence[Mapping[int, float]]) -> tuple[float, float]:
 
 
 def paired_separable(a: Sequence[float], b: Sequence[float]) -> bool:
-    """Whether the means differ by a paired t-test at 95 %: seed by seed, on the same poisoned sets.
+    """Whether two means differ by a paired t-test at 95 %; the pairs share a poisoned set.
 
-    Never with fewer than two pairs. Where all differences are equal, any but zero separates.
-    Raises ValueError for unequal lengths.
+    False for fewer than two pairs. If all differences are equal, True unless they are zero. Raises
+    ValueError for unequal lengths.
     """
     differences = [x - y for x, y in zip(a, b, strict=True)]
     if len(differences) < 2:
@@ -89,7 +89,7 @@ def paired_separable(a: Sequence[float], b: Sequence[float]) -> bool:
 def proportions_separable(a: Count, b: Count) -> bool:
     """Whether two shares differ by the pooled two-proportion z-test at 95 %.
 
-    With Yates' continuity correction, which brings it close to Fisher's exact test for rare hits.
+    Yates' continuity correction brings it close to Fisher's exact test for rare hits.
     """
     pooled = (a.hits + b.hits) / (a.of + b.of)
     spread = 1 / a.of + 1 / b.of
@@ -98,10 +98,10 @@ def proportions_separable(a: Count, b: Count) -> bool:
 
 
 def tied(best: Mapping[int, Count], other: Mapping[int, Count]) -> bool:
-    """Whether `other` cannot be told from `best`; counts by seed, at least one in each.
+    """Whether `other` is not separable from `best`, given counts by seed, at least one in each.
 
-    By the paired t-test over common seeds if there are two or more. Else by the two-proportion
-    test: on the one common seed, or on the sums over all seeds if none is common.
+    The test is the paired t-test if two or more seeds are common. Otherwise it is the z-test of two
+    proportions: for the one common seed, or for the sums over all seeds if none is common.
     """
     common = common_seeds((best, other))
     if len(common) >= 2:

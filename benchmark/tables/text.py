@@ -1,7 +1,7 @@
-"""Words of others as text of a table, and of nothing else: in Markdown, LaTeX and CSV.
+"""Untrusted text in tables, escaped for Markdown, LaTeX and CSV.
 
-Labels, notes and messages come from plugins and from records of others. Whatever they hold, a
-reader sees it as it stands. HTML is escaped by the templates, a terminal's commands by `visible`.
+Labels, notes and messages come from plugins and from other people's records. Escaping shows them
+literally. Templates escape HTML, and `visible` escapes terminal control sequences.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _MARKUP = re.compile(r"[\\`*<>\[\]~|&]|(?<![^\W_])_|_(?![^\W_])|^[-+=#](?=\s|$)")
-"""What Markdown takes for more than itself; an underscore inside of a word is one."""
+"""Text that is markup in Markdown; an underscore inside a word is not."""
 _ENTITIES = {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
-"""Also where a reader of Markdown passes HTML on before it looks for escapes."""
+"""Escapes that also hold in a Markdown reader that passes HTML on first."""
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -41,18 +41,17 @@ _FORMULA = tuple("=+-@")
 
 
 def as_markdown(text: str) -> str:
-    """One line of Markdown, without markup."""
+    """Text as one line of Markdown without markup."""
     return _MARKUP.sub(lambda m: _ENTITIES.get(m[0], f"\\{m[0]}"), _line(text))
 
 
 def as_latex(text: str) -> str:
-    """One line of LaTeX, without commands."""
+    """Text as one line of LaTeX without commands."""
     return "".join(_LATEX.get(character, character) for character in _line(text))
 
 
 def as_csv(frame: pd.DataFrame) -> str:
-    """Six significant digits, and nothing for nan. A text is one line, and has an apostrophe
-    before it where a spreadsheet would take it for a formula; numbers are as they are."""
+    """A table as CSV: six significant digits, empty for nan, text as in `csv_field`."""
     texts = {
         str(name): type(column)(map(_cell, column), column.index, dtype=object)
         for name, column in frame.items()
@@ -67,7 +66,7 @@ def _line(text: str) -> str:
 
 
 def csv_field(text: str) -> str:
-    """One line of text that no spreadsheet takes for a formula."""
+    """Text as one line, with a leading apostrophe if a spreadsheet would run it as a formula."""
     text = text if text.isprintable() else _line(text)
     return f"'{text}" if text.startswith(_FORMULA) else text
 

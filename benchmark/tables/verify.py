@@ -1,8 +1,8 @@
-"""Ours against the paper's numbers: difference, inside or outside our interval, known reasons.
+"""Our numbers against the paper's: the difference, a verdict and known reasons for it.
 
-Beside them stands what other benchmarks published, which is of another network and gets no verdict.
-A pure function of records, like every table. The published numbers are in `published.py` and
-`others.py`.
+The verdict is whether the paper's number is inside our interval. Numbers of other benchmarks are
+shown beside ours without a verdict, because they use another network. Like every table, this is a
+pure function of records; the published numbers are in `published.py` and `others.py`.
 """
 
 from __future__ import annotations
@@ -21,51 +21,50 @@ import pandas as pd
 
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.spec import Spec
+from bdbench.records.parts import Identity
 from bdbench.records.record import Record
 from bdbench.storage.atomic import write_atomically
 from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, collect, is_none
-from bdbench.tables.leaderboard import FOOTNOTES, MISSING, pipe
+from bdbench.tables.leaderboard import FOOTNOTES, MISSING, markdown_table
 from bdbench.tables.others import SOURCES, Other, contradictions, others
 from bdbench.tables.published import TABLES, Published, Reference, reference
 from bdbench.tables.text import as_csv, as_markdown
 
 COMPARED = (1, 2, 5)
-"""The paper's tables of CA and ASR."""
+"""The paper's tables that have CA and ASR."""
 ROUNDING = 0.005
-"""Half a unit of the paper's last digit, percent: 100 stands for 99.995 and above."""
+"""Half a unit of the paper's last digit, percent: a printed 100 means 99.995 or more."""
 NAMES = {CA: "CA", ASR: "ASR", RACC: "R-Acc"}
 ANY = "*"
 REASONS = {
-    (ANY, ANY, ANY): "the paper gives no batch size, learning rate drops or size of cutout",
-    (ANY, "none", ASR): "published as 0, ours is the floor: ordinary error, not compared",
+    (ANY, ANY, ANY): "the paper does not state batch size, learning rate drops or cutout size",
+    (ANY, "none", ASR): "the paper prints 0 and ours is the floor: ordinary error, not compared",
     (ANY, "badnets", ANY): "the paper gives no patch, ours is a black and white corner pattern",
-    (ANY, "trojan", ANY): "the paper gives no patch, ours by default adds seeded colours",
+    (ANY, "trojan", ANY): "the paper gives no patch, ours adds seeded colours by default",
     (ANY, "blend", ANY): "the paper gives no pattern, ours is grey noise, one for all images",
-    (ANY, "sig", ANY): "the paper says neither SIG's amplitude nor what its 10 % is a share of",
-    (ANY, "dynamic", ANY): "the code has values out of the range of images, ours are in range",
-    (ANY, "wanet", ANY): "the paper gives no settings of WaNet, ours by default has no covers",
-    ("none", "wanet", ASR): "WaNet is hard to learn in a short training",
-    (ANY, "adaptive", ANY): "noise is made after every epoch, in the paper after every batch",
+    (ANY, "sig", ANY): "the paper states neither SIG's amplitude nor what its 10 % is a share of",
+    (ANY, "dynamic", ANY): "the authors' code leaves the pixel range, ours stays within it",
+    (ANY, "wanet", ANY): "the paper gives no settings for WaNet, ours has no covers by default",
+    ("none", "wanet", ASR): "WaNet is hard to learn in few epochs",
+    (ANY, "adaptive", ANY): "ours updates the noise after every epoch, the paper after every batch",
     ("fp", ANY, ANY): "fp prunes the embedding, the paper only says original settings",
-    ("mcr", ANY, ANY): "mcr takes t by clean validation, the paper only says original settings",
-    (
-        "nad",
-        ANY,
-        ANY,
-    ): "nad has 320 and 640 updates by default, the paper only says original settings",
-    ("abl", ANY, ANY): "abl by default bounds the loss that it unlearns, for 80 updates",
-    ("dbd", ANY, ANY): "dbd has 100 and 50 epochs by default, in its paper 1,000 and 190",
-    ("cbd", ANY, ANY): "cbd by default has T1 and beta fixed, which the paper searches, and two "
-    "constants of its authors' code",
+    ("mcr", ANY, ANY): "mcr selects t by clean validation, the paper only says original settings",
+    ("nad", ANY, ANY): "nad runs 320 and 640 updates, the paper only says original settings",
+    ("abl", ANY, ANY): "abl bounds the loss that it unlearns and runs 80 updates of it by default",
+    ("dbd", ANY, ANY): "dbd runs 100 and 50 epochs by default, in its paper 1,000 and 190",
+    ("cbd", ANY, ANY): "cbd fixes T1 and beta by default, which the paper searches, and uses two "
+    "constants from its authors' code",
 }
-"""By defense, attack and metric: differences that README.md and DECISIONS.md give reasons for."""
+"""By defense, attack and metric: known reasons for a difference, explained in DECISIONS.md.
+
+A reason has no semicolon, which separates reasons in the CSV file."""
 LEGEND = """\
-All in percent, after the last epoch. Ours: mean over seeds with its 95 % interval, Wilson's of \
-one seed, which leaves out how seeds differ, or t of several. Paper: the printed value; inside: it \
-lies in our interval, give or take its own rounding. Settings of attacks and defenses are compared \
-with our defaults, as the paper prints few of them. BackdoorBench and FT-SAM: numbers of others \
-for the same attack, poisoning rate and data set. They are of another network, so they get no \
-verdict. """
+In percent, after the last epoch. Ours: mean over seeds with its 95 % interval: Wilson for one \
+seed, which leaves out the variation between seeds, t interval for several. Paper: the printed \
+value; inside: it is in our interval, up to its own rounding. Settings of attacks and defenses are \
+compared with our defaults, because the paper prints few of them. BackdoorBench and FT-SAM: \
+numbers that these published for the same attack, poisoning rate and data set. They use another \
+network and get no verdict. """
 LEGEND += " ".join(f"{name}: {what}." for name, what in SOURCES.items())
 
 
@@ -73,18 +72,18 @@ LEGEND += " ".join(f"{name}: {what}." for name, what in SOURCES.items())
 class Row:
     """One metric of one cell over its seeds; numbers in percent, nan where there is none.
 
-    table: of the paper, None where it does not have the cell
-    dataset, model, recipe, attack, defense: as the leaderboard calls them
-    metric: CA, ASR, or floor, which takes the place of ASR where nothing was poisoned; R-Acc only
-        where others published it
-    seeds: how many enter the mean
+    table: of the paper, None if the paper does not have the cell
+    dataset, model, recipe, attack, defense: names as in the leaderboard
+    metric: CA, ASR, or floor, which replaces ASR without an attack; R-Acc only if others published
+        it
+    seeds: number of seeds in the mean
     ours, low, high: mean and 95 % interval
-    published: as the paper prints it
+    published: the number that the paper prints
     difference: ours minus published
-    verdict: "inside" or "outside"; "failed" or "not finite" if no seed is left; else ""
-    backdoorbench, ft_sam: as these published it, see `others`
-    contradiction: which of the three sources are more than ten points apart, with their numbers
-    reasons: why the two may differ, as far as is known
+    verdict: "inside" or "outside"; "failed" or "not finite" without a usable seed; else ""
+    backdoorbench, ft_sam: the numbers that these published, see `others`
+    contradiction: the sources that differ by more than ten points, with their numbers
+    reasons: known reasons for the difference
     """
 
     table: int | None
@@ -108,22 +107,25 @@ class Row:
 
     @property
     def cell(self) -> tuple[str, ...]:
-        """What the two metrics of a cell have in common."""
+        """The names that identify the cell."""
         return self.dataset, self.model, self.recipe, self.attack, self.defense
 
 
 @dataclass(frozen=True)
 class Verification:
-    """rows: of the cells that the paper or another benchmark has too; missing: how many printed
-    cells of each table of the paper have no record; beyond: how many of our cells are not in the
-    paper."""
+    """Our numbers beside published ones.
+
+    rows: for the cells that the paper or another benchmark has
+    missing: by table of the paper, the number of printed cells without a record
+    beyond: number of our cells that are not in the paper
+    """
 
     rows: tuple[Row, ...]
     missing: Mapping[int, int]
     beyond: int
 
     def summary(self) -> dict[str, Any]:
-        """The counts as JSON values. A cell is inside if all that is compared of it is."""
+        """The counts as JSON values. A cell is inside if all of its compared values are."""
         verdicts = defaultdict(list)
         for row in self.rows:
             if row.verdict in ("inside", "outside"):
@@ -138,7 +140,7 @@ class Verification:
         }
 
     def sentence(self) -> str:
-        """The same in words."""
+        """The summary in words."""
         counts = self.summary()
         gaps = (f"{n} of {len(TABLES[t])} in Table {t}" for t, n in self.missing.items())
         return (
@@ -148,7 +150,7 @@ class Verification:
         )
 
     def markdown(self) -> str:
-        """A block for each data set, model and recipe, a legend and the sentence."""
+        """One block per data set, model and recipe, a legend and the summary."""
         return self._markdown
 
     @cached_property
@@ -157,7 +159,7 @@ class Verification:
         return "\n\n".join([*blocks, *([LEGEND] if blocks else []), self.sentence()]) + "\n"
 
     def csv(self) -> str:
-        """One line per row, with nothing for nan and reasons separated by semicolons."""
+        """The rows as CSV, empty for nan, with reasons separated by semicolons."""
         lines = [
             {**vars(row), "table": row.table or "", "reasons": "; ".join(row.reasons)}
             for row in self.rows
@@ -166,7 +168,7 @@ class Verification:
         return as_csv(frame)
 
     def json(self) -> str:
-        """Rows and summary, with null for nan."""
+        """Rows and summary as JSON, null for nan."""
         rows = [
             {name: None if _is_nan(value) else value for name, value in asdict(row).items()}
             for row in self.rows
@@ -176,17 +178,17 @@ class Verification:
 
 
 def verify(records: Iterable[Record]) -> Verification:
-    """Every cell that the paper or another benchmark has, beside what they print.
+    """Compare our cells with the numbers of the paper and of other benchmarks.
 
-    Raises `InvalidInput` for records that do not belong into one table, see `collect`.
+    Raises `InvalidInput` for records that do not belong in one table, see `collect`.
     """
     rows: list[Row] = []
     seen: set[Published] = set()
     beyond = 0
     for group in collect(records):
-        cell = group.records[0].cell
+        cell = group.records[0].cell.as_dict()
         if group.records[0].given is not None:
-            # Nobody has published what a user brings.
+            # There are no published numbers for a network that the user brought.
             beyond += 1
             continue
         found, beside = reference(cell), others(cell)
@@ -202,10 +204,10 @@ def verify(records: Iterable[Record]) -> Verification:
 def write_verification(records: Sequence[Record], folder: Path) -> Verification:
     """Write `verify.md` and `verify.csv` to `<folder>/tables`.
 
-    Raises `InvalidInput` for no records, an unwritable folder, or as `verify` does.
+    Raises `InvalidInput` for no records, for an unwritable folder, and as `verify` does.
     """
     if not records:
-        raise InvalidInput(f"no records in {folder / 'records'}; `bdbench run` makes them")
+        raise InvalidInput(f"no records in {folder / 'records'}; create some with `bdbench run`")
     made = verify(records)
     for name, text in (("verify.md", made.markdown()), ("verify.csv", made.csv())):
         write_atomically(folder / "tables" / name, text.encode())
@@ -213,20 +215,25 @@ def write_verification(records: Sequence[Record], folder: Path) -> Verification:
 
 
 def _rows(group: Group, found: Reference | None, beside: tuple[Other, ...]) -> Iterator[Row]:
-    """Of each metric; none for a cell that nobody else has. The paper has no R-Acc."""
+    """The rows of a cell; empty if none are published. The paper has no R-Acc."""
     if found is None and not beside:
         return
-    apart = contradictions(group.records[0].cell, found.published if found else None, beside)
+    cell, published = group.records[0].cell.as_dict(), found.published if found else None
+    conflicts = contradictions(cell, published, beside)
     for metric in (CA, ASR, RACC):
         theirs = {other.source: other.shares.get(metric, math.nan) for other in beside}
         if metric != RACC:
-            yield _row(group, metric, found, theirs, apart.get(metric, ""))
+            yield _row(group, metric, found, theirs, conflicts.get(metric, ""))
         elif not all(map(math.isnan, theirs.values())):
             yield _row(group, metric, None, theirs, "")
 
 
 def _row(
-    group: Group, metric: str, found: Reference | None, theirs: Mapping[str, float], apart: str
+    group: Group,
+    metric: str,
+    found: Reference | None,
+    theirs: Mapping[str, float],
+    contradiction: str,
 ) -> Row:
     floor = metric == ASR and is_none(group.names["attack"])
     ours, low, high = (100 * share for share in group.estimate(FLOOR if floor else metric))
@@ -240,7 +247,7 @@ def _row(
         verdict = "inside" if inside else "outside"
     reasons = [
         *(found.departures if found else ()),
-        *(note for record in group.records for note in record.provenance.get("data_notes", ())),
+        *(note for record in group.records for note in record.provenance.data_notes),
         *([found.published.note] if found and found.published.note else []),
         *(_reasons(group.records[0].cell, metric) if found else ()),
         *_flags(group),
@@ -258,37 +265,37 @@ def _row(
         verdict=verdict,
         backdoorbench=theirs.get("BackdoorBench", math.nan),
         ft_sam=theirs.get("FT-SAM", math.nan),
-        contradiction=apart,
+        contradiction=contradiction,
         reasons=tuple(dict.fromkeys(reasons)),
     )
 
 
-def _reasons(cell: Mapping[str, Any], metric: str) -> Iterator[str]:
-    trigger = Spec.of(cell["attack"])
+def _reasons(cell: Identity, metric: str) -> Iterator[str]:
+    trigger = cell.attack
     attacks = {ANY, trigger.name}
     if trigger.name == "adaptive":
         attacks.add(Spec.of(trigger.fields["attack"]).name)
-    defenses = {ANY, Spec.of(cell["defense"]).name}
-    for (defense, attack, concerned), reason in REASONS.items():
-        if defense in defenses and attack in attacks and concerned in (ANY, metric):
+    defenses = {ANY, cell.defense.name}
+    for (defense, attack, affected), reason in REASONS.items():
+        if defense in defenses and attack in attacks and affected in (ANY, metric):
             yield reason
 
 
 def _flags(group: Group) -> Iterator[str]:
-    for flag, those in group.flagged.items():
-        seeds = ", ".join(f"seed {record.cell['seed']}" for record in those)
-        raised = ", ".join(sorted({record.error["type"] for record in those if record.error}))
-        _, meaning = FOOTNOTES.get(flag, ("", "a flag that this version does not know"))
+    for flag, records in group.flagged.items():
+        seeds = ", ".join(f"seed {record.cell.seed}" for record in records)
+        raised = ", ".join(sorted({record.error.type for record in records if record.error}))
+        _, meaning = FOOTNOTES.get(flag, ("", "a flag unknown to this version"))
         yield f"{flag}, {meaning}: {seeds}" + f" ({raised})" * bool(raised)
 
 
 def _block(rows: Sequence[Row]) -> str:
-    """Title, table, the reasons that all rows share, and a numbered list of the others."""
-    every = list(dict.fromkeys(reason for row in rows for reason in row.reasons))
-    of_paper = [row for row in rows if row.table] or rows
-    of_all = set.intersection(*(set(row.reasons) for row in of_paper))
-    shared = [reason for reason in every if reason in of_all]
-    numbers = {reason: n for n, reason in enumerate((r for r in every if r not in of_all), 1)}
+    """Title, table, the reasons that all rows share, and the other reasons, numbered."""
+    reasons = list(dict.fromkeys(reason for row in rows for reason in row.reasons))
+    in_paper = [row for row in rows if row.table] or rows
+    in_all = set.intersection(*(set(row.reasons) for row in in_paper))
+    shared = [reason for reason in reasons if reason in in_all]
+    numbers = {reason: n for n, reason in enumerate((r for r in reasons if r not in in_all), 1)}
     headers = ["attack", "defense", "metric", "seeds", "ours", "95 % interval"]
     headers += ["paper", "table", "difference", "verdict", *SOURCES, "reasons"]
     lines = [
@@ -303,8 +310,8 @@ def _block(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     align = [*["left"] * 3, *["right"] * 6, "left", *["right"] * len(SOURCES), "left"]
-    table = pipe(headers, lines, align)
-    apart = [
+    table = markdown_table(headers, lines, align)
+    conflicts = [
         f"- {as_markdown(f'{row.defense} on {row.attack}, {row.metric}: {row.contradiction}')}"
         for row in rows
         if row.contradiction
@@ -319,9 +326,9 @@ def _block(rows: Sequence[Row]) -> str:
         )
     if numbers:
         parts.append("\n".join(f"{n}. {as_markdown(reason)}" for reason, n in numbers.items()))
-    if apart:
+    if conflicts:
         parts.append(
-            "Published numbers that are more than ten points apart:\n\n" + "\n".join(apart)
+            "Published numbers that are more than ten points apart:\n\n" + "\n".join(conflicts)
         )
     return "\n\n".join(parts)
 

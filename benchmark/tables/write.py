@@ -1,6 +1,6 @@
-"""Tables are pure functions of records: a tidy CSV and a leaderboard in Markdown.
+"""The leaderboard and the tables of the paper, made from records as Markdown, CSV and LaTeX.
 
-The same records give the same bytes, in whatever order they come.
+The same records give the same bytes, in any order.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from bdbench.tables.groups import (
     trainings,
 )
 from bdbench.tables.latex import documents
-from bdbench.tables.leaderboard import EXTRA, LEGEND, LeaderboardBlock
+from bdbench.tables.leaderboard import EXTRA_COLUMNS, LEGEND, LeaderboardBlock
 from bdbench.tables.paper import LEGEND as PAPER_LEGEND
 from bdbench.tables.paper import (
     TIMING,
     overhead,
+    paper_tables,
     passes_ratio,
-    sheets,
     spread,
     stage_seconds,
 )
@@ -57,50 +57,57 @@ COLUMNS = (
 
 DIFFERENCES = (
     *("dataset", "model", "recipe", "attack", "metric", "defense", "other"),
-    *("seeds", "more", "low", "high", "separable"),
+    *("seeds", "difference", "low", "high", "separable"),
 )
-SUITES_OF = {1: "table1-cifar10", 2: "table2", 3: "table3", 5: "table5"}
-"""What fills a table of the paper."""
+SUITES = {1: "table1-cifar10", 2: "table2", 3: "table3", 5: "table5"}
+"""The suite that fills a table of the paper."""
 
 
 @dataclass(frozen=True, eq=False)
 class Leaderboard:
-    """
+    """Defenses by attacks.
+
     blocks: Markdown, one per data set, model and recipe
-    made: of which these are made
-    summary: what `summarise` returns, with the folder of each row where there are several
-    remarks: what other folders have that is left out
+    sources: the blocks that the Markdown shows
+    summary: the table of `summarise`, with the folder of each row if there are several
+    remarks: records of other folders that are left out
     """
 
     blocks: tuple[str, ...]
-    made: tuple[LeaderboardBlock, ...]
+    sources: tuple[LeaderboardBlock, ...]
     summary: pd.DataFrame
     remarks: tuple[str, ...] = ()
 
     def markdown(self) -> str:
-        """The blocks, what is left out, and a legend."""
+        """The blocks, the remarks and a legend."""
         remarks = "\n".join(f"- {as_markdown(line)}" for line in self.remarks)
         return "\n\n".join([*self.blocks, *filter(None, [remarks]), LEGEND]) + "\n"
 
     def latex(self, label: str = "") -> str:
-        """A table of LaTeX for each block; `label` is that of the first, and of the others with a
-        number. Raises `InvalidInput` for one that LaTeX would not take."""
-        return documents(self.made, label)
+        """One LaTeX table per block, see `documents`.
+
+        label: that of the first block; further ones get a number. Derived if empty
+
+        Raises `InvalidInput` for an invalid label.
+        """
+        return documents(self.sources, label)
 
     def csv(self) -> str:
-        """The summary with shares in [0, 1], six significant digits, and nothing for nan."""
+        """The summary as CSV: shares in [0, 1], six significant digits, empty for nan."""
         return as_csv(self.summary)
 
 
 def summarise(records: Iterable[Record]) -> pd.DataFrame:
     """One row per cell, over its seeds, with the columns `COLUMNS`.
 
-    Metrics are shares in [0, 1] with the Wilson interval of one seed or the t interval of several.
-    at_floor: whether the ASR is not above the floor. der, tpr, fpr, clean_fraction: shares, see
-    `Group.der`, `filtered` and `clean_fraction`; trainings: see there. Records that failed or are
-    not finite enter no mean: they are counted in `excluded`, and `seeds` are the others. Flags read
-    `not_finite:2` for two seeds. Raises `InvalidInput` for records that do not belong into one
-    table, see `collect`.
+    metrics: shares in [0, 1], with the Wilson interval for one seed or the t interval for several
+    at_floor: whether the ASR does not exceed the floor
+    der, tpr, fpr, clean_fraction: shares in [0, 1], see `Group.der`, `filtered`, `clean_fraction`
+    trainings: see `groups.trainings`
+    seeds, excluded: records that enter the means, and records that failed or are not finite
+    flags: with their number of seeds, such as `not_finite:2`
+
+    Raises `InvalidInput` for records that do not belong in one table, see `collect`.
     """
     return _summary(collect(records))
 
@@ -113,24 +120,24 @@ def leaderboard(
 ) -> Leaderboard:
     """Defenses by attacks, for each data set, model and recipe.
 
-    sort: title of the column that orders the defenses of a section, such as "badnets ASR" or
-        "seconds"; DER if not given. The best number comes first.
-    columns: which of `EXTRA` to add for each attack, or "all"
-    origins: from which folders the records come, see `join`
+    sort: title of the column that sorts the defenses of a section, best first, such as
+        "badnets ASR" or "seconds"; DER if empty
+    columns: the `EXTRA_COLUMNS` to add for each attack, or "all"
+    origins: the folders that the records come from, see `join`
 
-    Raises `InvalidInput` for a column that is not there, or as `summarise` does.
+    Raises `InvalidInput` for an unknown column, and as `summarise` does.
     """
     groups = collect(records)
-    found = groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
-    blocks = tuple(LeaderboardBlock(tuple(members), origins=origins) for _, members in found)
+    settings = groupby(groups, key=lambda group: [group.names[axis] for axis in AXES[:3]])
+    blocks = tuple(LeaderboardBlock(tuple(members), origins=origins) for _, members in settings)
     titles = {title for block in blocks for row in block.numbers.values() for title in row}
     known = ["defense", *sorted(titles)]
     require(sort in ("", *known), f"unknown column {sort!r}{did_you_mean(sort, known)}")
     wanted = list(columns)
     for name in wanted:
-        choices = [*EXTRA, "all"]
+        choices = [*EXTRA_COLUMNS, "all"]
         require(name in choices, f"unknown column {name!r}{did_you_mean(name, choices)}")
-    extra = EXTRA if "all" in wanted else wanted
+    extra = EXTRA_COLUMNS if "all" in wanted else wanted
     texts = tuple(block.markdown(sort, extra) for block in blocks)
     summary = _summary(groups)
     if origins.signs:
@@ -143,12 +150,12 @@ def write_leaderboard(
 ) -> list[Path]:
     """Write `leaderboard.csv` and `.md` to `<folder>/tables` and return their paths.
 
-    label: of a table in LaTeX, `.tex`, which is written too; derived where it is empty
+    label: if not None, write `leaderboard.tex` too, with this label; derived if empty
 
-    Raises `InvalidInput` for no records, an unwritable folder, or as `leaderboard` does.
+    Raises `InvalidInput` for no records, for an unwritable folder, and as `leaderboard` does.
     """
     if not records:
-        raise InvalidInput(f"no records in {folder / 'records'}; `bdbench run` makes them")
+        raise InvalidInput(f"no records in {folder / 'records'}; create some with `bdbench run`")
     board = leaderboard(records, origins=origins)
     texts = {"leaderboard.csv": board.csv(), "leaderboard.md": board.markdown()}
     if label is not None:
@@ -159,48 +166,48 @@ def write_leaderboard(
 
 
 @dataclass(frozen=True, eq=False)
-class OfPaper:
-    """A table of the paper, from 1 to 5.
+class NumberedTable:
+    """Table 1, 2, 3 or 5 of the paper, made from our records.
 
-    sheets: it as it is printed, one for each data set, model and recipe
-    groups: those that stand in it
+    parts: in the paper's layout, at least one per data set, model and recipe
+    groups: the cells in it
     """
 
     number: int
-    sheets: tuple[PaperTable, ...]
+    parts: tuple[PaperTable, ...]
     groups: tuple[Group, ...]
 
     def markdown(self) -> str:
-        """In the paper's layout, and a legend."""
+        """Markdown in the paper's layout, with a legend."""
         legend = TIMING if self.number == 3 else PAPER_LEGEND
-        return "\n\n".join([*(sheet.markdown() for sheet in self.sheets), legend]) + "\n"
+        return "\n\n".join([*(part.markdown() for part in self.parts), legend]) + "\n"
 
     def latex(self) -> str:
-        """In the paper's layout."""
-        return "\n".join(sheet.latex() for sheet in self.sheets)
+        """LaTeX in the paper's layout."""
+        return "\n".join(part.latex() for part in self.parts)
 
     def csv(self) -> str:
-        """In long form, with what the paper prints."""
+        """CSV in long form, with the printed numbers."""
         return as_csv(_long_form(self.groups, self.number))
 
     def differences(self) -> str:
-        """Of each pair of defenses on the same poisoned sets, as CSV."""
+        """Differences between each pair of defenses on the same poisoned sets, as CSV."""
         return as_csv(_differences(self.groups))
 
 
-def paper_table(number: int, records: Iterable[Record], folder: Path) -> OfPaper:
-    """A table of the paper from the records of a folder, but for those of networks that a user
-    brought. Raises `InvalidInput` where nothing belongs into it, or as `summarise` does."""
-    made = sheets(number, collect(record for record in records if record.given is None))
+def paper_table(number: int, records: Iterable[Record], folder: Path) -> NumberedTable:
+    """A table of the paper from the records of a folder, without those of networks that a user
+    brought. Raises `InvalidInput` if no record belongs in it, and as `summarise` does."""
+    made = paper_tables(number, collect(record for record in records if record.given is None))
     require(
         bool(made),
-        f"no record in {folder / 'records'} belongs into table {number}; "
-        f"`bdbench run {SUITES_OF[number]}` makes them",
+        f"no record in {folder / 'records'} belongs in table {number}; "
+        f"create some with `bdbench run {SUITES[number]}`",
     )
-    return OfPaper(
+    return NumberedTable(
         number,
-        tuple(sheet for several, _ in made for sheet in several),
-        tuple(group for _, chosen in made for group in chosen),
+        tuple(part for parts, _ in made for part in parts),
+        tuple(group for _, groups in made for group in groups),
     )
 
 
@@ -209,9 +216,10 @@ def write_table(
 ) -> list[Path]:
     """Write a table of the paper to `<folder>/tables` and return the paths.
 
-    `table<N>.md` in the paper's layout, `.csv` in long form, `-differences.csv` of each pair of
-    defenses on the same poisoned sets, and `.tex` if wanted. Raises `InvalidInput` where nothing
-    belongs into it, or as `write_leaderboard` does.
+    The files are `table<N>.md` in the paper's layout, `table<N>.csv` in long form, except for
+    Table 3 `table<N>-differences.csv` with the differences between each pair of defenses, and with
+    `latex` `table<N>.tex`. Raises `InvalidInput` if no record belongs in the table, and for an
+    unwritable folder.
     """
     made = paper_table(table, records, folder)
     texts = {f"table{table}.md": made.markdown(), f"table{table}.csv": made.csv()}
@@ -225,21 +233,21 @@ def write_table(
 
 
 def _summary(groups: Sequence[Group]) -> pd.DataFrame:
-    bare = _undefended(groups)
-    rows = [_row(group, bare.get(_data_of(group))) for group in groups]
+    undefended = _undefended(groups)
+    rows = [_row(group, undefended.get(_data_of(group))) for group in groups]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
 def _undefended(groups: Iterable[Group]) -> dict[tuple[str, ...], Group]:
-    """The groups of no defense by what they share with others, the first by name of several."""
-    bare: dict[tuple[str, ...], Group] = {}
+    """The groups with no defense by all other names; the first one if there are several."""
+    found: dict[tuple[str, ...], Group] = {}
     for group in groups:
         if is_none(group.names["defense"]):
-            bare.setdefault(_data_of(group), group)
-    return bare
+            found.setdefault(_data_of(group), group)
+    return found
 
 
-def _row(group: Group, bare: Group | None) -> dict[str, Any]:
+def _row(group: Group, undefended: Group | None) -> dict[str, Any]:
     row: dict[str, Any] = {**group.names, "seeds": len(group.used)}
     for metric in INTERVALS:
         share = group.estimate(metric)
@@ -247,58 +255,63 @@ def _row(group: Group, bare: Group | None) -> dict[str, Any]:
     return row | {
         "asr_floor": group.estimate("asr_floor")[0],
         "at_floor": group.at_floor if group.counts("attack_success_rate") else None,
-        "der": group.der(bare),
+        "der": group.der(undefended),
         "tpr": group.mean(lambda record: filtered(record)[0]),
         "fpr": group.mean(lambda record: filtered(record)[1]),
         "clean_fraction": group.clean_fraction,
         "trainings": group.mean(trainings),
         "seconds_own": group.mean(seconds_own),
         "seconds_total": group.mean(seconds_total),
-        "passes_forward": group.mean(lambda record: record.passes["forward"]),
-        "passes_backward": group.mean(lambda record: record.passes["backward"]),
-        "flags": " ".join(f"{flag}:{len(those)}" for flag, those in group.flagged.items()),
+        "passes_forward": group.mean(lambda record: record.passes.forward),
+        "passes_backward": group.mean(lambda record: record.passes.backward),
+        "flags": " ".join(f"{flag}:{len(own)}" for flag, own in group.flagged.items()),
         "excluded": len(group.records) - len(group.used),
     }
 
 
 def _long_form(groups: Sequence[Group], table: int) -> pd.DataFrame:
-    """A row for each group with what the paper prints; shares like our own metrics."""
-    bare = _undefended(groups)
+    """One row per group, with the printed shares in [0, 1] and the differences from them."""
+    undefended = _undefended(groups)
     rows = []
     for group in groups:
-        found = reference(group.records[0].cell, table)
-        row = _row(group, bare.get(_data_of(group)))
+        found = reference(group.records[0].cell.as_dict(), table)
+        row = _row(group, undefended.get(_data_of(group)))
         if table == 3:
-            row |= _timing(group, bare[_data_of(group)])
+            row |= _timing(group, undefended[_data_of(group)])
             row["paper_seconds"] = found.published.seconds if found else None
         else:
             for metric in INTERVALS[:2]:
                 printed = getattr(found.published, metric) if found else None
                 row[f"paper_{metric}"] = math.nan if printed is None else printed / 100
-                row[f"{metric}_more"] = row[metric] - row[f"paper_{metric}"]
+                row[f"{metric}_difference"] = row[metric] - row[f"paper_{metric}"]
         rows.append(row | {"departures": "; ".join(found.departures) if found else ""})
     return pd.DataFrame(rows)
 
 
-def _timing(group: Group, bare: Group) -> dict[str, float]:
-    """Medians with the ranges from the least to the largest: seconds, by stage, too; by what share
-    they are more than with no defense. And the passes relative to it, and what others took of the
-    device at most."""
+def _timing(group: Group, undefended: Group) -> dict[str, float]:
+    """The columns of Table 3: medians over the seeds, `_low` and `_high` their range.
+
+    seconds_total, seconds_<stage>: time in all and by stage
+    seconds_increase: increase of seconds_total over no defense, as a share
+    passes_ratio: passes relative to no defense
+    others: the largest load that other processes put on the device
+    """
     total = spread(list(group.seconds.values()))
-    more = spread([percent / 100 for percent in overhead(group, bare)])
-    others: list[Any] = [record.measured.get("others") for record in group.used]
+    increase = spread([percent / 100 for percent in overhead(group, undefended)])
+    parts = ("", "_low", "_high")
+    others: list[Any] = [record.measured.others for record in group.used]
     return {
         "seconds_own": spread(stage_seconds(group, "fit"))[0],
-        **dict(zip((f"seconds_total{part}" for part in ("", "_low", "_high")), total, strict=True)),
+        **dict(zip((f"seconds_total{part}" for part in parts), total, strict=True)),
         **{f"seconds_{stage}": spread(stage_seconds(group, stage))[0] for stage in STAGES},
-        **dict(zip(("seconds_more", "more_low", "more_high"), more, strict=True)),
-        "passes_ratio": passes_ratio(group, bare),
+        **dict(zip((f"seconds_increase{part}" for part in parts), increase, strict=True)),
+        "passes_ratio": passes_ratio(group, undefended),
         "others": math.nan if None in others else max(others),
     }
 
 
 def _folders(group: Group, origins: Origins) -> str:
-    """Where the records of a row come from."""
+    """The folders that the records of a row come from."""
     return "; ".join(dict.fromkeys(str(origins.of(record)) for record in group.records))
 
 
@@ -307,10 +320,10 @@ def _data_of(group: Group) -> tuple[str, ...]:
 
 
 def _differences(groups: Sequence[Group]) -> pd.DataFrame:
-    """Each pair of defenses on each attack: how much more the second has than the first.
+    """For each attack and pair of defenses, `other` minus `defense`.
 
-    The mean over the seeds that both have, with its paired 95 % t interval; see `tied` for what is
-    separable.
+    It is the mean over the seeds that both have, with its paired 95 % t interval. The two are
+    separable if they are not `tied`.
     """
     rows = []
     for _, members in groupby(groups, key=_data_of):
@@ -320,8 +333,8 @@ def _differences(groups: Sequence[Group]) -> pd.DataFrame:
                 common = sorted(a.keys() & b.keys())
                 if not common:
                     continue
-                gaps = [b[seed].rate - a[seed].rate for seed in common]
-                half = half_width(gaps)
+                differences = [b[seed].rate - a[seed].rate for seed in common]
+                half = half_width(differences)
                 rows.append(
                     {
                         **{axis: one.names[axis] for axis in AXES if axis != "defense"},
@@ -329,9 +342,9 @@ def _differences(groups: Sequence[Group]) -> pd.DataFrame:
                         "defense": one.names["defense"],
                         "other": two.names["defense"],
                         "seeds": len(common),
-                        "more": mean(gaps),
-                        "low": mean(gaps) - half,
-                        "high": mean(gaps) + half,
+                        "difference": mean(differences),
+                        "low": mean(differences) - half,
+                        "high": mean(differences) + half,
                         "separable": not tied(a, b),
                     }
                 )

@@ -1,4 +1,4 @@
-"""The trusted images that are lent to a defense."""
+"""The clean images lent to a defense."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from bdbench.models.plugins.errors import require
 from bdbench.models.rng import stream
 
 
-def lent(budget: CleanBudget | None, train_set: ImageSet) -> dict[str, dict[str, int]]:
-    """How many trusted images a defense has, for its record; nothing where it has none.
+def size_of(budget: CleanBudget | None, train_set: ImageSet) -> dict[str, dict[str, int]]:
+    """The numbers of clean images to fit and to validate, for a record; empty without a budget.
 
-    of: images of the training set, in as many classes
+    of: images of the training set; classes: how many it has
     """
     if budget is None:
         return {}
@@ -26,8 +26,8 @@ def lent(budget: CleanBudget | None, train_set: ImageSet) -> dict[str, dict[str,
 def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget | None:
     """A stratified share of the clean training set, the same for all defenses of a seed.
 
-    At least one image of each class goes to each part. None where the fraction is 0. Raises
-    `InvalidInput` for a class that has no image for one of them.
+    Each part has at least one image of each class. None if the fraction is 0. Raises `InvalidInput`
+    for a class with fewer than two images.
     """
     if fraction == 0:
         return None
@@ -38,8 +38,8 @@ def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget
         members = torch.nonzero(labels == label).flatten()
         require(
             len(members) > 1,
-            f"class {int(label)} has {len(members)} training image, too few for clean images to fit"
-            " and to validate",
+            f"class {int(label)} has {len(members)} training image, and clean images to fit"
+            " and to validate need two: use more --train-images",
         )
         members = members[torch.randperm(len(members), generator=rng)]
         count = max(2, round(fraction * len(members)))

@@ -1,8 +1,7 @@
-"""How well a classifier does, and how far an attack got. Definitions: CBD paper, section 5.1."""
+"""Metrics of a classifier and flags of a cell. Definitions: CBD paper, section 5.1."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,20 +13,24 @@ from torch import Tensor
 from bdbench.attacks.base import Attack
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
+from bdbench.models.observer import Observer, observed_by
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import require
+from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.loop import predict
 from bdbench.records.count import Count
+from bdbench.trial.poisoned import PoisonedData
+from bdbench.trial.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a network calls each test image, and what it is to be called. All int64 (n,).
+    """Labels and predictions of the test images. All int64 (n,).
 
-    labels: the own ones
-    goal: what the trigger is to make of each image; for most attacks the target. Where it is the
-        true label, the image counts for the clean accuracy only.
-    clean, triggered: the answers to the images as they are and with the trigger
+    labels: true labels
+    goal: the label that the trigger should cause; for most attacks the target. An image whose goal
+        is its true label counts for the clean accuracy only.
+    clean, triggered: predictions for the images without and with the trigger
     """
 
     labels: Tensor
@@ -36,10 +39,12 @@ class Answers:
     triggered: Tensor
 
     def counts(self) -> dict[str, Count]:
-        """clean_accuracy: clean images of all classes that get their own label
-        attack_success_rate: triggered images that get the label that is the goal
-        robust_accuracy: triggered images that still get their own label
-        asr_floor: clean images that get the label that is the goal
+        """clean_accuracy: clean images that get their true label
+        attack_success_rate: triggered images that get the goal
+        robust_accuracy: triggered images that get their true label
+        asr_floor: clean images that get the goal
+
+        The last three count victims only: images whose goal is not their true label.
         """
         victims = self.labels != self.goal
         return {
@@ -50,8 +55,8 @@ class Answers:
         }
 
     def by_class(self, names: Sequence[str]) -> dict[str, Any]:
-        """The same counts by class, see `ByClass`; empty where images of one class have several
-        goals, since no row of a class could say which was met."""
+        """The same counts by class, see `ByClass`; empty if images of one class have different
+        goals."""
         size = len(names)
         labels, goal = self.labels.cpu(), self.goal.cpu()
         goals = torch.arange(size)
@@ -77,8 +82,8 @@ class Answers:
 
 
 def answers(classifier: Classifier, test: ImageSet, triggered: Tensor, goal: Tensor) -> Answers:
-    """To the clean test set and its triggered copy, uint8 (n, 3, height, width). One forward pass
-    of each; where the trigger changes nothing, one of both."""
+    """Predictions for the clean test set and its triggered copy, uint8 (n, 3, height, width). One
+    forward pass of each; a trigger that changes nothing needs only one."""
     clean = predict(classifier, test.images)
     unchanged = torch.equal(triggered, test.images)
     attacked = clean if unchanged else predict(classifier, triggered)
@@ -86,23 +91,58 @@ def answers(classifier: Classifier, test: ImageSet, triggered: Tensor, goal: Ten
 
 
 def evaluate(
-    classifier: Classifier, test: ImageSet, triggered: Tensor, goal: Tensor
-) -> dict[str, Count]:
-    """See `answers` and `Answers.counts`."""
-    return answers(classifier, test, triggered, goal).counts()
+    ws: Workspace, classifier: Classifier, data: PoisonedData, rows: Tensor | None = None
+) -> Answers:
+    """See `answers`; timed, and not counted as passes of training.
+
+    rows: int64 (m,), test images; None for all
+    """
+    with observed_by(Observer()), ws.stage("evaluate"), ws.seeded("evaluate"):
+        test, triggered, goal = ws.dataset.test, data.triggered, ws.goal
+        if rows is not None:
+            test, triggered, goal = test[rows], triggered[rows], goal[rows]
+        return answers(classifier, test, triggered, goal)
+
+
+def flags(ws: Workspace, classifier: Classifier, counts: Mapping[str, Count]) -> tuple[str, ...]:
+    """What a reader must know before comparing this cell with others.
+
+    attack_failed: even the undefended network has an ASR below 50 %
+    not_finite, at_chance: see these functions; at most one, as nan has no accuracy
+    no_op: the defense returned an undefended network unchanged
+    """
+    poisons = not Spec.of(ws.cell.specs["attack"]).is_none
+    found = []
+    if not ws.defends and poisons and counts["attack_success_rate"].rate < 0.5:
+        found.append("attack_failed")
+    if not_finite(classifier):
+        found.append("not_finite")
+    elif at_chance(counts["clean_accuracy"], ws.dataset.test):
+        found.append("at_chance")
+    weights = classifier.state_dict()
+    if ws.defends and any(_equal(before, weights) for before in ws.undefended.values()):
+        found.append("no_op")
+    return tuple(found)
+
+
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two networks have the same weights, on whatever devices."""
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].cpu(), other[name].cpu()) for name in one
+    )
 
 
 def check_victims(attack: Attack, test: ImageSet, owner: str) -> None:
-    """Raises `InvalidInput` unless the trigger is to turn some of the test images: without one
-    there is no attack success rate, which is better known before anything trains."""
+    """Raises `InvalidInput` if no test image is a victim of the attack: the attack success rate
+    would be undefined."""
     with blaming(owner):
         goal = attack.goal(test.labels.clone(), test.num_classes)
     counts = test.labels.bincount(minlength=test.num_classes).tolist()
     absent = ", ".join(str(label) for label, count in enumerate(counts) if not count)
     require(
         bool((goal != test.labels).any()),
-        f"{owner} is to turn none of the {len(test):,} test images, so it has no success rate: "
-        f"choose another source or target, or other data; without a test image are the classes "
+        f"{owner} has no victim among the {len(test):,} test images, so its success rate is "
+        f"undefined: choose another source or target, or other data; classes without a test image: "
         f"{absent or 'none'}",
     )
 
@@ -111,17 +151,23 @@ def _count(hits: Tensor) -> Count:
     return Count(hits=int(hits.sum()), of=len(hits))
 
 
-def some(victims: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """int64 (count,), rows by chance in their order, one of the victims, bool (n,), among them."""
+def sample_with_victim(victims: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """int64 (count,), random rows in order, at least one of them a victim.
+
+    victims: bool (n,)
+    """
     order = torch.randperm(len(victims), generator=rng).to(victims.device)
     first = int(victims[order].int().argmax())
     order = torch.cat([order[first : first + 1], order[:first], order[first + 1 :]])
     return order[:count].sort().values
 
 
-def of_both(mask: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """int64 (count,), rows by chance in their order: as many where the mask, bool (n,), is True as
-    where it is not, as far as there are."""
+def sample_of_both(mask: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """int64 (count,), random rows in order: half of them from each side of the mask, fewer if one
+    side has fewer.
+
+    mask: bool (n,)
+    """
     order = torch.randperm(len(mask), generator=rng).to(mask.device)
     inside, outside = order[mask[order]], order[~mask[order]]
     rest = min(len(outside), max(count - len(inside), count - count // 2))
@@ -129,27 +175,29 @@ def of_both(mask: Tensor, count: int, rng: torch.Generator) -> Tensor:
 
 
 def not_finite(classifier: Classifier) -> bool:
-    """Whether a weight or statistic is no finite number, so that answers mean nothing."""
+    """Whether a weight or statistic is nan or infinite, so that predictions mean nothing."""
     return not all(bool(values.isfinite().all()) for values in classifier.state_dict().values())
 
 
 def at_chance(clean_accuracy: Count, test: ImageSet) -> bool:
-    """Whether accuracy is not above that of always guessing one class, by three standard errors of
-    the guess."""
+    """Whether the accuracy exceeds that of always predicting the largest class by at most three
+    standard errors."""
     share = float(test.labels.bincount().max()) / len(test)
     error = (share * (1 - share) / len(test)) ** 0.5
     return bool(clean_accuracy.rate <= share + 3 * error)
 
 
 def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
-    """What per-sample values (n,) of a journal say about the poison mask, bool (n,).
+    """How well per-sample values (n,) of a journal separate poisoned from clean images.
 
-    auroc: chance that a poisoned image has a lower value than a clean one, ties counting half
+    mask: bool (n,), poisoned images
+
+    auroc: probability that a poisoned image has a lower value than a clean one; ties count half
     mean_poisoned, mean_clean: of the values
-    tpr, fpr: where there are only 0 and 1, the shares of poisoned and of clean images that have 0,
+    tpr, fpr: if all values are 0 or 1, the shares of poisoned and of clean images with value 0,
         which calls them poisoned: TP / (TP + FN) and FP / (FP + TN)
-    precision, recall: of the same, where some images are called poisoned; recall is the TPR
-    not_finite: how many values are no finite numbers, if any; they are left out of all the above
+    precision, recall: likewise, if any image is called poisoned; recall is the TPR
+    not_finite: number of values that are nan or infinite, if any; all the above leave them out
     """
     result = {}
     for name, values in samples.items():
@@ -174,8 +222,3 @@ def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str,
                 summary |= {"precision": found / called, "recall": found / len(poisoned)}
         result[name] = {key: round(value, 6) for key, value in summary.items()}
     return result
-
-
-def finite(scalars: Mapping[str, float]) -> dict[str, float | None]:
-    """The same numbers as JSON can hold them: None for one that is not finite."""
-    return {name: float(n) if math.isfinite(n) else None for name, n in scalars.items()}

@@ -1,4 +1,4 @@
-"""A test image as it is and with the trigger, small enough to lie in a record."""
+"""A test image without and with the trigger, small enough for a record."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor
 from bdbench.models.data import ImageSet
 
 SIDE = 32
-"""Pixels: a larger image is made as small, so that both together take a few kilobytes."""
-LOOKED_AT = 100
-"""Images of which one is chosen: a trigger may leave some of them as they are."""
+"""Pixels: larger images are scaled down, so that both together take a few kilobytes."""
+CANDIDATES = 100
+"""Images of which one is chosen: a trigger may not change every image."""
 
 
 def example(test: ImageSet, triggered: Tensor, goal: Tensor) -> dict[str, Any]:
-    """The first test image that the trigger is to turn and changes, as `Record.example` has it;
-    empty where it changes none of the first ones.
+    """The first victim that the trigger changes, see `Record.example`; empty if it changes none of
+    the candidates.
 
     triggered: uint8 (n, 3, height, width), all test images with the trigger
-    goal: int64 (n,), what it is to make of each
+    goal: int64 (n,), the label that the trigger should cause
     """
-    rows = torch.nonzero(test.labels != goal).flatten()[:LOOKED_AT]
+    rows = torch.nonzero(test.labels != goal).flatten()[:CANDIDATES]
     changed = (test.images[rows] != triggered[rows]).flatten(1).any(1)
     if not changed.any():
         return {}
@@ -39,7 +39,7 @@ def example(test: ImageSet, triggered: Tensor, goal: Tensor) -> dict[str, Any]:
 
 
 def _png(*images: Tensor) -> str:
-    """Images uint8 (3, height, width) above each other, in base64."""
+    """Images, uint8 (3, height, width), one above the other, as PNG in base64."""
     parts = [_small(Image.fromarray(each.permute(1, 2, 0).cpu().numpy())) for each in images]
     width, height = parts[0].size
     whole = Image.new("RGB", (width, height * len(parts)))

@@ -1,7 +1,8 @@
-"""What was raised, as a record has it for others to read: without the folders of this machine.
+"""Exceptions that fail a cell, and how a record states them: without the folders of this machine.
 
-Paths are relative to the folder a module was imported from, such as `bdbench/trial/harness.py`, or
-to the working folder, or to the home folder, `~`. Of any other path the last name is left.
+Paths become relative to the folder from which a module was imported, as in
+`bdbench/trial/harness.py`, to the working folder, or to the home folder, `~`. Any other path is
+shortened to its last name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import re
 import sys
 import sysconfig
 import traceback
+from collections.abc import Sequence
+
+import torch
 
 import bdbench.attacks
 import bdbench.defenses
@@ -21,17 +25,51 @@ _QUOTED = re.compile(r"""(?P<quote>['"])/(?P<top>[^/'"\n]+)(?:/[^'"\n]*)?(?P=quo
 _BARE = re.compile(r"""(?<![\w.~/:<-])/(?P<top>[\w.+@~-]+)(?:/[\w.+@~-]+)*/?""")
 
 
+ALLOCATORS = ("can't allocate memory", "std::bad_alloc")
+"""In messages of a RuntimeError of torch's CPU allocator."""
+LESS_MEMORY = "out of memory: use fewer --jobs, a smaller batch_size or fewer --train-images"
+
+
+class TimeLimit(BaseException):
+    """A cell took longer than --limit. Not an Exception, so that no plugin catches it."""
+
+
+class InvalidResults(Exception):
+    """What a trial returned does not fit into a record."""
+
+
+class WorkerDied(Exception):
+    """The process that ran a cell died."""
+
+
+def worker_died(deaths: Sequence[str]) -> WorkerDied:
+    """The error of a cell that was given up.
+
+    deaths: how the worker of each attempt died, such as "killed (SIGSEGV)"
+    """
+    return WorkerDied(f"worker {deaths[-1]}; gave up after {len(deaths)} attempts")
+
+
 def error_of(error: BaseException) -> dict[str, str]:
-    """Type, message and traceback."""
+    """Type, message and traceback. If memory ran out, the message ends with what to change."""
+    advice = LESS_MEMORY if out_of_memory(error) else ""
     return {
         "type": type(error).__name__,
-        "message": without_folders(str(error)),
+        "message": "; ".join(filter(None, (without_folders(str(error)), advice))),
         "traceback": without_folders("".join(traceback.format_exception(error))),
     }
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether Python or torch could not allocate memory, on a CPU or a GPU."""
+    # torch.OutOfMemoryError has this name in older versions.
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATORS)
+
+
 def without_folders(text: str) -> str:
-    """The text, in which no absolute path of this machine is left."""
+    """The text without absolute paths of this machine."""
     for folder, short in _folders():
         place = rf"(?<![\w.~/-]){re.escape(folder)}"
         inside = f"{short}/" if short else ""
@@ -41,7 +79,7 @@ def without_folders(text: str) -> str:
 
 
 def _folders() -> list[tuple[str, str]]:
-    """With what stands for them; an inner one before those that it is in."""
+    """Folders and what replaces them, inner folders first."""
     names = {os.path.expanduser("~"): "~"}
     names |= dict.fromkeys([*sysconfig.get_paths().values(), *sys.path, os.getcwd()], "")
     names |= {each.__path__[0]: each.__name__.replace(".", "/") for each in _PACKAGES}
@@ -51,7 +89,8 @@ def _folders() -> list[tuple[str, str]]:
 
 
 def _last_name(found: re.Match[str]) -> str:
-    """Of a path; what begins with no folder that there is, such as a division, is none."""
+    """The last name of a path. Text whose first name is not a folder, as in a division, is not a
+    path."""
     if not os.path.isdir(f"/{found['top']}"):
         return found[0]
     quote = found.groupdict().get("quote", "")

@@ -1,4 +1,4 @@
-"""What the pieces of a cell depend on, but for the bytes of its data set."""
+"""Keys of cache entries and checkpoints: all that a piece of work depends on, but its data set."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bdbench.trial import provenance
 
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
-    """What the last bits of a number depend on beside code and data."""
+    """What decides the last bits of a number, beside code and data."""
     return {"torch": torch.__version__, "device": device_name(device), "threads": threads}
 
 
 def attack_key(cell: Cell) -> dict[str, Any]:
-    """Of what an attack makes of the data set."""
+    """Of a poisoned set."""
     key = {
         "attack": cell.specs["attack"],
         "source": provenance.sources(cell)["attack"],
@@ -29,7 +29,7 @@ def attack_key(cell: Cell) -> dict[str, Any]:
 
 
 def undefended_key(cell: Cell, n: int) -> dict[str, Any]:
-    """Of the n-th network trained with no defense."""
+    """Of the n-th undefended network."""
     sources = provenance.sources(cell)
     return {
         "n": n,
@@ -40,5 +40,5 @@ def undefended_key(cell: Cell, n: int) -> dict[str, Any]:
 
 
 def fit_key(cell: Cell, curves: bool) -> dict[str, Any]:
-    """Of what the defense does."""
+    """Of the work of the defense."""
     return {"cell": cell.key, "sources": provenance.sources(cell), "curves": curves}

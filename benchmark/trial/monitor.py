@@ -1,4 +1,4 @@
-"""Who looks on while a cell trains: counts, curves, progress, and pictures of embeddings."""
+"""Observes training for the harness: counts passes, reports progress, draws curves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bdbench.cells.cost import LENT, SHARE, Sample, drawn, sample
+from bdbench.cells.cost import SHARE, UNDEFENDED_SHARE, Sample, point_rounds, sample
 from bdbench.machine.clock import Stopwatch
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer
@@ -18,17 +18,18 @@ Judge = Callable[[Classifier, Sample], Point]
 
 
 class TrainingMonitor(Observer):
-    """Counts passes, times captures and reports progress.
+    """Counts passes, times the capture of CUDA graphs, reports progress and draws a curve.
 
-    A curve has at most `POINTS` points of each training, the last round's among them. Points stand
-    on as many images as their share of the work allows that is done when a training begins, or that
-    it will do: a forward and a backward pass of each image.
+    A training has at most `POINTS` points, the last round's among them. Evaluating them may cost a
+    share of the passes that are done or expected when the training starts; that decides on how
+    many images they stand.
 
-    judge: if given, gives a point of the watched network's curve, on so many images
-    images: numbers of training images and of test images that there are for it
-    share: of the work that points may cost, in forward passes
-    sketch: if given, gives the embedding of a network that a defense watches or shows
-    shown: those networks by name, each with its embedding from before its training
+    judge: if given, evaluates the watched network on a sample, for a point of the curve
+    images: numbers of training and test images that samples are drawn from
+    share: of the passes that points may cost
+    embed: if given, computes the embedding of a network that a defense watches or shows
+    embedded: these networks by name, each with its embedding before its training
+    spent: forward passes that points have cost
     """
 
     def __init__(
@@ -37,8 +38,8 @@ class TrainingMonitor(Observer):
         self.progress, self.stopwatch, self.share = progress, watch, share
         self.judge: Judge | None = None
         self.images = (0, 0)
-        self.sketch: Callable[[Classifier], Tensor] | None = None
-        self.shown: dict[str, tuple[Classifier, Tensor]] = {}
+        self.embed: Callable[[Classifier], Tensor] | None = None
+        self.embedded: dict[str, tuple[Classifier, Tensor]] = {}
         self.forwards = self.backwards = 0
         self.spent = 0.0
         self.curve: list[Point] = []
@@ -50,6 +51,7 @@ class TrainingMonitor(Observer):
 
     @property
     def work(self) -> int:
+        """Forward passes of one image; a backward pass counts two."""
         return self.forwards + 2 * self.backwards
 
     def counts(self) -> dict[str, Any]:
@@ -61,22 +63,22 @@ class TrainingMonitor(Observer):
             "curve": self.curve,
         }
 
-    def go_on(self, counts: Mapping[str, Any]) -> None:
+    def resume_from(self, counts: Mapping[str, Any]) -> None:
         self.forwards, self.backwards = counts["forwards"], counts["backwards"]
         self.spent, self._rounds = counts["spent"], counts["rounds"]
         self.curve = list(counts["curve"])
-        self.found()
+        self.restored()
 
     def add(self, meta: Mapping[str, Any], with_curve: bool) -> None:
-        """Take over what was counted when a stored network was trained. What its curve may have
-        cost is spent, whether it has one or not."""
+        """Add the passes of a stored network. Its curve counts as spent even if it has none, so
+        that what is left for this curve does not depend on the cache."""
         self.forwards += meta["forwards"]
         self.backwards += meta["backwards"]
-        self.spent += LENT * (meta["forwards"] + 2 * meta["backwards"])
+        self.spent += UNDEFENDED_SHARE * (meta["forwards"] + 2 * meta["backwards"])
         if with_curve:
             self.curve += meta["curve"]
             self._rounds += meta["rounds"]
-        self.found()
+        self.restored()
 
     def forward(self, images: int) -> None:
         self.forwards += images
@@ -88,7 +90,7 @@ class TrainingMonitor(Observer):
         self.progress(self.work - self._reported)
         self._reported = self.work
 
-    def found(self) -> None:
+    def restored(self) -> None:
         self._reported = self.work
 
     def capture(self) -> AbstractContextManager[None]:
@@ -96,18 +98,18 @@ class TrainingMonitor(Observer):
 
     def watch(self, classifier: Classifier) -> None:
         if self._watched is not None and self._watched is not classifier:
-            # A search has gone on to another candidate, and the curve is that of the last.
+            # A search trains one candidate after the other; the curve is that of the last.
             self.curve, self._rounds = [], 0
         self._watched = classifier
         self.show("z", classifier)
 
     def show(self, name: str, classifier: Classifier) -> None:
-        if self.sketch is not None:
-            self.shown[name] = classifier, self.sketch(classifier)
+        if self.embed is not None:
+            self.embedded[name] = classifier, self.embed(classifier)
 
     def loop_started(self, rounds: int, images: int, part: tuple[int, int]) -> None:
         done, parts = part
-        left = [n - done * rounds for n in drawn(rounds * parts) if n > done * rounds]
+        left = [n - done * rounds for n in point_rounds(rounds * parts) if n > done * rounds]
         self._due = {n for n in left if n <= rounds}
         self._plan(3 * images * (parts - done), len(left))
 
@@ -118,20 +120,23 @@ class TrainingMonitor(Observer):
                 self._draw(self._watched)
 
     def close(self, returned: Classifier) -> None:
-        """The training is over. A point of the network that is returned is added where there is
-        none of the last round, which nobody may have known to be the last."""
+        """End the curve. A training that ended early, or did not train at all, lacks a point of its
+        last round; it is added for the network that was returned."""
         ended = self.curve[-1]["epoch"] if self.curve else 0
         if self.judge is not None and (self._rounds == 0 or self._rounds != ended):
             self._rounds = max(1, self._rounds)
             self._plan(0, 1)
             self._draw(returned)
 
-    def draws(self, returned: Classifier) -> bool:
+    def ends_at(self, returned: Classifier) -> bool:
         """Whether the last point of the curve is of the network that was returned."""
         return self.judge is not None and self._watched in (None, returned)
 
     def _plan(self, work: int, points: int) -> None:
-        """How many images so many points stand on, where so much work is to come."""
+        """Choose the sample of the next points.
+
+        work: forward passes that are expected until the last of them
+        """
         budget = self.share * (self.work + work) - self.spent
         self._sample = sample(budget / max(1, points), *self.images)
 

@@ -1,22 +1,33 @@
-"""What an attack leaves behind."""
+"""The poisoned set of a cell: made by the attack, cached, restored."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
+from bdbench.models.rng import derive, stream
+from bdbench.storage.cache import CacheEntry, Payload
+from bdbench.storage.checkpoints import discard
+from bdbench.trial import keys
+from bdbench.trial.guard import read_only
+from bdbench.trial.monitor import TrainingMonitor
+from bdbench.trial.record import finite
+from bdbench.trial.workspace import Workspace
 
 
 @dataclass(frozen=True)
 class PoisonedData:
-    """All that an attack leaves behind. `train` is the defender's, the rest stays in the harness.
+    """All that an attack makes. A defense sees `train` only.
 
-    mask, cover: bool (n,), rows with the trigger, rows changed but truly labelled
+    mask, cover: bool (n,), training images with the trigger; changed ones that keep their label
     triggered: uint8 (m, 3, height, width), the whole test set with the trigger
-    facts: what the attack says about its own training
+    facts: what the attack reports about its own training
     """
 
     train: ImageSet
@@ -35,3 +46,51 @@ class PoisonedData:
             "share_of_dataset": round(float(self.mask.double().mean()), 6),
             "share_of_target_class": round(int(members.sum()) / max(1, len(members)), 6),
         }
+
+
+def poison(ws: Workspace) -> PoisonedData:
+    """What the attack makes of the data set, computed once for each data set, attack and seed. The
+    seconds of an attack that trains are charged to every cell that uses its poisoned set."""
+    key = ws.key(keys.attack_key(ws.cell))
+    with ws.stage("poison"):
+        entry = ws.cache.fetch("poisoned", key, partial(_make, ws, key))
+        discard(ws.folder("prepare", key))
+        if not entry.fresh:
+            ws.stopwatch.charge("prepare", entry.meta["prepare"])
+        return _restore(ws, entry)
+
+
+def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
+    """Run the attack. Only the training images that it changed are stored."""
+    clean, test, cell = ws.dataset.train, ws.dataset.test, ws.cell
+    # A seed of its own, so that no defense can draw the initial weights of the attacker's networks.
+    training = replace(ws.training, seed=derive(cell.seed, "attack"))
+    monitor = TrainingMonitor(ws.progress, ws.stopwatch)
+    plugin = f"attack {cell.labels['attack']}"
+    with read_only(plugin, "the clean images", clean, test), ws.seeded("attack"):
+        with ws.resumable("prepare", key, monitor):
+            attack = cell.attack.prepare(clean, training, stream(cell.seed, "poison"))
+        made = attack.poison(clean, stream(cell.seed, "poison"))
+        triggered = attack.trigger(test.images.clone())
+    rows = torch.nonzero(made.mask | made.cover).flatten()
+    tensors = {
+        "rows": rows,
+        "images": made.train.images[rows],
+        "labels": made.train.labels[rows],
+        "mask": made.mask,
+        "cover": made.cover,
+        "triggered": triggered,
+    }
+    meta = {"prepare": ws.stopwatch.seconds["prepare"], "facts": finite(made.facts)}
+    return {name: values.cpu() for name, values in tensors.items()}, meta
+
+
+def _restore(ws: Workspace, entry: CacheEntry) -> PoisonedData:
+    """Put the stored images back into the clean training set."""
+    clean = ws.dataset.train
+    made = {name: values.to(ws.device) for name, values in entry.tensors.items()}
+    images, labels = clean.images.clone(), clean.labels.clone()
+    images[made["rows"]] = made["images"]
+    labels[made["rows"]] = made["labels"]
+    train = ImageSet(images, labels, clean.num_classes)
+    return PoisonedData(train, made["mask"], made["cover"], made["triggered"], entry.meta["facts"])

@@ -1,4 +1,4 @@
-"""A network as a program that PyTorch runs by itself: its class need not be installed."""
+"""A network as a program that PyTorch runs without the network's class."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from bdbench.models.networks.classifier import Classifier
 
 
 def program(classifier: Classifier, image_size: int) -> bytes:
-    """What `torch.export.load` reads: float32 (n, 3, image_size, image_size), RGB in [0, 1], to
-    logits (n, classes), computed in float32. The normalisation is a part of it.
+    """A file for `torch.export.load`: from float32 (n, 3, image_size, image_size), RGB in [0, 1],
+    to logits (n, classes), in float32. It normalises images itself.
 
-    Raises whatever torch raises for a network whose steps depend on values.
+    Raises whatever torch raises for a network with control flow that depends on values.
     """
     network = deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format)
     network = network.requires_grad_(False).eval()
@@ -23,7 +23,7 @@ def program(classifier: Classifier, image_size: int) -> bytes:
     images, many = torch.zeros(2, 3, image_size, image_size), torch.export.Dim("n", min=1)
     file = io.BytesIO()
     with warnings.catch_warnings():
-        # Of torch's own ways of doing it.
+        # They are about torch's own code.
         warnings.simplefilter("ignore")
         exported = torch.export.export(
             network, (images,), dynamic_shapes=({0: many},), strict=False

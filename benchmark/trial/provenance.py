@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, device, sources and data."""
+"""The origin of a number: versions, device, hashes of sources and data."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.registry import plugin_files
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
-"""The packages whose files belong to the source of a plugin that imports them."""
+"""Packages whose files are part of the source of a plugin that imports them."""
 INSTALLED = {"site-packages", "dist-packages"}
 LONGEST = 20_000
-"""Characters that are kept of a docstring."""
+"""Characters of a docstring that a record keeps."""
 
 
 def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, Any]:
-    """All of it for one cell, as JSON values; without a data set where none was loaded."""
+    """The provenance of a cell as JSON values.
+
+    dataset: None for a cell whose data set was not loaded
+    """
     return {
         "versions": versions(),
         "device": device_name(device),
@@ -38,7 +41,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "threads": torch.get_num_threads(),
         "commit": commit(),
         "sources": sources(cell),
-        "titles": {axis: words.title for axis, words in cell.words.items() if words.title},
+        "titles": {axis: info.title for axis, info in cell.info.items() if info.title},
         **({"code": {axis: code.text for axis, code in cell.local.items()}} if cell.local else {}),
         **({"plugins": files} if (files := plugins(cell)) else {}),
         "clean_fraction": cell.defense.clean_fraction,
@@ -49,25 +52,25 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
 
 def plugins(cell: Cell) -> list[str]:
     """The plugin files that a cell needs, relative to the current folder if they are below it."""
-    modules = {name for words in cell.words.values() for name in words.modules}
+    modules = {name for info in cell.info.values() for name in info.modules}
     return [_relative(file) for file in plugin_files(modules - {"__main__"})]
 
 
 def _relative(file: Path) -> str:
     try:
         return str(file.relative_to(Path.cwd()))
-    except (ValueError, OSError):  # it is elsewhere, or the current folder is gone
+    except (ValueError, OSError):  # it is elsewhere, or the working folder was removed
         return str(file)
 
 
 def descriptions(cell: Cell) -> dict[str, dict[str, str]]:
-    """By axis, what the author of a plugin says of it, and where it comes from, of a file only its
-    name: pages are made where it is not installed, too."""
+    """By axis, the docstrings of a plugin and the name of its package or file. A report shows them
+    where the plugin is not installed, too."""
     found = {}
     for axis, registry in REGISTRIES.items():
         factory = registry.factories(getattr(cell, axis))[0]
         if registry.is_local(factory):
-            # What stands above a notebook is not about the class.
+            # The docstring of a notebook's module is not about the class.
             origin, about = "a script or notebook", ""
         else:
             origin, about = registry.origin(registry.name_of(factory)), about_module(factory)
@@ -77,12 +80,12 @@ def descriptions(cell: Cell) -> dict[str, dict[str, str]]:
 
 
 def sources(cell: Cell) -> dict[str, str]:
-    """12 hex digits for each plugin of a cell, with the code it stands on, and for all training."""
+    """Hashes, 12 hex digits each, of the source of each plugin of a cell and of `models/`."""
     found = {"training": _hash(*_training())}
-    for axis, words in cell.words.items():
+    for axis, info in cell.info.items():
         # A notebook may use anything that we offer.
-        modules = (*words.modules, "bdbench") if words.code else words.modules
-        found[axis] = _hash(*_together(modules), text=words.code.text if words.code else "")
+        modules = (*info.modules, "bdbench") if info.code else info.modules
+        found[axis] = _hash(*_together(modules), text=info.code.text if info.code else "")
     return found
 
 
@@ -93,15 +96,15 @@ def _training() -> tuple[Path, ...]:
 
 @functools.cache
 def _together(modules: tuple[str, ...]) -> tuple[Path, ...]:
-    """The files of several modules."""
+    """The files of several modules, see `files_of`."""
     return tuple(sorted({file for module in modules for file in files_of(module)}))
 
 
 @functools.cache
 def files_of(module: str) -> frozenset[Path]:
-    """The file of a plugin's module and those that it imports, however far and in whatever way:
-    our packages of plugins, the plugin's own package, and what is not installed, such as a helper
-    beside it. Training and the harness are not among them, nor are libraries."""
+    """The file of a plugin's module and all files that it imports, directly or not: those of
+    `OURS`, of the plugin's own package, and of modules that are not installed, such as a helper
+    beside it. Training, harness and libraries are left out."""
     found: dict[str, Path] = {}
     left, own = [module], module.partition(".")[0]
     while left:
@@ -116,7 +119,7 @@ def files_of(module: str) -> frozenset[Path]:
 
 
 def _followed(name: str, own: str) -> bool:
-    """Whether a module may belong to a plugin's source. It is not imported to find out."""
+    """Whether a module may belong to a plugin's source. It is not imported for that."""
     first = name.partition(".")[0]
     if first == "bdbench":
         return name == "bdbench" or name.startswith(OURS)
@@ -124,20 +127,20 @@ def _followed(name: str, own: str) -> bool:
 
 
 def _is_installed(package: str) -> bool:
-    """Whether a package is Python's or a library; also for one that is nowhere."""
+    """Whether a package is part of Python, a library, or cannot be found."""
     if package in sys.stdlib_module_names:
         return True
     try:
         spec = importlib.util.find_spec(package)
     except (ImportError, ValueError):
         return True
-    # A folder without __init__.py has places and no origin.
+    # A folder without __init__.py has search locations and no origin.
     places = spec and (list(spec.submodule_search_locations or []) or [spec.origin or ""])
     return not places or any(INSTALLED & {*Path(place).parts} for place in places)
 
 
 def _file(name: str) -> Path | None:
-    """The Python file of a module; None for what is no module, or has none."""
+    """The Python file of a module; None without such a file or module."""
     loaded = sys.modules.get(name)
     try:
         spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(name)
@@ -148,8 +151,8 @@ def _file(name: str) -> Path | None:
 
 
 def _imports(name: str, file: Path) -> Iterator[str]:
-    """The modules that a file names in its imports, and the packages that hold them. Of
-    `from a import b` that is a, and a.b, which may be a module too."""
+    """The modules that a file imports, and the packages around them. `from a import b` gives a and
+    a.b, which may be a module."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
     for node in ast.walk(ast.parse(file.read_bytes())):
         named = []
@@ -163,7 +166,7 @@ def _imports(name: str, file: Path) -> Iterator[str]:
             named = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         for each in named:
             parts = each.split(".")
-            # Everything of ours is in bdbench, and no part of it stands on all others.
+            # bdbench itself is left out: it holds everything, and no part of it needs all others.
             first = min(2 if parts[0] == "bdbench" else 1, len(parts))
             yield from (".".join(parts[:n]) for n in range(first, len(parts) + 1))
 

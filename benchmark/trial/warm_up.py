@@ -1,4 +1,5 @@
-"""Training steps on noise: at the first ones a library chooses its algorithms, a device wakes."""
+"""Training steps on noise, because the first steps are slow: libraries choose their algorithms and
+a GPU wakes up."""
 
 from __future__ import annotations
 
@@ -15,28 +16,29 @@ from bdbench.models.rng import derive, stream
 from bdbench.models.training.context import TrainingContext
 
 FEW = 16
-"""Images of a step beside the processor, where the first one is hardly longer than others."""
+"""Images of a step on a CPU, where the first step is hardly slower than others."""
 
 
 def warm_up(cell: Cell, device: torch.device) -> None:
-    """Make what a first step makes, before any clock runs."""
+    """Run two training steps, before any clock runs."""
     steps(cell, device, 2, cell.recipe.batch_size if device.type == "cuda" else FEW)
 
 
 def steps(
     cell: Cell, device: torch.device, count: int, batch: int, enough: float = math.inf
 ) -> list[float]:
-    """Seconds of a few training steps of a throw-away network, with the model, recipe and image
-    size of a cell. It has a seed of its own and leaves the global generators as they were.
+    """Seconds of each of a few training steps of a throw-away network, with the model, recipe and
+    image size of a cell. The global generators stay as they were.
 
-    count: of steps; three do once they have taken `enough` seconds
+    count: of steps, at most
+    enough: seconds after which three steps are enough
     """
     recipe, size, classes = cell.recipe, cell.dataset.image_size, cell.dataset.num_classes
     build = partial(cell.model.build, classes, size)
-    own = derive(cell.seed, "warm up")
-    network = TrainingContext(recipe, device, build, own).build()
+    seed = derive(cell.seed, "warm up")
+    network = TrainingContext(recipe, device, build, seed).build()
     optimizer = recipe.sgd(network)
-    noise = torch.rand(batch, 3, size, size, generator=stream(own, "noise"))
+    noise = torch.rand(batch, 3, size, size, generator=stream(seed, "noise"))
     images = noise.to(device).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(batch, device=device) % classes
     seconds: list[float] = []

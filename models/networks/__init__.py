@@ -1,1 +1,1 @@
-"""Networks, each with stages, an embedding and a head."""
+"""Networks. Each has stages, an embedding and a head."""

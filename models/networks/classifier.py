@@ -1,4 +1,4 @@
-"""What a network must offer so that no defense needs to know its architecture."""
+"""The interface of a network, through which defenses work with any architecture."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from bdbench.models import observer
 from bdbench.models.plugins.errors import require
 
 TINY = 1e-6
-"""What pixels in [0, 1] may be divided by, so that no number overflows."""
+"""The smallest divisor of pixels in [0, 1], so that no number overflows."""
 
 Channels = float | tuple[float, float, float]
-"""One number for all pixels, or one each for red, green and blue."""
+"""One number for all channels, or one each for red, green and blue."""
 
 RANDOM = ("StochasticDepth", "DropPath")
-"""Layers of torchvision and timm that draw."""
+"""Layers of torchvision and timm that draw random numbers."""
 
 
 class Classifier(nn.Module, ABC):
-    """Images in [0, 1] to logits, by way of stages and one embedding vector per image.
+    """Images in [0, 1] -> stages -> one embedding vector per image -> logits.
 
-    The body computes in `precision`, by way of torch.compile if it is to be `compiled`; features
-    and logits come out in float32 whatever it is, so that losses never lose digits. `head` is a
-    linear layer from the embedding to the classes.
+    The body computes in `precision`, through torch.compile if `compiled` is set. Features and
+    logits are always float32, so that losses lose no precision. `head` is a linear layer from the
+    embedding to the classes.
 
-    usual: the names that weights have in files of others, and those that they have here
+    original_names: the names of weights in other projects' files, mapped to their names here
     """
 
     head: nn.Linear
@@ -49,15 +49,17 @@ class Classifier(nn.Module, ABC):
         self.precision = "fp32"
         self.compiled = False
         self.normalises = (mean, deviation) != (0.0, 1.0)
-        self.usual: dict[str, str] = {}
+        self.original_names: dict[str, str] = {}
         self.register_buffer("mean", means)
         self.register_buffer("deviation", deviations)
 
-    def made_of(self, network: nn.Module) -> None:
-        """Remember what the weights are called in the network whose layers these are."""
+    def record_names(self, network: nn.Module) -> None:
+        """Record the names of the weights in the network that provides the layers."""
         own = {id(values): name for name, values in self.state_dict(keep_vars=True).items()}
-        theirs = network.state_dict(keep_vars=True).items()
-        self.usual = {name: own[id(values)] for name, values in theirs if id(values) in own}
+        originals = network.state_dict(keep_vars=True).items()
+        self.original_names = {
+            name: own[id(values)] for name, values in originals if id(values) in own
+        }
 
     @abstractmethod
     def body(self, images: Tensor) -> list[Tensor]:
@@ -65,7 +67,8 @@ class Classifier(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, last: Tensor) -> Tensor:
-        """The last stage's output as what is pooled: here belongs a final norm and activation."""
+        """The output of the last stage -> the maps that are pooled. A final normalisation and
+        activation belong here."""
 
     def stages(self, images: Tensor) -> list[Tensor]:
         """float32 (n, 3, height, width) in [0, 1] -> the feature maps of all stages."""
@@ -73,11 +76,11 @@ class Classifier(nn.Module, ABC):
             images = (images - self.mean) / self.deviation
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             maps = compiled(type(self))(self, images) if self.compiled else self.body(images)
-        # Not `len`, which is one number where a network is exported for batches of any size.
-        count, looker = images.shape[0], observer.current()
-        looker.forward(count)
+        # Not `len`, which is a constant when a network is exported for batches of any size.
+        count, current = images.shape[0], observer.current()
+        current.forward(count)
         if maps[-1].requires_grad:
-            maps[-1].register_hook(lambda gradient: looker.backward(count))
+            maps[-1].register_hook(lambda gradient: current.backward(count))
         return maps
 
     def pool(self, last: Tensor) -> Tensor:
@@ -96,21 +99,21 @@ class Classifier(nn.Module, ABC):
 
 
 def _by_channel(value: Channels) -> Tensor:
-    """float32, what is taken from pixels (n, 3, height, width) or divides them."""
+    """float32, in a shape that broadcasts with pixels (n, 3, height, width)."""
     shape = (3, 1, 1) if isinstance(value, tuple) else ()
     return torch.tensor(value, dtype=torch.float32).view(shape)
 
 
 def check_network(network: object, num_classes: int, owner: str, function: str) -> None:
-    """Raises `InvalidInput` for what is no classifier of so many classes.
+    """Raises `InvalidInput` unless `network` is a `Classifier` of so many classes.
 
-    owner, function: who returned it, and from where
+    owner, function: the plugin that returned it, and the function that must return a classifier
     """
     given, hint = "None", "; is a `return` missing?"
     if network is not None:
         given, hint = f"a {type(network).__name__}", ""
     if isinstance(network, nn.Module):
-        hint = "; derive its class from that, with body, embed and head"
+        hint = "; derive its class from it, with body, embed and head"
     require(
         isinstance(network, Classifier),
         f"{owner} returned {given}: {function} must return a bdbench.models.Classifier{hint}",
@@ -127,32 +130,32 @@ def check_network(network: object, num_classes: int, owner: str, function: str) 
     assert isinstance(head, nn.Linear)
     require(
         head.out_features == num_classes,
-        f"{owner} returned a network whose head has {head.out_features} outputs: there are "
-        f"{num_classes} classes, and each needs one",
+        f"{owner} returned a network whose head has {head.out_features} outputs: it needs one for "
+        f"each of {num_classes} classes",
     )
 
 
 def has_head(network: Classifier) -> bool:
-    """Whether a network has a linear head; one with a `forward` of its own may have none."""
+    """Whether a network has a linear head. A network with its own `forward` may have none."""
     return isinstance(getattr(network, "head", None), nn.Linear)
 
 
 @torch.no_grad()
 def stage_shapes(network: Classifier, image_size: int) -> list[torch.Size]:
-    """Of the feature maps of one blank image, (1, channels, height, width), stage by stage."""
-    # Not by `stages`, which would count as work on an image.
+    """The shapes of the feature maps of one blank image, (1, channels, height, width), by stage."""
+    # Not `stages`, which the observer would count as a forward pass.
     return [maps.shape for maps in network.eval().body(torch.zeros(1, 3, image_size, image_size))]
 
 
 @functools.cache
 def compiled(kind: type[Classifier]) -> Callable[[Classifier, Tensor], list[Tensor]]:
-    """The body of all networks of a class, which copies of a network share."""
+    """The compiled body of a class of networks, shared by all its instances."""
     body: Callable[[Classifier, Tensor], list[Tensor]] = torch.compile(kind.body, dynamic=False)
     return body
 
 
 def draws(network: nn.Module) -> bool:
-    """Whether layers of a network draw from the global generators while it trains."""
+    """Whether layers of a network draw from the global generators during training."""
     return any(
         isinstance(layer, (_DropoutNd, nn.RReLU)) or type(layer).__name__ in RANDOM
         for layer in network.modules()

@@ -1,4 +1,4 @@
-"""What a network from a file is in a cell: an architecture and the hash of its weights."""
+"""A network from a file, as a cell describes it: its architecture and the hash of its weights."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
 
 NAME = "weights"
 DIGITS = 16
-"""Hex digits of a hash that tell networks apart, as many as keys of cells have."""
+"""Hex digits of the hash, as many as in the key of a cell."""
 
 
 @register(NAME)
 def weights(
     num_classes: int, image_size: int, model: str = "wrn16_1", sha256: str = ""
 ) -> Classifier:
-    """A network from a file: `bdbench evaluate FILE` makes its cells, and nothing trains it.
+    """A network from a file. `bdbench evaluate FILE` makes its cells; nothing trains it.
 
     model: spec of its architecture
     sha256: the first 16 hex digits of the hash of its weights
@@ -27,16 +27,16 @@ def weights(
     return models.build(model).build(num_classes, image_size)
 
 
-# A function has no ClassVar to declare it in.
+# A class would declare it as a ClassVar.
 vars(weights)["nested"] = {"model": ()}
 
 
 def given(model: Model) -> str | None:
-    """The digits of the hash of the weights that a model stands for; None for one whose networks
-    begin with weights by chance."""
+    """The first digits of the hash of a model's weights; None for a model with random initial
+    weights."""
     return str(model.settings["sha256"]) if model.factory is weights else None
 
 
 def architecture(model: Model) -> str:
-    """The canonical spec of what a network is built as, whatever its weights."""
+    """The canonical spec of the architecture of a network, whatever its weights."""
     return models.canonical(str(model.settings["model"]) if model.factory is weights else model)

@@ -1,8 +1,8 @@
 """Residual networks, He et al., 2015, arXiv:1512.03385 and 2016, arXiv:1603.05027.
 
 ResNet-18 and ResNet-34 are torchvision's; PreAct-ResNet-18 is the form that other backdoor
-benchmarks use. Images of up to 64 pixels meet a 3x3 convolution and no pooling first, larger ones
-the 7x7 stem of ImageNet.
+benchmarks use. For images of up to 64 pixels the stem is a 3x3 convolution without pooling, for
+larger ones the 7x7 stem of ImageNet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALL = 64
 
 
 class ResNet(Classifier):
-    """torchvision's network, with a stem that fits the image size."""
+    """torchvision's network with a stem for the image size."""
 
     def __init__(
         self, network: resnet.ResNet, image_size: int, mean: Channels, deviation: Channels
@@ -39,7 +39,7 @@ class ResNet(Classifier):
             [network.layer1, network.layer2, network.layer3, network.layer4]
         )
         self.head = network.fc
-        self.made_of(network)
+        self.record_names(network)
 
     def body(self, images: Tensor) -> list[Tensor]:
         maps = [self.stem(images)]
@@ -57,10 +57,10 @@ def resnet18(
 ) -> ResNet:
     """ResNet-18.
 
-    mean, deviation: every pixel becomes (pixel - mean) / deviation, each a number or one for red,
-        green and blue
+    mean, deviation: every pixel becomes (pixel - mean) / deviation; each is one number, or one for
+        red, green and blue
     """
-    from torchvision.models import resnet  # as slow to import as torch, and seldom needed
+    from torchvision.models import resnet  # as slow to import as torch, and rarely needed
 
     return ResNet(resnet.resnet18(num_classes=num_classes), image_size, mean, deviation)
 
@@ -71,8 +71,8 @@ def resnet34(
 ) -> ResNet:
     """ResNet-34, the paper's network for the ImageNet subset (section 5.1).
 
-    mean, deviation: every pixel becomes (pixel - mean) / deviation, each a number or one for red,
-        green and blue
+    mean, deviation: every pixel becomes (pixel - mean) / deviation; each is one number, or one for
+        red, green and blue
     """
     from torchvision.models import resnet
 
@@ -85,8 +85,8 @@ def preact_resnet18(
 ) -> PreActivationResNet:
     """PreAct-ResNet-18.
 
-    mean, deviation: every pixel becomes (pixel - mean) / deviation, each a number or one for red,
-        green and blue
+    mean, deviation: every pixel becomes (pixel - mean) / deviation; each is one number, or one for
+        red, green and blue
     """
     stem: nn.Module
     if image_size <= SMALL:

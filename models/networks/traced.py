@@ -1,8 +1,9 @@
-"""Any network as a classifier: its stages, its embedding and its head are found in its graph.
+"""Any network as a classifier: stages, embedding and head are found in its traced graph.
 
-The network is traced, and one batch goes through it. Its head is the linear layer that gives the
-answers, and the embedding is what that reads. A stage is what is computed at one resolution: it
-ends with the last map there through which everything passes. What only pools is no stage.
+The network is traced, and one batch passes through it. The head is the linear layer that computes
+the logits, and the embedding is the input of the head. A stage covers one resolution: it ends with
+the last feature map of that resolution through which every path to the logits leads. A part that
+only pools is not a stage.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from torch.nn.functional import interpolate
 from bdbench.models.networks.classifier import Channels, Classifier
 from bdbench.models.plugins.errors import InvalidInput, require
 
-PROBED = 2
-"""Images that go through a network to find its maps."""
+PROBES = 2
+"""Images that pass through a network to find its feature maps."""
 
 
 class Traced(Classifier):
-    """A network that knows nothing of stages, in three pieces: up to the end of the last stage,
-    from there to the embedding, and the head.
+    """A network without stages of its own, split into three pieces: up to the end of the last
+    stage, from there to the embedding, and the head.
 
     network: gives logits for float32 (n, 3, height, width); its layers are used, not copied
     image_size: height and width, pixels
-    scale: how many times a side is enlarged before the network sees an image
-    mean, deviation: see `Classifier`
-    owner: what the network is called in an error
+    scale: factor by which images are enlarged before they enter the network
+    mean, deviation: every pixel becomes (pixel - mean) / deviation
+    owner: the name of the network in an error
 
-    Raises `InvalidInput` for a network that has no such pieces.
+    Raises `InvalidInput` for a network that cannot be split.
     """
 
     def __init__(
@@ -46,15 +47,15 @@ class Traced(Classifier):
     ) -> None:
         super().__init__(mean, deviation)
         self.scale = scale
-        seen = _Seen(network.eval(), image_size * scale, owner)
-        self.head = seen.head
-        stages = seen.stages()
-        self.trunk = seen.piece(None, stages[-1], stages)
-        self.neck = seen.piece(stages[-1], seen.embedding, seen.embedding)
-        self.made_of(network)
+        trace = _Trace(network.eval(), image_size * scale, owner)
+        self.head = trace.head
+        stages = trace.stages()
+        self.trunk = trace.piece(None, stages[-1], stages)
+        self.neck = trace.piece(stages[-1], trace.embedding, trace.embedding)
+        self.record_names(network)
         with torch.no_grad():
-            same = self.head(self.neck(self.trunk(seen.images)[-1])).allclose(seen.answers)
-        require(same, f"{owner} does not answer the same when it is taken apart")
+            same = self.head(self.neck(self.trunk(trace.images)[-1])).allclose(trace.logits)
+        require(same, f"{owner} gives other logits when it is split into stages")
         self.train()
 
     def body(self, images: Tensor) -> list[Tensor]:
@@ -69,42 +70,43 @@ class Traced(Classifier):
 
 
 class _Tracer(fx.Tracer):
-    """Looks into no layer that has no parts: what it does may differ in training, as dropout."""
+    """Keeps every layer without children whole, because it may act differently in training, as
+    dropout does."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return super().is_leaf_module(module, name) or next(module.children(), None) is None
 
 
 class _Shapes(fx.Interpreter):
-    """Remembers the shape of every tensor, by node."""
+    """Records the shape of every tensor, by node."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module)
         self.found: dict[fx.Node, torch.Size] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        made = super().run_node(n)
-        if isinstance(made, Tensor):
-            self.found[n] = made.shape
-        return made
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self.found[n] = result.shape
+        return result
 
 
-class _Seen:
-    """What there is to see of a network in eval mode through which a few images went.
+class _Trace:
+    """The graph of a network in eval mode, with the shapes of a small batch at every node.
 
-    images, answers: float32 (n, 3, height, width) and what the network made of it
-    head: the layer that gives the answers
-    embedding: what it reads
+    images, logits: float32 (n, 3, height, width) and the output of the network for it
+    head: the layer that computes the logits
+    embedding: the node that the head reads
     """
 
     def __init__(self, network: nn.Module, size: int, owner: str) -> None:
         self.network, self.owner = network, owner
-        self.images = torch.linspace(0, 1, PROBED * 3 * size**2).view(PROBED, 3, size, size)
+        self.images = torch.linspace(0, 1, PROBES * 3 * size**2).view(PROBES, 3, size, size)
         with torch.no_grad():
-            self.answers = _tried(
+            self.logits = _attempt(
                 lambda: network(self.images), f"{owner} cannot take images of {size} pixels"
             )
-            self.graph = _tried(lambda: _Tracer().trace(network), f"{owner} cannot be traced")
+            self.graph = _attempt(lambda: _Tracer().trace(network), f"{owner} cannot be traced")
             shapes = _Shapes(fx.GraphModule(network, self.graph))
             shapes.run(self.images)
         self.shapes: Mapping[fx.Node, torch.Size] = shapes.found
@@ -128,48 +130,48 @@ class _Seen:
         return layer, embedding
 
     def stages(self) -> list[fx.Node]:
-        """The maps with which stages end, each smaller than the one before."""
-        found: list[fx.Node] = []
-        place = {node: n for n, node in enumerate(self.nodes)}
-        for side, maps in groupby(filter(self._is_map, self._passed()), self._side):
-            last, begun = list(maps)[-1], place[found[-1]] if found else 0
-            learned = any(map(self._learns, self.nodes[begun + 1 : place[last] + 1]))
-            if learned and (not found or side < self._side(found[-1])):
-                found.append(last)
+        """The feature maps at which stages end, each smaller than the one before."""
+        ends: list[fx.Node] = []
+        index = {node: n for n, node in enumerate(self.nodes)}
+        for side, maps in groupby(filter(self._is_map, self._bottlenecks()), self._side):
+            last, start = list(maps)[-1], index[ends[-1]] if ends else 0
+            learned = any(map(self._learns, self.nodes[start + 1 : index[last] + 1]))
+            if learned and (not ends or side < self._side(ends[-1])):
+                ends.append(last)
         require(
-            bool(found),
-            f"{self.owner} has no feature map through which everything passes, so no defense could "
-            "look into it",
+            bool(ends),
+            f"{self.owner} has no feature map that every path to the logits passes through, so "
+            "defenses cannot inspect it; choose another network",
         )
-        return found
+        return ends
 
-    def piece(self, first: fx.Node | None, last: fx.Node, given: Any) -> fx.GraphModule:
-        """What is computed after `first`, or from the images on, up to `last`, and `given` back."""
-        graph, known, begin = fx.Graph(), dict[fx.Node, fx.Node](), 0
+    def piece(self, first: fx.Node | None, last: fx.Node, returned: Any) -> fx.GraphModule:
+        """The part of the graph after `first`, or from the images, up to `last`."""
+        graph, copies, start = fx.Graph(), dict[fx.Node, fx.Node](), 0
 
         def copied(node: fx.Node) -> fx.Node:
-            # What is read of the network itself may be read in either piece.
-            if node not in known:
-                known[node] = graph.node_copy(node, copied)
-            return known[node]
+            # Either piece may read attributes of the network itself.
+            if node not in copies:
+                copies[node] = graph.node_copy(node, copied)
+            return copies[node]
 
         if first is not None:
-            known[first], begin = graph.placeholder("last"), self.nodes.index(first) + 1
-        for node in self.nodes[begin : self.nodes.index(last) + 1]:
+            copies[first], start = graph.placeholder("last"), self.nodes.index(first) + 1
+        for node in self.nodes[start : self.nodes.index(last) + 1]:
             copied(node)
-        graph.output(fx.map_arg(given, copied))
+        graph.output(fx.map_arg(returned, copied))
         return fx.GraphModule(self.network, graph)
 
-    def _passed(self) -> Iterable[fx.Node]:
-        """The nodes through which everything passes on its way to the embedding."""
-        place = {node: n for n, node in enumerate(self.nodes)}
-        needed = 0
-        for n, node in enumerate(self.nodes[: place[self.embedding] + 1]):
+    def _bottlenecks(self) -> Iterable[fx.Node]:
+        """The nodes through which every path from the images to the embedding leads."""
+        index = {node: n for n, node in enumerate(self.nodes)}
+        last_user = 0
+        for n, node in enumerate(self.nodes[: index[self.embedding] + 1]):
             if node.op == "get_attr":
                 continue
-            if needed <= n and node.op != "placeholder":
+            if last_user <= n and node.op != "placeholder":
                 yield node
-            needed = max([needed, *(place[user] for user in node.users)])
+            last_user = max([last_user, *(index[user] for user in node.users)])
 
     def _is_map(self, node: fx.Node) -> bool:
         shape = self.shapes.get(node, ())
@@ -182,13 +184,13 @@ class _Seen:
         return self.network.get_submodule(str(node.target)) if node.op == "call_module" else None
 
     def _learns(self, node: fx.Node) -> bool:
-        """Whether its layer has weights, and not only the scales of a normalisation."""
+        """Whether the layer of a node has weights, not just the scales of a normalisation."""
         layer = self._layer(node)
         return layer is not None and any(values.dim() > 1 for values in layer.parameters())
 
 
-def _tried(call: Callable[[], Any], complaint: str) -> Any:
-    """What a call returns. Raises `InvalidInput` with the first line of what it raises."""
+def _attempt(call: Callable[[], Any], complaint: str) -> Any:
+    """The result of a call. Raises `InvalidInput` with the first line of any error in it."""
     try:
         return call()
     except Exception as error:

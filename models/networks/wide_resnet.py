@@ -1,9 +1,9 @@
 """Wide residual networks, Zagoruyko and Komodakis, 2016, arXiv:1605.07146.
 
-Residual blocks whose normalisation and activation come before each convolution. WRN-16-1 has two
-blocks in each of three stages of 16, 32 and 64 channels, and about 0.175 million parameters.
+In a residual block, normalisation and activation precede each convolution. WRN-16-1 has two blocks
+in each of three stages of 16, 32 and 64 channels, and about 0.175 million parameters.
 
-Differs: average pooling takes whatever size is left, so that images of any size are accepted.
+Differs: average pooling covers the whole last map, so that images may have any size.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from bdbench.models.networks.classifier import Channels, Classifier
 
 
 class PreActivationBlock(nn.Module):
-    """Norm, activation, convolution, twice, beside the identity (He et al., arXiv:1603.05027).
+    """Twice normalisation, activation and convolution, plus the identity (He et al.,
+    arXiv:1603.05027).
 
-    Where the shape changes, the identity becomes a 1x1 convolution of the activated input.
+    If the shape changes, a 1x1 convolution of the activated input replaces the identity.
     """
 
     def __init__(self, inside: int, outside: int, stride: int) -> None:
@@ -41,7 +42,8 @@ class PreActivationBlock(nn.Module):
 
 
 class PreActivationResNet(Classifier):
-    """`blocks[i]` blocks of `channels[i]` channels in stage i; every stage but the first halves."""
+    """Stage i has `blocks[i]` blocks of `channels[i]` channels; every stage but the first halves
+    the resolution."""
 
     def __init__(
         self,
@@ -88,9 +90,8 @@ def wrn16_1(
 ) -> PreActivationResNet:
     """WRN-16-1, the paper's network for CIFAR-10 and GTSRB (section 5.1).
 
-    mean, deviation: every pixel becomes (pixel - mean) / deviation, each a number or one for red,
-        green and blue; the paper's code family does
-        not normalise
+    mean, deviation: every pixel becomes (pixel - mean) / deviation; each is one number, or one for
+        red, green and blue. The public code of the paper and its predecessors does not normalise.
     """
     stem = nn.Conv2d(3, 16, 3, padding=1, bias=False)
     return PreActivationResNet((16, 32, 64), (2, 2, 2), stem, num_classes, mean, deviation)

@@ -1,1 +1,1 @@
-"""Plugins: registries, specs, and the errors that a user can mend. Nothing here needs torch."""
+"""Plugins: registries, specs, and the errors that a user can fix. Nothing here imports torch."""

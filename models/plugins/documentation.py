@@ -1,4 +1,4 @@
-"""What the author of a plugin says about it."""
+"""The docstrings of a plugin."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 
 def about_module(factory: Callable[..., Any]) -> str:
-    """Of the module of a class or function: method, source, departures. Empty without one."""
+    """The docstring of the module that defines a class or function: method, source, departures from
+    the paper. Empty if it has none."""
     return _text(inspect.getmodule(factory))
 
 
 def about_fields(factory: Callable[..., Any]) -> str:
-    """Of a class or function: its settings, with units. Empty without any."""
+    """The docstring of a class or function: its settings, with units. Empty if it has none."""
     return _text(factory)
 
 
-def _text(what: object) -> str:
-    return inspect.getdoc(what) or ""
+def _text(documented: object) -> str:
+    return inspect.getdoc(documented) or ""

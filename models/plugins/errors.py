@@ -1,17 +1,18 @@
-"""The one exception a user can cause and mend, and checks that raise it."""
+"""The one exception for errors that a user can cause and fix, and the checks that raise it."""
 
 from collections.abc import Collection
 
 LONGEST = 1_000
+"""Characters of a message that are shown."""
 
 
 class InvalidInput(ValueError):
-    """A request that cannot be met: an unknown name, a value out of range, a damaged file.
+    """An invalid request: an unknown name, a value out of range, a corrupt file.
 
-    Its message is one line that says what is wrong and what would be right. The command line
-    prints it as it is and exits with code 2. Whatever it quotes, it is shown by `one_line`.
+    Its message is one line that says what is wrong, then what to do. The command line prints it
+    unchanged and exits with code 2. `one_line` makes whatever the message quotes printable.
 
-    of_code: whether a user's code raised something else, see `blaming`
+    of_code: whether user code raised another exception first, see `blaming`
     """
 
     def __init__(self, message: str, of_code: bool = False) -> None:
@@ -26,38 +27,38 @@ def require(condition: bool, message: str) -> None:
 
 
 def at_least(bound: float, **values: float) -> None:
-    """Raise `InvalidInput` unless all of these settings are; a NaN never is."""
+    """Raise `InvalidInput` unless all of these settings are at least `bound`; NaN is not."""
     for name, value in values.items():
         require(value >= bound, f"{name} must be at least {bound}, got {value}")
 
 
 def above(bound: float, **values: float) -> None:
-    """Raise `InvalidInput` unless all of these settings are; a NaN never is."""
+    """Raise `InvalidInput` unless all of these settings are above `bound`; NaN is not."""
     for name, value in values.items():
         require(value > bound, f"{name} must be above {bound}, got {value}")
 
 
 def one_of(known: Collection[str], **values: str) -> None:
-    """Raise `InvalidInput` unless all of these settings are."""
+    """Raise `InvalidInput` unless all of these settings are among `known`."""
     for name, value in values.items():
         require(value in known, f"{name} must be one of {', '.join(known)}, got {value!r}")
 
 
 def one_line(text: str) -> str:
-    """`text` for a terminal: spaces for white space, escapes for what cannot be seen, and of a text
-    of more than `LONGEST` characters its beginning and its end."""
+    """`text` as one line for a terminal: spaces for white space and escapes for unprintable
+    characters. A text of more than `LONGEST` characters is cut in the middle."""
     return _cut(visible(" ".join(_cut(text).split())))
 
 
 def visible(text: str) -> str:
-    """`text` with escapes for what cannot be printed, such as a terminal's commands."""
+    """`text` with escapes for unprintable characters, such as terminal control codes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def shown(text: str) -> str:
-    """`text` of several lines, each as `visible` has it."""
+    """`visible` applied to each line of `text`."""
     if text.isprintable():
         return text
     return "\n".join(map(visible, text.split("\n")))

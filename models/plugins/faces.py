@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are asked for, not before (PEP 562)."""
+"""Packages that import a name on first access (PEP 562)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 
 def lazy(
-    package: str, homes: Mapping[str, Sequence[str]], packages: Sequence[str] = ()
+    package: str, exports: Mapping[str, Sequence[str]], packages: Sequence[str] = ()
 ) -> Callable[[str], Any]:
     """The `__getattr__` of a package.
 
-    homes: names by the module that defines them, relative to the package
-    packages: inside of it, which are imported when they are named
+    exports: the names that each module defines, by module, relative to the package
+    packages: sub-packages, imported on first access too
     """
-    modules = {name: f"{package}.{home}" for home, names in homes.items() for name in names}
+    modules = {name: f"{package}.{module}" for module, names in exports.items() for name in names}
 
     def get(name: str) -> Any:
         if name in packages:

@@ -1,7 +1,7 @@
-"""Types of settings: which values fit one, and how a spec writes them.
+"""Types of settings: which values a type accepts, and how a spec writes them.
 
-A spec holds literals. An Enum's member is written as its name, a sequence as a list where a list is
-asked for and as a tuple otherwise, and all else as it is.
+A spec holds literals. The member of an Enum is written as its name, a sequence as a list if the
+type is a list and as a tuple otherwise, and any other value as it is.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ TUPLES = (tuple, collections.abc.Sequence, collections.abc.Collection, collectio
 MAPPINGS = (dict, collections.abc.Mapping, collections.abc.MutableMapping)
 UNIONS = (typing.Union, types.UnionType)
 ANY = (Any, object)
-OFFERED = (
+SUPPORTED = (
     "int, float, bool, str, bytes, None, Literal, an Enum, or a list, tuple, dict or union of them"
 )
 WELL_KNOWN = {**vars(typing), **vars(collections.abc)}
-"""Names that annotations take from `typing` and `collections.abc`, also where a file imports them
-for type checkers only."""
+"""Names of `typing` and `collections.abc` for annotations, even if a file imports them for type
+checkers only."""
 
 
 @dataclass(frozen=True)
-class Unknown:
-    """An annotation that names what is not there."""
+class Unresolved:
+    """An annotation with a name that does not resolve."""
 
     text: str
     why: str
 
 
 class Misfit(Exception):
-    """A value that is not of a type. The message, if any, says what a number in it must be."""
+    """A value that its type does not accept. The message, if any, says what a number must be."""
 
 
 def types_of(factory: Callable[..., Any]) -> dict[str, Any]:
-    """The types of what a class or function is called with, by name; `Unknown` where an annotation
-    cannot be read."""
+    """The types of the parameters of a class or function, by name; `Unresolved` if an annotation
+    does not resolve."""
     found = {}
-    for home in _annotated(factory):
-        module = vars(sys.modules.get(home.__module__, types))
-        names = {**WELL_KNOWN, **module, **getattr(home, "__globals__", {})}
-        for name, annotation in inspect.get_annotations(home).items():
-            found[name] = _read(annotation, names)
+    for owner in _annotated(factory):
+        module = vars(sys.modules.get(owner.__module__, types))
+        names = {**WELL_KNOWN, **module, **getattr(owner, "__globals__", {})}
+        for name, annotation in inspect.get_annotations(owner).items():
+            found[name] = _resolve(annotation, names)
     return found
 
 
 def _annotated(factory: Callable[..., Any]) -> list[Any]:
-    """What says of which types the parameters are. A field belongs to the module of the class that
-    declares it, which need not be that of the `__init__` that is made of it."""
+    """The objects that carry the annotations of the parameters. A dataclass field resolves in the
+    module of the class that declares it, not in that of the generated `__init__`."""
     if not inspect.isclass(factory):
         return [factory]
     if dataclasses.is_dataclass(factory) and factory.__init__.__code__.co_filename == "<string>":
@@ -67,17 +67,17 @@ def _annotated(factory: Callable[..., Any]) -> list[Any]:
     return [factory.__init__]
 
 
-def _read(annotation: Any, names: dict[str, Any]) -> Any:
+def _resolve(annotation: Any, names: dict[str, Any]) -> Any:
     holder = types.SimpleNamespace(__annotations__={"it": annotation})
     try:
         return typing.get_type_hints(holder, names)["it"]
     except Exception as error:
-        return Unknown(str(annotation), str(error))
+        return Unresolved(str(annotation), str(error))
 
 
 def text(kind: Any) -> str:
-    """A type as it is written in Python."""
-    if isinstance(kind, Unknown):
+    """A type as Python writes it."""
+    if isinstance(kind, Unresolved):
         return kind.text
     if isinstance(kind, type) and typing.get_origin(kind) is None:
         return "None" if kind is types.NoneType else kind.__name__
@@ -91,8 +91,8 @@ def text(kind: Any) -> str:
     return f"{name}[{', '.join(inner)}]" if parts else name
 
 
-def unwritable(kind: Any) -> Any:
-    """The part of a type that no spec can write, such as a Tensor; None where there is none."""
+def unsupported(kind: Any) -> Any:
+    """The part of a type that no spec can write, such as a Tensor; None if a spec can write all."""
     kind = _plain(kind)
     if kind in ANY or kind in PLAIN or kind is Ellipsis or _is_enum(kind):
         return None
@@ -100,17 +100,17 @@ def unwritable(kind: Any) -> Any:
     if origin is typing.Literal or kind in (*LISTS, *TUPLES, *MAPPINGS):
         return None
     if origin in (*UNIONS, *LISTS, *TUPLES, *MAPPINGS):
-        return next((part for part in map(unwritable, parts) if part is not None), None)
+        return next((part for part in map(unsupported, parts) if part is not None), None)
     return kind
 
 
 def choices(kind: Any) -> list[Any]:
-    """The literals that a type consists of, if they are few."""
+    """The literals that a type consists of; empty for a type with arbitrary values."""
     kind = _plain(kind)
     if _is_enum(kind):
         return list(kind.__members__)
     if typing.get_origin(kind) is typing.Literal:
-        return [_name(choice) for choice in typing.get_args(kind)]
+        return [_literal_of(choice) for choice in typing.get_args(kind)]
     if kind is types.NoneType:
         return [None]
     if typing.get_origin(kind) in UNIONS:
@@ -119,9 +119,9 @@ def choices(kind: Any) -> list[Any]:
     return []
 
 
-def written(kind: Any, value: Any) -> Any:
-    """A value of this type as a literal; an int serves as a float, and a list as a tuple. Raises
-    `Misfit`."""
+def to_literal(kind: Any, value: Any) -> Any:
+    """A value of this type as a literal. An int is accepted for a float, and a list for a tuple.
+    Raises `Misfit`."""
     kind = _plain(kind)
     origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
     if kind in ANY:
@@ -134,12 +134,12 @@ def written(kind: Any, value: Any) -> Any:
         return _chosen(tuple(kind.__members__.values()), _member(kind, value))
     if origin in MAPPINGS and isinstance(value, dict):
         keys, values = parts or (Any, Any)
-        return {written(keys, key): written(values, each) for key, each in value.items()}
+        return {to_literal(keys, key): to_literal(values, each) for key, each in value.items()}
     if origin in LISTS and isinstance(value, list | tuple):
-        return [written((parts or (Any,))[0], each) for each in value]
+        return [to_literal((parts or (Any,))[0], each) for each in value]
     if origin in TUPLES and isinstance(value, list | tuple):
-        kinds = _kinds(origin, parts, len(value))
-        return tuple(written(part, each) for part, each in zip(kinds, value, strict=True))
+        kinds = _element_types(origin, parts, len(value))
+        return tuple(to_literal(part, each) for part, each in zip(kinds, value, strict=True))
     if kind is float and type(value) is int:
         return float(_bounded(value))
     # A bool is an int to Python.
@@ -149,39 +149,43 @@ def written(kind: Any, value: Any) -> Any:
     return _literal(value)
 
 
-def made(kind: Any, literal: Any) -> Any:
-    """The value that `written` wrote, as a class expects it."""
+def from_literal(kind: Any, literal: Any) -> Any:
+    """The inverse of `to_literal`: the value that a class of this type expects."""
     kind = _plain(kind)
     origin, parts = typing.get_origin(kind) or kind, typing.get_args(kind)
     if origin in UNIONS:
-        return made(next(part for part in parts if _fits(part, literal)), literal)
+        return from_literal(next(part for part in parts if _fits(part, literal)), literal)
     if origin is typing.Literal:
-        return next(choice for choice in parts if _same(_name(choice), literal))
+        return next(choice for choice in parts if _same(_literal_of(choice), literal))
     if _is_enum(kind):
         return kind[literal]
     if isinstance(literal, dict) and parts:
-        return {made(parts[0], key): made(parts[1], each) for key, each in literal.items()}
+        key_type, value_type = parts
+        return {
+            from_literal(key_type, key): from_literal(value_type, value)
+            for key, value in literal.items()
+        }
     if isinstance(literal, list):
-        return [made((parts or (Any,))[0], each) for each in literal]
+        return [from_literal((parts or (Any,))[0], each) for each in literal]
     if isinstance(literal, tuple):
-        kinds = _kinds(origin, parts, len(literal))
-        return tuple(made(part, each) for part, each in zip(kinds, literal, strict=True))
+        kinds = _element_types(origin, parts, len(literal))
+        return tuple(from_literal(part, each) for part, each in zip(kinds, literal, strict=True))
     return literal
 
 
 def _plain(kind: Any) -> Any:
-    """What a new name of a type, or one for a checker, stands for."""
+    """The type behind a NewType, a type alias or Final."""
     while True:
-        under = getattr(kind, "__supertype__", None) or getattr(kind, "__value__", None)
+        inner = getattr(kind, "__supertype__", None) or getattr(kind, "__value__", None)
         if typing.get_origin(kind) is typing.Final:
-            under = typing.get_args(kind)[0]
-        if under is None or isinstance(kind, type):
+            inner = typing.get_args(kind)[0]
+        if inner is None or isinstance(kind, type):
             return kind
-        kind = under
+        kind = inner
 
 
-def _kinds(origin: Any, parts: tuple[Any, ...], count: int) -> tuple[Any, ...]:
-    """The types of so many elements. Raises `Misfit` where there are more or fewer."""
+def _element_types(origin: Any, parts: tuple[Any, ...], count: int) -> tuple[Any, ...]:
+    """The types of `count` elements. Raises `Misfit` if the type has another number of them."""
     if not parts:
         return (Any,) * count
     if origin is not tuple or parts[-1] is ...:
@@ -196,7 +200,7 @@ def _first(kinds: tuple[Any, ...], value: Any) -> Any:
     reason = ""
     for kind in kinds:
         try:
-            return written(kind, value)
+            return to_literal(kind, value)
         except Misfit as error:
             reason = reason or str(error)
     raise Misfit(reason)
@@ -204,13 +208,13 @@ def _first(kinds: tuple[Any, ...], value: Any) -> Any:
 
 def _fits(kind: Any, literal: Any) -> bool:
     try:
-        return _same(written(kind, literal), literal)
+        return _same(to_literal(kind, literal), literal)
     except Misfit:
         return False
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal, and of one type: 1 is not True."""
+    """Whether two values are equal and of one type: 1 is not True."""
     return type(one) is type(other) and bool(one == other)
 
 
@@ -218,12 +222,12 @@ def _is_enum(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, enum.Enum)
 
 
-def _name(choice: Any) -> Any:
+def _literal_of(choice: Any) -> Any:
     return choice.name if isinstance(choice, enum.Enum) else choice
 
 
 def _member(kind: type[enum.Enum], value: Any) -> Any:
-    """Of an Enum, which may be given by its name or its value."""
+    """The member of an Enum with this name or value; an unknown value as it is."""
     if isinstance(value, kind):
         return value
     if isinstance(value, str) and value in kind.__members__:
@@ -233,13 +237,13 @@ def _member(kind: type[enum.Enum], value: Any) -> Any:
 
 def _chosen(known: tuple[Any, ...], value: Any) -> Any:
     for choice in known:
-        if _same(choice, value) or _same(_name(choice), value):
-            return _name(choice)
+        if _same(choice, value) or _same(_literal_of(choice), value):
+            return _literal_of(choice)
     raise Misfit
 
 
 def _literal(value: Any) -> Any:
-    """A value as Python reads it back, whatever its type. Raises `Misfit` where it cannot."""
+    """A value of any type as a literal that Python reads back. Raises `Misfit` if it cannot."""
     if isinstance(value, enum.Enum) or not isinstance(value, (*PLAIN, list, tuple, dict)):
         raise Misfit
     if isinstance(value, list):
@@ -249,12 +253,12 @@ def _literal(value: Any) -> Any:
     if isinstance(value, dict):
         return {_literal(key): _literal(each) for key, each in value.items()}
     kind = next(kind for kind in PLAIN if isinstance(value, kind))
-    # Of a subclass, such as a number of numpy, the number.
+    # A subclass, such as numpy.float64, becomes a plain number.
     return _bounded(value if type(value) is kind else kind(value))
 
 
 def _bounded(value: Any) -> Any:
-    """No number that the arithmetic behind it could not hold."""
+    """`value`. Raises `Misfit` for a number that is not finite or does not fit 64 bits."""
     if isinstance(value, float | complex) and not cmath.isfinite(value):
         raise Misfit(f"finite, got {value!r}")
     if isinstance(value, int) and abs(value) > LARGEST:

@@ -1,8 +1,8 @@
 """Plugins that are passed as objects: classes and functions of a notebook or a script.
 
-No other process can make them, and no version tells one edit from the next. Their code does: the
-methods, what these call, and the values that they read. What has no text that says all about it,
-such as a tensor, makes the code not whole.
+No other process can build them, and no version number tells one edit from the next. Their code
+does: the methods, the functions that these call, and the values that these read. A value whose text
+does not define it, such as a tensor, leaves the code incomplete.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from pathlib import Path, PurePath
 from typing import Any
 from weakref import WeakKeyDictionary
 
-MADE_BY_PYTHON = "<string>"
-"""The file name of methods that a dataclass writes, and of all code without a source."""
-OF_DATACLASSES = {
+GENERATED_FILE = "<string>"
+"""The file name of the methods that a dataclass generates, and of all code without a source."""
+DATACLASS_METHODS = {
     *("__init__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__"),
     *("__setattr__", "__delattr__", "__replace__", "__getstate__", "__setstate__"),
 }
-READING = ("LOAD_GLOBAL", "LOAD_NAME")
-"""Steps of Python that read a variable of the module, and no attribute of the same name."""
+GLOBAL_READS = ("LOAD_GLOBAL", "LOAD_NAME")
+"""Bytecode instructions that read a variable of the module, not an attribute of that name."""
 PLAIN = (int, float, str, bytes, bool, complex, types.NoneType, PurePath, re.Pattern)
 
 _unknown: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -39,10 +39,10 @@ _unknown: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Code:
-    """What a local plugin does.
+    """The code of a local plugin.
 
-    text: its source, with that of what it uses
-    whole: whether that is all; if not, the text is never the same for two classes
+    text: its source, and the source of everything that it uses
+    whole: whether that is complete; if not, no two classes have the same text
     """
 
     text: str
@@ -50,29 +50,29 @@ class Code:
 
 
 def code_of(factory: Callable[..., Any]) -> Code:
-    """The code of a local class or function, as it is now."""
+    """The current code of a local class or function."""
     try:
         return Code("\n".join(_Reader().read(factory)), True)
-    except _NotKnown:
+    except _NoSource:
         return Code(_unknown.setdefault(factory, f"unknown, {uuid.uuid4().hex}"), False)
 
 
-class _NotKnown(Exception):
-    """Some of the code has no source, or reads a value that has no text."""
+class _NoSource(Exception):
+    """Some of the code has no source, or reads a value whose text does not define it."""
 
 
 class _Reader:
-    """Goes through everything that is reached, each once."""
+    """Visits everything that is reachable from a class or function, each once."""
 
     def __init__(self) -> None:
-        self._left: list[Any] = []
+        self._pending: list[Any] = []
         self._seen: set[int] = set()
 
     def read(self, factory: Callable[..., Any]) -> Iterator[str]:
-        """The source of all parts."""
-        self._left.append(factory)
-        while self._left:
-            part = self._left.pop()
+        """The source of every part."""
+        self._pending.append(factory)
+        while self._pending:
+            part = self._pending.pop()
             if id(part) in self._seen:
                 continue
             self._seen.add(id(part))
@@ -86,43 +86,43 @@ class _Reader:
     def _class(self, kind: type) -> Iterator[str]:
         """Name, class variables and defaults, and methods."""
         yield f"class {kind.__qualname__}"
-        self._left += [base for base in kind.__mro__[1:] if is_the_users(base.__module__)]
+        self._pending += [base for base in kind.__mro__[1:] if is_user_code(base.__module__)]
         for name, value in vars(kind).items():
             for part in _unwrapped(value):
                 if isinstance(part, types.FunctionType):
-                    if not _is_written_by_dataclass(kind, name, part):
+                    if not _is_generated(kind, name, part):
                         yield from self._function(part)
-                elif not _is_machinery(name, part):
+                elif not _is_internal(name, part):
                     yield self._value(name, part)
 
     def _function(self, function: types.FunctionType) -> Iterator[str]:
         try:
-            # Of the code, as a wrapper passes for what it wraps.
+            # The source of the code object: a wrapper has the name of the function it wraps.
             yield textwrap.dedent(inspect.getsource(function.__code__))
         except (OSError, TypeError):
-            raise _NotKnown from None
+            raise _NoSource from None
         # The file may have changed since it was loaded.
         digest = hashlib.sha256(_compiled(function.__code__).encode()).hexdigest()
         yield f"# compiled {digest[:16]}"
-        for name, value in sorted(_used(function).items()):
+        for name, value in sorted(_outer_values(function).items()):
             yield self._value(name, value)
         for name in _imported(function):
             yield self._value(name, _module_of(name))
 
     def _module(self, module: types.ModuleType) -> Iterator[str]:
-        """A file of the user's, and the files that it imports."""
+        """A file of the user, and the files that it imports."""
         try:
             yield Path(str(module.__file__)).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError):
-            raise _NotKnown from None
+            raise _NoSource from None
         for value in list(vars(module).values()):
             named = getattr(value, "__module__", None)
             other = value if isinstance(value, types.ModuleType) else sys.modules.get(str(named))
-            if other is not None and is_the_users(other.__name__) and other.__name__ != "__main__":
-                self._left.append(other)
+            if other is not None and is_user_code(other.__name__) and other.__name__ != "__main__":
+                self._pending.append(other)
 
     def _value(self, name: str, value: Any) -> str:
-        """A line about a value; code that it leads to is read later."""
+        """A line with a value; code that the value refers to is read later."""
         return f"{name} = {self._text(value)}"
 
     def _text(self, value: Any) -> str:
@@ -137,23 +137,23 @@ class _Reader:
         if isinstance(value, functools.partial | functools.partialmethod):
             return self._text((value.func, value.args, value.keywords))
         if isinstance(value, types.ModuleType):
-            if is_the_users(value.__name__):
-                self._left.append(value)
+            if is_user_code(value.__name__):
+                self._pending.append(value)
             return f"module {value.__name__}"
         named = isinstance(value, type | types.FunctionType | types.BuiltinFunctionType)
-        if named and is_the_users(value.__module__):
-            self._left.append(value)
+        if named and is_user_code(value.__module__):
+            self._pending.append(value)
         if named:
             return f"{value.__module__}.{value.__qualname__}"
-        # A function of a library, such as one of numpy, which is made in C or by a class.
+        # A function of a library that is not a Python function, such as a ufunc of numpy.
         library = callable(value) and hasattr(value, "__name__")
-        if library and not is_the_users(getattr(value, "__module__", None)):
+        if library and not is_user_code(getattr(value, "__module__", None)):
             return f"{getattr(value, '__module__', None)}.{value.__name__}"
-        raise _NotKnown
+        raise _NoSource
 
 
 def _unwrapped(value: Any) -> list[Any]:
-    """The functions in a method, whatever it is."""
+    """The functions behind a property, a static method or another descriptor."""
     if isinstance(value, property):
         return [part for part in (value.fget, value.fset, value.fdel) if part is not None]
     if isinstance(value, staticmethod | classmethod):
@@ -163,37 +163,39 @@ def _unwrapped(value: Any) -> list[Any]:
     return [value]
 
 
-def _is_written_by_dataclass(kind: type, name: str, function: types.FunctionType) -> bool:
-    made = function.__code__.co_filename == MADE_BY_PYTHON
-    # Python 3.11 wraps the repr that it makes.
+def _is_generated(kind: type, name: str, function: types.FunctionType) -> bool:
+    """Whether `dataclass` generated a method."""
+    generated = function.__code__.co_filename == GENERATED_FILE
+    # Python 3.11 wraps the repr that it generates.
     inner = getattr(function, "__wrapped__", function)
-    made = made or inner.__code__.co_filename == MADE_BY_PYTHON
-    return made and name in OF_DATACLASSES and dataclasses.is_dataclass(kind)
+    generated = generated or inner.__code__.co_filename == GENERATED_FILE
+    return generated and name in DATACLASS_METHODS and dataclasses.is_dataclass(kind)
 
 
-def _is_machinery(name: str, value: Any) -> bool:
-    """What Python or a library puts into a class, beside its own content."""
+def _is_internal(name: str, value: Any) -> bool:
+    """Whether Python or a library added an attribute to a class."""
     slots = types.MemberDescriptorType | types.GetSetDescriptorType | types.WrapperDescriptorType
     return name.startswith(("__", "_abc_")) or isinstance(value, slots)
 
 
-def _used(function: types.FunctionType) -> dict[str, Any]:
-    """What the names in a function, and in functions inside of it, stand for outside; and the
-    values of parameters that are left out."""
+def _outer_values(function: types.FunctionType) -> dict[str, Any]:
+    """The values of the outer names that a function and its inner functions read, and the defaults
+    of its parameters."""
     outside: dict[str, Any] = dict(inspect.getclosurevars(function).nonlocals)
     outside |= {f"default {n}": value for n, value in enumerate(function.__defaults__ or ())}
     outside |= {f"default {n}": value for n, value in (function.__kwdefaults__ or {}).items()}
-    read = [step.argval for step in _steps(function) if step.opname in READING]
+    read = [step.argval for step in _instructions(function) if step.opname in GLOBAL_READS]
     return outside | {n: function.__globals__[n] for n in read if n in function.__globals__}
 
 
 def _imported(function: types.FunctionType) -> list[str]:
     """The modules that a function imports when it is called."""
-    return sorted({step.argval for step in _steps(function) if step.opname == "IMPORT_NAME"})
+    steps = _instructions(function)
+    return sorted({step.argval for step in steps if step.opname == "IMPORT_NAME"})
 
 
 def _compiled(code: types.CodeType) -> str:
-    """What a function does when it is called, wherever it stands."""
+    """The bytecode of a function as text, independent of its file and line."""
     constants = []
     for value in code.co_consts:
         if isinstance(value, types.CodeType):
@@ -209,11 +211,11 @@ def _module_of(name: str) -> types.ModuleType:
     try:
         return importlib.import_module(name)
     except Exception:
-        raise _NotKnown from None
+        raise _NoSource from None
 
 
-def _steps(function: types.FunctionType) -> Iterator[dis.Instruction]:
-    """Those of a function, and of functions inside of it."""
+def _instructions(function: types.FunctionType) -> Iterator[dis.Instruction]:
+    """The bytecode instructions of a function and of its inner functions."""
     codes = [function.__code__]
     while codes:
         code = codes.pop()
@@ -221,10 +223,11 @@ def _steps(function: types.FunctionType) -> Iterator[dis.Instruction]:
         yield from dis.get_instructions(code)
 
 
-def is_the_users(module: str | None, file: Path | None = None) -> bool:
-    """Whether a module is neither ours nor Python's nor installed, and may change at any time.
+def is_user_code(module: str | None, file: Path | None = None) -> bool:
+    """Whether a module belongs neither to bdbench nor to Python nor to an installed package, so
+    that it may change at any time.
 
-    file: where it lies, for a module that was not imported whole
+    file: its file, for a module whose import has not finished
     """
     if module is None:
         return False
@@ -232,5 +235,5 @@ def is_the_users(module: str | None, file: Path | None = None) -> bool:
         return True
     if module.partition(".")[0] in {"bdbench", "builtins"} | sys.stdlib_module_names:
         return False
-    place = file or getattr(sys.modules.get(module), "__file__", None)
-    return place is not None and not {"site-packages", "dist-packages"} & {*Path(place).parts}
+    path = file or getattr(sys.modules.get(module), "__file__", None)
+    return path is not None and not {"site-packages", "dist-packages"} & {*Path(path).parts}

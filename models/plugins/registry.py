@@ -1,8 +1,9 @@
-"""One registry for attacks, defenses, models and data sets.
+"""The registry of attacks, defenses, models and data sets.
 
-Modules of a package are found by being there; other distributions join through entry points
-`bdbench.attacks`, `bdbench.defenses`, `bdbench.models`, `bdbench.datasets`; a file joins with
-`load_file`. A plugin that fails to import is left out, and named when somebody asks for it.
+A registry imports every module of its package. Other distributions register plugins through the
+entry points `bdbench.attacks`, `bdbench.defenses`, `bdbench.models` and `bdbench.datasets`, and
+`load_file` loads a plugin file. A plugin that fails to import is left out; asking for it gives the
+reason.
 """
 
 from __future__ import annotations
@@ -23,36 +24,38 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.blame import blaming, place, reason
+from bdbench.models.plugins.blame import blaming, location, reason
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 PLUGIN = "bdbench_plugin_"
-PLUGINS = (
+"""Prefix of the module names of plugin files."""
+PLUGIN_BASES = (
     "bdbench.attacks.base.Attack",
     "bdbench.defenses.base.Defense",
     "bdbench.datasets.base.Source",
     "torch.nn.modules.module.Module",
 )
-"""What classes of plugins and networks have in common."""
-F = TypeVar("F", bound=Callable[..., Any])
+"""The base classes of plugins and networks."""
 LONGEST_TITLE = 60
 
 
 class RegistersNothing(UserWarning):
-    """A plugin file that is loaded for what else it does."""
+    """A plugin file that registers no plugin; it may have been loaded for another effect."""
 
 
 class Registry(Generic[T]):
-    """Names of one kind of plugin, such as "attack".
+    """The plugins of one kind, by name.
 
-    package: holds the built-in ones
-    base: module and name of the class that all plugins have in common, if there is one
+    kind: such as "attack"
+    package: the package of the built-in plugins
+    base: module and name of the base class of all plugins, None if they have none
     """
 
-    lent = 0
-    """How many of the parameters are given by whoever makes a plugin, and are no settings."""
+    runtime_parameters = 0
+    """The number of leading parameters that a caller supplies and that are not settings."""
 
     def __init__(self, kind: str, package: str, base: tuple[str, str] | None = None) -> None:
         self.kind = kind
@@ -65,10 +68,11 @@ class Registry(Generic[T]):
         REGISTRIES.add(self)
 
     def register(self, name: str, title: str = "") -> Callable[[F], F]:
-        """Class or function decorator. A name is given once, but for a class or file that is loaded
-        again: another's raises `InvalidInput`, as does a title that is none.
+        """Register a class or function; use it as a decorator. A class or file that is loaded again
+        replaces its predecessor. Raises `InvalidInput` if another plugin has the name, and for an
+        unprintable or overlong title.
 
-        title: the name as people write it, such as "BadNets", for tables and figures
+        title: the name in tables and figures, such as "BadNets"
         """
         require(
             isinstance(title, str) and title.isprintable() and len(title) <= LONGEST_TITLE,
@@ -76,7 +80,7 @@ class Registry(Generic[T]):
             f"characters, got {title!r}",
         )
 
-        def remember(factory: F) -> F:
+        def add(factory: F) -> F:
             require(
                 inspect.isclass(factory) or inspect.isroutine(factory),
                 f"{self.kind} {name!r} must be a class or function, got {factory!r}",
@@ -84,20 +88,20 @@ class Registry(Generic[T]):
             if not self._is_built_in(factory):
                 self.import_package()
             known = self._factories.get(name)
-            if known is not None and not _is_same(known, factory):
-                places = f"{_home(known)} and {_home(factory)}"
+            if known is not None and not _is_redefinition(known, factory):
+                files = f"{_source_file(known)} and {_source_file(factory)}"
                 raise InvalidInput(
-                    f"two {self.kind}s are called {name!r}, in {places}; give one another name"
+                    f"two {self.kind}s are called {name!r}, in {files}; rename one of them"
                 )
             self._factories[name] = factory
             if title:
                 self._titles[name] = title
             return factory
 
-        return remember
+        return add
 
     def title(self, name: str) -> str:
-        """The name as people write it; empty where a plugin gives none."""
+        """The name in tables and figures; empty if the plugin has no title."""
         return self._titles.get(name, "")
 
     def names(self) -> list[str]:
@@ -106,8 +110,9 @@ class Registry(Generic[T]):
         return sorted(self._factories, key=lambda name: (name != "none", name))
 
     def factory(self, name: str) -> Callable[..., T]:
-        """The registered class or function. Raises `InvalidInput` with the nearest name, and for
-        what can be no plugin. Installed plugins of other names are imported only then."""
+        """The registered class or function. Raises `InvalidInput` for an unknown name, with the
+        nearest known one, and for an object that cannot be a plugin. Installed plugins of other
+        names are imported only if the name is unknown."""
         self._discover(name)
         if name not in self._factories and name not in self.broken:
             self._discover()
@@ -119,43 +124,45 @@ class Registry(Generic[T]):
         raise InvalidInput(f"unknown {self.kind} {name!r}{spec.did_you_mean(name, self.names())}")
 
     def registered(self, modules: Collection[str]) -> dict[str, Callable[..., T]]:
-        """What these modules have registered so far, by name."""
+        """The classes and functions that these modules have registered, by name."""
         found = self._factories.items()
         return {name: factory for name, factory in found if factory.__module__ in modules}
 
-    def forget(self, names: Iterable[str]) -> None:
-        """Take back what was registered."""
+    def unregister(self, names: Iterable[str]) -> None:
+        """Remove registered plugins."""
         for name in names:
             del self._factories[name]
 
     def check_factory(self, name: str, factory: Callable[..., Any]) -> None:
-        """Raises `InvalidInput` for what is registered and can be no plugin."""
+        """Raises `InvalidInput` for a registered object that cannot be a plugin."""
         if self.base is None:
             return
         module, base = self.base
-        owner, ours = f"{self.kind} {name!r}", f"{self.package}.{base}"
+        owner, required = f"{self.kind} {name!r}", f"{self.package}.{base}"
         fits = inspect.isclass(factory) and issubclass(
             factory, getattr(importlib.import_module(module), base)
         )
-        require(fits, f"{owner} is not a subclass of {ours}: write `class ...({base})`")
+        require(fits, f"{owner} is not a subclass of {required}: write `class ...({base})`")
         missing = sorted(getattr(factory, "__abstractmethods__", ()))
-        require(not missing, f"{owner} has no {' and no '.join(missing)}: every {base} defines it")
+        require(
+            not missing, f"{owner} has no {' and no '.join(missing)}: every {base} must define it"
+        )
         require(
             "__dataclass_params__" in vars(factory) or not _settings_of(factory),
-            f"{owner} is not a dataclass: write @dataclass(frozen=True) above the class, and its "
-            "settings as fields",
+            f"{owner} is not a dataclass: write @dataclass(frozen=True) above the class and make "
+            "its settings fields",
         )
 
     def build(self, what: str | Spec) -> T:
         """The plugin of a spec. Raises `InvalidInput`."""
         factory, complete = self._read(Spec.of(what) if isinstance(what, str) else what)
         fields = spec.fields_of(factory)
-        settings = {key: fields[key].made(value) for key, value in complete.fields.items()}
+        settings = {key: fields[key].from_literal(value) for key, value in complete.fields.items()}
         with blaming(f"{self.kind} {complete}"):
             return self.make(factory, settings)
 
     def built(self, what: str | T) -> T:
-        """A plugin as it is, or that of a spec. Raises `InvalidInput`."""
+        """A plugin as it is, or the plugin of a spec. Raises `InvalidInput`."""
         if isinstance(what, str):
             return self.build(what)
         if self.base is not None:
@@ -166,7 +173,7 @@ class Registry(Generic[T]):
         return what
 
     def swept(self, what: str | T) -> list[T]:
-        """As `built`, but for a spec in which lists stand in place of values: a plugin for each
+        """The plugins of a sweep, which is a spec with lists in place of values: one for each
         combination, see `spec.swept`. Raises `InvalidInput`."""
         if not isinstance(what, str):
             return [self.built(what)]
@@ -176,58 +183,59 @@ class Registry(Generic[T]):
         return [self.build(each) for each in spec.swept(given, fields, owner)]
 
     def make(self, factory: Callable[..., Any], settings: Mapping[str, Any]) -> T:
-        """The plugin that a class or function gives with these settings."""
+        """Call a class or function with these settings."""
         plugin: T = factory(**settings)
         return plugin
 
-    def taken_apart(self, plugin: T) -> tuple[Callable[..., Any], Mapping[str, Any]]:
-        """The inverse of `make`."""
+    def decompose(self, plugin: T) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+        """The inverse of `make`: the class or function, and the settings."""
         kind: Callable[..., Any] = type(plugin)
         self._check_defaults(kind, kind.__name__)
         return kind, {name: getattr(plugin, name) for name in spec.fields_of(kind)}
 
     def complete(self, what: str | T) -> Spec:
-        """A spec or a plugin as a spec with all fields, in the plugin's order and checked. Raises
+        """The spec of a plugin with all fields, checked and in the order of the class. Raises
         `InvalidInput`."""
         return self._configured(what)[1]
 
     def canonical(self, what: str | T) -> str:
-        """The spec with every field written out, but see `spec.added`."""
+        """The spec with every field written out, except those of `spec.added` at their defaults."""
         factory, complete = self._configured(what)
         return str(spec.canonical(complete, spec.fields_of(factory)))
 
     def located(self, what: str | T) -> str:
-        """The spec by which another process of this machine builds the plugin."""
+        """The spec with absolute paths, from which another process of this machine builds the
+        plugin."""
         factory, complete = self._configured(what)
         return str(spec.located(complete, spec.fields_of(factory)))
 
     def label(self, what: str | T) -> str:
-        """The spec with only the fields that differ from their defaults."""
+        """The spec with the fields that differ from their defaults only."""
         factory, complete = self._configured(what)
         fields = spec.fields_of(factory)
         defaults = self._checked(factory, Spec(complete.name)).fields
         differing = {key: n for key, n in complete.fields.items() if n != defaults[key]}
-        shown = {key: fields[key].without_way(n) for key, n in differing.items()}
+        shown = {key: fields[key].without_folder(n) for key, n in differing.items()}
         for key in _nested(factory):
             if key in shown:
                 shown[key] = self.label(shown[key])
         return str(Spec(complete.name, shown))
 
     def factories(self, what: str | T) -> list[Callable[..., Any]]:
-        """What made a plugin, and those in the specs that it holds."""
+        """The class or function of a plugin, and those of the specs in its fields."""
         factory, complete = self._configured(what)
         inner = [part for key in _nested(factory) for part in self.factories(complete.fields[key])]
         return [factory, *inner]
 
     def parts(self, what: str | T) -> list[str]:
-        """The name in a spec, and those in the specs that it holds."""
+        """The name of a spec, and those of the specs in its fields."""
         factory, complete = self._configured(what)
         inner = [part for key in _nested(factory) for part in self.parts(complete.fields[key])]
         return [complete.name, *inner]
 
     def name_of(self, factory: Callable[..., Any]) -> str:
-        """What a class or function was registered as, or else its own name. Raises `InvalidInput`
-        where that is another's."""
+        """The name under which a class or function is registered, or else its own name. Raises
+        `InvalidInput` if that name belongs to another plugin."""
         own: str = factory.__name__
         self.import_package()
         for name, other in self._factories.items():
@@ -235,12 +243,12 @@ class Registry(Generic[T]):
                 return name
         self._discover()
         if own in self._factories:
-            raise InvalidInput(f"there is a {self.kind} {own!r} already; give yours another name")
+            raise InvalidInput(f"the {self.kind} {own!r} exists already; give yours another name")
         return own
 
     def is_local(self, factory: Callable[..., Any]) -> bool:
-        """Whether a class or function is that of a notebook or a script, or was never registered:
-        no other process finds it by its name."""
+        """Whether a class or function belongs to a notebook or a script, or was never registered,
+        so that no other process finds it by its name."""
         if self._is_built_in(factory):
             return False
         if factory not in self._factories.values():
@@ -254,7 +262,7 @@ class Registry(Generic[T]):
     def _configured(self, what: str | T) -> tuple[Callable[..., Any], Spec]:
         if isinstance(what, str):
             return self._read(Spec.of(what))
-        factory, settings = self.taken_apart(what)
+        factory, settings = self.decompose(what)
         return factory, self._checked(factory, Spec(self.name_of(factory), settings))
 
     def _read(self, given: Spec) -> tuple[Callable[..., Any], Spec]:
@@ -262,7 +270,7 @@ class Registry(Generic[T]):
         return factory, self._checked(factory, given)
 
     def _checked(self, factory: Callable[..., Any], given: Spec) -> Spec:
-        """The spec with every field. Raises `InvalidInput`."""
+        """The spec with every field, checked. Raises `InvalidInput`."""
         owner = f"{self.kind} {given.name!r}"
         self._check_defaults(factory, given.name)
         fields = spec.fields_of(factory)
@@ -276,28 +284,29 @@ class Registry(Generic[T]):
             else field.accept_default(owner)
             for key, field in fields.items()
         }
-        for key, kept in _nested(factory).items():
-            values[key] = self._inner(values[key], kept, owner)
+        for key, reserved in _nested(factory).items():
+            values[key] = self._nested_spec(values[key], reserved, owner)
         return Spec(given.name, values)
 
     def _check_defaults(self, factory: Callable[..., Any], name: str) -> None:
-        for field in spec.required(factory, self.lent):
+        for field in spec.required(factory, self.runtime_parameters):
             raise InvalidInput(
-                f"{field} of {self.kind} {name!r} has no default: give it one, for only what has a "
-                "default is a setting"
+                f"{field} of {self.kind} {name!r} has no default: give it one, because every "
+                "setting needs a default"
             )
 
-    def _inner(self, text: str, kept: Sequence[str], owner: str) -> str:
+    def _nested_spec(self, text: str, reserved: Sequence[str], owner: str) -> str:
+        """The canonical form of a nested spec, without the fields that the outer plugin sets."""
         given = Spec.of(text)
-        for key in kept:
+        for key in reserved:
             if key in given.fields:
-                raise InvalidInput(f"{key} is a field of {owner}, not of what it holds: {text!r}")
+                raise InvalidInput(f"{key} is a field of {owner}; remove it from {text!r}")
         factory, complete = self._read(given)
-        outer = {key: value for key, value in complete.fields.items() if key not in kept}
-        return str(spec.canonical(Spec(complete.name, outer), spec.fields_of(factory)))
+        own = {key: value for key, value in complete.fields.items() if key not in reserved}
+        return str(spec.canonical(Spec(complete.name, own), spec.fields_of(factory)))
 
     def origin(self, name: str) -> str:
-        """Where a plugin comes from: `built in`, its module, or its file."""
+        """The source of a plugin: `built in`, its module, or its file."""
         factory = self.factory(name)
         if self._is_built_in(factory):
             return "built in"
@@ -309,7 +318,7 @@ class Registry(Generic[T]):
 
     @cached_property
     def _installed(self) -> dict[str, EntryPoint]:
-        """Plugins of other distributions that nobody has asked for yet."""
+        """Plugins of other distributions that are not imported yet."""
         points = entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s")
         return {point.name: point for point in points}
 
@@ -321,8 +330,8 @@ class Registry(Generic[T]):
             importlib.import_module(f"{self.package}.{module.name}")
 
     def _discover(self, wanted: str | None = None) -> None:
-        """Import our plugins and those that are installed: all of them, or only the one that is
-        wanted, as what others do when they are imported does not concern who asks for it."""
+        """Import the built-in plugins and the installed ones: all of them, or only the one that is
+        wanted, so that a broken or slow plugin does not affect the use of another."""
         self.import_package()
         if self._discovered or wanted in self._factories:
             return
@@ -338,10 +347,10 @@ class Registry(Generic[T]):
 
 
 REGISTRIES: WeakSet[Registry[Any]] = WeakSet()
-"""All there are, of any kind."""
+"""All registries."""
 
 
-def _home(factory: Callable[..., Any]) -> str:
+def _source_file(factory: Callable[..., Any]) -> str:
     """The file of a class or function, or else its module."""
     try:
         return inspect.getfile(factory)
@@ -349,36 +358,37 @@ def _home(factory: Callable[..., Any]) -> str:
         return factory.__module__
 
 
-def _is_same(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether the second is the first, defined again: in its module or, after an edit, its file."""
+def _is_redefinition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
+    """Whether the second is the first, defined again in its module or in an edited plugin file."""
     if one.__qualname__ != other.__qualname__:
         return False
-    files = _home(one), _home(other)
+    files = _source_file(one), _source_file(other)
     loaded = one.__module__.startswith(PLUGIN) and other.__module__.startswith(PLUGIN)
     return one.__module__ == other.__module__ or (loaded and files[0] == files[1])
 
 
 def _settings_of(factory: Callable[..., Any]) -> list[str]:
-    """What a class itself declares as settings, in whatever way."""
+    """The settings that a class itself declares, as annotations or in `__init__`."""
     declared = inspect.get_annotations(factory).items()
     fields = [name for name, annotation in declared if "ClassVar" not in str(annotation)]
     return [*fields, *({"__init__"} & vars(factory).keys())]
 
 
 def version_of(factory: Callable[..., Any]) -> int:
-    """Raised by an author whose change alters the numbers; part of every key."""
+    """The version of a plugin, which is part of every key. Its author raises it with a change that
+    alters the numbers."""
     return int(getattr(factory, "version", 1))
 
 
 def _nested(factory: Callable[..., Any]) -> Mapping[str, Sequence[str]]:
-    """The fields of a plugin that hold specs of its own registry, as the plugin declares them in
-    `nested`, each with the fields that are the outer plugin's to set."""
+    """The fields of a plugin that hold specs of its own registry, as its class declares them in
+    `nested`. Each comes with the fields of the inner plugin that the outer one sets."""
     nested: Mapping[str, Sequence[str]] = getattr(factory, "nested", {})
     return nested
 
 
 def file_of(package: str, name: str) -> Path:
-    """Where a module of a package lies, if there is one. Neither is imported."""
+    """The path at which a module of a package would be stored. Neither is imported."""
     found = importlib.util.find_spec(package)
     assert found is not None
     assert found.submodule_search_locations is not None
@@ -386,15 +396,15 @@ def file_of(package: str, name: str) -> Path:
 
 
 def plugin_files(modules: Collection[str]) -> list[Path]:
-    """The files that were loaded for these modules: they are them, or import them."""
+    """The loaded plugin files that are one of these modules or import one."""
     loaded = {name: module for name, module in sys.modules.items() if name.startswith(PLUGIN)}
     needed = (m for name, m in loaded.items() if {name, *_imported(m)} & {*modules})
     return sorted({Path(str(module.__file__)) for module in needed})
 
 
 def load_file(path: Path) -> None:
-    """Import one plugin file, which registers what it holds, once. It may import modules that lie
-    beside it. Raises `InvalidInput`."""
+    """Import a plugin file, once; it registers its plugins. It may import modules of its own
+    folder. Raises `InvalidInput`."""
     complaint = f"plugin {str(path)!r} is not a Python file"
     try:
         require(path.is_file(), complaint)
@@ -409,20 +419,20 @@ def load_file(path: Path) -> None:
         raise InvalidInput(complaint)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
-    beside, paths = path.resolve().parent, list(sys.path)
-    if str(beside) not in sys.path:
-        # Last, so that a file of a common name takes the place of no library.
-        sys.path.append(str(beside))
+    folder, paths = path.resolve().parent, list(sys.path)
+    if str(folder) not in sys.path:
+        # Last, so that a file with a common name does not shadow a library.
+        sys.path.append(str(folder))
     try:
         module_spec.loader.exec_module(module)
-        _check_beside(module, beside)
+        _check_helpers(module, folder)
         _check_registered(module, path)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         sys.path[:] = paths
         for registry in REGISTRIES:
-            registry.forget(registry.registered([name]))
-        file, line = place(error) or (path, 0)
+            registry.unregister(registry.registered([name]))
+        file, line = location(error) or (path, 0)
         if isinstance(error, InvalidInput) and not line:
             raise
         where = f" at line {line}" if line else ""
@@ -431,7 +441,7 @@ def load_file(path: Path) -> None:
 
 
 def _imported(module: ModuleType) -> set[str]:
-    """The modules that a file has imported, or has names of, but for ours."""
+    """The modules that a file imports, or imports names from, except those of bdbench."""
     found = set()
     for value in vars(module).values():
         name = getattr(value, "__name__" if inspect.ismodule(value) else "__module__", None)
@@ -440,19 +450,19 @@ def _imported(module: ModuleType) -> set[str]:
     return found
 
 
-def _check_beside(module: ModuleType, folder: Path) -> None:
-    """Raises `InvalidInput` where a file imports a module and another of that name lies beside it,
-    such as a helper of a plugin in another folder."""
+def _check_helpers(module: ModuleType, folder: Path) -> None:
+    """Raises `InvalidInput` if a file imports a module that shadows one of its own folder, such as
+    the helper of a plugin in another folder."""
     for name in {each.partition(".")[0] for each in _imported(module)}:
         own = folder / f"{name}.py"
         file = getattr(sys.modules.get(name), "__file__", None)
         if own.is_file() and file is not None and Path(file).resolve() != own.resolve():
-            raise InvalidInput(f"module {name!r} is {file}, and not {own}; rename the latter")
+            raise InvalidInput(f"module {name!r} is {file}, not {own}; rename the latter")
 
 
 def _check_registered(module: ModuleType, path: Path) -> None:
-    """Raises `InvalidInput` for what is registered and can be no plugin, and where a file registers
-    nothing though it defines a plugin. One that does something else is warned of."""
+    """Raises `InvalidInput` for a registered object that cannot be a plugin, and if a file defines
+    a plugin but registers none. Warns if it defines none either."""
     registered = 0
     for registry in REGISTRIES:
         for name, factory in registry.registered({module.__name__, *_imported(module)}).items():
@@ -469,9 +479,9 @@ def _check_registered(module: ModuleType, path: Path) -> None:
 
 
 def _is_plugin(value: object, module: str) -> bool:
-    """Whether a module defines this class, and it is a plugin or a network."""
+    """Whether an object is a plugin or network class that this module defines."""
     return (
         inspect.isclass(value)
         and value.__module__ == module
-        and any(f"{base.__module__}.{base.__name__}" in PLUGINS for base in value.__mro__[1:])
+        and any(f"{base.__module__}.{base.__name__}" in PLUGIN_BASES for base in value.__mro__[1:])
     )

@@ -1,7 +1,7 @@
 """Spec strings: the textual form of a configured plugin, such as `blend(alpha=0.1)`.
 
-A spec is read with `ast` into literals and never evaluated. Its canonical form writes every field
-out, and serves as cache key and test id; a field that came later is `added`.
+`ast` parses a spec into literals; nothing is evaluated. The canonical form writes every field out
+and serves as cache key and test id, except fields that were `added` later.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ from bdbench.models.plugins import literals
 from bdbench.models.plugins.errors import InvalidInput
 
 LONGEST = 1_000
-MOST_SWEPT = 10_000
-"""Specs that one sweep may stand for."""
+"""Characters of a spec."""
+LARGEST_SWEEP = 10_000
+"""Specs of one sweep."""
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spec:
-    """A configured plugin in words; `str` is the inverse of `of`.
+    """A configured plugin as text; `str` is the inverse of `of`.
 
-    name: of the plugin
-    fields: literals by name, in the order in which they are written
+    name: name of the plugin
+    fields: literals by name, in the order in which the text has them
     """
 
     name: str
@@ -43,17 +44,17 @@ class Spec:
 
     @classmethod
     def of(cls, text: str) -> Spec:
-        """Read `name(field=literal, ...)`. Raises `InvalidInput` for any other text."""
+        """Parse `name(field=literal, ...)`. Raises `InvalidInput` for any other text."""
         name, fields = _parse(text)
         return cls(name, dict(fields))
 
     def with_(self, **fields: Any) -> Spec:
-        """The same with these fields."""
+        """The same spec with these fields set."""
         return Spec(self.name, {**self.fields, **fields})
 
     @property
     def is_none(self) -> bool:
-        """Whether it means no attack or no defense, whatever its fields."""
+        """Whether it stands for no attack or no defense, whatever its fields."""
         return self.name == "none"
 
     def __str__(self) -> str:
@@ -71,13 +72,15 @@ class Spec:
 
 @functools.lru_cache(maxsize=2**14)
 def _parse(text: str) -> tuple[str, Mapping[str, Any]]:
-    """Name and fields. Records of thousands of cells have few specs, each many times."""
+    """Name and fields. Cached: the records of thousands of cells repeat a few specs."""
     if len(text) > LONGEST:
-        raise InvalidInput(f"a spec of {len(text):,} characters is too long, at most {LONGEST:,}")
+        raise InvalidInput(
+            f"a spec of {len(text):,} characters is too long; it may have at most {LONGEST:,}"
+        )
     shape = f"expected name or name(field=value, ...), got {text!r}"
     try:
         with warnings.catch_warnings():
-            # What Python only warns of, such as 1if, is no literal either.
+            # Text that Python only warns about, such as 1if, is not a literal either.
             warnings.simplefilter("error")
             tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -100,95 +103,100 @@ def _parse(text: str) -> tuple[str, Mapping[str, Any]]:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One setting of a plugin: its name, type and default, as a literal, and whether it was
-    `added` or is a `place`."""
+    """One setting of a plugin.
+
+    default: as a literal
+    added: whether the field was added after records were made, see `added`
+    is_path: whether it holds a path, see `path_field`
+    """
 
     name: str
     type: Any
     default: Any
     added: bool = False
-    place: bool = False
+    is_path: bool = False
 
     def accept(self, value: Any, owner: str) -> Any:
-        """`value` as a literal of this field's type; an int serves as a float. Raises
+        """`value` as a literal of this field's type; an int is accepted for a float. Raises
         `InvalidInput`."""
         return self._accept(value, f"{self.name} of {owner}")
 
     def accept_default(self, owner: str) -> Any:
-        """The same for the default, which may have another type than the field."""
+        """The default as such a literal. Raises `InvalidInput` if it is not of the field's type."""
         hint = f"; write {self.shown} | None for its type" if self.default is None else ""
         return self._accept(self.default, f"the default of {self.name} of {owner}", hint)
 
     def fits(self, value: Any) -> bool:
-        """Whether `accept` takes it."""
+        """Whether `accept` accepts the value."""
         try:
-            literals.written(self.type, value)
+            literals.to_literal(self.type, value)
         except literals.Misfit:
             return False
         return True
 
     def values(self, value: Any, owner: str) -> list[Any]:
-        """What a setting stands for, as literals: each value of a list that is no value of this
-        field itself, which sweeps it; else the one value. Raises `InvalidInput`, for a value that
-        is given twice, too."""
+        """The values of a setting, as literals. A list sweeps over its values, unless the list
+        itself is a value of this field. Raises `InvalidInput`, also for a repeated value."""
         if not isinstance(value, list) or self.fits(value) or not any(map(self.fits, value)):
             return [self.accept(value, owner)]
         found = [self.accept(each, owner) for each in value]
         for each, count in Counter(map(repr, found)).items():
             if count > 1:
-                raise InvalidInput(f"{self.name} of {owner} is given {each} twice in a sweep")
+                raise InvalidInput(
+                    f"the sweep over {self.name} of {owner} has {each} twice; remove one"
+                )
         return found
 
-    def made(self, literal: Any) -> Any:
-        """What the plugin is given for an accepted value, such as the member of an Enum."""
-        return literals.made(self.type, literal)
+    def from_literal(self, literal: Any) -> Any:
+        """The value that the plugin gets for a literal, such as the member of an Enum."""
+        return literals.from_literal(self.type, literal)
 
-    def without_way(self, literal: Any) -> Any:
-        """The value as a canonical spec has it: of a `place` its own name, not the way to it."""
-        return os.path.basename(_absolute(literal)) if self.place and literal else literal
+    def without_folder(self, literal: Any) -> Any:
+        """The value in a canonical spec, where a path is reduced to its last part."""
+        return os.path.basename(_absolute(literal)) if self.is_path and literal else literal
 
-    def with_way(self, literal: Any) -> Any:
-        """The value as any process on this machine understands it."""
-        return _absolute(literal) if self.place and literal else literal
+    def absolute(self, literal: Any) -> Any:
+        """The value for other processes of this machine, where a path is absolute."""
+        return _absolute(literal) if self.is_path and literal else literal
 
     @property
     def shown(self) -> str:
-        """The type, as it is written in Python."""
+        """The type as Python writes it."""
         return literals.text(self.type)
 
     def _accept(self, value: Any, what: str, hint: str = "") -> Any:
-        part = literals.unwritable(self.type)
-        if isinstance(part, literals.Unknown):
+        part = literals.unsupported(self.type)
+        if isinstance(part, literals.Unresolved):
             raise InvalidInput(
-                f"{what} has the type {self.shown}, which cannot be read: {part.why}; import what "
-                "it names at the top of the file, outside of `if TYPE_CHECKING`"
+                f"{what} has the type {self.shown}, which cannot be resolved: {part.why}; import "
+                "it at the top of the file, outside of `if TYPE_CHECKING`"
             )
         if part is not None:
             inner = "" if part is self.type else f"; {literals.text(part)}"
             raise InvalidInput(
                 f"{what} has the type {self.shown}{inner}, which no spec can write; "
-                f"use {literals.OFFERED}"
+                f"use {literals.SUPPORTED}"
             )
         try:
-            return literals.written(self.type, value)
+            return literals.to_literal(self.type, value)
         except literals.Misfit as misfit:
-            told = hint or self._sweeping(value)
-            wanted = str(misfit) or f"{self.shown}, got {_shown(value)}{told}"
+            advice = hint or self._sweep_advice(value)
+            expected = str(misfit) or f"{self.shown}, got {_shown(value)}{advice}"
         known = literals.choices(self.type)
         if known and not hint:
             near = difflib.get_close_matches(str(value)[:LONGEST], map(str, known), 1, 0.5)
             guess = f"; did you mean {near[0]!r}?" if near else ""
-            guess = self._sweeping(value) or guess
-            wanted = f"one of {', '.join(map(repr, known))}, got {_shown(value)}{guess}"
-        raise InvalidInput(f"{what} must be {wanted}")
+            guess = self._sweep_advice(value) or guess
+            expected = f"one of {', '.join(map(repr, known))}, got {_shown(value)}{guess}"
+        raise InvalidInput(f"{what} must be {expected}")
 
-    def _sweeping(self, value: Any) -> str:
-        """What to do about a list where there can be no sweep, or one of nothing."""
+    def _sweep_advice(self, value: Any) -> str:
+        """What to do about a list if it cannot be a sweep, or is empty."""
         if not isinstance(value, list) or not all(map(self.fits, value)):
             return ""
         if not value:
             return "; a sweep needs at least one value"
-        return "; a list is a sweep, which a run of a suite takes: give one value here"
+        return "; a list is a sweep, which only the run of a suite accepts: give one value"
 
 
 def _shown(value: Any) -> str:
@@ -199,14 +207,15 @@ def _shown(value: Any) -> str:
 
 
 def added(default: Any) -> Any:
-    """A dataclass field that came after records were made: the canonical spec leaves it out at its
-    default, which must do what was done without the field. So these records keep their keys."""
+    """A dataclass field that was added after records were made. The canonical spec omits it at its
+    default, so that these records keep their keys. The default must do what the plugin did before
+    it had the field."""
     return dataclasses.field(default=default, metadata={"added": True})
 
 
-def place(default: str = "") -> Any:
-    """A dataclass field that says where files lie. The canonical spec has the last part of the path
-    alone: what was moved is the same, and what lies there is known by its `content`."""
+def path_field(default: str = "") -> Any:
+    """A dataclass field that holds the path of files. The canonical spec has only the last part of
+    the path: files that were moved are the same, and `content` identifies them."""
     return dataclasses.field(default=default, metadata={"place": True})
 
 
@@ -216,8 +225,8 @@ def _absolute(path: str) -> str:
 
 @functools.cache
 def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
-    """The settings of a class or function: its parameters that have a default, in order. A
-    dataclass field that its `repr` leaves out is no setting."""
+    """The settings of a class or function: its parameters with a default, in order. A dataclass
+    field with `repr=False` is not a setting."""
     kinds = literals.types_of(factory)
     declared = {}
     if dataclasses.is_dataclass(factory):
@@ -231,25 +240,24 @@ def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
             default = field.default_factory()
         kind = kinds.get(name, Any)
         with contextlib.suppress(literals.Misfit):
-            default = literals.written(kind, default)
+            default = literals.to_literal(kind, default)
         marks = {} if field is None else field.metadata
-        added, place = bool(marks.get("added")), bool(marks.get("place"))
-        found[name] = Field(name, kind, default, added, place)
+        added, is_path = bool(marks.get("added")), bool(marks.get("place"))
+        found[name] = Field(name, kind, default, added, is_path)
     return MappingProxyType(found)
 
 
-def required(factory: Callable[..., Any], given: int = 0) -> list[str]:
-    """The parameters of a class or function that have no default, but for the first ones, which
-    are `given` by whoever calls it."""
-    parameters = list(inspect.signature(factory).parameters.values())[given:]
+def required(factory: Callable[..., Any], skipped: int = 0) -> list[str]:
+    """The parameters of a class or function without a default, after the first `skipped` ones."""
+    parameters = list(inspect.signature(factory).parameters.values())[skipped:]
     return [p.name for p in parameters if p.default is p.empty and p.kind not in VARIABLE]
 
 
 def canonical(spec: Spec, fields: Mapping[str, Field]) -> Spec:
-    """The one spec of these values, in which fields that were `added` are left out where they have
-    their defaults, and a `place` has its name alone."""
+    """The canonical spec of these values: without `added` fields at their defaults, and with the
+    last part of a path only."""
     written = {
-        key: fields[key].without_way(value)
+        key: fields[key].without_folder(value)
         for key, value in spec.fields.items()
         if not (fields[key].added and value == fields[key].default)
     }
@@ -257,8 +265,9 @@ def canonical(spec: Spec, fields: Mapping[str, Field]) -> Spec:
 
 
 def swept(given: Spec, fields: Mapping[str, Field], owner: str) -> list[Spec]:
-    """Every combination of the values of its fields, see `Field.values`; the last field changes
-    first. What is no field stays, for whoever makes the plugin. Raises `InvalidInput`."""
+    """Every combination of the values of a spec, see `Field.values`; the last field varies fastest.
+    An unknown field is passed through, and building the plugin refuses it. Raises
+    `InvalidInput`."""
     values = {
         name: fields[name].values(value, owner)
         if isinstance(value, list) and name in fields
@@ -266,21 +275,25 @@ def swept(given: Spec, fields: Mapping[str, Field], owner: str) -> list[Spec]:
         for name, value in given.fields.items()
     }
     count = math.prod(map(len, values.values()))
-    if count > MOST_SWEPT:
-        raise InvalidInput(f"{owner} is swept over {count:,} settings, at most {MOST_SWEPT:,}")
+    if count > LARGEST_SWEEP:
+        raise InvalidInput(
+            f"{owner} is swept over {count:,} settings; sweep over at most {LARGEST_SWEEP:,}"
+        )
     combined = itertools.product(*values.values())
     return [Spec(given.name, dict(zip(values, each, strict=True))) for each in combined]
 
 
 def located(spec: Spec, fields: Mapping[str, Field]) -> Spec:
-    """The same values for another process of this machine: a `place` has the whole way to it."""
-    return Spec(spec.name, {key: fields[key].with_way(value) for key, value in spec.fields.items()})
+    """The spec with absolute paths, for another process of this machine."""
+    return Spec(spec.name, {key: fields[key].absolute(value) for key, value in spec.fields.items()})
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'badnets'?"` for the nearest known name, or the list of all of them."""
+    """`"; did you mean 'badnets'?"` for the nearest known name; without one, all known names."""
     known = list(known)
     near = difflib.get_close_matches(name[:LONGEST], known, n=5, cutoff=0.5)
-    # Of equally near names, the one with its letters exchanged: cdb is cbd and not dbd.
+    # Of equally near names, prefer a permutation of the letters: cdb means cbd, not dbd.
     near.sort(key=lambda other: sorted(other) != sorted(name))
-    return f"; did you mean {near[0]!r}?" if near else f"; there is {', '.join(known) or 'none'}"
+    if near:
+        return f"; did you mean {near[0]!r}?"
+    return f"; choose one of: {', '.join(known)}" if known else ""

@@ -1,1 +1,1 @@
-"""Training: one loop, and what feeds, records and keeps it."""
+"""Training: one loop, its batches, its graph capture and its checkpoints."""

@@ -1,8 +1,8 @@
-"""Random crop, horizontal flip and cutout, for a whole batch at once and each image on its own.
+"""Random crop, horizontal flip and cutout of a whole batch, drawn independently for each image.
 
-All choices of an epoch are drawn beforehand on the CPU, so every device and every code
-path sees the same pictures. The result equals torchvision's per-image RandomCrop(padding),
-RandomHorizontalFlip and a zeroed square, given the same draws.
+The draws of an epoch are made beforehand on the CPU, so that every device and every data path gets
+the same images. Given the same draws, the result equals torchvision's per-image
+RandomCrop(padding), RandomHorizontalFlip and a zeroed square.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch.nn.functional import pad
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What may happen to a training image.
+    """The augmentation of training images.
 
     padding: pixels of zeros added on each side before a crop of the original size
     flip: mirror left-right with probability 1/2
-    cutout: side of a zeroed square in pixels, 0 for none; centred anywhere in the image, so it may
-        hang over the border (DeVries and Taylor, 2017, arXiv:1708.04552)
+    cutout: side of a zeroed square in pixels, 0 for none. Its centre is anywhere in the image, so
+        that it may extend over the border (DeVries and Taylor, 2017, arXiv:1708.04552).
     """
 
     padding: int = 4
@@ -32,7 +32,7 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class AugmentationDraws:
-    """The random choices of one epoch, each int64 (n,) in the order of use.
+    """The random draws of one epoch, each int64 (n,) in the order of use.
 
     order: positions in the image set
     top, left: corner of the crop in the padded image, in [0, 2 * padding]
@@ -51,7 +51,7 @@ class AugmentationDraws:
         return AugmentationDraws(*(values.to(device) for values in vars(self).values()))
 
     def __getitem__(self, rows: Tensor | slice) -> AugmentationDraws:
-        """The choices at these places."""
+        """The draws at these positions."""
         return AugmentationDraws(*(values[rows] for values in vars(self).values()))
 
     def __len__(self) -> int:
@@ -61,7 +61,7 @@ class AugmentationDraws:
 def draw_augmentation(
     count: int, size: tuple[int, int], augmentation: Augmentation, generator: torch.Generator
 ) -> AugmentationDraws:
-    """Choices for `count` images of `size` (height, width); every image occurs once."""
+    """Draws for `count` images of `size` (height, width); every image occurs once."""
 
     def integers(high: int) -> Tensor:
         return torch.randint(high, (count,), generator=generator)
@@ -78,7 +78,7 @@ def draw_augmentation(
 
 
 def augment(images: Tensor, draws: AugmentationDraws, augmentation: Augmentation) -> Tensor:
-    """uint8 (n, 3, height, width) -> uint8 of the same shape, by n draws."""
+    """uint8 (n, 3, height, width) -> uint8 of the same shape, augmented by n draws."""
     count, channels, height, width = images.shape
     padding = augmentation.padding
     tables = _tables(height, width, augmentation, images.device)
@@ -94,12 +94,12 @@ def augment(images: Tensor, draws: AugmentationDraws, augmentation: Augmentation
 
 @dataclass(frozen=True)
 class _Tables:
-    """What only depends on the size of the images, so that a step need not compute it.
+    """Index tables that depend on the image size only, so that a step need not compute them.
 
-    pixels: int64 (2, height * width), positions in the padded image of a crop from its upper left
-        corner, as it is and mirrored
-    rows: bool (height, height), those that a cutout with its centre in a row hides
-    columns: bool (width, width), likewise
+    pixels: int64 (2, height * width), positions in the padded image of the pixels of a crop at its
+        upper left corner, unmirrored and mirrored
+    rows: bool (height, height), for each centre row the rows that a cutout zeroes
+    columns: bool (width, width), the same for columns
     """
 
     pixels: Tensor
@@ -109,22 +109,23 @@ class _Tables:
 
 @functools.cache
 def _tables(height: int, width: int, augmentation: Augmentation, device: torch.device) -> _Tables:
-    """They stay: a recorded step reads them at every replay."""
+    """Cached forever: a captured step reads the tables at every replay."""
     down = torch.arange(height)[:, None] * (width + 2 * augmentation.padding)
     across = torch.arange(width)
     pixels = torch.stack([(down + across).flatten(), (down + across.flip(0)).flatten()])
     hidden = (_hidden(length, augmentation.cutout) for length in (height, width))
-    # Made on the CPU and copied, which waits: streams of other threads may read them at once.
+    # Computed on the CPU. The copy synchronises, so streams of other threads may read them at once.
     return _Tables(*(table.to(device) for table in (pixels, *hidden)))
 
 
 def _hidden(length: int, side: int) -> Tensor:
-    """bool (length, length): for each centre the `side` positions from centre - side // 2 on."""
-    place = torch.arange(length)
-    offset = place - (place[:, None] - side // 2)
+    """bool (length, length): for each centre, True at the `side` positions that start at
+    centre - side // 2."""
+    position = torch.arange(length)
+    offset = position - (position[:, None] - side // 2)
     return (offset >= 0) & (offset < side)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 in [0, 255] -> float32 in [0, 1], laid out channels last as the networks like it."""
+    """uint8 in [0, 255] -> float32 in [0, 1], in the channels-last layout of the networks."""
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

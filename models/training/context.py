@@ -1,4 +1,4 @@
-"""What anyone who trains a network is lent: fresh networks, a recipe, randomness and a device."""
+"""The training context: fresh networks, a recipe, random streams and a device."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """The means of training, the same for an attacker who prepares and a defender who fits.
+    """All that `prepare` of an attack and `fit` of a defense need to train networks.
 
     recipe: how this cell trains its networks
-    device: where the images are and networks go
-    build_network: a function without arguments that makes a network with new random weights
-    seed: of the cell; use it by way of `rng`
+    device: the device of images and networks
+    build_network: returns a network with new random weights
+    seed: seed of the cell; use it through `rng`
     """
 
     recipe: Recipe
@@ -32,8 +32,8 @@ class TrainingContext:
     seed: int
 
     def build(self, purpose: str = "classifier") -> Classifier:
-        """A fresh network on the device. The same purpose gives the same initial weights, which
-        depend on the seed but not on the attack."""
+        """A fresh network on the device. The initial weights depend on the purpose and the seed,
+        not on the attack."""
         with global_seed(self.seed, "weights", purpose):
             network = self.build_network()
         network.precision = self.recipe.precision
@@ -43,22 +43,24 @@ class TrainingContext:
         return network.to(self.device)
 
     def rng(self, purpose: str) -> torch.Generator:
-        """A CPU generator of its own for each purpose, at its start on every call."""
+        """A CPU generator for this purpose; every call returns it in its initial state."""
         return stream(self.seed, "training", purpose)
 
-    def parallel(self, *works: Callable[[], T]) -> list[T]:
-        """What independent pieces of work return, in their order; see `parallel.py`. On a
-        processor they run at the same time. On a GPU they do not, as nobody has measured it yet;
-        nor do loaders with processes of their own, compilers, or networks whose layers draw from
-        the global generator."""
-        alone = self.recipe.compiled or self.recipe.loader == "reference" or draws(self.build())
-        return run_parallel(works, together=self.device.type == "cpu" and not alone)
+    def parallel(self, *tasks: Callable[[], T]) -> list[T]:
+        """Call independent functions and return their results in order; see `parallel.py`. On a CPU
+        they run at the same time. They run one after another on a GPU (parallel runs have not been
+        measured there), with torch.compile, with data loaders that start processes, and with
+        networks whose layers draw from the global generator."""
+        serial = self.recipe.compiled or self.recipe.loader == "reference" or draws(self.build())
+        return run_parallel(tasks, together=self.device.type == "cpu" and not serial)
 
     def epochs(self, count: int) -> int:
-        """A stage length written for a recipe of 100 epochs, scaled to this one; at least 1."""
+        """The length of a stage in epochs, given for a recipe of 100 epochs and scaled to this
+        recipe; at least 1."""
         return max(1, round(count * self.recipe.epochs / 100))
 
     def updates(self, count: int) -> int:
-        """The length of a stage on lent clean images, in updates, as published: it shrinks neither
-        with the recipe's epochs nor with the number of images, and only where a suite says so."""
+        """The length of a stage on lent clean images, in updates, given as published. It depends
+        neither on the epochs of the recipe nor on the number of images; only `updates` of the
+        recipe, which a suite may set, scales it."""
         return self.recipe.shortened(count)

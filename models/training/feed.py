@@ -1,4 +1,4 @@
-"""Batches of an image set without end, every image once in each pass."""
+"""Endless streams of mini-batches; every image occurs once in each pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bdbench.models.training.reference_loader import batches
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step sees of one image set.
+    """A mini-batch of one image set.
 
     images: float32 (b, 3, height, width) in [0, 1], augmented, channels last
     labels: int64 (b,)
@@ -36,15 +36,15 @@ class Batch:
 
 
 class BatchSource:
-    """Gathers and augments on the device, where the choices of a pass lie before it begins.
+    """Gathers and augments batches on the device, which holds the draws of a pass from its start.
 
-    A batch is had in two parts: `advance` belongs to the host, `take` to the device alone, which
-    keeps its own place in the pass.
+    A batch takes two calls: `advance` runs on the host, and `take` on the device alone, which keeps
+    its own position in the pass.
 
-    recordable: whether `take` can be recorded once and replayed
+    capturable: whether `take` can be captured once and replayed
     """
 
-    recordable = True
+    capturable = True
 
     def __init__(
         self, data: ImageSet, augmentation: Augmentation, batch_size: int, rng: torch.Generator
@@ -52,27 +52,27 @@ class BatchSource:
         self.data, self.augmentation, self.rng = data, augmentation, rng
         self.sizes = list(batch_sizes(len(data), batch_size))
         self.used = len(self.sizes)
-        # The draws, one field below the other, at a fixed address.
+        # The draws, one row for each field, at a fixed address.
         self.choices = torch.zeros(
             len(fields(AugmentationDraws)), len(data), dtype=torch.int64, device=data.device
         )
-        self.place = torch.zeros((), dtype=torch.int64, device=data.device)
-        self.places = torch.arange(max(self.sizes), device=data.device)
+        self.position = torch.zeros((), dtype=torch.int64, device=data.device)
+        self.offsets = torch.arange(max(self.sizes), device=data.device)
 
     def advance(self) -> int:
-        """The size of the next batch. When a pass is over, the choices of another are drawn."""
+        """The size of the next batch. At the end of a pass, this makes the draws of the next."""
         if self.used == len(self.sizes):
             draws = draw_augmentation(len(self.data), self.data.size, self.augmentation, self.rng)
             self.choices.copy_(torch.stack(list(vars(draws).values())))
-            self.place.zero_()
+            self.position.zero_()
             self.used = 0
         self.used += 1
         return self.sizes[self.used - 1]
 
     def take(self, size: int) -> Batch:
-        """The next batch, `size` as `advance` gave it."""
-        rows = self.place + self.places[:size]
-        self.place.add_(size)
+        """The next batch; `size` is the result of `advance`."""
+        rows = self.position + self.offsets[:size]
+        self.position.add_(size)
         draws = AugmentationDraws(*self.choices.index_select(1, rows))
         images = augment(self.data.images[draws.order], draws, self.augmentation)
         return Batch(to_float(images), self.data.labels[draws.order], draws.order)
@@ -83,14 +83,14 @@ class BatchSource:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.used = state["used"]
         self.choices.copy_(state["choices"])
-        self.place.fill_(sum(self.sizes[: self.used]))
+        self.position.fill_(sum(self.sizes[: self.used]))
 
 
 class ReferenceBatchSource(BatchSource):
-    """The same batches the way public code makes them, so that overheads can be compared: image by
-    image in worker processes, with the device waited for at every step."""
+    """The same batches, made as public code makes them: image by image in worker processes, with a
+    synchronisation at every step. It serves to compare the overhead of defenses with papers."""
 
-    recordable = False
+    capturable = False
 
     def __init__(
         self, data: ImageSet, augmentation: Augmentation, batch_size: int, rng: torch.Generator
@@ -99,12 +99,12 @@ class ReferenceBatchSource(BatchSource):
         self.batches: Iterator[tuple[Tensor, Tensor, Tensor]] = iter(())
 
     def advance(self) -> int:
-        begins = self.used == len(self.sizes)
+        starts = self.used == len(self.sizes)
         size = super().advance()
-        if begins:
+        if starts:
             self._open()
-        # For nothing but to wait.
-        self.place.item()
+        # Only to synchronise.
+        self.position.item()
         return size
 
     def take(self, size: int) -> Batch:
@@ -117,7 +117,7 @@ class ReferenceBatchSource(BatchSource):
         self._open(self.used)
 
     def _open(self, first: int = 0) -> None:
-        """Workers for the batches of this pass from the first on."""
+        """Start workers for the batches of this pass, from batch `first`."""
         ends = [0, *accumulate(self.sizes)]
         self.batches = batches(
             self.data.images,
@@ -129,8 +129,8 @@ class ReferenceBatchSource(BatchSource):
 
 
 def batch_sizes(count: int, batch_size: int) -> Iterator[int]:
-    """They cover `count`; a last batch of one image joins the one before, because batch statistics
-    of a single image are not defined."""
+    """The sizes of the batches of one pass over `count` images. A last batch of one image joins the
+    one before, because batch statistics of a single image are undefined."""
     while count:
         size = count if count == batch_size + 1 else min(batch_size, count)
         yield size
@@ -138,7 +138,7 @@ def batch_sizes(count: int, batch_size: int) -> Iterator[int]:
 
 
 def steps_per_epoch(count: int, batch_size: int) -> int:
-    """How many batches one pass over `count` images has."""
+    """The number of batches in one pass over `count` images."""
     return len(list(batch_sizes(count, batch_size)))
 
 

@@ -1,9 +1,9 @@
-"""A training step as one CUDA graph: all that it asks of the device, recorded once and replayed.
+"""A training step as one CUDA graph: its kernel launches, captured once and replayed.
 
-A step of a small network is some hundred kernels of a few microseconds each, and a host takes
-longer to ask for one than a GPU to run it. A replay asks for all at once. The kernels and their
-order are those of the step itself, which stays the reference and is what runs wherever a step
-cannot be recorded, and on a processor.
+A step of a small network consists of some hundred kernels of a few microseconds each, and a host
+needs longer to launch a kernel than a GPU to run it. A replay launches all of them at once, in the
+same order. The eager step remains the reference. It runs on a CPU, and wherever a step cannot be
+captured.
 """
 
 from __future__ import annotations
@@ -24,48 +24,50 @@ from bdbench.models import observer
 from bdbench.models.plugins.errors import one_line
 from bdbench.models.scope import set_in_context
 
-REHEARSALS = 3
-"""Optimizers make their state in the first step, and libraries choose their algorithms."""
+WARM_UP = 3
+"""Eager steps before a capture, in which optimizers create their state and libraries choose their
+algorithms."""
 
 Work = Callable[[], None]
 
 
 class Recorder(ABC):
-    """Records what is asked of a device.
+    """Captures the operations that a function launches on a device.
 
-    rehearsals: steps of each shape that run as they are before one is recorded
+    warm_up: eager steps of each shape before a step is captured
     """
 
-    def __init__(self, rehearsals: int = REHEARSALS) -> None:
-        self.rehearsals = rehearsals
+    def __init__(self, warm_up: int = WARM_UP) -> None:
+        self.warm_up = warm_up
 
     @abstractmethod
     def record(self, work: Work) -> Work:
-        """Call `work` without running what it asks of the device; what is returned runs that."""
+        """Call `work` and capture its device operations without running them; return a function
+        that runs them."""
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
-        """Around all steps of a training, those that are not recorded too."""
+        """A block for all steps of a training, including those that are not captured."""
         yield
 
 
 class _Streams(threading.local):
-    """Those of one thread."""
+    """The CUDA streams of one thread."""
 
     def __init__(self) -> None:
         self.by_device: dict[torch.device, torch.cuda.Stream] = {}
 
 
 class CudaRecorder(Recorder):
-    """Records on a stream of its own, on which everything else of the training runs too: autograd
-    goes back on the stream that a parameter was first used on. A thread has one stream, so that
-    what is trained in several threads runs side by side."""
+    """Captures on a stream of its own. The rest of the training uses this stream too, because the
+    backward pass of autograd runs on the stream on which a parameter was first used. Each thread
+    has one stream, so that trainings in several threads run in parallel."""
 
     _streams = _Streams()
     _one_at_a_time = threading.Lock()
 
-    def __init__(self, device: torch.device, rehearsals: int = REHEARSALS) -> None:
-        super().__init__(rehearsals)
+    def __init__(self, device: torch.device, warm_up: int = WARM_UP) -> None:
+        super().__init__(warm_up)
         known = self._streams.by_device
         if device not in known:
             known[device] = torch.cuda.Stream(device)
@@ -74,8 +76,8 @@ class CudaRecorder(Recorder):
 
     def record(self, work: Work) -> Work:
         graph = torch.cuda.CUDAGraph()
-        # Nothing lives in the memory of a graph from one step to the next, so all can share it. And
-        # other threads may go on asking for memory meanwhile.
+        # No tensor in the memory of a graph survives a step, so all graphs can share one pool.
+        # "thread_local" lets other threads allocate memory meanwhile.
         with (
             self._one_at_a_time,
             torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"),
@@ -95,35 +97,36 @@ class CudaRecorder(Recorder):
             outside.wait_stream(self.stream)
 
 
-Choice = Callable[[torch.device], Recorder | None]
+RecorderFactory = Callable[[torch.device], Recorder | None]
 
 
 def by_device(device: torch.device) -> Recorder | None:
-    """None where there is nothing to gain."""
+    """A recorder for a GPU; None for any other device, where a graph brings nothing."""
     return CudaRecorder(device) if device.type == "cuda" else None
 
 
-_choice: ContextVar[Choice | None] = ContextVar("choice", default=None)
+_factory: ContextVar[RecorderFactory | None] = ContextVar("recorder factory", default=None)
 
 
 def recorder_for(device: torch.device, wanted: bool) -> Recorder | None:
-    """What records the steps of a training on this device; None for nothing."""
-    choice = _choice.get() or (by_device if wanted else None)
-    return choice(device) if choice else None
+    """The recorder for the steps of a training on this device; None to run them eagerly."""
+    factory = _factory.get() or (by_device if wanted else None)
+    return factory(device) if factory else None
 
 
-def recorded_by(choice: Choice) -> AbstractContextManager[None]:
-    """A choice of the recorder inside the block, whatever recipes say."""
-    return set_in_context(_choice, choice)
+def recorded_by(factory: RecorderFactory) -> AbstractContextManager[None]:
+    """Use the recorders of this factory inside the block, whatever the recipe says."""
+    return set_in_context(_factory, factory)
 
 
-class Runner:
-    """Runs a step, which is called with the sizes of its batches, and replays it once it can.
+class StepRunner:
+    """Runs a training step, which is called with the sizes of its batches: eagerly during warm-up,
+    then as a replayed graph.
 
-    A recording belongs to one set of sizes. What the step tells an observer is told again at every
-    replay; nothing else that it does on the host is.
+    There is one graph for each combination of sizes. A replay repeats the reports to the observer;
+    nothing else that the step does on the host is repeated.
 
-    compiles: whether the first step of each shape is spent on compiling
+    compiles: whether the first step of each shape compiles the network
     """
 
     def __init__(
@@ -137,34 +140,34 @@ class Runner:
         if sizes in self._replays:
             self._replays[sizes]()
             return
-        if self.recorder is None or self._seen[sizes] < self.recorder.rehearsals:
-            apart = self.compiles and not self._seen[sizes]
+        if self.recorder is None or self._seen[sizes] < self.recorder.warm_up:
+            compiling = self.compiles and not self._seen[sizes]
             self._seen[sizes] += 1
-            with observer.current().capture() if apart else nullcontext():
+            with observer.current().capture() if compiling else nullcontext():
                 self.step(*sizes)
             return
         try:
             with observer.current().capture():
-                self._replays[sizes] = self._recorded(sizes, self.recorder)
+                self._replays[sizes] = self._capture(sizes, self.recorder)
         except Exception as error:
             self.recorder = None
-            # What came of leaving the recording says less than what ended it.
+            # The first error says more than the one that ending the capture raised.
             reason = one_line(str(error.__context__ or error))
             warnings.warn(f"a step runs without a CUDA graph: {reason}", stacklevel=2)
         self(*sizes)
 
-    def _recorded(self, sizes: tuple[int, ...], recorder: Recorder) -> Work:
+    def _capture(self, sizes: tuple[int, ...], recorder: Recorder) -> Work:
         counted = _Counter()
         with observer.observed_by(counted):
             replay = recorder.record(lambda: self.step(*sizes))
 
-        def again() -> None:
+        def replay_and_report() -> None:
             replay()
-            looker = observer.current()
-            looker.forward(counted.forwards)
-            looker.backward(counted.backwards)
+            current = observer.current()
+            current.forward(counted.forwards)
+            current.backward(counted.backwards)
 
-        return again
+        return replay_and_report
 
 
 class _Counter(observer.Observer):
@@ -179,37 +182,38 @@ class _Counter(observer.Observer):
 
 
 class LearningRates:
-    """Learning rates of optimizers, each from where it is when this is made, and there again after
-    `release`. Where steps are recorded, `set` makes a rate a tensor, which a replay reads anew."""
+    """The learning rates of several optimizers. Each starts at the rate that it has on entry, and
+    `release` restores that rate. For captured steps, `set` turns a rate into a tensor, which every
+    replay reads."""
 
     def __init__(self, optimizers: list[Optimizer], recorder: Recorder | None) -> None:
         self.optimizers = optimizers
         self.initial = [[float(g["lr"]) for g in each.param_groups] for each in optimizers]
-        self.recordable = recorder is not None
+        self.captured = recorder is not None
         self._tensors: dict[tuple[int, int], torch.Tensor] = {}
         self._decay: float | None = None
 
     def set(self, decay: float) -> None:
-        """`decay` times the initial rates."""
+        """Set all rates to `decay` times the initial ones."""
         if decay == self._decay:
             return
         self._decay = decay
         for n, (optimizer, rates) in enumerate(zip(self.optimizers, self.initial, strict=True)):
             for m, (group, rate) in enumerate(zip(optimizer.param_groups, rates, strict=True)):
                 group["lr"] = rate * decay
-                if self.recordable:
+                if self.captured:
                     group["lr"] = self._tensor(n, m, group).fill_(rate * decay)
-                    # So that it never waits for the device, with whatever it has for that.
+                    # Options with which the optimizer never synchronises with the device.
                     group |= dict.fromkeys(group.keys() & {"fused", "capturable"}, True)
 
     def _tensor(self, n: int, m: int, group: dict[str, Any]) -> torch.Tensor:
-        """Always the same for a group, also when a restored optimizer has a new one."""
+        """The one tensor of a group, even after an optimizer was restored with another."""
         if (n, m) not in self._tensors:
             self._tensors[n, m] = torch.zeros((), device=group["params"][0].device)
         return self._tensors[n, m]
 
     def release(self) -> None:
-        """The initial rates, as numbers: what the next training with an optimizer starts from."""
+        """Restore the initial rates, as numbers, for the next training with these optimizers."""
         for optimizer, rates in zip(self.optimizers, self.initial, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate

@@ -1,4 +1,18 @@
-"""The one training loop, and the plain training and querying of a classifier."""
+"""The one training loop, plain training, and queries of a classifier.
+
+A step of `loop` passes through six modules, in this order:
+
+- `resume.py` restores the last checkpoint of an interrupted loop, and starts a round.
+- `recipe.py` gives the decay of the learning rates, which `graphs.py` sets in the optimizers.
+- `feed.py` moves every image set to its next mini-batch. At the start of a pass it makes the draws
+  of the whole pass.
+- `graphs.py` runs the step, eagerly or as a replayed CUDA graph. The step begins with the
+  mini-batches, which `feed.py` gathers on the device.
+- `augment.py` augments them by these draws; then the step of the method runs.
+- `bdbench.models.observer` counts its forward and backward passes and reports progress.
+
+At the end of a round, `resume.py` offers a checkpoint to its store.
+"""
 
 from __future__ import annotations
 
@@ -20,14 +34,14 @@ from bdbench.models.training.augment import to_float
 from bdbench.models.training.feed import BATCH_SOURCES
 from bdbench.models.training.feed import Batch as Batch
 from bdbench.models.training.feed import steps_per_epoch as steps_per_epoch
-from bdbench.models.training.graphs import LearningRates, Runner, recorder_for
+from bdbench.models.training.graphs import LearningRates, StepRunner, recorder_for
 from bdbench.models.training.recipe import Recipe
-from bdbench.models.training.resume import State, resumable, round_around
+from bdbench.models.training.resume import State, enclosing_round, resumable
 
 ROUNDS = 20
-"""Of a training counted in updates: how often it is kept, and a point of its curve drawn."""
-ASKED = {"cpu": 256, "cuda": 2_000}
-"""Images that a network is asked about at once, by device."""
+"""Rounds of a training counted in updates; a round ends with a checkpoint and a curve point."""
+EVALUATION_BATCH = {"cpu": 256, "cuda": 2_000}
+"""Images in one forward pass of an evaluation, by device."""
 
 
 Step = Callable[..., Any]
@@ -43,59 +57,64 @@ def loop(
     updates: int | None = None,
     batch_sizes: Sequence[int] | None = None,
 ) -> None:
-    """Call `step` with one `Batch` per image set until the first set has been seen `epochs` times,
-    or until `until`, which is asked after every round and may wait for the device, says so.
+    """Call `step` with one `Batch` of each image set, for `recipe.epochs` passes over the first
+    set, or until `until` returns True.
 
-    updates: how often `step` is called, in place of the recipe's epochs. A round is an epoch, or a
-        twentieth of the updates.
-    batch_sizes: of the image sets, where not all are the recipe's; a set with fewer images is one
-        batch
+    until: called after every round; it may synchronise with the device
+    updates: number of steps, in place of the recipe's epochs. A round is an epoch, or a twentieth
+        of the updates.
+    batch_sizes: one for each image set, by default the recipe's; a smaller set is one batch
 
-    Every set is reshuffled each time it is used up; a shorter one starts anew. `state` names all
-    that `step` and `until` change: a training that was broken off goes on from a stored copy of it
-    (`resume.py`). The optimizers in it follow the recipe's decay, each from its own initial
-    learning rate, which it has again at the end.
+    Every set is reshuffled when it is exhausted, and a shorter one starts again. `state` names
+    everything that `step` and `until` change: an interrupted training resumes from a stored copy of
+    it (`resume.py`). The optimizers in `state` follow the recipe's decay, each from its own initial
+    learning rate, which is restored at the end.
 
-    With `recipe.graphs` the step is recorded on a GPU (`graphs.py`), so it must not wait for the
-    device: no `.item()`, no branch on a tensor. What it keeps it changes in place.
+    With `recipe.graphs` a GPU captures the step (`graphs.py`), so the step must not synchronise
+    with the device: no `.item()`, no branch on a tensor. It must update its own tensors in place.
+
+    Raises `InvalidInput` if an image set is empty.
     """
-    require(bool(data) and all(len(part) > 0 for part in data), "a training needs images")
-    feed_of = BATCH_SOURCES[recipe.loader]
+    require(
+        bool(data) and all(len(part) > 0 for part in data),
+        "a training needs images, but an image set is empty",
+    )
+    source_type = BATCH_SOURCES[recipe.loader]
     sizes = batch_sizes or [recipe.batch_size] * len(data)
-    feeds = [
-        feed_of(d, recipe.augmentation, size, rng) for d, size in zip(data, sizes, strict=True)
+    sources = [
+        source_type(d, recipe.augmentation, size, rng) for d, size in zip(data, sizes, strict=True)
     ]
-    first = feeds[0]
+    first = sources[0]
     if updates is None:
-        a_round, total = len(first.sizes), len(first.sizes) * recipe.epochs
+        round_length, total = len(first.sizes), len(first.sizes) * recipe.epochs
     else:
-        a_round, total = math.ceil(updates / ROUNDS), updates
-    rounds = math.ceil(total / a_round)
-    # An epoch ends where a pass does, and so does what the first feed would have to keep.
-    kept = enumerate(feeds[1:] if updates is None else feeds)
-    # A slash, so that they differ from a step's own names.
-    ours: State = {"loop/rng": rng, **{f"loop/feed {n}": feed for n, feed in kept}}
+        round_length, total = math.ceil(updates / ROUNDS), updates
+    rounds = math.ceil(total / round_length)
+    # An epoch ends with a pass, so the position of the first source needs no checkpoint.
+    stored = enumerate(sources[1:] if updates is None else sources)
+    # A slash, so that these names differ from those of a step.
+    own: State = {"loop/rng": rng, **{f"loop/feed {n}": source for n, source in stored}}
 
     def take_and_step(*sizes: int) -> None:
-        step(*(feed.take(size) for feed, size in zip(feeds, sizes, strict=True)))
+        step(*(source.take(size) for source, size in zip(sources, sizes, strict=True)))
 
-    recorder = recorder_for(first.data.device, recipe.graphs) if feed_of.recordable else None
-    run = Runner(take_and_step, recorder, recipe.compiled)
+    recorder = recorder_for(first.data.device, recipe.graphs) if source_type.capturable else None
+    run = StepRunner(take_and_step, recorder, recipe.compiled)
     rates = LearningRates(
         [part for part in state.values() if isinstance(part, Optimizer)], recorder
     )
-    looker = observer.current()
+    current = observer.current()
     passes, rest = divmod(total, len(first.sizes))
     seen = passes * len(first.data) + sum(first.sizes[:rest])
-    looker.loop_started(rounds, seen, round_around())
+    current.loop_started(rounds, seen, enclosing_round())
     with recorder.prepared() if recorder else nullcontext():
-        for done in resumable(rounds, {**state, **ours}, until):
-            for update in range(done * a_round, min((done + 1) * a_round, total)):
+        for done in resumable(rounds, {**state, **own}, until):
+            for update in range(done * round_length, min((done + 1) * round_length, total)):
                 rates.set(recipe.decay(update / total))
-                wide = [feed.advance() for feed in feeds]
-                run(*wide)
-                looker.trained(wide[0])
-            looker.round_ended(done + 1)
+                next_sizes = [source.advance() for source in sources]
+                run(*next_sizes)
+                current.trained(next_sizes[0])
+            current.round_ended(done + 1)
         rates.release()
 
 
@@ -107,8 +126,8 @@ def train(
     loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy,
     updates: int | None = None,
 ) -> Classifier:
-    """Minimise `loss(logits, labels)` over `data`, for the recipe's epochs or so many updates;
-    returns `model`, changed and in eval mode."""
+    """Minimise `loss(logits, labels)` over `data` for the recipe's epochs, or for so many updates.
+    Changes `model` in place and returns it in eval mode."""
     optimizer = recipe.sgd(model)
 
     def step(batch: Batch) -> None:
@@ -123,21 +142,22 @@ def train(
 
 
 def logits(model: Classifier, images: Tensor) -> Tensor:
-    """uint8 (n, 3, height, width) -> float32 (n, classes) in eval mode; the mode is kept."""
-    return _ask(model, model, images)
+    """uint8 (n, 3, height, width) -> float32 (n, classes), computed in eval mode; the mode of the
+    model is restored."""
+    return _evaluate(model, model, images)
 
 
 def features(model: Classifier, images: Tensor) -> Tensor:
-    """uint8 (n, 3, height, width) -> float32 (n, channels), the embeddings, as `logits`."""
-    return _ask(model, model.features, images)
+    """uint8 (n, 3, height, width) -> the embeddings, float32 (n, channels), as `logits`."""
+    return _evaluate(model, model.features, images)
 
 
 @torch.inference_mode()
-def _ask(model: Classifier, question: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def _evaluate(model: Classifier, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     training = model.training
     model.eval()
-    wide = ASKED[images.device.type]
-    parts = [question(to_float(part)) for part in images.split(wide)]
+    batches = images.split(EVALUATION_BATCH[images.device.type])
+    parts = [function(to_float(batch)) for batch in batches]
     model.train(training)
     return torch.cat(parts)
 
@@ -148,5 +168,5 @@ def predict(model: Classifier, images: Tensor) -> Tensor:
 
 
 def sample_losses(model: Classifier, data: ImageSet) -> Tensor:
-    """float32 (n,): cross entropy of every image as it is, in eval mode."""
+    """float32 (n,): the cross entropy of every image, in eval mode and without augmentation."""
     return cross_entropy(logits(model, data.images), data.labels, reduction="none")

@@ -1,7 +1,7 @@
-"""Pieces of a training that do not need each other, side by side: each in a thread of its own.
+"""Independent parts of a training in parallel, each in its own thread.
 
-On a processor a branch has one thread to compute with, however many there are: its numbers depend
-neither on the cores of the machine nor on what runs beside it.
+On a CPU a branch computes with one thread, whatever the number of branches: its numbers depend
+neither on the cores of the machine nor on other branches.
 """
 
 from __future__ import annotations
@@ -24,69 +24,70 @@ from bdbench.models.training.resume import branched
 T = TypeVar("T")
 
 
-def run_parallel(works: Sequence[Callable[[], T]], together: bool = True) -> list[T]:
-    """What each of `works` returns, in their order.
+def run_parallel(tasks: Sequence[Callable[[], T]], together: bool = True) -> list[T]:
+    """Call all `tasks` and return their results in order.
 
-    As many run at once as this thread may compute with; one after the other, in this thread, where
-    they are not to run `together`. When one raises, or this thread does, the others end with their
-    current step, and the error is raised here. Checkpoints and counts are those of one training.
+    together: run as many at once as this thread has compute threads; otherwise run one after
+        another in this thread
 
-    Raises RuntimeError where works that run together have drawn from a global generator: then their
-    numbers hang on which of them came first.
+    If a task or this thread raises, the other tasks stop after their current step and the error is
+    raised here. Checkpoints and counts are those of one training.
+
+    Raises RuntimeError if parallel tasks drew from a global generator, because their numbers would
+    depend on the order of the draws.
     """
-    outer, stop, turn = observer.current(), threading.Event(), threading.Lock()
+    outer, stop, lock = observer.current(), threading.Event(), threading.Lock()
 
-    def branch(work: Callable[[], T], keeping: AbstractContextManager[None]) -> T:
+    def branch(task: Callable[[], T], checkpoints: AbstractContextManager[None]) -> T:
         if together:
             torch.set_num_threads(1)
-        looker = _Branch(outer, stop, turn)
-        with keeping, observer.observed_by(looker):
-            result = work()
-            looker.trained(0)
+        counter = _Branch(outer, stop, lock)
+        with checkpoints, observer.observed_by(counter):
+            result = task()
+            counter.trained(0)
         return result
 
-    keepers = branched(len(works))
     branches: list[Callable[[], T]] = [
-        partial(copy_context().run, branch, work, keeping)
-        for work, keeping in zip(works, keepers, strict=True)
+        partial(copy_context().run, branch, task, checkpoints)
+        for task, checkpoints in zip(tasks, branched(len(tasks)), strict=True)
     ]
     if not together:
         return [run() for run in branches]
-    untouched = GENERATORS.fingerprint()
-    # The pool's threads change what new threads compute with, and so what comes after it.
+    before = GENERATORS.fingerprint()
+    # The threads of the pool change the default of later threads; `num_threads` restores it.
     with num_threads(None), ThreadPoolExecutor(torch.get_num_threads()) as pool:
         futures = [pool.submit(run) for run in branches]
         try:
             wait(futures, return_when=FIRST_EXCEPTION)
-            # All are, unless one has failed.
+            # All are done, unless one has failed.
             results = [future.result() for future in futures if future.done()]
         except BaseException:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    if GENERATORS.fingerprint() != untouched:
+    if GENERATORS.fingerprint() != before:
         raise RuntimeError(
-            "works that run side by side draw from a global generator, in an order that nobody "
-            "knows; draw from context.rng(purpose)"
+            "parallel tasks draw from a global generator, so their numbers depend on the order of "
+            "the draws; draw from context.rng(purpose)"
         )
     return results
 
 
 class Stopped(BaseException):
-    """Another branch has failed, or the work is to end. Not an Exception, so that no method takes
-    it for its own."""
+    """Another branch has failed, or the run is to end. It is not an Exception, so that no method
+    catches it."""
 
 
 class _Branch(observer.Observer):
-    """Counts for one branch, and tells `outer` in turn with the others. Nothing is watched here,
-    and the recording of a step counts as training."""
+    """Counts the passes of one branch and reports them to `outer` under a lock. It ignores `watch`
+    and `show`, and capturing a step counts as training."""
 
     def __init__(
-        self, outer: observer.Observer, stop: threading.Event, turn: threading.Lock
+        self, outer: observer.Observer, stop: threading.Event, lock: threading.Lock
     ) -> None:
-        self.outer, self.stop, self.turn = outer, stop, turn
+        self.outer, self.stop, self.lock = outer, stop, lock
         self.forwards = self.backwards = 0
-        self._told = (0, 0)
+        self._reported = (0, 0)
 
     def forward(self, images: int) -> None:
         self.forwards += images
@@ -97,21 +98,21 @@ class _Branch(observer.Observer):
     def trained(self, images: int) -> None:
         if self.stop.is_set():
             raise Stopped
-        with self.turn:
-            self._tell()
+        with self.lock:
+            self._report()
             self.outer.trained(images)
 
-    def _tell(self) -> None:
-        forwards, backwards = self._told
-        self._told = (self.forwards, self.backwards)
+    def _report(self) -> None:
+        forwards, backwards = self._reported
+        self._reported = (self.forwards, self.backwards)
         self.outer.forward(self.forwards - forwards)
         self.outer.backward(self.backwards - backwards)
 
     def counts(self) -> dict[str, Any]:
         return {"forwards": self.forwards, "backwards": self.backwards}
 
-    def go_on(self, counts: Mapping[str, Any]) -> None:
+    def resume_from(self, counts: Mapping[str, Any]) -> None:
         self.forwards, self.backwards = counts["forwards"], counts["backwards"]
-        with self.turn:
-            self._tell()
-            self.outer.found()
+        with self.lock:
+            self._report()
+            self.outer.restored()

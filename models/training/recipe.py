@@ -1,4 +1,4 @@
-"""How a network is trained."""
+"""The recipe: how a network is trained."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ class Recipe:
     batch_size: images (not in the paper)
     learning_rate: at the start (paper: 0.1, and 0.01 on GTSRB)
     momentum, weight_decay: of SGD, in [0, 1) and at least 0 (paper)
-    nesterov: Nesterov's form of momentum, if there is any (code)
+    nesterov: use Nesterov momentum; ignored without momentum (code)
     drops: the learning rate falls tenfold when these shares of a training are done (code: 20, 70)
     padding: pixels of zeros around an image before its random crop (paper: "as in ABL")
-    flip: mirror left-right at random; a data set whose labels do not survive it turns it off
+    flip: mirror left-right at random; off for a data set whose labels a mirror image changes
     cutout: side of the zeroed square in pixels (the paper gives none; the code zeroes 2 x 2)
     precision: of the network's body, fp32 or bf16; losses and updates are always fp32
-    loader: "resident" gathers batches where the images are; "reference" makes the same batches as
-        public code does, image by image in worker processes, and lays networks out as it does, for
-        comparing seconds
-    compiled: the network's body goes through torch.compile, which rounds otherwise
-    graphs: on a GPU, steps are recorded as CUDA graphs and replayed; nothing elsewhere. See
-        `bdbench doctor` before.
-    updates: what the lengths of stages that are counted in updates, such as those on lent clean
-        images, are multiplied by; 1 is as published, and less is for suites that say so
+    loader: "resident" gathers batches on the device of the images; "reference" makes the same
+        batches as public code does, image by image in worker processes, and uses its memory layout,
+        to compare seconds
+    compiled: run the network's body through torch.compile, which rounds differently
+    graphs: on a GPU, capture steps as CUDA graphs and replay them; no effect elsewhere. Run
+        `bdbench doctor` first.
+    updates: factor on the lengths of stages that are counted in updates, such as those on lent
+        clean images; 1 is as published, and a suite may set less
     """
 
     epochs: int = 100
@@ -61,7 +61,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name, field in fields_of(Recipe).items():
-            # So that a recipe made in Python has the spec of one that is written.
+            # So that a recipe built in Python has the same spec as one parsed from text.
             object.__setattr__(self, name, field.accept(getattr(self, name), "the recipe"))
         at_least(1, epochs=self.epochs)
         at_least(2, batch_size=self.batch_size)
@@ -87,17 +87,18 @@ class Recipe:
 
     @property
     def still(self) -> Recipe:
-        """The same without augmentation."""
+        """The same recipe without augmentation."""
         return replace(self, padding=0, flip=False, cutout=0)
 
     def decay(self, done: float) -> float:
-        """What the initial learning rates are multiplied by when a share of a training, in [0, 1),
-        is done; so the first update of any training has its full rate."""
-        # 0.7 of 10 should be reached when 7 of them are done.
+        """The factor on the initial learning rates after a share of a training, in [0, 1). The
+        first update of any training has the full rate."""
+        # A drop at 0.7 of 10 epochs must take effect after 7 of them.
         return 0.1 ** sum(done >= drop - 1e-9 for drop in self.drops)
 
     def shortened(self, updates: int) -> int:
-        """How many of a published number of updates on lent clean images are made; at least 1."""
+        """The number of updates that replaces a published number of updates on lent clean images;
+        at least 1."""
         return max(1, round(updates * self.updates))
 
     def sgd(self, model: nn.Module) -> SGD:

@@ -1,8 +1,8 @@
 """The data path of public code: image by image through PIL, in the workers of a DataLoader.
 
-It is slow on purpose. Given the same draws, its pictures are those of `augment.py`, so that
-what a defense costs beside plain training can be compared with papers whose time went into
-loading. As in public code, every pass has new workers, and nothing lies in pinned memory.
+It is slow on purpose: with it, the overhead of a defense relative to plain training is comparable
+to that in papers whose time went into loading. Given the same draws, it gives the same images as
+`augment.py`. As in public code, every pass starts new workers and does not use pinned memory.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ WORKERS = 4
 """As in CBD's code."""
 
 
-class Choice(NamedTuple):
-    """One draw: what the sampler asks a worker for."""
+class ImageDraw(NamedTuple):
+    """The draws for one image, which the sampler sends to a worker."""
 
     position: int
     top: int
@@ -47,68 +47,70 @@ def batches(
 
     images: uint8 (n, 3, height, width) on any device
     labels: int64 (n,)
-    workers: processes, 0 for none
+    workers: number of processes; with 0 this process loads the images
 
-    The workers start with the first batch, and end with the last or when the iterator is dropped.
+    The workers start with the first batch. They end with the last, or when the iterator is dropped.
     """
-    # Before workers start, which would import it anew. Not above, because that takes as long as to
-    # import torch, and whoever asks for a model imports this file.
+    # Imported before the workers start, so that they inherit it. Not at the top of the file,
+    # because it takes as long as importing torch, and any use of a model imports this file.
     importlib.import_module("torchvision.transforms.functional")
     with warnings.catch_warnings():
-        # Public code has four workers on any machine, and torch finds that many for two cores.
+        # Public code uses four workers on any machine; torch warns of that on two cores.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        # Python 3.12 warns of every fork beside threads. A worker takes no lock of another thread.
+        # Python 3.12 warns of a fork in a process with threads. A worker takes no lock of theirs.
         warnings.filterwarnings("ignore", ".*use of fork", DeprecationWarning)
         loader = DataLoader(
-            Pictures(images, labels, augmentation),
-            batch_sampler=choices(draws, spans),
+            AugmentedImages(images, labels, augmentation),
+            batch_sampler=image_draws(draws, spans),
             num_workers=workers,
-            # Newer ways to start a process would send it all images at every pass.
+            # Other start methods would send all images to every worker in every pass.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
-            # A loader draws a seed, and would take it from the global generator.
+            # Without it, the loader draws a seed from the global generator.
             generator=torch.Generator(),
         )
-        made = iter(loader)
-    yield from map(tuple, made)
+        iterator = iter(loader)
+    yield from map(tuple, iterator)
 
 
-def choices(draws: AugmentationDraws, spans: Sequence[tuple[int, int]]) -> Iterator[list[Choice]]:
-    """The draws row by row, a list for each span."""
+def image_draws(
+    draws: AugmentationDraws, spans: Sequence[tuple[int, int]]
+) -> Iterator[list[ImageDraw]]:
+    """The draws image by image, a list for each span."""
     columns = (draws.order, draws.top, draws.left, draws.mirrored, draws.row, draws.column)
-    # Once, so that no batch waits for the device.
-    here = [values.cpu() for values in columns]
+    # Copied once, so that no batch synchronises with the device.
+    on_host = [values.cpu() for values in columns]
     for start, stop in spans:
-        rows = zip(*(values[start:stop].tolist() for values in here), strict=True)
-        yield [Choice(*row) for row in rows]
+        rows = zip(*(values[start:stop].tolist() for values in on_host), strict=True)
+        yield [ImageDraw(*row) for row in rows]
 
 
-class Pictures(Dataset[tuple[Tensor, int, int]]):
-    """Augmented images by the choices for them, each with its label and its position."""
+class AugmentedImages(Dataset[tuple[Tensor, int, int]]):
+    """Augmented images, indexed by their draws, each with its label and its position."""
 
     def __init__(self, images: Tensor, labels: Tensor, augmentation: Augmentation) -> None:
         self.images = images.permute(0, 2, 3, 1).cpu().numpy()
         self.labels = labels.tolist()
         self.augmentation = augmentation
 
-    def __getitem__(self, choice: Choice) -> tuple[Tensor, int, int]:
+    def __getitem__(self, draw: ImageDraw) -> tuple[Tensor, int, int]:
         from torchvision.transforms import functional
 
-        how, pixels = self.augmentation, self.images[choice.position]
+        augmentation, pixels = self.augmentation, self.images[draw.position]
         height, width, _ = pixels.shape
-        picture = functional.pad(functional.to_pil_image(pixels), how.padding)
-        picture = functional.crop(picture, choice.top, choice.left, height, width)
-        if how.flip and choice.mirrored:
+        picture = functional.pad(functional.to_pil_image(pixels), augmentation.padding)
+        picture = functional.crop(picture, draw.top, draw.left, height, width)
+        if augmentation.flip and draw.mirrored:
             picture = functional.hflip(picture)
         image = functional.to_tensor(picture)
-        if how.cutout:
-            top, bottom = within(choice.row, how.cutout, height)
-            left, right = within(choice.column, how.cutout, width)
-            nothing = torch.zeros(())
-            image = functional.erase(image, top, left, bottom - top, right - left, nothing)
-        return image, self.labels[choice.position], choice.position
+        if augmentation.cutout:
+            top, bottom = clipped_span(draw.row, augmentation.cutout, height)
+            left, right = clipped_span(draw.column, augmentation.cutout, width)
+            zero = torch.zeros(())
+            image = functional.erase(image, top, left, bottom - top, right - left, zero)
+        return image, self.labels[draw.position], draw.position
 
 
-def within(centre: int, side: int, length: int) -> tuple[int, int]:
-    """First and one past last of the `side` places from centre - side // 2 on, as far as there."""
+def clipped_span(centre: int, side: int, length: int) -> tuple[int, int]:
+    """Start and stop of the `side` positions from centre - side // 2, clipped to [0, length)."""
     first = centre - side // 2
     return max(first, 0), min(first + side, length)

@@ -1,12 +1,12 @@
-"""Resumable loops: interrupted work continues from its last checkpoint.
+"""Resumable loops: an interrupted computation resumes from its last checkpoint.
 
-A `CheckpointStore` is installed around a piece of work, such as the `fit` of a defense. `resumable`
-is a `for` over its epochs or rounds: after each one, it offers the store everything that the round
-changed. A second attempt at the same work meets its loops in the same order. A finished loop is
-restored at once, an interrupted one resumes, and one without a checkpoint runs again. Code between
-two loops runs again too, so it must be deterministic and should be cheap.
+A `CheckpointStore` is installed around a computation, such as the `fit` of a defense. `resumable`
+iterates over its epochs or rounds; after each one, it offers everything that the round changed to
+the store. A second attempt runs the same loops in the same order. A finished loop is restored at
+once, an interrupted one resumes, and one without a checkpoint runs again. Code between two loops
+runs again too, so it must be deterministic and should be cheap.
 
-Work may split into parallel branches (`parallel.py`), each with loops of its own.
+A computation may split into parallel branches (`parallel.py`), each with its own loops.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bdbench.models.scope import set_in_context
 
 @runtime_checkable
 class Stateful(Protocol):
-    """Such as a module, an optimizer or a schedule of learning rates."""
+    """An object with a state dict, such as a module, an optimizer or a learning-rate schedule."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -40,10 +40,10 @@ State = Mapping[str, Part]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is left of a loop.
+    """The stored state of a loop.
 
-    rounds: how many of its rounds are done
-    finished: whether none is left to do
+    rounds: the number of rounds that are done
+    finished: whether the loop has ended
     state: see `snapshot`
     """
 
@@ -53,107 +53,113 @@ class Checkpoint:
 
 
 class CheckpointStore:
-    """Keeps nothing; a subclass overrides both methods, which several threads may call. Loops count
-    from 0: "2.5.0" is the first loop of the sixth branch, where the work parts after two loops."""
+    """Stores nothing; a subclass overrides both methods, which several threads may call. Loops are
+    numbered from 0: "2.5.0" is the first loop of the sixth branch, if the computation splits after
+    two loops."""
 
     def find(self, loop: str) -> Checkpoint | None:
-        """What is left of a loop from an earlier attempt."""
+        """The checkpoint of a loop from an earlier attempt."""
         return None
 
     def offer(self, loop: str, rounds: int, finished: bool, state: State) -> None:
-        """A loop has come so far. To keep this costs time, so a store need not."""
+        """Called after every round. Writing a checkpoint takes time, so a store may skip it."""
 
 
 @dataclass
-class _Work:
-    """A store, and how many loops and partings it has met.
+class _Computation:
+    """A store, and the position in the computation that it belongs to.
 
-    branch: what the names of its loops begin with
-    round: of the loop that the work is inside of, from 0, and of how many; None outside
+    branch: prefix of the names of its loops
+    steps: the number of loops and splits so far
+    round: (n, count) inside round n of a loop of `count` rounds; None between two loops
     """
 
     store: CheckpointStore
     branch: str = ""
-    met: int = 0
+    steps: int = 0
     round: tuple[int, int] | None = None
 
     def next(self) -> str:
-        self.met += 1
-        return f"{self.branch}{self.met - 1}"
+        """The name of the next loop or split."""
+        self.steps += 1
+        return f"{self.branch}{self.steps - 1}"
 
 
-_current: ContextVar[_Work | None] = ContextVar("work", default=None)
+_current: ContextVar[_Computation | None] = ContextVar("computation", default=None)
 
 
-def kept_by(store: CheckpointStore) -> AbstractContextManager[None]:
-    """Installs `store` inside the block, whose loops are counted anew."""
-    return set_in_context(_current, _Work(store))
+def checkpointed_in(store: CheckpointStore) -> AbstractContextManager[None]:
+    """Install `store` inside the block, whose loops are numbered from 0."""
+    return set_in_context(_current, _Computation(store))
 
 
 def branched(count: int) -> list[AbstractContextManager[None]]:
-    """Blocks for as many branches of the current work, each to be entered in its own context."""
-    work = _current.get()
-    if work is None or work.round is not None:
-        return [kept_by(CheckpointStore()) for _ in range(count)]
-    parting = work.next()
-    branches = (_Work(work.store, f"{parting}.{n}.") for n in range(count))
+    """Blocks for `count` branches of the current computation, each to be entered in its own
+    context."""
+    outer = _current.get()
+    if outer is None or outer.round is not None:
+        return [checkpointed_in(CheckpointStore()) for _ in range(count)]
+    split = outer.next()
+    branches = (_Computation(outer.store, f"{split}.{n}.") for n in range(count))
     return [set_in_context(_current, branch) for branch in branches]
 
 
-def round_around() -> tuple[int, int]:
-    """Which round of a kept loop the work is in, from 0, of how many: a loop inside of it is one
-    part of as many. (0, 1) outside of all."""
-    work = _current.get()
-    return (0, 1) if work is None or work.round is None else work.round
+def enclosing_round() -> tuple[int, int]:
+    """(n, count) inside round n of a resumable loop of `count` rounds, so that a loop inside it is
+    one part of `count`. (0, 1) outside of all loops."""
+    outer = _current.get()
+    return (0, 1) if outer is None or outer.round is None else outer.round
 
 
 def resumable(count: int, state: State, until: Callable[[], bool] = lambda: False) -> Iterator[int]:
-    """The numbers of the rounds that are left of `count`, from 0, until `until` says after one that
-    it was the last.
+    """Iterate over the remaining rounds of a loop of `count` rounds, numbered from 0.
 
-    state: by name, all that a round changes and that is read after it: modules, optimizers,
-        tensors, generators, and dicts of such values as JSON or tensors. It is changed in place.
+    state: everything that a round changes and that is read afterwards, by name: modules,
+        optimizers, tensors, generators, and dicts of JSON values or tensors. It is restored in
+        place.
+    until: called after every round; the loop ends when it returns True
 
-    The global generators are kept with it. A loop inside of another is not kept by itself: the
-    state of the outer one must have it all.
+    The global generators are stored too. A loop inside another one has no checkpoint of its own:
+    the state of the outer loop must include its state.
     """
-    # A slash, so that it differs from a caller's own names.
+    # A slash, so that the name differs from those of a caller.
     state = {**state, "global/generators": GENERATORS}
-    work = _current.get()
-    if work is None or work.round is not None:
+    computation = _current.get()
+    if computation is None or computation.round is not None:
         for done in range(count):
             yield done
             if until():
                 return
         return
-    loop = work.next()
-    kept = work.store.find(loop)
+    loop = computation.next()
+    checkpoint = computation.store.find(loop)
     first = 0
-    if kept is not None:
-        restore(state, kept.state)
-        first = count if kept.finished else kept.rounds
+    if checkpoint is not None:
+        restore(state, checkpoint.state)
+        first = count if checkpoint.finished else checkpoint.rounds
     try:
         for done in range(first, count):
-            work.round = done, count
+            computation.round = done, count
             yield done
-            # Asked in any case, for it may look at what the last round did.
+            # Called after the last round too, because it may record what that round did.
             finished = until() or done + 1 == count
-            work.store.offer(loop, done + 1, finished, state)
+            computation.store.offer(loop, done + 1, finished, state)
             if finished:
                 return
     finally:
-        work.round = None
+        computation.round = None
 
 
 def snapshot(state: State) -> dict[str, Any]:
-    """What `restore` needs: JSON values and tensors in dicts and lists. The tensors are those in
-    use, not copies."""
-    return {name: _captured(part) for name, part in state.items()}
+    """The state as JSON values and tensors in dicts and lists, for `restore`. The tensors are not
+    copied."""
+    return {name: _snapshot_of(part) for name, part in state.items()}
 
 
 @torch.no_grad()
 def restore(state: State, saved: Mapping[str, Any]) -> None:
-    """Put every part of `state` back as it was captured. Raises KeyError for another state."""
+    """Restore every part of `state` in place from a snapshot. Raises KeyError if the snapshot lacks
+    a part."""
     for name, part in state.items():
         value = saved[name]
         if isinstance(part, Tensor):
@@ -169,7 +175,7 @@ def restore(state: State, saved: Mapping[str, Any]) -> None:
             part.load_state_dict(value)
 
 
-def _captured(part: Part) -> Any:
+def _snapshot_of(part: Part) -> Any:
     if isinstance(part, Tensor | dict):
         return part
     if isinstance(part, torch.Generator):

@@ -1,4 +1,4 @@
-"""Triggers against slow references, and who is poisoned."""
+"""Triggers against slow references, and the selection of poisoned images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bdbench.models.rng import stream
 
 @dataclass(frozen=True)
 class Invert(Attack):
-    """Not registered: the plainest trigger there is, with the clean-label policy."""
+    """An unregistered attack: a minimal trigger with the clean-label policy."""
 
     rate_basis: str = "target_class"
 
@@ -81,7 +81,7 @@ def psnr(before: Tensor, after: Tensor) -> float:
 
 
 def test_distortion_has_the_known_size() -> None:
-    """On smooth mid-grey pictures, which natural images are closer to than to noise."""
+    """On smooth mid-grey images, which resemble natural images more than noise does."""
     shade = torch.linspace(40, 210, 32)
     picture = (shade[:, None] * 0.5 + shade[None, :] * 0.5).round().to(torch.uint8)
     images = picture.expand(2, 3, 32, 32)
@@ -120,8 +120,8 @@ def test_dirty_label_counts_and_changes_only_the_chosen() -> None:
         (0.0, 7, 0),
     ],
 )
-def test_a_share_of_a_count_is_that_of_its_digits(share: float, count: int, whole: int) -> None:
-    """0.29 * 100 is a little less than 29 to a computer."""
+def test_a_share_is_that_of_the_decimal_number(share: float, count: int, whole: int) -> None:
+    """In floating point, 0.29 * 100 is a little less than 29."""
     assert portion(share, count) == whole
 
 
@@ -134,7 +134,7 @@ def test_shares_are_rounded_down_as_fractions_are(digits: int) -> None:
 
 
 @pytest.mark.parametrize(("rate", "count", "poisoned"), [(0.29, 200, 58), (0.57, 100, 57)])
-def test_so_many_are_poisoned_as_the_rate_says(rate: float, count: int, poisoned: int) -> None:
+def test_the_rate_gives_the_number_of_poisoned(rate: float, count: int, poisoned: int) -> None:
     data = ImageSet(torch.zeros(count, 3, 8, 8, dtype=torch.uint8), torch.arange(count) % 10, 10)
     made = BadNets(poisoning_rate=rate).poison(data, stream(0, "poison"))
     assert int(made.mask.sum()) == poisoned
@@ -146,9 +146,8 @@ def test_so_many_are_poisoned_as_the_rate_says(rate: float, count: int, poisoned
     assert int(covered.cover.sum()) == poisoned
 
 
-def test_covers_may_be_all_that_poison_leaves() -> None:
-    """0.1 of them beside 0.9, though 1 - 0.9 is less than 0.1 to a computer, and whatever it takes
-    for 1 - 0.7."""
+def test_all_images_that_are_not_poisoned_may_be_cover_images() -> None:
+    """Whatever floating point makes of 1 - 0.9 and 1 - 0.7."""
     for tenths in range(1, 10):
         check_cover_rate(1 - tenths / 10, tenths / 10)
         check_cover_rate((10 - tenths) / 10, tenths / 10)
@@ -156,7 +155,7 @@ def test_covers_may_be_all_that_poison_leaves() -> None:
     check_cover_rate(0.0, 1.0)
     for cover, rate in ((0.11, 0.9), (0.100001, 0.9), (-0.01, 0.5), (0.01, 1.0)):
         with pytest.raises(
-            InvalidInput, match=r"cover_rate must be in \[0, 0[.0-9]*\], what"
+            InvalidInput, match=r"cover_rate must be in \[0, 0[.0-9]*\], the share"
         ) as told:
             check_cover_rate(cover, rate)
         assert "\n" not in str(told.value)
@@ -165,7 +164,7 @@ def test_covers_may_be_all_that_poison_leaves() -> None:
     assert bool((made.mask ^ made.cover).all())
 
 
-def test_who_is_poisoned_depends_on_the_seed_alone() -> None:
+def test_the_poisoned_images_depend_on_the_seed_only() -> None:
     clean = uneven()
     masks = [
         attack.poison(clean, stream(seed, "poison")).mask
@@ -221,6 +220,6 @@ def test_a_patch_that_does_not_fit_is_refused() -> None:
         BadNets(margin=6).trigger(torch.zeros(1, 3, 8, 8, dtype=torch.uint8))
 
 
-def test_a_rate_that_poisons_nobody_is_refused() -> None:
-    with pytest.raises(InvalidInput, match="is none"):
+def test_a_rate_that_poisons_no_image_is_refused() -> None:
+    with pytest.raises(InvalidInput, match="selects none"):
         dirty_label(BadNets(poisoning_rate=0.001), uneven(), stream(0, "poison"))

@@ -1,4 +1,4 @@
-"""The attacks beyond the paper's: triggers against slow references, who is poisoned, who counts."""
+"""Attacks that are not in the paper: triggers, poisoned images, and images that count for ASR."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.records.count import Count
-from bdbench.trial.evaluation import evaluate
+from bdbench.trial.evaluation import answers
 
 CORNERS = [(4, 4), (4, 22), (22, 4), (22, 22)]
 """Row and column of the patches 0 to 3 of Adap-Patch in an image of 32 pixels."""
@@ -38,7 +38,7 @@ SETTINGS: list[Attack] = [
     Bpp(poisoning_rate=0.1, cover_rate=0.2, dither=False),
     BadNetsAllToAll(poisoning_rate=0.1),
 ]
-"""Each attack with rates that poison somebody among few images."""
+"""Each attack, with rates that poison some of a few images."""
 
 
 def noise(count: int, height: int, width: int, purpose: str = "noise") -> Tensor:
@@ -56,7 +56,7 @@ def mixed(x: int, k: int, weight: float, got: int) -> bool:
 
 
 @pytest.mark.parametrize("attack", SETTINGS, ids=repr)
-def test_counts_labels_and_what_is_left_alone(attack: Attack) -> None:
+def test_counts_labels_and_unchanged_images(attack: Attack) -> None:
     clean = labelled()
     before = clean.images.clone(), clean.labels.clone()
     made = attack.poison(clean, stream(0, "poison"))
@@ -76,7 +76,7 @@ def test_counts_labels_and_what_is_left_alone(attack: Attack) -> None:
 
 
 @pytest.mark.parametrize("attack", SETTINGS, ids=repr)
-def test_the_seed_alone_decides_who_is_poisoned_and_how(attack: Attack) -> None:
+def test_the_poisoned_set_depends_on_the_seed_only(attack: Attack) -> None:
     clean = labelled()
     one, two, other = (attack.poison(clean, stream(seed, "poison")) for seed in (0, 0, 1))
     assert torch.equal(one.mask, two.mask)
@@ -151,7 +151,7 @@ def test_adap_blend_gives_each_training_image_a_random_half_of_the_tiles() -> No
 
 
 def test_adap_blends_tiles_cover_every_size_and_share() -> None:
-    kept = AdapBlend(tiles=4, mask_rate=0.5).kept(3, 30, 45, stream(0, "masks"))
+    kept = AdapBlend(tiles=4, mask_rate=0.5).tile_mask(3, 30, 45, stream(0, "masks"))
     assert kept.shape == (3, 1, 30, 45)
     for image in kept[:, 0]:
         tiles: dict[tuple[int, int], set[bool]] = {}
@@ -161,11 +161,11 @@ def test_adap_blends_tiles_cover_every_size_and_share() -> None:
         assert len(tiles) == 16
         assert all(len(values) == 1 for values in tiles.values()), "a tile is divided"
         assert sum(True in values for values in tiles.values()) == 8
-    assert AdapBlend(mask_rate=0.0).kept(2, 8, 8, stream(0, "masks")).all()
-    share = AdapBlend(tiles=8, mask_rate=0.9).kept(2, 8, 8, stream(0, "masks"))
+    assert AdapBlend(mask_rate=0.0).tile_mask(2, 8, 8, stream(0, "masks")).all()
+    share = AdapBlend(tiles=8, mask_rate=0.9).tile_mask(2, 8, 8, stream(0, "masks"))
     assert share.sum((1, 2, 3)).tolist() == [64 - 57] * 2
     with pytest.raises(InvalidInput, match="tiles must be at most the image's side, 8, got 9"):
-        AdapBlend(tiles=9).kept(1, 16, 8, stream(0, "masks"))
+        AdapBlend(tiles=9).tile_mask(1, 16, 8, stream(0, "masks"))
 
 
 def test_adap_patch_shows_two_opaque_patches_to_test_images() -> None:
@@ -208,7 +208,7 @@ def test_adap_patch_shows_one_faint_patch_to_each_training_image() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4, 5, 42, 43, 150])
 def test_adap_patch_gives_each_patch_to_a_quarter(count: int) -> None:
-    """By which corner changed; where they cannot be equal, they differ by one."""
+    """The patch is known by the corner that changed; counts differ by at most one."""
     images = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
     stamped = AdapPatch().training_trigger(images, stream(0, "patches"))
     corners = [stamped[:, :, y : y + 6, x : x + 6] for y, x in CORNERS]
@@ -219,8 +219,7 @@ def test_adap_patch_gives_each_patch_to_a_quarter(count: int) -> None:
 
 
 def test_adap_patchs_quarters_are_of_random_images() -> None:
-    """Poisoned and cover images alike; which patch an image gets has nothing to do with its place
-    among the images."""
+    """For poisoned and cover images; the patch does not depend on the position of an image."""
     clean = ImageSet(torch.zeros(800, 3, 32, 32, dtype=torch.uint8), torch.arange(800) % 10, 10)
     made = AdapPatch(poisoning_rate=0.5, cover_rate=0.5).poison(clean, stream(0, "poison"))
     corners = [made.train.images[:, :, y : y + 6, x : x + 6] for y, x in CORNERS]
@@ -244,8 +243,8 @@ def test_adap_patch_grows_with_the_image_and_keeps_its_corner() -> None:
         attack.trigger(noise(1, 8, 8))
 
 
-def test_counts_follow_the_digits_of_the_rates() -> None:
-    """29 and 57 of 100, where plain products are a little less."""
+def test_counts_follow_the_decimal_rates() -> None:
+    """29 and 57 of 100, although the products in floating point are a little less."""
     clean = labelled()
     for attack in (AdapBlend(), AdapPatch()):
         made = replace(attack, poisoning_rate=0.29, cover_rate=0.57).poison(clean, stream(0, "p"))
@@ -253,7 +252,7 @@ def test_counts_follow_the_digits_of_the_rates() -> None:
     ones = ImageSet(clean.images, torch.cat([torch.ones(50), torch.full((50,), 5)]).long(), 10)
     tact = TaCT(poisoning_rate=0.29, cover_rate=0.29).poison(ones, stream(0, "p"))
     assert (int(tact.mask.sum()), int(tact.cover.sum())) == (29, 29)
-    tiles = AdapBlend(tiles=10, mask_rate=0.29).kept(5, 20, 20, stream(0, "tiles"))
+    tiles = AdapBlend(tiles=10, mask_rate=0.29).tile_mask(5, 20, 20, stream(0, "tiles"))
     assert (~tiles).flatten(1).sum(1).tolist() == [29 * 4] * 5
 
 
@@ -300,15 +299,15 @@ def test_tacts_rates_fit_the_data_sets(count: int, classes: int, source: int) ->
             "tact(cover_classes=())",
             r"cover_rate 0.02 .* 2 images .* 0 of class none; .* rate is 0$",
         ),
-        ("tact(poisoning_rate=0.005)", "poisoning_rate 0.005 of 100 images is none"),
+        ("tact(poisoning_rate=0.005)", "poisoning_rate 0.005 of 100 images selects none"),
         ("tact(target=10)", "target must be a class of the data set, 0 to 9, got 10"),
-        ("tact(source=10)", "source must be of the data set's classes, 0 to 9, got 10"),
-        ("tact(cover_classes=(5, 11))", "cover_classes must be of .* 0 to 9, got 11"),
+        ("tact(source=10)", "source must be among the data set's classes, 0 to 9, got 10"),
+        ("tact(cover_classes=(5, 11))", "cover_classes must be among .* 0 to 9, got 11"),
         ("adap_blend(target=10)", "target must be a class of the data set, 0 to 9, got 10"),
-        ("adap_patch(poisoning_rate=0.005)", "poisoning_rate 0.005 of 100 images is none"),
+        ("adap_patch(poisoning_rate=0.005)", "poisoning_rate 0.005 of 100 images selects none"),
     ],
 )
-def test_what_a_data_set_cannot_give_is_refused(text: str, complaint: str) -> None:
+def test_a_rate_or_class_that_does_not_fit_is_refused(text: str, complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         attacks.build(text).poison(labelled(), stream(0, "poison"))
 
@@ -318,13 +317,13 @@ def palette(levels: int) -> list[int]:
 
 
 def reduced(value: Fraction, levels: int) -> int:
-    """The level nearest to a value that may lie outside of [0, 255], as a grey level."""
+    """The grey level of the palette nearest to a value, which may be outside of [0, 255]."""
     level = floor(value * (levels - 1) / 255 + Fraction(1, 2))
     return palette(levels)[min(max(level, 0), levels - 1)]
 
 
 def floyd_steinberg(plane: list[list[int]], levels: int) -> list[list[int]]:
-    """Pixel by pixel in reading order; what arrives at a pixel is rounded to sixteenths."""
+    """Pixel by pixel in reading order; the error at a pixel is rounded to sixteenths."""
     height, width = len(plane), len(plane[0])
     arrived = [[Fraction(0)] * width for _ in range(height)]
     result = [[0] * width for _ in range(height)]
@@ -373,7 +372,7 @@ def test_bpp_keeps_the_brightness_and_only_uses_its_levels(levels: int) -> None:
 
 
 def test_bpps_worst_errors_fit_their_integers() -> None:
-    """A bright image after a dark one, and edges between them, with two levels."""
+    """A dark image, a bright one, and edges between both, with two levels."""
     edges = torch.zeros(4, 3, 12, 12, dtype=torch.uint8)
     edges[0] = 127
     edges[1] = 128
@@ -386,7 +385,7 @@ def test_bpps_worst_errors_fit_their_integers() -> None:
         assert stamped[n, 0].tolist() == floyd_steinberg(edges[n, 0].tolist(), 2)
 
 
-def test_bpp_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bpp_does_not_depend_on_its_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     images = noise(7, 8, 8)
     whole = Bpp().trigger(images)
     monkeypatch.setattr("bdbench.attacks.bpp.CHUNK", 400)
@@ -417,7 +416,7 @@ def test_all_to_all_is_badnets_with_another_goal() -> None:
 
 
 class Stub(Classifier):
-    """Calls an image the class that its first pixel names."""
+    """Predicts the class that the first pixel of an image names."""
 
     def __init__(self) -> None:
         super().__init__(0.0, 1.0)
@@ -439,10 +438,10 @@ def pictures(first_pixels: list[int]) -> Tensor:
 
 
 def test_only_the_source_class_counts_for_tact() -> None:
-    """Three of class 1, of which two are called the target 0. That 5 is, too, does not count."""
+    """Two of three images of class 1 are classified as the target 0; class 5 does not count."""
     labels = torch.tensor([0, 1, 1, 1, 5, 2])
     test = ImageSet(pictures([0, 1, 1, 0, 5, 2]), labels, 10)
-    counts = evaluate(Stub(), test, pictures([0, 0, 0, 1, 0, 3]), TaCT().goal(labels, 10))
+    counts = answers(Stub(), test, pictures([0, 0, 0, 1, 0, 3]), TaCT().goal(labels, 10)).counts()
     assert counts == {
         "clean_accuracy": Count(5, 6),
         "attack_success_rate": Count(2, 3),
@@ -456,7 +455,7 @@ def test_every_image_counts_for_all_to_all() -> None:
     test = ImageSet(pictures([0, 2, 8, 9]), labels, 10)
     goal = BadNetsAllToAll().goal(labels, 10)
     assert goal.tolist() == [1, 2, 9, 0]
-    counts = evaluate(Stub(), test, pictures([1, 1, 9, 0]), goal)
+    counts = answers(Stub(), test, pictures([1, 1, 9, 0]), goal).counts()
     assert counts == {
         "clean_accuracy": Count(3, 4),
         "attack_success_rate": Count(3, 4),
@@ -489,15 +488,21 @@ def test_every_image_counts_for_all_to_all() -> None:
         ("adap_patch(cover_rate=-0.1)", r"cover_rate must be in \[0, 0.997\], .* got -0.1"),
         ("tact(source=-1)", "source must be a class of the data set, got -1"),
         ("tact(target=1)", "source and target must be different classes, both are 1"),
-        ("tact(cover_classes=(1, 5))", r"cover_classes must not hold the source, 1, got \(1, 5\)"),
-        ("tact(cover_classes=(5, 0))", r"cover_classes must not hold the target, 0, got \(5, 0\)"),
+        (
+            "tact(cover_classes=(1, 5))",
+            r"cover_classes must not contain the source, 1, got \(1, 5\)",
+        ),
+        (
+            "tact(cover_classes=(5, 0))",
+            r"cover_classes must not contain the target, 0, got \(5, 0\)",
+        ),
         ("tact(cover_classes=(-1,))", r"cover_classes must be classes .* got \(-1,\)"),
         ("tact(cover_classes=(2.0,))", r"cover_classes of .* must be tuple\[int, ...\], got"),
         ("tact(cover_rate=1)", r"cover_rate must be in \[0, 0.99\], .* got 1.0"),
         ("bpp(levels=1)", "levels must be from 2 to 256, got 1"),
         ("bpp(levels=257)", "levels must be from 2 to 256, got 257"),
         ("bpp(cover_rate=0.95)", r"cover_rate must be in \[0, 0.9\], .* got 0.95"),
-        ("badnets_all_to_all(target=1)", "has no single target, leave it at 0; got 1"),
+        ("badnets_all_to_all(target=1)", "has no single target; leave target at 0, got 1"),
         ("badnets_all_to_all(pattern='dots')", "pattern must be one of grid, white"),
         ("badnets_all_to_all(margin=-1)", "margin must be at least 0"),
         ("badnets_all_to_all(poisoning_rate=2)", r"poisoning_rate must be in \(0, 1\], got 2.0"),

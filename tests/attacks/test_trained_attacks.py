@@ -1,4 +1,4 @@
-"""The attacks that train first: Dynamic, the adaptive attack and the inverted Trojan patch."""
+"""Attacks with their own training: Dynamic, the adaptive attack and the inverted Trojan patch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from bdbench.attacks import dynamic as module
 from bdbench.attacks.adaptive import Adaptive
 from bdbench.attacks.badnets import BadNets
-from bdbench.attacks.dynamic import Drawer, Dynamic, binary, blend, diversity
+from bdbench.attacks.dynamic import Dynamic, Generator, binary, blend, diversity
 from bdbench.attacks.registry import attacks
 from bdbench.attacks.trojan import Trojan
 from bdbench.cells.cell import cell
@@ -32,7 +32,7 @@ from bdbench.trial.harness import Harness
 CPU = torch.device("cpu")
 
 
-def lent(epochs: int = 4, seed: int = 0) -> TrainingContext:
+def make_context(epochs: int = 4, seed: int = 0) -> TrainingContext:
     recipe = Recipe(epochs, batch_size=20, learning_rate=0.01)
     return TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 32), seed)
 
@@ -49,21 +49,21 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
 
 @pytest.fixture(scope="module")
 def dynamic(toy: ImageSet) -> Dynamic:
-    return Dynamic(mask_epochs=150, joint_epochs=1).prepare(toy, lent(), poison_stream())
+    return Dynamic(mask_epochs=150, joint_epochs=1).prepare(toy, make_context(), poison_stream())
 
 
 @pytest.fixture(scope="module")
 def adaptive(toy: ImageSet) -> Adaptive:
-    return Adaptive(rounds=4).prepare(toy, lent(), poison_stream())
+    return Adaptive(rounds=4).prepare(toy, make_context(), poison_stream())
 
 
-def test_the_drawing_networks_have_the_known_size() -> None:
-    """The published networks have as many parameters."""
-    assert sum(values.numel() for values in Drawer(3).parameters()) == 723_273
-    assert sum(values.numel() for values in Drawer(1).parameters()) == 722_691
+def test_the_trigger_networks_have_the_published_size() -> None:
+    """The numbers of parameters are those of the published networks."""
+    assert sum(values.numel() for values in Generator(3).parameters()) == 723_273
+    assert sum(values.numel() for values in Generator(1).parameters()) == 722_691
     images = torch.rand(2, 3, 40, 32)
-    assert Drawer(3)(images).shape == images.shape
-    assert Drawer(1)(images).shape == (2, 1, 40, 32)
+    assert Generator(3)(images).shape == images.shape
+    assert Generator(1)(images).shape == (2, 1, 40, 32)
 
 
 def test_a_trigger_of_its_own_for_each_image(dynamic: Dynamic, toy: ImageSet) -> None:
@@ -98,7 +98,7 @@ def parts(attack: Dynamic) -> list[nn.Module]:
 def test_dynamic_is_a_function_of_its_seed(toy: ImageSet) -> None:
     short, few = Dynamic(mask_epochs=1, joint_epochs=1), toy[torch.arange(60)]
     one, two, other = (
-        short.prepare(few, lent(seed=seed), poison_stream()).trigger(toy.images[:5])
+        short.prepare(few, make_context(seed=seed), poison_stream()).trigger(toy.images[:5])
         for seed in (0, 0, 1)
     )
     assert torch.equal(one, two)
@@ -120,7 +120,7 @@ def test_dynamic_learns_small_masks_and_reports_how_well_it_did(dynamic: Dynamic
 
 
 def test_diversity_by_hand() -> None:
-    """Root mean squares of the differences, 0.5 over 0.1, then averaged with 1 over 0.2."""
+    """Root mean squares of the differences: the mean of 0.5 / 0.1 and 1 / 0.2."""
     one, other = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
     one[0], one[1] = 0.5, 1.0
     drawn, drawn_other = torch.zeros(2, 1, 2, 2), torch.zeros(2, 1, 2, 2)
@@ -133,8 +133,8 @@ def test_diversity_by_hand() -> None:
 def test_masks_are_compared_with_images_as_networks_see_them(
     toy: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Masks with what lies four times as far apart as the images; patterns with the images, as
-    both are seen or neither."""
+    """For masks the images are normalised, which multiplies distances by four; for patterns neither
+    side is."""
     seen: list[tuple[int, float]] = []
     plain = module.diversity
 
@@ -144,7 +144,7 @@ def test_masks_are_compared_with_images_as_networks_see_them(
 
     monkeypatch.setattr(module, "diversity", watched)
     white = ImageSet(torch.full_like(toy.images[:20], 255), toy.labels[:20], 10)
-    context = replace(lent(), recipe=Recipe(1, batch_size=20, padding=0, cutout=0))
+    context = replace(make_context(), recipe=Recipe(1, batch_size=20, padding=0, cutout=0))
     Dynamic(mask_epochs=1, joint_epochs=1).prepare(white, context, poison_stream())
     assert seen == [(1, pytest.approx(1 / module.DEVIATION)), (3, pytest.approx(1.0))]
 
@@ -166,7 +166,7 @@ def test_training_ends_when_the_trigger_works(
 ) -> None:
     asked = []
 
-    def works(attack: Dynamic, classifier: Classifier, clean: ImageSet) -> dict[str, float]:
+    def evaluated(attack: Dynamic, classifier: Classifier, clean: ImageSet) -> dict[str, float]:
         asked.append(len(clean))
         success = 0.96 if len(asked) < 2 else 0.97
         return {
@@ -175,9 +175,9 @@ def test_training_ends_when_the_trigger_works(
             "surrogate_cross_accuracy": 0.83,
         }
 
-    monkeypatch.setattr("bdbench.attacks.dynamic.judge", works)
-    Dynamic(mask_epochs=1).prepare(toy[torch.arange(60)], lent(epochs=6), poison_stream())
-    assert len(asked) == 2, "4 epochs were to come"
+    monkeypatch.setattr("bdbench.attacks.dynamic.evaluate", evaluated)
+    Dynamic(mask_epochs=1).prepare(toy[torch.arange(60)], make_context(epochs=6), poison_stream())
+    assert len(asked) == 2, "the recipe has 4 epochs"
 
 
 def test_noise_stays_within_its_bound_and_on_the_poisoned_images(
@@ -199,7 +199,7 @@ def test_noise_stays_within_its_bound_and_on_the_poisoned_images(
 def test_the_surrogate_is_trained_at_the_full_rate_in_every_round(
     epochs: int, toy: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the recipe's drops, and with the rest of its settings."""
+    """Without the drops of the recipe, and with its other settings."""
     rates: list[tuple[float, float, float, bool]] = []
     step = torch.optim.SGD.step
 
@@ -210,7 +210,7 @@ def test_the_surrogate_is_trained_at_the_full_rate_in_every_round(
 
     monkeypatch.setattr(torch.optim.SGD, "step", watched)
     recipe = Recipe(epochs, batch_size=20, learning_rate=0.03, drops=(0.01, 0.2, 0.7))
-    few, context = toy[torch.arange(60)], replace(lent(), recipe=recipe)
+    few, context = toy[torch.arange(60)], replace(make_context(), recipe=recipe)
     Adaptive(rounds=5, steps=1).prepare(few, context, poison_stream())
     assert rates == [(0.03, 0.9, 1e-4, True)] * (5 * 3)
 
@@ -284,7 +284,7 @@ def test_adaptive_hardens_any_attack_and_keeps_rate_and_target() -> None:
 
 def test_adaptive_over_a_trained_attack(toy: ImageSet) -> None:
     text = "adaptive(attack='dynamic(mask_epochs=1, joint_epochs=1)', rounds=1)"
-    attack = attacks.build(text).prepare(toy, lent(epochs=1), poison_stream())
+    attack = attacks.build(text).prepare(toy, make_context(epochs=1), poison_stream())
     made = attack.poison(toy, poison_stream())
     noise = made.train.images[made.mask].int() - attack.trigger(toy.images[made.mask]).int()
     assert 0 < int(noise.abs().max()) <= 8
@@ -317,11 +317,11 @@ def test_a_value_out_of_range_is_refused(text: str, complaint: str) -> None:
 def test_dynamic_refuses_sides_that_cannot_be_halved_three_times() -> None:
     pixels = torch.zeros(4, 3, 36, 32, dtype=torch.uint8)
     with pytest.raises(InvalidInput, match="multiples of 8"):
-        Dynamic().prepare(ImageSet(pixels, torch.arange(4), 10), lent(), poison_stream())
+        Dynamic().prepare(ImageSet(pixels, torch.arange(4), 10), make_context(), poison_stream())
 
 
 def test_an_inverted_patch_drives_its_neurons(toy: ImageSet) -> None:
-    attack = Trojan(mode="inverted").prepare(toy, lent(), poison_stream())
+    attack = Trojan(mode="inverted").prepare(toy, make_context(), poison_stream())
     made = attack.poison(toy, poison_stream())
     assert made.facts["activation_after"] > made.facts["activation_before"]
     stamped = attack.trigger(toy.images[:3])
@@ -339,18 +339,18 @@ def test_an_unprepared_attack_says_so(text: str) -> None:
         attack.poison(clean, poison_stream())
 
 
-def test_a_prepared_attack_is_kept_in_the_cache_with_its_seconds(cache_folder: Path) -> None:
+def test_a_prepared_attack_is_cached_with_its_seconds(cache_folder: Path) -> None:
     recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.01)
     spec = "dynamic(mask_epochs=1, joint_epochs=1)"
     made = cell(
         "toy(train_images=100, test_images=50, image_size=16)", "wrn16_1", spec, "none", recipe, 0
     )
     records = [Harness(Cache(cache_folder), [], CPU).run(made) for _ in range(2)]
-    seconds = [record.measured["seconds"]["prepare"] for record in records]
+    seconds = [record.measured.seconds.prepare for record in records]
     assert seconds[0] > 0.05
     assert seconds[0] == pytest.approx(seconds[1], abs=1e-5), "the stored trigger brings its time"
     assert records[0].metrics == records[1].metrics
-    assert records[0].diagnostics["attack"] == records[1].diagnostics["attack"]
-    assert "mask_density" in records[0].diagnostics["attack"]
+    assert records[0].diagnostics.attack == records[1].diagnostics.attack
+    assert "mask_density" in records[0].diagnostics.attack
     other = replace(made, seed=1)
     assert Harness(Cache(cache_folder), [], CPU).run(other).metrics is not None

@@ -1,4 +1,4 @@
-"""The contract that every registered attack, defense, model and data set keeps."""
+"""All registered attacks, defenses, models and data sets keep the contract."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bdbench.cli import main
 from bdbench.contract import attacks as promised_attacks
 from bdbench.contract import promises as contract
 from bdbench.contract.promises import REGISTRIES, promises
-from bdbench.contract.scenarios import Broken, Untested, context
+from bdbench.contract.scenarios import Broken, Untested, defense_context
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
@@ -42,16 +42,16 @@ def test_a_plugin_keeps_its_promises(kind: str, name: str, promise: contract.Pro
     try:
         promise.test(REGISTRIES[kind], name)
     except Untested as reason:
-        # Its images are not on every machine; those of these two are.
+        # Only these two data sets are on every machine.
         assert kind == "data set"
         assert name not in ("digits", "toy")
         pytest.skip(str(reason))
 
 
 @pytest.mark.parametrize("name", defenses.names())
-def test_nothing_a_defense_gets_names_what_it_must_not_know(name: str, images: ImageSet) -> None:
-    lent = context(images, defenses.build(name).clean_fraction)
-    known = set(dir(lent)) | set(dir(images))
+def test_the_context_of_a_defense_has_no_forbidden_field(name: str, images: ImageSet) -> None:
+    gets = defense_context(images, defenses.build(name).clean_fraction)
+    known = set(dir(gets)) | set(dir(images))
     assert not known & {"mask", "poisoned", "trigger", "target", "attack", "test", "triggered"}
 
 
@@ -106,7 +106,7 @@ TRAINING = 'network = train(context.build(), data, context.recipe, context.rng("
 
 
 def own_loop(weight: str) -> str:
-    """In place of `TRAINING`, a step that takes its loss times this."""
+    """A loop in place of `TRAINING`, with a loss that is multiplied by `weight`."""
     return f"""from bdbench.models import loop
         network, seen = context.build().train(), {{"steps": 0}}
         optimizer = context.recipe.sgd(network)
@@ -124,13 +124,13 @@ def own_loop(weight: str) -> str:
 
 
 CHANCE = "(lambda rng: (rng.seed(), rng)[1])(torch.Generator())"
-"""A random stream that no seed decides."""
+"""A random stream that does not depend on the seed."""
 
 
 def checked(
     folder: Path, capsys: pytest.CaptureFixture[str], old: str = "", new: str = ""
 ) -> tuple[int, str]:
-    """What `bdbench check` says of `FINE` with one thing changed."""
+    """The output of `bdbench check` for `FINE` with one change."""
     assert old in FINE
     name = f"mine{abs(hash(new))}"
     path = folder / f"{name}.py"
@@ -140,7 +140,7 @@ def checked(
     return code, capsys.readouterr().out
 
 
-def test_a_plugin_that_keeps_all_is_told_so(
+def test_a_plugin_that_keeps_all_promises_is_ok(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, said = checked(tmp_path, capsys)
@@ -151,11 +151,11 @@ def test_a_plugin_that_keeps_all_is_told_so(
 @pytest.mark.parametrize(
     ("old", "new", "complaint"),
     [
-        ("strength: of nothing", "", "its docstring does not say what strength is"),
+        ("strength: of nothing", "", "its docstring does not explain strength"),
         ("return network", "return network.train()", "is in training mode; call eval()"),
         ("return network", "return network.head", "it returned a Linear: fit must return a"),
         ("return network", "pass", "it returned None: fit must return a bdbench.models.Classifier"),
-        ("return network", "data.labels.zero_(); return network", "writes into the training set"),
+        ("return network", "data.labels.zero_(); return network", "modifies the training set"),
         ("return network", "torch.rand(1); return network", "draws from torch's global generator"),
         (
             "return network",
@@ -163,25 +163,23 @@ def test_a_plugin_that_keeps_all_is_told_so(
             "draws from Python's global generator",
         ),
         ("return network", "return 1 / 0", "ZeroDivisionError in mine"),
-        ('context.rng("classifier")', CHANCE, "the same seed gives another network"),
+        ('context.rng("classifier")', CHANCE, "the same seed gives different networks"),
         ("nobody, 2026.", "nobody, 2026", "is not a sentence"),
-        (TRAINING, own_loop('seen["steps"]'), "it ends otherwise when its steps are replayed"),
-        (TRAINING, own_loop("(loss.item() > 0)"), "a step must not wait for the device"),
+        (TRAINING, own_loop('seen["steps"]'), "replayed steps give another result"),
+        (TRAINING, own_loop("(loss.item() > 0)"), "a step must not synchronise with the device"),
     ],
 )
-def test_a_broken_promise_is_said_in_words(
+def test_a_broken_promise_is_explained(
     old: str, new: str, complaint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, said = checked(tmp_path, capsys, old, new)
     assert code == 1
     assert complaint in said, said
-    # What follows from a mistake is no other mistake.
+    # One mistake breaks one promise.
     assert said.count("BROKEN") == 1, said
 
 
-def test_check_wants_a_plugin_that_is_there(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_check_needs_an_existing_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for what, complaint in (
         ("badnet", "nothing is called 'badnet'; did you mean 'badnets'?"),
         ("nowhere/mine.py", "is not a Python file"),
@@ -198,7 +196,7 @@ def test_check_wants_a_plugin_that_is_there(
 
 
 class Sloppy(BadNets):
-    """Changes a label that the mask does not own up to."""
+    """Changes a label outside of its mask."""
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
         made = super().poison(clean, rng)
@@ -215,14 +213,14 @@ class Neighbourly(BadNets):
 
 
 class Random(BadNets):
-    """Draws from a stream of its own where it is to stamp."""
+    """Draws from a global generator when it stamps."""
 
     def trigger(self, images: Tensor) -> Tensor:
         return super().trigger(images) ^ int(numpy.random.randint(2))
 
 
 class Shuffling(BadNets):
-    """Chooses by torch's global generator who is poisoned."""
+    """Selects the poisoned images with torch's global generator."""
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
         return super().poison(clean, torch.Generator().manual_seed(int(torch.randint(9, (1,)))))
@@ -233,11 +231,11 @@ class Shuffling(BadNets):
     [
         (Random, promised_attacks.attack_draws, "draws from numpy's global generator"),
         (Shuffling, promised_attacks.attack_draws, "draws from torch's global generator"),
-        (Sloppy, promised_attacks.honest_poison, "labels outside the mask were changed"),
-        (Neighbourly, promised_attacks.pure_trigger, "depends on the others in its batch"),
+        (Sloppy, promised_attacks.declared_changes, "labels outside the mask were changed"),
+        (Neighbourly, promised_attacks.pure_trigger, "depends on other images in its batch"),
     ],
 )
-def test_check_finds_what_is_wrong_with_an_attack(
+def test_check_finds_the_broken_promise_of_an_attack(
     attack: type[Attack], promise: Callable[[Registry[Any], str], None], complaint: str
 ) -> None:
     registry: Registry[Any] = Registry("attack", "bdbench.attacks")
@@ -247,14 +245,14 @@ def test_check_finds_what_is_wrong_with_an_attack(
 
 
 def dropping(classes: int, size: int, drop: bool = True) -> Classifier:
-    """A network that needs torch's generator while it trains."""
+    """A network that draws from torch's generator in training."""
     network = models.build("wrn16_1").build(classes, size)
     network.embed = lambda last: nn.functional.dropout(last, training=network.training or not drop)
     return network
 
 
 def scattered(classes: int, size: int) -> Classifier:
-    """A network whose weights come from another generator, which is seeded, too."""
+    """A network whose weights come from numpy's generator, which is seeded too."""
     network = models.build("wrn16_1").build(classes, size)
     network.head.bias.data += numpy.random.rand()
     return network
@@ -264,7 +262,7 @@ def scattered(classes: int, size: int) -> Classifier:
     ("factory", "complaint"),
     [
         (dropping, None),
-        (partial(dropping, drop=False), "an answer in eval mode draws from torch's global gen"),
+        (partial(dropping, drop=False), "a forward pass in eval mode draws from torch's global"),
         (scattered, None),
     ],
     ids=["dropout", "dropout in eval mode", "numpy"],
@@ -272,7 +270,7 @@ def scattered(classes: int, size: int) -> Classifier:
 def test_check_finds_where_a_model_draws_from_a_global_generator(
     factory: Callable[..., Classifier], complaint: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Dropout has no other generator than torch's, and draws from it in training alone."""
+    """Dropout can only draw from torch's generator, and does so in training only."""
 
     def net(classes: int, size: int) -> Classifier:
         return factory(classes, size)
@@ -285,7 +283,7 @@ def test_check_finds_where_a_model_draws_from_a_global_generator(
         promise.test(registry, "net")
 
 
-def test_what_needs_a_broken_promise_is_not_tested(
+def test_promises_that_need_a_broken_one_are_not_tested(
     monkeypatch: pytest.MonkeyPatch, unregistered: None
 ) -> None:
     class Lost(BadNets):
@@ -298,9 +296,9 @@ def test_what_needs_a_broken_promise_is_not_tested(
     assert "RuntimeError in test_contract.py, line " in str(verdicts["works"].why)
     left = {name for name, each in verdicts.items() if each.kept is None}
     assert left == {
-        *("attack_draws", "pure_trigger", "honest_poison"),
-        *("attack_cell", "attack_goes_on", "attack_replays"),
+        *("attack_draws", "pure_trigger", "declared_changes"),
+        *("attack_cell", "attack_resumes", "attack_replays"),
     }
     assert {verdicts[name].why for name in left} == {
-        "not tested until it stamps its trigger, and poisons a training set"
+        "not tested until it stamps its trigger and poisons a training set"
     }

@@ -1,8 +1,8 @@
-"""A defense that looks around finds nothing it must not know.
+"""The arguments of `fit` lead to nothing that a defense must not know.
 
-It follows attributes, items, slots and bound methods from the arguments of `fit`, like code that
-is merely curious. It does not read closures, frames or the collector's lists, nor guess seeds: no
-library can keep a secret from that in one process.
+The search follows attributes, items, slots and bound methods from the arguments, like code that is
+merely curious. It does not read closures, frames or the lists of the garbage collector, and guesses
+no seed: no library can keep a secret from that in one process.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Curious(Defense):
 
 
 def reachable(roots: list[Any]) -> Iterator[Any]:
-    """All that attributes and items lead to."""
+    """All objects that attributes and items lead to."""
     waiting, seen = list(roots), set()
     while waiting:
         thing = waiting.pop()
@@ -83,7 +83,7 @@ def parts(thing: Any) -> list[Any]:
 
 @pytest.fixture
 def loot(monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> Iterator[tuple[Harness, Any]]:
-    """The harness of a cell that was looked at, and what its attack made."""
+    """The harness of a cell whose defense searched, and the data that its attack poisoned."""
     monkeypatch.setitem(defenses._factories, "curious", Curious)
     harness = Harness(Cache(cache_folder), [], torch.device("cpu"), curves=True)
     made = cell(SIZES, "wrn16_1", "badnets(target=3)", "curious", RECIPE, seed=0)
@@ -122,7 +122,7 @@ def test_nothing_leads_to_the_attack_or_the_test_set(loot: tuple[Harness, Poison
             assert not same(each, rows)
 
 
-def test_no_word_or_number_names_the_attack(loot: tuple[Harness, PoisonedData]) -> None:
+def test_no_string_names_the_attack(loot: tuple[Harness, PoisonedData]) -> None:
     words = [thing for thing in found if isinstance(thing, str)]
     assert not [word for word in words if "badnets" in word or "target" in word]
 

@@ -1,4 +1,4 @@
-"""ABL: its losses written slowly, what is isolated, and when the ascent ends."""
+"""ABL: slow implementations of its losses, the isolated images, and the end of the ascent."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)
 STILL = replace(RECIPE, drops=(), padding=0, flip=False, cutout=0)
 
 
-def context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
+def make_context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
     return Context(
         recipe, torch.device("cpu"), partial(models.build("wrn16_1").build, 10, 32), seed
     )
 
 
 def fitted(images: ImageSet, **fields: float | str) -> tuple[Classifier, Context]:
-    """With stage 2 as in the authors' code, unless the fields say otherwise."""
-    lent = context()
+    """With stage 2 as in the authors' code, unless the fields say so."""
+    context = make_context()
     fields = {"objective": "sequential", **fields}
-    return ABL(**fields).fit(images, lent), lent  # type: ignore[arg-type]
+    return ABL(**fields).fit(images, context), context  # type: ignore[arg-type]
 
 
 def same(one: Classifier, other: Classifier) -> bool:
@@ -118,7 +118,7 @@ def test_without_gamma_stage_1_is_plain_training(
     ("rate", "images", "count"),
     [(0.01, 50_000, 500), (0.01, 39_209, 392), (0.01, 199, 1), (0.01, 60, 1), (0.29, 100, 29)],
 )
-def test_the_lowest_losses_are_isolated_exactly_so_many(
+def test_the_right_number_of_lowest_losses_is_isolated(
     rate: float, images: int, count: int
 ) -> None:
     losses = torch.rand(images, generator=stream(0, "losses"))
@@ -127,7 +127,7 @@ def test_the_lowest_losses_are_isolated_exactly_so_many(
     assert float(losses[isolated].max()) <= float(losses[~isolated].min())
 
 
-def test_of_equal_losses_the_first_are_isolated_and_what_is_no_number_never() -> None:
+def test_ties_go_to_the_first_and_nan_is_never_isolated() -> None:
     losses = torch.tensor([math.nan, 1.0, 0.0, 0.0, 1.0, 0.0, math.inf, 2.0])
     assert torch.nonzero(lowest(losses, 0.25)).flatten().tolist() == [2, 3]
     assert torch.nonzero(lowest(losses, 0.55)).flatten().tolist() == [1, 2, 3, 5]
@@ -135,7 +135,7 @@ def test_of_equal_losses_the_first_are_isolated_and_what_is_no_number_never() ->
 
 
 class Spy:
-    """Stands in for the trainings of ABL, and remembers what each was given."""
+    """Wraps the trainings of ABL and records their arguments."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trained: list[tuple[ImageSet, Recipe]] = []
@@ -164,7 +164,7 @@ class Spy:
 
 
 def rows_of(part: ImageSet, whole: ImageSet) -> list[int]:
-    """Where the images of `part` stand in `whole`, which has no two alike."""
+    """The positions of the images of `part` in `whole`, which has no duplicates."""
     found = (part.images[:, None] == whole.images[None]).flatten(2).all(2)
     assert bool((found.sum(1) == 1).all())
     rows = found.int().argmax(1)
@@ -174,18 +174,18 @@ def rows_of(part: ImageSet, whole: ImageSet) -> list[int]:
 
 def test_each_stage_sees_its_own_images(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
-    _, lent = fitted(images, isolation_rate=0.21, drop_limit=1.0, loss_limit=1e9)
+    _, context = fitted(images, isolation_rate=0.21, drop_limit=1.0, loss_limit=1e9)
     (first, _), (rest, _) = spy.trained
     assert first is images
     isolated = rows_of(spy.ascended[0], images)
     kept = rows_of(rest, images)
     assert len(isolated) == math.floor(0.21 * 60)
     assert sorted(isolated + kept) == list(range(60))
-    losses = lent.journal.samples["isolation loss"]
+    losses = context.journal.samples["isolation loss"]
     assert losses[isolated].max() <= losses[kept].min()
-    assert lent.journal.samples["kept"].nonzero().flatten().tolist() == kept
-    assert lent.journal.scalars["isolated images"] == 12
-    assert lent.journal.scalars["ascent epochs"] == 5
+    assert context.journal.samples["kept"].nonzero().flatten().tolist() == kept
+    assert context.journal.scalars["isolated images"] == 12
+    assert context.journal.scalars["ascent epochs"] == 5
     assert len(spy.batches) == 5
     for batch in spy.batches:
         assert batch.index.sort().values.tolist() == list(range(12))
@@ -197,7 +197,9 @@ def test_each_stage_sees_its_own_images(images: ImageSet, monkeypatch: pytest.Mo
 def test_each_stage_has_its_recipe(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     spy = Spy(monkeypatch)
     short = replace(RECIPE, epochs=5)
-    ABL(objective="sequential", unlearning_epochs=1, isolation_rate=0.1).fit(images, context(short))
+    ABL(objective="sequential", unlearning_epochs=1, isolation_rate=0.1).fit(
+        images, make_context(short)
+    )
     (_, first), (_, late) = spy.trained
     assert first == replace(STILL, epochs=1)
     assert late == replace(short, epochs=3, drops=(2 / 3,))
@@ -211,27 +213,27 @@ def test_each_stage_has_its_recipe(images: ImageSet, monkeypatch: pytest.MonkeyP
         augment=True,
         freeze_norm=True,
     )
-    frozen.fit(images, context(short))
+    frozen.fit(images, make_context(short))
     assert spy.trained[2][1] == replace(short, epochs=1, drops=())
     assert spy.modes == [True, False]
-    ABL(objective="sequential", unlearning_epochs=1).fit(images, context(short))
+    ABL(objective="sequential", unlearning_epochs=1).fit(images, make_context(short))
     assert spy.modes == [True, False, False], "one image has no batch statistics"
 
 
 def test_without_ascent_the_rest_is_plain_training(images: ImageSet) -> None:
-    lent = context()
+    context = make_context()
     defense = ABL(unlearning_epochs=0, isolation_rate=1e-6)
     network = train(
-        lent.build(),
+        context.build(),
         images,
         replace(STILL, epochs=1),
-        lent.rng("isolation"),
+        context.rng("isolation"),
         defense.isolation_loss,
     )
     losses = sample_losses(network, images)
     rest = images[torch.arange(60) != int(losses.argmin())]
     late = replace(RECIPE, epochs=1, drops=(2 / 3,))
-    train(network, rest, late, lent.rng("classifier"))
+    train(network, rest, late, context.rng("classifier"))
     ours, used = fitted(images, unlearning_epochs=0, isolation_rate=1e-6)
     assert same(ours, network)
     assert torch.equal(used.journal.samples["isolation loss"], losses)
@@ -247,25 +249,25 @@ Learned = tuple[ImageSet, dict[str, torch.Tensor]]
 
 @pytest.fixture(scope="module")
 def learned() -> Learned:
-    """40 images, and a network that knows them by heart."""
+    """40 images, and a network that has memorised them."""
     images = generate(40, "train")
     recipe = replace(STILL, epochs=40, batch_size=10, drops=(0.7,))
-    network = train(context().build(), images, recipe, stream(0, "learned"))
+    network = train(make_context().build(), images, recipe, stream(0, "learned"))
     assert accuracy(network, images) == 1
     return images, copy_state(network)
 
 
 def parts(learned: Learned) -> tuple[ImageSet, ImageSet]:
-    """Those to unlearn and the rest."""
+    """The images to unlearn, and the rest."""
     return learned[0][torch.arange(8)], learned[0][torch.arange(8, 40)]
 
 
 def ascended(learned: Learned, **fields: float) -> tuple[Classifier, int]:
-    """The network after an ascent, and how many epochs of it were kept."""
-    lent = context()
-    network = lent.build()
+    """The network after an ascent, and the number of epochs that were not undone."""
+    context = make_context()
+    network = context.build()
     network.load_state_dict(learned[1])
-    epochs = ABL(**fields).ascend(network.eval(), *parts(learned), lent)  # type: ignore[arg-type]
+    epochs = ABL(**fields).ascend(network.eval(), *parts(learned), context)  # type: ignore[arg-type]
     assert not network.training
     return network, epochs
 
@@ -321,14 +323,14 @@ def test_bystanders_are_the_rest_without_the_commonest_isolated_label(images: Im
     assert bystanders(only, isolated) is only
 
 
-def test_a_sample_is_by_chance_and_no_larger_than_all(images: ImageSet) -> None:
+def test_a_sample_is_random_and_at_most_the_whole_set(images: ImageSet) -> None:
     few = sample(images, 20, stream(0, "judges"))
     assert len(rows_of(few, images)) == len(set(rows_of(few, images))) == 20
     assert rows_of(few, images) != rows_of(sample(images, 20, stream(1, "judges")), images)
     assert sorted(rows_of(sample(images, 100, stream(0, "judges")), images)) == list(range(60))
 
 
-def test_a_first_epoch_that_costs_accuracy_leaves_the_network_as_it_was(learned: Learned) -> None:
+def test_a_first_epoch_that_costs_accuracy_leaves_the_network_unchanged(learned: Learned) -> None:
     network, epochs = ascended(learned, unlearning_rate=100.0)
     assert epochs == 0
     assert all(torch.equal(network.state_dict()[name], learned[1][name]) for name in learned[1])
@@ -336,11 +338,13 @@ def test_a_first_epoch_that_costs_accuracy_leaves_the_network_as_it_was(learned:
 
 @pytest.mark.parametrize("objective", ["joint", "sequential"])
 def test_a_training_that_diverges_is_not_an_error(objective: str, images: ImageSet) -> None:
-    lent = context(replace(RECIPE, learning_rate=1e30))
-    network = ABL(objective=objective).fit(images, lent)
+    context = make_context(replace(RECIPE, learning_rate=1e30))
+    network = ABL(objective=objective).fit(images, context)
     assert not bool(torch.cat([p.flatten() for p in network.parameters()]).isfinite().all())
-    assert math.isnan(lent.journal.scalars["isolated loss after unlearning"])
-    assert lent.journal.scalars.get("ascent epochs") == (1 if objective == "sequential" else None)
+    assert math.isnan(context.journal.scalars["isolated loss after unlearning"])
+    assert context.journal.scalars.get("ascent epochs") == (
+        1 if objective == "sequential" else None
+    )
 
 
 def by_hand(known: list[Tensor], suspect: list[Tensor], classes: int) -> Tensor:
@@ -356,7 +360,7 @@ def by_hand(known: list[Tensor], suspect: list[Tensor], classes: int) -> Tensor:
 
 
 def test_the_joint_objective_is_its_formula() -> None:
-    """Losses above a guess count as one, and give no gradient; all of the rest count in full."""
+    """Large losses of isolated images are clamped and give no gradient, unlike the others."""
     logits, labels = 3 * torch.randn(9, 5, generator=stream(0, "logits")), torch.arange(9) % 5
     # Of the three isolated: fitted, a bad one, and a little better than a guess.
     logits[6, labels[6]] += 20
@@ -408,9 +412,9 @@ def test_joint_batches_are_three_quarters_the_rest(
         loop(watched, *data, **how)
 
     monkeypatch.setattr(bdbench.defenses.abl, "loop", follow)
-    lent = context(replace(RECIPE, epochs=1))
+    context = make_context(replace(RECIPE, epochs=1))
     ABL(isolation_rate=0.4, joint_updates=7, joint_batch_size=batch_size, isolated_share=share).fit(
-        images, lent
+        images, context
     )
     rest, isolated = parts
     assert (len(rest), len(isolated)) == (36, 24)
@@ -418,20 +422,22 @@ def test_joint_batches_are_three_quarters_the_rest(
     assert seen[0] == sizes
     assert len(seen) == 7
     assert {few for _, few in seen} <= {sizes[1], 24 % sizes[1] or sizes[1]}
-    assert recipes == [replace(lent.recipe, learning_rate=0.01, drops=())]
+    assert recipes == [replace(context.recipe, learning_rate=0.01, drops=())]
 
 
-def test_a_joint_stage_equals_a_slow_reading_of_equation_5(images: ImageSet) -> None:
+def test_a_joint_stage_equals_a_slow_implementation_of_equation_5(images: ImageSet) -> None:
     """The unlearning by torch alone, at its own rate, after a descent on the rest."""
-    lent = context(replace(RECIPE, epochs=2))
+    context = make_context(replace(RECIPE, epochs=2))
     settings = {"isolation_rate": 0.1, "joint_updates": 6, "joint_batch_size": 20}
     defense = ABL(**settings)  # type: ignore[arg-type]
     early = replace(STILL, epochs=1)
-    network = train(lent.build(), images, early, lent.rng("isolation"), defense.isolation_loss)
+    network = train(
+        context.build(), images, early, context.rng("isolation"), defense.isolation_loss
+    )
     order = sample_losses(network, images).argsort(stable=True)
     isolated, rest = images[order[:6].sort().values], images[order[6:].sort().values]
     late = replace(RECIPE, epochs=1, drops=(2 / 3,))
-    train(network, rest, late, lent.rng("classifier"))
+    train(network, rest, late, context.rng("classifier"))
     before = mean_loss(network, isolated)
     pairs: list[tuple[Batch, Batch]] = []
     loop(
@@ -439,7 +445,7 @@ def test_a_joint_stage_equals_a_slow_reading_of_equation_5(images: ImageSet) -> 
         rest,
         isolated,
         recipe=RECIPE,
-        rng=lent.rng("unlearning"),
+        rng=context.rng("unlearning"),
         state={},
         updates=6,
         batch_sizes=(15, 5),
@@ -465,7 +471,7 @@ def test_a_joint_stage_equals_a_slow_reading_of_equation_5(images: ImageSet) -> 
         by_hand(losses[: len(known.labels)], losses[len(known.labels) :], 10).backward()
         optimizer.step()
     network.eval()
-    ours = defense.fit(images, used := context(replace(RECIPE, epochs=2)))
+    ours = defense.fit(images, used := make_context(replace(RECIPE, epochs=2)))
     for name, values in network.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-3, atol=1e-4)
     assert not ours.training
@@ -477,14 +483,14 @@ def test_a_joint_stage_equals_a_slow_reading_of_equation_5(images: ImageSet) -> 
 
 
 def test_joint_is_the_default_and_unlearns(learned: Learned) -> None:
-    """What was isolated is forgotten up to a guess, and what was not is still known."""
+    """The network forgets the isolated images up to a guess, and remembers the others."""
     assert ABL().objective == "joint"
     isolated, rest = parts(learned)
-    lent = context(replace(STILL, epochs=15))
-    network = lent.build()
+    context = make_context(replace(STILL, epochs=15))
+    network = context.build()
     network.load_state_dict(learned[1])
     before = mean_loss(network, isolated)
-    ABL().unlearn(network.eval(), rest, isolated, lent)
+    ABL().unlearn(network.eval(), rest, isolated, context)
     assert not network.training
     assert before < 0.5
     assert mean_loss(network, isolated) > 1.0
@@ -494,11 +500,11 @@ def test_joint_is_the_default_and_unlearns(learned: Learned) -> None:
 def test_poisoned_images_are_isolated() -> None:
     clean = generate(1_000, "train", 16)
     made = attacks.build("badnets(poisoning_rate=0.2)").poison(clean, stream(0, "poison"))
-    lent = context(Recipe(epochs=4, batch_size=32, learning_rate=0.005))
+    context = make_context(Recipe(epochs=4, batch_size=32, learning_rate=0.005))
     defense = ABL(isolation_epochs=100, finetuning_epochs=1, joint_updates=1)
-    defense.fit(made.train, lent)
-    found = diagnose(lent.journal.samples, made.mask)
-    assert lent.journal.scalars["isolated images"] == 10
+    defense.fit(made.train, context)
+    found = diagnose(context.journal.samples, made.mask)
+    assert context.journal.scalars["isolated images"] == 10
     assert found["kept"]["precision"] > 0.9
     assert found["kept"]["mean_poisoned"] < found["kept"]["mean_clean"]
     assert found["isolation loss"]["auroc"] > 0.9
@@ -523,8 +529,8 @@ def test_the_joint_form_costs_what_it_says(
     assert ABL(joint_updates=0).cost(Recipe(), 50_000) == pytest.approx(plain)
     recipe = replace(RECIPE, epochs=5)
     # All batches are whole: 15 of 45 images, and 5 of 15.
-    defense, lent = ABL(isolation_rate=0.25, joint_batch_size=20), context(recipe)
-    done = work(lambda: defense.fit(images, lent))
+    defense, context = ABL(isolation_rate=0.25, joint_batch_size=20), make_context(recipe)
+    done = work(lambda: defense.fit(images, context))
     # What the journal tells of 15 isolated images, before and after, is not counted.
     assert done - 2 * 15 == pytest.approx(60 * defense.cost(recipe, 60), rel=0.01)
 

@@ -1,4 +1,4 @@
-"""CBD against its equations, written slowly."""
+"""CBD against a slow implementation of its equations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from bdbench.trial.evaluation import diagnose
 RECIPE = Recipe(epochs=2, batch_size=20, learning_rate=0.05)
 
 
-def context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
+def make_context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
     return Context(
         recipe, torch.device("cpu"), partial(models.build("wrn16_1").build, 10, 32), seed
     )
@@ -107,16 +107,16 @@ def test_the_critic_is_nearly_one_lipschitz() -> None:
 
 
 def fitted(images: ImageSet, **fields: Any) -> tuple[Classifier, Context]:
-    lent = context()
-    return CBD(**{"t1": 1, **fields}).fit(images, lent), lent
+    context = make_context()
+    return CBD(**{"t1": 1, **fields}).fit(images, context), context
 
 
-def test_f_c_equals_a_slow_reading_of_the_equations(images: ImageSet) -> None:
+def test_f_c_equals_a_slow_implementation_of_the_equations(images: ImageSet) -> None:
     """Re-weighting and the l2 term, image by image, with the literal constants."""
-    lent = context()
+    context = make_context()
     early = Recipe(epochs=1, batch_size=20, learning_rate=0.05, drops=())
-    f_b = train(lent.build("f_B"), images, early, lent.rng("f_B"))
-    f_c = lent.build()
+    f_b = train(context.build("f_B"), images, early, context.rng("f_B"))
+    f_c = context.build()
     optimizer = RECIPE.sgd(f_c)
     from bdbench.models.training.loop import loop
 
@@ -136,7 +136,7 @@ def test_f_c_equals_a_slow_reading_of_the_equations(images: ImageSet) -> None:
         optimizer.step()
 
     f_c.train()
-    loop(step, images, recipe=RECIPE, rng=lent.rng("classifier"), state={"optimizer": optimizer})
+    loop(step, images, recipe=RECIPE, rng=context.rng("classifier"), state={"optimizer": optimizer})
     ours, _ = fitted(images, rescale=False, critic_weight=0.0, beta=0.001)
     for name, values in f_c.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-3, atol=1e-4)
@@ -177,20 +177,20 @@ def test_variants_differ_and_the_published_ones_are_specs(images: ImageSet) -> N
 
 
 def test_without_all_three_terms_it_is_plain_training(images: ImageSet) -> None:
-    lent = context()
-    plain = train(lent.build(), images, RECIPE, lent.rng("classifier"))
+    context = make_context()
+    plain = train(context.build(), images, RECIPE, context.rng("classifier"))
     ours, _ = fitted(images, reweight=False, critic_weight=0.0, beta=0.0)
     for name, values in plain.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-4, atol=1e-6)
 
 
 def test_the_journal_holds_one_value_for_each_image(images: ImageSet) -> None:
-    _, lent = fitted(images)
-    assert {name: values.shape for name, values in lent.journal.samples.items()} == {
+    _, context = fitted(images)
+    assert {name: values.shape for name, values in context.journal.samples.items()} == {
         "f_B loss": (60,),
         "w": (60,),
     }
-    weights = lent.journal.samples["w"]
+    weights = context.journal.samples["w"]
     assert bool(((weights >= 0) & (weights <= 1)).all())
 
 
@@ -200,14 +200,16 @@ def test_the_search_takes_the_best_of_nine_on_images_held_out(
     seen: list[int] = []
     train_f_c = CBD.train_f_c
 
-    def spy(self: CBD, f_c: Classifier, f_b: Classifier, data: ImageSet, lent: Context) -> Tensor:
+    def spy(
+        self: CBD, f_c: Classifier, f_b: Classifier, data: ImageSet, context: Context
+    ) -> Tensor:
         seen.append(len(data))
-        return train_f_c(self, f_c, f_b, data, lent)
+        return train_f_c(self, f_c, f_b, data, context)
 
     monkeypatch.setattr(CBD, "train_f_c", spy)
-    found, lent = fitted(images, select="cv", folds=2)
+    found, context = fitted(images, select="cv", folds=2)
     assert seen == [30] * 18 + [60], "nine candidates on each half, then all images"
-    scalars = lent.journal.scalars
+    scalars = context.journal.scalars
     accuracies = {name: value for name, value in scalars.items() if name.startswith("accuracy")}
     t1, beta = int(scalars["chosen t1"]), scalars["chosen beta"]
     assert len(accuracies) == 9
@@ -220,7 +222,7 @@ def test_the_search_takes_the_best_of_nine_on_images_held_out(
 def test_the_search_tries_the_t1s_it_is_given(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the epochs that f_B really gets, and other accuracies than the default has names for."""
+    """f_B trains for these epochs, and the journal has an accuracy for each."""
     lengths: list[int] = []
     plain = bdbench.defenses.cbd.train
 
@@ -229,8 +231,8 @@ def test_the_search_tries_the_t1s_it_is_given(
         return plain(model, data, recipe, *rest)
 
     monkeypatch.setattr(bdbench.defenses.cbd, "train", remember)
-    _, lent = fitted(images, select="cv", folds=2, t1s=(2, 1))
-    scalars = lent.journal.scalars
+    _, context = fitted(images, select="cv", folds=2, t1s=(2, 1))
+    scalars = context.journal.scalars
     names = {name for name in scalars if name.startswith("accuracy")}
     betas = ("1e-05", "0.0001", "0.001")
     assert names == {f"accuracy at t1={t1}, beta={beta}" for t1 in (1, 2) for beta in betas}
@@ -259,8 +261,8 @@ def test_bad_t1s_are_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(told.value)
 
 
-def test_the_default_t1s_are_no_part_of_a_cells_name() -> None:
-    """So that records from before they were a setting stay those of the same cells."""
+def test_the_default_t1s_are_not_part_of_a_key() -> None:
+    """So that records from before the field existed keep their keys."""
     assert "t1s" not in registry.canonical("cbd")
     assert registry.canonical("cbd(t1s=(3, 5, 8))") == registry.canonical("cbd")
     assert "t1s=(1, 2)" in registry.canonical("cbd(t1s=(1, 2))")
@@ -269,32 +271,32 @@ def test_the_default_t1s_are_no_part_of_a_cells_name() -> None:
 @pytest.mark.parametrize(
     ("t1", "epochs", "share"), [(1, 3, "0.33"), (3, 1, "3.00"), (1, 4, ""), (1, 5, ""), (2, 8, "")]
 )
-def test_a_reader_is_warned_where_f_b_sees_much_of_what_f_c_sees(
+def test_a_warning_says_that_f_b_trains_too_long(
     t1: int, epochs: int, share: str, images: ImageSet
 ) -> None:
     few = images[torch.arange(20)]
-    lent = context(replace(RECIPE, epochs=epochs))
-    CBD(t1=t1).fit(few, lent)
+    context = make_context(replace(RECIPE, epochs=epochs))
+    CBD(t1=t1).fit(few, context)
     if not share:
-        assert lent.journal.warnings == []
+        assert context.journal.warnings == []
         return
-    (warning,) = lent.journal.warnings
+    (warning,) = context.journal.warnings
     assert warning.startswith(f"f_B sees {share} times as many images as f_C (paper: 0.05)")
     assert "\n" not in warning
 
 
 def test_the_warning_is_about_the_t1_that_was_chosen(images: ImageSet) -> None:
-    few, lent = images[torch.arange(20)], context(replace(RECIPE, epochs=3))
-    CBD(t1=1_000, select="cv", folds=2, t1s=(1,)).fit(few, lent)
-    (warning,) = lent.journal.warnings
+    few, context = images[torch.arange(20)], make_context(replace(RECIPE, epochs=3))
+    CBD(t1=1_000, select="cv", folds=2, t1s=(1,)).fit(few, context)
+    (warning,) = context.journal.warnings
     assert "f_B sees 0.33 times" in warning
 
 
-def test_the_paper_is_not_warned_of() -> None:
+def test_the_papers_setting_gives_no_warning() -> None:
     assert 8 / 100 <= bdbench.defenses.cbd.LARGE_SHARE == 0.25
 
 
-def test_the_search_costs_what_it_says(images: ImageSet) -> None:
+def test_the_cost_of_the_search(images: ImageSet) -> None:
     recipe = Recipe(epochs=100)
     assert CBD(t1=5).cost(recipe, 60) == 15 + 1 + 400
     folds = 4 * (3 * (3 + 5 + 8) + 9 * 400)
@@ -312,9 +314,9 @@ def test_it_starves_poisoned_images_when_f_b_knows_the_trigger() -> None:
     toy = source.load([], Cache.__new__(Cache))
     made = BadNets().poison(toy.train, stream(0, "poison"))
     recipe = Recipe(6, batch_size=64, learning_rate=source.learning_rate, padding=0, cutout=0)
-    lent = context(recipe)
-    CBD(t1=3).fit(made.train, lent)
-    found = diagnose(lent.journal.samples, made.mask)
+    context = make_context(recipe)
+    CBD(t1=3).fit(made.train, context)
+    found = diagnose(context.journal.samples, made.mask)
     assert found["f_B loss"]["auroc"] > 0.9
     assert found["w"]["mean_poisoned"] < 0.3 * found["w"]["mean_clean"]
 

@@ -1,4 +1,4 @@
-"""CLP: bounds by hand, what belongs together, and that nothing else is touched."""
+"""CLP: bounds by hand, matched layers, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from bdbench.contract import scenarios
 from bdbench.defenses.base import Context
-from bdbench.defenses.clp import CLP, bounds, follow, outliers
+from bdbench.defenses.clp import CLP, bounds, match_layers, outliers
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
@@ -34,11 +34,11 @@ WRN = [
 
 @pytest.fixture
 def images() -> ImageSet:
-    return scenarios.pictures(20, 16, 10)
+    return scenarios.random_images(20, 16, 10)
 
 
-def restless(network: Classifier) -> Classifier:
-    """The same with other normalisations than a fresh network's."""
+def randomised(network: Classifier) -> Classifier:
+    """The network with random weights and statistics in its normalisation layers."""
     rng = stream(0, "norms")
     for norm in network.modules():
         if isinstance(norm, nn.BatchNorm2d):
@@ -50,14 +50,14 @@ def restless(network: Classifier) -> Classifier:
     return network.eval()
 
 
-def lend(images: ImageSet, network: Classifier | None = None) -> Context:
-    context = scenarios.context(images, 0.0)
-    made = restless(context.build()) if network is None else network
+def make_context(images: ImageSet, network: Classifier | None = None) -> Context:
+    context = scenarios.defense_context(images, 0.0)
+    made = randomised(context.build()) if network is None else network
     return replace(context, train_undefended=lambda n: made)
 
 
 def changed(one: Classifier, other: Classifier) -> dict[str, list[int]]:
-    """Names of what differs, with the positions along the first axis."""
+    """The names of entries that differ, with their positions along the first axis."""
     a, b = one.state_dict(), other.state_dict()
     assert a.keys() == b.keys()
     found = {}
@@ -88,8 +88,8 @@ def test_outliers_by_hand() -> None:
 
 @pytest.mark.parametrize("u", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("width", [1, 9, 10, 11, 16, 64])
-def test_no_more_than_their_share_can_be_outliers(width: int, u: float) -> None:
-    """Up to the share itself, in the worst case of equal outliers among equals."""
+def test_at_most_a_share_of_channels_can_be_outliers(width: int, u: float) -> None:
+    """Up to that share, in the worst case: equal outliers among equal values."""
     most = width / (1 + u**2)
     for count in range(width + 1):
         values = torch.arange(width) < count
@@ -98,11 +98,11 @@ def test_no_more_than_their_share_can_be_outliers(width: int, u: float) -> None:
 
 
 @pytest.mark.parametrize("u", [0.0, 1.0, 2.0])
-def test_exactly_the_outliers_of_each_layer_go(u: float, images: ImageSet) -> None:
-    """Channel by channel, by another library's singular values."""
-    lent = lend(images)
-    before = lent.undefended()
-    made = CLP(u).fit(images, lent)
+def test_exactly_the_outliers_of_each_layer_are_pruned(u: float, images: ImageSet) -> None:
+    """Channel by channel, with the singular values of another library."""
+    context = make_context(images)
+    before = context.undefended()
+    made = CLP(u).fit(images, context)
     state = {name: values.numpy() for name, values in before.state_dict().items()}
     expected, total = {}, 0
     for convolution, norm in WRN:
@@ -119,18 +119,18 @@ def test_exactly_the_outliers_of_each_layer_go(u: float, images: ImageSet) -> No
     assert expected
     after = made.state_dict()
     assert all(not after[name][rows].any() for name, rows in expected.items())
-    assert lent.journal.scalars == {
+    assert context.journal.scalars == {
         "layers with bounds": 7,
         "channels with bounds": total,
         "pruned channels": sum(map(len, expected.values())) / 2,
     }
 
 
-def test_a_pruned_channel_says_nothing_whatever_the_image(images: ImageSet) -> None:
-    network = restless(scenarios.context(images, 0.0).build())
+def test_a_pruned_channel_is_zero_for_all_images(images: ImageSet) -> None:
+    network = randomised(scenarios.defense_context(images, 0.0).build())
     with torch.no_grad():
         network.get_submodule("groups.1.0.norm2").weight[5] = 100.0
-    made = CLP().fit(images, lend(images, network))
+    made = CLP().fit(images, make_context(images, network))
     outputs = []
     norm = made.get_submodule("groups.1.0.norm2")
     norm.register_forward_hook(lambda _, __, output: outputs.append(output.clone()))
@@ -139,35 +139,35 @@ def test_a_pruned_channel_says_nothing_whatever_the_image(images: ImageSet) -> N
     assert outputs[0].flatten(2).any(2).sum(1).tolist() == [31] * len(images)
 
 
-def test_without_outliers_the_network_stays_as_it_was(images: ImageSet) -> None:
-    lent = lend(images)
-    before = deepcopy(lent.undefended())
-    made = CLP(u=16.0).fit(images, lent)
-    assert lent.journal.scalars["pruned channels"] == 0
+def test_without_outliers_the_network_is_unchanged(images: ImageSet) -> None:
+    context = make_context(images)
+    before = deepcopy(context.undefended())
+    made = CLP(u=16.0).fit(images, context)
+    assert context.journal.scalars["pruned channels"] == 0
     assert_close(made.state_dict(), before.state_dict(), rtol=0, atol=0)
 
 
-def test_the_shared_network_stays_as_it_was(images: ImageSet) -> None:
-    lent = lend(images)
-    before = deepcopy(lent.undefended())
-    made = CLP(u=0.5).fit(images, lent)
-    assert_close(lent.undefended().state_dict(), before.state_dict(), rtol=0, atol=0)
+def test_the_shared_network_is_unchanged(images: ImageSet) -> None:
+    context = make_context(images)
+    before = deepcopy(context.undefended())
+    made = CLP(u=0.5).fit(images, context)
+    assert_close(context.undefended().state_dict(), before.state_dict(), rtol=0, atol=0)
     assert not made.training
     assert changed(made, before)
 
 
-def test_no_image_and_no_chance_matters(images: ImageSet) -> None:
-    lent = lend(images)
+def test_the_result_depends_on_no_image_and_no_seed(images: ImageSet) -> None:
+    context = make_context(images)
     other = ImageSet(255 - images.images[:3], images.labels[:3], 10)
-    one, two = CLP(1.0).fit(images, lent), CLP(1.0).fit(other, replace(lent, seed=7))
+    one, two = CLP(1.0).fit(images, context), CLP(1.0).fit(other, replace(context, seed=7))
     assert not changed(one, two)
 
 
 def test_a_network_that_is_not_finite_passes_unchanged(images: ImageSet) -> None:
-    network = restless(scenarios.context(images, 0.0).build())
+    network = randomised(scenarios.defense_context(images, 0.0).build())
     for p in network.parameters():
         p.data.fill_(torch.nan)
-    made = CLP().fit(images, lend(images, network))
+    made = CLP().fit(images, make_context(images, network))
     assert all(bool(p.isnan().all()) for p in made.parameters())
 
 
@@ -201,19 +201,20 @@ def test_a_network_that_is_not_finite_passes_unchanged(images: ImageSet) -> None
         ),
     ],
 )
-def test_convolutions_are_found_for_all_normalisations_that_have_one(
+def test_all_normalisations_after_a_convolution_are_matched(
     model: str, expected: list[tuple[str, str]]
 ) -> None:
-    data = scenarios.pictures(1, 8, 10)
-    lent = replace(
-        scenarios.context(data, 0.0), build_network=partial(models.build(model).build, 10, 8)
+    data = scenarios.random_images(1, 8, 10)
+    context = replace(
+        scenarios.defense_context(data, 0.0),
+        build_network=partial(models.build(model).build, 10, 8),
     )
     noise = torch.rand(1, 3, 8, 8, generator=stream(0, "noise"))
-    assert sorted(follow(lent.build(), noise)) == sorted(expected)
+    assert sorted(match_layers(context.build(), noise)) == sorted(expected)
 
 
 class Odd(Classifier):
-    """Ways from a convolution to a normalisation, one of which is straight."""
+    """Connections from a convolution to a normalisation, of which one is direct."""
 
     def __init__(self) -> None:
         super().__init__(0.0, 1.0)
@@ -232,10 +233,10 @@ class Odd(Classifier):
         return last
 
 
-def test_only_a_straight_way_counts() -> None:
+def test_only_a_direct_connection_counts() -> None:
     """Not a sum, an activation, a change of sign, or a normalisation without weights."""
     network = Odd()
-    assert follow(network, torch.rand(1, 3, 4, 4) - 0.5) == [("convolutions.0", "norms.0")]
+    assert match_layers(network, torch.rand(1, 3, 4, 4) - 0.5) == [("convolutions.0", "norms.0")]
     assert not any(module._forward_hooks for module in network.modules())
     assert not any(module._forward_pre_hooks for module in network.modules())
 
@@ -245,14 +246,14 @@ def test_a_network_without_such_pairs_is_refused(images: ImageSet) -> None:
         def body(self, images: Tensor) -> list[Tensor]:
             return [self.convolutions[0](images)]
 
-    lent = replace(lend(images, Bare().eval()), build_network=Bare)
+    context = replace(make_context(images, Bare().eval()), build_network=Bare)
     with pytest.raises(InvalidInput, match="clp needs a BatchNorm2d that reads the output"):
-        CLP().fit(images, lent)
+        CLP().fit(images, context)
 
 
 def test_it_costs_nothing(images: ImageSet, work: Callable[[Callable[[], object]], int]) -> None:
-    lent = lend(images)
-    assert work(lambda: CLP().fit(images, lent)) == 0
+    context = make_context(images)
+    assert work(lambda: CLP().fit(images, context)) == 0
     assert CLP().cost(Recipe(), 60) == defenses.build("none").cost(Recipe(), 60)
     assert CLP().clean_fraction == 0
 

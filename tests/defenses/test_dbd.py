@@ -1,4 +1,4 @@
-"""DBD against its equations, written slowly."""
+"""DBD against a slow implementation of its equations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RECIPE = Recipe(epochs=2, batch_size=20)
 SHORT = DBD(ssl_epochs=100, ssl_batch_size=32, head_epochs=50, semi_epochs=100, semi_batch_size=12)
 
 
-def context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
+def make_context(recipe: Recipe = RECIPE, seed: int = 0) -> Context:
     return Context(
         recipe, torch.device("cpu"), partial(models.build("wrn16_1").build, 10, 32), seed
     )
@@ -140,8 +140,8 @@ def test_every_image_keeps_at_least_half_of_itself() -> None:
 
 
 def test_mixmatch_is_its_equations_image_by_image() -> None:
-    """With a network in eval mode, where no image sees its neighbours."""
-    network = context().build().eval()
+    """With a network in eval mode, where images of a batch are independent."""
+    network = make_context().build().eval()
     with torch.no_grad():
         network.head.weight.mul_(20)
     b, rng = 5, stream(0, "mixmatch")
@@ -180,9 +180,9 @@ def test_labels_are_not_read_while_features_are_learned(
     learned: list[dict[str, Tensor]] = []
     monkeypatch.setattr(DBD, "train_head", lambda self, net, *_: learned.append(state(net)))
     monkeypatch.setattr(DBD, "tune", lambda *_: None)
-    start = state(context().build())
+    start = state(make_context().build())
     for labels in (images.labels, images.labels.roll(7)):
-        SHORT.fit(ImageSet(images.images, labels, 10), context())
+        SHORT.fit(ImageSet(images.images, labels, 10), make_context())
     for name, values in learned[0].items():
         assert torch.equal(values, learned[1][name]), name
         changed = not torch.equal(values, start[name])
@@ -190,14 +190,14 @@ def test_labels_are_not_read_while_features_are_learned(
         assert changed != fixed, name
 
 
-def test_the_head_is_trained_on_a_backbone_that_stays_bit_by_bit(images: ImageSet) -> None:
-    lent = context()
-    network = lent.build()
+def test_the_head_is_trained_on_an_unchanged_backbone(images: ImageSet) -> None:
+    context = make_context()
+    network = context.build()
     before = state(network)
-    # With gradients left over from the features, which are not to move anything.
+    # Gradients left from the training of the features must not change anything.
     for p in network.parameters():
         p.grad = torch.ones_like(p)
-    SHORT.train_head(network, Adam(network.parameters(), lr=2e-3), images, lent)
+    SHORT.train_head(network, Adam(network.parameters(), lr=2e-3), images, context)
     for name, values in network.state_dict().items():
         assert torch.equal(values, before[name]) != name.startswith("head."), name
     backbone = [p for name, p in network.named_parameters() if not name.startswith("head.")]
@@ -216,10 +216,8 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[tuple[ImageSet, ...], flo
     return calls
 
 
-def test_the_rest_loses_its_labels_anew_in_every_epoch(
-    images: ImageSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls, splits, lent = spy(monkeypatch), [], context()
+def test_every_epoch_has_its_own_split(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, splits, context = spy(monkeypatch), [], make_context()
 
     def remember(losses: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
         splits.append(split(losses, alpha))
@@ -228,7 +226,7 @@ def test_the_rest_loses_its_labels_anew_in_every_epoch(
     monkeypatch.setattr(bdbench.defenses.dbd, "split", remember)
     monkeypatch.setattr(DBD, "learn_features", lambda *_: None)
     monkeypatch.setattr(DBD, "train_head", lambda *_: None)
-    SHORT.fit(images, lent)
+    SHORT.fit(images, context)
     assert len(calls) == len(splits) == 2
     place = {image.numpy().tobytes(): n for n, image in enumerate(images.images)}
     for ((labelled, unlabelled), _), (kept, rest) in zip(calls, splits, strict=True):
@@ -249,7 +247,7 @@ def test_schedules(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(self, *arguments)
 
     monkeypatch.setattr(DBD, "mixmatch", remember)
-    SHORT.fit(images, context())
+    SHORT.fit(images, make_context())
     assert [rate for _, rate in calls] == pytest.approx([0.1, 0.05, 2e-3, 2e-3, 2e-3])
     # 2 epochs of 5 steps, after one of the head.
     assert weights == pytest.approx([15 * min(1, (1 + n / 5) / 2) for n in range(10)])
@@ -261,7 +259,7 @@ def test_the_weight_of_guesses_counts_the_epochs_of_the_head(
     images: ImageSet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """1, 2 or 4 epochs of the head, before 4 of MixMatch; the weight never exceeds its end."""
+    """1, 2 or 4 epochs of the head before 4 of MixMatch; the weight never exceeds its end value."""
     weights: list[float] = []
 
     def remember(self: DBD, network: Classifier, *arguments: Any) -> Tensor:
@@ -271,8 +269,8 @@ def test_the_weight_of_guesses_counts_the_epochs_of_the_head(
     monkeypatch.setattr(DBD, "mixmatch", remember)
     monkeypatch.setattr(DBD, "learn_features", lambda *_: None)
     monkeypatch.setattr(DBD, "train_head", lambda *_: None)
-    lent, lambda_u = context(replace(RECIPE, epochs=4)), 15.0
-    replace(SHORT, head_epochs=head_epochs).fit(images, lent)
+    context, lambda_u = make_context(replace(RECIPE, epochs=4)), 15.0
+    replace(SHORT, head_epochs=head_epochs).fit(images, context)
     head, semi, steps = round(head_epochs / 100 * 4), 4, 5
     assert weights == pytest.approx(
         [lambda_u * min(1.0, (head * steps + n) / (semi * steps)) for n in range(semi * steps)]
@@ -284,7 +282,7 @@ def test_the_weight_of_guesses_counts_the_epochs_of_the_head(
 def test_features_are_learned_without_nesterovs_momentum(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what a weight does at each step, from its gradients alone; the recipe has it."""
+    """Although the recipe has it: each step of a weight is recomputed from its gradients."""
     assert RECIPE.nesterov
     moves: list[tuple[Tensor, Tensor, float]] = []
     step = SGD.step
@@ -299,8 +297,8 @@ def test_features_are_learned_without_nesterovs_momentum(
         return outcome
 
     monkeypatch.setattr(SGD, "step", watched)
-    lent = context(replace(RECIPE, epochs=3))
-    SHORT.learn_features(lent.build(), images, lent)
+    context = make_context(replace(RECIPE, epochs=3))
+    SHORT.learn_features(context.build(), images, context)
     assert len(moves) == 3 * 2
     velocity = torch.zeros_like(moves[0][0])
     for gradient, moved, rate in moves:
@@ -313,7 +311,7 @@ def test_features_are_learned_without_nesterovs_momentum(
 def test_one_adam_trains_head_and_network(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MixMatch goes on with what Adam knows of the head; the backbone begins there."""
+    """MixMatch continues with Adam's state of the head; the state of the backbone starts there."""
     used: list[Adam] = []
     step = Adam.step
 
@@ -322,7 +320,7 @@ def test_one_adam_trains_head_and_network(
         return step(self, *given)
 
     monkeypatch.setattr(Adam, "step", watched)
-    made = SHORT.fit(images, context())
+    made = SHORT.fit(images, make_context())
     assert len(used) == 3 + 10, "three batches of 20, and two epochs of five steps"
     assert len(set(map(id, used))) == 1
     ages = {name: int(used[0].state[p]["step"]) for name, p in made.named_parameters()}
@@ -331,10 +329,10 @@ def test_one_adam_trains_head_and_network(
 
 
 @pytest.mark.parametrize("augment", ["all", "flip", "nothing"])
-def test_a_split_looks_at_augmented_images(
+def test_a_split_uses_augmented_images(
     augment: str, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each at its own place, anew for every split, the way the recipe says."""
+    """In their order, with new draws for every split, as the recipe says."""
     fields = {"all": {}, "flip": {"padding": 0, "cutout": 0}}.get(
         augment, {"padding": 0, "cutout": 0, "flip": False}
     )
@@ -354,7 +352,7 @@ def test_a_split_looks_at_augmented_images(
     monkeypatch.setattr(bdbench.defenses.dbd, "CHUNK", 25)
     monkeypatch.setattr(DBD, "learn_features", lambda *_: None)
     monkeypatch.setattr(DBD, "train_head", lambda *_: None)
-    SHORT.fit(images, context(replace(RECIPE, **fields)))
+    SHORT.fit(images, make_context(replace(RECIPE, **fields)))
     assert len(asked) == len(losses) == 2
     pixels = images.images
     for seen in asked:
@@ -370,12 +368,12 @@ def test_a_split_looks_at_augmented_images(
             assert int(as_is.sum()) < 10
     assert torch.equal(asked[0], asked[1]) == (augment == "nothing")
     # The first split is made by the network as it came, from just these images.
-    first = DBD().losses(logits(context().build(), asked[0]), images.labels)
+    first = DBD().losses(logits(make_context().build(), asked[0]), images.labels)
     torch.testing.assert_close(losses[0], first)
 
 
 def test_a_padded_crop_of_a_split_is_one_of_the_image(images: ImageSet) -> None:
-    """Every row of `augmented` is found among all crops of its own image, by a slow search."""
+    """Every result of `augmented` is one of all crops of its image, by a slow search."""
     few = images[torch.arange(12)]
     how = Augmentation(2, False, 0)
     seen = augmented(few, how, stream(0, "x"))
@@ -407,8 +405,8 @@ def test_views_are_mirrored_only_where_the_recipe_allows(
         return plain(pictures, draws)
 
     monkeypatch.setattr(bdbench.defenses.dbd, "make_views", remember)
-    lent = context(replace(RECIPE, flip=flip, epochs=1))
-    SHORT.learn_features(lent.build(), images, lent)
+    context = make_context(replace(RECIPE, flip=flip, epochs=1))
+    SHORT.learn_features(context.build(), images, context)
     assert any(seen) is flip
 
 
@@ -417,29 +415,29 @@ def test_learning_features_lowers_the_loss() -> None:
     pixels = (255 * interpolate(coarse, size=32, mode="bilinear")).to(torch.uint8)
     data, last = ImageSet(pixels, torch.zeros(60, dtype=torch.int64), 10), []
     for epochs in (1, 10):
-        lent = context(replace(RECIPE, epochs=epochs))
-        replace(SHORT, ssl_learning_rate=0.03).learn_features(lent.build(), data, lent)
-        last.append(lent.journal.scalars["last SimCLR loss"])
+        context = make_context(replace(RECIPE, epochs=epochs))
+        replace(SHORT, ssl_learning_rate=0.03).learn_features(context.build(), data, context)
+        last.append(context.journal.scalars["last SimCLR loss"])
     assert last[1] < last[0] - 0.05
 
 
 def test_the_journal_holds_the_last_split(images: ImageSet) -> None:
-    lent = context()
-    replace(SHORT, alpha=0.3).fit(images, lent)
-    assert lent.journal.scalars["images kept"] == 18
-    assert set(lent.journal.scalars) == {"images kept", "last SimCLR loss"}
-    losses, kept = lent.journal.samples["split loss"], lent.journal.samples["label kept"]
+    context = make_context()
+    replace(SHORT, alpha=0.3).fit(images, context)
+    assert context.journal.scalars["images kept"] == 18
+    assert set(context.journal.scalars) == {"images kept", "last SimCLR loss"}
+    losses, kept = context.journal.samples["split loss"], context.journal.samples["label kept"]
     assert losses.shape == kept.shape == (60,)
     assert int(kept.sum()) == 18
     assert float(losses[kept == 1].max()) <= float(losses[kept == 0].min())
 
 
-def test_it_costs_what_it_says(
+def test_the_cost_equals_the_counted_passes(
     images: ImageSet, work: Callable[[Callable[[], object]], int]
 ) -> None:
     recipe = replace(RECIPE, epochs=3)
     for defense in (SHORT, replace(SHORT, ssl_epochs=50, semi_epochs=1, semi_share=0.4)):
-        done = work(lambda defense=defense: defense.fit(images, context(recipe)))
+        done = work(lambda defense=defense: defense.fit(images, make_context(recipe)))
         assert done / 60 == pytest.approx(defense.cost(recipe, 60))
 
 
@@ -456,12 +454,12 @@ def test_lengths_are_those_of_the_paper_where_asked_for() -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_seed_decides_all(precision: str, images: ImageSet) -> None:
+def test_the_result_depends_on_the_seed_only(precision: str, images: ImageSet) -> None:
     recipe = replace(RECIPE, epochs=1, precision=precision)
     if precision == "bf16" and not has_bf16():
-        # Without the instructions for it, ten times as slow.
+        # Ten times as slow on a CPU without bf16 instructions.
         images = images[torch.arange(20)]
-    one, again, other = (SHORT.fit(images, context(recipe, seed)) for seed in (0, 0, 1))
+    one, again, other = (SHORT.fit(images, make_context(recipe, seed)) for seed in (0, 0, 1))
     answers = logits(one, images.images)
     assert bool(answers.isfinite().all())
     assert torch.equal(answers, logits(again, images.images))
@@ -491,5 +489,5 @@ def test_a_bad_setting_is_refused(fields: dict[str, Any], complaint: str) -> Non
 
 
 def test_a_split_that_keeps_nothing_is_refused(images: ImageSet) -> None:
-    with pytest.raises(InvalidInput, match="of 60 images leaves none"):
-        DBD(alpha=0.01).fit(images, context())
+    with pytest.raises(InvalidInput, match="of 60 images leaves no image"):
+        DBD(alpha=0.01).fit(images, make_context())

@@ -15,7 +15,7 @@ from bdbench.models.rng import global_seed, stream
 
 
 def pictures(count: int, size: tuple[int, int]) -> Tensor:
-    """Smooth in places, grey in places and saturated in places, as photographs are."""
+    """Smooth, grey and saturated images, as parts of photographs are."""
     images = torch.rand(count, 3, *size, generator=stream(1, "images"))
     images[1::4] = images[1::4].round()
     images[2::4] = images[2::4, :1]
@@ -60,7 +60,7 @@ def test_equals_torchvision_for_each_image(size: tuple[int, int], flip: bool) ->
 
 
 def neutral(count: int, size: tuple[int, int]) -> ViewDraws:
-    """What leaves an image as it is."""
+    """Draws that leave an image unchanged."""
     nothing, one = torch.zeros(count), torch.ones(count)
     return ViewDraws(
         top=nothing.long(),
@@ -77,7 +77,7 @@ def neutral(count: int, size: tuple[int, int]) -> ViewDraws:
     )
 
 
-def test_the_neutral_choices_change_nothing() -> None:
+def test_neutral_draws_change_nothing() -> None:
     images = pictures(8, (32, 32))
     draws = neutral(8, (32, 32))
     torch.testing.assert_close(make_views(images, draws), images, rtol=0, atol=1e-6)
@@ -122,7 +122,7 @@ def test_a_view_does_not_depend_on_its_neighbours() -> None:
     torch.testing.assert_close(make_views(images[rows], draws[rows]), together[rows])
 
 
-def test_a_tape_has_the_frequencies_of_the_paper() -> None:
+def test_draws_have_the_frequencies_of_the_paper() -> None:
     draws = draw_views(20_000, (32, 32), True, stream(0, "draws"))
     assert len(draws) == 20_000
     shares = {
@@ -162,7 +162,7 @@ def test_crops_are_distributed_as_torchvision_draws_them(size: tuple[int, int]) 
         assert torch.allclose(moment(ours, 0), moment(theirs, 0), rtol=0.03, atol=0.02)
 
 
-def test_without_flips_no_view_is_mirrored_and_all_else_is_alike() -> None:
+def test_without_flips_no_view_is_mirrored_and_other_draws_are_the_same() -> None:
     with_flips = draw_views(500, (32, 32), True, stream(5, "draws"))
     without = draw_views(500, (32, 32), False, stream(5, "draws"))
     assert bool(with_flips.mirrored.any())

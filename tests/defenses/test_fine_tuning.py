@@ -1,4 +1,4 @@
-"""Fine-tuning and fine-pruning: the clean images only, the mask exact, the shared network whole."""
+"""Fine-tuning and fine-pruning: clean images only, exact masks, an unchanged shared network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ALL = [FineTuning(updates=4), FinePruning(updates=4), FinePruning(max_drop=0.3, 
 
 @pytest.fixture(scope="module")
 def striped() -> ImageSet:
-    """200 noisy images of ten classes: the class is where a bright stripe lies."""
+    """200 noisy images of ten classes: the position of a bright stripe is the class."""
     labels = torch.arange(200) % 10
     pixels = torch.randint(0, 160, (200, 3, 32, 32), generator=stream(0, "stripes"))
     for row, label in enumerate(labels.tolist()):
@@ -52,14 +52,14 @@ def striped() -> ImageSet:
 
 @pytest.fixture(scope="module")
 def undefended(striped: ImageSet) -> Classifier:
-    """A network that has learned the stripes in part."""
-    lent = TrainingContext(RECIPE, CPU, partial(models.build("wrn16_1").build, 10, 32), seed=0)
+    """A network that has partly learned the stripes."""
+    context = TrainingContext(RECIPE, CPU, partial(models.build("wrn16_1").build, 10, 32), seed=0)
     plain = Recipe(epochs=8, batch_size=20, learning_rate=0.05, padding=0, cutout=0, flip=False)
-    return train(lent.build(), striped, plain, lent.rng("classifier"))
+    return train(context.build(), striped, plain, context.rng("classifier"))
 
 
-def context(network: Classifier, images: ImageSet, recipe: Recipe = RECIPE) -> Context:
-    """One that hands out the very same network every time."""
+def make_context(network: Classifier, images: ImageSet, recipe: Recipe = RECIPE) -> Context:
+    """A context that returns the same network object every time."""
     training = TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 32), seed=0)
     return Context(
         **vars(training),
@@ -68,9 +68,9 @@ def context(network: Classifier, images: ImageSet, recipe: Recipe = RECIPE) -> C
     )
 
 
-def parts(lent: Context) -> tuple[ImageSet, ImageSet]:
-    assert lent.clean is not None
-    return lent.clean.fit, lent.clean.validation
+def parts(context: Context) -> tuple[ImageSet, ImageSet]:
+    assert context.clean is not None
+    return context.clean.fit, context.clean.validation
 
 
 def same(one: Classifier, other: Classifier) -> bool:
@@ -82,12 +82,12 @@ def same(one: Classifier, other: Classifier) -> bool:
 def fitted(
     defense: Defense, network: Classifier, images: ImageSet, recipe: Recipe = RECIPE
 ) -> tuple[Classifier, Context]:
-    lent = context(network, images, recipe)
-    return defense.fit(images, lent), lent
+    context = make_context(network, images, recipe)
+    return defense.fit(images, context), context
 
 
-def silent(made: Classifier) -> Tensor:
-    """bool (channels,): the head has no weight for them."""
+def unused(made: Classifier) -> Tensor:
+    """bool (channels,): True where the head has no weights."""
     return (made.head.weight == 0).all(0)
 
 
@@ -101,11 +101,11 @@ def ranked(network: Classifier, images: ImageSet) -> list[int]:
 
 def test_ft_is_train_on_the_clean_images(undefended: Classifier, striped: ImageSet) -> None:
     """80 images in batches of 64 and 16, by torch alone: the first 2 of 9 updates at 0.1."""
-    made, lent = fitted(FineTuning(updates=9), undefended, striped)
-    fit, _ = parts(lent)
+    made, context = fitted(FineTuning(updates=9), undefended, striped)
+    fit, _ = parts(context)
     batches: list[Batch] = []
     how = replace(RECIPE, epochs=5, batch_size=64)
-    loop(batches.append, fit, recipe=how, rng=lent.rng("fine-tuning"), state={})
+    loop(batches.append, fit, recipe=how, rng=context.rng("fine-tuning"), state={})
     assert [len(batch.labels) for batch in batches] == [64, 16] * 5
     expected = deepcopy(undefended).train()
     optimizer = torch.optim.SGD(
@@ -121,8 +121,8 @@ def test_ft_is_train_on_the_clean_images(undefended: Classifier, striped: ImageS
     assert not same(made, undefended)
 
 
-def test_ft_has_its_own_learning_rate_whatever_the_recipe() -> None:
-    """That of NAD's teacher, and not the one of training."""
+def test_ft_does_not_follow_the_recipes_learning_rate() -> None:
+    """The learning rate is that of NAD's teacher."""
     recipe = Recipe(learning_rate=0.03, cutout=7, epochs=3)
     own = FineTuning().schedule(recipe)
     assert [own.learning_rate * own.decay(update / 320) for update in (0, 63)] == [0.1, 0.1]
@@ -141,10 +141,10 @@ def test_ft_has_its_own_learning_rate_whatever_the_recipe() -> None:
 
 
 @pytest.mark.parametrize("defense", ALL, ids=repr)
-def test_the_shared_network_stays_as_it_was(
+def test_the_shared_network_is_unchanged(
     defense: Defense, undefended: Classifier, striped: ImageSet
 ) -> None:
-    """With the buffers of its norms."""
+    """Including the buffers of its normalisation layers."""
     before = deepcopy(undefended)
     made, _ = fitted(defense, undefended, striped)
     assert same(undefended, before)
@@ -157,37 +157,39 @@ def test_the_shared_network_stays_as_it_was(
 
 
 @pytest.mark.parametrize("defense", ALL, ids=repr)
-def test_only_the_clean_images_are_looked_at(
+def test_only_the_clean_images_are_used(
     defense: Defense, undefended: Classifier, striped: ImageSet
 ) -> None:
     expected, _ = fitted(defense, undefended, striped)
     wrong = ImageSet(255 - striped.images, (striped.labels + 1) % 10, 10)
-    made = defense.fit(wrong, context(undefended, striped))
+    made = defense.fit(wrong, make_context(undefended, striped))
     assert same(made, expected)
 
 
-def test_ft_never_sees_the_validation_part(undefended: Classifier, striped: ImageSet) -> None:
-    lent = context(undefended, striped)
-    fit, _ = parts(lent)
-    assert lent.clean is not None
-    other = replace(lent, clean=replace(lent.clean, validation=fit))
-    assert same(FineTuning(updates=4).fit(striped, lent), FineTuning(updates=4).fit(striped, other))
+def test_ft_does_not_use_the_validation_part(undefended: Classifier, striped: ImageSet) -> None:
+    context = make_context(undefended, striped)
+    fit, _ = parts(context)
+    assert context.clean is not None
+    other = replace(context, clean=replace(context.clean, validation=fit))
+    assert same(
+        FineTuning(updates=4).fit(striped, context), FineTuning(updates=4).fit(striped, other)
+    )
 
 
 @pytest.mark.parametrize("updates", [0, 6])
-def test_pruned_channels_are_out_of_the_network_for_good(
+def test_pruned_channels_stay_pruned(
     updates: int, undefended: Classifier, striped: ImageSet
 ) -> None:
     """Heavy weight decay, momentum and learning rate do not bring them back."""
     recipe = replace(RECIPE, weight_decay=0.1)
     defense = FinePruning(max_drop=0.3, updates=updates, learning_rate=0.1)
-    made, lent = fitted(defense, undefended, striped, recipe)
-    scalars, pruned = lent.journal.scalars, silent(made)
+    made, context = fitted(defense, undefended, striped, recipe)
+    scalars, pruned = context.journal.scalars, unused(made)
     assert int(pruned.sum()) == scalars["pruned channels"] > 0
     assert scalars["channels"] == len(pruned) == 64
     assert not (undefended.head.weight == 0).any()
 
-    fit, validation = parts(lent)
+    fit, validation = parts(context)
     order = ranked(undefended, fit)
     assert set(pruned.nonzero().flatten().tolist()) == set(order[: int(pruned.sum())])
 
@@ -198,7 +200,7 @@ def test_pruned_channels_are_out_of_the_network_for_good(
     assert torch.allclose(made.head(z), logits(made, validation.images), atol=1e-4)
 
 
-def test_momentum_gathers_nothing_for_pruned_channels(
+def test_momentum_is_zero_for_pruned_channels(
     undefended: Classifier, striped: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held = []
@@ -213,8 +215,8 @@ def test_momentum_gathers_nothing_for_pruned_channels(
     ((optimizer, network),) = held
     assert network is made
     momentum = optimizer.state[made.head.weight]["momentum_buffer"]
-    assert torch.equal((momentum == 0).all(0), silent(made))
-    assert not silent(made).all()
+    assert torch.equal((momentum == 0).all(0), unused(made))
+    assert not unused(made).all()
 
 
 def accuracy(network: Classifier, images: ImageSet) -> float:
@@ -223,8 +225,8 @@ def accuracy(network: Classifier, images: ImageSet) -> float:
 
 @pytest.fixture(scope="module")
 def levels(undefended: Classifier, striped: ImageSet) -> list[tuple[Classifier, float]]:
-    """The whole network after each channel that is zeroed, and its validation accuracy."""
-    fit, validation = parts(context(undefended, striped))
+    """The network after each further pruned channel, and its validation accuracy."""
+    fit, validation = parts(make_context(undefended, striped))
     found = [(undefended, accuracy(undefended, validation))]
     for channel in ranked(undefended, fit)[:-1]:
         network = deepcopy(found[-1][0])
@@ -235,19 +237,19 @@ def levels(undefended: Classifier, striped: ImageSet) -> list[tuple[Classifier, 
 
 
 @pytest.mark.parametrize("max_drop", [0.0, 0.04, 0.1, 0.2, 0.3, 0.5, 0.99])
-def test_the_stop_rule_is_the_slow_one(
+def test_the_stop_rule_equals_a_slow_implementation(
     max_drop: float,
     undefended: Classifier,
     striped: ImageSet,
     levels: list[tuple[Classifier, float]],
 ) -> None:
-    """Zero one column after another until the network has lost too much, and take one back."""
+    """Zero one column after another until the accuracy is too low, then restore the last."""
     start, count = levels[0][1], 0
     while count < 63 and levels[count + 1][1] >= start - max_drop - 1e-9:
         count += 1
-    made, lent = fitted(FinePruning(max_drop=max_drop, updates=0), undefended, striped)
+    made, context = fitted(FinePruning(max_drop=max_drop, updates=0), undefended, striped)
     assert same(made, levels[count][0])
-    assert lent.journal.scalars == {
+    assert context.journal.scalars == {
         "channels": 64,
         "pruned channels": count,
         "validation accuracy before": start,
@@ -256,7 +258,7 @@ def test_the_stop_rule_is_the_slow_one(
     }
 
 
-def test_the_slow_levels_are_a_test(levels: list[tuple[Classifier, float]]) -> None:
+def test_the_slow_implementation_has_several_levels(levels: list[tuple[Classifier, float]]) -> None:
     accuracies = [found for _, found in levels]
     assert accuracies[0] > 0.6
     assert len(set(accuracies)) > 5
@@ -265,9 +267,9 @@ def test_the_slow_levels_are_a_test(levels: list[tuple[Classifier, float]]) -> N
 def test_the_accuracy_after_is_that_of_the_returned_network(
     undefended: Classifier, striped: ImageSet
 ) -> None:
-    made, lent = fitted(FinePruning(updates=4), undefended, striped)
-    _, validation = parts(lent)
-    assert lent.journal.scalars["validation accuracy after"] == accuracy(made, validation)
+    made, context = fitted(FinePruning(updates=4), undefended, striped)
+    _, validation = parts(context)
+    assert context.journal.scalars["validation accuracy after"] == accuracy(made, validation)
 
 
 def test_the_sweep_counts_hits_with_columns_zeroed() -> None:
@@ -307,12 +309,12 @@ def test_levels_by_hand(hits: list[int], allowed: float, count: int) -> None:
 
 @pytest.fixture
 def no_drop(undefended: Classifier, striped: ImageSet) -> Classifier:
-    """A network that errs without its weakest channel, so that none may go."""
-    fit, validation = parts(context(undefended, striped))
+    """A network that needs its weakest channel, so that no channel may be pruned."""
+    fit, validation = parts(make_context(undefended, striped))
     network = deepcopy(undefended)
     weakest = ranked(network, fit)[0]
     with torch.no_grad():
-        # Without the channel, a bias that nothing balances makes every answer class 9.
+        # Without the channel, a large bias makes every prediction class 9.
         network.head.bias[9] += 1e4
         typical = embed(network, validation.images)[:, weakest].mean()
         network.head.weight[9, weakest] -= 2e4 / typical
@@ -322,14 +324,14 @@ def no_drop(undefended: Classifier, striped: ImageSet) -> Classifier:
 def test_nothing_pruned_and_nothing_tuned_is_the_identity(
     no_drop: Classifier, striped: ImageSet
 ) -> None:
-    made, lent = fitted(FinePruning(max_drop=0.0, updates=0), no_drop, striped)
-    assert lent.journal.scalars["pruned channels"] == 0
+    made, context = fitted(FinePruning(max_drop=0.0, updates=0), no_drop, striped)
+    assert context.journal.scalars["pruned channels"] == 0
     assert same(made, no_drop)
 
 
 def test_with_nothing_pruned_fp_is_ft(no_drop: Classifier, striped: ImageSet) -> None:
-    ours, lent = fitted(FinePruning(max_drop=0.0, updates=4), no_drop, striped)
-    assert lent.journal.scalars["pruned channels"] == 0
+    ours, context = fitted(FinePruning(max_drop=0.0, updates=4), no_drop, striped)
+    assert context.journal.scalars["pruned channels"] == 0
     plain = FineTuning(updates=4, learning_rate=0.01, drops=())
     assert same(ours, fitted(plain, no_drop, striped)[0])
 
@@ -343,14 +345,14 @@ UPDATES = {
     "mcr": [7_900],
     "mcr(ends='single')": [1_600, 7_900],
     "nad": [320, 640],
-    # Where the first student is good enough.
+    # If the first student is good enough.
     "nad(betas='search')": [320, 640],
 }
-"""The published lengths of all stages on lent clean images, in their order."""
+"""The published lengths of all stages on lent clean images, in order."""
 
 
 class Steps(Observer):
-    """How many steps each loop made in which a gradient went back."""
+    """The number of steps with a backward pass in each loop."""
 
     def __init__(self) -> None:
         self.found: list[int] = []
@@ -377,15 +379,15 @@ def test_all_that_train_on_clean_images_are_here() -> None:
 def test_a_recipe_shortens_every_stage_on_clean_images(
     text: str, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By their updates alone: neither epochs nor the number of images has a say."""
+    """By `updates` only, not by epochs or the number of images."""
     monkeypatch.setattr("bdbench.defenses.nad.validation_accuracy", lambda *_: 0.5)
     expected = [max(1, round(count * share)) for count in UPDATES[text]]
     for count, epochs in ((200, 1), (600, 40)):
-        images = scenarios.pictures(count, 16, 10)
-        lent = scenarios.context(images, 0.05)
-        lent = replace(lent, recipe=Recipe(epochs=epochs, updates=share))
+        images = scenarios.random_images(count, 16, 10)
+        context = scenarios.defense_context(images, 0.05)
+        context = replace(context, recipe=Recipe(epochs=epochs, updates=share))
         with observed_by(steps := Steps()):
-            defenses.build(text).fit(images, lent)
+            defenses.build(text).fit(images, context)
         assert [found for found in steps.found if found] == expected
 
 
@@ -395,30 +397,30 @@ def test_a_recipe_shortens_every_stage_on_clean_images(
     [(1_000, 1e-6), (4_000, 0.1)],
 )
 @pytest.mark.parametrize("text", UPDATES)
-def test_the_cost_is_the_work(
+def test_the_cost_equals_the_counted_passes(
     text: str,
     count: int,
     tolerance: float,
     work: Callable[[Callable[[], object]], int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A search of `nad` tries all factors at most, which it does where none is good enough."""
+    """A search of `nad` tries all factors if none is good enough, which is its largest cost."""
     if "search" in text:
         judge = iter([1.0, 0.0, 0.0, 0.0, 0.0])
         accuracy = nad.validation_accuracy
         monkeypatch.setattr(
             nad, "validation_accuracy", lambda *given: 0 * accuracy(*given) + next(judge)
         )
-    images = scenarios.pictures(count, 16, 10)
-    defense, lent = defenses.build(text), scenarios.context(images, 0.05)
+    images = scenarios.random_images(count, 16, 10)
+    defense, context = defenses.build(text), scenarios.defense_context(images, 0.05)
     recipe = replace(
-        lent.recipe, epochs=2, updates={"mcr": 0.002, "anp": 0.005}.get(text[:3], 0.015)
+        context.recipe, epochs=2, updates={"mcr": 0.002, "anp": 0.005}.get(text[:3], 0.015)
     )
-    lent = replace(lent, recipe=recipe)
+    context = replace(context, recipe=recipe)
     for n in range(2):
-        lent.undefended(n)
+        context.undefended(n)
     own = defense.cost(recipe, count) - 3.0 * recipe.epochs * max(1, defense.undefended)
-    found = work(lambda: defense.fit(images, lent))
+    found = work(lambda: defense.fit(images, context))
     assert found == pytest.approx(own * count, rel=tolerance)
 
 
@@ -440,17 +442,17 @@ def test_the_cost_of_ft_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", ["ft", "fp"])
-def test_without_clean_images_the_complaint_says_so(
+def test_without_clean_images_the_error_says_so(
     name: str, undefended: Classifier, striped: ImageSet
 ) -> None:
-    lent = replace(context(undefended, striped), clean=None)
-    with pytest.raises(InvalidInput, match="needs clean images, and none are lent"):
-        defenses.build(name).fit(striped, lent)
+    context = replace(make_context(undefended, striped), clean=None)
+    with pytest.raises(InvalidInput, match="needs clean images, but none are lent"):
+        defenses.build(name).fit(striped, context)
 
 
 @pytest.mark.parametrize("defense", ["ft(updates=2)", "fp(updates=2, max_drop=0.5)"])
 def test_a_repaired_network_is_not_flagged_as_unchanged(defense: str, cache_folder: Path) -> None:
-    """Neither when its start was just trained nor when it came from the cache."""
+    """Neither if the undefended network was just trained nor if it came from the cache."""
     recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.02)
     cells = cell(
         "toy(train_images=120, test_images=80, image_size=16)",

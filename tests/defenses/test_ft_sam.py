@@ -1,4 +1,4 @@
-"""FT-SAM against its equations, written slowly."""
+"""FT-SAM against a slow implementation of its equations."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ SHORT = FTSAM(updates=4, batch_size=20)
 @pytest.fixture
 def images() -> ImageSet:
     """60 small images of noise, six of each of ten classes."""
-    return scenarios.pictures(60, 16, 10)
+    return scenarios.random_images(60, 16, 10)
 
 
-def lend(images: ImageSet, **fields: object) -> Context:
+def make_context(images: ImageSet, **fields: object) -> Context:
     """40 clean images to fit, 10 for validation and an untrained network; lengths as published."""
-    context = scenarios.context(images, 0.05)
+    context = scenarios.defense_context(images, 0.05)
     context = replace(context, recipe=replace(context.recipe, updates=1.0, **fields))
     clean = CleanBudget(images[torch.arange(40)], images[torch.arange(40, 50)])
     return replace(context, clean=clean, train_undefended=lambda n: context.build().eval())
@@ -67,26 +67,26 @@ def test_epsilon_is_the_worst_step_in_its_neighbourhood() -> None:
         assert float(other @ g) <= float(epsilon @ g)
 
 
-def test_where_the_loss_is_flat_epsilon_is_zero() -> None:
+def test_epsilon_is_zero_if_the_loss_is_flat() -> None:
     (epsilon,) = ascent([torch.ones(3)], [torch.zeros(3)], rho=100.0)
     assert epsilon.tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_with_no_radius_it_is_fine_tuning(precision: str, images: ImageSet) -> None:
-    """Byte for byte, with the running statistics and how often they were moved."""
-    lent = lend(images, precision=precision)
-    ours = replace(SHORT, rho=0.0).fit(images, lent)
+    """Byte for byte, including the running statistics and the number of their updates."""
+    context = make_context(images, precision=precision)
+    ours = replace(SHORT, rho=0.0).fit(images, context)
     plain = FineTuning(updates=4, learning_rate=0.01, drops=(), batch_size=20)
-    assert_same(ours, plain.fit(images, lent))
+    assert_same(ours, plain.fit(images, context))
     assert ours.precision == precision
-    sharp = SHORT.fit(images, lent)
+    sharp = SHORT.fit(images, context)
     assert not torch.equal(sharp.head.weight, ours.head.weight)
     assert all(bool(values.isfinite().all()) for values in sharp.state_dict().values())
 
 
 def test_the_control_is_the_one_that_is_named(images: ImageSet) -> None:
-    recipe = lend(images, weight_decay=0.01, cutout=5).recipe
+    recipe = make_context(images, weight_decay=0.01, cutout=5).recipe
     control = defenses.build("ft(updates=800, learning_rate=0.01, drops=(), batch_size=256)")
     assert isinstance(control, FineTuning)
     assert FTSAM().schedule(recipe) == control.schedule(recipe)
@@ -94,21 +94,22 @@ def test_the_control_is_the_one_that_is_named(images: ImageSet) -> None:
 
 
 @pytest.mark.parametrize(("model", "updates"), [("wrn16_1", 2), ("resnet18", 1)])
-def test_it_equals_a_slow_reading_of_algorithm_1(
+def test_it_equals_a_slow_implementation_of_algorithm_1(
     model: str, updates: int, images: ImageSet
 ) -> None:
-    """The worst weights are those of a second network, which lends the first its gradients."""
+    """A second network has the worst weights, and its gradients update the first."""
     images = ImageSet(images.images[:, :, :8, :8], images.labels, 10)
-    lent = replace(
-        lend(images, weight_decay=0.01), build_network=partial(models.build(model).build, 10, 8)
+    context = replace(
+        make_context(images, weight_decay=0.01),
+        build_network=partial(models.build(model).build, 10, 8),
     )
-    start = lent.build().eval()
+    start = context.build().eval()
     ours = FTSAM(updates=updates, batch_size=40).fit(
-        images, replace(lent, train_undefended=lambda n: start)
+        images, replace(context, train_undefended=lambda n: start)
     )
 
     network = deepcopy(start).train()
-    recipe = replace(lent.recipe, epochs=updates, batch_size=40, learning_rate=0.01, drops=())
+    recipe = replace(context.recipe, epochs=updates, batch_size=40, learning_rate=0.01, drops=())
     optimizer = recipe.sgd(network)
 
     def step(batch: Batch) -> None:
@@ -124,8 +125,8 @@ def test_it_equals_a_slow_reading_of_algorithm_1(
             p.grad = q.grad
         optimizer.step()
 
-    fit = lent.trusted().fit
-    loop(step, fit, recipe=recipe, rng=lent.rng("fine-tuning"), state={"optimizer": optimizer})
+    fit = context.trusted().fit
+    loop(step, fit, recipe=recipe, rng=context.rng("fine-tuning"), state={"optimizer": optimizer})
     before, made, expected = (
         torch.cat([p.detach().flatten() for p in each.parameters()])
         for each in (start, ours, network)
@@ -134,57 +135,57 @@ def test_it_equals_a_slow_reading_of_algorithm_1(
     assert float((made - expected).norm()) <= 0.05 * float((expected - before).norm())
 
 
-def test_running_statistics_are_moved_once_a_step(images: ImageSet) -> None:
-    made = SHORT.fit(images, lend(images))
+def test_running_statistics_are_updated_once_per_step(images: ImageSet) -> None:
+    made = SHORT.fit(images, make_context(images))
     norms = [module for module in made.modules() if isinstance(module, nn.BatchNorm2d)]
     assert {int(norm.get_buffer("num_batches_tracked")) for norm in norms} == {4}
 
 
-def test_the_shared_network_stays_as_it_was(images: ImageSet) -> None:
-    lent = lend(images)
-    shared = lent.undefended()
+def test_the_shared_network_is_unchanged(images: ImageSet) -> None:
+    context = make_context(images)
+    shared = context.undefended()
     before = deepcopy(shared)
-    made = SHORT.fit(images, replace(lent, train_undefended=lambda n: shared))
+    made = SHORT.fit(images, replace(context, train_undefended=lambda n: shared))
     assert_same(shared, before)
     assert not shared.training
     assert not made.training
     assert not torch.equal(made.head.weight, before.head.weight)
 
 
-def test_only_the_clean_images_to_fit_are_looked_at(images: ImageSet) -> None:
-    one = SHORT.fit(images, lend(images))
-    lent = lend(images)
-    fit = lent.trusted().fit
-    other = replace(lent, clean=CleanBudget(fit, images[torch.arange(5)]))
+def test_only_the_fit_part_of_the_clean_images_is_used(images: ImageSet) -> None:
+    one = SHORT.fit(images, make_context(images))
+    context = make_context(images)
+    fit = context.trusted().fit
+    other = replace(context, clean=CleanBudget(fit, images[torch.arange(5)]))
     assert_same(one, SHORT.fit(images[torch.arange(20)], other))
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
 @pytest.mark.parametrize("updates", [1, 3])
-def test_the_cost_is_the_work(
+def test_the_cost_equals_the_counted_passes(
     epochs: int, updates: int, work: Callable[[Callable[[], object]], int]
 ) -> None:
-    """Two passes forward and two back for each image, whatever the recipe's epochs."""
-    images = scenarios.pictures(1000, 8, 10)
-    lent = scenarios.context(images, 0.05)
-    lent = replace(lent, recipe=replace(lent.recipe, epochs=epochs, updates=1.0))
+    """Two forward and two backward passes per image, whatever the recipe's epochs."""
+    images = scenarios.random_images(1000, 8, 10)
+    context = scenarios.defense_context(images, 0.05)
+    context = replace(context, recipe=replace(context.recipe, epochs=epochs, updates=1.0))
     defense = FTSAM(updates=updates)
-    own = defense.cost(lent.recipe, len(images)) - 3.0 * epochs
+    own = defense.cost(context.recipe, len(images)) - 3.0 * epochs
     assert own == pytest.approx(6 * updates * 40 / 1000)
-    assert work(lambda: defense.fit(images, lent)) == pytest.approx(own * len(images))
+    assert work(lambda: defense.fit(images, context)) == pytest.approx(own * len(images))
 
 
 @pytest.mark.parametrize("epochs", [30, 100])
 def test_it_costs_a_tenth_of_training(epochs: int) -> None:
-    """Of 100 epochs, and as much beside any other: 2,000 images are 8 batches of 250 on average."""
+    """Of 100 epochs; the same for any recipe: 2,000 images are 8 batches of 250 on average."""
     own = 6 * 800 * 250 / 50_000
     assert own <= 0.1 * 300
     assert FTSAM().cost(Recipe(epochs=epochs), 50_000) == pytest.approx(3.0 * epochs + own)
 
 
-def test_without_clean_images_the_complaint_says_so(images: ImageSet) -> None:
-    with pytest.raises(InvalidInput, match="needs clean images, and none are lent"):
-        SHORT.fit(images, replace(lend(images), clean=None))
+def test_without_clean_images_the_error_says_so(images: ImageSet) -> None:
+    with pytest.raises(InvalidInput, match="needs clean images, but none are lent"):
+        SHORT.fit(images, replace(make_context(images), clean=None))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""MCR against its equations, written slowly."""
+"""MCR against a slow implementation of its equations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from bdbench.defenses.base import CleanBudget, Context
-from bdbench.defenses.mcr import MCR, POINTS, curve, settle, weights
+from bdbench.defenses.mcr import MCR, POINTS, curve, reset_statistics, weights
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
@@ -39,8 +39,8 @@ def images() -> ImageSet:
     return ImageSet(pixels, torch.arange(60) % 10, 10)
 
 
-def lend(images: ImageSet, recipe: Recipe = RECIPE) -> Context:
-    """40 clean images to fit, 10 for validation and networks that have seen the data once."""
+def make_context(images: ImageSet, recipe: Recipe = RECIPE) -> Context:
+    """40 clean images to fit, 10 for validation, and networks after one epoch."""
     training = TrainingContext(
         recipe, torch.device("cpu"), partial(models.build("wrn16_1").build, 10, 16), 0
     )
@@ -87,9 +87,9 @@ def test_the_curve_is_its_formula() -> None:
 
 @pytest.mark.parametrize("t", [0.0, torch.tensor(0.0), 1.0, torch.tensor(1.0)])
 def test_the_curve_ends_exactly_at_the_ends(t: float | Tensor, images: ImageSet) -> None:
-    lent = lend(images)
-    ends = first, second = lent.undefended(0), lent.undefended(1)
-    theta = weights(lent.build("theta"))
+    context = make_context(images)
+    ends = first, second = context.undefended(0), context.undefended(1)
+    theta = weights(context.build("theta"))
     phi, end = curve(t, weights(first), theta, weights(second)), ends[int(t)]
     assert phi.keys() == dict(end.named_parameters()).keys()
     for name, values in end.named_parameters():
@@ -101,26 +101,26 @@ def test_the_curve_ends_exactly_at_the_ends(t: float | Tensor, images: ImageSet)
         assert torch.equal(functional_call(end, phi, pixels), end(pixels))
 
 
-def test_settling_at_an_end_is_settling_a_copy_of_it(images: ImageSet) -> None:
-    lent = lend(images)
-    first, second = lent.undefended(0), lent.undefended(1)
+def test_resetting_statistics_at_an_end_equals_that_of_its_copy(images: ImageSet) -> None:
+    context = make_context(images)
+    first, second = context.undefended(0), context.undefended(1)
     one, other = deepcopy(first), deepcopy(second)
     with torch.no_grad():
         for name, values in curve(0.0, weights(first), weights(second), weights(second)).items():
             other.get_parameter(name).copy_(values)
     for network in (one, other):
-        settle(network, clean_of(lent).fit, STILL, lent.rng("statistics"))
+        reset_statistics(network, clean_of(context).fit, STILL, context.rng("statistics"))
     assert_same_state(one, state_of(other))
     assert not torch.equal(one.norm.running_mean, first.norm.running_mean)  # type: ignore[union-attr]
 
 
-def test_settled_statistics_are_means_over_batches_of_the_fit_part(images: ImageSet) -> None:
+def test_reset_statistics_are_means_over_batches_of_the_fit_part(images: ImageSet) -> None:
     """Batches of 18, 18 and 4; the first layer's input does not depend on any statistics."""
-    lent = lend(images)
-    fit, network = clean_of(lent).fit, lent.undefended()
+    context = make_context(images)
+    fit, network = clean_of(context).fit, context.undefended()
     how = replace(STILL, batch_size=18)
     batches: list[Batch] = []
-    loop(batches.append, fit, recipe=replace(how, epochs=1), rng=lent.rng("s"), state={})
+    loop(batches.append, fit, recipe=replace(how, epochs=1), rng=context.rng("s"), state={})
     assert [len(batch.labels) for batch in batches] == [18, 18, 4]
 
     def expected(layer_input: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
@@ -136,7 +136,7 @@ def test_settled_statistics_are_means_over_batches_of_the_fit_part(images: Image
         return mean, variance
 
     still = state_of(network)
-    settle(network, fit, how, lent.rng("s"))
+    reset_statistics(network, fit, how, context.rng("s"))
     first = network.groups[0][0].norm1  # type: ignore[union-attr,index]
     mean, variance = expected(network.stem)  # type: ignore[arg-type]
     torch.testing.assert_close(first.running_mean, mean)
@@ -158,7 +158,7 @@ def test_settled_statistics_are_means_over_batches_of_the_fit_part(images: Image
 def test_statistics_come_from_the_fit_part_alone(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lent, seen, plain = lend(images), [], Classifier.forward
+    context, seen, plain = make_context(images), [], Classifier.forward
 
     def remember(network: Classifier, pixels: Tensor) -> Tensor:
         if network.training and not torch.is_grad_enabled():
@@ -166,30 +166,30 @@ def test_statistics_come_from_the_fit_part_alone(
         return plain(network, pixels)
 
     monkeypatch.setattr(Classifier, "forward", remember)
-    MCR(updates=2).fit(images, lent)
+    MCR(updates=2).fit(images, context)
     assert len(seen) == 40 * (len(POINTS) + 1)
     assert {image.numpy().tobytes() for image in seen} == {
-        image.numpy().tobytes() for image in clean_of(lent).fit.images
+        image.numpy().tobytes() for image in clean_of(context).fit.images
     }
 
 
-def test_the_ends_are_not_changed(images: ImageSet) -> None:
-    lent, defense = lend(images), MCR(updates=3)
-    first, second = lent.undefended(0), lent.undefended(1)
+def test_the_ends_are_unchanged(images: ImageSet) -> None:
+    context, defense = make_context(images), MCR(updates=3)
+    first, second = context.undefended(0), context.undefended(1)
     before = state_of(first), state_of(second)
-    theta = defense.bend(first, second, clean_of(lent), lent)
+    theta = defense.train_theta(first, second, clean_of(context), context)
     assert_same_state(first, before[0])
     assert_same_state(second, before[1])
     middle = {name: (before[0][name] + before[1][name]) / 2 for name in weights(first)}
     assert all(not torch.equal(values, middle[name]) for name, values in weights(theta).items())
-    tuned = MCR(ends="single", tuning_updates=3).other_end(first, clean_of(lent), lent)
+    tuned = MCR(ends="single", tuning_updates=3).second_end(first, clean_of(context), context)
     assert_same_state(first, before[0])
     assert not torch.equal(tuned.head.weight, first.head.weight)
     assert all(p.grad is None for p in (*first.parameters(), *second.parameters()))
 
 
 class Still(SGD):
-    """Remembers every gradient and takes no step."""
+    """Records every gradient and takes no step."""
 
     gradients: list[list[Tensor]]
 
@@ -201,9 +201,9 @@ class Still(SGD):
 def test_gradients_are_those_at_phi_times_2t_1_minus_t_and_do_not_pile_up(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """theta stays where it starts, so that every step can be repeated on its own."""
-    lent, defense = lend(images), MCR(updates=6, batch_size=20)
-    first, second = lent.undefended(0), lent.undefended(1)
+    """theta keeps its initial value, so that every step can be recomputed independently."""
+    context, defense = make_context(images), MCR(updates=6, batch_size=20)
+    first, second = context.undefended(0), context.undefended(1)
     gradients: list[list[Tensor]] = []
 
     def sgd(recipe: Recipe, model: nn.Module) -> SGD:
@@ -213,9 +213,9 @@ def test_gradients_are_those_at_phi_times_2t_1_minus_t_and_do_not_pile_up(
         return optimizer
 
     monkeypatch.setattr(Recipe, "sgd", sgd)
-    defense.bend(first, second, clean_of(lent), lent)
+    defense.train_theta(first, second, clean_of(context), context)
     assert len(gradients) == 6
-    draws = iter(torch.rand(6, generator=lent.rng("t")).tolist())
+    draws = iter(torch.rand(6, generator=context.rng("t")).tolist())
     expected: list[list[Tensor]] = []
 
     def step(batch: Batch) -> None:
@@ -232,7 +232,7 @@ def test_gradients_are_those_at_phi_times_2t_1_minus_t_and_do_not_pile_up(
 
     # Three passes of two batches, as they come from the images and not augmented.
     how = replace(STILL, epochs=3, drops=())
-    loop(step, clean_of(lent).fit, recipe=how, rng=lent.rng("curve"), state={})
+    loop(step, clean_of(context).fit, recipe=how, rng=context.rng("curve"), state={})
     for ours, theirs in zip(gradients, expected, strict=True):
         for a, b in zip(ours, theirs, strict=True):
             # Rounding turns a few activations on or off. A sum of two gradients is far away.
@@ -272,17 +272,17 @@ def test_the_gradient_of_theta_is_the_slope_of_the_loss() -> None:
                 assert float(gradient.view(-1)[place]) == pytest.approx(slope, abs=1e-7)
 
 
-def test_a_trained_curve_lies_below_the_straight_line() -> None:
-    """Ten patterns under noise: both ends know them, and the mean of their weights does not."""
+def test_a_trained_curve_has_a_lower_loss_than_the_straight_line() -> None:
+    """Ten noisy patterns: both ends classify them, but the mean of their weights does not."""
     rng, labels = stream(0, "patterns"), torch.arange(200) % 10
     patterns = torch.randint(0, 256, (10, 3, 16, 16), generator=rng)
     noise = torch.randint(0, 256, (200, 3, 16, 16), generator=rng)
     data = ImageSet(((patterns[labels] + noise) // 2).to(torch.uint8), labels, 10)
     recipe = replace(STILL, epochs=15, batch_size=32, learning_rate=0.1, weight_decay=1e-4)
-    context = lend(data, recipe)
+    context = make_context(data, recipe)
     first, second = (train(context.build(n), data, recipe, context.rng(n)) for n in ("a", "b"))
     defense = MCR(updates=105, learning_rate=0.05, batch_size=32)
-    bend = defense.bend(first, second, CleanBudget(data, data), context)
+    bend = defense.train_theta(first, second, CleanBudget(data, data), context)
     w1, w2, found = weights(first), weights(second), []
     middle = {name: (w1[name] + w2[name]) / 2 for name in w1}
     for theta in (weights(bend), middle):
@@ -290,7 +290,7 @@ def test_a_trained_curve_lies_below_the_straight_line() -> None:
         with torch.no_grad():
             for name, values in curve(0.5, w1, theta, w2).items():
                 network.get_parameter(name).copy_(values)
-        settle(network, data, recipe, context.rng("statistics"))
+        reset_statistics(network, data, recipe, context.rng("statistics"))
         found.append(float(cross_entropy(logits(network, data.images), labels)))
     assert found[0] < 0.3 * found[1]
 
@@ -309,79 +309,81 @@ def test_a_trained_curve_lies_below_the_straight_line() -> None:
         ("two", dict.fromkeys(POINTS, 0.5), 0.5),
     ],
 )
-def test_t_is_the_farthest_of_the_good_ones(
+def test_the_selected_t_is_the_farthest_good_one(
     ends: str, accuracies: dict[float, float], chosen: float
 ) -> None:
-    assert MCR(ends=ends).choose(accuracies) == chosen
+    assert MCR(ends=ends).select(accuracies) == chosen
 
 
 @pytest.mark.parametrize("ends", ["single", "two"])
-def test_the_network_is_a_settled_point_of_the_curve(ends: str, images: ImageSet) -> None:
-    lent, defense = lend(images), MCR(ends=ends, updates=4, tuning_updates=3)
-    made = defense.fit(images, lent)
-    scalars = lent.journal.scalars
+def test_the_network_is_a_point_of_the_curve(ends: str, images: ImageSet) -> None:
+    context, defense = make_context(images), MCR(ends=ends, updates=4, tuning_updates=3)
+    made = defense.fit(images, context)
+    scalars = context.journal.scalars
     accuracies = {t: scalars[f"validation accuracy at t = {t}"] for t in POINTS}
     assert set(scalars) == {*(f"validation accuracy at t = {t}" for t in POINTS), "t"}
-    assert scalars["t"] == defense.choose(accuracies)
+    assert scalars["t"] == defense.select(accuracies)
 
-    first, clean = lent.undefended(0), clean_of(lent)
-    second = defense.other_end(first, clean, lent)
-    theta = weights(defense.bend(first, second, clean, lent))
+    first, clean = context.undefended(0), clean_of(context)
+    second = defense.second_end(first, clean, context)
+    theta = weights(defense.train_theta(first, second, clean, context))
     for t, accuracy in accuracies.items():
         network = deepcopy(first)
         with torch.no_grad():
             for name, values in curve(t, weights(first), theta, weights(second)).items():
                 network.get_parameter(name).copy_(values)
-        settle(network, clean.fit, replace(STILL, batch_size=128), lent.rng("statistics"))
+        reset_statistics(
+            network, clean.fit, replace(STILL, batch_size=128), context.rng("statistics")
+        )
         found = logits(network, clean.validation.images).argmax(1)
         assert float((found == clean.validation.labels).double().mean()) == accuracy
         if t == scalars["t"]:
             assert_same_state(made, state_of(network))
 
 
-def test_only_validation_images_choose(images: ImageSet) -> None:
-    """Other validation labels can change t and nothing before it; the data are not looked at."""
-    lent, other = lend(images), lend(images)
+def test_only_validation_images_select_t(images: ImageSet) -> None:
+    """Other validation labels change only t; the training set is not used."""
+    context, other = make_context(images), make_context(images)
     fit, held = clean_of(other).fit, clean_of(other).validation
     defense, at = (
         MCR(ends="single", updates=4, tuning_updates=4, tolerance=0.999),
         "validation accuracy at t = 0.9",
     )
-    one = defense.fit(images, lent)
+    one = defense.fit(images, context)
     predicted = replace(held, labels=logits(one, held.images).argmax(1))
     other = replace(other, clean=CleanBudget(fit, predicted))
     two = defense.fit(images[torch.arange(20)], other)
-    assert lent.journal.scalars["t"] == other.journal.scalars["t"] == 0.9
-    assert lent.journal.scalars[at] < other.journal.scalars[at] == 1
+    assert context.journal.scalars["t"] == other.journal.scalars["t"] == 0.9
+    assert context.journal.scalars[at] < other.journal.scalars[at] == 1
     assert_same_state(one, state_of(two))
 
 
 @pytest.mark.parametrize("ends", ["single", "two"])
 def test_it_runs_in_bf16(ends: str, images: ImageSet) -> None:
-    lent = lend(images, replace(RECIPE, precision="bf16"))
+    context = make_context(images, replace(RECIPE, precision="bf16"))
     defense = MCR(ends=ends, updates=4, tuning_updates=4)
-    made = defense.fit(images, lent)
+    made = defense.fit(images, context)
     assert made.precision == "bf16"
     assert all(bool(values.isfinite().all()) for values in made.state_dict().values())
     assert made.head.weight.dtype == torch.float32
-    plain = defense.fit(images, lend(images))
+    plain = defense.fit(images, make_context(images))
     assert not torch.equal(plain.head.weight, made.head.weight)
 
 
 @pytest.mark.parametrize(("ends", "networks"), [("single", 1), ("two", 2)])
-def test_it_costs_what_it_says(
+def test_the_cost_equals_the_counted_passes(
     ends: str, networks: int, images: ImageSet, work: Callable[[Callable[[], object]], int]
 ) -> None:
-    defense, lent = MCR(ends=ends, updates=5, tuning_updates=3), lend(images)
+    defense, context = MCR(ends=ends, updates=5, tuning_updates=3), make_context(images)
     assert defense.undefended == networks
     for n in range(2):
-        lent.undefended(n)
+        context.undefended(n)
     own = defense.cost(RECIPE, 1_000) - networks * 3 * RECIPE.epochs
     # 40 images are 4 % of 1,000.
-    assert work(lambda: defense.fit(images, lent)) == pytest.approx(1000 * own)
+    assert work(lambda: defense.fit(images, context)) == pytest.approx(1000 * own)
 
 
-def test_its_own_part_by_hand() -> None:
+def test_its_own_cost_by_hand() -> None:
     """2,000 images are 15 batches of 128 and one of 80, 125 on average; 7,900 updates of them are
     about a fifth of a plain training of 100 epochs."""
     curve_of = 3 * 7_900 * 125 / 50_000
@@ -405,14 +407,14 @@ def test_two_ends_and_no_augmentation_are_the_default() -> None:
 
 @pytest.mark.parametrize("ends", ["single", "two"])
 @pytest.mark.parametrize("augment", [False, True])
-def test_it_makes_so_many_steps_on_the_images_as_they_are(
+def test_steps_learning_rates_and_augmentation(
     ends: str, augment: bool, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the curve and of the end, if one is tuned, though both end within a pass; rates fall at
-    70 % and 90 %."""
-    lent, rates, seen = lend(images), [], set()
+    """Of the curve and of a fine-tuned end, although both end within a pass; rates fall at 70 % and
+    90 %."""
+    context, rates, seen = make_context(images), [], set()
     for n in range(2):
-        lent.undefended(n)
+        context.undefended(n)
     step, forward = SGD.step, Classifier.forward
 
     def watched(self: SGD, *given: Any) -> Any:
@@ -427,16 +429,18 @@ def test_it_makes_so_many_steps_on_the_images_as_they_are(
 
     monkeypatch.setattr(SGD, "step", watched)
     monkeypatch.setattr(Classifier, "forward", seeing)
-    MCR(ends=ends, updates=20, tuning_updates=10, batch_size=16, augment=augment).fit(images, lent)
+    MCR(ends=ends, updates=20, tuning_updates=10, batch_size=16, augment=augment).fit(
+        images, context
+    )
     tuning = [0.01] * 7 + [0.001] * 2 + [0.0001]
     expected = [0.01] * 14 + [0.001] * 4 + [0.0001] * 2
     assert rates == pytest.approx(tuning * (ends == "single") + expected)
-    given = {image.numpy().tobytes() for image in clean_of(lent).fit.images}
+    given = {image.numpy().tobytes() for image in clean_of(context).fit.images}
     assert (seen <= given) == (not augment)
     assert augment or seen == given
 
 
-def test_rates_fall_twice_and_sum_to_those_of_the_code() -> None:
+def test_rates_fall_twice_and_have_the_sum_of_the_codes_rates() -> None:
     how = MCR().schedule(RECIPE)
     rates = [how.decay(update / 7_900) for update in range(7_900)]
     assert rates == pytest.approx([1.0] * 5_530 + [0.1] * 1_580 + [0.01] * 790)

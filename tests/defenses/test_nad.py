@@ -1,4 +1,4 @@
-"""NAD against its equations, written slowly."""
+"""NAD against a slow implementation of its equations."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def images() -> ImageSet:
     return ImageSet(pixels, torch.arange(60) % 10, 10)
 
 
-def lend(
+def make_context(
     images: ImageSet, recipe: Recipe = RECIPE, model: str = "wrn16_1", seed: int = 0
 ) -> Context:
     """40 clean images to fit, 10 for validation and an untrained network."""
@@ -134,8 +134,8 @@ def test_two_stages_are_too_few() -> None:
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_each_term_reaches_the_first_stage_and_the_stem(stage: int, images: ImageSet) -> None:
-    lent = lend(images)
-    student, teacher = lent.build(), lent.build("teacher")
+    context = make_context(images)
+    student, teacher = context.build(), context.build("teacher")
     betas = tuple(float(n == stage) for n in range(3))
     pixels = images.images[:8].float() / 255
     with torch.no_grad():
@@ -149,14 +149,14 @@ def test_each_term_reaches_the_first_stage_and_the_stem(stage: int, images: Imag
     assert "head" not in reached
 
 
-def test_the_student_equals_a_slow_reading_of_the_paper(images: ImageSet) -> None:
-    """Every image by itself, from the paper's sentences; the student has 4 fast updates of 6."""
-    lent, betas = lend(images, replace(RECIPE, padding=0)), (5.0, 10.0, 20.0)
-    ours = NAD(betas=betas, **SHORT).fit(images, lent)
+def test_the_student_equals_a_slow_implementation_of_the_paper(images: ImageSet) -> None:
+    """Image by image; 4 of the student's 6 updates have the initial learning rate."""
+    context, betas = make_context(images, replace(RECIPE, padding=0)), (5.0, 10.0, 20.0)
+    ours = NAD(betas=betas, **SHORT).fit(images, context)
 
-    fast = replace(lent.recipe, epochs=2, learning_rate=0.02, drops=())
-    teacher = train(lent.undefended(), clean_of(lent).fit, fast, lent.rng("teacher"))
-    student = lent.undefended().train()
+    fast = replace(context.recipe, epochs=2, learning_rate=0.02, drops=())
+    teacher = train(context.undefended(), clean_of(context).fit, fast, context.rng("teacher"))
+    student = context.undefended().train()
     optimizer = fast.sgd(student)
 
     def step(batch) -> None:  # type: ignore[no-untyped-def]
@@ -177,7 +177,7 @@ def test_the_student_equals_a_slow_reading_of_the_paper(images: ImageSet) -> Non
 
     slow = replace(fast, epochs=3, drops=(2 / 3,))
     state = {"student": student, "optimizer": optimizer}
-    loop(step, clean_of(lent).fit, recipe=slow, rng=lent.rng("student"), state=state)
+    loop(step, clean_of(context).fit, recipe=slow, rng=context.rng("student"), state=state)
     for name, values in student.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-3, atol=1e-4)
 
@@ -194,8 +194,8 @@ def test_the_teacher_is_frozen_with_its_buffers(
         return model
 
     monkeypatch.setattr(bdbench.defenses.nad, "train", remember)
-    lent = lend(images)
-    made = NAD(**SHORT).fit(images, lent)
+    context = make_context(images)
+    made = NAD(**SHORT).fit(images, context)
     teacher = held["teacher"]
     assert made is not teacher
     assert not teacher.training
@@ -203,25 +203,25 @@ def test_the_teacher_is_frozen_with_its_buffers(
     for name, values in teacher.state_dict().items():
         assert torch.equal(values, held["state"][name]), name
     assert not torch.equal(made.head.weight, teacher.head.weight)
-    # Training it has moved it away from where both started, in a copy.
-    assert not torch.equal(teacher.head.weight, lent.undefended().head.weight)
+    # The teacher is a trained copy of the undefended network.
+    assert not torch.equal(teacher.head.weight, context.undefended().head.weight)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_without_attention_it_is_fine_tuning(precision: str, images: ImageSet) -> None:
-    lent = lend(images, replace(RECIPE, precision=precision))
-    ours = NAD(betas=(0.0, 0.0, 0.0), **SHORT).fit(images, lent)
-    how = replace(lent.recipe, epochs=3, batch_size=20, learning_rate=0.02, drops=(2 / 3,))
-    tuned = train(lent.undefended(), clean_of(lent).fit, how, lent.rng("student"))
+    context = make_context(images, replace(RECIPE, precision=precision))
+    ours = NAD(betas=(0.0, 0.0, 0.0), **SHORT).fit(images, context)
+    how = replace(context.recipe, epochs=3, batch_size=20, learning_rate=0.02, drops=(2 / 3,))
+    tuned = train(context.undefended(), clean_of(context).fit, how, context.rng("student"))
     for name, values in tuned.state_dict().items():
         assert torch.equal(ours.state_dict()[name], values), name
-    with_attention = NAD(**SHORT).fit(images, lent)
+    with_attention = NAD(**SHORT).fit(images, context)
     assert not torch.equal(with_attention.head.weight, tuned.head.weight)
     assert all(bool(values.isfinite().all()) for values in with_attention.parameters())
 
 
-def test_the_student_meets_each_batch_once(images: ImageSet) -> None:
-    made = NAD(**SHORT).fit(images, lend(images))
+def test_the_student_sees_each_batch_once(images: ImageSet) -> None:
+    made = NAD(**SHORT).fit(images, make_context(images))
     counts = [
         int(values)
         for name, values in made.state_dict().items()
@@ -231,14 +231,14 @@ def test_the_student_meets_each_batch_once(images: ImageSet) -> None:
     assert set(counts) == {6}, "updates of the student"
 
 
-def test_the_training_set_is_not_looked_at(images: ImageSet) -> None:
-    one = NAD(**SHORT).fit(images, lend(images))
-    other = NAD(**SHORT).fit(images[torch.arange(20)], lend(images))
+def test_the_training_set_is_not_used(images: ImageSet) -> None:
+    one = NAD(**SHORT).fit(images, make_context(images))
+    other = NAD(**SHORT).fit(images[torch.arange(20)], make_context(images))
     assert torch.equal(one.head.weight, other.head.weight)
 
 
 def test_the_learning_rate_falls_once() -> None:
-    """After 64 updates, whatever the length; or never, where there are no more."""
+    """After 64 updates, whatever the length; never, if there are no more."""
     for count in (320, 640, 65):
         how, updates = NAD().schedule(RECIPE, count)
         assert updates == count, "not scaled with the recipe's epochs"
@@ -250,25 +250,25 @@ def test_the_learning_rate_falls_once() -> None:
     assert [how.decay(n / 64) for n in (0, 6, 7, 63)] == pytest.approx([1, 1, 0.1, 0.1])
 
 
-def test_it_costs_what_it_says(
+def test_the_cost_equals_the_counted_passes(
     images: ImageSet, work: Callable[[Callable[[], object]], int]
 ) -> None:
     defense = NAD(**SHORT)
     own = defense.cost(RECIPE, 1_000) - 3 * RECIPE.epochs
     # 40 images are 4 % of 1,000.
-    assert work(lambda: defense.fit(images, lend(images))) == pytest.approx(1000 * own)
+    assert work(lambda: defense.fit(images, make_context(images))) == pytest.approx(1000 * own)
 
 
 @pytest.mark.parametrize("epochs", [30, 100])
-def test_its_own_part_is_small(epochs: int) -> None:
+def test_its_own_cost_is_small(epochs: int) -> None:
     plain = 3.0 * epochs
     assert 0 < NAD().cost(Recipe(epochs=epochs), 50_000) - plain <= 0.06 * plain
 
 
 def test_the_teacher_is_judged_on_validation_images(images: ImageSet) -> None:
-    lent = lend(images)
-    NAD(**SHORT).fit(images, lent)
-    (name, value), *rest = lent.journal.scalars.items()
+    context = make_context(images)
+    NAD(**SHORT).fit(images, context)
+    (name, value), *rest = context.journal.scalars.items()
     assert name == "teacher validation accuracy"
     assert value in {n / 10 for n in range(11)}
     assert not rest
@@ -279,8 +279,8 @@ def test_maps_of_one_pixel_are_refused() -> None:
         attention(torch.rand(2, 5, 1, 1), 2.0)
     pixels = torch.randint(0, 256, (60, 3, 4, 4), dtype=torch.uint8, generator=stream(0, "small"))
     small = ImageSet(pixels, torch.arange(60) % 10, 10)
-    with pytest.raises(InvalidInput, match="take larger images"):
-        NAD(**SHORT).fit(small, lend(small))
+    with pytest.raises(InvalidInput, match="use larger images"):
+        NAD(**SHORT).fit(small, make_context(small))
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,7 @@ def test_a_search_takes_the_first_within_two_points_of_the_teacher(
     images: ImageSet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And the last where none is. What it returns is what those betas give alone."""
+    """Or the last if none is. The result equals that of these betas without a search."""
     judged: list[Classifier] = []
     told = iter([teacher, *students])
 
@@ -354,12 +354,12 @@ def test_a_search_takes_the_first_within_two_points_of_the_teacher(
         return next(told)
 
     monkeypatch.setattr(bdbench.defenses.nad, "validation_accuracy", judge)
-    lent = lend(images)
-    made = NAD(betas="search", **SHORT).fit(images, lent)
-    assert list(told) == [], "no more and no fewer than these"
+    context = make_context(images)
+    made = NAD(betas="search", **SHORT).fit(images, context)
+    assert list(told) == [], "all are used"
     assert made is judged[-1]
     factors = [1.0, 0.1, 0.01, 0.001][: len(students)]
-    assert lent.journal.scalars == {
+    assert context.journal.scalars == {
         "teacher validation accuracy": teacher,
         **{
             f"validation accuracy at betas times {each:g}": found
@@ -369,28 +369,28 @@ def test_a_search_takes_the_first_within_two_points_of_the_teacher(
     }
     monkeypatch.undo()
     betas = (500 * factor, 1000 * factor, 1000 * factor)
-    alone = NAD(betas=betas, **SHORT).fit(images, lend(images))
+    alone = NAD(betas=betas, **SHORT).fit(images, make_context(images))
     for name, values in alone.state_dict().items():
         assert torch.equal(made.state_dict()[name], values), name
 
 
 def test_a_search_judges_by_validation_images(images: ImageSet) -> None:
-    """With labels that the teacher gives, the teacher is never wrong."""
-    lent = lend(images)
-    fit, held = clean_of(lent).fit, clean_of(lent).validation
-    how, updates = NAD(**SHORT).schedule(lent.recipe, 4)
-    teacher = train(lent.undefended(), fit, how, lent.rng("teacher"), updates=updates)
+    """With the teacher's predictions as labels, the teacher is always right."""
+    context = make_context(images)
+    fit, held = clean_of(context).fit, clean_of(context).validation
+    how, updates = NAD(**SHORT).schedule(context.recipe, 4)
+    teacher = train(context.undefended(), fit, how, context.rng("teacher"), updates=updates)
     told = replace(held, labels=predict(teacher, held.images))
-    lent = replace(lent, clean=CleanBudget(fit, told))
-    made = NAD(betas="search", **SHORT).fit(images, lent)
-    scalars = lent.journal.scalars
+    context = replace(context, clean=CleanBudget(fit, told))
+    made = NAD(betas="search", **SHORT).fit(images, context)
+    scalars = context.journal.scalars
     assert scalars["teacher validation accuracy"] == 1.0
     right = int((predict(made, held.images) == told.labels).sum())
     factor = scalars["betas times"]
     assert scalars[f"validation accuracy at betas times {factor:g}"] == right / 10
 
 
-def test_a_search_costs_at_most_what_it_says(
+def test_the_cost_is_the_largest_of_a_search(
     images: ImageSet, work: Callable[[Callable[[], object]], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     defense, accuracy = NAD(betas="search", **SHORT), bdbench.defenses.nad.validation_accuracy
@@ -404,6 +404,6 @@ def test_a_search_costs_at_most_what_it_says(
             "validation_accuracy",
             lambda *given, told=told: 0 * accuracy(*given) + next(told),
         )
-        done = work(lambda: defense.fit(images, lend(images)))
+        done = work(lambda: defense.fit(images, make_context(images)))
         assert (done == pytest.approx(own)) == most
         assert done <= own + 1e-6

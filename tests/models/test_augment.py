@@ -24,7 +24,7 @@ from bdbench.models.training.feed import BatchSource
 def reference(
     image: torch.Tensor, draws: AugmentationDraws, n: int, how: Augmentation
 ) -> torch.Tensor:
-    """One image through PIL as public code does it: pad, crop, mirror, then zero a square."""
+    """One image through PIL as in public code: pad, crop, mirror, then zero a square."""
     height, width = image.shape[1:]
     picture = functional.to_pil_image(image)
     picture = functional.pad(picture, [how.padding])
@@ -73,7 +73,7 @@ def test_the_square_is_two_pixels_wide_and_cut_at_the_border() -> None:
     assert zeros[2] == {(6, 6), (6, 7), (7, 6), (7, 7)}
 
 
-def test_a_tape_covers_every_choice() -> None:
+def test_draws_cover_every_value() -> None:
     how = Augmentation(padding=4)
     draws = draw_augmentation(5_000, (32, 24), how, stream(0, "draws"))
     assert torch.equal(draws.order.sort().values, torch.arange(5_000))
@@ -90,7 +90,7 @@ def test_a_tape_covers_every_choice() -> None:
         assert (counts - expected).abs().max() < 6 * expected**0.5
 
 
-def test_every_image_has_its_own_draw(images: ImageSet) -> None:
+def test_every_image_has_its_own_draws(images: ImageSet) -> None:
     same = images.images[:1].expand(60, -1, -1, -1).contiguous()
     how = Augmentation()
     views = augment(same, draw_augmentation(60, images.size, how, stream(3, "draws")), how)
@@ -98,7 +98,7 @@ def test_every_image_has_its_own_draw(images: ImageSet) -> None:
 
 
 class Operations(TorchDispatchMode):
-    """Counts what a device is asked to do; views are free."""
+    """Counts the operations on a device, except views."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_what_only_depends_on_the_size_is_not_computed_again(images: ImageSet) -> None:
+def test_tables_that_depend_on_the_size_are_computed_once(images: ImageSet) -> None:
     feed = BatchSource(images, Augmentation(), 20, stream(0, "feed"))
     counts = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Plugins that draw from global generators have one record: alone, after others, after a stop."""
+"""Plugins that draw from global generators always give the same record, even after a resume."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ DRAWS: dict[str, Callable[[], float]] = {
 
 
 class Dropped(PreActivationResNet):
-    """Draws while it trains."""
+    """Draws random numbers in training."""
 
     def embed(self, last: Tensor) -> Tensor:
         return nn.functional.dropout(super().embed(last), 0.3, self.training)
@@ -102,8 +102,10 @@ CELLS: list[dict[str, str]] = [
 ]
 
 
-def lasting(axes: dict[str, str], folder: Path, progress: Callable[[int], None]) -> dict[str, Any]:
-    """What is in the record of a cell, every round of whose loops is kept."""
+def record_of(
+    axes: dict[str, str], folder: Path, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """The record of a cell, with a checkpoint after every round of its loops."""
     usual = {"model": "wrn16_1", "attack": "badnets", "defense": "none"}
     sizes = "toy(train_images=64, test_images=40, image_size=16)"
     chosen = cell(sizes, **(usual | axes), recipe=RECIPE, seed=0)
@@ -118,10 +120,10 @@ class Stopped(BaseException):
 
 @pytest.mark.parametrize("axes", CELLS, ids=lambda axes: " ".join(axes.values()))
 def test_a_cell_has_one_record(axes: dict[str, str], tmp_path: Path) -> None:
-    alone = lasting(axes, tmp_path / "alone", lambda work: None)
+    alone = record_of(axes, tmp_path / "alone", lambda work: None)
     for draw in DRAWS.values():
         draw()
-    assert lasting(axes, tmp_path / "after", lambda work: None) == alone
+    assert record_of(axes, tmp_path / "after", lambda work: None) == alone
     steps = iter(range(3))
 
     def stop(work: int) -> None:
@@ -129,16 +131,16 @@ def test_a_cell_has_one_record(axes: dict[str, str], tmp_path: Path) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        lasting(axes, tmp_path / "parts", stop)
+        record_of(axes, tmp_path / "parts", stop)
     for draw in DRAWS.values():
         draw()
-    assert lasting(axes, tmp_path / "parts", lambda work: None) == alone
-    # The second time it takes from the cache what it can.
-    assert lasting(axes, tmp_path / "after", lambda work: None) == alone
+    assert record_of(axes, tmp_path / "parts", lambda work: None) == alone
+    # The second run uses the cache.
+    assert record_of(axes, tmp_path / "after", lambda work: None) == alone
 
 
 @pytest.mark.parametrize("block", [seeded, global_seed])
-def test_a_block_has_draws_of_its_own_and_leaves_those_outside_alone(block: Any) -> None:
+def test_a_block_has_its_own_draws_and_restores_the_state(block: Any) -> None:
     def draws() -> list[float]:
         return [draw() for draw in DRAWS.values()]
 
@@ -158,7 +160,7 @@ def test_a_block_has_draws_of_its_own_and_leaves_those_outside_alone(block: Any)
 
 
 @pytest.mark.parametrize("whose", DRAWS)
-def test_a_state_is_put_back_and_a_draw_is_seen(whose: str) -> None:
+def test_a_state_is_restored_and_a_draw_changes_the_fingerprint(whose: str) -> None:
     state, seen = GENERATORS.state_dict(), GENERATORS.fingerprint()
     drawn = DRAWS[whose]()
     assert GENERATORS.fingerprint() != seen
@@ -168,7 +170,7 @@ def test_a_state_is_put_back_and_a_draw_is_seen(whose: str) -> None:
 
 
 @pytest.mark.parametrize("whose", DRAWS)
-def test_works_side_by_side_do_not_share_a_generator(whose: str) -> None:
+def test_parallel_tasks_may_not_draw_from_a_global_generator(whose: str) -> None:
     with pytest.raises(RuntimeError, match="draw from a global generator"):
         run_parallel([DRAWS[whose]] * 2)
     assert len(run_parallel([DRAWS[whose]] * 2, together=False)) == 2
@@ -181,5 +183,5 @@ def test_networks_with_random_layers_train_one_after_the_other(layer: nn.Module)
         network.random = layer
         return network
 
-    means = TrainingContext(RECIPE, CPU, build, seed=0)
-    assert len(means.parallel(*[partial(torch.rand, 1)] * 2)) == 2
+    context = TrainingContext(RECIPE, CPU, build, seed=0)
+    assert len(context.parallel(*[partial(torch.rand, 1)] * 2)) == 2

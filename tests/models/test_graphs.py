@@ -1,4 +1,4 @@
-"""Recorded steps against the same steps as they are, by way of a CUDA graph without a GPU."""
+"""Captured steps against eager ones, with a CUDA graph that needs no GPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.contract import device
 from bdbench.contract.host_graph import HostGraph
-from bdbench.contract.scenarios import context, replays
+from bdbench.contract.scenarios import defense_context, replays
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
@@ -35,7 +35,7 @@ def network() -> Classifier:
 
 @pytest.fixture
 def graph() -> Iterator[HostGraph]:
-    """What records from now on, after one step of each shape."""
+    """A recorder that captures a step after one eager step of each shape."""
     recorder = HostGraph()
     with recorded_by(lambda device: recorder):
         yield recorder
@@ -48,18 +48,16 @@ def equal(one: nn.Module, other: nn.Module) -> bool:
 
 def test_a_replayed_training_is_the_training(images: ImageSet, graph: HostGraph) -> None:
     replayed = train(network(), images, RECIPE, stream(0, "x"))
-    # 3 epochs of 3 batches of 16 and one of 12: the first of each shape is a rehearsal.
+    # 3 epochs of 3 batches of 16 and one of 12: the first of each shape is a warm-up.
     assert (graph.recorded, graph.replayed) == (2, 10)
-    graph.rehearsals = sys.maxsize
+    graph.warm_up = sys.maxsize
     stepped = train(network(), images, RECIPE, stream(0, "x"))
     assert (graph.recorded, graph.replayed) == (2, 10)
     assert equal(replayed, stepped)
     assert not equal(replayed, network())
 
 
-def test_optimizers_that_may_be_recorded_differ_in_rounding_only(
-    images: ImageSet, graph: HostGraph
-) -> None:
+def test_capturable_optimizers_differ_in_rounding_only(images: ImageSet, graph: HostGraph) -> None:
     short = replace(RECIPE, epochs=1)
     replayed = train(network(), images, short, stream(0, "x"))
     with recorded_by(by_device):
@@ -86,14 +84,14 @@ class Seen(Observer):
         return super().capture()
 
 
-def test_an_observer_hears_of_every_step(images: ImageSet, graph: HostGraph) -> None:
+def test_an_observer_is_told_of_every_step(images: ImageSet, graph: HostGraph) -> None:
     with observed_by(seen := Seen()):
         train(network(), images, RECIPE, stream(0, "x"))
     assert (seen.forwards, seen.backwards, seen.steps) == (180, 180, 12)
     assert seen.captures == graph.recorded == 2
 
 
-def test_rates_follow_the_recipe_and_are_whole_numbers_again_afterwards(
+def test_rates_follow_the_recipe_and_are_plain_numbers_afterwards(
     images: ImageSet, graph: HostGraph
 ) -> None:
     """So that a second training with an optimizer moves as far as the first."""
@@ -119,7 +117,7 @@ def test_rates_follow_the_recipe_and_are_whole_numbers_again_afterwards(
 def test_two_trainings_with_one_optimizer_both_start_at_the_full_rate(
     kind: type[torch.optim.Optimizer], images: ImageSet, graph: HostGraph
 ) -> None:
-    """The same bits replayed as stepped, and the rate of one that runs by hand."""
+    """Replayed and eager steps are equal bit for bit, with the rates computed by hand."""
     how = replace(RECIPE, epochs=4, batch_size=60, drops=(0.25, 0.5))
 
     def moved() -> list[float]:
@@ -141,9 +139,9 @@ def test_two_trainings_with_one_optimizer_both_start_at_the_full_rate(
 
     replayed = moved()
     assert graph.replayed == 6
-    graph.rehearsals = sys.maxsize
+    graph.warm_up = sys.maxsize
     assert moved() == replayed
-    # A constant slope moves by as much each time, but for the decay of weights.
+    # With a constant gradient each step has the same size, except for weight decay.
     about = 1e-2 if kind is torch.optim.AdamW else 1e-6
     unit = 3.0 if kind is torch.optim.SGD else 1.0
     for found, rate in zip(replayed, [0.5, 0.25] * 2, strict=True):
@@ -153,14 +151,16 @@ def test_two_trainings_with_one_optimizer_both_start_at_the_full_rate(
 def test_a_replayed_training_of_updates_is_that_training(
     images: ImageSet, graph: HostGraph
 ) -> None:
-    """With passes that end anywhere in a round, and rates that fall between two recordings."""
+    """Passes end anywhere in a round, and rates fall between two captures."""
     replayed = train(network(), images, RECIPE, stream(0, "x"), updates=30)
     assert (graph.recorded, graph.replayed) == (2, 28)
-    graph.rehearsals = sys.maxsize
+    graph.warm_up = sys.maxsize
     assert equal(replayed, train(network(), images, RECIPE, stream(0, "x"), updates=30))
 
 
-def test_two_sets_of_other_lengths_are_drawn_as_ever(images: ImageSet, graph: HostGraph) -> None:
+def test_two_sets_of_different_lengths_have_the_same_batches(
+    images: ImageSet, graph: HostGraph
+) -> None:
     def sums() -> list[float]:
         total = torch.zeros(60)
 
@@ -174,11 +174,11 @@ def test_two_sets_of_other_lengths_are_drawn_as_ever(images: ImageSet, graph: Ho
     replayed = sums()
     # 16 and 16 images at a time, 16 and 4, and 12 and 4.
     assert graph.recorded == 3
-    graph.rehearsals = sys.maxsize
+    graph.warm_up = sys.maxsize
     assert replayed == sums()
 
 
-def test_a_step_that_waits_for_the_device_says_so_once_and_runs_as_it_is(
+def test_a_step_that_synchronises_warns_once_and_runs_eagerly(
     images: ImageSet, graph: HostGraph
 ) -> None:
     model = network()
@@ -200,7 +200,7 @@ def test_a_step_that_waits_for_the_device_says_so_once_and_runs_as_it_is(
     assert graph.replayed == 0
 
 
-def test_a_recording_that_fails_leaves_no_trace(images: ImageSet, graph: HostGraph) -> None:
+def test_a_failed_capture_changes_nothing(images: ImageSet, graph: HostGraph) -> None:
     def fit() -> Classifier:
         model = network()
         optimizer = RECIPE.sgd(model)
@@ -217,7 +217,7 @@ def test_a_recording_that_fails_leaves_no_trace(images: ImageSet, graph: HostGra
 
     with pytest.warns(UserWarning, match="without a CUDA graph"):
         failed = fit()
-    graph.rehearsals = sys.maxsize
+    graph.warm_up = sys.maxsize
     assert equal(failed, fit())
 
 
@@ -236,19 +236,18 @@ def test_variants_can_be_replayed(name: str, images: ImageSet) -> None:
     defense = defenses.build(name)
 
     def fit() -> torch.Tensor:
-        means = replace(
-            context(images, defense.clean_fraction), recipe=replace(RECIPE, updates=0.005)
-        )
-        return logits(defense.fit(images, means), images.images)
+        context = defense_context(images, defense.clean_fraction)
+        context = replace(context, recipe=replace(RECIPE, updates=0.005))
+        return logits(defense.fit(images, context), images.images)
 
     graph = replays(fit)
     assert graph.replayed >= graph.recorded > 0
 
 
-def test_a_training_is_recorded_only_where_the_recipe_says_so(
+def test_a_training_is_captured_only_if_the_recipe_says_so(
     images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the device is one that can."""
+    """On a device with graphs."""
     recorder = HostGraph()
     monkeypatch.setattr(graphs, "by_device", lambda device: recorder)
     eager = train(network(), images, RECIPE, stream(0, "x"))
@@ -259,14 +258,14 @@ def test_a_training_is_recorded_only_where_the_recipe_says_so(
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
-def test_the_doctor_tells_recorded_steps_that_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_finds_captured_steps_that_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     class Forgetful(HostGraph):
         def record(self, work: Work) -> Work:
             super().record(work)
             return lambda: None
 
     monkeypatch.setattr(device, "IMAGES", 64)
-    # On a processor without instructions for it bf16 takes minutes.
+    # bf16 takes minutes on a CPU without instructions for it.
     monkeypatch.setattr(device, "LIMITS", {"fp32": device.LIMITS["fp32"]})
     monkeypatch.setattr(graphs, "by_device", lambda chosen: HostGraph())
     found = list(device.graphs(torch.device("cpu")))
@@ -278,7 +277,7 @@ def test_the_doctor_tells_recorded_steps_that_are_others(monkeypatch: pytest.Mon
     assert str(next(device.graphs(torch.device("cpu")))).startswith("NOT SAFE, ")
 
 
-def test_the_doctor_tells_cells_that_disturb_one_another() -> None:
+def test_the_doctor_finds_cells_that_disturb_each_other() -> None:
     one = torch.ones(4)
     assert device.jobs(lambda: one, lambda: [one, one]).safe
     assert not device.jobs(lambda: one, lambda: [one, one + 1e-4]).safe

@@ -1,4 +1,4 @@
-"""Networks keep their contract, whatever their architecture."""
+"""Networks of all architectures keep the contract."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_stages_features_and_head_make_up_the_whole(name: str, size: int, classe
 
 
 @pytest.mark.parametrize("name", models.names())
-def test_an_image_is_judged_alone_in_eval_mode(name: str) -> None:
+def test_images_of_a_batch_are_independent_in_eval_mode(name: str) -> None:
     model = network(name).eval()
     images = picture(32)
     together, alone = model(images), torch.cat([model(images[n : n + 1]) for n in range(4)])
@@ -102,6 +102,6 @@ def test_passes_are_counted() -> None:
 
 @pytest.mark.parametrize("name", [n for n in models.names() if n != "weights"])
 @pytest.mark.parametrize("settings", ["deviation=0.0", "deviation=-1.0", "deviation=1e-300"])
-def test_pixels_are_divided_by_no_zero(name: str, settings: str) -> None:
+def test_a_deviation_near_zero_is_refused(name: str, settings: str) -> None:
     with pytest.raises(InvalidInput, match="deviation of a model must be finite and at least"):
         models.build(f"{name}({settings})").build(10, 32)

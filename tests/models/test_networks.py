@@ -1,4 +1,4 @@
-"""Networks that others wrote, taken apart, and what a defense needs of a network."""
+"""Networks of other projects, split into stages, and what a defense needs of a network."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ from bdbench.models.training.recipe import Recipe
 from bdbench.running import run
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.run import RunOptions, plan
+from bdbench.running.states import CellState
 
 
 def images(size: int, count: int = 3) -> Tensor:
@@ -43,11 +44,11 @@ def built(text: str, size: int = 32) -> Classifier:
         ("resnext50_32x4d", 32, [16, 8, 4, 2, 1], 2048),
         ("mobilenet_v3_small", 32, [16, 8, 4, 2, 1], 1024),
         ("convnext_tiny", 64, [16, 8, 4, 2], 768),
-        # The 7 x 7 of its own average pooling are no stage.
+        # Its average pooling to 7 x 7 is not a stage.
         ("vgg11_bn", 32, [32, 16, 8, 4, 2], 4096),
     ],
 )
-def test_a_network_of_torchvision_is_what_it_was_and_has_stages(
+def test_a_network_of_torchvision_keeps_its_logits_and_has_stages(
     name: str, size: int, sides: list[int], embedding: int
 ) -> None:
     import torchvision.models as theirs
@@ -74,7 +75,7 @@ def test_a_scale_enlarges_images_first() -> None:
 
 
 class Home(nn.Module):
-    """A network with dropout, a branch, and what is read of itself in both pieces."""
+    """A network with dropout, a branch, and a parameter that both pieces read."""
 
     def __init__(self, head: nn.Module | None = None) -> None:
         super().__init__()
@@ -94,7 +95,7 @@ def traced(network: nn.Module) -> Traced:
     return Traced(network, 16, 1, 0.0, 1.0, "mine")
 
 
-def test_a_piece_keeps_what_it_reads_and_draws() -> None:
+def test_a_piece_keeps_its_parameters_and_dropout() -> None:
     model = traced(Home())
     assert [tuple(shape) for shape in stage_shapes(model, 16)] == [(1, 8, 8, 8), (1, 8, 4, 4)]
     assert draws(model)
@@ -110,14 +111,14 @@ def test_a_piece_keeps_what_it_reads_and_draws() -> None:
 
 
 class Branching(Home):
-    """Python looks at an image here, which no graph can say."""
+    """Its control flow depends on an image, so that it cannot be traced."""
 
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images if images.sum() > 0 else -images)
 
 
 class Skipping(Home):
-    """The images come back after all maps."""
+    """The images are added after all feature maps."""
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.second(self.first(images))
@@ -135,7 +136,7 @@ class Rowing(Home):
     ("network", "complaint"),
     [
         (Branching(), "mine cannot be traced: symbolically traced variables cannot be used"),
-        (Skipping(), "mine has no feature map through which everything passes"),
+        (Skipping(), "mine has no feature map that every path to the logits passes"),
         (Rowing(), "the last layer of mine does not read one vector for each image"),
         (Home(nn.LazyLinear(10)), None),
         (Home(nn.Linear(9, 10)), "mine cannot take images of 16 pixels: mat1 and mat2 shapes"),
@@ -146,7 +147,9 @@ class Rowing(Home):
     ],
     ids=["control flow", "skip", "rows", "lazy", "width", "no head"],
 )
-def test_what_cannot_be_taken_apart_is_named(network: nn.Module, complaint: str | None) -> None:
+def test_a_network_that_cannot_be_split_is_refused(
+    network: nn.Module, complaint: str | None
+) -> None:
     if complaint is None:
         traced(network)
         return
@@ -173,9 +176,9 @@ class Norms(Classifier):
 
 
 def bare(num_classes: int, image_size: int) -> Norms:
-    """A network that lacks nearly all.
+    """A network without normalisation and head.
 
-    num_classes, image_size: as for all
+    num_classes, image_size: as for all models
     """
     return Norms(num_classes)
 
@@ -192,7 +195,7 @@ NEEDS = {
 
 
 @pytest.mark.parametrize("defense", NEEDS)
-def test_what_a_network_lacks_is_said(defense: str) -> None:
+def test_the_error_says_what_a_network_lacks(defense: str) -> None:
     made = cell(TINY, bd.Model(bare, {}), "badnets", defense, Recipe(epochs=1), 0)
     said = rf"^defense {defense} needs {NEEDS[defense]}.*, which model bare lacks at 16 pixels: "
     with pytest.raises(InvalidInput, match=said):
@@ -200,7 +203,7 @@ def test_what_a_network_lacks_is_said(defense: str) -> None:
 
 
 @pytest.mark.parametrize("defense", ["none", "ft", "ft_sam", "mcr", "abl"])
-def test_who_needs_nothing_takes_any_network(defense: str) -> None:
+def test_defenses_without_needs_accept_any_network(defense: str) -> None:
     check_network(cell(TINY, bd.Model(bare, {}), "badnets", defense, Recipe(epochs=1), 0))
 
 
@@ -221,7 +224,11 @@ RUN = [f"--dataset={TINY}", "--attack=badnets", "--epochs=1", "--device=cpu", "-
     ("model", "defense", "complaint"),
     [
         ("torchvision(name='resnet81')", "none", "no classifier 'resnet81'; did you mean 'resnet"),
-        ("torchvision(name='')", "none", "torchvision has no classifier ''; there is alexnet, "),
+        (
+            "torchvision(name='')",
+            "none",
+            "torchvision has no classifier ''; choose one of: alex",
+        ),
         ("torchvision(nam='resnet18')", "none", "has no field 'nam'; did you mean 'name'?"),
         ("torchvision(name=18)", "none", "name of model 'torchvision' must be str, got 18"),
         ("torchvision(scale=0)", "none", "scale must be at least 1, got 0"),
@@ -234,7 +241,7 @@ RUN = [f"--dataset={TINY}", "--attack=badnets", "--epochs=1", "--device=cpu", "-
         ("torchvison", "none", "unknown model 'torchvison'; did you mean 'torchvision'?"),
     ],
 )
-def test_a_network_that_will_not_do_is_refused_before_anything_trains(
+def test_an_unsuitable_network_is_refused_before_anything_trains(
     model: str, defense: str, complaint: str, capsys: pytest.CaptureFixture[str], own_folder: Path
 ) -> None:
     line = refused(
@@ -252,8 +259,8 @@ def test_one_cell_from_python_is_refused_as_well() -> None:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("no"), RecursionError("deep"), OSError("gone")])
-def test_a_model_whose_code_fails_is_for_its_own_cells(error: Exception, tmp_path: Path) -> None:
-    """Others of the run go on, as with an attack or a defense."""
+def test_a_model_whose_code_fails_affects_only_its_cells(error: Exception, tmp_path: Path) -> None:
+    """Other cells of the run continue, as with an attack or a defense."""
 
     def failing(num_classes: int, image_size: int) -> Classifier:
         raise error
@@ -263,7 +270,7 @@ def test_a_model_whose_code_fails_is_for_its_own_cells(error: Exception, tmp_pat
     assert len(plan("mine", suite, ExecutionOptions(in_process=True), options).missing) == 2
 
 
-def test_only_what_is_missing_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_missing_cells_are_probed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Sequence[str]] = []
     monkeypatch.setattr(
         "bdbench.running.probing.check_network",
@@ -274,7 +281,10 @@ def test_only_what_is_missing_is_asked(tmp_path: Path, monkeypatch: pytest.Monke
     cells = plan("mine", suite, execution, options).cells
     assert asked == [("wrn16_1", "none"), ("wrn16_1", "fp")]
     asked.clear()
-    monkeypatch.setattr(run, "_state", lambda each, *_: "missing" if each == cells[1] else "done")
+    missing, finished = CellState("missing"), CellState("finished", tmp_path)
+    monkeypatch.setattr(
+        run, "state_of", lambda each, *_, **__: missing if each == cells[1] else finished
+    )
     plan("mine", suite, execution, options)
     assert asked == [("wrn16_1", "fp")]
 
@@ -303,7 +313,7 @@ class Deep(Defense):
 
 
 @pytest.mark.usefixtures("nothing_trains", "unregistered")
-def test_a_defense_of_others_is_asked_in_a_process_apart(
+def test_a_plugin_defense_is_probed_in_another_process(
     own_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import os

@@ -1,4 +1,4 @@
-"""Pieces of work side by side: the same numbers as alone, counted, kept, and stopped together."""
+"""Parallel tasks: the same numbers as alone, counts, checkpoints, and a common stop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bdbench.models.scope import num_threads
 from bdbench.models.training.loop import train
 from bdbench.models.training.parallel import Stopped, run_parallel
 from bdbench.models.training.recipe import Recipe
-from bdbench.models.training.resume import kept_by, resumable
+from bdbench.models.training.resume import checkpointed_in, resumable
 from bdbench.storage.checkpoints import Checkpoints
 from bdbench.trial.monitor import TrainingMonitor
 
@@ -38,7 +38,7 @@ def three_threads() -> Iterator[None]:
 
 
 @pytest.fixture
-def lent() -> Context:
+def context() -> Context:
     return Context(RECIPE, CPU, lambda: models.build("wrn16_1").build(10, 16), seed=0)
 
 
@@ -46,30 +46,32 @@ def monitor() -> TrainingMonitor:
     return TrainingMonitor(lambda work: None, Stopwatch(CPU))
 
 
-def trained(lent: Context, data: ImageSet, seed: int) -> dict[str, torch.Tensor]:
-    context = replace(lent, seed=seed)
-    network = context.build()
-    train(network, data, RECIPE, context.rng("classifier"))
+def trained(context: Context, data: ImageSet, seed: int) -> dict[str, torch.Tensor]:
+    own = replace(context, seed=seed)
+    network = own.build()
+    train(network, data, RECIPE, own.rng("classifier"))
     return network.state_dict()
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_each_has_the_numbers_it_has_alone(lent: Context, images: ImageSet, together: bool) -> None:
-    works = [partial(trained, lent, images, seed) for seed in range(5)]
+def test_each_task_has_the_numbers_that_it_has_alone(
+    context: Context, images: ImageSet, together: bool
+) -> None:
+    tasks = [partial(trained, context, images, seed) for seed in range(5)]
     sees = monitor()
     torch.set_num_threads(1)
     with observer.observed_by(sees):
-        alone = [work() for work in works]
+        alone = [work() for work in tasks]
     torch.set_num_threads(3 if together else 1)
     counts = monitor()
     with observer.observed_by(counts):
-        found = run_parallel(works, together)
+        found = run_parallel(tasks, together)
     for one, other in zip(alone, found, strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one)
     assert counts.counts() == sees.counts()
 
 
-def test_a_branch_has_one_thread_and_leaves_ours_as_they_were() -> None:
+def test_a_branch_has_one_thread_and_restores_ours() -> None:
     meet = threading.Barrier(3, timeout=30)
 
     def work() -> tuple[int, int]:
@@ -78,14 +80,14 @@ def test_a_branch_has_one_thread_and_leaves_ours_as_they_were() -> None:
 
     found = run_parallel([work] * 6)
     assert {threads for threads, _ in found} == {1}
-    assert len({thread for _, thread in found}) == 3, "as many at once as we may compute with"
+    assert len({thread for _, thread in found}) == 3, "as many at once as we have threads"
     assert torch.get_num_threads() == 3
     with pytest.raises(threading.BrokenBarrierError):
         run_parallel([partial(meet.wait, 0.01)] * 2)
     assert torch.get_num_threads() == 3
 
 
-def test_one_after_the_other_is_in_our_thread_with_all_of_ours() -> None:
+def test_serial_tasks_run_in_our_thread_with_all_compute_threads() -> None:
     def work() -> tuple[int, int]:
         return torch.get_num_threads(), threading.get_ident()
 
@@ -99,23 +101,23 @@ def endless(started: threading.Event) -> None:
         observer.current().trained(1)
 
 
-def test_when_one_fails_the_others_end_and_the_rest_never_begins() -> None:
+def test_when_one_fails_the_others_stop_and_the_rest_do_not_start() -> None:
     started, begun = threading.Event(), []
 
     def fails() -> None:
         started.wait(30)
         raise ZeroDivisionError("the first")
 
-    works: list[Callable[[], None]] = [partial(endless, started), fails, partial(endless, started)]
+    tasks: list[Callable[[], None]] = [partial(endless, started), fails, partial(endless, started)]
     with pytest.raises(ZeroDivisionError, match="the first"):
-        run_parallel([*works, *[partial(begun.append, n) for n in range(50)]])
-    # The thread of the one that failed may have taken the next before it was told.
+        run_parallel([*tasks, *[partial(begun.append, n) for n in range(50)]])
+    # The thread of the failed task may have started another one before the stop.
     assert len(begun) < 50
     assert threading.active_count() == 1 or all(t.daemon for t in threading.enumerate()[1:])
 
 
-def test_a_stop_of_the_caller_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a signal does, which Python gives to the main thread."""
+def test_an_interrupt_of_the_caller_stops_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal does, which Python handles in the main thread."""
     started = threading.Event()
 
     def interrupted(*_: object, **__: object) -> None:
@@ -152,46 +154,46 @@ def counted(number: int, met: list[int] | None = None, limit: int = 0) -> float:
 
 
 def store(folder: Path) -> Checkpoints:
-    """Keeps every round, and what the current observer has counted."""
+    """Stores every round, with the counts of the current observer."""
     note = lambda: observer.current().counts()  # noqa: E731
-    return Checkpoints(folder, note, lambda noted: observer.current().go_on(noted), -1)
+    return Checkpoints(folder, note, lambda noted: observer.current().resume_from(noted), -1)
 
 
 @pytest.mark.parametrize("together", [True, False])
-def test_broken_off_branches_go_on(tmp_path: Path, together: bool) -> None:
+def test_interrupted_branches_resume(tmp_path: Path, together: bool) -> None:
     def attempt(limit: int) -> tuple[list[float], int, int]:
         met: list[int] = []
         sees = monitor()
-        works = [partial(counted, n, met, limit) for n in range(4)]
-        with observer.observed_by(sees), kept_by(store(tmp_path)):
+        tasks = [partial(counted, n, met, limit) for n in range(4)]
+        with observer.observed_by(sees), checkpointed_in(store(tmp_path)):
             before = counted(4)
-            found = run_parallel(works, together)
-            found += run_parallel(works[:1], together)
+            found = run_parallel(tasks, together)
+            found += run_parallel(tasks[:1], together)
             after = counted(5)
         return [before, *found, after], sees.forwards, len(met)
 
     with pytest.raises(KeyboardInterrupt):
         attempt(6)
     names = {path.name.partition("-")[0] for path in tmp_path.iterdir()}
-    assert {"0", "1"} < names, "of the loops before the parting"
+    assert {"0", "1"} < names, "of the loops before the split"
     assert {name.partition(".")[0] for name in names} == {"0", "1", "2"}
     with pytest.raises(KeyboardInterrupt):
         attempt(9)
     found, forwards, met = attempt(0)
     assert found == [8e4, 8.0, 80.0, 800.0, 8000.0, 8.0, 8e5]
     assert forwards == 8 * 7
-    assert met < 8 * 5, "some were kept"
+    assert met < 8 * 5, "some rounds were restored"
 
 
-def test_branches_inside_a_loop_are_kept_with_it(tmp_path: Path) -> None:
+def test_branches_inside_a_loop_are_stored_with_it(tmp_path: Path) -> None:
     done = torch.zeros(1)
-    with observer.observed_by(monitor()), kept_by(store(tmp_path)):
+    with observer.observed_by(monitor()), checkpointed_in(store(tmp_path)):
         for _ in resumable(2, {"done": done}):
             assert run_parallel([partial(counted, 0)] * 2) == [8.0, 8.0]
     assert [path.name.partition("-")[0] for path in tmp_path.iterdir()] == ["0"]
 
 
-def test_branches_may_part_again() -> None:
+def test_branches_may_split_again() -> None:
     counts = monitor()
     inner = partial(run_parallel, [partial(counted, 0)] * 2)
     with observer.observed_by(counts), nullcontext():
@@ -200,12 +202,12 @@ def test_branches_may_part_again() -> None:
 
 
 def test_the_search_of_cbd_is_the_same_on_any_number_of_threads(
-    lent: Context, images: ImageSet
+    context: Context, images: ImageSet
 ) -> None:
     def search(threads: int) -> dict[str, float]:
         torch.set_num_threads(threads)
-        context = replace(lent, journal=replace(lent.journal, scalars={}))
-        CBD(select="cv", folds=2).search(images, context)
-        return context.journal.scalars
+        own = replace(context, journal=replace(context.journal, scalars={}))
+        CBD(select="cv", folds=2).search(images, own)
+        return own.journal.scalars
 
     assert search(1) == search(3)

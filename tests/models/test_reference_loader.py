@@ -1,4 +1,4 @@
-"""The slow data path sees what the fast one sees, and leaves no process behind."""
+"""The slow data path gives the same batches as the fast one, and leaves no process behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bdbench.models.training.augment import (
     draw_augmentation,
     to_float,
 )
-from bdbench.models.training.reference_loader import WORKERS, Choice, batches, choices
+from bdbench.models.training.reference_loader import WORKERS, ImageDraw, batches, image_draws
 
 SPANS = [(0, 25), (25, 50), (50, 57)]
 
@@ -33,7 +33,7 @@ def drawn(size: tuple[int, int], how: Augmentation) -> tuple[ImageSet, Augmentat
 
 
 def processes() -> set[int | None]:
-    """Those that this one has begun and that have not ended."""
+    """The child processes that are running."""
     return {child.pid for child in multiprocessing.active_children()}
 
 
@@ -53,7 +53,7 @@ def test_equals_the_fast_path(size: tuple[int, int], padding: int, flip: bool, c
     assert torch.equal(index, draws.order)
 
 
-def test_workers_make_what_none_makes() -> None:
+def test_workers_give_the_batches_of_this_process() -> None:
     how = Augmentation()
     data, draws = drawn((12, 20), how)
     alone, shared = (
@@ -69,7 +69,7 @@ def test_workers_make_what_none_makes() -> None:
         assert labels.dtype == index.dtype == torch.int64
 
 
-def test_a_pass_may_begin_and_end_anywhere_on_the_tape() -> None:
+def test_a_pass_may_start_and_end_anywhere_in_the_draws() -> None:
     how = Augmentation()
     data, draws = drawn((12, 20), how)
     given = (data.images, data.labels, draws)
@@ -79,11 +79,11 @@ def test_a_pass_may_begin_and_end_anywhere_on_the_tape() -> None:
         assert all(map(torch.equal, one, other))
 
 
-def test_the_sampler_asks_for_the_rows_of_the_tape() -> None:
+def test_the_sampler_sends_the_draws_image_by_image() -> None:
     columns = torch.tensor([[2, 0, 1], [8, 0, 3], [0, 7, 4], [1, 0, 1], [5, 6, 7], [9, 10, 11]])
-    rows = list(choices(AugmentationDraws(*columns), [(0, 2), (2, 3)]))
+    rows = list(image_draws(AugmentationDraws(*columns), [(0, 2), (2, 3)]))
     assert rows == [[(2, 8, 0, 1, 5, 9), (0, 0, 7, 0, 6, 10)], [(1, 3, 4, 1, 7, 11)]]
-    assert rows[1][0] == Choice(position=1, top=3, left=4, mirrored=1, row=7, column=11)
+    assert rows[1][0] == ImageDraw(position=1, top=3, left=4, mirrored=1, row=7, column=11)
 
 
 def test_neither_images_nor_global_generator_change() -> None:
@@ -116,7 +116,7 @@ def test_workers_end_with_the_pass_and_when_it_is_dropped() -> None:
     assert processes() == before
 
 
-def test_only_what_starting_workers_is_warned_of_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_warnings_of_starting_workers_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine of one core, and a Python that warns of forks."""
     fork = os.fork
 
@@ -142,7 +142,7 @@ def test_only_what_starting_workers_is_warned_of_is_silent(monkeypatch: pytest.M
     made.close()
 
     monkeypatch.setattr(
-        reference_loader, "choices", lambda *_: warnings.warn("other", stacklevel=1)
+        reference_loader, "image_draws", lambda *_: warnings.warn("other", stacklevel=1)
     )
     with pytest.raises(UserWarning, match="other"):
         next(batches(data.images, data.labels, draws, SPANS, how))

@@ -32,7 +32,7 @@ def test_words_do_not_run_together() -> None:
     assert derive(0, "a", "bc") != derive(0, "ab", "c")
 
 
-def test_the_global_generator_is_lent_and_given_back() -> None:
+def test_the_global_generator_is_restored_after_a_block() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -43,13 +43,13 @@ def test_the_global_generator_is_lent_and_given_back() -> None:
         assert torch.equal(torch.rand(3), first)
 
 
-def test_threads_that_train_side_by_side_do_not_meet(images: ImageSet) -> None:
+def test_threads_that_train_in_parallel_are_independent(images: ImageSet) -> None:
     recipe = Recipe(epochs=1, batch_size=20, learning_rate=0.05)
 
     def one(seed: int) -> Tensor:
         torch.set_num_threads(1)
-        lent = TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 32), seed)
-        made = train(lent.build(), images, recipe, lent.rng("classifier"))
+        context = TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 32), seed)
+        made = train(context.build(), images, recipe, context.rng("classifier"))
         return torch.cat([values.detach().flatten() for values in made.parameters()])
 
     alone = [one(seed) for seed in range(3)]

@@ -1,4 +1,4 @@
-"""Spec strings and the registry: what is accepted, what is refused, and in which words."""
+"""Spec strings and the registry: accepted and refused texts, and the messages."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_canonical_spec_writes_every_field_and_is_its_own_canonical_form() -
     assert attacks.label("blend(alpha=0.2)") == "blend"
 
 
-def test_numbers_are_brought_to_the_type_of_the_field() -> None:
+def test_numbers_are_converted_to_the_type_of_the_field() -> None:
     assert attacks.canonical("blend(alpha=1)") == attacks.canonical("blend(alpha=1.0)")
     assert datasets.canonical("toy(train_images=100)").startswith("toy(train_images=100")
 
@@ -120,7 +120,7 @@ def test_a_plugin_file_registers_and_a_broken_one_says_where(tmp_path: Path) -> 
         load_file(tmp_path / "absent.py")
 
 
-def test_an_added_field_is_written_only_where_it_is_not_at_its_default() -> None:
+def test_an_added_field_is_written_only_if_it_differs_from_its_default() -> None:
     @dataclass(frozen=True)
     class Thing:
         first: int = 1
@@ -245,7 +245,7 @@ def test_a_field_of_any_such_type_is_written_and_read_back(
         assert defenses.build(canonical) == made
     assert (made.size, type(made.size)) == (expected, type(expected))
     assert defenses.label("mine") == "mine"
-    # What one plugin does with its list is not seen by the next.
+    # Two plugins do not share a list.
     if isinstance(defenses.build("mine").size, list):
         assert defenses.build("mine").size is not defenses.build("mine").size
 
@@ -284,8 +284,8 @@ def test_a_field_of_any_such_type_is_written_and_read_back(
             "Fraction",
             "3",
             "mine",
-            "size of defense 'mine' has the type Fraction, which cannot be read: name 'Fraction' "
-            "is not defined; import what it names at the top of the file",
+            "size of defense 'mine' has the type Fraction, which cannot be resolved: name "
+            "'Fraction' is not defined; import it at the top of the file",
         ),
     ],
 )
@@ -320,12 +320,12 @@ NAMED = f"{HEAD}@register('mine')\n"
             "registers nothing: write @register('name') above its class",
         ),
         (NAMED + "class Mine:\n    size = 1\n", "'mine' is not a subclass of bdbench.defenses.Def"),
-        (NAMED + CLASS, "defense 'mine' has no fit: every Defense defines it"),
+        (NAMED + CLASS, "defense 'mine' has no fit: every Defense must define it"),
         (NAMED + "class Mine(Defense):\n    size: int = 1\n" + FIT, "'mine' is not a dataclass"),
         (HEAD + "register('mine')(3)\n", "defense 'mine' must be a class or function, got 3"),
         (
             HEAD + "@register('cbd')\n" + CLASS + FIT,
-            "failed at line 3: two defenses are called 'cbd', in {home}/cbd.py and {file}; give",
+            "failed at line 3: two defenses are called 'cbd', in {home}/cbd.py and {file}; rename",
         ),
     ],
 )
@@ -374,7 +374,7 @@ def test_an_edited_plugin_file_is_loaded_again(tmp_path: Path, unregistered: Non
         ("return nn.Linear(3, classes)", "returned a Linear: net must return a bdbench.models.Cl"),
         (
             "return models.build('wrn16_1').build(classes - 1, size)",
-            "model 'net' returned a network whose head has 9 outputs: there are 10 classes",
+            "model 'net' returned a network whose head has 9 outputs: it needs one for each of 10",
         ),
     ],
 )
@@ -394,7 +394,7 @@ def test_what_a_model_returns_is_a_classifier_of_all_classes(
 
 @pytest.fixture
 def paths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a plugin adds to the path, and the helper that it finds there, are forgotten."""
+    """Restore the path that a plugin extends, and unload its helper."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_helper", raising=False)
     monkeypatch.setitem(sys.modules, "my_helper", None)
@@ -402,7 +402,7 @@ def paths(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("paths", "unregistered")
-def test_a_plugin_imports_what_lies_beside_it_and_no_other_of_that_name(tmp_path: Path) -> None:
+def test_a_plugin_imports_the_helper_of_its_own_folder_only(tmp_path: Path) -> None:
     files = []
     for size in (3, 4):
         folder = tmp_path / str(size)
@@ -413,13 +413,13 @@ def test_a_plugin_imports_what_lies_beside_it_and_no_other_of_that_name(tmp_path
         files[-1].write_text(text.replace("'mine'", f"'mine{size}'"))
     load_file(files[0])
     assert defenses.canonical("mine3") == "mine3(size=3)"
-    with pytest.raises(InvalidInput, match=r"module 'my_helper' is .*3/my_helper.py, and not .*4/"):
+    with pytest.raises(InvalidInput, match=r"module 'my_helper' is .*3/my_helper.py, not .*4/"):
         load_file(files[1])
     assert str(files[1].parent) not in sys.path
     assert "mine4" not in defenses.names()
 
 
-def test_a_file_that_is_loaded_for_something_else_is_warned_of(tmp_path: Path) -> None:
+def test_a_file_without_a_plugin_gives_a_warning(tmp_path: Path) -> None:
     file = tmp_path / "patch.py"
     file.write_text("import os\n\nclass Other(dict):\n    pass\n")
     with pytest.warns(RegistersNothing, match=r"plugin '.*patch.py' registers nothing"):

@@ -1,4 +1,4 @@
-"""The loop, the schedule, and what a training must and must not do."""
+"""The loop, the schedule, and invariants of training."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_last_batch_of_one_image_joins_the_one_before(images: ImageSet) -> Non
     assert len(widths) == steps_per_epoch(33, 16)
 
 
-def test_a_second_set_is_drawn_beside_the_first_and_starts_anew(images: ImageSet) -> None:
+def test_a_second_set_has_its_own_passes(images: ImageSet) -> None:
     pairs: list[tuple[Batch, Batch]] = []
     small = images[torch.arange(20)]
     loop(
@@ -120,7 +120,7 @@ def test_the_learning_rate_falls_tenfold_at_the_given_shares(images: ImageSet) -
 def rates_of(
     images: ImageSet, recipe: Recipe, optimizers: list[Optimizer], updates: int | None = None
 ) -> list[list[float]]:
-    """The rates of all groups of the optimizers at each step of a loop."""
+    """The learning rates of all parameter groups at each step of a loop."""
     found: list[list[float]] = []
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     loop(
@@ -140,7 +140,7 @@ def rates_of(
 def test_the_shortest_recipes_start_at_their_full_rate(
     batch_size: int, epochs: int, drops: tuple[float, ...], images: ImageSet
 ) -> None:
-    """And fall at the first step before which such a share of all steps is made."""
+    """And fall at the first step after such a share of all steps."""
     recipe = Recipe(epochs=epochs, batch_size=batch_size, learning_rate=0.5, drops=drops)
     rates = rates_of(images, recipe, [recipe.sgd(network())])
     steps = epochs * 60 // batch_size
@@ -156,10 +156,10 @@ def test_the_shortest_recipes_start_at_their_full_rate(
 
 
 @pytest.mark.parametrize(("epochs", "drop"), [(10, 0.7), (100, 0.29), (30, 0.6), (1_000, 0.057)])
-def test_a_share_that_is_a_whole_number_of_steps_is_reached_by_them(
+def test_a_drop_at_a_whole_number_of_steps_is_exact(
     epochs: int, drop: float, images: ImageSet
 ) -> None:
-    """0.7 is a little less than 7 / 10 to a computer, or more."""
+    """Whatever floating point makes of 0.7."""
     recipe = Recipe(epochs=epochs, drops=(drop,))
     fall = next(n for n in range(epochs) if recipe.decay(n / epochs) < 1)
     assert fall == round(drop * epochs)
@@ -174,7 +174,7 @@ def optimizers_of(parts: list[nn.Parameter]) -> list[Optimizer]:
 
 
 def test_every_training_with_an_optimizer_starts_at_its_full_rate(images: ImageSet) -> None:
-    """In epochs or updates, with several groups and several optimizers; nothing compounds."""
+    """In epochs or updates, with several groups and optimizers; drops do not accumulate."""
     optimizers = optimizers_of([nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))])
     recipe, start = Recipe(epochs=4, batch_size=60, drops=(0.5,)), [0.5, 0.25, 0.01, 0.03]
     for updates in (None, 4, None):
@@ -196,10 +196,10 @@ def batches_of(count: int, size: int) -> list[int]:
 
 @pytest.mark.parametrize("updates", [1, 2, 7, 19, 20, 21, 50])
 @pytest.mark.parametrize("count", [2, 15, 16, 17, 33, 60])
-def test_so_many_updates_are_made_whatever_the_images(
+def test_the_number_of_updates_does_not_depend_on_the_images(
     count: int, updates: int, images: ImageSet
 ) -> None:
-    """Pass after pass, the last of them broken off; the rate falls at the exact update."""
+    """Pass after pass, of which the last ends early; the rate falls at the exact update."""
     recipe = replace(SHORT, learning_rate=0.5, drops=(0.3, 0.9))
     optimizer = recipe.sgd(network())
     seen: list[Batch] = []
@@ -223,7 +223,7 @@ def test_so_many_updates_are_made_whatever_the_images(
 
 
 def test_updates_in_place_of_epochs_are_the_same_training(images: ImageSet) -> None:
-    """Where both come to as many steps, whatever the recipe's epochs."""
+    """If both make the same number of steps, whatever the recipe's epochs."""
     recipe = replace(SHORT, epochs=3, drops=(0.5,))
     by_epochs = train(network(), images, recipe, stream(4, "x"))
     for epochs in (1, 70):
@@ -234,7 +234,7 @@ def test_updates_in_place_of_epochs_are_the_same_training(images: ImageSet) -> N
     assert not same(state(by_epochs), state(other))
 
 
-def test_batches_of_two_sets_may_have_sizes_of_their_own(images: ImageSet) -> None:
+def test_two_sets_may_have_different_batch_sizes(images: ImageSet) -> None:
     """A set with fewer images than a batch is one batch."""
     widths: list[tuple[int, int]] = []
     loop(
@@ -261,12 +261,12 @@ def test_batches_of_two_sets_may_have_sizes_of_their_own(images: ImageSet) -> No
     assert widths == [(25, 8), (25, 8), (10, 4), (25, 8), (25, 8)]
 
 
-def test_updates_are_shortened_by_the_recipe_alone() -> None:
+def test_updates_are_shortened_by_the_recipe_only() -> None:
     for epochs in (1, 100):
         lengths = [Recipe(epochs, updates=share).shortened(320) for share in (1, 0.3, 0.001, 2)]
         assert lengths == [320, 96, 1, 640]
-        lent = TrainingContext(Recipe(epochs, updates=0.3), torch.device("cpu"), network, seed=0)
-        assert lent.updates(7_900) == 2_370
+        context = TrainingContext(Recipe(epochs, updates=0.3), torch.device("cpu"), network, seed=0)
+        assert context.updates(7_900) == 2_370
 
 
 def test_a_still_recipe_augments_nothing(images: ImageSet) -> None:
@@ -280,7 +280,7 @@ def test_a_still_recipe_augments_nothing(images: ImageSet) -> None:
 
 
 def test_training_equals_a_plain_loop(images: ImageSet) -> None:
-    """Against torch alone: same batches, SGD with Nesterov's momentum, no loop of ours."""
+    """Against plain torch: the same batches and SGD with Nesterov momentum."""
     batches: list[Batch] = []
     loop(batches.append, images, recipe=SHORT, rng=stream(4, "x"), state={})
     reference = network().train()
@@ -305,20 +305,20 @@ def test_the_same_seed_gives_the_same_network_and_another_does_not(images: Image
     assert not same(state(one), state(other))
 
 
-def test_it_learns_a_few_images_by_heart(images: ImageSet) -> None:
+def test_it_memorises_a_few_images(images: ImageSet) -> None:
     recipe = Recipe(epochs=40, batch_size=20, learning_rate=0.05, padding=0, flip=False, cutout=0)
     model = train(network(), images, recipe, stream(0, "x"))
     assert float((predict(model, images.images) == images.labels).float().mean()) > 0.95
 
 
-def test_training_does_not_write_the_data(images: ImageSet) -> None:
+def test_training_does_not_modify_the_data(images: ImageSet) -> None:
     before = images.images.clone(), images.labels.clone()
     train(network(), images, SHORT, stream(0, "x"))
     assert torch.equal(images.images, before[0])
     assert torch.equal(images.labels, before[1])
 
 
-def test_asking_changes_nothing_and_does_not_depend_on_the_rest(images: ImageSet) -> None:
+def test_evaluation_changes_nothing_and_images_are_independent(images: ImageSet) -> None:
     model = network().train()
     before = state(model)
     together = logits(model, images.images)
@@ -331,7 +331,7 @@ def test_asking_changes_nothing_and_does_not_depend_on_the_rest(images: ImageSet
     assert sample_losses(model, images).tolist() == pytest.approx(expected, abs=1e-5)
 
 
-def test_an_observer_hears_of_every_step_and_epoch(images: ImageSet) -> None:
+def test_an_observer_is_told_of_every_step_and_epoch(images: ImageSet) -> None:
     heard: list[object] = []
 
     class Witness(Observer):
@@ -388,12 +388,12 @@ def test_a_bad_recipe_is_refused(fields: dict[str, object], complaint: str) -> N
 
 
 def test_without_momentum_the_optimizer_is_plain_sgd() -> None:
-    """Though Nesterov's form is the default, which torch refuses where there is none."""
+    """Although Nesterov momentum is the default, which torch refuses without momentum."""
     assert Recipe(momentum=0.0).sgd(network()).param_groups[0]["nesterov"] is False
     assert Recipe().sgd(network()).param_groups[0]["nesterov"] is True
 
 
-def test_a_recipe_made_in_python_has_the_spec_of_one_that_is_written() -> None:
+def test_a_recipe_built_in_python_has_the_spec_of_a_parsed_one() -> None:
     made = Recipe(learning_rate=1, drops=[0.5])  # type: ignore[arg-type]
     assert recipe_spec(made) == recipe_spec(recipe_of("recipe(learning_rate=1.0, drops=(0.5,))"))
 
@@ -409,7 +409,7 @@ def test_a_bad_image_set_is_refused(images: ImageSet) -> None:
         train(network(), images[torch.arange(0)], SHORT, stream(0, "x"))
 
 
-def test_public_codes_loader_gives_the_same_batches(images: ImageSet) -> None:
+def test_the_reference_loader_gives_the_same_batches(images: ImageSet) -> None:
     seen: dict[str, list[tuple[Batch, Batch]]] = {"resident": [], "reference": []}
     small = images[torch.arange(20)]
     for loader, pairs in seen.items():
@@ -433,7 +433,7 @@ def test_public_codes_loader_gives_the_same_batches(images: ImageSet) -> None:
 
 
 @pytest.mark.parametrize("loader", ["resident", "reference"])
-def test_a_feed_goes_on_in_the_middle_of_a_pass(loader: str, images: ImageSet) -> None:
+def test_a_batch_source_resumes_in_the_middle_of_a_pass(loader: str, images: ImageSet) -> None:
     def feed() -> BatchSource:
         return BATCH_SOURCES[loader](images, SHORT.augmentation, 16, stream(0, "x"))
 
@@ -448,7 +448,7 @@ def test_a_feed_goes_on_in_the_middle_of_a_pass(loader: str, images: ImageSet) -
         assert torch.equal(batch.index, again.index)
 
 
-def test_networks_are_laid_out_as_their_loader_likes(images: ImageSet) -> None:
+def test_the_memory_layout_of_a_network_is_that_of_its_loader(images: ImageSet) -> None:
     builder = partial(models.build("wrn16_1").build, 10, 32)
     weights = {}
     for loader in BATCH_SOURCES:
@@ -467,10 +467,10 @@ def test_a_compiled_body_differs_in_rounding_only(images: ImageSet) -> None:
     found = []
     for compiled in (False, True):
         recipe = replace(SHORT, epochs=1, learning_rate=0.01, compiled=compiled)
-        lent = TrainingContext(recipe, torch.device("cpu"), builder, seed=0)
-        made = deepcopy(lent.build())
+        context = TrainingContext(recipe, torch.device("cpu"), builder, seed=0)
+        made = deepcopy(context.build())
         assert made.compiled is compiled
-        train(made, images, recipe, lent.rng("classifier"))
+        train(made, images, recipe, context.rng("classifier"))
         found.append(logits(made, images.images))
     torch.testing.assert_close(*found, rtol=1e-2, atol=1e-2)
     assert not torch.equal(*found)

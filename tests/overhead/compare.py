@@ -20,7 +20,7 @@ LIMIT = 0.15
 
 
 def ratios(document: dict[str, Any]) -> dict[str, list[float]]:
-    """Those of every round by name; more is better."""
+    """The ratios of every round by name; more is better."""
     return {name: value for b in document["benchmarks"] for name, value in b["ratios"].items()}
 
 

@@ -1,4 +1,4 @@
-"""Benches use all cores, and keep what means something on another machine."""
+"""Benches use all cores, and keep only what can be compared between machines."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def all_threads() -> Iterator[None]:
 
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
-    """Ratios and sizes, and no seconds nor names of machines."""
+    """Keep ratios and sizes, but no seconds and no names of machines."""
     made = [
         {"name": bench["name"], **bench["extra_info"]}
         for bench in output_json["benchmarks"]

@@ -1,7 +1,7 @@
 """A training step of every defense, in images that are trained on.
 
-Timed is what happens inside the loops of a short `fit`, steps and batches, for each image of each
-pass. What lies between two loops is not. A defense without a loop is timed as a whole.
+The bench times steps and batches inside the loops of a short `fit`, for each image of each pass. It
+does not time the code between two loops. It times a defense without a loop as a whole.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SPECS = {
     "mcr": "mcr(updates=8)",
     "nad": "nad(teacher_updates=4, updates=16)",
 }
-"""Where by default the method's own step would be a small part, or very many."""
+"""Settings for methods whose own steps would by default be a small part, or very many."""
 
 
 class Stopwatch(Observer):
@@ -67,7 +67,7 @@ def test_step(name: str, benchmark: object) -> None:
 
     def undefended(n: int) -> Classifier:
         network = replace(lent, seed=n).build().eval()
-        # Its steps are those of `none`, and of nobody else.
+        # Only for `none` are these the steps to time.
         return train(network, data, lent.recipe, lent.rng("x")) if name == "none" else network
 
     context = Context(

@@ -1,4 +1,4 @@
-"""Asking a network about test images."""
+"""Evaluating a network on test images."""
 
 from __future__ import annotations
 

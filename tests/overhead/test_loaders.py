@@ -1,9 +1,9 @@
-"""Ours and the way of public code, side by side: `none` and `cbd` for equal images and epochs.
+"""Our training beside that of public code: `none` and `cbd` for equal images and epochs.
 
 Public code loads image by image in four workers, computes in fp32 without channels last, and waits
 at every step for a loss and a count. Its CBD with the critic on goes through the loader twice in an
 epoch: with f_B's answers for a step of f_C, then with the answers of both for a step of the critic.
-Of neither CBD is f_B's own training timed.
+The bench times f_B's own training in neither CBD.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A training beside other work: what is left of its speed, and what the remedy costs where it is
-alone.
+"""A training beside other work: how much of its speed is left, and what the remedy costs a training
+that is alone.
 
 The other work is a training of one thread in a session of its own, as another user's job is:
 schedulers share out cores by session. A cell has as many threads as there are cores.

@@ -17,7 +17,7 @@ from bdbench.tables.write import write_leaderboard, write_table
 
 @pytest.fixture(autouse=True)
 def no_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """How long a disk takes to be sure of a file is not ours."""
+    """Leave out the time that a disk takes to sync a file."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 

@@ -30,7 +30,7 @@ ROUNDS = 1 if TINY else 5
 BATCH = 16 if TINY else 128
 BARE_STEPS = 4
 TURN = 0.0 if TINY else 1.0
-"""Seconds, at least, of a candidate in a round."""
+"""Seconds, at least, that a candidate runs in a round."""
 CPU = torch.device("cpu")
 
 Work = Callable[[], object]

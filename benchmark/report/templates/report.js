@@ -1,4 +1,4 @@
-// Sorting and filtering of tables. Without this file the pages lack nothing else.
+// Sorting and filtering of tables. The pages work without it.
 "use strict";
 
 for (const table of document.querySelectorAll("table[data-sortable]")) {
@@ -17,7 +17,7 @@ for (const table of document.querySelectorAll("table[data-sortable]")) {
   }
 }
 
-// Rows without a value stay last in either direction, and the heading of a section first.
+// Rows without a value come last in both directions, and the heading of a section first.
 function sort(body, head, sign) {
   const text = "text" in head.dataset;
   const rows = [...body.rows].filter((row) => row.className !== "section").map((row) => {
@@ -35,7 +35,7 @@ function sort(body, head, sign) {
 
 const toolbar = document.querySelector(".toolbar");
 
-// What is wanted of an axis, or null for all of it: an axis of which nothing is ticked is whole.
+// The selected values of an axis, or null for all: nothing ticked means everything.
 function wanted(axis, matches) {
   const boxes = [...toolbar.querySelectorAll(`input[name="${axis}"]`)];
   const ticked = boxes.filter((box) => box.checked && box.value);
@@ -68,7 +68,7 @@ function filter() {
   toolbar.querySelector("output").textContent = `${shown} of ${rows.length} rows`;
 }
 
-// Lists close as menus do.
+// Close an open list on Escape and on a click outside, as a menu does.
 function close(event) {
   for (const list of toolbar.querySelectorAll("details[open]")) {
     if (event.key ? event.key === "Escape" : !list.contains(event.target)) {

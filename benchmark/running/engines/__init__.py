@@ -1,1 +1,1 @@
-"""Where attempts at cells are made: this process, several, or a cluster."""
+"""Engines: cells run in this process, in several, or on a cluster."""

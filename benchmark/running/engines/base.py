@@ -1,6 +1,6 @@
-"""Where attempts at cells are made: an engine is told a cell and gives a `Future` of its `Attempt`.
+"""The interface of engines: an engine gets a cell and returns a `Future` of its `Attempt`.
 
-What else happens is told to `WorkerEvents`. A future whose worker died raises `Died`.
+Progress and warnings go to `WorkerEvents`. The future of a worker that died raises `Died`.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from bdbench.running.worker import Attempt, Job, Worker
 
 
 class Died(Exception):
-    """The process that made an attempt is gone; the message says how."""
+    """The process of an attempt died. The message says how, as in "killed (SIGSEGV)"."""
 
 
 @dataclass(frozen=True)
 class WorkerEvents:
-    """Hears what workers say, perhaps in another thread.
+    """Callbacks for workers; they may be called in another thread.
 
-    progress: a cell's key, and forward passes that are done since the last time
+    progress: the key of a cell, and forward passes since the last call
     warning: one line
     """
 
@@ -33,9 +33,9 @@ class WorkerEvents:
 
 
 class Engine(ABC):
-    """A context manager, at whose end nothing runs any more.
+    """A context manager; at its end nothing runs any more.
 
-    slots: how many attempts are made at the same time
+    slots: attempts at the same time
     """
 
     slots = 1
@@ -52,11 +52,14 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self, broken: bool) -> None:
-        """Let go of all workers; `broken` where some may be at work still."""
+        """Release all workers.
+
+        broken: whether some may still be running
+        """
 
 
 class InProcess(Engine):
-    """This process; an attempt is over when `submit` returns."""
+    """Runs cells in this process; an attempt is over when `submit` returns."""
 
     def __init__(self, job: Job, events: WorkerEvents) -> None:
         self._worker, self._events = Worker(job, events.progress), events
@@ -69,4 +72,4 @@ class InProcess(Engine):
         return future
 
     def close(self, broken: bool) -> None:
-        """Nothing is at work outside of `submit`."""
+        """Nothing runs outside of `submit`."""

@@ -1,13 +1,13 @@
-"""The process from which those of cells come: `python -m bdbench.running.engines.nursery FD`.
+"""Forks the process of each cell: `python -m bdbench.running.engines.nursery FD`.
 
-It has loaded what every cell needs and computed nothing, so that it can be forked: a fresh process
-for each cell then costs milliseconds and not the seconds that it takes to load torch. FD is its end
-of a socket, over which it is sent two pipes for each cell. When the socket breaks, it ends.
+The nursery has imported what every cell needs and has computed nothing, so that it can be forked: a
+fresh process then takes milliseconds instead of the seconds that importing torch takes. FD is its
+end of a socket, over which it receives two pipes for each cell. It ends when the socket closes.
 
 nursery ── fork ──> keeper ── fork ──> cell
 
-A keeper waits for its cell, ends whatever the cell has started, and says how the cell ended. It
-ends the cell when it is told to, or when the process that asked for the cell is gone.
+A keeper waits for its cell, kills whatever the cell has started, and reports how the cell ended. It
+kills the cell when it is told to, or when the process that asked for the cell is gone.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ from bdbench.running.worker import Job, Worker
 PAUSE = 0.2
 """Seconds between two reports of a cell's progress."""
 LOOK = 0.05
-"""Seconds between two looks at a cell, where the system cannot tell when it ends."""
+"""Seconds between two checks of a cell, on systems without pidfd."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
-"""Of Linux: be killed when the parent is gone; become the parent of what children leave behind."""
+"""Linux: be killed when the parent dies; adopt orphans of children."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a cell's process is to do, and the surroundings of the process that asks for it.
+    """The work of a cell's process, and the environment of the process that asks for it.
 
-    environment, folder, path: as os.environ, the working folder and sys.path are there
+    environment, folder, path: os.environ, the working folder and sys.path of that process
     """
 
     job: Job
@@ -60,33 +60,33 @@ class Task:
 
 
 class EventSender:
-    """Tells the process that asked for a cell; several threads may do so."""
+    """Sends messages to the process that asked for a cell; thread-safe."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
-        self._work, self._told = 0, time.monotonic()
+        self._work, self._sent = 0, time.monotonic()
 
-    def say(self, *words: Any) -> None:
-        """To a run that is over, nothing: the keeper ends this process in a moment."""
+    def send(self, *message: Any) -> None:
+        """Does nothing if the run is over: the keeper then kills this process."""
         with suppress(OSError), self._lock:
-            self._connection.send(words)
+            self._connection.send(message)
 
     def progress(self, key: str, work: int) -> None:
-        """See `WorkerEvents`; told a few times a second."""
+        """See `WorkerEvents`; sent a few times a second."""
         with self._lock:
             self._work += work
-            if time.monotonic() - self._told < PAUSE:
+            if time.monotonic() - self._sent < PAUSE:
                 return
-            told, self._work, self._told = self._work, 0, time.monotonic()
-        self.say("progress", key, told)
+            done, self._work, self._sent = self._work, 0, time.monotonic()
+        self.send("progress", key, done)
 
     def warning(self, message: Warning | str, *where: Any) -> None:
-        """In place of `warnings.showwarning`."""
-        self.say("warning", str(message))
+        """Replaces `warnings.showwarning`."""
+        self.send("warning", str(message))
 
 
 def portable(error: BaseException) -> Exception:
-    """The error, or its text where another process could not read it or would end by it."""
+    """The error, or its text if it cannot be pickled or is not an Exception."""
     with suppress(Exception):
         if isinstance(error, Exception):
             pickle.loads(pickle.dumps(error))
@@ -94,9 +94,9 @@ def portable(error: BaseException) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def work(task: Task, talk: Connection) -> None:
-    """What the process of a cell does."""
-    sender = EventSender(talk)
+def work(task: Task, events: Connection) -> None:
+    """The process of a cell."""
+    sender = EventSender(events)
     try:
         os.environ.clear()
         os.environ.update(task.environment)
@@ -105,13 +105,13 @@ def work(task: Task, talk: Connection) -> None:
             os.chdir(task.folder)
         warnings.showwarning = sender.warning  # type: ignore[assignment]
         worker = Worker(task.job, sender.progress, isolated=True)
-        sender.say("done", task.call(worker))
+        sender.send("done", task.call(worker))
     except BaseException as error:
-        sender.say("raised", portable(error))
+        sender.send("raised", portable(error))
 
 
-def keep(control: Connection, talk: Connection) -> None:
-    """What a keeper does."""
+def keep(control: Connection, events: Connection) -> None:
+    """The process of a keeper."""
     linux(PR_SET_CHILD_SUBREAPER, 1)
     task: Task = control.recv()
     keeper, cell = os.getpid(), os.fork()
@@ -120,36 +120,36 @@ def keep(control: Connection, talk: Connection) -> None:
         if os.getppid() != keeper:
             os._exit(1)
         control.close()
-        work(task, talk)
+        work(task, events)
         flush()
         os._exit(0)
-    talk.close()
-    told = wait(cell, control)
-    code = end_all(cell)
-    if not told:
+    events.close()
+    ended = wait(cell, control)
+    code = kill_all(cell)
+    if ended:
         with suppress(OSError):
             control.send(code)
 
 
 def wait(cell: int, control: Connection) -> bool:
-    """Until a cell ends, or is to: then True."""
-    looks = select.poll()
-    looks.register(control.fileno(), select.POLLIN)
+    """Wait until a cell ends; False if it should be killed instead."""
+    poll = select.poll()
+    poll.register(control.fileno(), select.POLLIN)
     try:
-        looks.register(os.pidfd_open(cell), select.POLLIN)
+        poll.register(os.pidfd_open(cell), select.POLLIN)
         pause = None
     except (AttributeError, OSError):
         pause = 1000 * LOOK
     while True:
-        ready = [descriptor for descriptor, _ in looks.poll(pause)]
+        ready = [descriptor for descriptor, _ in poll.poll(pause)]
         if control.fileno() in ready:
-            return True
-        if ready or os.waitid(os.P_PID, cell, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return False
+        if ready or os.waitid(os.P_PID, cell, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            return True
 
 
-def end_all(cell: int) -> int:
-    """Kill what is left of a cell and of all that it has started. Returns its exit code."""
+def kill_all(cell: int) -> int:
+    """Kill a cell and all that it has started. Returns its exit code."""
     code = 0
     with suppress(ChildProcessError):
         while True:
@@ -163,23 +163,22 @@ def end_all(cell: int) -> int:
 
 
 def linux(option: int, value: int) -> None:
-    """Set something for this process where the system knows it."""
+    """Call prctl where it exists."""
     with suppress(AttributeError, OSError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 
 def flush() -> None:
-    """What a plugin printed is not lost with `os._exit`."""
+    """Write what a plugin printed; `os._exit` would discard it."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):
             stream.flush()
 
 
 def preload() -> None:
-    """All that every cell would load and look up for itself. Of plugins our own: those of others
-    might compute something."""
-    # An optimizer imports it when it is made, which takes seconds. What is wrong with it, such as
-    # a disk where no file can be removed, is for a cell to say.
+    """Import and look up what every cell needs. Of plugins only the built-in ones: others might
+    compute something."""
+    # An optimizer imports it, which takes seconds. If that fails, the cell reports it.
     with suppress(Exception):
         importlib.import_module("torch._dynamo")
     commit()
@@ -189,7 +188,7 @@ def preload() -> None:
 
 
 def main() -> NoReturn:
-    # Ctrl-C reaches all processes of a terminal; it is for the first to say who stops.
+    # Ctrl-C reaches all processes of a terminal; the one that started the run decides what stops.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     asked = socket.socket(fileno=int(sys.argv[1]))
     preload()
@@ -213,7 +212,7 @@ def main() -> NoReturn:
 
 
 def reap(number: int, frame: Any) -> None:
-    """Wait for keepers that are gone, so that what they took counts as taken by this process."""
+    """Wait for keepers that have ended, so that their CPU time counts as this process's."""
     with suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass

@@ -1,4 +1,4 @@
-"""Where a run is made: engines by name, whose libraries are imported when one is asked for."""
+"""Engines by name and their options. The library of an engine is imported when it is used."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ ENGINES = ("local", "ray", "slurm")
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """Where a run is made. Raises `InvalidInput` for what cannot be.
+    """Where and how cells are executed. Raises `InvalidInput` for options that exclude each other.
 
     engine: of `ENGINES`
     jobs: cells at once; None is one for each core or GPU, or as many as a cluster takes
-    threads: of each cell beside a processor; None is one, so that the last bits of a number hang
-        neither on how many cells there are nor on the cores of a machine
-    in_process: here, one cell after the other, for debugging
+    threads: of each cell on a CPU; None is one, so that the last bits of a number depend neither on
+        the number of cells nor on the cores of a machine
+    in_process: run cells in this process, one after the other, for debugging
     cores, gpus: of a cluster, for each cell; a GPU may be shared, as in 0.25
     options: for the cluster's library, by name
     """
@@ -50,29 +50,33 @@ class ExecutionOptions:
             )
             remote = name in ("cores", "gpus") and value is not None
             require(not (remote and self.is_here), f"--{name} is for --engine ray and slurm")
-        apart = self.threads is None or (self.is_here and not self.in_process)
-        require(apart, "--threads is for cells in processes of this machine; a cluster has --cores")
+        allowed = self.threads is None or (self.is_here and not self.in_process)
+        require(
+            allowed,
+            "--threads is for worker processes on this machine: use --cores on a cluster, and "
+            "OMP_NUM_THREADS with --in-process",
+        )
         require(not (self.options and self.is_here), "--option is for --engine ray and slurm")
         alone = self.is_here and self.jobs in (None, 1)
         require(
             alone or not self.in_process,
-            "in one process cells run one after the other: leave out --jobs and --engine, or "
-            "--in-process",
+            "--in-process runs one cell after the other in this process: leave out --jobs and "
+            "--engine, or --in-process",
         )
 
     @property
     def is_here(self) -> bool:
-        """Whether cells run on this very machine."""
+        """Whether cells run on this machine."""
         return self.engine == "local"
 
     def devices(self, name: str) -> tuple[torch.device, ...]:
-        """Of cells; nothing is known here of the devices of a cluster."""
+        """The devices of cells. Those of a cluster are not known here."""
         if self.is_here:
             return devices_of(name)
         return (torch.device(name if name != "auto" else "cuda" if self.gpus else "cpu"),)
 
     def at_once(self, cells: int, devices: Sequence[torch.device], timed: bool) -> int:
-        """How many of so many cells run at the same time on this machine, if memory allows it."""
+        """How many of `cells` cells run at the same time on this machine, if memory allows it."""
         if self.in_process or timed:
             return 1
         here = max(1, cores() // (self.threads or 1))
@@ -80,7 +84,7 @@ class ExecutionOptions:
         return max(1, min(places, cells))
 
     def threads_of(self, device: torch.device, timed: bool) -> int:
-        """Those of each cell."""
+        """Threads of each cell."""
         if not self.is_here:
             return self.cores or 1
         usual = torch.get_num_threads()
@@ -91,9 +95,9 @@ class ExecutionOptions:
     def start(
         self, job: Job, events: WorkerEvents, slots: int, devices: Sequence[torch.device]
     ) -> Engine:
-        """The engine. Raises `InvalidInput` where its library or its cluster is not there.
+        """Start the engine. Raises `InvalidInput` if its library or its cluster is missing.
 
-        slots, devices: of this machine
+        slots, devices: on this machine
         """
         asked, gpus = self.cores or 1, self.gpus or 0.0
         try:
@@ -117,7 +121,8 @@ class ExecutionOptions:
 
 
 def options_of(texts: tuple[str, ...]) -> dict[str, Any]:
-    """KEY=VALUE each; a value of digits is a number. Raises `InvalidInput` for anything else."""
+    """Parse options KEY=VALUE; a value of digits is a number. Raises `InvalidInput` for other
+    text."""
     pairs = [text.partition("=") for text in texts]
     for key, equals, _ in pairs:
         require(bool(key.isidentifier() and equals), f"--option is written KEY=VALUE, got {key!r}")

@@ -1,5 +1,5 @@
-"""The nursery of this process. It is loaded beside what this process loads itself, so nothing here
-needs torch."""
+"""The nursery of this process. It imports torch while this process does the same, so this module
+must not need torch."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from multiprocessing.connection import Connection
 from bdbench.machine.threads import short_spin
 
 AT_START = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "CUDA_", "TORCH", "PYTORCH_", "LD_")
-"""Beginnings of variables that libraries read when they are loaded."""
+"""Prefixes of environment variables that libraries read when they are loaded."""
 
 
 class Nursery:
-    """See `nursery.py`. It ends when this process does, however that is."""
+    """See `nursery.py`. It ends when this process does, even if that is killed."""
 
     def __init__(self, environment: dict[str, str]) -> None:
         ours, theirs = socket.socketpair()
-        # The same modules as here, wherever they were found.
+        # So that it imports the same modules.
         paths = [path or os.curdir for path in sys.path]
-        self.environment, self._socket, self._asked = environment, ours, False
+        self.environment, self._socket, self._used = environment, ours, False
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", f"{__package__}.nursery", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
@@ -38,8 +38,8 @@ class Nursery:
         theirs.close()
 
     def fork(self, *pipes: Connection) -> None:
-        """Raises OSError where it is gone."""
-        self._asked = True
+        """Fork a keeper that uses these pipes. Raises OSError if the nursery has ended."""
+        self._used = True
         socket.send_fds(self._socket, [b"."], [pipe.fileno() for pipe in pipes])
 
     @property
@@ -48,7 +48,7 @@ class Nursery:
 
     def close(self) -> None:
         self._socket.close()
-        if not self._asked:
+        if not self._used:
             self._process.kill()
         self._process.wait()
 
@@ -58,16 +58,16 @@ _turn = threading.Lock()
 
 
 def nursery() -> Nursery:
-    """That of this process, started anew where it is gone or libraries are to be loaded in other
-    surroundings."""
+    """The nursery of this process. A new one is started if the last one has ended, or if variables
+    that libraries read have changed."""
     global _nursery
-    read = {name: text for name, text in os.environ.items() if name.startswith(AT_START)}
+    environment = {name: text for name, text in os.environ.items() if name.startswith(AT_START)}
     with _turn:
-        if _nursery is not None and not (_nursery.lives and _nursery.environment == read):
+        if _nursery is not None and not (_nursery.lives and _nursery.environment == environment):
             _nursery.close()
             _nursery = None
         if _nursery is None:
-            _nursery = Nursery(read)
+            _nursery = Nursery(environment)
         return _nursery
 
 

@@ -1,7 +1,7 @@
 """Cells on this machine, each in a fresh process that ends with it; see `nursery.py`.
 
-The processes of multiprocessing would import the caller's main module again, which a script without
-a main guard does not survive.
+Workers of multiprocessing would import the caller's main module again, which fails for a script
+without a main guard.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bdbench.running.worker import Attempt, Job, Worker, attempted
 
 
 class Processes(Engine):
-    """`slots` cells at a time, spread over devices by their names."""
+    """Runs `slots` cells at a time, spread over devices, which are given by name."""
 
     def __init__(self, job: Job, events: WorkerEvents, slots: int, devices: Sequence[str]) -> None:
         self.slots, self._events = slots, events
@@ -36,7 +36,7 @@ class Processes(Engine):
         self._lock, self._closed = threading.Lock(), False
         self._cells: set[_Process] = set()
         self._job = job
-        # Loads while the first cells are chosen.
+        # It imports torch while the first cells are chosen.
         nursery()
         self._threads = [
             threading.Thread(target=self._serve, args=[devices[n % len(devices)]], daemon=True)
@@ -56,16 +56,16 @@ class Processes(Engine):
             self._closed = True
             if broken:
                 for each in self._cells:
-                    each.end()
+                    each.kill()
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
 
     def _serve(self, device: str) -> None:
-        """Make one attempt after the other on a device, until there is none."""
-        while (asked := self._tasks.get()) is not None:
-            future, task = asked
+        """Run one task after the other on a device."""
+        while (submitted := self._tasks.get()) is not None:
+            future, task = submitted
             task = replace(task, job=replace(task.job, device=device))
             try:
                 future.set_result(self._attempt(task))
@@ -77,21 +77,21 @@ class Processes(Engine):
         with self._lock:
             if self._closed:
                 raise Died("stopped")
-            process = _begun()
+            process = _start()
             self._cells.add(process)
         try:
-            made: Attempt = process.run(task, self._events)
-            return made
+            attempt: Attempt = process.run(task, self._events)
+            return attempt
         finally:
             with self._lock:
                 self._cells.discard(process)
             process.close()
 
 
-def apart(job: Job, call: Callable[[Worker], Any]) -> Any:
-    """What a call of a function of a module returns that is made in a fresh process. Raises `Died`,
-    or what it raised."""
-    process = _begun()
+def call_in_process(job: Job, call: Callable[[Worker], Any]) -> Any:
+    """Call a module's function in a fresh process; returns its result. Raises `Died`, or what it
+    raised."""
+    process = _start()
     try:
         return process.run(
             _task(job, call), WorkerEvents(lambda key, work: None, lambda line: None)
@@ -100,11 +100,11 @@ def apart(job: Job, call: Callable[[Worker], Any]) -> Any:
         process.close()
 
 
-def _begun() -> _Process:
+def _start() -> _Process:
     try:
         return _Process(nursery())
     except OSError as error:
-        raise Died("lost while it started") from error
+        raise Died("lost at its start") from error
 
 
 def _task(job: Job, call: Callable[[Worker], Any]) -> Task:
@@ -112,61 +112,61 @@ def _task(job: Job, call: Callable[[Worker], Any]) -> Task:
 
 
 class _Process:
-    """That of one cell: what it says, and its keeper, which is told what to do and says how it
-    ended."""
+    """The process of one cell, which sends events, and its keeper, which gets the task and reports
+    the exit code."""
 
-    def __init__(self, begun: Nursery) -> None:
+    def __init__(self, parent: Nursery) -> None:
         self._control, keepers = multiprocessing.Pipe()
-        self._talk, cells = multiprocessing.Pipe(duplex=False)
+        self._from_cell, cells = multiprocessing.Pipe(duplex=False)
         with keepers, cells:
-            begun.fork(keepers, cells)
+            parent.fork(keepers, cells)
 
     def run(self, task: Task, events: WorkerEvents) -> Any:
-        """What the call of a task returns. Raises `Died`, or what the call raised."""
+        """The result of a task. Raises `Died`, or what the task raised."""
         answer: tuple[str, Any] | None = None
-        # A process that dies may leave half a message.
+        # A dying process may leave half a message.
         with suppress(EOFError, OSError, ValueError):
             self._control.send(task)
             while True:
-                kind, *said = self._talk.recv()
+                kind, *values = self._from_cell.recv()
                 if kind == "progress":
-                    events.progress(*said)
+                    events.progress(*values)
                 elif kind == "warning":
-                    events.warning(*said)
+                    events.warning(*values)
                 else:
-                    answer = kind, said[0]
+                    answer = kind, values[0]
         code = None
         with suppress(EOFError, OSError):
             code = self._control.recv()
         if answer is None:
-            raise Died(how(code))
-        kind, said = answer
+            raise Died(death_of(code))
+        kind, value = answer
         if kind == "raised":
-            raise said
-        return said
+            raise value
+        return value
 
-    def end(self) -> None:
-        """Have it killed, at once; `run` then returns."""
+    def kill(self) -> None:
+        """Let the keeper kill the cell; `run` then returns."""
         with suppress(OSError):
-            self._control.send("end")
+            self._control.send("kill")
 
     def close(self) -> None:
         self._control.close()
-        self._talk.close()
+        self._from_cell.close()
 
 
 def _working_folder() -> Path | None:
-    """None where it was removed."""
+    """None if it was removed."""
     with suppress(OSError):
         return Path.cwd()
     return None
 
 
-def how(code: int | None) -> str:
-    """What an exit code says of a death; None where nobody was left to tell."""
+def death_of(code: int | None) -> str:
+    """How a process died, by its exit code; None if its keeper died too."""
     if code is None:
         return "lost"
     if code < 0:
-        hint = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return f"killed by {signal.Signals(-code).name}{hint}"
-    return f"gone with exit code {code}"
+        hint = ", possibly out of memory" if -code == signal.SIGKILL else ""
+        return f"killed ({signal.Signals(-code).name}{hint})"
+    return f"exited with code {code}"

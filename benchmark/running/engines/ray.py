@@ -1,8 +1,8 @@
 """A Ray cluster: the one that RAY_ADDRESS or the option `address` names, else this machine.
 
-A Ray that is started here listens to this machine only: whoever reaches its ports may run code.
-Nodes need not share a folder: records come back to the process that started the run, which writes
-them. The package, data sets and plugin files must be on every node, at the same path.
+A Ray that is started here listens on the loopback interface only, since anyone who reaches its
+ports may run code. Nodes need not share a folder: the process that started the run writes the
+records. The package, data sets and plugin files must be on every node, at the same path.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -31,10 +32,10 @@ MANY = 10_000
 
 
 class Ray(Engine):
-    """A task for each cell, on whichever node has room for it.
+    """Runs each cell as a task, on any node with free resources.
 
-    slots: cells that Ray knows of at a time
-    cores, gpus: what a cell is given
+    slots: cells that are submitted at a time
+    cores, gpus: for each cell
     options: for `ray.init`
     """
 
@@ -47,8 +48,8 @@ class Ray(Engine):
             try:
                 _start(options)
             except (OSError, RuntimeError, TypeError, ValueError) as error:
-                raise InvalidInput(f"Ray does not start: {error}") from error
-        # Of Ray's own retries the record would know nothing. A cell has a process of its own.
+                raise InvalidInput(f"cannot start Ray: {error}") from error
+        # No retries by Ray, which a record would not mention. A fresh process for each cell.
         place = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0, max_calls=1)
         self._task = place(_run)
 
@@ -58,7 +59,7 @@ class Ray(Engine):
         try:
             mine = claim.enter_context(claimed(results, cell.key))
         except Unusable as error:
-            future.set_result(Attempt(None, mine=True, unkept=str(error)))
+            future.set_result(Attempt(None, mine=True, unwritten=str(error)))
             return future
         if not mine:
             future.set_result(Attempt(None))
@@ -68,26 +69,12 @@ class Ray(Engine):
             future.set_result(Attempt(read(path_of(results, cell.key))))
             return future
 
-        def over(made: Future[Record]) -> None:
-            try:
-                record, unkept = made.result(), None
-                try:
-                    write(results, record)
-                except Unusable as error:
-                    unkept = str(error)
-            except RayTaskError as error:
-                future.set_exception(error.as_instanceof_cause())
-            except RayError as error:
-                future.set_exception(Died(f"lost, {type(error).__name__}"))
-            except Exception as error:
-                future.set_exception(error)
-            else:
-                future.set_result(Attempt(record, mine=True, unkept=unkept))
-            finally:
-                claim.close()
+        def settle(made: Future[Record]) -> None:
+            with claim:
+                _settle(future, made, results)
 
         job = self.job.narrowed(cell)
-        self._task.remote(job, cell.located, list(retries)).future().add_done_callback(over)
+        self._task.remote(job, cell.located, list(retries)).future().add_done_callback(settle)
         return future
 
     def close(self, broken: bool) -> None:
@@ -95,13 +82,31 @@ class Ray(Engine):
             ray.shutdown()
 
 
+def _settle(future: Future[Attempt], made: Future[Record], results: Path) -> None:
+    """Write the record of a task and pass its result on."""
+    try:
+        record, unwritten = made.result(), None
+        try:
+            write(results, record)
+        except Unusable as error:
+            unwritten = str(error)
+    except RayTaskError as error:
+        future.set_exception(error.as_instanceof_cause())
+    except RayError as error:
+        future.set_exception(Died(f"lost ({type(error).__name__})"))
+    except Exception as error:
+        future.set_exception(error)
+    else:
+        future.set_result(Attempt(record, mine=True, unwritten=unwritten))
+
+
 def _start(options: Mapping[str, Any]) -> None:
-    """Join the cluster that is named, or start a Ray that listens to this machine only."""
+    """Join the named cluster, or start a Ray that listens on this machine only."""
     if "address" in options or os.environ.get("RAY_ADDRESS"):
         ray.init(log_to_driver=False, **options)
         return
-    # What it does by itself on macOS and Windows. An address of this machine alone, given as the
-    # address of the node, it would replace by that in the network.
+    # As Ray does on macOS and Windows. It would replace a loopback address of the node by its
+    # network address.
     with (
         patch.dict(os.environ, {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}),
         patch.object(ray_constants, "ENABLE_RAY_CLUSTER", False),

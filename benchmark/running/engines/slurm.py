@@ -1,6 +1,6 @@
-"""A Slurm cluster, by way of submitit. All nodes share the folders of results, cache and data.
+"""A Slurm cluster, through submitit. All nodes share the folders of results, cache and data.
 
-A job outlives the run that submitted it: it claims its cell and writes the record itself.
+A job may outlive the run that submitted it, so it locks its cell and writes the record itself.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from bdbench.running.engines.base import Died, Engine
 from bdbench.running.worker import Attempt, Job, Worker
 
 PAUSE = 1.0
-"""Seconds between two looks at the jobs."""
+"""Seconds between two checks of the jobs."""
 MANY = 1_000
 
 
 class Slurm(Engine):
-    """A job for each cell.
+    """Runs each cell as a job.
 
     slots: jobs in the queue at a time
-    cores, gpus: what a job asks for
+    cores, gpus: for each job
     options: for submitit, such as slurm_partition
-    cluster: "slurm", or another that submitit knows
+    cluster: "slurm", or another executor of submitit
     """
 
     def __init__(
@@ -42,16 +42,16 @@ class Slurm(Engine):
         options: Mapping[str, Any],
         cluster: str = "slurm",
     ) -> None:
-        require(gpus == int(gpus), f"slurm gives whole GPUs, got --gpus {gpus}")
-        there = cluster != "slurm" or shutil.which("sbatch") is not None
-        require(there, "--engine slurm needs the command sbatch, and it is not here")
+        require(gpus == int(gpus), f"--engine slurm takes whole GPUs only, got --gpus {gpus}")
+        found = cluster != "slurm" or shutil.which("sbatch") is not None
+        require(found, "--engine slurm needs the command sbatch: run it on a login node")
         self.job, self.slots = job, slots or MANY
         self._executor = submitit.AutoExecutor(job.results / "slurm", cluster=cluster)
         asked = {"cpus_per_task": cores, "gpus_per_node": int(gpus), "name": "bdbench"}
         try:
             self._executor.update_parameters(**{**asked, **options})
         except (AssertionError, NameError, TypeError, ValueError) as error:
-            raise InvalidInput(f"submitit refuses the options: {error}") from error
+            raise InvalidInput(f"submitit rejects the options: {error}") from error
         self._open: dict[Future[Attempt], submitit.Job[Attempt]] = {}
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -80,7 +80,7 @@ def _settle(future: Future[Attempt], job: submitit.Job[Attempt]) -> None:
     try:
         future.set_result(job.result())
     except (UncompletedJobError, FailedJobError) as error:
-        future.set_exception(Died(f"lost, {type(error).__name__}, job {job.job_id}"))
+        future.set_exception(Died(f"lost ({type(error).__name__}, job {job.job_id})"))
     except Exception as error:
         future.set_exception(error)
 

@@ -1,4 +1,4 @@
-"""Suites as files, sweeps, exact seeds, and the command that makes a record again."""
+"""Suite files, sweeps, exact seeds, and the command that runs a record again."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Patient(Defense):
 
 @pytest.fixture(autouse=True)
 def here(own_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, in which nothing is measured."""
+    """The current folder; speed is not measured."""
     monkeypatch.setattr(speed, "probe", lambda cell, device: 1e6)
     return own_folder
 
@@ -106,7 +106,7 @@ def test_a_file_is_run_as_a_suite_is(patient: Path, capsys: pytest.CaptureFixtur
     assert "suite plugins/mine.toml" in capsys.readouterr().out
 
 
-def test_a_file_runs_and_its_records_lie_in_a_folder_of_its_name(
+def test_the_records_of_a_file_are_in_a_folder_of_its_name(
     patient: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("plugins/mine.toml").write_text(
@@ -115,12 +115,12 @@ def test_a_file_runs_and_its_records_lie_in_a_folder_of_its_name(
     )
     results = bd.run("plugins/mine.toml", in_process=True, progress=False, device="cpu")
     assert results.folder == Path("results/mine")
-    assert [record.cell["seed"] for record in results] == [4, 4]
-    assert {record.labels["defense"] for record in results} == {
+    assert [record.cell.seed for record in results] == [4, 4]
+    assert {record.labels.defense for record in results} == {
         "patient(days=1)",
         "patient(days=2)",
     }
-    assert all(record.provenance["plugins"] == ["plugins/patient.py"] for record in results)
+    assert all(record.provenance.plugins == ["plugins/patient.py"] for record in results)
     assert len(bd.load("results/mine").leaderboard().frame()) == 2
     assert main(["report", "--results", "results/mine"]) == 0
     capsys.readouterr()
@@ -134,7 +134,7 @@ def test_a_file_runs_and_its_records_lie_in_a_folder_of_its_name(
 SPOILED = [
     ("datasets = []", "line 1: datasets is an empty list"),
     ('datasets = "digits"', 'line 1: datasets must be a list, such as datasets = ["digits"], got'),
-    ("datasets = [3]", "line 1: datasets must hold texts in quotes, got 3"),
+    ("datasets = [3]", "line 1: datasets must hold strings in quotes, got 3"),
     ('datasets = ["digits", "digits"]', "line 1: datasets has 'digits' twice"),
     ('datasets = [\n  "toy",\n  "toy()",\n]', "is the same"),
     ('attacks = ["none"]', 'has no field datasets: write datasets = ["digits"]'),
@@ -147,9 +147,9 @@ SPOILED = [
         "line 4: unknown attack 'badnet'",
     ),
     ('datasets = ["digits"]\nseeds = 0', "line 2: seeds must be at least 1, got 0"),
-    ('datasets = ["digits"]\nseeds = true', "line 2: seeds must be how many, such as 3"),
+    ('datasets = ["digits"]\nseeds = true', "line 2: seeds must be a number, such as 3"),
     ('datasets = ["digits"]\nseeds = [1, 1]', "line 2: seed 1 is given twice"),
-    ('datasets = ["digits"]\nseeds = []', "line 2: seeds must be 1 to 10,000, got 0"),
+    ('datasets = ["digits"]\nseeds = []', "line 2: seeds must list 1 to 10,000 seeds, got 0"),
     ('datasets = ["digits"]\nseeds = [-1]', "line 2: a seed must be a whole number from 0"),
     ('datasets = ["digits"]\nprecision = "fp61"', "line 2: precision must be one of auto, fp32"),
     ('datasets = ["digits"]\ntimed = "yes"', "line 2: timed must be true or false, got 'yes'"),
@@ -164,18 +164,18 @@ SPOILED = [
         "line 3: epochs of the recipe must be int, got []",
     ),
     ('datasets = ["digits"]\n[settings]\nmrc = "mcr"', "line 3: unknown defense 'mrc'; did you"),
-    ('datasets = ["digits"]\n[settings]\nmcr = 3', "line 3: mcr must be a text in quotes, got 3"),
+    ('datasets = ["digits"]\n[settings]\nmcr = 3', "line 3: mcr must be a string in quotes, got 3"),
     (
         'datasets = ["digits"]\nplugins = ["absent.py"]',
         "line 2: plugin 'absent.py' is not a Python",
     ),
     (
         'datasets = ["digits"]\ndefenses = ["cbd(t1=[3, 3])"]',
-        "line 2: t1 of defense 'cbd' is given 3 tw",
+        "line 2: the sweep over t1 of defense 'cbd' has 3 tw",
     ),
-    ('datasets = ["digits"', "wrong.toml is no TOML: "),
+    ('datasets = ["digits"', "wrong.toml is not valid TOML: "),
     ('datasets = ["digits"]\ndatasets = ["toy"]', "(at line 2, the last)"),
-    ("x = " + "[" * 5_000, "is no TOML"),
+    ("x = " + "[" * 5_000, "is not valid TOML"),
     ("# long\n" * 1_002, "has more than 65,536 bytes or 1,000 lines"),
 ]
 
@@ -199,25 +199,25 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(
         (["run", "folder/x.toml"], "no file folder/x.toml; `bdbench describe quick --toml` prints"),
         (["run", "folder.toml"], "there is no file folder.toml"),
         (["run", "quick.toml"], "quick.toml has the name of the built-in suite quick"),
-        (["run", "..toml"], "..toml cannot name a suite and its folder of results"),
+        (["run", "..toml"], "..toml cannot name a suite and its results folder"),
         (["run", "latin.toml"], "latin.toml is not UTF-8 at byte 2: save it as UTF-8"),
         (["run", f"{'x' * 3000}.toml"], "there is no file xxx"),
         (["run", "a\0.toml"], "there is no file a"),
-        (["run", "my_suite.toml", "--seed=1", "--seeds=2"], "--seeds says how many and --seed"),
+        (["run", "my_suite.toml", "--seed=1", "--seeds=2"], "--seeds is how many and --seed"),
         (["run", "--seed=1", "--seed=1"], "seed 1 is given twice"),
         (["run", "--seed=-1"], "a seed must be a whole number from 0 to"),
         (["run", "--seed=one"], "'one' is not a valid integer"),
         (["run", "--defense=cbd(t1=[])"], "t1 of defense 'cbd' must be int, got []; a sweep needs"),
-        (["run", "--defense=cbd(t1=[3, 3])"], "t1 of defense 'cbd' is given 3 twice in a sweep"),
+        (["run", "--defense=cbd(t1=[3, 3])"], "sweep over t1 of defense 'cbd' has 3 twice"),
         (["run", "--defense=cbd(t1=[3, 'x'])"], "t1 of defense 'cbd' must be int, got 'x'"),
         (["run", "--defense=cbd(t1=[3, 0])"], "t1 must be at least 1, got 0"),
         (["run", "--defense=cbd(t2=[3, 5])"], "has no field 't2'; did you mean 't1'?"),
         (["run", "--attack=badnets(target=[0, 10])"], "0 to 9, got 10"),
-        (["run", "--recipe=recipe(epochs=[1, 1])"], "epochs of the recipe is given 1 twice"),
+        (["run", "--recipe=recipe(epochs=[1, 1])"], "sweep over epochs of the recipe has 1 twice"),
         (["run", "--recipe=recipe(precision=['fp32', 'bf16'])"], "precision of the recipe must be"),
         (
             ["data", "preview", "blend(alpha=[0.1, 0.2])"],
-            "a list is a sweep, which a run of a suite",
+            "a list is a sweep, which only the run of a suite",
         ),
         (["describe", "cbd", "--toml"], "unknown suite 'cbd'"),
         (["describe", "--toml"], "--toml needs the NAME of a suite"),
@@ -262,7 +262,7 @@ def test_a_list_is_a_sweep_unless_the_field_itself_takes_one(patient: Path) -> N
     fields = fields_of(type(own))
     assert defenses.swept(own) == [own]
     many = list(range(101))
-    with pytest.raises(bd.InvalidInput, match="is swept over 10,201 settings, at most 10,000"):
+    with pytest.raises(bd.InvalidInput, match="is swept over 10,201 settings; sweep over at most"):
         swept(Spec("patient", {"days": many, "names": [[str(n)] for n in many]}), fields, "it")
 
 
@@ -314,10 +314,10 @@ def test_a_command_for_a_figure_has_the_seeds_and_plugins_of_its_records(
     [
         (lambda: bd.run(seed=1, seeds=2), "give one of them"),
         (lambda: bd.run(seed=[True]), "a seed must be a whole number from 0"),
-        (lambda: bd.run(defenses=["cbd(t1=[3, 3])"]), "is given 3 twice in a sweep"),
+        (lambda: bd.run(defenses=["cbd(t1=[3, 3])"]), "has 3 twice; remove one"),
         (
             lambda: bd.run_cell(defense="cbd(t1=[3, 5])"),
-            "a list is a sweep, which a run of a suite",
+            "a list is a sweep, which only the run of a suite",
         ),
         (lambda: bd.run_cell(recipe="recipe(epochs=[1, 2])"), "epochs of the recipe must be int"),
         (
@@ -339,7 +339,7 @@ def test_a_wrong_call_is_answered_in_one_line(call: Callable[[], object], compla
 
 
 def record_of(defense: str, folder: Path, **fields: Any) -> Record:
-    """The record of a cell of many settings, which was not run."""
+    """Write a record of a cell with many settings, which was not run."""
     recipe = recipe_of("recipe(epochs=3, learning_rate=0.03, drops=(0.5, 0.75), precision='fp32')")
     given = {
         "dataset": "toy(image_size=16, train_images=200)",
@@ -388,17 +388,18 @@ def test_the_printed_command_makes_the_same_cell(
     assert listed(capsys, *shlex.split(line)[1:]) == [record.key]
 
 
-def test_a_record_of_a_notebook_is_made_again_in_python() -> None:
+def test_a_record_of_a_notebook_is_run_again_in_python() -> None:
     record = record_of("none", Path("results/mine"))
-    origin = {**record.provenance, "code": {"defense": "class Mine"}, "plugins": ["x y.py", 3]}
+    origin = record.provenance.with_(code={"defense": "class Mine"}, plugins=["x y.py"])
     local = replace(record, provenance=origin)
     line = rerun.again(local, Path("results/mine"))
     assert line.startswith("bd.load_file('x y.py'); bd.run_cell(dataset='toy(")
     assert "defense=none" in line
     assert line.endswith("seed=3)")
-    threads = {**record.provenance, "threads": 2, "plugins": "no list", "device": "cpu: x"}
-    text = rerun.again(replace(record, provenance=threads, curves=[{"epoch": 1}]), Path("a b"))
+    threads = record.provenance.with_(threads=2, plugins=[], device="cpu: x")
+    point = {"epoch": 1, "clean_accuracy": 0.5, "attack_success_rate": None}
+    text = rerun.again(replace(record, provenance=threads, curves=[point]), Path("a b"))
     assert text.endswith(" --seed 3 --threads 2 --curves --results 'a b/again'")
     assert "--plugin" not in text
-    assert recipe_label(recipe_of(record.cell["recipe"])) == record.labels["recipe"]
-    assert datasets.canonical(record.cell["dataset"]) == record.cell["dataset"]
+    assert recipe_label(recipe_of(str(record.cell.recipe))) == record.labels.recipe
+    assert datasets.canonical(str(record.cell.dataset)) == str(record.cell.dataset)

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: answers, exit codes, and one line for every mistake."""
+"""The command line as users see it: output, exit codes, and one line for every mistake."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -40,14 +41,14 @@ TINY = [
         (["run", "--defense", "cbd(t2=1)"], "has no field 't2'; did you mean 't1'?"),
         (["run", "--attack", "badnets(poisoning_rate=2)"], "must be in (0, 1], got 2.0"),
         (["run", "--attack", "badnets(target=10)"], "0 to 9, got 10"),
-        (["run", "--device", "cuda:9"], "device 'cuda:9' is not there"),
+        (["run", "--device", "cuda:9"], "device 'cuda:9' does not exist"),
         (["run", "--precision", "fp61"], "unknown precision 'fp61'"),
         (["run", "--seeds", "0"], "seeds must be at least 1"),
         (["run", "--seeds", "many"], "'many' is not a valid integer"),
         (["run", "--epochs", "0"], "epochs must be at least 1"),
         (["run", "--train-images", "3"], "train_images of digits must be at least 10"),
         (["run", "--plugin", "absent.py"], "plugin 'absent.py' is not a Python file"),
-        (["describe", "badnet"], "nothing is called 'badnet'; did you mean 'badnets'?"),
+        (["describe", "badnet"], "unknown plugin or suite 'badnet'; did you mean 'badnets'?"),
         (["list", "attack"], "unknown kind 'attack'; did you mean 'attacks'?"),
         (["table", "leaderbord"], "unknown table 'leaderbord'; did you mean 'leaderboard'?"),
         (["table"], "no records in results/quick/records"),
@@ -74,7 +75,7 @@ def test_unwritable_folders_are_refused_before_training(
     capsys: pytest.CaptureFixture[str], own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocked = own_folder / "file"
-    blocked.write_text("in the way")
+    blocked.write_text("a file")
     assert "cannot write" in refused(capsys, "run", *TINY, "--results", str(blocked / "results"))
     monkeypatch.setenv("BDBENCH_CACHE", str(blocked / "cache"))
     assert "cannot write" in refused(capsys, "run", *TINY)
@@ -123,11 +124,10 @@ def test_a_dry_run_for_a_cluster_says_what_is_known(capsys: pytest.CaptureFixtur
 def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dry-run", "--defense=none", "--defense=cbd") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 6
+    assert len(lines) == 4
     assert "wrn16_1 · badnets · seed 0" in lines[0]
     assert [line.split()[1] for line in lines[1:3]] == ["none:", "cbd:"]
     assert "2 of 2 cells to run" in lines[3]
-    assert "free there" in lines[4]
     assert not (own_folder / "results").exists()
 
 
@@ -253,7 +253,7 @@ def test_an_interrupted_run_keeps_what_is_finished(
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130, errors
-    assert errors.splitlines()[-1].startswith("bdbench: stopped")
+    assert errors.splitlines()[-1].startswith("bdbench: interrupted")
     assert "Traceback" not in errors
     kept = list(records.glob("*.json"))
     assert kept
@@ -262,15 +262,17 @@ def test_an_interrupted_run_keeps_what_is_finished(
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], []])
-def test_help_answers_within_a_second(
-    arguments: list[str], start: Callable[..., subprocess.Popen[str]]
-) -> None:
-    seconds = []
-    for _ in range(2):
-        begun = time.monotonic()
-        process = start(*arguments)
-        shown, errors = process.communicate(timeout=30)
-        seconds.append(time.monotonic() - begun)
-        assert process.returncode == 0, errors
-        assert "bdbench" in shown
-    assert min(seconds) < 1
+def test_help_imports_no_large_library(arguments: list[str]) -> None:
+    """So it answers at once."""
+    program = f"""
+import sys
+from bdbench.cli import main
+
+code = main({arguments})
+large = {{"torch", "torchvision", "numpy", "pandas", "scipy", "sklearn", "matplotlib", "pyarrow"}}
+assert not large & {{*sys.modules}}, large & {{*sys.modules}}
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "bdbench" in done.stdout

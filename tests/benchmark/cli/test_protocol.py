@@ -1,4 +1,4 @@
-"""The rules by which defenses are compared: made from the code, whole, and on the page."""
+"""The rules by which defenses are compared: made from the code, complete, and on the page."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def test_the_page_has_what_the_code_says() -> None:
     assert protocol(NAMES) in page, "make it again with `bdbench describe --protocol`"
 
 
-def test_what_is_lent_is_that_of_the_class() -> None:
+def test_what_is_given_is_that_of_the_class() -> None:
     text = protocol(["mcr", "cbd", "clp"])
     assert "| `mcr` | 2 undefended networks | 5 % | on the clean images |" in text
-    assert "| `cbd` | new networks | none | all of it |" in text
-    assert "| `clp` | an undefended network | none | nothing |" in text
-    assert "`nad`" not in text.partition("### What a defense is lent")[2].partition("### Hyper")[0]
+    assert "| `cbd` | new networks | none | from scratch |" in text
+    assert "| `clp` | an undefended network | none | none |" in text
+    assert "`nad`" not in text.partition("### What a defense is given")[2].partition("### Hyper")[0]
 
 
 def test_the_command_prints_it(

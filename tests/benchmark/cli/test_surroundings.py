@@ -1,5 +1,5 @@
-"""What surrounds a command, such as terminals, homes and settings of other programs: it works, or
-says in one line what is in the way."""
+"""The surroundings of a command: terminals, home folders, disks, settings of other programs. It
+works, or names the problem in one line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import pytest
 from commands import refused
 
 from bdbench.cli import main
-from bdbench.cli.group import UserPath, cli
+from bdbench.cli.group import cli
+from bdbench.cli.options import UserPath
 from bdbench.storage.folders import cache_root, roots
 
 pytestmark = pytest.mark.usefixtures("own_folder")
@@ -27,7 +28,7 @@ TOY = "toy(train_images=100, test_images=50, image_size=16)"
 
 
 def shell(command: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """A command line in which `bdbench` is this one."""
+    """Run a shell command in which `bdbench` is this package."""
     return subprocess.run(
         ["sh", "-c", command.replace("bdbench", f"{sys.executable} -m bdbench", 1)],
         capture_output=True,
@@ -65,8 +66,8 @@ def test_a_tilde_is_the_home_folder_in_every_path(
 
 
 @pytest.fixture
-def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A user without name and home, as containers have."""
+def homeless(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user without a name and a home folder, as in containers."""
 
     def unknown(who: Any) -> NoReturn:
         raise KeyError(f"{who} not found")
@@ -77,13 +78,13 @@ def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pwd, "getpwnam", unknown)
 
 
-@pytest.mark.usefixtures("nobody")
-def test_nobody_needs_a_home_who_names_a_folder(
+@pytest.mark.usefixtures("homeless")
+def test_a_named_folder_needs_no_home(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in ("doctor", "cache ls", "data ls"):
         line = refused(capsys, *command.split())
-        assert "there is no home folder here: name a folder in BDBENCH_CACHE" in line
+        assert "no home folder is known: set BDBENCH_CACHE to a folder" in line
     assert "home folder in ~/x is not known" in refused(capsys, "table", "--results=~/x")
     monkeypatch.setenv("BDBENCH_CACHE", str(own_folder / "cache"))
     assert main(["doctor"]) == 0
@@ -118,7 +119,7 @@ def test_a_share_of_gpus_is_a_number(number: str, capsys: pytest.CaptureFixture[
 # Disks and settings
 
 
-def test_what_the_system_refuses_is_one_line(
+def test_an_error_of_the_system_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def full(*arguments: Any) -> NoReturn:
@@ -128,7 +129,7 @@ def test_what_the_system_refuses_is_one_line(
     assert refused(capsys, "cache", "ls") == "bdbench: somewhere: No space left on device"
 
 
-def test_a_picture_needs_no_latex_and_not_the_settings_of_the_user(own_folder: Path) -> None:
+def test_a_picture_ignores_the_matplotlib_settings_of_the_user(own_folder: Path) -> None:
     preview = ["data", "preview", "badnets", "--count=1", f"--dataset={TOY}"]
     assert main([*preview, "--out=plain.png"]) == 0
     own = {"text.usetex": True, "figure.facecolor": "red", "font.size": 30.0}
@@ -144,7 +145,7 @@ def test_neither_the_window_system_nor_the_encoding_matters(own_folder: Path) ->
         LC_ALL="C",
         PYTHONUTF8="0",
         PYTHONCOERCECLOCALE="0",
-        TMPDIR=str(own_folder / ("d" * 120)),  # is not there
+        TMPDIR=str(own_folder / ("d" * 120)),  # does not exist
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith(".png\n")
@@ -161,8 +162,8 @@ def test_what_an_encoding_lacks_is_a_question_mark() -> None:
 
 
 @pytest.mark.parametrize("streams", ["", ">&-", "<&- >&- 2>&-"])
-def test_a_closed_stream_leads_nowhere(streams: str, own_folder: Path) -> None:
-    """And no file that is opened later takes its place, to be printed into."""
+def test_a_closed_stream_is_the_null_device(streams: str, own_folder: Path) -> None:
+    """No file that is opened later takes its place, so that output would go into it."""
     (own_folder / "opens.py").write_text("import os\nopen('number', 'w').write(str(os.dup(0)))\n")
     done = shell(f"bdbench list suites --plugin=opens.py {streams}")
     said = "" if "2>&-" in streams else "bdbench: warning: plugin 'opens.py' registers nothing\n"
@@ -171,7 +172,7 @@ def test_a_closed_stream_leads_nowhere(streams: str, own_folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["list suites", "run --dry-run --engine=ray"])
-def test_a_reader_may_go(command: str) -> None:
+def test_a_reader_may_close_the_pipe(command: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     with os.fdopen(writing, "wb") as pipe:

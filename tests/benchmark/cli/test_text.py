@@ -1,4 +1,4 @@
-"""Words of others change no table, page or terminal: they are shown as they stand."""
+"""Tables, pages and terminals show the text of records and plugins as it is."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shown(markdown: str) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_markdown_shows_a_text_as_it_stands(text: str) -> None:
+def test_markdown_shows_a_text_as_it_is(text: str) -> None:
     assert shown(as_markdown(text)) == text
     assert shown(f"- {as_markdown(text)}") == text
     assert text in shown(f"| head |\n|---|\n| {as_markdown(text)} |")
@@ -63,8 +63,8 @@ def test_markdown_shows_a_text_as_it_stands(text: str) -> None:
 @pytest.mark.parametrize("text", HOSTILE)
 def test_no_table_in_markdown_has_the_markup_of_a_label(text: str) -> None:
     record = builders.make_record(text, "badnets", 900, 20)
-    record = replace(record, cell=record.cell | {"defense": "mine", "dataset": "cifar10"})
-    noted = replace(record, provenance=record.provenance | {"data_notes": [text]})
+    record = replace(record, cell=record.cell.with_(defense="mine", dataset="cifar10"))
+    noted = replace(record, provenance=record.provenance.with_(data_notes=[text]))
     sheet = PaperTable(text, (text,), ((text, "ASR"),), (((text,), (TableCell("1"),)),), (text,))
     for made_of in (leaderboard([noted]).markdown(), sheet.markdown(), verify([noted]).markdown()):
         for mark in ("<html_inline>", "<link_open>", "<image>", "<code_inline>", "<em_open>"):
@@ -89,7 +89,7 @@ def test_a_text_of_several_lines_is_one_line() -> None:
         (r"\input{/etc/passwd}", r"\textbackslash{}input\{/etc/passwd\}"),
     ],
 )
-def test_latex_has_no_command_of_a_text(text: str, expected: str) -> None:
+def test_latex_executes_no_command_in_a_text(text: str, expected: str) -> None:
     assert as_latex(text) == expected
     entry = TableCell("1.0", "5; -4.0", best=True)
     sheet = PaperTable(text, (text,), ((text, "ASR"),), (((text,), (entry,)),), (text,))
@@ -101,7 +101,7 @@ def test_latex_has_no_command_of_a_text(text: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+cmd", "@SUM(1)", "\t=1", "\r=1", "\n=1"])
-def test_a_spreadsheet_computes_no_text(text: str) -> None:
+def test_a_spreadsheet_evaluates_no_text(text: str) -> None:
     frame = pd.DataFrame({"name": [text, "x=1"], "more": [-0.5, 2.0], "odd": [-1, None]})
     (_, first, second) = csv.reader(io.StringIO(as_csv(frame), newline=""))
     assert first == [f"'{text.strip()}", "-0.5", "-1"]
@@ -116,7 +116,7 @@ def test_numbers_among_texts_stay_numbers() -> None:
 def test_the_tables_of_a_label_have_no_formula(tmp_path: Path) -> None:
     label = "=cmd|'/C calc'!A0"
     records = [
-        replace(record, labels=record.labels | {"model": label})
+        replace(record, labels=record.labels.with_(model=label))
         for record in (builders.make_record(name, "badnets", 900, 20) for name in ("none", "cbd"))
     ]
     paths = write_table(1, records, tmp_path)
@@ -128,7 +128,7 @@ def test_the_tables_of_a_label_have_no_formula(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", COMMANDS)
-def test_a_terminal_shows_commands_and_obeys_none(
+def test_a_terminal_shows_control_sequences_and_executes_none(
     text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     say(f"one\n{text}")
@@ -141,13 +141,13 @@ def test_a_terminal_shows_commands_and_obeys_none(
 
 
 @pytest.mark.parametrize("text", COMMANDS)
-def test_what_a_record_says_commands_no_terminal_and_no_page(
+def test_text_of_a_record_controls_no_terminal_and_no_page(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     record = builders.make_record("cbd", "badnets", 900, 20)
     changes = {
         "diagnostics": {"warnings": [text], "note": text},
-        "provenance": record.provenance | {"device": text, "data_notes": [text]},
+        "provenance": record.provenance.with_(device=text, data_notes=[text]),
     }
     failed = builders.make_record("none", "badnets")
     error = {"type": text, "message": text, "traceback": f"one\n{text}"}

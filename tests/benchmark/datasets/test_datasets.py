@@ -2,7 +2,6 @@ import hashlib
 import io
 import json
 import pickle
-import time
 import zlib
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from builders import calls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image, ImageOps
@@ -45,7 +45,7 @@ def huge_header(width: int, height: int) -> bytes:
     """A PNG of one pixel that claims to be larger."""
     content = bytearray(encoded(pictures(1, 1)[0]))
     content[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
-    # The checksum of the header, without which no reader believes it.
+    # Readers check the checksum of the header.
     content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
     return bytes(content)
 
@@ -114,7 +114,7 @@ def test_class_names_come_from_the_schema(tmp_path: Path) -> None:
     write_cifar(tmp_path, names=tuple("abcdefghij"))
     assert load("cifar10", tmp_path).class_names == tuple("abcdefghij")
     write_cifar(tmp_path, names=("a", "b"))
-    assert "names 2 classes, there must be 10" in refusal("cifar10", tmp_path)
+    assert "names 2 classes; 10 are needed" in refusal("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ DEEP = {
 def test_of_sixteen_bits_the_upper_eight_stay(content: bytes) -> None:
     found = np.frombuffer(images.decode(content, 32, None, "x"), np.uint8).reshape(3, 32, 32)
     expected = ramp("u2") >> 8
-    # Pillow itself rounds where it reads three channels.
+    # Pillow itself rounds when it reads three channels.
     assert all(abs(channel.astype(int) - expected).max() <= 1 for channel in found)
 
 
@@ -200,7 +200,7 @@ def test_a_pixel_has_the_colour_that_is_stored_whatever_its_transparency(kind: s
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
 @pytest.mark.parametrize("orientation", range(9))
-def test_an_image_stands_as_its_exif_says(orientation: int, kind: str) -> None:
+def test_an_image_is_oriented_as_its_exif_says(orientation: int, kind: str) -> None:
     levels = np.zeros((32, 32, 3), dtype=np.uint8)
     levels[:16, :16], levels[:16, 16:], levels[16:, :16] = 240, 160, 80
     exif = Image.Exif()
@@ -281,7 +281,7 @@ BAD_ROWS = {
     "label is missing": (encoded(pictures(1)[0]), None),
     "label 10 is not in [0, 10)": (encoded(pictures(1)[0]), 10),
     "label -1 is not in [0, 10)": (encoded(pictures(1)[0]), -1),
-    "image is 28x28 pixels, all must be 32x32": (encoded(pictures(1, 28)[0]), 0),
+    "image is 28x28 pixels; all must be 32x32": (encoded(pictures(1, 28)[0]), 0),
     "10001x5000 pixels, larger than 10000x10000": (huge_header(10_001, 5000), 0),
     "larger than 10000x10000 pixels": (huge_header(60_000, 60_000), 0),
     "12000x10000 pixels": (huge_header(12_000, 10_000), 0),
@@ -312,14 +312,14 @@ def test_missing_columns_and_wrong_types(tmp_path: Path) -> None:
     for table, message in (
         (
             {"picture": [1], "label": [1]},
-            "needs columns image or img, and label or fine_label; has picture",
+            "needs columns image or img, and label or fine_label; it has picture",
         ),
         (
             {"image": [{"bytes": b""}]},
-            "needs columns image or img, and label or fine_label; has image",
+            "needs columns image or img, and label or fine_label; it has image",
         ),
         ({"image": [b""], "label": [1]}, "column image must be a struct of bytes and path"),
-        ({"image": [{"bytes": b""}], "label": ["a"]}, "column label must be integer, is string"),
+        ({"image": [{"bytes": b""}], "label": ["a"]}, "column label must be integer, not string"),
     ):
         pq.write_table(pa.table(table), path)
         said = refusal("cifar10", tmp_path)
@@ -517,9 +517,9 @@ def test_a_tampered_batch_is_never_unpickled(
     path.write_bytes(content)
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, None)
-    assert f"{path}: is not the official file, the md5 differs" in refusal("cifar10", tmp_path)
+    assert f"{path} is not the official file: its md5 differs" in refusal("cifar10", tmp_path)
     path.unlink()
-    assert f"{path}: is not the official file" in refusal("cifar10", tmp_path)
+    assert f"{path} is not the official file" in refusal("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("below", ["", "cifar100"])
@@ -545,7 +545,7 @@ def test_official_cifar100(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, belo
     assert data.train.labels.tolist() == [0, 1, 98, 99]
     assert data.class_names == tuple(names)
     (folder / "test").write_bytes(b"no pickle")
-    assert "test: is not the official file, the md5 differs" in refusal("cifar100", tmp_path)
+    assert "test is not the official file: its md5 differs" in refusal("cifar100", tmp_path)
 
 
 def test_cifar100_has_fine_labels_in_parquet(tmp_path: Path) -> None:
@@ -634,9 +634,7 @@ def test_damaged_gtsrb(tmp_path: Path) -> None:
     (pictures / "00001.ppm").write_bytes(b"P6 9 9 255\n")
     assert f"{pictures / '00001.ppm'}: image cannot be decoded" in refusal("gtsrb", tmp_path)
     table.unlink()
-    assert "GT-final_test.csv, which holds the test labels, is missing" in refusal(
-        "gtsrb", tmp_path
-    )
+    assert "lacks GT-final_test.csv, the file of the test labels" in refusal("gtsrb", tmp_path)
 
 
 def test_gtsrb_parquet_is_resized(tmp_path: Path) -> None:
@@ -659,15 +657,18 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shapes() -> tuple[Dataset, float]:
-    started = time.process_time()
-    data = datasets.build("toy").load([], Cache(Path("unused")))
-    return data, time.process_time() - started
+def shapes() -> tuple[Dataset, int]:
+    """The data set, and how many functions were called to make it."""
+    source, made = datasets.build("toy"), []
+    called = calls(lambda: made.append(source.load([], Cache(Path("unused")))))
+    return made[0], called
 
 
-def test_toy_is_quick_balanced_and_shuffled(shapes: tuple[Dataset, float]) -> None:
-    data, seconds = shapes
-    assert seconds < 5
+def test_toy_is_balanced_and_shuffled_and_drawn_many_images_at_once(
+    shapes: tuple[Dataset, int],
+) -> None:
+    data, called = shapes
+    assert called < len(data.train)
     assert data.train.labels.bincount().tolist() == [400] * 10
     assert data.test.labels.bincount().tolist() == [100] * 10
     assert data.train.size == (32, 32)
@@ -678,7 +679,7 @@ def test_toy_is_quick_balanced_and_shuffled(shapes: tuple[Dataset, float]) -> No
     assert datasets.build("toy").count == 4000
 
 
-def test_toy_is_the_same_every_time(shapes: tuple[Dataset, float]) -> None:
+def test_toy_is_the_same_every_time(shapes: tuple[Dataset, int]) -> None:
     source = datasets.build("toy(train_images=57)")
     small = source.load([], Cache(Path("unused")))
     torch.manual_seed(5)
@@ -695,8 +696,8 @@ def test_toy_counts(text: str) -> None:
         datasets.build(text)
 
 
-def test_toy_keeps_its_pixels(shapes: tuple[Dataset, float]) -> None:
-    """Those that records were made with."""
+def test_toy_keeps_its_pixels(shapes: tuple[Dataset, int]) -> None:
+    """Committed records were made with these pixels."""
     digest = "46446cf7217f61bcfe27163eb651a9cbf5f8ce7c7944e8b0cfc5df1080b05e4e"
     for text in ("toy(train_images=600)", "toy(train_images=600, image_size=32)"):
         assert datasets.build(text).load([], Cache(Path("unused"))).sha256 == digest
@@ -705,7 +706,7 @@ def test_toy_keeps_its_pixels(shapes: tuple[Dataset, float]) -> None:
 
 @pytest.mark.parametrize("size", [16, 64])
 def test_toy_shapes_grow_with_the_image(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without noise, which is drawn for each pixel, one is the other seen from farther away."""
+    """Without noise, which is drawn per pixel, an image of another size shows the same shape."""
     monkeypatch.setattr(toy, "NOISE", 0.0)
 
     def picture(size: int) -> torch.Tensor:
@@ -745,7 +746,7 @@ def linear_accuracy(data: Dataset, window: slice) -> float:
 
 
 @pytest.mark.parametrize("size", [16, 32])
-def test_toy_needs_features(size: int, shapes: tuple[Dataset, float]) -> None:
+def test_toy_needs_features(size: int, shapes: tuple[Dataset, int]) -> None:
     """Not single pixels, least of all those of a corner, where triggers are."""
     small = datasets.build("toy(image_size=16)").load([], Cache(Path("unused")))
     data, corner = (small, 3) if size == 16 else (shapes[0], 5)
@@ -811,7 +812,7 @@ def test_the_classes_of_digits_are_split_alike(tmp_path: Path) -> None:
     some = datasets.build("digits(train_images=100)").load([], Cache(tmp_path))
     assert len(some.train) == 100
     assert some.test.images.equal(made.test.images)
-    with pytest.raises(InvalidInput, match="at most 1,200, all there are, got 1,201"):
+    with pytest.raises(InvalidInput, match="at most 1,200, got 1,201"):
         datasets.build("digits(train_images=1201)").load([], Cache(tmp_path))
     with pytest.raises(InvalidInput, match="at least 10, one image for each class, got 9"):
         datasets.build("digits(train_images=9)")

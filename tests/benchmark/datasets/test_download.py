@@ -1,4 +1,4 @@
-"""Downloads, from a server on this machine: whole files with the right checksum, or one line."""
+"""Downloads from a server on this machine: complete files with the right checksum, or one line."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class Server:
     """What a server has, and how it behaves.
 
     files: by path
-    cuts: after how many bytes the next answers with a body end, one for each
-    statuses: of the next answers, one for each
-    ranges: whether it goes on where a client asks
+    cuts: after how many bytes the bodies of the next answers are cut
+    statuses: those of the next answers
+    ranges: whether it supports range requests
     asked: the paths of all requests
-    begun: where the bytes of each answer begin
+    begun: the first byte of each answer
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -99,7 +99,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 class Silent:
-    """Counts what it is told."""
+    """Records the calls."""
 
     def __init__(self) -> None:
         self.done: list[int] = []
@@ -108,14 +108,14 @@ class Silent:
     def progress(self, name: str, done: int, total: int | None) -> None:
         self.done.append(done)
 
-    def again(self, name: str, reason: str, pause: float) -> None:
+    def retrying(self, name: str, reason: str, pause: float) -> None:
         self.reasons.append(reason)
 
 
 def archive(
     server: Server, content: bytes = CONTENT, name: str = "x.bin", kind: str = "sha256"
 ) -> Archive:
-    """One that the server has."""
+    """An archive that the server has."""
     server.files[f"/{name}"] = content
     return Archive(f"{server.url}/{name}", f"{kind}:{hashlib.new(kind, content).hexdigest()}")
 
@@ -141,7 +141,7 @@ def fetched(server: Server, wanted: Archive, folder: Path) -> tuple[bytes, Silen
 
 
 @pytest.mark.parametrize("kind", ["sha256", "md5"])
-def test_the_right_file_comes_whole_and_once(server: Server, tmp_path: Path, kind: str) -> None:
+def test_the_right_file_is_downloaded_once(server: Server, tmp_path: Path, kind: str) -> None:
     wanted = archive(server, kind=kind)
     content, watcher = fetched(server, wanted, tmp_path)
     assert content == CONTENT
@@ -152,7 +152,7 @@ def test_the_right_file_comes_whole_and_once(server: Server, tmp_path: Path, kin
     assert server.asked.total() == 1
 
 
-def test_a_cut_connection_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:
+def test_a_lost_connection_resumes(server: Server, tmp_path: Path) -> None:
     wanted = archive(server)
     server.cuts = [300_000, 700_000]
     content, watcher = fetched(server, wanted, tmp_path)
@@ -162,17 +162,17 @@ def test_a_cut_connection_goes_on_where_it_was(server: Server, tmp_path: Path) -
     assert len(watcher.reasons) == 2
 
 
-def test_a_server_that_does_not_go_on_begins_anew(server: Server, tmp_path: Path) -> None:
+def test_a_server_without_ranges_starts_again(server: Server, tmp_path: Path) -> None:
     wanted = archive(server)
     server.cuts, server.ranges = [300_000], False
     assert fetched(server, wanted, tmp_path)[0] == CONTENT
     assert server.begun == [0, 0]
 
 
-def test_the_next_command_goes_on(server: Server, tmp_path: Path) -> None:
+def test_the_next_command_resumes(server: Server, tmp_path: Path) -> None:
     wanted = archive(server)
     server.cuts = [100_000, 200_000, 300_000, 400_000]
-    with pytest.raises(InvalidInput, match=r"cannot download .*; name another place with --url"):
+    with pytest.raises(InvalidInput, match=r"cannot download .*; name another address with --url"):
         fetched(server, wanted, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["x.bin.part"]
     assert fetched(server, wanted, tmp_path)[0] == CONTENT
@@ -182,7 +182,7 @@ def test_the_next_command_goes_on(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "rest", [b"another file" * 1000, CONTENT + b"more"], ids=["other", "longer"]
 )
-def test_a_part_of_another_file_is_given_up(server: Server, tmp_path: Path, rest: bytes) -> None:
+def test_a_part_of_another_file_is_discarded(server: Server, tmp_path: Path, rest: bytes) -> None:
     (tmp_path / "x.bin.part").write_bytes(rest)
     assert fetched(server, archive(server), tmp_path)[0] == CONTENT
 
@@ -209,7 +209,7 @@ def test_a_file_that_is_not_there_is_asked_for_once(
 def test_a_wrong_checksum_leaves_nothing(server: Server, tmp_path: Path) -> None:
     wanted = archive(server)
     server.files["/x.bin"] = CONTENT[:-1] + b"x"
-    with pytest.raises(InvalidInput, match=r"is not the official x\.bin, its sha256 differs"):
+    with pytest.raises(InvalidInput, match=r"is not the official x\.bin: its sha256 differs"):
         fetched(server, wanted, tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert server.asked.total() == 1
@@ -219,7 +219,7 @@ def test_no_network_is_one_line(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput) as caught:
         download.fetch(archive(server), "http://127.0.0.1:9/x.bin", tmp_path, watcher := Silent())
     assert str(caught.value).startswith(
-        "cannot download http://127.0.0.1:9/x.bin: Connection refused; name another place"
+        "cannot download http://127.0.0.1:9/x.bin: Connection refused; name another address"
     )
     assert len(watcher.reasons) == 3
 
@@ -238,7 +238,7 @@ def test_a_full_disk_is_one_line(
     wanted = archive(server)
     usage = download.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(download.shutil, "disk_usage", lambda path: usage._replace(free=10_000))
-    with pytest.raises(Unusable, match=r"has 10\.0 kB free and 3\.1 MB are needed"):
+    with pytest.raises(Unusable, match=r"has 10\.0 kB free but needs 3\.1 MB"):
         fetched(server, wanted, tmp_path)
     monkeypatch.undo()
 
@@ -262,10 +262,10 @@ def test_archives_are_unpacked(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a/../../x", "..\\x"])
-def test_no_path_leads_out_of_an_archive(tmp_path: Path, kind: str, name: str) -> None:
+def test_no_path_leaves_the_folder_of_an_archive(tmp_path: Path, kind: str, name: str) -> None:
     file = tmp_path / f"x.{kind}"
     file.write_bytes(packed({"fine": b"", name: b"bad"}, kind))
-    with pytest.raises(InvalidInput, match="which leads out of its folder"):
+    with pytest.raises(InvalidInput, match="the path leaves the folder"):
         unpack(file, tmp_path / "out")
     assert [path.name for path in tmp_path.rglob("x")] == []
 
@@ -331,7 +331,7 @@ PHOTOS = packed({f"imagenette2-320/{split}/n01440764/x.JPEG": b"" for split in (
         ("imagenette", "class folders in {}/imagenette/imagenette2-320"),
     ],
 )
-def test_what_was_got_is_found(
+def test_what_was_downloaded_is_found(
     name: str,
     found: str,
     server: Server,
@@ -344,11 +344,11 @@ def test_what_was_got_is_found(
     official(server, monkeypatch, contents)
     assert main(["data", "get", name]) == 0
     where = found.format(cache_folder / "data")
-    assert capsys.readouterr().out.splitlines()[-1] == f"{name} is there: {where}"
+    assert capsys.readouterr().out.splitlines()[-1] == f"downloaded {name}: {where}"
     assert [path.name for path in (cache_folder / "data").iterdir()] == [name]
     asked = server.asked.total()
     assert main(["data", "get", name]) == 0
-    assert capsys.readouterr().out == f"{name} is there: {where}; nothing to download\n"
+    assert capsys.readouterr().out == f"{name} is already there: {where}; nothing to download\n"
     assert server.asked.total() == asked
     assert main(["data", "ls"]) == 0
     assert f"{name:<16} {where}\n" in capsys.readouterr().out
@@ -402,7 +402,7 @@ def test_a_mirror_cannot_change_the_data(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_archives_that_have_come_stay_for_the_next_command(
+def test_downloaded_archives_are_kept_for_the_next_command(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     official(server, monkeypatch, {GTSRB: SIGNS})
@@ -428,7 +428,7 @@ def test_the_smaller_gtsrb_does_not_count(
     assert f"official archive in {tmp_path}/gtsrb\n" in capsys.readouterr().out
 
 
-def test_nothing_is_written_over(
+def test_nothing_is_overwritten(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -438,27 +438,30 @@ def test_nothing_is_written_over(
     (tmp_path / "cifar10").mkdir()
     (tmp_path / "cifar10/thesis.tex").write_text("mine")
     assert main(["data", "get", "cifar10", "--data", str(tmp_path)]) == 2
-    assert f"{tmp_path}/cifar10 is in the way; move it, or remove it" in capsys.readouterr().err
+    assert (
+        f"refusing to overwrite {tmp_path}/cifar10, which is not empty: move"
+        in capsys.readouterr().err
+    )
     assert server.asked.total() == 0
     assert (tmp_path / "cifar10/thesis.tex").read_text() == "mine"
 
 
-def test_two_commands_do_not_get_the_same(
+def test_two_commands_do_not_download_the_same(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     official(server, monkeypatch, {CIFAR10: [CIFAR]})
-    workshop = tmp_path / ".cifar10.download"
-    workshop.mkdir()
-    with download._alone(workshop, "cifar10"):
+    staging = tmp_path / ".cifar10.download"
+    staging.mkdir()
+    with download._locked(staging, "cifar10"):
         assert main(["data", "get", "cifar10", "--data", str(tmp_path)]) == 2
-    assert "another command is getting cifar10" in capsys.readouterr().err
+    assert "another command is downloading cifar10" in capsys.readouterr().err
     assert server.asked.total() == 0
 
 
-def test_lines_say_now_and_then_how_far_it_is(
+def test_lines_show_the_progress(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -498,10 +501,13 @@ def test_a_plugin_may_have_archives(
     plugin.write_text(MINE.format(url=known.url, checksum=known.checksum))
     given = ["--plugin", str(plugin)]
     assert main(["data", "ls", *given]) == 0
-    assert "mine             not found; bdbench data get mine\n" in capsys.readouterr().out
+    assert (
+        "mine             not found; `bdbench data get mine` downloads it\n"
+        in capsys.readouterr().out
+    )
     assert main(["data", "get", "mine", *given]) == 0
     assert main(["data", "prepare", "mine", *given]) == 2
-    assert "is not the official file, the md5 differs" in capsys.readouterr().err
+    assert "is not the official file: its md5 differs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -515,9 +521,9 @@ def test_a_plugin_may_have_archives(
         (["digits"], "data set digits needs no files (ships with scikit-learn); choose"),
         (
             ["imagenet_subset"],
-            "data set imagenet_subset has no public place; choose one of cifar10",
+            "data set imagenet_subset has no public download; choose one of cifar10",
         ),
-        (["folder"], "data set folder has no public place"),
+        (["folder"], "data set folder has no public download"),
         (["cifar10(train_images=5)"], "train_images of cifar10 must be at least 10"),
         (["cifar10(size=5)"], "data set 'cifar10' has no field 'size'"),
         (["cifar10", "--url", "ftp://host/x"], "--url must begin with http://HOST or https://HOST"),
@@ -532,7 +538,7 @@ def test_a_plugin_may_have_archives(
         (["cifar10", "gtsrb"], "unexpected extra argument"),
     ],
 )
-def test_wrong_input_is_one_line_and_asks_nobody(
+def test_wrong_input_is_one_line_and_requests_nothing(
     arguments: list[str],
     said: str,
     server: Server,
@@ -558,12 +564,12 @@ def test_a_wrong_mirror_is_named_by_its_variable(
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "gtsrb", "imagenette"])
-def test_whoever_lacks_a_data_set_is_told_the_command(
+def test_a_missing_data_set_names_the_command(
     name: str, own_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for command in (["data", "prepare", name], ["run", "--dataset", name, "--in-process"]):
         assert main(command) == 2
-        assert f"; `bdbench data get {name}` gets it, or say where" in capsys.readouterr().err
+        assert f"; download it with `bdbench data get {name}`, or name" in capsys.readouterr().err
 
 
 def test_a_terminal_is_asked_once(
@@ -580,7 +586,7 @@ def test_a_terminal_is_asked_once(
         os.write(ours, b"y\n")
         said += read_until(ours, None)
     os.close(ours)
-    assert said.count("data set cifar10 is not there; download it to") == 1
+    assert said.count("data set cifar10 was not found; download it to") == 1
     # The server has no such file.
     assert server.asked.total() == 1
     assert "404 Not Found" in said
@@ -588,7 +594,7 @@ def test_a_terminal_is_asked_once(
 
 
 def read_until(terminal: int, end: str | None) -> str:
-    """What comes from a terminal until it ends so, or until it is closed."""
+    """The output of a terminal up to `end`, or until it is closed."""
     said = ""
     while end is None or not said.endswith(end):
         try:

@@ -1,4 +1,4 @@
-"""A user's class folders: what is taken, what is refused, and by what it is known."""
+"""A user's class folders: what is read, what is refused, and what identifies them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(
     splits: tuple[str, ...] = ("train", "val"),
     each: int = 4,
 ) -> Path:
-    """Images of one level for each class and number, in the folders of splits or, for "", none."""
+    """Write uniform images for each class and number, below the splits or, for "", directly."""
     for split in splits:
         for label, name in enumerate(names):
             for number in range(each):
@@ -167,7 +167,7 @@ def test_the_home_folder_may_be_a_tilde(tmp_path: Path, monkeypatch: pytest.Monk
     assert made("zoo").key == made("~/zoo").key == made(tmp_path / "zoo/").key
 
 
-def test_a_folder_is_known_by_its_name_and_content(tmp_path: Path) -> None:
+def test_name_and_content_identify_a_folder(tmp_path: Path) -> None:
     one = made(write(tmp_path / "zoo"))
     assert one.specs["dataset"].startswith("folder(train_images=None, path='zoo', size=32,")
     assert str(tmp_path) not in str(one.identity) + str(one.labels)
@@ -228,15 +228,15 @@ def test_files_that_stay_are_listed_and_read_once(
 def test_a_run_and_what_its_records_say(
     own_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Changed images are another experiment, moved ones are not, and no table mixes them."""
+    """Changed images are another experiment, moved ones are not, and no table mixes the two."""
     write(own_folder / "zoo", each=8)
     command = ["run", "--attack", "badnets(poisoning_rate=0.3)", "--defense", "none"]
     command += ["--epochs", "1", "--results", "out", "--in-process"]
     assert main([*command, "--dataset", spec("zoo", size=16)]) == 0
     ((record,), _) = read_all(own_folder / "out")
-    assert record.cell["dataset"].startswith("folder(train_images=None, path='zoo', size=16")
+    assert str(record.cell.dataset).startswith("folder(train_images=None, path='zoo', size=16")
     assert record.versions["dataset"] == [1, Folder(path="zoo").content]
-    assert record.provenance["data_sha256"] == load(Path("zoo"), size=16).sha256
+    assert record.provenance.data_sha256 == load(Path("zoo"), size=16).sha256
     capsys.readouterr()
     (own_folder / "away").mkdir()
     (own_folder / "zoo").rename(own_folder / "away/zoo")
@@ -249,22 +249,22 @@ def test_a_run_and_what_its_records_say(
 
 
 def unreadable(base: Path) -> None:
-    """A link that leads to itself cannot be read by anybody."""
+    """A link to itself, which no user can read."""
     shutil.rmtree(base / "train/ant")
     (base / "train/ant").symlink_to("ant")
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {
-    "nowhere": (shutil.rmtree, {}, "there is no folder {}; path names one"),
+    "nowhere": (shutil.rmtree, {}, "there is no folder {}; correct its path"),
     "a file": (
         lambda base: [shutil.rmtree(base), base.write_text("")],
         {},
-        "there is no folder {}; path names one",
+        "there is no folder {}; correct its path",
     ),
     "no test images": (
         lambda base: shutil.rmtree(base / "val"),
         {},
-        "{}: val or test is missing beside train; for a share of each class, add test_share=0.2",
+        "{} has no folder val or test: add one, or test_share=0.2",
     ),
     "tests and a share": (
         lambda base: None,
@@ -274,22 +274,22 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {
     "one class": (
         lambda base: [shutil.rmtree(base / "train" / name) for name in CLASSES[1:]],
         {},
-        "{}/train: has 1 class folder, there must be at least 2",
+        "{}/train has 1 class folder; at least 2 are needed",
     ),
     "no classes": (
         lambda base: [shutil.rmtree(base / part) for part in ("train", "val")],
         {"test_share": 0.2},
-        "{}: has 0 class folders, there must be at least 2",
+        "{} has 0 class folders; at least 2 are needed",
     ),
     "a class that test lacks": (
         lambda base: shutil.rmtree(base / "val/bee"),
         {},
-        "{}: of train and val, one has no class bee",
+        "{}/val has no class bee",
     ),
     "an empty class": (
         lambda base: [path.unlink() for path in (base / "train/bee").iterdir()],
         {},
-        "{}/train/bee: has no images *.bmp",
+        "{}/train/bee has no images *.bmp",
     ),
     "a level too deep": (
         lambda base: [
@@ -298,7 +298,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {
             (base / "bee").rename(base / "train/bee/deep"),
         ],
         {},
-        "; those in deep must lie in bee itself",
+        "; move those in deep to bee itself",
     ),
     "a single image": (
         lambda base: [
@@ -306,9 +306,9 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {
             *((base / f"train/bee/{n}.png").unlink() for n in range(3)),
         ],
         {"test_share": 0.2},
-        "{}/train/bee: has one image, there must be one to train and one to test",
+        "{}/train/bee has one image: add another",
     ),
-    "a loop of links": (unreadable, {}, "one has no class ant"),
+    "a loop of links": (unreadable, {}, "{}/train has no class ant"),
     "no image": (
         lambda base: (base / "train/ant/1.png").write_bytes(b"no image"),
         {},
@@ -322,7 +322,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {
     "many training images": (
         lambda base: None,
         {"train_images": 99},
-        "must be at most 12, all there are",
+        "must be at most 12, got",
     ),
     "a size of 4": (
         lambda base: None,

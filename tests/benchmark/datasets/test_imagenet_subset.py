@@ -1,4 +1,4 @@
-"""The ImageNet subset: which files it takes, what it makes of an image, and what it refuses."""
+"""The ImageNet subset: which files it reads, how it resizes images, and what it refuses."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_images_are_cropped_as_torchvision_does(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(500, 375), (375, 500), (333, 500), (259, 257), (90, 1000)])
 def test_images_of_any_shape_are_cropped_to_half_a_pixel(size: tuple[int, int]) -> None:
-    """A slope of one grey level for each pixel of the result shows where that pixel was."""
+    """In a ramp of one grey level per output pixel, its value is the position in the source."""
     width, height = size
     scale = 256 / min(size)
     # The centre of the image has level 127.5.
@@ -174,7 +174,7 @@ def test_images_of_any_shape_are_cropped_to_half_a_pixel(size: tuple[int, int]) 
     assert abs(cropped[inner, :, 1] - expected[inner, None]).max() <= 1.0
 
 
-def test_images_of_every_kind_are_read_and_what_is_none_is_named(tmp_path: Path) -> None:
+def test_images_of_every_format_are_read_and_other_files_are_named(tmp_path: Path) -> None:
     base = write_folders(tmp_path)
     folder = base / "train" / WORDNET[0]
     for kind in ("webp", "bmp", "ppm", "tif", "tiff", "png", "jpg"):
@@ -202,7 +202,7 @@ def test_a_sharp_image_of_the_final_size_is_left_alone(tmp_path: Path) -> None:
     assert load(tmp_path).test.images[0].equal(torch.from_numpy(picture).permute(2, 0, 1))
 
 
-def test_a_narrow_image_is_never_blown_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_narrow_image_is_never_enlarged_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[tuple[int, int]] = []
     resize = Image.Image.resize
 
@@ -236,31 +236,31 @@ def damage(content: bytes) -> Callable[[Path], None]:
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "eleven classes": (
         lambda base: shutil.rmtree(base / "train" / WORDNET[2]),
-        "imagenet_subset/train: has 11 class folders, there must be 12",
+        "imagenet_subset/train has 11 class folders; 12 are needed",
     ),
     "thirteen classes": (
         lambda base: (base / "val/n00000999").mkdir(),
-        "imagenet_subset/val: has 13 class folders, there must be 12",
+        "imagenet_subset/val has 13 class folders; 12 are needed",
     ),
     "images without classes": (
         lambda base: [path.rename(base / path.name) for path in (base / "val").iterdir()],
-        "imagenet_subset/val: has 0 class folders, there must be 12",
+        "imagenet_subset/val has 0 class folders; 12 are needed",
     ),
     "other classes": (
         lambda base: (base / "val" / WORDNET[2]).rename(base / "val/n00000999"),
-        f"imagenet_subset: of train and val, one has no class {WORDNET[2]}",
+        f"imagenet_subset/val has no class {WORDNET[2]}",
     ),
     "no test images": (
         lambda base: shutil.rmtree(base / "val"),
-        "imagenet_subset: val or test is missing beside train",
+        "imagenet_subset has train, but neither val nor test",
     ),
     "empty training class": (
         lambda base: empty(base / "train" / WORDNET[0]),
-        f"imagenet_subset/train/{WORDNET[0]}: has no images *.bmp, *.jpeg, *.jpg, *.png",
+        f"imagenet_subset/train/{WORDNET[0]} has no images *.bmp, *.jpeg, *.jpg, *.png",
     ),
     "empty test class": (
         lambda base: empty(base / "val" / WORDNET[11]),
-        f"imagenet_subset/val/{WORDNET[11]}: has no images *.bmp, *.jpeg, *.jpg, *.png",
+        f"imagenet_subset/val/{WORDNET[11]} has no images *.bmp, *.jpeg, *.jpg, *.png",
     ),
     "no image": (damage(b"no image"), f"{WORDNET[4]}/bad.JPEG: image cannot be decoded"),
     "empty file": (damage(b" "), f"{WORDNET[4]}/bad.JPEG: image cannot be decoded"),
@@ -334,7 +334,7 @@ TWELVE = list(range(12))
         ({"labels": TWELVE[:-1]}, "test-*.parquet has no image of label 11"),
         ({"labels": [*TWELVE[1:], 1]}, "test-*.parquet has no image of label 0"),
         ({"labels": [*TWELVE, 12]}, "test-0.parquet row 12: label 12 is not in [0, 12)"),
-        ({"labels": TWELVE, "names": WORDNET[:-1]}, "names 11 classes, there must be 12"),
+        ({"labels": TWELVE, "names": WORDNET[:-1]}, "names 11 classes; 12 are needed"),
         ({"labels": TWELVE, "names": WORDNET[::-1]}, "test-*.parquet name different classes"),
         ({"labels": TWELVE, "content": b"no"}, "test-0.parquet row 0: image cannot be decoded"),
         (
@@ -352,7 +352,7 @@ def test_faults_of_parquet(tmp_path: Path, fault: dict[str, object], message: st
     assert str(base) in said
 
 
-def test_where_nothing_is_the_layouts_are_named(tmp_path: Path) -> None:
+def test_a_missing_data_set_names_the_layouts(tmp_path: Path) -> None:
     message = refusal(tmp_path)
     for part in (str(tmp_path), "imagenet_subset/{train,val}/CLASS/*", "{train,test}-*.parquet"):
         assert part in message
@@ -424,11 +424,11 @@ def test_imagenette_is_these_ten_classes(tmp_path: Path) -> None:
     base = tmp_path / "imagenette"
     write_imagenette(base)
     (base / "val/n01440764").rename(base / "val/n02086240")
-    with pytest.raises(InvalidInput, match=r"imagenette/val: has no class n01440764"):
+    with pytest.raises(InvalidInput, match=r"imagenette/val lacks the class n01440764"):
         load(tmp_path, "imagenette")
     (base / "val/n02086240").rename(base / "val/n01440764")
     (base / "train/n02086240").mkdir()
-    with pytest.raises(InvalidInput, match=r"train: has a class that is none .*, n02086240"):
+    with pytest.raises(InvalidInput, match=r"train has a class that imagenette lacks: n02086240"):
         load(tmp_path, "imagenette")
     with pytest.raises(InvalidInput, match=r"size of imagenette must be from 16 to 320, got 8"):
         datasets.build("imagenette(size=8)")

@@ -1,4 +1,4 @@
-"""Figures, by the data in them, which are written out below; and what is refused."""
+"""Figures have the data that is written out below, and bad input is refused."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from bdbench.figures import curves, losses, pareto, picture, plane, triggers, ts
 from bdbench.figures.selection import Selection, agrees, select
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records
 from bdbench.records.record import Record
 from bdbench.running import speed
-from bdbench.storage import artefacts
-from bdbench.storage.cache import Cache
+from bdbench.storage.cache import Arrays, Cache
 from bdbench.trial.harness import Harness
 
 CANONICAL = {
@@ -58,10 +58,12 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(defense: str, attack: str, *arguments: Any, curve: Any = (), **options: Any) -> Record:
     """A record whose canonical specs can be read; `curve` holds tuples as `point` takes them."""
     record = make_record(defense, attack, *arguments, **options)
-    for axis, name in (("attack", attack), ("defense", defense)):
-        record.cell[axis] = CANONICAL.get(name, f"{name.partition('(')[0]}(field=1)")
+    specs = {
+        axis: CANONICAL.get(name, f"{name.partition('(')[0]}(field=1)")
+        for axis, name in (("attack", attack), ("defense", defense))
+    }
     points = [point(epoch + 1, *shares) for epoch, shares in enumerate(curve)]
-    return replace(record, curves=points)
+    return replace(record, curves=points, cell=record.cell.with_(**specs))
 
 
 def point(
@@ -160,14 +162,14 @@ def test_pareto_compares_with_no_defense_over_the_attacks_that_both_have() -> No
     assert data[ends].isna().all(axis=None)
     (text,) = shown(made_picture.figure)["caption"]
     assert text == (
-        "toy, wrn16_1, 30 epochs, 1 seed. Large marks: mean over 2 attacks; small: each of them. "
+        "toy, wrn16_1, 30 epochs, 1 seed. Large markers: mean over 2 attacks; small: each attack. "
         "Dashed: Pareto front. Means over fewer attacks: abl 1, ft 1. "
         "Left out, not finite: ft on blend. Left out, failed: abl on blend."
     )
 
 
-def test_pareto_has_intervals_over_the_seeds_that_lack_nothing() -> None:
-    """Student's t for 95 % and three seeds is 4.302653; the half width is that of t s / sqrt(n)."""
+def test_pareto_has_intervals_over_complete_seeds() -> None:
+    """Student's t for 95 % and three seeds is 4.302653, and the half width t s / sqrt(n)."""
     cells = [
         *(made("none", "badnets", 900, 1000, seed=s, seconds=(50.0, 0.0)) for s in range(3)),
         *(made("none", "blend", 900, 1000, seed=s, seconds=(50.0, 0.0)) for s in range(4)),
@@ -194,7 +196,7 @@ def test_pareto_has_intervals_over_the_seeds_that_lack_nothing() -> None:
 
 
 def test_pareto_compares_the_seeds_that_both_sides_have() -> None:
-    """Every pair loses 0.02 of CA; the third seed of no defense, a poor one, is in no pair."""
+    """Every pair loses 0.02 of CA. The third seed of no defense, a poor one, is in no pair."""
     cells = [
         *(made("none", "badnets", ca, 1000, seed=s) for s, ca in enumerate((900, 800, 500))),
         *(made("cbd", "badnets", ca, 10, seed=s) for s, ca in enumerate((880, 780))),
@@ -223,7 +225,7 @@ def test_the_plane_has_a_panel_for_each_attack_and_a_name_at_each_point() -> Non
     ends = [name for name in data if name.endswith(("_low", "_high"))]
     assert csv(data.drop(columns=ends)) == PLANE_CSV
     assert len(ends) == 4
-    # Wilson's interval of 12 of 1000, and none above what it is of.
+    # Wilson's interval of 12 of 1000.
     assert data.loc[2, ["attack_success_rate_low", "attack_success_rate_high"]].to_list() == (
         pytest.approx([0.00687765, 0.0208573], abs=1e-6)
     )
@@ -233,7 +235,7 @@ def test_the_plane_has_a_panel_for_each_attack_and_a_name_at_each_point() -> Non
         ["No defense", "ABL", "CBD (t1=2)", "FT", "No defense", "CBD (t1=2)"]
     )
     assert found["caption"] == [
-        "toy, wrn16_1, 30 epochs, 1 seed. The good corner is the lower right: high CA, low ASR. "
+        "toy, wrn16_1, 30 epochs, 1 seed. The lower right corner is best: high CA, low ASR. "
         "Bars: 95 % Wilson interval of one seed. Left out, not finite: ft on blend. "
         "Left out, failed: abl on blend."
     ]
@@ -243,7 +245,7 @@ def test_the_plane_has_a_panel_for_each_attack_and_a_name_at_each_point() -> Non
 
 
 def crowd(count: int, apart: float) -> list[Record]:
-    """Defenses whose points lie so far apart, in points of CA."""
+    """Defenses whose points are `apart` percentage points of CA from one another."""
     names = ["none", *(f"mine_{n}(side={n})" for n in range(1, count))]
     return [
         made(name, "badnets", int(700 + 10 * apart * n), 20 + n % 3, seconds=(0.0, 60.0 + n))
@@ -253,10 +255,10 @@ def crowd(count: int, apart: float) -> list[Record]:
 
 @pytest.mark.parametrize("which", [pareto, plane])
 @pytest.mark.parametrize(("count", "apart"), [(2, 5.0), (10, 1.0), (25, 0.0)])
-def test_every_name_is_there_once_a_panel_whole_and_apart_from_the_others(
+def test_every_panel_has_each_name_once_and_no_names_overlap(
     which: Any, count: int, apart: float
 ) -> None:
-    """However many points there are and however close they lie, also on one another."""
+    """However many points there are and however close they are, even on one another."""
     with picture.look():
         figure = which.draw(drawn(crowd(count, apart))).figure
         canvas = FigureCanvasAgg(figure)
@@ -275,7 +277,7 @@ def test_every_name_is_there_once_a_panel_whole_and_apart_from_the_others(
             assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
 
 
-def test_names_stand_at_their_points_where_there_is_room_and_else_have_lines() -> None:
+def test_only_crowded_names_have_lines_to_their_points() -> None:
     few, many = (plane.draw(drawn(crowd(*args))).figure.axes[0] for args in ((2, 5.0), (30, 0.0)))
     assert [text.arrow_patch for text in few.texts] == [None, None]
     assert all(text.arrow_patch is not None for text in many.texts)
@@ -296,7 +298,7 @@ def test_the_front_is_what_nothing_beats() -> None:
     assert 0 < sum(found) < len(points)
 
 
-def test_no_defense_is_compared_with_whatever_is_asked_for() -> None:
+def test_a_selection_always_includes_no_defense() -> None:
     data = pareto.draw(drawn(ONE_SEED, defense=["cbd"], attack=["blend"])).data
     assert list(data["defense"]) == ["none", "none", "cbd(t1=2)", "cbd(t1=2)"]
     assert set(data["attack"]) == {"blend", "mean"}
@@ -309,9 +311,7 @@ def test_curves_are_means_and_ranges_over_seeds() -> None:
     assert found["titles"] == ["adaptive", "badnets", "", ""]
     assert found["rows"] == ["CA (%)", "ASR (%)"]
     assert found["legend"] == ["none", "cbd(t1=2)"]
-    assert found["caption"] == [
-        "toy, wrn16_1, 30 epochs, 2 seeds. Bands reach from the lowest to the highest seed."
-    ]
+    assert found["caption"] == ["toy, wrn16_1, 30 epochs, 2 seeds. Bands: range over seeds."]
     line = made_picture.figure.axes[1].lines[0]
     assert np.asarray(line.get_ydata()) == pytest.approx([45.0, 85.0])
 
@@ -322,7 +322,7 @@ def test_clean_training_is_drawn_if_asked_for_and_has_no_asr() -> None:
     assert shown(made_picture.figure)["rows"] == ["CA (%)"]
 
 
-def test_losses_put_the_adaptive_attack_below_what_it_holds() -> None:
+def test_losses_draw_the_adaptive_attack_below_its_inner_attack() -> None:
     made_picture = losses.draw(drawn(CURVES))
     assert csv(made_picture.data) == LOSSES_CSV
     found = shown(made_picture.figure)
@@ -343,9 +343,9 @@ def test_losses_of_another_defense_and_of_clean_training() -> None:
     assert clean["poisoned_loss"].isna().all()
 
 
-def embeddings(names: str, count: int = 30) -> artefacts.Arrays:
-    """Of three classes, far apart after training; the first three images are poisoned to class 0,
-    which r shows and z does not."""
+def embeddings(names: str, count: int = 30) -> Arrays:
+    """Embeddings of three classes, far apart after training. The first three images are poisoned
+    to class 0, which r shows and z does not."""
     rng = np.random.default_rng(0)
     true = np.arange(count) % 3
     poisoned = np.arange(count) < 3
@@ -362,19 +362,19 @@ def embeddings(names: str, count: int = 30) -> artefacts.Arrays:
 
 
 @pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> dict[str, artefacts.Arrays]:
-    """Arrays by the key of a record, as if in the cache."""
-    arrays: dict[str, artefacts.Arrays] = {}
+def kept(monkeypatch: pytest.MonkeyPatch, cache_folder: Path) -> dict[str, Arrays]:
+    """Arrays by the key of a record, as if they were in the cache."""
+    arrays: dict[str, Arrays] = {}
 
-    def load(key: str, root: Path) -> artefacts.Arrays | None:
-        assert root == cache_folder
-        return arrays.get(key)
+    def get(cache: Cache, kind: str, key: dict[str, str]) -> Arrays | None:
+        assert (cache.root, kind) == (cache_folder, "embeddings")
+        return arrays.get(key["cell"])
 
-    monkeypatch.setattr(artefacts, "load", load)
+    monkeypatch.setattr(Cache, "get", get)
     return arrays
 
 
-def test_tsne_shows_r_and_z_as_the_paper_does(kept: dict[str, artefacts.Arrays]) -> None:
+def test_tsne_shows_r_and_z_as_the_paper_does(kept: dict[str, Arrays]) -> None:
     one, two = (made("cbd(t1=2)", "badnets", 900, 10, seed=seed) for seed in (0, 1))
     kept |= {one.key: {"mask": np.array([True])}, two.key: embeddings("zr")}
     made_picture = tsne.draw(drawn([one, two]))
@@ -390,7 +390,7 @@ def test_tsne_shows_r_and_z_as_the_paper_does(kept: dict[str, artefacts.Arrays])
     assert counts == dict.fromkeys((*product("ab", "rz"), ("c", "r"), ("d", "z")), 30)
     first = data.iloc[1]
     assert list(first[:6]) == ["a", "r", 2, 0, 1, True]
-    # What lies together in an embedding does so in its panel.
+    # What is close in an embedding is close in its panel.
     together = data[data["panel"] == "b"]
     groups = {"c": np.r_[[3] * 3, np.arange(3, 30) % 3], "d": np.arange(30) % 3}
     panels = {"b": together["embedding"].eq("z").to_numpy().astype(int), **groups}
@@ -402,7 +402,7 @@ def test_tsne_shows_r_and_z_as_the_paper_does(kept: dict[str, artefacts.Arrays])
 
 
 def test_tsne_of_one_embedding_is_before_and_after(
-    kept: dict[str, artefacts.Arrays], monkeypatch: pytest.MonkeyPatch
+    kept: dict[str, Arrays], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tsne, "POINTS", 12)
     one = made("none", "badnets", 900, 10)
@@ -423,7 +423,7 @@ def test_tsne_of_one_embedding_is_before_and_after(
     ],
 )
 def test_embeddings_that_show_nothing_are_refused(
-    kept: dict[str, artefacts.Arrays], fault: Any, complaint: str
+    kept: dict[str, Arrays], fault: Any, complaint: str
 ) -> None:
     one = made("none", "badnets", 900, 10)
     kept[one.key] = {
@@ -445,7 +445,7 @@ def real(attack: str, defense: str = "none", **options: Any) -> Record:
     return replace(filled, key=asked.key, cell=asked.identity, labels=asked.labels)
 
 
-def test_triggers_are_what_the_attacks_do(tmp_path: Path) -> None:
+def test_triggers_are_drawn_by_the_attacks(tmp_path: Path) -> None:
     names = ["badnets", "blend", "sig(delta=20.0)", "none"]
     made_picture = triggers.draw(drawn([real(name) for name in names]))
     data = made_picture.data.set_index("attack")
@@ -454,14 +454,17 @@ def test_triggers_are_what_the_attacks_do(tmp_path: Path) -> None:
     assert data.loc["sig(delta=20.0)", "largest"] <= 20
     assert "".join(data["class"]) != ""
     assert made_picture.remarks == ()
-    columns = np.array(made_picture.figure.axes).reshape(3, 3)
-    assert [axes.get_title() for axes in columns[:, 0]] == ["badnets", "blend", "sig\ndelta=20.0"]
-    for name, (before, after, _) in zip(data.index, columns, strict=True):
-        clean, triggered = (
-            torch.from_numpy(np.array(axes.images[0].get_array())).permute(2, 0, 1)[None]
-            for axes in (before, after)
-        )
-        assert torch.equal(attacks.build(name).trigger(clean), triggered)
+    (axes,) = made_picture.figure.axes
+    labels = [
+        [label.get_text() for label in ticks]
+        for ticks in (axes.get_xticklabels(), axes.get_yticklabels())
+    ]
+    assert labels == [["badnets", "blend", "sig\ndelta=20.0"], ["clean", "triggered", "difference"]]
+    shown = np.stack([image.get_array() for image in axes.images]).reshape(3, 3, 32, 32, 3)
+    for name, clean, triggered in zip(
+        data.index, *torch.from_numpy(shown).movedim(-1, 2)[:2], strict=True
+    ):
+        assert torch.equal(attacks.build(name).trigger(clean[None]), triggered[None])
 
 
 @dataclass(frozen=True)
@@ -491,16 +494,16 @@ def tint() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("tint")
-def test_an_attack_that_trains_comes_from_the_cache_or_not_at_all(cache_folder: Path) -> None:
+def test_an_attack_that_trains_is_drawn_only_from_the_cache(cache_folder: Path) -> None:
     cells = [real("badnets"), real("tint", seed=0), real("tint", seed=1)]
-    remark = f"not in the cache, {cache_folder}, and trained in a run only: tint"
+    remark = f"the cache, {cache_folder}, lacks trained attacks: tint; run a cell of each"
     made_picture = triggers.draw(drawn(cells))
     assert list(made_picture.data["attack"]) == ["badnets"]
     assert made_picture.remarks == (f"left out: {remark}",)
     with pytest.raises(InvalidInput) as raised:
         triggers.draw(drawn(cells[1:]))
     assert str(raised.value) == remark
-    Harness(Cache(cache_folder), [], torch.device("cpu")).poisoned(cell_of(cells[2].cell))
+    Harness(Cache(cache_folder), [], torch.device("cpu")).poisoned(cell_of(cells[2].cell.as_dict()))
     made_picture = triggers.draw(drawn(cells))
     assert made_picture.data["largest"].tolist()[1] == 7
     assert list(made_picture.data["attack"]) == ["badnets", "tint"]
@@ -509,7 +512,7 @@ def test_an_attack_that_trains_comes_from_the_cache_or_not_at_all(cache_folder: 
 
 @pytest.mark.parametrize("which", ["pareto", "plane", "curves", "losses", "tsne"])
 def test_the_same_records_give_the_same_bytes(
-    which: str, tmp_path: Path, kept: dict[str, artefacts.Arrays]
+    which: str, tmp_path: Path, kept: dict[str, Arrays]
 ) -> None:
     cells = CURVES if which in ("curves", "losses") else ONE_SEED
     kept |= {one.key: embeddings("z", 12) for one in ONE_SEED[:2]}
@@ -545,7 +548,7 @@ LONG = "cbd(rescale=False, critic_weight=1.0, select='cv')"
 
 
 def visible(figure: Figure) -> list[Text]:
-    """All texts that are drawn: of the labels of ticks, those within the limits of their axis."""
+    """All texts that are drawn. Tick labels beyond the limits of their axis are not."""
     texts = [*figure.texts, *(text for legend in figure.legends for text in legend.texts)]
     for axes in figure.axes:
         if not axes.axison:
@@ -577,7 +580,7 @@ def test_no_text_is_clipped_or_overlaps_another(which: Any, count: int) -> None:
         canvas = FigureCanvasAgg(figure)
         canvas.draw()
         width, height = canvas.get_width_height()
-        # Of a name with a line to its point, the name.
+        # The extent of a name without the line to its point.
         boxes = [(text.get_text(), Text.get_window_extent(text)) for text in visible(figure)]
     assert len(boxes) > 10
     for text, box in boxes:
@@ -586,8 +589,8 @@ def test_no_text_is_clipped_or_overlaps_another(which: Any, count: int) -> None:
     assert not [(a, b) for (a, x), (b, y) in combinations(boxes, 2) if x.overlaps(y)]
 
 
-def test_a_spec_stands_for_all_that_agree_with_it_and_a_name_for_the_plain_one() -> None:
-    canonical = "blend(poisoning_rate=0.1, target=0, alpha=0.2)"
+def test_a_spec_selects_all_that_agree_with_it_and_a_name_the_plain_one() -> None:
+    canonical = Spec.of("blend(poisoning_rate=0.1, target=0, alpha=0.2)")
     assert agrees("blend", canonical)
     assert agrees("blend(target=0, alpha=0.2)", canonical)
     assert not agrees("blend(alpha=0.1)", canonical)
@@ -621,7 +624,7 @@ def test_a_defense_has_one_colour_in_all_figures() -> None:
         ("quick", "cbd(t1=3)", "badnets", ["--dataset", "toy", "--defense", "cbd"]),
     ],
 )
-def test_the_command_in_a_refusal_makes_what_is_missing(
+def test_a_refusal_names_a_command_that_makes_what_is_missing(
     name: str,
     defense: str,
     attack: str,
@@ -647,7 +650,7 @@ def test_the_command_in_a_refusal_makes_what_is_missing(
     assert ("--results" in command) == (name != "quick")
 
 
-def test_cells_that_are_all_not_finite_are_said(
+def test_a_refusal_says_that_no_cell_is_finite(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder(tmp_path, made("none", "badnets", 100, 990, flags=("not_finite",)))
@@ -656,18 +659,17 @@ def test_cells_that_are_all_not_finite_are_said(
     assert line.endswith("has no curves of clean loss: all these cells failed or are not finite\n")
 
 
-def test_a_folder_of_a_suite_is_named_by_it(
+def test_a_refusal_names_the_suite_of_a_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["figure", "curves"]) == 2
-    line = "bdbench: no records in results/quick/records; `bdbench run quick` makes them\n"
+    line = "bdbench: no records in results/quick/records; run `bdbench run quick`\n"
     assert capsys.readouterr().err == line
     folder(Path("results/quick"), made("none", "badnets", 900, 990))
     assert main(["figure", "losses"]) == 2
     assert capsys.readouterr().err == (
-        "bdbench: results/quick has no curves of clean loss; "
-        "`bdbench run quick --curves` makes them\n"
+        "bdbench: results/quick has no curves of clean loss; run `bdbench run quick --curves`\n"
     )
     old = made("none", "badnets", 900, 990)
     short = {"epoch": 1, "clean_accuracy": 0.5, "attack_success_rate": 0.5}
@@ -675,7 +677,7 @@ def test_a_folder_of_a_suite_is_named_by_it(
     assert main(["figure", "losses", "--attack", "badnets"]) == 2
     assert capsys.readouterr().err == (
         "bdbench: results/quick has no curves of clean loss; remove their records from "
-        "results/quick/records, then `bdbench run quick --attack badnets --curves` makes them\n"
+        "results/quick/records, then run `bdbench run quick --attack badnets --curves`\n"
     )
 
 
@@ -688,26 +690,29 @@ def test_a_folder_of_a_suite_is_named_by_it(
         (["pareto", "--attack=badnet"], "several has no attack 'badnet'; did you mean 'badnets'?"),
         (["pareto", "--defense=cdb"], "several has no defense 'cdb'; did you mean 'cbd'?"),
         (["pareto", "--attack=("], "expected name or name(field=value, ...), got '('"),
-        (["pareto", "--attack=blend", "--dataset=gtsrb"], "is of all of blend, gtsrb"),
+        (["pareto", "--attack=blend", "--dataset=gtsrb"], "matches all of blend, gtsrb"),
         (["plane"], "several has records of several data sets: gtsrb, toy; choose one with --dat"),
-        (["plane", "--dataset=toy", "--attack=none"], "no record of an attack to compare by"),
+        (["plane", "--dataset=toy", "--attack=none"], "no records with an attack"),
         (
             ["plane", "--results=failed"],
-            "failed: all cells with an attack failed or are not finite",
+            "all cells with an attack in failed failed or are not finite",
         ),
         (["plain"], "unknown figure 'plain'; did you mean 'plane'?"),
         (["pareto"], "several has records of several data sets: gtsrb, toy; choose one with --dat"),
         (["triggers"], "several has records of several data sets: gtsrb, toy; choose one with"),
-        (["pareto", "--dataset=gtsrb"], "no record of no defense, which others are compared with"),
-        (["pareto", "--dataset=toy", "--attack=none"], "no record of an attack to compare by"),
+        (["pareto", "--dataset=gtsrb"], "no records with no defense to compare with"),
+        (["pareto", "--dataset=toy", "--attack=none"], "no records with an attack"),
         (["triggers", "--attack=none"], "several has no record of an attack"),
-        (["curves", "--dataset=toy"], "several has no curves of clean accuracy; `bdbench run "),
+        (["curves", "--dataset=toy"], "several has no curves of clean accuracy; run `bdbench run "),
         (["tsne", "--dataset=toy", "--defense=none"], "no embeddings of several in the cache, "),
         (
             ["pareto", "--results=failed"],
-            "failed has no attack with results of a defense and of no",
+            "failed has no attack with results both with and without a",
         ),
-        (["pareto", "--dataset=toy", "--defense=none"], "no attack with results of a defense"),
+        (
+            ["pareto", "--dataset=toy", "--defense=none"],
+            "no attack with results both with and without",
+        ),
         (["pareto", "--dataset=toy", "--results=blocked"], "cannot write pareto.csv in blocked"),
     ],
 )
@@ -720,8 +725,11 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_drawn(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     other = made("cbd(t1=2)", "badnets", 900, 10, seed=7)
-    for part, value in ((other.cell, "gtsrb(field=1)"), (other.labels, "gtsrb")):
-        part["dataset"] = value
+    other = replace(
+        other,
+        cell=other.cell.with_(dataset="gtsrb(field=1)"),
+        labels=other.labels.with_(dataset="gtsrb"),
+    )
     folder(Path("several"), *ONE_SEED, other)
     folder(Path("failed"), made("none", "badnets", None))
     (folder(Path("blocked"), *ONE_SEED) / "figures").write_text("in the way")
@@ -733,8 +741,8 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_drawn(
     assert not list(tmp_path.rglob("*.csv"))
 
 
-def test_several_defenses_with_embeddings_must_be_chosen_from(
-    kept: dict[str, artefacts.Arrays],
+def test_tsne_asks_to_choose_one_of_several_cells(
+    kept: dict[str, Arrays],
 ) -> None:
     kept |= {one.key: embeddings("z", 12) for one in ONE_SEED if one.status == "ok"}
     with pytest.raises(InvalidInput, match="records of several attacks: none, badnets, blend; cho"):

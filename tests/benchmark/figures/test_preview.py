@@ -1,10 +1,10 @@
-"""Previews: the numbers by hand, the picture dot by dot, and what is refused."""
+"""Previews: the numbers by hand, the images and labels of the picture, and what is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 from torch import Tensor
 
@@ -24,6 +26,7 @@ from bdbench.cells.cell import cell
 from bdbench.cli import main
 from bdbench.datasets.registry import datasets
 from bdbench.figures import distortion, preview
+from bdbench.figures.picture import COLUMN, DPI, PAGE, ImageRows, look
 from bdbench.models.data import ImageSet
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import Augmentation, AugmentationDraws, draw_augmentation
@@ -181,8 +184,8 @@ def test_badnets_is_measured_and_drawn_without_any_training(
     assert values["picture"] == "preview-badnets.png"
     assert [path.name for path in own_folder.iterdir()] == ["preview-badnets.png"]
     with Image.open("preview-badnets.png") as picture:
-        assert picture.size[0] == preview.NARROWEST
-        assert picture.size[1] > 3 * preview.SIDE
+        assert picture.size[0] == round(COLUMN * DPI)
+        assert picture.size[1] > DPI * COLUMN * 0.8
         assert len(np.unique(np.asarray(picture.convert("L")))) > 50
 
 
@@ -218,52 +221,74 @@ def test_training_and_cover_images_have_rows_of_their_own(cache_folder: Path) ->
     harness = Harness(Cache(cache_folder), [], CPU)
     dataset, made = harness.dataset(asked.dataset), harness.poisoned(asked)
     blocks = preview.blocks(attacks.build("shade"), dataset, made, count=4)
-    assert [block.name for block in blocks] == ["poisoned", "training image", "cover image"]
-    changes = [int((b.before.int() - b.after.int()).max()) for b in blocks]
-    assert changes == [8, 4, 2]
+    assert [list(block.rows)[1] for block in blocks] == [
+        "poisoned",
+        "training image",
+        "cover image",
+    ]
+    for block, change in zip(blocks, (8, 4, 2), strict=True):
+        before, after, _ = (images.astype(int) for images in block.rows.values())
+        assert (before - after).max() == change
     assert [len(block.titles) for block in blocks] == [4, 4, 4]
     assert "disc" not in blocks[0].titles
 
 
-def block(
-    columns: int, size: tuple[int, int] = (32, 32), name: str = "poisoned"
-) -> preview.ImageRows:
+NAMES = ["checkerboard", "no passing for vehicles over 3.5 tons", "cat"]
+
+
+def block(columns: int, size: tuple[int, int] = (32, 32), name: str = "poisoned") -> ImageRows:
     rng = stream(0, "block")
     before, after = torch.randint(0, 256, (2, columns, 3, *size), dtype=torch.uint8, generator=rng)
-    names = ["checkerboard", "no passing for vehicles over 3.5 tons", "cat"] * columns
-    return preview.ImageRows(name, names[:columns], before, after)
+    return preview.compared(name, (NAMES * columns)[:columns], before, after)
 
 
-@pytest.mark.parametrize("size", [(32, 32), (20, 48), (224, 224)])
-def test_every_pixel_is_a_sharp_square(size: tuple[int, int]) -> None:
-    figure = preview.draw("title", [{"PSNR": "20 dB"}], [block(3, size), block(2, size)])
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    dots = np.asarray(canvas.buffer_rgba())[..., :3]
-    drawn = figure.axes[0].images
-    assert len(drawn) == 15
-    for image in drawn:
-        left, right, bottom, top = (int(place) for place in image.get_extent())
-        scale = (right - left) // size[1]
-        expected = np.asarray(image.get_array()).repeat(scale, 0).repeat(scale, 1)
-        assert np.array_equal(dots[top:bottom, left:right], expected)
+def drawn(*blocks: ImageRows) -> tuple[Figure, FigureCanvasAgg]:
+    """The figure of a preview, and the canvas on which it was drawn."""
+    title = "wanet(poisoning_rate=0.05, cover_rate=0.15) on gtsrb(train_images=4000), seed 3"
+    long = {f"surrogate accuracy {n}": "0.123456" for n in range(9)}
+    with look():
+        figure = preview.draw(title, [{"PSNR": "22.4 dB, 3 unchanged left out"}, long], blocks)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+    return figure, canvas
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 48)])
+def test_images_are_in_their_row_and_column_and_keep_their_shape(size: tuple[int, int]) -> None:
+    blocks = [block(3, size), block(2, size, "training image")]
+    figure, _ = drawn(*blocks)
+    widths = set()
+    for axes, made in zip(figure.axes, blocks, strict=True):
+        assert [text.get_text() for text in axes.get_yticklabels()] == list(made.rows)
+        columns = [text.get_text() for text in axes.get_xticklabels()]
+        assert [" ".join(text.split()) for text in columns] == made.titles
+        images = np.stack([image.get_array() for image in axes.images])
+        expected = np.concatenate([np.moveaxis(row, 1, -1) for row in made.rows.values()])
+        assert np.array_equal(images, expected)
+        boxes = [image.get_window_extent() for image in axes.images]
+        assert all(b.height / b.width == pytest.approx(size[0] / size[1]) for b in boxes)
+        widths |= {round(b.width, 3) for b in boxes}
+        rows = [boxes[start : start + len(columns)] for start in range(0, 9, len(columns))][:3]
+        assert all(one.x1 < two.x0 for row in rows for one, two in pairwise(row))
+        assert all(one.y0 > two.y1 for one, two in pairwise(row[0] for row in rows))
+    assert len(widths) == 1
 
 
 @pytest.mark.parametrize("columns", [1, 4, 12])
 def test_no_text_is_clipped_or_overlaps_anything(columns: int) -> None:
-    title = "wanet(poisoning_rate=0.05, cover_rate=0.15) on gtsrb(train_images=4000), seed 3"
-    long = {f"surrogate accuracy {n}": "0.123456" for n in range(9)}
-    numbers = [{"PSNR": "22.4 dB, 3 unchanged left out"}, long]
-    blocks = [block(columns), block(1, name="training image")]
-    figure = preview.draw(title, numbers, blocks)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
+    figure, canvas = drawn(block(columns), block(1, name="training image"))
     width, height = canvas.get_width_height()
-    axes = figure.axes[0]
-    boxes = [text.get_window_extent() for text in axes.texts]
-    assert all(b.x0 > 0 and b.x1 < width and b.y0 > 0 and b.y1 < height for b in boxes)
-    boxes += [image.get_window_extent() for image in axes.images]
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert all(b.x0 >= 0 and b.x1 <= width and b.y0 >= 0 and b.y1 <= height for b in boxes)
+    boxes += [image.get_window_extent() for axes in figure.axes for image in axes.images]
     assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+
+
+def test_many_images_continue_below() -> None:
+    figure, _ = drawn(block(12))
+    assert [len(axes.get_xticklabels()) for axes in figure.axes] == [6, 6]
+    assert figure.get_figwidth() == PAGE
 
 
 @pytest.mark.parametrize(
@@ -280,7 +305,7 @@ def test_no_text_is_clipped_or_overlaps_anything(columns: int) -> None:
         (["badnets", "--dataset=cifar10", "--data=nowhere"], "cifar10 not found in nowhere"),
         (["badnets", "--dataset=cifr10"], "unknown data set 'cifr10'; did you mean 'cifar10'?"),
         (["badnets", "--model=wrn16"], "unknown model 'wrn16'; did you mean 'wrn16_1'?"),
-        (["badnets", "--device=cuda:9"], "device 'cuda:9' is not there"),
+        (["badnets", "--device=cuda:9"], "device 'cuda:9' does not exist"),
         (["badnets", "--seed=x"], "'x' is not a valid integer"),
         ([], "Missing argument 'ATTACK'"),
     ],

@@ -1,8 +1,9 @@
-"""The figure of a swept field, by the data in it; and what is refused."""
+"""The figure of a swept field has this data, and bad input is refused."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
@@ -30,13 +31,14 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(defense: str, attack: str, *shares: int | None, seed: int = 0, **axes: str) -> Record:
-    """A record whose canonical specs are its labels, with a field that is the same in all."""
+    """A record whose canonical specs are its labels and one more field, the same in all."""
     record = make_record(defense, attack, *shares, seed=seed)
-    for axis, text in {"defense": defense, "attack": attack, **axes}.items():
+    labels = {"defense": defense, "attack": attack, **axes}
+    specs = {}
+    for axis, text in labels.items():
         name, _, rest = text.partition("(")
-        record.labels[axis] = text
-        record.cell[axis] = f"{name}(fixed=1{', ' + rest[:-1] if rest else ''})"
-    return record
+        specs[axis] = f"{name}(fixed=1{', ' + rest[:-1] if rest else ''})"
+    return replace(record, labels=record.labels.with_(**labels), cell=record.cell.with_(**specs))
 
 
 T1 = [
@@ -80,13 +82,13 @@ def test_a_defense_is_drawn_against_its_field_with_seeds_and_intervals() -> None
     seeds = found.data[found.data["seed"].notna()]
     assert len(seeds) == 7
     assert seeds[seeds["value"] == 8]["attack_success_rate"].tolist() == [0.16, 0.161]
-    assert found.remarks == ("left out, without t1: abl",)
+    assert found.remarks == ("left out, no field t1: abl",)
     more = drawn([*T1, made("cbd(t1=5, beta=0.5)", "badnets", 900, 10)], field="t1")
     assert csv(more.data) == csv(found.data)
-    assert more.remarks[1] == "left out, with one value of t1: cbd(t1=5, beta=0.5) on badnets"
+    assert more.remarks[1] == "left out, a single value of t1: cbd(t1=5, beta=0.5) on badnets"
 
 
-def test_an_attack_is_drawn_against_its_field_a_column_of_panels_each() -> None:
+def test_each_attack_has_a_column_of_panels() -> None:
     found = drawn(RATES)
     assert [axes.get_title() for axes in found.figure.axes if axes.get_title()] == [
         "badnets",
@@ -105,7 +107,7 @@ def test_an_attack_is_drawn_against_its_field_a_column_of_panels_each() -> None:
     assert len(means(found.data)) == 12
 
 
-def test_values_that_are_no_numbers_stand_side_by_side() -> None:
+def test_values_that_are_not_numbers_are_drawn_side_by_side() -> None:
     cells = [
         made(f"nad(betas={betas!r})", "badnets", 900, 10, seed=seed)
         for betas in ("search", (1.0, 2.0), None)
@@ -131,7 +133,7 @@ def test_values_that_are_no_numbers_stand_side_by_side() -> None:
     ],
 )
 def test_a_field_of_any_axis_is_found(axis: str, texts: list[str], values: list[Any]) -> None:
-    """One that is missing in a spec has its default."""
+    """A field that a spec does not write has its default."""
     found = drawn([_at(axis, text) for text in texts])
     assert sorted(means(found.data)["value"].dropna()) == values
     assert set(means(found.data)["field"]) == {found.data["field"][0]}
@@ -142,7 +144,7 @@ def _at(axis: str, text: str) -> Record:
     return made(axes.pop("defense"), axes.pop("attack"), 900, 100, **axes)
 
 
-def test_whatever_else_differs_is_another_line_and_clean_training_has_no_asr() -> None:
+def test_each_setting_of_other_fields_is_a_line_and_clean_training_has_no_asr() -> None:
     cells = [
         made(f"cbd(t1={t1}, beta={beta})", attack, 900, None if attack == "none" else 10)
         for t1 in (3, 5)
@@ -159,7 +161,7 @@ def test_whatever_else_differs_is_another_line_and_clean_training_has_no_asr() -
     assert clean.data["attack_success_rate"].isna().all()
 
 
-def test_cells_without_numbers_are_left_out_and_said() -> None:
+def test_cells_without_numbers_are_left_out_and_named() -> None:
     cells = [*T1, made("cbd(t1=9)", "badnets", None)]
     found = drawn(cells)
     assert 9 not in set(found.data["value"])
@@ -220,7 +222,7 @@ def test_labels_are_moved_apart_and_stay_in_order() -> None:
         (
             T1[:1],
             ["--field=t1"],
-            'defense.t1 has one value in several, 3; `bdbench run --defense "',
+            'has one value in several, 3; run several values with `bdbench run --defense "',
         ),
         (T1, ["--defense=abl"], "no field is swept"),
         ([*T1, *RATES], [], "choose --field defense.t1 or --field attack.poisoning_rate"),
@@ -236,7 +238,7 @@ def test_labels_are_moved_apart_and_stay_in_order() -> None:
         ),
     ],
 )
-def test_what_cannot_be_drawn_is_refused_in_one_line(
+def test_an_impossible_figure_is_refused_in_one_line(
     records: list[Record],
     arguments: list[str],
     complaint: str,
@@ -259,7 +261,7 @@ def test_the_command_writes_pictures_and_data(
         files.write(Path("mine"), record)
     assert main(["figure", "sweep", "--results=mine", "--field=t1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "left out, without t1: abl",
+        "left out, no field t1: abl",
         *(f"mine/figures/sweep.{suffix}" for suffix in ("csv", "png", "svg")),
     ]
     first = {path.name: path.read_bytes() for path in Path("mine/figures").iterdir()}
@@ -267,4 +269,4 @@ def test_the_command_writes_pictures_and_data(
     assert main(["figure", "sweep", "--results=mine"]) == 0
     assert first == {path.name: path.read_bytes() for path in Path("mine/figures").iterdir()}
     assert main(["figure", "pareto", "--results=mine", "--field=t1"]) == 2
-    assert "--field is for the figure sweep" in capsys.readouterr().err
+    assert "--field applies only to the figure sweep" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from bdbench.tables.write import leaderboard, write_leaderboard
 
 OWN, THERE = Path("results/own"), Path("results/published")
 MINE = make_record("mine", "badnets", 900, 10)
-MINE.provenance["clean_fraction"] = 0.0
+MINE = replace(MINE, provenance=MINE.provenance.with_(clean_fraction=0.0))
 PUBLISHED = [make_record("none", "badnets", 930, 990), make_record("cbd", "badnets", 880, 20)]
 OTHER_RECIPE = "recipe(epochs=100, learning_rate=0.1, precision='bf16')"
 PLUGIN = '''"""Plain training, mine."""
@@ -46,7 +46,8 @@ def joined(
 
 
 def changed(record: Record, axis: str, text: str) -> Record:
-    return replace(record, cell=record.cell | {axis: text}, key=key_of(record.cell, {axis: text}))
+    cell = record.cell.with_(**{axis: text})
+    return replace(record, cell=cell, key=key_of(record.cell.as_dict(), {axis: text}))
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -73,8 +74,9 @@ def test_what_is_published_stands_beside_ones_own_under_a_sign() -> None:
 def test_the_legend_says_code_device_and_precision_of_each_side() -> None:
     def made_on(record: Record, commit: str, device: str, precision: str) -> Record:
         origin = {"commit": commit, "device": device, "precision": precision}
-        origin["versions"] = {"bdbench": "0.1.0"}  # type: ignore[assignment]
-        return replace(record, provenance=record.provenance | origin)
+        libraries = {"bdbench": "0.1.0"}
+        origin = record.provenance.with_(**origin, versions=libraries)
+        return replace(record, provenance=origin)
 
     there = [made_on(record, "abc1234", "cpu: AMD EPYC", "fp32") for record in PUBLISHED]
     found, origins = joined([made_on(MINE, "fed4321+", "cuda: a GPU", "bf16")], *there)
@@ -138,7 +140,8 @@ def test_records_of_other_versions_of_an_attack_do_not_stand_beside(
 ) -> None:
     """An older record does not state its versions: they are in its key."""
     other = PUBLISHED[1]
-    other = replace(other, versions=versions if stated else {}, key=key_of(other.cell, versions))
+    key = key_of(other.cell.as_dict(), versions)
+    other = replace(other, versions=versions if stated else {}, key=key)
     found, origins = joined([replace(MINE, versions=VERSIONS)], other)
     assert (other in found) is kept
     line = "results/published: 1 of 1 records left out, other versions of the plugins: badnets"
@@ -166,8 +169,8 @@ def test_a_cell_of_both_is_ones_own_unless_that_failed() -> None:
     assert found == [MINE]
     assert origins.folders == {}
     assert origins.remarks == (
-        "results/published: of 1 cells another folder's record is shown, 1 of them with another "
-        "result",
+        "results/published: 1 records not shown, another folder has the cell, "
+        "1 of them with another result",
     )
     failed = make_record("mine", "badnets")
     found, origins = joined([failed], MINE)
@@ -187,7 +190,7 @@ def test_a_row_of_several_folders_says_so() -> None:
         "- cbd has records of several folders: 1 in results/own, 1 in results/published\n" in text
     )
     assert {"mine", "cbd ◊"} <= rows(text).keys()
-    assert "results/published: no record of seed 0, only here" in text
+    assert "results/published: no records of seed 0" in text
 
 
 def test_attacks_and_seeds_that_are_only_here_are_said() -> None:
@@ -198,14 +201,14 @@ def test_attacks_and_seeds_that_are_only_here_are_said() -> None:
     ]
     _, origins = joined(own, *PUBLISHED)
     assert origins.remarks == (
-        "results/published: no record of blend, which are only here",
-        "results/published: no record of seed 1, only here",
+        "results/published: no records of the attacks blend",
+        "results/published: no records of seed 1",
     )
 
 
 def test_cells_that_are_asked_for_count_as_ones_own() -> None:
     """So that a folder in which nothing has run yet has a table."""
-    found, origins = joined([], *PUBLISHED, asked=[(MINE.cell, {})])
+    found, origins = joined([], *PUBLISHED, asked=[(MINE.cell.as_dict(), {})])
     assert found == PUBLISHED
     text = leaderboard(found, origins=origins).markdown()
     assert "others: none" in text
@@ -293,10 +296,10 @@ def test_damaged_records_of_another_folder_are_named(
         ([*TABLE, "--against=results/publishd"], "did you mean 'published'?"),
         ([*TABLE, "--against=results/damaged"], "are damaged; the first: "),
         ([*TABLE, "--against=results/later"], "this version reads schema 1"),
-        ([*TABLE, "--against=results/own"], "results/own is the folder of the results themselves"),
-        ([*TABLE, "--against=results/../results/own/"], "is the folder of the results themselves"),
+        ([*TABLE, "--against=results/own"], "names the results folder results/own itself"),
+        ([*TABLE, "--against=results/../results/own/"], "itself; name another folder"),
         ([*TABLE, "--against=file"], "'file' is a file"),
-        ([*TABLE, "--against=a\0b"], "is no path"),
+        ([*TABLE, "--against=a\0b"], "is not a path"),
         ([*TABLE, "--agianst=a"], "No such option"),
         (["table", "--results=absent", "--against=results/own"], "no records in absent/records"),
         (
@@ -305,14 +308,14 @@ def test_damaged_records_of_another_folder_are_named(
         ),
         ([*TABLE, "--label=tab:a"], "--label is for --latex: add it"),
         (["table", "1", "--latex", "--label=a"], "--label is for the leaderboard"),
-        ([*TABLE, "--latex", "--label=a}b"], "'a}b' is no label: write letters, digits and"),
-        ([*TABLE, "--latex", "--label=" + "a" * 101], "is no label"),
+        ([*TABLE, "--latex", "--label=a}b"], "invalid label 'a}b'; use letters, digits and"),
+        ([*TABLE, "--latex", "--label=" + "a" * 101], "invalid label"),
         ([*TABLE, "--sort=badnet ASR"], "did you mean 'badnets ASR'?"),
         (["run", *TINY, "--against=absent"], "no records in absent/records, which --against names"),
         (["run", *TINY, "--against=results/damaged"], "are damaged; the first: "),
         (
             ["run", *TINY, "--results=results/own", "--against=results/own"],
-            "or name another folder with --results",
+            "itself; name another folder",
         ),
         (["run", *TINY, "--plugin=long.py"], "must be a line of at most 60 characters"),
         (["run", *TINY, "--plugin=lines.py"], "must be a line of at most 60 characters"),
@@ -364,8 +367,8 @@ def test_a_run_trains_only_what_nobody_has(
     shown = capsys.readouterr().out
     (made,) = Path("results/quick/records").glob("*.json")
     record = records.read(made)
-    assert record.labels["defense"] == "mine"
-    assert record.provenance["titles"]["defense"] == "Mine & co"
+    assert record.labels.defense == "mine"
+    assert record.provenance.titles["defense"] == "Mine & co"
     assert f"1 of 2 cells have their record in {published}\n" in shown
     assert f"{published}: 1 of 2 records left out, seeds without a cell here: 1\n" in shown
     table = rows(shown)
@@ -398,7 +401,7 @@ def test_the_folder_of_a_suite_that_is_published_stays_as_it_is(
     Path("results/quick").symlink_to(published)
     assert main(["run", *TINY, "--against=results/quick", "--defense=none"]) == 0
     shown = capsys.readouterr().out
-    assert "tables in results/quick-own/tables" in shown
+    assert "written: results/quick-own/tables/leaderboard.csv" in shown
     assert "none ◊" in rows(shown)
     assert not Path("results/quick-own/records").exists()
 

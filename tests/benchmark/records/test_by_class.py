@@ -59,7 +59,7 @@ def test_the_metrics_are_the_sums_of_the_classes(attack, data):
     if bool((goal == own).all()):
         return
     found = Answers(own, goal, clean, triggered)
-    classes = ByClass.of(found.by_class("abcde"))
+    classes = ByClass(**found.by_class("abcde"))
     sums = {name: Count(*pair) for name, pair in classes.sums().items()}
     assert sums == found.counts()
     assert sum(classes.destinations().values()) == found.counts()["attack_success_rate"].of
@@ -125,23 +125,38 @@ def damage(*path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        (damage("classes", {"names": ["cat"]}), "classes has no list images"),
-        (damage("classes", "names", "cat"), "classes has no list names"),
-        (damage("classes", "names", ["cat"]), "classes has lists of unequal length"),
-        (damage("classes", "names", 1, 3), "classes has a name that is no text"),
-        (damage("classes", "images", 0, -1), "classes has images that are no counts"),
-        (damage("classes", "clean_own", 0, 1.5), "classes has clean_own that are no counts"),
-        (damage("classes", "clean_own", 0, 11), "classes has more clean_own than images"),
-        (damage("classes", "clean_own", 0, 8), "do not add up to metrics.clean_accuracy"),
-        (damage("classes", "goals", 0, 3), "classes has a goal that is no class"),
+        (
+            damage("classes", {"names": ["cat"]}),
+            "classes lacks clean_goal, clean_own",
+        ),
+        (damage("classes", "names", "cat"), "record.classes.names must be a valid list, got str"),
+        (damage("classes", "names", ["cat"]), "record.classes: it has 3 images for 1 names"),
+        (damage("classes", "names", 1, 3), "record.classes.names.1 must be a string, got 3"),
+        (damage("classes", "images", 0, -1), "images.0 must be greater than or equal to 0, got -1"),
+        (damage("classes", "clean_own", 0, 1.5), "clean_own.0 must be a valid integer, got 1.5"),
+        (
+            damage("classes", "clean_own", 0, 11),
+            "classes: it has more clean_own than images",
+        ),
+        (
+            damage("classes", "clean_own", 0, 8),
+            "add up to record.metrics.clean_accuracy",
+        ),
+        (damage("classes", "goals", 0, 3), "record.classes: it has a goal that is not a class"),
         (damage("classes", "triggered", 1, "7", 1), "triggered images that do not add up to those"),
-        (damage("classes", "triggered", 1, []), "triggered images that do not add up to those"),
-        (damage("classes", "triggered", 1, {"1": 10}), "add up to metrics.attack_success_rate"),
-        (damage("classes", "clean_goal", 1, 2), "do not add up to metrics.asr_floor"),
-        (damage("classes", [1]), "record.classes has the wrong type, list"),
+        (damage("classes", "triggered", 1, []), "triggered.1 must be a valid dictionary, got list"),
+        (
+            damage("classes", "triggered", 1, {"1": 10}),
+            "add up to record.metrics.attack_success_rate",
+        ),
+        (damage("classes", "clean_goal", 1, 2), "do not add up to record.metrics.asr_floor"),
+        (damage("classes", [1]), "record.classes must be a valid dictionary, got list"),
         (damage("example", {"row": 0}), "record.example lacks goal, label, png"),
-        (damage("example", 1), "record.example must be an object"),
-        (damage("plugins", {"attack": "text"}), "record.plugins.attack must be an object"),
+        (damage("example", 1), "record.example must be a valid dictionary, got 1"),
+        (
+            damage("plugins", {"attack": "text"}),
+            "attack must be a valid dictionary, got str",
+        ),
         (damage("plugins", {"attack": {"about": "x"}}), "record.plugins.attack lacks origin"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The report as files: what is in its pages, where its links lead, what it leaves alone."""
+"""The report as files: what its pages have, where its links lead, and what it leaves alone."""
 
 import base64
 import csv
@@ -9,7 +9,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -17,18 +16,15 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from builders import ROOT, make_classified, make_record
-from hypothesis import given
-from hypothesis import strategies as st
+from builders import ROOT, calls, make_classified, make_record
 from PIL import Image
 
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files as records
-from bdbench.report import charts
 from bdbench.report.answers import Case
 from bdbench.report.comparison import compare
-from bdbench.report.format import PAGES, slug
+from bdbench.report.format import slug
 from bdbench.report.plugins import Description, built_in
 from bdbench.report.site import MATRIX, Site, write_report
 from bdbench.tables.groups import collect
@@ -94,7 +90,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def results(tmp_path):
-    """A results folder without records, which are handed over."""
+    """A results folder without records, which tests hand over."""
     return tmp_path / "results"
 
 
@@ -115,7 +111,7 @@ def with_picture(folder):
     return folder
 
 
-def test_the_leaderboard_is_this(results):
+def test_the_index_has_the_leaderboard(results):
     index = report(results, SOME)["index.html"]
     heads = ["defense", "mean CA", "mean ASR", "mean R-Acc", "DER", "clean", "trainings"]
     heads += ["seconds", "x none", "none", "badnets", "sig"]
@@ -134,15 +130,15 @@ def test_the_leaderboard_is_this(results):
         " | - | -",
     ]
     for note in (
-        "⊘ not_finite, in no mean: cbd on sig (seed 0)",
-        "¶ failed, in no mean: abl on sig (seed 0: RuntimeError)",
-        "‡ attack_failed, the trigger seldom works even with no defense: none on sig (seed 0)",
+        "⊘ not_finite, excluded from means: cbd on sig (seed 0)",
+        "¶ failed, excluded from means: abl on sig (seed 0: RuntimeError)",
+        "‡ attack_failed, the trigger rarely works even with no defense: none on sig (seed 0)",
         "§ no_op, the defense changed nothing: ft on badnets (seed 0)",
     ):
         assert note in index.text
 
 
-def test_the_heat_maps_are_these(results):
+def test_the_index_has_heat_maps(results):
     home = write_report(SOME, results).parent
     asr, ca = (home / "index.html").read_text().split('<table class="heat ')[1:]
     fields = re.compile(r'class="(l\d+|off|empty)"><(?:a href="cells/\w+.html"|span)>([^<]+)<')
@@ -158,7 +154,7 @@ def test_the_heat_maps_are_these(results):
     ]
 
 
-def test_every_link_leads_somewhere_in_the_folder(results):
+def test_every_link_leads_to_a_file_of_the_folder(results):
     other = [*SEEDS, make_record("<other>", "badnets", 900, 100)]
     odd = replace(make_record("../a b/c#d?e", "badnets", 880, 40), curves=CURVES)
     pages = report(with_picture(results), [*SOME, odd], compared=(Path("other"), other))
@@ -199,15 +195,15 @@ def test_every_record_has_a_page_that_the_index_and_its_defense_lead_to(results)
     assert cells <= linked
     for each in SOME:
         assert f"cells/{each.key}.html" in pages["index.html"].links
-        page = pages[f"defenses/{each.labels['defense']}.html"]
+        page = pages[f"defenses/{each.labels.defense}.html"]
         assert f"../cells/{each.key}.html" in page.links
 
 
-def test_a_cell_page_says_everything_about_its_cell(results):
+def test_a_cell_page_has_every_field_of_its_record(results):
     one = replace(
         SOME[4],
-        labels=SOME[4].labels | {"defense": "abl(field=1)"},
-        cell=SOME[4].cell | {"defense": "abl(field=1, other='x')"},
+        labels=SOME[4].labels.with_(defense="abl(field=1)"),
+        cell=SOME[4].cell.with_(defense="abl(field=1, other='x')"),
         diagnostics={"poisoned_images": 1000, "samples": {"w": {"auroc": 0.987654321}}},
         provenance={"data_sha256": "ab" * 32, "versions": {"torch": "2.11.0"}, "data_notes": []},
         curves=CURVES,
@@ -215,7 +211,7 @@ def test_a_cell_page_says_everything_about_its_cell(results):
     page = report(results, [SOME[1], one])[f"cells/{one.key}.html"]
     assert "abl(field=1) on badnets" in page.text
     rows = {row[0]: row[1:] for row in page.rows}
-    metric = "attack success rateASR: triggered images that get the target"
+    metric = "attack success rateASR: triggered images classified as the target"
     assert rows[metric] == ["**2.0**", "", "1.3 to 3.1", "20 of 1,000", "99.8"]
     assert rows["training the defense fit"] == ["30.0 s"]
     assert rows["passes per training image"] == ["30 forward, 30 backward"]
@@ -239,9 +235,9 @@ def test_a_cell_page_says_everything_about_its_cell(results):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (2, "attack_failed ‡ the trigger seldom works even with no defense"),
+        (2, "attack_failed ‡ the trigger rarely works even with no defense"),
         (5, "This cell failed RuntimeError out of memory Traceback"),
-        (7, "not_finite ⊘ in no mean"),
+        (7, "not_finite ⊘ excluded from means"),
         (8, "no_op § the defense changed nothing"),
     ],
 )
@@ -252,19 +248,19 @@ def test_a_cell_page_says_what_went_wrong(number, words, results):
 
 def test_a_cell_page_has_the_stages_that_were_measured(results):
     new, old = SOME[:2]
-    seconds = {k: v for k, v in old.measured["seconds"].items() if k != "capture"}
-    old = replace(old, measured=old.measured | {"seconds": seconds})
+    seconds = {k: v for k, v in old.measured.seconds if k != "capture"}
+    old = replace(old, measured=old.measured.with_(seconds=seconds))
     pages = report(results, [new, old])
     row = ["recording and compiling steps capture", "1.0 s"]
     assert row in pages[f"cells/{new.key}.html"].rows
     assert "capture" not in pages[f"cells/{old.key}.html"].text
-    assert ["testing evaluate", "1.0 s"] in pages[f"cells/{old.key}.html"].rows
+    assert ["evaluating the network evaluate", "1.0 s"] in pages[f"cells/{old.key}.html"].rows
 
 
 def test_a_cell_page_says_what_others_published(results):
     own = {"dataset": "cifar10()", "attack": "blend(poisoning_rate=0.1)", "defense": "fp()"}
     one = make_record("fp", "blend", 880, 20, 15)
-    one = replace(one, cell=one.cell | own | {"model": "wrn16_1()"})
+    one = replace(one, cell=one.cell.with_(**own, model="wrn16_1()"))
     pages = report(results, [SOME[1], one])
     page = pages[f"cells/{one.key}.html"]
     assert ["CBD paper, Table 1", "wrn16_1", "81.6", "87.1", "-"] in page.rows
@@ -302,28 +298,29 @@ BARE = make_classified("none", "badnets", [9, 9, 9], [[10, 0, 0], [10, 0, 0], [9
 
 
 def said(record, baseline=None):
-    """By question, what a page answers."""
+    """The answers of a page, by question."""
     return {each.question: each.text for each in Case(record, baseline).answers()}
 
 
-def test_a_cell_is_told_in_sentences():
+def test_a_cell_page_answers_in_sentences():
     found = said(make_classified("abl", "badnets", [9, 5, 8], DOG), BARE)
     assert found["Did the attack work?"] == (
-        "Yes. With no defense the trigger turns 95.0 % of the test images of other classes (19 of "
-        "20). Without the trigger, 10.0 % of them get that label."
+        "Yes. With no defense, the trigger works on 95.0 % of the test images of other classes (19 "
+        "of 20). Without the trigger, 10.0 % of them get the target label."
     )
-    assert found["Did the defense remove it?"] == (
-        "Yes, no backdoor can be found. The attack success rate goes from 95.0 % to 40.0 %, which "
-        "cannot be told from the 10.0 % of the same images that get that label without the trigger."
+    assert found["Did the defense remove the backdoor?"] == (
+        "Yes, no backdoor can be found. The attack success rate goes from 95.0 % to 40.0 %, not "
+        "separable from the 10.0 % of the same images that get the target label without the "
+        "trigger."
     )
-    assert found["What did it cost?"] == (
-        "Clean accuracy falls by 16.7 points, from 90.0 % to 73.3 %, which may be chance."
+    assert found["What did the defense cost?"] == (
+        "Clean accuracy drops by 16.7 points, from 90.0 % to 73.3 %, which may be chance."
     )
-    suffered = "`dog`: of its clean test images 50.0 % are right, 90.0 % with no defense."
-    assert found["Which class suffered most?"] == suffered
-    assert found["Where do triggered images go?"] == (
-        "Of 20 triggered images of other classes 8 are called `cat`, and 11 keep their own label. "
-        "1 get another label, most often `ship` (1)."
+    suffered = "`dog`: 50.0 % of its clean test images are correct, 90.0 % with no defense."
+    assert found["Which class suffers most?"] == suffered
+    assert found["How are triggered images classified?"] == (
+        "Of 20 triggered images of other classes, 8 are classified as `cat`, 11 as their true "
+        "class, 1 as another class, most often `ship` (1)."
     )
 
 
@@ -332,21 +329,21 @@ def test_a_cell_is_told_in_sentences():
     [
         (10, 9, 990, "Yes, no backdoor can be found."),
         (5, 9, 990, "Yes, no backdoor can be found."),
-        (100, 9, 990, "Mostly, not wholly."),
+        (100, 9, 990, "Mostly, but not completely."),
         (700, 9, 990, "In part."),
         (985, 9, 990, "No."),
         (995, 9, 990, "No."),
-        (700, 9, None, "Not wholly."),
+        (700, 9, None, "Not completely."),
         (9, 9, None, "Yes, no backdoor can be found."),
         (9, 9, 300, "There was hardly a backdoor to remove."),
         (290, 9, 300, "There was hardly a backdoor to remove."),
     ],
 )
-def test_a_defense_is_judged_by_tests_and_not_by_eye(asr, floor, before, start):
+def test_a_defense_is_judged_by_statistical_tests(asr, floor, before, start):
     baseline = None if before is None else make_record("none", "badnets", 930, before)
     found = said(make_record("abl", "badnets", 900, asr, floor), baseline)
-    assert found["Did the defense remove it?"].startswith(start)
-    known = "Not known: these results have no cell with the defense `none`"
+    assert found["Did the defense remove the backdoor?"].startswith(start)
+    known = "Unknown: these results have no cell with the defense `none`"
     assert found["Did the attack work?"].startswith(known) == (before is None)
 
 
@@ -357,34 +354,44 @@ def test_a_defense_is_judged_by_tests_and_not_by_eye(asr, floor, before, start):
         (SOME[1], ["Did the attack work?"]),
         (SOME[3], []),
         (SOME[5], ["What happened?"]),
-        (BARE, ["Did the attack work?", "Which class is worst?", "Where do triggered images go?"]),
-        (SOME[7], ["Can it be trusted?", "Did the attack work?", "Did the defense remove it?"]),
         (
-            replace(SOME[4], diagnostics={"warnings": ["w", 3], "samples": {"kept": {"tpr": 1}}}),
+            BARE,
             [
-                *("Did the attack work?", "Did the defense remove it?"),
-                *("Did it find the poisoned images?", "What did the defense warn of?"),
+                "Did the attack work?",
+                "Which class is worst?",
+                "How are triggered images classified?",
+            ],
+        ),
+        (
+            SOME[7],
+            ["Can it be trusted?", "Did the attack work?", "Did the defense remove the backdoor?"],
+        ),
+        (
+            replace(SOME[4], diagnostics={"warnings": ["w"], "samples": {"kept": {"tpr": 1}}}),
+            [
+                *("Did the attack work?", "Did the defense remove the backdoor?"),
+                *("Did it find the poisoned images?", "Did the defense warn of anything?"),
             ],
         ),
     ],
 )
-def test_only_what_is_known_is_answered(record, questions):
+def test_a_question_is_answered_only_where_the_answer_is_known(record, questions):
     assert list(said(record)) == questions
 
 
 def test_an_attack_that_hardly_works_is_called_so():
-    assert said(SOME[2])["Did the attack work?"].startswith("Hardly. There is no defense here")
+    assert said(SOME[2])["Did the attack work?"].startswith("Hardly. This cell has no defense")
 
 
 def test_a_failed_cell_says_how_far_it_came(results):
-    record = replace(SOME[5], measured=SOME[5].measured | {"retries": ["killed by `SIGKILL`"]})
+    record = replace(SOME[5], measured=SOME[5].measured.with_(retries=["killed by `SIGKILL`"]))
     (text,) = said(record).values()
-    assert text.startswith("The cell failed after 65 s: RuntimeError. It had come to training the")
+    assert text.startswith("The cell failed after 65 s: RuntimeError. The last stage reached is")
     page = report(results, [SOME[1], record])[f"cells/{record.key}.html"]
-    assert "An earlier attempt ended: killed by SIGKILL." in page.text
+    assert "An earlier attempt failed: killed by SIGKILL." in page.text
 
 
-def test_classes_stand_on_the_page_of_a_cell(results):
+def test_a_cell_page_has_its_classes(results):
     record = make_classified("abl", "badnets", [9, 5, 8], DOG)
     page = report(results, [BARE, record])[f"cells/{record.key}.html"]
     assert ["cat", "10", "90.0", "90.0", "-", "cat, 100.0 %"] in page.rows
@@ -400,7 +407,7 @@ def test_many_classes_have_rows_and_no_matrix(results):
     record = make_classified("none", "badnets", [3] * size, sent, names)
     page = report(results, [record])[f"cells/{record.key}.html"]
     assert ["class 20", "3", "100.0", "0.0", "class 20, 100.0 %"] in page.rows
-    assert "Where images go" not in page.text
+    assert "Predicted labels of triggered images" not in page.text
 
 
 ABOUT = """\
@@ -419,9 +426,9 @@ def telling(record, about=ABOUT, **given):
 
 def test_plugins_that_are_not_installed_have_pages_from_their_records(results):
     old = make_record("mine", "own", 900, 20)
-    measured = old.measured | {"ended": "2031-01-01T00:00:00+00:00"}
+    measured = old.measured.with_(ended="2031-01-01T00:00:00+00:00")
     new = telling(make_record("mine", "own", 900, 20, seed=1), measured=measured)
-    newer = measured | {"ended": "2032-01-01T00:00:00+00:00"}
+    newer = measured.with_(ended="2032-01-01T00:00:00+00:00")
     newest = telling(make_record("mine", "own", 900, 20, seed=2), "Newest.\n", measured=newer)
     pages = report(results, [old, new])
     for name in ("attacks/own.html", "defenses/mine.html"):
@@ -432,22 +439,22 @@ def test_plugins_that_are_not_installed_have_pages_from_their_records(results):
         assert page.tags["img"] == 0
         assert "`" not in page.text
         assert "in (0, 1], paper" in page.text
-        assert "comes from: mine.py" in page.text
+        assert "Source: mine.py" in page.text
     assert "Mine, after Somebody, 2030, with code" in pages["index.html"].text
     assert "Newest." in report(results, [old, new, newest])["defenses/mine.html"].text
 
 
-def test_older_records_have_the_text_of_what_is_built_in(results):
+def test_older_records_get_the_description_of_built_in_plugins(results):
     pages = report(results, [SOME[1], SOME[6], make_record("stranger", "badnets", 900, 9)])
     assert "causality-inspired" in pages["defenses/cbd.html"].text
     assert "critic_weight" in pages["defenses/cbd.html"].text
     assert "lower right corner" in pages["attacks/badnets.html"].text
     assert "it is not installed here" in pages["defenses/stranger.html"].text
-    assert "not in these records" in pages["index.html"].text
+    assert "no description in these records" in pages["index.html"].text
 
 
 @pytest.mark.parametrize("name", ["mine", "base", "__init__", "../benchmark/cli", "", HOSTILE])
-def test_no_file_is_taken_for_a_defense_that_it_is_not(name):
+def test_only_a_built_in_defense_has_a_description(name):
     assert built_in("defense", name) == Description()
     assert built_in("defense", "cbd(t1=3)").summary.startswith("CBD, ")
 
@@ -469,7 +476,10 @@ def test_the_trigger_is_shown_beside_the_clean_image_and_cells_share_it(results)
     for name in (*(f"cells/{each.key}.html" for each in cells), "attacks/badnets.html"):
         assert pages[name].tags["img"] == 3
         assert "Test image 3" in pages[name].text
-    assert "of class dog. The trigger is to make it cat" in pages[f"cells/{BARE.key}.html"].text
+    assert (
+        "of class dog. With the trigger, a backdoored network should classify it as cat"
+        in pages[f"cells/{BARE.key}.html"].text
+    )
     assert "bdbench data preview" not in pages[f"cells/{BARE.key}.html"].text
 
 
@@ -477,14 +487,14 @@ def test_the_trigger_is_shown_beside_the_clean_image_and_cells_share_it(results)
     "png",
     ["", "no base64!", "AAAA", picture(images=1, side=5), picture(side=300), picture()[:60]],
 )
-def test_a_picture_that_cannot_be_is_left_out_and_a_page_says_how_to_get_one(png, results):
+def test_a_damaged_picture_is_left_out_and_a_page_says_how_to_get_one(png, results):
     one = pictured(SOME[4], png)
     page = report(results, [SOME[1], one])[f"cells/{one.key}.html"]
     assert page.tags["img"] == 0
     assert "bdbench data preview badnets --dataset toy" in page.text
 
 
-def test_tables_can_be_taken_along(results):
+def test_tables_can_be_downloaded(results):
     odd = make_record("=cmd()", "a_b & c", 900, 20)
     home = write_report([*SOME, odd], results, compared=(Path("other"), SOME[1:2])).parent
     for stem in ("tables/table-1", "tables/comparison", "defenses/abl", "attacks/badnets"):
@@ -513,7 +523,7 @@ def test_a_download_of_a_cell_has_its_classes_and_curves(results):
     assert "curves,epoch 3,clean_accuracy," in rows
 
 
-def test_no_page_shows_marks_of_code_as_they_are(results):
+def test_pages_show_no_backticks(results):
     failed = replace(
         SOME[5], error={"type": "E", "message": "try `--jobs 1`", "traceback": "Traceback"}
     )
@@ -536,14 +546,14 @@ def test_every_table_has_a_caption_and_every_head_a_scope(results):
         assert re.findall(r"<th(?! scope|ead)[^>]*>", text) == [], path
 
 
-def test_text_of_others_is_shown_and_never_run(results):
+def test_hostile_text_is_shown_and_never_run(results):
     hostile = replace(
         telling(SOME[5], HOSTILE),
         key="f" * 16,
-        labels=SOME[5].labels | {"defense": HOSTILE, "dataset": '" onmouseover="alert(1)'},
+        labels=SOME[5].labels.with_(defense=HOSTILE, dataset='" onmouseover="alert(1)'),
         error={"type": HOSTILE, "message": HOSTILE, "traceback": f"Traceback\n{HOSTILE}"},
         provenance={HOSTILE: HOSTILE, "device": HOSTILE, "data_sha256": "ab" * 32},
-        cell=SOME[5].cell | {"defense": HOSTILE},
+        cell=SOME[5].cell.with_(defense=HOSTILE),
         diagnostics={HOSTILE: [HOSTILE, "\ud800"]},
     )
     pages = report(results, [*SOME, hostile], compared=(Path(HOSTILE), [hostile]))
@@ -569,7 +579,7 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
-def test_pages_of_an_earlier_report_go_and_all_else_stays(results):
+def test_a_new_report_removes_only_pages_of_the_earlier_one(results):
     home = write_report(SOME, results, compared=(Path("other"), SEEDS)).parent
     for own in ("notes.html", "cells/mine.html", "defenses/mine.txt"):
         (home / own).write_text("mine")
@@ -596,16 +606,16 @@ def test_a_manifest_cannot_have_the_files_of_others_removed(results):
 
 
 @pytest.mark.parametrize("damaged", ["", "not JSON", "[", '{"index.html": 1}', "3"])
-def test_without_a_manifest_nothing_is_taken_for_a_report(damaged, results):
+def test_a_folder_without_a_manifest_is_not_overwritten(damaged, results):
     home = write_report(SOME, results).parent
     (home / "manifest.json").write_text(damaged)
     before = files(home)
-    with pytest.raises(InvalidInput, match="no report made it; choose another folder"):
+    with pytest.raises(InvalidInput, match="not written by `bdbench report`; choose another --out"):
         write_report(SOME[:1], results)
     assert files(home) == before
 
 
-def test_a_report_that_was_broken_off_is_finished(results, monkeypatch):
+def test_an_interrupted_report_is_finished(results, monkeypatch):
     def stop(path, content):
         if path.parent.name == "cells":
             raise KeyboardInterrupt
@@ -634,10 +644,12 @@ def test_one_thread_makes_all_pages(results, monkeypatch):
     assert threads == {threading.current_thread()}
 
 
-def test_a_page_of_someone_else_is_not_overwritten(results):
+def test_a_page_that_is_not_of_a_report_is_not_overwritten(results):
     results.mkdir()
     (results / "index.html").write_text("mine")
-    with pytest.raises(InvalidInput, match=r"index\.html is in the way, no report made it"):
+    with pytest.raises(
+        InvalidInput, match=r"refusing to overwrite .*index\.html: it was not written"
+    ):
         write_report(SOME, results, results)
     assert files(results) == {"index.html": b"mine"}
 
@@ -647,8 +659,8 @@ def test_records_that_do_not_belong_together_are_refused(results):
         write_report([], results)
     with pytest.raises(InvalidInput, match="no records in other/records"):
         write_report(SOME, results, compared=(Path("other"), []))
-    twin = replace(SOME[0], cell=SOME[0].cell | {"seed": 7})
-    with pytest.raises(InvalidInput, match=f"two cells have the key {twin.key}"):
+    twin = replace(SOME[0], cell=SOME[0].cell.with_(seed=7))
+    with pytest.raises(InvalidInput, match=f"two records have the key {twin.key}"):
         write_report([SOME[0], twin], results)
     assert not results.exists()
 
@@ -673,129 +685,19 @@ def test_a_comparison_says_what_differs(results):
     ]
     section = compare(collect(SOME), collect(there[:2] + there[3:]))[0]
     assert [group.names["defense"] for group in section.there] == ["dbd"]
-    page = report(results, [SOME[1], *SOME[4:6]], compared=(Path("x/past"), there[:2] + there[3:]))[
-        "compare.html"
-    ]
+    compared = Path("x/past"), there[:2] + there[3:]
+    page = report(results, [SOME[1], *SOME[4:6]], compared=compared)["compare.html"]
     assert "Comparison with past" in page.text
-    assert [
-        "badnets",
-        "none",
-        "93.0",
-        "93.0",
-        "+0.0",
-        "no",
-        "99.8",
-        "99.8",
-        "+0.0",
-        "no",
-    ] in page.rows
-    assert [
-        "badnets",
-        "abl",
-        "88.0",
-        "80.0",
-        "+8.0",
-        "yes",
-        "2.0",
-        "2.5",
-        "-0.5",
-        "no",
-    ] in page.rows
-    assert ["sig", "abl", "-", "88.0", "-", "-", "-", "2.0", "-", "-"] in page.rows
+    rows = [" ".join(row) for row in page.rows]
+    assert "badnets none 93.0 93.0 +0.0 no 99.8 99.8 +0.0 no" in rows
+    assert "badnets abl 88.0 80.0 +8.0 yes 2.0 2.5 -0.5 no" in rows
+    assert "sig abl - 88.0 - - - 2.0 - -" in rows
     assert "Only there dbd on badnets" in " ".join(page.text.split())
     apart = compare(collect([SOME[6]]), collect([there[2]]))[0]
     assert apart.pairs[0].separable("clean_accuracy") == "other data"
 
 
-def test_charts_are_placed_like_this():
-    shares, losses = charts.charts(CURVES)
-    (accuracy,), (loss,) = shares.lines, losses.lines
-    assert accuracy.path == "M72.0 240.0L254.7 127.0M620.0 14.0"
-    assert accuracy.points == [(72.0, 240.0), (254.7, 127.0), (620.0, 14.0)]
-    assert (accuracy.name, accuracy.last, shares.up) == ("clean accuracy, CA", "100", "percent")
-    assert loss.path == "M72.0 14.0L254.7 127.0L437.3 127.0L620.0 240.0"
-    assert (loss.name, loss.last, losses.up) == ("clean training images", "0", "mean loss")
-    assert [label for _, label in shares.rows] == ["0", "20", "40", "60", "80", "100"]
-    assert [label for _, label in losses.rows] == ["0", "0.5", "1", "1.5", "2"]
-    assert losses.columns == [(72.0, "1"), (254.7, "2"), (437.3, "3"), (620.0, "4")]
-    alone = list(charts.charts([{"epoch": 7, "clean_accuracy": 0.5, "attack_success_rate": None}]))
-    assert [chart.lines[0].points for chart in alone] == [[(72.0, 127.0)]]
-    assert [chart.columns for chart in alone] == [[(72.0, "7")]]
-    assert list(charts.charts([{"epoch": 1, "clean_loss": float("inf")}])) == []
-
-
-@pytest.mark.parametrize(
-    ("epochs", "marks"),
-    [
-        ((1, 2, 3), "1 2 3"),
-        ((1, 5, 37, 100), "10 20 30 40 50 60 70 80 90 100"),
-        ((3, 30), "5 10 15 20 25 30"),
-        ((7, 8), "7 8"),
-        ((990, 1010), "990 992 994 996 998 1000 1002 1004 1006 1008 1010"),
-    ],
-)
-def test_epochs_stand_where_they_were_and_marks_are_round(epochs, marks):
-    curves = [{"epoch": n, "clean_accuracy": 0.5, "attack_success_rate": None} for n in epochs]
-    (chart,) = charts.charts(curves)
-    assert " ".join(label for _, label in chart.columns) == marks
-    across = (charts.RIGHT - charts.LEFT) / (epochs[-1] - epochs[0])
-    assert [x for x, _ in chart.lines[0].points] == [
-        round(charts.LEFT + across * (n - epochs[0]), 1) for n in epochs
-    ]
-
-
-@given(st.floats(-1e9, 0), st.floats(1e-9, 1e9))
-def test_marks_of_values_enclose_them_and_are_few(low, high):
-    marks = charts._marks(low, high)
-    slack = 1e-6 * (high - low)
-    assert marks[0] <= low + slack
-    assert marks[-1] >= high - slack
-    assert 2 <= len(marks) <= charts.VALUES + 3
-
-
-names = st.text(max_size=60) | st.sampled_from(["cbd", "cbd(t1=3)", "CBD", "a/b", "..", "", "con"])
-
-
-@given(names, names)
-def test_a_slug_is_a_safe_name_of_its_own(one, two):
-    assert re.fullmatch(r"[a-z0-9_-]+", slug(one))
-    assert (slug(one) == slug(two)) == (one == two)
-    assert slug("fine_tuning2") == "fine_tuning2"
-
-
-def luminance(colour):
-    """Relative luminance of WCAG 2.2, of #rgb or #rrggbb."""
-    digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
-    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def contrast(one, two):
-    low, high = sorted((luminance(one), luminance(two)))
-    return (high + 0.05) / (low + 0.05)
-
-
-@pytest.mark.parametrize(("scheme", "sign"), [(0, -1), (1, 1)], ids=["light", "dark"])
-def test_colours_are_read_by_their_lightness_alone(scheme, sign):
-    """Heat maps grow steadily lighter or darker, and text stands out from its ground."""
-    style = (PAGES / "style.css").read_text()
-    rule = re.compile(r"\.(asr|ca) \.l(\d+) \{ background: (#\w+); color: (#\w+); \}")
-    found = rule.findall(style)
-    assert len(found) == 44
-    for kind in ("asr", "ca"):
-        own = [each for each in found[22 * scheme :][:22] if each[0] == kind]
-        assert [int(level) for _, level, _, _ in own] == list(range(11))
-        lightness = [sign * luminance(ground) for _, _, ground, _ in own]
-        assert lightness == sorted(lightness)
-        assert all(contrast(ground, ink) >= 4.5 for _, _, ground, ink in own)
-    words = dict(re.findall(r"--([\w-]+): (#\w+);", style.split("prefers-color-scheme")[scheme]))
-    for ink in ("ink", "quiet", "link", "bad"):
-        for ground in ("page", "raised", "wash"):
-            assert contrast(words[ink], words[ground]) >= 4.5, f"{ink} on {ground}"
-
-
-def test_it_takes_neither_torch_nor_a_plotting_library(tmp_path):
+def test_a_report_imports_neither_torch_nor_a_plotting_library(tmp_path):
     for each in SOME:
         records.write(tmp_path, each)
     program = (
@@ -828,7 +730,7 @@ def test_the_command_says_what_it_wrote_and_what_it_left_out(tmp_path, capsys, m
 
 
 def grid(count):
-    """That many records: ten attacks, ten defenses and five seeds for each recipe."""
+    """Records of ten attacks, ten defenses and five seeds for each recipe."""
     for number in range(count):
         rest, seed = divmod(number, 5)
         recipe, place = divmod(rest, 100)
@@ -837,23 +739,21 @@ def grid(count):
         yield replace(
             made,
             key=f"{number:016x}",
-            cell=made.cell | {"recipe": f"recipe(epochs={recipe + 1}, learning_rate=0.1)"},
-            labels=made.labels | {"recipe": f"recipe(epochs={recipe + 1})"},
+            cell=made.cell.with_(recipe=f"recipe(epochs={recipe + 1}, learning_rate=0.1)"),
+            labels=made.labels.with_(recipe=f"recipe(epochs={recipe + 1})"),
             curves=CURVES,
             diagnostics={"samples": {"w": {"auroc": 0.5}}},
-            provenance=made.provenance | {"versions": dict.fromkeys("abcdefgh", "1.0")},
+            provenance=made.provenance.with_(versions=dict.fromkeys("abcdefgh", "1.0")),
         )
 
 
-@pytest.mark.parametrize(
-    ("count", "seconds"),
-    [(300, 30), pytest.param(10_000, 60, marks=pytest.mark.slow)],
-)
-def test_many_records_take_little_time(count, seconds, tmp_path):
-    for each in grid(count):
-        records.write(tmp_path, each)
-    # Of the processor: what else the machine does at the time is none of this test's business.
-    begun = time.process_time()
-    assert main(["report", "--results", str(tmp_path)]) == 0
-    assert time.process_time() - begun < seconds
-    assert len(list((tmp_path / "report" / "cells").glob("*.html"))) == count
+@pytest.mark.parametrize("count", [40, pytest.param(2_500, marks=pytest.mark.slow)])
+def test_the_work_grows_with_the_number_of_records_and_no_faster(count, tmp_path):
+    called = []
+    for part in (count, 4 * count):
+        cells = list(grid(part))
+        write_report(cells[:1], tmp_path / "warm")
+        called.append(calls(lambda cells=cells: write_report(cells, tmp_path / str(len(cells)))))
+        pages = (tmp_path / str(part) / "report/cells").glob("*.html")
+        assert len(list(pages)) == part
+    assert called[1] < 4.3 * called[0]

@@ -1,4 +1,4 @@
-"""The report in a real browser, opened as files: sorting, filtering, links, and no request."""
+"""The report as files in a real browser: sorting, filtering, links, and no request."""
 
 import re
 import shutil
@@ -34,13 +34,13 @@ RECORDS = [
     make_record("ft", "badnets", 900, 400),
 ]
 RECORDS = [
-    replace(each, provenance=each.provenance | {"clean_fraction": 0.0})
-    if each.labels["defense"].startswith("mine")
+    replace(each, provenance=each.provenance.with_(clean_fraction=0.0))
+    if each.labels.defense.startswith("mine")
     else each
     for each in RECORDS
 ]
 ORDER = ["none", "abl", "cbd", "mine(name='<b>')"]
-"""Of the first section; that of the second is nad, ft."""
+"""The order of the first section; that of the second is nad, ft."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def index(browser, home):
-    """The first page in a window of a desk; what the browser logs by the end is an error."""
+    """The first page in a wide window. A line in the log of the browser fails the test."""
     size(browser, 1280)
     browser.get_log("browser")
     browser.get((home / "index.html").as_uri())
@@ -90,7 +90,7 @@ def shown(browser, selector):
 
 
 def rows(browser):
-    """The defenses of the first section, those of the second behind a bar if they are shown."""
+    """The defenses of the first section, then a bar and those of the second if any is shown."""
     first, second = (
         shown(browser, f".leaderboard tbody:nth-of-type({n}) tr:not(.section) th") for n in (1, 2)
     )
@@ -98,7 +98,7 @@ def rows(browser):
 
 
 def head(browser, name):
-    """The header of a column, by what a screen reader calls it."""
+    """The header of a column, by its text for screen readers."""
     named = "return [...document.querySelectorAll('th[data-sort]')]"
     named += ".find((th) => th.textContent.trim() === arguments[0])"
     return browser.execute_script(named, name)
@@ -144,7 +144,7 @@ def test_the_keyboard_is_enough(index):
 
     press(Keys.TAB)
     skip = index.switch_to.active_element
-    assert skip.text == "Skip to the content"
+    assert skip.text == "Skip to content"
     assert skip.rect["x"] >= 0
     press(Keys.ENTER)
     assert index.current_url.endswith("#main")
@@ -175,7 +175,7 @@ def test_a_number_leads_to_its_cell_and_back(index, home):
     assert len(find(index, "svg.chart path")) == 2
     assert len(find(index, "svg.chart circle")) == 18
     assert [each.text for each in find(index, "svg.chart .title")] == ["epoch", "percent"]
-    index.find_element("xpath", "//summary[.='The numbers']").click()
+    index.find_element("xpath", "//summary[.='Numbers']").click()
     assert shown(index, "details td")[-2:] == ["0.888889", "0.5"]
     index.find_element("link text", "Leaderboard").click()
     assert index.current_url.endswith("index.html#table-1")
@@ -236,13 +236,13 @@ def test_the_comparison_sorts_and_filters_too(index, home):
 
 
 def pages(home):
-    """One of each kind."""
+    """One page of each kind."""
     cells = [home / "cells" / f"{RECORDS[number].key}.html" for number in (4, 5)]
     plugins = [home / "defenses" / "cbd.html", home / "attacks" / "badnets.html"]
     return [home / "index.html", home / "compare.html", *plugins, *cells]
 
 
-def test_nothing_is_asked_for_outside_the_folder(index, home):
+def test_pages_request_nothing_outside_the_folder(index, home):
     index.get_log("performance")
     for page in pages(home):
         index.get(page.as_uri())
@@ -281,7 +281,7 @@ def test_on_a_phone_the_table_is_on_the_first_screen(index, home):
     assert rows(index) == ["cbd"]
 
 
-def test_what_can_be_taken_along_is_there(index, home):
+def test_every_download_exists(index, home):
     links = [link for page in pages(home) for link in _downloads(index, page)]
     assert len(links) == 4 * 3 + 2 + 3
     for link in links:
@@ -293,7 +293,7 @@ def _downloads(browser, page):
     return [each.get_attribute("href") for each in find(browser, "a[download]")]
 
 
-def test_dark_where_the_reader_wants_it_and_light_on_paper(index):
+def test_pages_are_dark_on_request_and_light_on_paper(index):
     def ground(media, scheme):
         wanted = {"media": media, "features": [{"name": "prefers-color-scheme", "value": scheme}]}
         index.execute_cdp_cmd("Emulation.setEmulatedMedia", wanted)
@@ -309,7 +309,7 @@ def test_dark_where_the_reader_wants_it_and_light_on_paper(index):
         index.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
 
 
-def test_without_scripts_all_is_there_but_sorting_and_filtering(index, home):
+def test_pages_without_scripts_lack_only_sorting_and_filtering(index, home):
     index.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     try:
         index.get((home / "index.html").as_uri())

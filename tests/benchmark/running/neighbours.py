@@ -54,7 +54,7 @@ def leave_seeds() -> None:
 def replace_metrics() -> None:
     every = Count(100, 100)
     names = ("clean_accuracy", "attack_success_rate", "robust_accuracy", "asr_floor")
-    evaluation.evaluate = lambda *rest: dict.fromkeys(names, every)
+    evaluation.Answers.counts = lambda self: dict.fromkeys(names, every)  # type: ignore[method-assign]
 
 
 def replace_loss() -> None:

@@ -166,5 +166,5 @@ def test_a_cluster_that_is_not_there_is_one_line(
         ExecutionOptions("slurm", gpus=0.5).start(job(tmp_path), events)
     from bdbench.running.engines.slurm import Slurm
 
-    with pytest.raises(InvalidInput, match="submitit refuses the options"):
+    with pytest.raises(InvalidInput, match="submitit rejects the options"):
         Slurm(job(tmp_path), 1, 1, 0, {"tiem": 9}, cluster="local")

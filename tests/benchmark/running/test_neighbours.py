@@ -1,4 +1,4 @@
-"""A cell is what it is whatever the plugins of other cells do, and with however many at once."""
+"""A record does not depend on the plugins of other cells, nor on how many run at once."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ PLUGIN = Path(__file__).with_name("neighbours.py")
 DEEDS = re.findall(r"^def (\w+)\(\) -> None:", PLUGIN.read_text(), re.MULTILINE)
 FATAL = {"leave_system", "interrupt", "leave_at_once", "abort", "become_another", "die"}
 FATAL |= {"kill_parent", "recurse", "exhaust_memory"}
-"""After these there is nothing to evaluate."""
+"""These leave nothing to evaluate."""
 SILENT = {"forbid_files", "close_umask"}
-"""After these there may be no record."""
+"""These may leave no record."""
 FIXED = ["--epochs=1", "--device=cpu", "--precision=fp32", "--seeds=1"]
 SIZES = "toy(train_images=40, test_images=40, image_size=16)"
 GOOD = {"attack": "badnets", "defense": "none", "model": "wrn16_1"}
@@ -48,7 +48,7 @@ def lasting(record: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The record of the good cell with nobody beside it."""
+    """The record of the good cell when it runs alone."""
     folder = tmp_path_factory.mktemp("alone")
     assert run(folder, *(f"--{axis}={text}" for axis, text in GOOD.items())) == 0
     (record,) = records(folder)

@@ -37,7 +37,7 @@ from bdbench.records.rerun import command
 from bdbench.storage import networks
 from bdbench.storage.networks import Stored, weights_sha256
 from bdbench.tables.verify import verify
-from bdbench.trial.networks import brought, fitted
+from bdbench.trial.networks import fitted, given_model
 from bdbench.trial.program import program
 
 TOY = "toy(image_size=16, train_images=100, test_images=50)"
@@ -83,7 +83,7 @@ def records_of(folder: Path) -> dict[str, bd.Record]:
     """By defense."""
     records, damaged = read_all(folder)
     assert not damaged
-    return {record.labels["defense"]: record for record in records}
+    return {record.labels.defense: record for record in records}
 
 
 # The hash and the file.
@@ -129,7 +129,7 @@ def test_a_flipped_byte_of_the_weights_is_noticed(network: Path, tmp_path: Path)
         damaged = bytearray(content)
         damaged[place] ^= 1
         (tmp_path / "x.safetensors").write_bytes(damaged)
-        with pytest.raises(bd.InvalidInput, match="is damaged: its weights are not those"):
+        with pytest.raises(bd.InvalidInput, match="is corrupt: its weights do not match"):
             networks.read(tmp_path / "x.safetensors")
 
 
@@ -142,7 +142,7 @@ def test_a_saved_network_is_the_one_of_its_record(kept: tuple[Path, bd.CellRecor
     found = results.network(record.key[:6])
     assert not found.training
     state = found.state_dict()
-    assert weights_sha256(state) == record.provenance["network_sha256"]
+    assert weights_sha256(state) == record.provenance.network_sha256
     assert weights_sha256(state) == weights_sha256(record.network.state_dict())
     for each in results:
         assert isinstance(each, bd.CellRecord)
@@ -159,7 +159,7 @@ def test_a_network_that_is_missing_or_another_is_one_line(
     results, file = bd.load(tmp_path / "r"), networks.path_of(tmp_path / "r", record.key)
     other = {name: values + 1 for name, values in networks.read(file).weights.items()}
     networks.write(file, other, networks.read(file).facts)
-    with pytest.raises(bd.InvalidInput, match="holds another network than the one"):
+    with pytest.raises(bd.InvalidInput, match="is not the network of record"):
         results.network(record.key)
     file.unlink()
     for ask in (lambda: results.network(record.key), lambda: results.records[0].network):  # type: ignore[attr-defined]
@@ -179,11 +179,11 @@ def test_save_runs_a_cell_again_that_has_a_record_and_no_network(
     capsys.readouterr()
     assert main([*arguments, "--save"]) == 0
     told = capsys.readouterr().out
-    assert "2 records have no network that was saved, and --save runs the cells again" in told
+    assert "2 records have no saved network, so --save runs the cells again" in told
     after = records_of(own_folder / "results/quick")
     for defense, record in after.items():
         saved = networks.read(networks.path_of(own_folder / "results/quick", record.key))
-        assert saved.facts["sha256"] == record.provenance["network_sha256"]
+        assert saved.facts["sha256"] == record.provenance.network_sha256
         assert before[defense].provenance == record.provenance
         assert before[defense].metrics == record.metrics
     assert main([*arguments, "--save"]) == 0
@@ -219,17 +219,17 @@ def test_a_network_is_evaluated_as_the_run_that_made_it_did(
     found = records_of(own_folder / "results/evaluate")
     assert set(found) == {"none", "clp"}
     assert found["none"].metrics == record.metrics
-    assert found["none"].provenance["network_sha256"] == record.provenance["network_sha256"]
-    assert found["none"].passes == {"forward": 0.0, "backward": 0.0}
+    assert found["none"].provenance.network_sha256 == record.provenance.network_sha256
+    assert found["none"].passes.as_dict() == {"forward": 0.0, "backward": 0.0}
     defended = bd.run_cell(**TINY, precision="fp32", defense="clp")
     assert found["clp"].metrics == defended.metrics
-    assert found["clp"].provenance["network_sha256"] == defended.provenance["network_sha256"]
-    digits = record.provenance["network_sha256"][:16]
+    assert found["clp"].provenance.network_sha256 == defended.provenance.network_sha256
+    digits = record.provenance.network_sha256[:16]
     for each in found.values():
-        assert each.labels["model"] == f"weights(sha256='{digits}')"
-        assert each.provenance["given"] == {
+        assert each.labels.model == f"weights(sha256='{digits}')"
+        assert each.provenance.given.as_dict() == {
             "file": network.name,
-            "sha256": record.provenance["network_sha256"],
+            "sha256": record.provenance.network_sha256,
         }
     told = capsys.readouterr().out
     heads = told[told.index("| defense") :].splitlines()
@@ -248,8 +248,8 @@ def test_a_defense_starts_from_the_network(
     """The same that the run which trained the network makes of it."""
     usual = bd.run_cell(**TINY, precision="fp32", defense=defense)
     found = bd.evaluate(network, defense=defense, **TINY)
-    assert found.provenance["network_sha256"] == usual.provenance["network_sha256"]
-    assert found.provenance["network_sha256"] != kept[1].provenance["network_sha256"]
+    assert found.provenance.network_sha256 == usual.provenance.network_sha256
+    assert found.provenance.network_sha256 != kept[1].provenance.network_sha256
     assert found.metrics == usual.metrics
 
 
@@ -291,7 +291,7 @@ def test_a_module_a_state_dict_and_a_file_are_the_same(
     ]
     assert len({each.key for each in found}) == 1
     assert [each.metrics for each in found] == [record.metrics] * 3
-    assert [each.provenance["given"]["file"] for each in found] == ["", "", network.name]
+    assert [each.provenance.given.file for each in found] == ["", "", network.name]
     assert torch.equal(found[0].network.head.weight, record.network.head.weight)
 
 
@@ -315,7 +315,7 @@ def test_normalisation_by_channel_is_a_part_of_the_model() -> None:
     spec = f"wrn16_1(mean={mean}, deviation={deviation})"
     found = fitted(Stored(weights), models.build(spec), source)
     assert torch.equal(found["mean"], scaled.mean)
-    with pytest.raises(bd.InvalidInput, match=r"has a mean of 0.0 and the model has"):
+    with pytest.raises(bd.InvalidInput, match=r"has a mean of 0.0, the model "):
         fitted(Stored(plain.state_dict()), models.build(spec), source)
 
 
@@ -332,8 +332,8 @@ def test_the_keys_of_trained_cells_do_not_know_of_given_networks() -> None:
 def test_the_nearest_model_is_named() -> None:
     weights = models.build("preact_resnet18").build(10, 16).state_dict()
     with pytest.raises(bd.InvalidInput) as refusal:
-        brought(Stored(weights), "resnet18", bd.dataset("toy", image_size=16))
-    assert str(refusal.value).endswith("; it is one of model preact_resnet18")
+        given_model(Stored(weights), "resnet18", bd.dataset("toy", image_size=16))
+    assert str(refusal.value).endswith("; it fits --model preact_resnet18")
 
 
 def _with(name: str, values: Callable[[Tensor], Tensor]) -> Callable[[Weights], Weights]:
@@ -342,20 +342,20 @@ def _with(name: str, values: Callable[[Tensor], Tensor]) -> Callable[[Weights], 
 
 WRONG_WEIGHTS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     "missing": (lambda w: {"head.bias": w["head.bias"]}, "it lacks stem.weight, groups.0"),
-    "unexpected": (lambda w: {**w, "extra": torch.ones(1)}, "it has extra too much"),
+    "unexpected": (lambda w: {**w, "extra": torch.ones(1)}, "it has unexpected extra"),
     "classes": (
         lambda w: {**w, "head.weight": torch.zeros(43, 64), "head.bias": torch.zeros(43)},
-        "its head.weight has the shape (43, 64), which must be (10, 64) for the 10 classes of toy",
+        "its head.weight has shape (43, 64) instead of (10, 64) for the 10 classes of toy",
     ),
-    "nan": (_with("head.bias", lambda v: v * torch.nan), "no finite numbers, in head.bias"),
-    "infinite": (_with("stem.weight", lambda v: v / 0), "no finite numbers, in stem.weight"),
+    "nan": (_with("head.bias", lambda v: v * torch.nan), "nan or infinite, in head.bias"),
+    "infinite": (_with("stem.weight", lambda v: v / 0), "nan or infinite, in stem.weight"),
     "quantised": (
         _with("stem.weight", lambda v: v.to(torch.int8)),
-        "its stem.weight is torch.int8, which must be torch.float32",
+        "its stem.weight is torch.int8 instead of torch.float32",
     ),
     "normalised": (
         lambda w: {**w, "mean": torch.tensor(0.5)},
-        "has a mean of 0.5 and the model has [0.0]: say it in the model",
+        "has a mean of 0.5, the model [0.0]: set it in the model",
     ),
     "nothing": (lambda w: {}, "it lacks stem.weight"),
 }
@@ -397,12 +397,12 @@ def _file(name: str, whole: bytes) -> bytes:
     ("name", "complaint"),
     [
         ("empty", "is empty: save the state dict of a network as safetensors"),
-        ("short", "is no whole safetensors file"),
-        ("truncated", "is no whole safetensors file"),
-        ("without weights", "is no whole safetensors file"),
-        ("text", "is no whole safetensors file"),
-        ("huge header", "is no whole safetensors file"),
-        ("pickle", "is a pickle, which may hold code and is not opened; convert it with python -c"),
+        ("short", "is not a complete safetensors file"),
+        ("truncated", "is not a complete safetensors file"),
+        ("without weights", "is not a complete safetensors file"),
+        ("text", "is not a complete safetensors file"),
+        ("huge header", "is not a complete safetensors file"),
+        ("pickle", "is a pickle, which may run code and is not opened; convert it with python -c"),
         ("old pickle", "is a pickle"),
     ],
 )
@@ -426,27 +426,27 @@ def test_a_file_that_is_no_network_is_refused_in_one_line(
         (["evaluate", "FILE"], "Missing option '--dataset'"),
         (["evaluate", "FILE", "--dataset", TOY], "Missing option '--attack'"),
         (["evaluate", "absent.safetensors", *ON_TOY], "cannot read absent.safetensors: No such"),
-        (["evaluate", ".", *ON_TOY], ". is no file of weights"),
+        (["evaluate", ".", *ON_TOY], ". is not a file of weights"),
         (["evaluate", "FILE", *ON_TOY, "--model", "wrn61"], "unknown model 'wrn61'; did you mean"),
-        (["evaluate", "FILE", *ON_TOY, "--model", "resnet18"], "it is one of model wrn16_1"),
+        (["evaluate", "FILE", *ON_TOY, "--model", "resnet18"], "it fits --model wrn16_1"),
         (["evaluate", "FILE", *ON_TOY, "--attack", "badnet"], "did you mean 'badnets'?"),
         (["evaluate", "FILE", *ON_TOY, "--defense", "clb"], "did you mean 'clp'?"),
-        (["evaluate", "FILE", *ON_TOY, "--defense", "abl"], "abl trains a network from the start"),
-        (["evaluate", "FILE", *ON_TOY, "--defense", "cbd"], "cbd trains a network from the start"),
-        (["evaluate", "FILE", *ON_TOY, "--defense", "dbd"], "dbd trains a network from the start"),
-        (["evaluate", "FILE", *ON_TOY, "--defense", "mcr"], "mcr starts from 2 networks, and one"),
+        (["evaluate", "FILE", *ON_TOY, "--defense", "abl"], "abl trains a network from scratch"),
+        (["evaluate", "FILE", *ON_TOY, "--defense", "cbd"], "cbd trains a network from scratch"),
+        (["evaluate", "FILE", *ON_TOY, "--defense", "dbd"], "dbd trains a network from scratch"),
+        (["evaluate", "FILE", *ON_TOY, "--defense", "mcr"], "mcr starts from 2 networks, but one"),
         (["evaluate", "FILE", *ON_TOY, "--dataset", "tyo"], "did you mean 'toy'?"),
         (["evaluate", "FILE", *ON_TOY, "--seeds", "0"], "seeds must be at least 1"),
         (["evaluate", "FILE", *ON_TOY, "--jobs", "2"], "leave out --jobs"),
-        (["run", *ON_TOY, "--model", "weights"], "`bdbench evaluate FILE` evaluates it"),
+        (["run", *ON_TOY, "--model", "weights"], "use `bdbench evaluate FILE`"),
         (["run", "--engine", "ray", "--save"], "--save is for --engine local and slurm"),
         (["export"], "name the KEY of a cell, or a format for a table of all"),
         (["export", "--format", "cvs"], "unknown format 'cvs'; did you mean 'csv'?"),
         (["export", "--format", "csv"], "no records in results/quick/records"),
-        (["export", "--format", "csv", "--force"], "--force is for a single cell: name its KEY"),
+        (["export", "--format", "csv", "--force"], "--force is for the export of a single cell"),
         (["export", "KEY"], "name a folder for the cell with --out"),
-        (["export", "KEY", "--out", "x"], "is no folder: choose another --out"),
-        (["export", "KEY", "--out", "y"], "y holds what no export made, such as mine.txt"),
+        (["export", "KEY", "--out", "x"], "x is not a folder: choose another --out"),
+        (["export", "KEY", "--out", "y"], "mine.txt was not written by `bdbench export`"),
         (["export", "KEY", "--out", "new", "--format", "csv"], "--format is for a table of all"),
         (["export", "0123", "--out", "new"], "no record '0123'"),
     ],
@@ -474,11 +474,11 @@ def test_a_mistake_is_answered_in_one_line(
 
 
 def test_a_given_network_cannot_be_trained_from_python() -> None:
-    with pytest.raises(bd.InvalidInput, match="stands for a network in a file"):
+    with pytest.raises(bd.InvalidInput, match="is a network in a file"):
         bd.run_cell(model="weights", **TINY)
     with pytest.raises(bd.InvalidInput, match="a state dict of tensors by name"):
         bd.evaluate({"a": 1}, **TINY)  # type: ignore[dict-item]
-    with pytest.raises(bd.InvalidInput, match="save needs a folder"):
+    with pytest.raises(bd.InvalidInput, match="save=True needs a folder"):
         bd.run_cell(save=True, **TINY)
 
 
@@ -507,7 +507,7 @@ def test_records_of_a_given_network_go_wherever_records_go(
     assert again in capsys.readouterr().out
     assert {row.model for row in verify(both).rows} <= {"wrn16_1"}
     capsys.readouterr()
-    assert "belongs into table 1" in refused(capsys, "table", "1", "--results", str(results))
+    assert "belongs in table 1" in refused(capsys, "table", "1", "--results", str(results))
 
 
 # What others get.
@@ -589,7 +589,7 @@ def test_exported_images_are_those_of_the_cell(
             table.column("label").to_pylist(), table.column("true_label").to_pylist(), strict=True
         )
     )
-    assert changed == record.diagnostics["relabelled_images"] > 0
+    assert changed == record.diagnostics.relabelled_images > 0
     assert torch.equal(_pixels(exported / "triggered.parquet"), data.triggered)
     targets = pq.read_table(exported / "triggered.parquet").column("target").to_pylist()
     assert targets == [0] * 50
@@ -622,10 +622,10 @@ def test_a_network_that_was_not_saved_is_made_again_and_compared(
     arguments = ["export", record.key, "--results", "r", "--device", "cpu", "--out"]
     assert main([*arguments, "new"]) == 0
     told = capsys.readouterr().out
-    assert "was not saved, so it is trained again; it took" in told
-    assert "trained again has another" not in told
+    assert "was not saved: training it again, which took" in told
+    assert "trained again differs" not in told
     made = networks.read(own_folder / "new/network.safetensors")
-    assert made.facts["sha256"] == record.provenance["network_sha256"]
+    assert made.facts["sha256"] == record.provenance.network_sha256
     # As if the record were of another machine.
     path = own_folder / f"r/records/{record.key}.json"
     document = json.loads(path.read_text())
@@ -635,7 +635,7 @@ def test_a_network_that_was_not_saved_is_made_again_and_compared(
     count["rate"] = round(count["hits"] / count["of"], 6)
     path.write_text(json.dumps(document))
     assert main([*arguments, "other"]) == 0
-    sentence = "the network that was trained again has another clean accuracy than the record"
+    sentence = "the clean accuracy of the network trained again differs from the record"
     assert sentence in capsys.readouterr().out
     assert sentence in (own_folder / "other/README.md").read_text("utf-8")
 
@@ -650,7 +650,8 @@ def test_an_export_replaces_only_what_an_export_made_and_only_if_told(
     assert names == {"poisoned.parquet", "triggered.parquet", "record.json", "README.md"}
     assert "torch.export" not in (own_folder / "new/README.md").read_text("utf-8")
     line = refused(capsys, *arguments)
-    assert "new holds README.md, poisoned.parquet, record.json, triggered.parquet already" in line
+    names_there = "README.md, poisoned.parquet, record.json, triggered.parquet"
+    assert f"refusing to overwrite {names_there} in new: choose another --out" in line
     (own_folder / "new/poisoned.parquet").write_bytes(b"")
     (own_folder / "new/network.pt2").write_bytes(b"of another cell")
     assert main([*arguments, "--force"]) == 0
@@ -671,7 +672,7 @@ def test_a_program_that_cannot_be_made_costs_only_itself(
 
     monkeypatch.setattr(torch.export, "export", fail)
     assert main(["export", record.key, "--results", str(folder), "--out", "new"]) == 0
-    assert "no network.pt2: torch.export cannot make a program" in capsys.readouterr().out
+    assert "no network.pt2: torch.export cannot export the network" in capsys.readouterr().out
     names = {path.name for path in (own_folder / "new").iterdir()}
     assert "network.safetensors" in names
     assert "network.pt2" not in names
@@ -733,8 +734,8 @@ def test_a_record_names_the_files_that_its_plugins_need(
     _, chosen = kept
     lacking = replace(
         chosen,
-        cell={**chosen.cell, "defense": "mine(side=2)"},
-        provenance={**chosen.provenance, "plugins": ["my folder/mine.py"]},
+        cell=chosen.cell.with_(defense="mine(side=2)"),
+        provenance=chosen.provenance.with_(plugins=["my folder/mine.py"]),
     )
     with pytest.raises(InvalidInput) as refusal:
         cell_of_record(lacking)

@@ -28,7 +28,7 @@ from bdbench.running.engines import options, processes
 from bdbench.running.engines.base import Died, WorkerEvents
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.engines.own_nursery import Nursery, nursery
-from bdbench.running.engines.processes import Processes, apart
+from bdbench.running.engines.processes import Processes, call_in_process
 from bdbench.running.worker import Attempt, Job, Worker
 
 CPU = torch.device("cpu")
@@ -94,10 +94,10 @@ def gone(pid: int, seconds: float = 10.0) -> bool:
 def test_every_call_has_a_process_of_its_own_in_the_surroundings_of_now(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = apart(job, process_of)
+    first = call_in_process(job, process_of)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("BESIDE", "yes")
-    second = apart(job, process_of)
+    second = call_in_process(job, process_of)
     assert len({os.getpid(), first[0], first[1], second[0], second[1]}) == 5
     assert first[3] is None
     assert second[2:] == (str(tmp_path), "yes")
@@ -108,26 +108,26 @@ def test_every_call_has_a_process_of_its_own_in_the_surroundings_of_now(
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (partial(leave, code=0), "gone with exit code 0"),
-        (partial(leave, code=3), "gone with exit code 3"),
-        (partial(kill, number=signal.SIGKILL), "killed by SIGKILL, perhaps for want of memory"),
-        (partial(kill, number=signal.SIGSEGV), "killed by SIGSEGV"),
+        (partial(leave, code=0), "exited with code 0"),
+        (partial(leave, code=3), "exited with code 3"),
+        (partial(kill, number=signal.SIGKILL), r"killed \(SIGKILL, possibly out of memory\)"),
+        (partial(kill, number=signal.SIGSEGV), r"killed \(SIGSEGV\)"),
     ],
 )
 def test_a_death_is_told(job: Job, call: Any, words: str) -> None:
     with pytest.raises(Died, match=words):
-        apart(job, call)
+        call_in_process(job, call)
 
 
 def test_what_a_call_raises_is_raised_here(job: Job) -> None:
     with pytest.raises(InvalidInput, match="no"):
-        apart(job, refuse)
+        call_in_process(job, refuse)
     with pytest.raises(RuntimeError, match="Unsendable: 1 and 2"):
-        apart(job, raise_unsendable)
+        call_in_process(job, raise_unsendable)
 
 
 def test_nothing_that_a_cell_starts_outlives_it(job: Job) -> None:
-    assert gone(apart(job, start_another))
+    assert gone(call_in_process(job, start_another))
 
 
 def asleep(job: Job, mark: Path) -> tuple[threading.Thread, int, int]:
@@ -135,7 +135,7 @@ def asleep(job: Job, mark: Path) -> tuple[threading.Thread, int, int]:
 
     def ask() -> None:
         with suppress(Died):
-            apart(job, partial(sleep, mark=str(mark)))
+            call_in_process(job, partial(sleep, mark=str(mark)))
 
     asking = threading.Thread(target=ask)
     asking.start()
@@ -161,7 +161,7 @@ def test_a_nursery_that_is_killed_is_replaced_and_cells_go_on(job: Job, tmp_path
     first = nursery()._process.pid
     os.kill(first, signal.SIGKILL)
     assert gone(first)
-    assert apart(job, process_of)[0] != cell
+    assert call_in_process(job, process_of)[0] != cell
     assert nursery()._process.pid != first
     assert psutil.pid_exists(cell)
     os.kill(cell, signal.SIGKILL)
@@ -195,10 +195,10 @@ import sys
 from functools import partial
 from pathlib import Path
 from test_processes import sleep
-from bdbench.running.engines.processes import apart
+from bdbench.running.engines.processes import call_in_process
 from bdbench.running.worker import Job
 job = Job(Path("results"), Path("cache"), (), "cpu", threads=1)
-apart(job, partial(sleep, mark=sys.argv[1]))
+call_in_process(job, partial(sleep, mark=sys.argv[1]))
 """
     mark = tmp_path / "mark"
     run = subprocess.Popen(
@@ -220,7 +220,7 @@ apart(job, partial(sleep, mark=sys.argv[1]))
 
 
 class Held:
-    """In place of a process: holds its task until all are there."""
+    """Replaces a process: holds its task until all have started."""
 
     meet = threading.Barrier(4)
     devices: ClassVar[Counter[str]] = Counter()
@@ -230,13 +230,13 @@ class Held:
         self.meet.wait(10)
         return Attempt(None)
 
-    def end(self) -> None: ...
+    def kill(self) -> None: ...
 
     def close(self) -> None: ...
 
 
 def test_cells_are_spread_over_all_gpus(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_begun", Held)
+    monkeypatch.setattr(processes, "_start", Held)
     monkeypatch.setattr(Held, "devices", Counter())
     monkeypatch.setattr(Held, "meet", threading.Barrier(4))
     chosen = [cell("toy", "wrn16_1", "none", "none", Recipe(epochs=1), n) for n in range(8)]

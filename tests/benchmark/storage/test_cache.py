@@ -1,4 +1,4 @@
-"""The store: damage, dead writers, full disks, several processes, and keeping it small."""
+"""The store: damage, dead writers, full disks, several processes, arrays, and clearing it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import os
 import pickle
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,20 +23,21 @@ import numpy
 import pytest
 import torch
 from filelock import FileLock
+from rich.filesize import decimal
 from torch import Tensor
 
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.storage import artefacts
 from bdbench.storage.atomic import write_atomically
 from bdbench.storage.cache import Cache, DamagedCache, UnwritableCache, sha256_of
 from bdbench.storage.keys import digest_of
-from bdbench.storage.maintenance import contents, parse_size, sweep, verify
+from bdbench.storage.maintenance import KINDS, clear, contents
 from bdbench.storage.mark import TAG
 
 SPAWN = multiprocessing.get_context("spawn")
 DAY = 24 * 3600.0
 KEY = {"a": 1}
+CELL = {"cell": "0123456789abcdef"}
 VALUES = torch.arange(500)
 TOKEN = "0"
 """Of a temporary file."""
@@ -66,12 +69,13 @@ def checkpoint(root: Path, name: str, age: float, content: bytes = b"state") -> 
 
 
 def folder_of(name: str) -> str:
-    """Under which name the checkpoints of a piece of work lie."""
+    """The name of the folder of a piece of work."""
     return digest_of(name)
 
 
-def artefact(root: Path, age: float = 0.0) -> Path:
-    return aged(artefacts.save("0123456789abcdef", root, {"mask": numpy.ones(9)}), age)
+def embeddings(root: Path, age: float = 0.0) -> list[Path]:
+    Cache(root).put("embeddings", CELL, {"mask": numpy.ones(9)})
+    return [aged(path, age) for path in (root / "embeddings").glob(f"{digest_of(CELL)}.[js]*")]
 
 
 def names(root: Path) -> set[str]:
@@ -175,10 +179,7 @@ def test_damage_is_found_and_mended_and_nothing_is_executed(
     cache, trace = Cache(tmp_path / "cache"), tmp_path / "trace"
     description, payload = fill(cache.root)
     damage(description, payload, Bomb(str(trace)))
-    lines, whole = verify(cache)
-    assert not whole
-    assert lines[0] == f"damaged or half written: poisoned/{digest_of(KEY)}"
-    with pytest.warns(DamagedCache, match="is damaged and is made anew"):
+    with pytest.warns(DamagedCache, match="is corrupt; rebuilding it"):
         assert cache.fetch("poisoned", KEY, build).fresh
     again = cache.fetch("poisoned", KEY, build)
     assert not again.fresh
@@ -207,12 +208,17 @@ def test_the_next_writer_removes_what_a_dead_one_left_of_the_same_entry(tmp_path
 
 def test_a_hit_counts_as_use(tmp_path: Path) -> None:
     description, _ = fill(tmp_path, age=DAY)
-    assert contents(Cache(tmp_path), "poisoned")[0].age == pytest.approx(DAY, abs=60)
+    (entry,) = contents(Cache(tmp_path), "poisoned")
+    assert time.time() - entry.used == pytest.approx(DAY, abs=60)
     fill(tmp_path, key={"a": 2}, age=60.0)
     Cache(tmp_path).fetch("poisoned", KEY, build)
     newest, oldest = contents(Cache(tmp_path), "poisoned")
     assert newest.name == description.stem
-    assert newest.age < 50 < oldest.age
+    assert time.time() - newest.used < 50 < time.time() - oldest.used
+    embeddings(tmp_path, DAY)
+    assert Cache(tmp_path).get("embeddings", CELL)
+    (entry,) = contents(Cache(tmp_path), "embeddings")
+    assert time.time() - entry.used < 50
 
 
 # Full disks
@@ -252,7 +258,7 @@ def test_a_real_limit_leaves_no_half_entry(numbers: int, letters: int, tmp_path:
     assert (tmp_path / "file").read_bytes() == b"old"
     assert names(tmp_path) == {"file", f"poisoned/{digest_of(KEY)}.lock"}
     fill(tmp_path)
-    assert verify(Cache(tmp_path))[1]
+    assert not Cache(tmp_path).fetch("poisoned", KEY, build).fresh
 
 
 # Several processes
@@ -301,20 +307,16 @@ def hang_while_writing(root: Path) -> None:
     Cache(root).fetch("poisoned", KEY, build)
 
 
+@pytest.mark.timeout(120)
 def test_a_builder_that_is_killed_while_it_writes_holds_nobody_up(tmp_path: Path) -> None:
     child = SPAWN.Process(target=hang_while_writing, args=(tmp_path,))
     child.start()
     wait_for(tmp_path / "writing")
-    (entry,) = contents(Cache(tmp_path), "poisoned")
-    with entry.claim() as free:
-        assert not free
-    assert "removed 0 bytes" in sweep(Cache(tmp_path), max_size="0")[0]
+    assert clear(Cache(tmp_path))[0] == "kept 1 in use"
     assert len(list(tmp_path.rglob(".*.tmp"))) == 1
     child.kill()
     child.join()
-    start = time.monotonic()
     assert Cache(tmp_path).fetch("poisoned", KEY, build).fresh
-    assert time.monotonic() - start < 5
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
@@ -341,142 +343,161 @@ def test_a_file_that_is_written_again_has_nothing_of_a_killed_writer(tmp_path: P
     assert path.read_bytes() == b"whole"
 
 
-# Keeping it small
+# Arrays
+
+ARRAYS = {
+    "mask": numpy.array([True, False]),
+    "samples/w": numpy.array([0.5, 1.0], dtype=numpy.float32),
+    "embedding/z/after": numpy.arange(6, dtype=numpy.float32).reshape(3, 2).T,
+}
 
 
-def test_what_no_run_can_use_is_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_arrays_are_read_as_they_were_stored(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    fill(tmp_path)
-    fill(tmp_path, "undefended")
-    checkpoint(tmp_path, "young", DAY)
-    artefact(tmp_path, 100 * DAY)
+    cache.put("embeddings", CELL, ARRAYS)
+    found = cache.get("embeddings", CELL)
+    assert found is not None
+    assert found.keys() == ARRAYS.keys()
+    for name, array in ARRAYS.items():
+        assert found[name].dtype == array.dtype
+        assert numpy.array_equal(found[name], array)
+    assert cache.get("embeddings", {"cell": 16 * "f"}) is None
+
+
+def test_a_key_has_one_set_of_arrays(tmp_path: Path) -> None:
+    cache, other = Cache(tmp_path), {"cell": 16 * "f"}
+    cache.put("embeddings", other, ARRAYS)
+    for values in ([True, True], [False, False]):
+        cache.put("embeddings", CELL, {"mask": numpy.array(values)})
+        found = cache.get("embeddings", CELL)
+        assert found is not None
+        assert found["mask"].tolist() == values
+    kept = {entry.name for entry in contents(cache, "embeddings")}
+    assert kept == {digest_of(CELL), digest_of(other)}
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("damage", [b"", b"x", None])
+def test_damaged_arrays_are_as_good_as_none(
+    tmp_path: Path, damage: bytes | None, index: int
+) -> None:
+    path = sorted(embeddings(tmp_path))[index]
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(bytes(content) if damage is None else damage)
+    assert Cache(tmp_path).get("embeddings", CELL) is None
+
+
+def test_arrays_need_no_torch(tmp_path: Path) -> None:
+    code = f"""
+import sys, numpy
+from pathlib import Path
+from bdbench.storage.cache import Cache
+cache = Cache(Path({str(tmp_path)!r}))
+cache.put("embeddings", {{}}, {{"x": numpy.ones(3)}})
+assert cache.get("embeddings", {{}})["x"].sum() == 3
+sys.exit("torch" in sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Clearing it
+
+
+def test_everything_but_the_data_of_figures_is_cleared(tmp_path: Path) -> None:
+    embeddings(tmp_path, 100 * DAY)
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine.json").touch()
+    (tmp_path / "poisoned").mkdir()
     (tmp_path / "poisoned" / "notes.txt").touch()
     expected = names(tmp_path)
 
-    description, payload = fill(tmp_path, key={"a": 2})
-    payload.write_bytes(payload.read_bytes()[:-1])
-    fill(tmp_path, key={"a": 3})[0].unlink()
-    fill(tmp_path, "datasets", {"a": 4})[1].unlink()
+    fill(tmp_path)
+    fill(tmp_path, "undefended", age=DAY)
+    fill(tmp_path, "datasets", {"a": 4})[1].unlink()  # corrupt
     (tmp_path / "undefended" / f"{digest_of(5)}.lock").touch()
     (tmp_path / "undefended" / f"{digest_of(6)}.safetensors").touch()
     (tmp_path / "poisoned" / f".{digest_of(KEY)}.json.{TOKEN}.tmp").write_text("half")
-    young, old = (folder_of(name) for name in ("young", "old"))
-    write_atomically(tmp_path / "checkpoints" / young / f"1-1-{32 * '0'}.safetensors", b"x")
-    aged(tmp_path / "checkpoints" / young / f"1-1-{32 * '0'}.safetensors", DAY)
-    checkpoint(tmp_path, "old", 8 * DAY)
-    before, size = names(tmp_path), sum(p.stat().st_size for p in tmp_path.rglob("*.*"))
+    checkpoint(tmp_path, "paused", DAY)
+    size = sum(path.stat().st_size for path in tmp_path.rglob("*.*") if path.is_file())
 
-    foreseen = sweep(cache, dry_run=True)
-    assert names(tmp_path) == before
-    done = sweep(cache)
-    assert [line.replace("would remove", "removed") for line in foreseen[:-1]] == done[:-1]
+    lines = clear(Cache(tmp_path))
     assert names(tmp_path) == expected
-    assert not (tmp_path / "checkpoints" / old).exists()
-    said = "\n".join(done)
-    assert f"removed poisoned/{description.stem}, damaged or half written" in said
-    assert f"removed poisoned/{digest_of(KEY)}, left over: 4 bytes" in said
-    assert f"removed undefended/{digest_of(5)}, left over: 0 bytes" in said
-    assert f"removed checkpoints/{young}, damaged or half written: 1 byte" in said
-    assert f"removed checkpoints/{old}, unused for a week: 5 bytes" in said
-    freed = size - sum(p.stat().st_size for p in tmp_path.rglob("*.*"))
-    assert done[-1].startswith(f"removed {freed / 1000:.1f} kB, ")
-    assert verify(cache)[1]
-    assert "removed 0 bytes" in sweep(cache)[0]
-
-
-def test_the_least_recently_used_go_until_the_rest_fits(tmp_path: Path) -> None:
-    for age in (3, 1, 4, 2):
-        fill(tmp_path, ("datasets", "poisoned")[age % 2], {"a": age}, age * DAY)
-    checkpoint(tmp_path, "paused", 2.5 * DAY, bytes(1000))
-    checkpoint(tmp_path, "running", 60.0)
-    artefact(tmp_path, 100 * DAY)
-    cache = Cache(tmp_path)
-    one = contents(cache, "poisoned")[0].size
-    lines = sweep(cache, max_size=str(2 * one + 10))
-    assert [line.split(", ")[0] for line in lines[:-1]] == [
-        f"removed datasets/{digest_of({'a': 4})}",
-        f"removed poisoned/{digest_of({'a': 3})}",
-        f"removed checkpoints/{folder_of('paused')}",
+    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not list((tmp_path / "undefended").iterdir())
+    freed = size - sum(path.stat().st_size for path in tmp_path.rglob("*.*") if path.is_file())
+    assert lines[:-1] == [
+        "removed 1 of datasets",
+        "removed 1 of poisoned",
+        "removed 3 of undefended",
+        "removed 1 of checkpoints",
     ]
-    assert {
-        stored.name for kind in ("datasets", "poisoned") for stored in contents(cache, kind)
-    } == {
-        digest_of({"a": 1}),
-        digest_of({"a": 2}),
-    }
-    assert [stored.name for stored in contents(cache, "checkpoints")] == [folder_of("running")]
-    assert sweep(cache, max_size="0")[-1] == "that is more than 0: the rest is in use"
-    assert {name.split("/")[0] for name in names(tmp_path)} == {"checkpoints", "artefacts"}
-    assert not list(tmp_path.rglob("*.lock"))
+    left = sum(path.stat().st_size for path in (tmp_path / "embeddings").iterdir())
+    assert lines[-1] == f"{decimal(freed)} removed, {left} bytes left in {tmp_path}"
+    assert clear(Cache(tmp_path))[0].startswith("0 bytes removed, ")
 
 
-def test_only_a_kind_that_is_named_is_touched(tmp_path: Path) -> None:
+def test_only_the_kind_that_is_named_is_cleared(tmp_path: Path) -> None:
     fill(tmp_path)
-    artefact(tmp_path)
-    damaged = tmp_path / "artefacts" / f"{16 * '0'}-{16 * '0'}.safetensors"
-    write_atomically(damaged, b"x")
-    young = tmp_path / "artefacts" / f".{16 * '0'}-{16 * '1'}.safetensors.{TOKEN}.tmp"
-    young.touch()
-    sweep(Cache(tmp_path))
-    assert damaged.exists()
-    sweep(Cache(tmp_path), ["artefacts"])
-    assert young.exists(), "its writer may be alive, and has no lock"
-    assert not damaged.exists()
-    sweep(Cache(tmp_path), ["artefacts"], max_size="0")
+    fill(tmp_path, "undefended")
+    embeddings(tmp_path)
+    cache = Cache(tmp_path)
+    for kind, left in (
+        ("poisoned", {"undefended", "embeddings"}),
+        ("checkpoints", {"undefended", "embeddings"}),
+        ("embeddings", {"undefended"}),
+        (None, set()),
+    ):
+        clear(cache, kind)
+        assert {each for each in KINDS if contents(cache, each)} == left
+
+
+def test_only_what_was_not_used_for_so_many_days_is_cleared(tmp_path: Path) -> None:
+    for age in (1, 2, 3, 4):
+        fill(tmp_path, ("datasets", "poisoned")[age % 2], {"a": age}, age * DAY)
+    checkpoint(tmp_path, "paused", 3 * DAY)
+    clear(Cache(tmp_path), older_than=2.5)
     assert names(tmp_path) == {
-        f"poisoned/{digest_of(KEY)}.{s}" for s in ("json", "safetensors")
-    } | {f"artefacts/{young.name}"}
+        f"{kind}/{digest_of({'a': age})}.{suffix}"
+        for kind, age in (("poisoned", 1), ("datasets", 2))
+        for suffix in ("json", "safetensors")
+    }
+    Cache(tmp_path).fetch("poisoned", {"a": 1}, build)
+    clear(Cache(tmp_path), older_than=0.5)
+    assert {name.split("/")[0] for name in names(tmp_path)} == {"poisoned"}
 
 
-def test_what_is_held_stays_and_a_build_survives_a_sweep_beside_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("age", [-DAY, 0.0, 60.0])
+def test_checkpoints_of_a_running_cell_are_kept(tmp_path: Path, age: float) -> None:
+    path = checkpoint(tmp_path, "running", age)
+    checkpoint(tmp_path, "paused", 2 * 3600.0)
+    for kind in (None, "checkpoints"):
+        assert "kept 1 in use" in clear(Cache(tmp_path), kind)
+    assert [path] == list(tmp_path.rglob("*.safetensors"))
+
+
+def test_what_is_locked_is_kept_and_a_build_survives_a_clear_beside_it(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     payload = fill(tmp_path)[1]
     payload.write_bytes(b"damaged")
     fill(tmp_path, key={"a": 2}, age=DAY)
 
-    def swept() -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def cleared() -> tuple[dict[str, Tensor], dict[str, Any]]:
         with FileLock(tmp_path / "poisoned" / f"{digest_of({'a': 2})}.lock"):
-            assert sweep(cache, max_size="0")[-1] == "that is more than 0: the rest is in use"
-            lines, whole = verify(cache)
-        assert whole
-        assert ["poisoned", "0", "2"] in [line.split() for line in lines[0].splitlines()]
+            assert clear(cache)[0] == "kept 2 in use"
         assert payload.read_bytes() == b"damaged"
         return build()
 
     with pytest.warns(DamagedCache):
-        assert cache.fetch("poisoned", KEY, swept).fresh
+        assert cache.fetch("poisoned", KEY, cleared).fresh
     assert not cache.fetch("poisoned", KEY, build).fresh
     assert not cache.fetch("poisoned", {"a": 2}, build).fresh
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("500M", 500_000_000),
-        ("10G", 10**10),
-        ("1.5T", 1_500_000_000_000),
-        ("123", 123),
-        ("2 kB", 2_000),
-        (" 10gb ", 10**10),
-        ("0", 0),
-    ],
-)
-def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "G", "-1", "1e9", "ten", "10X", "10 G B", "1.2.3", "9" * 400])
-def test_other_sizes_are_refused(text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"a size is written 500M, 10G, 1\.5T or in bytes"):
-        parse_size(text)
 
 
 # Commands
 
 
-def test_the_commands_show_check_and_clear(
+def test_the_commands_list_and_clear(
     cache_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spec = "badnets(poisoning_rate=0.1, target=3)"
@@ -484,7 +505,7 @@ def test_the_commands_show_check_and_clear(
     fill(cache_folder, key=made, age=DAY)
     fill(cache_folder, key={**made, "attack": "gone(x=1)", "model": "wrn16_1"})
     fill(cache_folder, "datasets", {"name": "gtsrb", "files": "x", "decoder": 1})[1].unlink()
-    artefact(cache_folder)
+    embeddings(cache_folder)
     checkpoint(cache_folder, "fedc", DAY)
 
     assert main(["cache", "ls"]) == 0
@@ -494,7 +515,7 @@ def test_the_commands_show_check_and_clear(
         "datasets": "1",
         "poisoned": "2",
         "undefended": "0",
-        "artefacts": "1",
+        "embeddings": "1",
         "checkpoints": "1",
     }
     assert lines[-1].endswith(f" in {cache_folder}")
@@ -506,29 +527,28 @@ def test_the_commands_show_check_and_clear(
     assert lines[2].startswith(digest_of(made))
     for kind, words in (
         ("datasets", "gtsrb"),
-        ("artefacts", "of cell 0123456789abcdef"),
+        ("embeddings", "of cell 0123456789abcdef"),
         ("checkpoints", "of an unfinished cell"),
     ):
         assert main(["cache", "ls", kind]) == 0
         assert capsys.readouterr().out.splitlines()[1].endswith(words)
 
-    before = names(cache_folder)
-    assert main(["cache", "verify"]) == 1
-    said = capsys.readouterr().out
-    assert said.startswith("damaged or half written: datasets/")
-    assert "1 damaged in" in said
-    assert main(["cache", "gc", "--dry-run"]) == 0
-    assert names(cache_folder) == before
-    assert main(["cache", "gc"]) == 0
-    assert "removed datasets/" in capsys.readouterr().out
-    assert main(["cache", "verify"]) == 0
-    assert "0 damaged in" in capsys.readouterr().out
-    assert main(["cache", "gc", "--max-size=0", "--kind=poisoned", "--kind=artefacts"]) == 0
-    assert [name.split("/")[0] for name in names(cache_folder)] == ["checkpoints"]
+    (cache_folder / "datasets" / f"{digest_of(1)}.json").touch()
+    assert main(["cache", "ls", "datasets"]) == 0
+    assert "corrupt or incomplete" in capsys.readouterr().out
+    assert main(["cache", "clear", "--older-than=2"]) == 0
+    assert capsys.readouterr().out.startswith("0 bytes removed, ")
+    assert main(["cache", "clear", "poisoned", "--older-than", "0.5"]) == 0
+    assert capsys.readouterr().out.startswith("removed 1 of poisoned\n")
+    assert main(["cache", "clear"]) == 0
+    assert {name.split("/")[0] for name in names(cache_folder)} == {"embeddings"}
+    assert main(["cache", "clear", "embeddings"]) == 0
+    assert capsys.readouterr().out.endswith(f"removed, 0 bytes left in {cache_folder}\n")
+    assert names(cache_folder) == set()
 
 
 def test_an_empty_cache_is_fine(cache_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for command in (["ls"], ["ls", "poisoned"], ["verify"], ["gc", "--max-size=1G"]):
+    for command in (["ls"], ["ls", "poisoned"], ["clear"], ["clear", "poisoned"]):
         assert main(["cache", *command]) == 0
     assert not list(cache_folder.iterdir())
 
@@ -537,8 +557,12 @@ def test_an_empty_cache_is_fine(cache_folder: Path, capsys: pytest.CaptureFixtur
     ("arguments", "complaint"),
     [
         (["ls", "poison"], "unknown kind 'poison'; did you mean 'poisoned'?"),
-        (["gc", "--kind=data"], "unknown kind 'data'"),
-        (["gc", "--max-size=10X"], "a size is written 500M, 10G, 1.5T or in bytes, got '10X'"),
+        (["clear", "data"], "unknown kind 'data'"),
+        (["clear", "--older-than=-1"], "--older-than must be 0 days or more, got -1"),
+        (["clear", "--older-than=nan"], "--older-than must be 0 days or more, got nan"),
+        (["clear", "--older-than=inf"], "--older-than must be 0 days or more, got inf"),
+        (["clear", "--older-than=week"], "'week' is not a valid float"),
+        (["gc"], "unknown command 'gc'"),
     ],
 )
 def test_a_mistake_is_one_line_and_removes_nothing(

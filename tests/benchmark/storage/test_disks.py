@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import resource
+import shutil
 import subprocess
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,13 +20,16 @@ import torch
 from torch import Tensor
 
 from bdbench.cells.cell import cell
+from bdbench.cli import main
 from bdbench.models.training.recipe import Recipe
 from bdbench.running.claims import claimed, lock_of, stamp
-from bdbench.storage import artefacts
+from bdbench.storage import folders
 from bdbench.storage.atomic import Unusable, write_atomically
 from bdbench.storage.cache import Cache, UnwritableCache
 from bdbench.storage.checkpoints import Checkpoints, discard
+from bdbench.storage.folders import LITTLE, free_disk, low_disk
 from bdbench.storage.keys import digest_of
+from bdbench.storage.maintenance import clear
 from bdbench.trial.harness import Harness
 
 ERRORS = ("ENOSPC", "EDQUOT", "EIO", "EROFS", "EFBIG", "EMFILE")
@@ -115,14 +119,16 @@ def test_an_entry_that_cannot_be_written_costs_a_warning(
     cache.prepare()
     with monkeypatch.context() as patch:
         patch.setattr(os, call, failing(name))
-        with pytest.warns(UnwritableCache, match=f"without poisoned/{digest_of(KEY)}: cannot"):
+        with pytest.warns(
+            UnwritableCache, match=f"poisoned/{digest_of(KEY)} is not cached: cannot"
+        ):
             entry = cache.fetch("poisoned", KEY, build)
-        with pytest.warns(UserWarning, match="no figure will show"):
-            artefacts.save(CELL, tmp_path, {"mask": numpy.ones(3)})
+        with pytest.warns(UnwritableCache, match=r"embeddings/\w+ is not cached: cannot write"):
+            cache.put("embeddings", KEY, {"mask": numpy.ones(3)})
     assert entry.fresh
     assert (entry.tensors, entry.meta) == build()
     assert {path.suffix for path in tmp_path.rglob("*.*")} == {".TAG", ".lock"}
-    assert artefacts.load(CELL, tmp_path) is None
+    assert cache.get("embeddings", KEY) is None
     cache.fetch("poisoned", KEY, build)
     assert not cache.fetch("poisoned", KEY, build).fresh
 
@@ -145,12 +151,12 @@ def test_a_cache_without_locks_is_a_cache(
     assert not cache.fetch("poisoned", KEY, build).fresh
 
 
-def test_an_unreadable_entry_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreadable_entry_is_rebuilt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = Cache(tmp_path)
     cache.fetch("poisoned", KEY, build)
     with monkeypatch.context() as patch:
         patch.setattr("bdbench.storage.cache.sha256_of", failing("EIO"))
-        with pytest.warns(UserWarning, match="is damaged and is made anew"):
+        with pytest.warns(UserWarning, match="is corrupt; rebuilding it"):
             assert cache.fetch("poisoned", KEY, build).fresh
     assert not cache.fetch("poisoned", KEY, build).fresh
 
@@ -164,6 +170,46 @@ def test_a_read_only_cache_gives_what_it_has(
         monkeypatch.setattr(os, call, failing("EROFS"))
     monkeypatch.setattr(type(cache.lock("poisoned", "x")), "_acquire", failing("EROFS"))
     assert not cache.fetch("poisoned", KEY, build).fresh
+    with pytest.raises(OSError, match="Read-only file system"):
+        clear(cache)
+
+
+def test_a_disk_with_little_space_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results, cache = tmp_path / "not" / "there", tmp_path / "cache"
+    assert free_disk(results) == pytest.approx(shutil.disk_usage(tmp_path).free, rel=0.05)
+    left = {"results": LITTLE, "cache": LITTLE}
+    monkeypatch.setattr(folders, "free_disk", lambda folder: left[folder.name])
+    results = tmp_path / "results"
+    assert low_disk(results, cache) is None
+    left["cache"] = 3_100_000
+    assert low_disk(results, cache) == (
+        f"little disk space is left: 3.1 MB in {cache}; free some, or choose other folders with "
+        "--results and BDBENCH_CACHE"
+    )
+    left["results"] = 0
+    assert f": 0 bytes in {results} and 3.1 MB in {cache}; " in str(low_disk(results, cache))
+
+
+def test_a_run_warns_once_of_little_disk_space_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(folders, "free_disk", lambda folder: 3_100_000)
+    results = tmp_path / "results"
+    data = "toy(train_images=40, test_images=20, image_size=16)"
+    command = ["run", f"--dataset={data}", "--attack=none", "--defense=none", "--device=cpu"]
+    assert main([*command, "--epochs=1", "--seeds=2", f"--results={results}"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("warning: little disk space is left: 3.1 MB in ") == 1
+    assert len(list((results / "records").iterdir())) == 2
+    assert main([*command, "--epochs=2", f"--results={results}", "--dry-run"]) == 0
+    assert "MB" not in capsys.readouterr().out
+
+
+def test_a_disk_that_does_not_say_is_not_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", failing("EIO"))
+    assert low_disk(tmp_path) is None
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace", "unlink"])

@@ -1,4 +1,4 @@
-"""Whose a cache folder is, and that nothing of anybody else in it is changed or removed."""
+"""Which folders are caches of bdbench, and that no file of others in them is changed or removed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.storage import artefacts, mark
+from bdbench.storage import mark
 from bdbench.storage.atomic import remove_abandoned, write_atomically
 from bdbench.storage.cache import Cache, DamagedCache, UnwritableCache
 from bdbench.storage.checkpoints import Checkpoints, discard, hash_of
 from bdbench.storage.keys import digest_of
-from bdbench.storage.maintenance import KINDS, contents, sweep
+from bdbench.storage.maintenance import KINDS, clear, contents
 
 KEY = {"a": 1}
 DIGEST = digest_of(KEY)
@@ -52,9 +52,10 @@ def put(path: Path) -> Path:
     return path
 
 
-def clear(root: Path) -> None:
-    """Remove all that can be removed."""
-    sweep(Cache(root), list(KINDS), max_size="0")
+def clear_all(root: Path) -> None:
+    """Remove everything that can be removed."""
+    for kind in (None, *KINDS):
+        clear(Cache(root), kind)
 
 
 # Whose a folder is
@@ -93,19 +94,19 @@ def test_the_folder_of_somebody_else_is_refused_in_one_line(
     before = tree(cache_folder)
     for command in (
         ["cache", "ls"],
-        ["cache", "verify"],
-        ["cache", "gc"],
-        ["cache", "gc", "--max-size=0"],
+        ["cache", "clear"],
+        ["cache", "clear", "--older-than=0"],
+        *(["cache", "clear", kind] for kind in KINDS),
         ["run", "--attack=none", "--defense=none", f"--results={tmp_path}"],
     ):
         assert main(command) == 2
         line = capsys.readouterr().err
         assert line.count("\n") == 1
-        assert f"{cache_folder} is no cache of bdbench, it" in line
-    with pytest.raises(InvalidInput, match="is no cache"):
+        assert f"{cache_folder} is not a cache of bdbench: it" in line
+    with pytest.raises(InvalidInput, match="is not a cache"):
         Cache(cache_folder).fetch("poisoned", KEY, build)
-    with pytest.raises(InvalidInput, match="is no cache"):
-        artefacts.save(16 * "0", cache_folder, {"mask": numpy.ones(3)})
+    with pytest.raises(InvalidInput, match="is not a cache"):
+        Cache(cache_folder).put("embeddings", KEY, {"mask": numpy.ones(3)})
     assert tree(cache_folder) == before
 
 
@@ -118,8 +119,8 @@ def test_the_root_and_a_home_are_no_cache_even_if_empty(
     monkeypatch.setenv("HOME", str(home))
     for root in ("/", "~", str(home), str(tmp_path / "link")):
         monkeypatch.setenv("BDBENCH_CACHE", root)
-        assert main(["cache", "gc"]) == 2
-        assert "is no cache of bdbench, nor may it be one" in capsys.readouterr().err
+        assert main(["cache", "clear"]) == 2
+        assert "is not a cache of bdbench: a home or root folder" in capsys.readouterr().err
     assert not list(home.iterdir())
 
 
@@ -129,6 +130,7 @@ def test_the_root_and_a_home_are_no_cache_even_if_empty(
         f"poisoned/{DIGEST}.lock",
         f"undefended/{DIGEST}.json",
         f"datasets/.{DIGEST}.json.{32 * '0'}.tmp",
+        f"embeddings/{DIGEST}.json",
         f"artefacts/{16 * '0'}-{16 * '0'}.safetensors",
         f"checkpoints/{DIGEST}/0-1-{DIGEST}.safetensors",
         "data/cifar10/data_batch_1",
@@ -140,12 +142,11 @@ def test_what_older_versions_left_becomes_a_cache_with_the_mark(name: str, tmp_p
     put(tmp_path / name)
     for kind in KINDS:  # may be empty
         (tmp_path / kind).mkdir(exist_ok=True)
-    sweep(Cache(tmp_path), dry_run=True)
     assert not mark.marked(tmp_path)
     Cache(tmp_path).fetch("poisoned", KEY, build)
     assert mark.marked(tmp_path)
     put(tmp_path / "notes.txt")
-    clear(tmp_path)
+    clear_all(tmp_path)
     assert (tmp_path / "notes.txt").exists()
 
 
@@ -167,7 +168,7 @@ def foreign_files(root: Path, outside: Path) -> None:
 def folders_named_like_ours(root: Path, outside: Path) -> None:
     for suffix in ("json", "safetensors", "lock"):
         put(root / "poisoned" / f"{DIGEST}.{suffix}" / f"{DIGEST}.{suffix}")
-    put(root / "artefacts" / f"{16 * '0'}-{16 * '0'}.safetensors" / "x.safetensors")
+    put(root / "embeddings" / f"{DIGEST}.safetensors" / "x.safetensors")
     put(root / "checkpoints" / DIGEST / f"0-1-{DIGEST}.safetensors" / "x")
 
 
@@ -177,7 +178,8 @@ def linked_files(root: Path, outside: Path) -> None:
         ("poisoned", f"{DIGEST}.safetensors"),
         ("poisoned", f".{DIGEST}.json.{32 * '0'}.tmp"),
         ("undefended", f"{DIGEST}.lock"),
-        ("artefacts", f"{16 * '0'}-{16 * '0'}.safetensors"),
+        ("embeddings", f"{DIGEST}.json"),
+        ("embeddings", f"{DIGEST}.safetensors"),
         (f"checkpoints/{DIGEST}", f"0-1-{DIGEST}.safetensors"),
     ):
         (root / kind).mkdir(parents=True, exist_ok=True)
@@ -187,7 +189,7 @@ def linked_files(root: Path, outside: Path) -> None:
 def linked_folders(root: Path, outside: Path) -> None:
     put(outside / DIGEST / "model.safetensors")
     put(outside / f"{DIGEST}.json")
-    put(outside / f"{16 * '0'}-{16 * '0'}.safetensors")
+    put(outside / f"{DIGEST}.safetensors")
     for kind in KINDS:
         (root / kind).symlink_to(outside)
 
@@ -217,7 +219,7 @@ def test_nothing_of_anybody_else_is_removed_from_a_cache(
     lay(root, outside)
     before = tree(tmp_path)
     assert not any(contents(Cache(root), kind) for kind in KINDS)
-    clear(root)
+    clear_all(root)
     Cache(root).prepare()
     keeper = Checkpoints(root / "checkpoints" / DIGEST, dict, lambda note: None)
     assert keeper.find("0") is None
@@ -258,9 +260,10 @@ def test_an_entry_replaces_a_link_and_not_its_target(tmp_path: Path) -> None:
     Cache(root).prepare()
     linked_files(root, outside)
     before = tree(outside)
-    with pytest.warns(UserWarning, match="damaged and is made anew"):
+    with pytest.warns(UserWarning, match="is corrupt; rebuilding it"):
         assert Cache(root).fetch("poisoned", KEY, build).fresh
-    artefacts.save(16 * "0", root, {"mask": numpy.ones(3)})
+    Cache(root).put("embeddings", KEY, {"mask": numpy.ones(3)})
+    assert Cache(root).get("embeddings", KEY)
     assert not Cache(root).fetch("poisoned", KEY, build).fresh
     assert tree(outside) == before
 
@@ -271,7 +274,7 @@ def test_a_folder_in_the_place_of_an_entry_costs_time_only(tmp_path: Path) -> No
     folders_named_like_ours(root, tmp_path)
     before = tree(tmp_path)
     with (
-        pytest.warns(DamagedCache, match="made anew"),
+        pytest.warns(DamagedCache, match="rebuilding it"),
         pytest.warns(UnwritableCache, match="Is a directory"),
     ):
         entry = Cache(root).fetch("poisoned", KEY, build)
@@ -280,11 +283,26 @@ def test_a_folder_in_the_place_of_an_entry_costs_time_only(tmp_path: Path) -> No
     assert tree(tmp_path) == before
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_is_in_the_place_of_a_lock_stays(folder: bool, tmp_path: Path) -> None:
+    root = tmp_path / "cache"
+    Cache(root).fetch("poisoned", KEY, build)
+    lock, target = root / "poisoned" / f"{DIGEST}.lock", put(tmp_path / "target")
+    lock.unlink()
+    if folder:
+        put(lock / "x")
+    else:
+        lock.symlink_to(target)
+    clear_all(root)
+    assert tree(root / "poisoned").keys() == {lock.name, *([f"{lock.name}/x"] * folder)}
+    assert target.read_text() == "mine"
+
+
 def test_another_name_of_a_file_of_ours_stays(tmp_path: Path) -> None:
     root = tmp_path / "cache"
     Cache(root).fetch("poisoned", KEY, build)
     os.link(root / "poisoned" / f"{DIGEST}.safetensors", tmp_path / "copy.safetensors")
-    clear(root)
+    clear_all(root)
     assert not list((root / "poisoned").iterdir())
     assert (tmp_path / "copy.safetensors").stat().st_size
 
@@ -295,7 +313,7 @@ def test_the_cache_itself_may_be_a_link(tmp_path: Path) -> None:
     link.symlink_to(disk)
     Cache(link).fetch("poisoned", KEY, build)
     assert mark.marked(disk)
-    clear(link)
+    clear_all(link)
     assert tree(disk).keys() == {"poisoned", mark.TAG}
 
 

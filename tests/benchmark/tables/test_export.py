@@ -20,9 +20,8 @@ from bdbench.tables import export
 
 def made(defense: str, *shares: int | None, **options: Any) -> Record:
     record = make_record(defense.partition("(")[0], "badnets", *shares, **options)
-    record.cell["defense"] = defense
-    record.cell["attack"] = "badnets(poisoning_rate=0.1, pattern='grid')"
-    return record
+    attack = "badnets(poisoning_rate=0.1, pattern='grid')"
+    return replace(record, cell=record.cell.with_(defense=defense, attack=attack))
 
 
 CURVE = [
@@ -36,7 +35,7 @@ SOME = [
 ]
 
 
-def test_a_row_has_all_that_a_record_says() -> None:
+def test_a_row_has_every_field_of_a_record() -> None:
     rows = export.rows(SOME)
     assert len({tuple(row) for row in rows}) == 1
     first, second, failed = rows
@@ -59,7 +58,7 @@ def test_a_row_has_all_that_a_record_says() -> None:
     assert failed["defense.t1"] is None
 
 
-def test_columns_have_types_and_the_same_order_whatever_the_records() -> None:
+def test_columns_have_fixed_types_and_a_fixed_order() -> None:
     table = export.frame(SOME)
     assert list(table) == list(export.frame(SOME[::-1]))
     kinds = {name: str(dtype) for name, dtype in table.dtypes.items()}
@@ -86,7 +85,7 @@ def test_an_epoch_has_a_row_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("epochs", [False, True])
-def test_parquet_holds_what_the_frame_does(epochs: bool, tmp_path: Path) -> None:
+def test_parquet_has_the_values_of_the_frame(epochs: bool, tmp_path: Path) -> None:
     path = tmp_path / "cells.parquet"
     export.write(SOME, path, "parquet", epochs)
     expected = export.frame(SOME, epochs)
@@ -98,18 +97,16 @@ def test_parquet_holds_what_the_frame_does(epochs: bool, tmp_path: Path) -> None
     assert "null" not in types.values()
 
 
-def test_csv_has_no_formulas_and_no_line_breaks_in_a_text(tmp_path: Path) -> None:
+def test_csv_escapes_formulas_and_line_breaks(tmp_path: Path) -> None:
     bad = made("cbd(t1=3)", None)
-    bad.labels["defense"] = "=HYPERLINK('x')"
     error = {"type": "+E", "message": "@SUM(1)\nsecond\x1b[2J", "traceback": ""}
     origin = {
         "device": "-1",
-        "commit": ["no", "text"],
-        "threads": "many",
         "data_sha256": "a\r\nb",
         "versions": {"torch": "=2", "=x": "1", "\n": "2"},
     }
-    bad = replace(bad, error=error, provenance=origin)
+    labels = bad.labels.with_(defense="=HYPERLINK('x')")
+    bad = replace(bad, labels=labels, error=error, provenance=origin)
     path = tmp_path / "cells.csv"
     export.write([bad], path, "csv", False)
     text = path.read_text()
@@ -124,9 +121,9 @@ def test_csv_has_no_formulas_and_no_line_breaks_in_a_text(tmp_path: Path) -> Non
     assert not [name for name in read if not name.replace(".", "").isidentifier()]
 
 
-def test_numbers_too_large_for_a_column_of_whole_numbers_are_numbers() -> None:
+def test_a_number_too_large_for_an_integer_column_becomes_a_float() -> None:
     record = made("cbd(t1=3)", 900, 20)
-    large = replace(record, measured={**record.measured, "peak_memory_bytes": 10**90})
+    large = replace(record, measured=record.measured.with_(peak_memory_bytes=10**90))
     assert export.frame([large])["peak_memory_bytes"][0] == 1e90
 
 
@@ -134,11 +131,11 @@ def test_numbers_too_large_for_a_column_of_whole_numbers_are_numbers() -> None:
     ("records", "form", "epochs", "complaint"),
     [
         ([], "csv", False, "there are no records to export"),
-        (SOME[1:], "csv", True, "no record has a curve to export; `bdbench run --curves` makes"),
+        (SOME[1:], "csv", True, "no record has curves; record them with `bdbench run --curves`"),
         (SOME, "xlsx", False, "format must be one of csv, parquet, got 'xlsx'"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_and_nothing_written(
+def test_an_impossible_export_is_refused_and_writes_nothing(
     records: list[Record], form: str, epochs: bool, complaint: str, tmp_path: Path
 ) -> None:
     path = tmp_path / "cells.csv"

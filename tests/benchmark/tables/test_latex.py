@@ -1,11 +1,12 @@
-"""The leaderboard in LaTeX: whole, escaped, and what stands in it; and the names that people write.
+"""The leaderboard in LaTeX: it is well formed and escaped, and names plugins as people write them.
 
-No engine is asked: what makes a table break in one is checked here, row by row.
+No LaTeX runs here: the tests check, row by row, for what would stop it.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,9 +30,14 @@ def real(defense: str, attack: str, *counts: int, **options: object) -> Record:
     record = make_record(defense, attack, *counts, **options)
     name = attack.partition("(")[0]
     if name in ATTACK:
-        record.cell["attack"] = f"{name}(poisoning_rate={ATTACK[name]}, target=1)"
-    record.provenance["clean_fraction"] = 0.05 if defense in ("ft", "nad") else 0.0
-    return record
+        spec = f"{name}(poisoning_rate={ATTACK[name]}, target=1)"
+        record = replace(record, cell=record.cell.with_(attack=spec))
+    share = 0.05 if defense in ("ft", "nad") else 0.0
+    return replace(record, provenance=record.provenance.with_(clean_fraction=share))
+
+
+def titled(record: Record, titles: dict[str, str]) -> Record:
+    return replace(record, provenance=record.provenance.with_(titles=titles))
 
 
 ONE = [
@@ -53,15 +59,15 @@ def latex(some: list[Record], label: str = "") -> str:
 
 
 def fields(text: str) -> dict[str, list[str]]:
-    """The cells of each row of a table, by the first."""
+    """The cells of each row of a table, by the first of them."""
     found = [
         re.split(r" (?<!\\)& ", line[:-3]) for line in text.splitlines() if line[-3:] == r" \\"
     ]
     return {cells[0]: cells[1:] for cells in found}
 
 
-def check_whole(text: str) -> None:
-    """Raises where LaTeX would stop: braces, environments, and the cells of each row."""
+def check_well_formed(text: str) -> None:
+    """Fail where LaTeX would stop: at braces, environments, or the number of cells of a row."""
     assert text.isascii() or set(re.findall(r"[^\x00-\x7f]", text)) <= {"é"}
     for line in text.splitlines():
         if line.startswith("%"):
@@ -91,35 +97,15 @@ def check_whole(text: str) -> None:
             assert not row.startswith(("[", "*"))
 
 
-def test_the_leaderboard_is_this() -> None:
+def test_the_leaderboard_equals_the_golden_file(golden: Callable[[str, str], None]) -> None:
     text = latex([*ONE[:3], ONE[4], ONE[8]])
-    check_whole(text)
+    check_well_formed(text)
     head, body = text.split(r"\begin{tabular}")
     assert head.startswith(r"% Needs \usepackage{booktabs} and \usepackage{adjustbox}.")
     assert r"\begin{table*}" in head
     assert r"\label{tab:leaderboard-toy-wrn16-1}" in head
     assert r"\begin{adjustbox}{max width=\linewidth}" in head
-    assert (
-        body
-        == r"""{llrrrrrrrrrrr}
-\toprule
- &  &  &  & \multicolumn{2}{c}{BadNets 10 \%} & \multicolumn{2}{c}{SIG 50 \%} & \multicolumn{3}{c}{Mean} &  &  \\
-\cmidrule(lr){5-6} \cmidrule(lr){7-8} \cmidrule(lr){9-11}
-Defense & Spec & Clean & Trainings & CA & ASR & CA & ASR & CA & ASR & R-Acc & DER & Time \\
-\midrule
-\multicolumn{13}{l}{\emph{Without clean images}} \\
-No defense & \texttt{none} & 0 \% & 1.0 & 93.0 & 99.0 & 92.0 & 96.0 & 92.5 & 97.5 & 1.2 & - & 1.0 \\
-CBD & \texttt{cbd(t1=3)} & 0 \% & 1.0 & 88.0 & \textbf{2.0}$^\circ$ & - & - & 88.0 (1 of 2) & 2.0 & 49.0 & 96.0 & 1.0 \\
-ABL & \texttt{abl} & 0 \% & 1.0 & 89.0 & \underline{6.0} & - & - & 89.0 (1 of 2) & 6.0 & 47.0 & 94.5 & 1.0 \\
-\midrule
-\multicolumn{13}{l}{\emph{With clean images}} \\
-FT & \texttt{ft} & 5 \% & 1.0 & 90.0 & \textbf{10.0} & - & - & 90.0 (1 of 2) & 10.0 & 45.0 & 93.0 & 1.0 \\
-\bottomrule
-\end{tabular}
-\end{adjustbox}
-\end{table*}
-"""  # noqa: E501
-    )
+    golden("leaderboard.tex", rf"\begin{{tabular}}{body}")
 
 
 def test_the_caption_says_in_words_what_is_compared_and_how_to_read_it() -> None:
@@ -129,14 +115,14 @@ def test_the_caption_says_in_words_what_is_compared_and_how_to_read_it() -> None
         "Backdoor defenses on Toy with WRN-16-1. 30 epochs, fp32, 1 seed.",
         "Attacks as specs: badnets, sig.",
         "The target is class 1.",
-        "Bold: the lowest ASR of a group against an attack; underlined: the second lowest",
-        r"\P{} failed, in no mean: my\_defense on sig (seed 0: RuntimeError).",
+        "Bold: lowest ASR of a section against an attack; underlined: second lowest",
+        r"\P{} failed, excluded from means: my\_defense on sig (seed 0: RuntimeError).",
     ):
         assert part in caption[1]
     assert "small print" not in caption[1]
 
 
-def test_ties_marks_and_states_are_those_of_the_markdown() -> None:
+def test_ties_marks_and_states_agree_with_the_markdown() -> None:
     rows = fields(latex(ONE))
     assert rows["CBD"][4:7] == [r"\textbf{2.0}$^\circ$", "87.0", r"\textbf{30.0}"]
     assert rows["ABL"][4:7] == [r"\underline{6.0}", "88.0", r"\textbf{30.0}"]
@@ -148,37 +134,37 @@ def test_ties_marks_and_states_are_those_of_the_markdown() -> None:
 def test_several_seeds_have_intervals_in_small_print() -> None:
     some = [real("cbd", "badnets", 880 + s, 20 + s, seed=s) for s in range(3)]
     text = latex(some)
-    check_whole(text)
+    check_well_formed(text)
     assert fields(text)["CBD"][3:6] == [
         r"88.1 {\scriptsize $\pm$ 0.2}",
         r"\textbf{2.1} {\scriptsize $\pm$ 0.2}",
         "48.9",
     ]
-    assert "in small print half the width of the 95" in text
+    assert "in small print the half width of the 95" in text
 
 
 @pytest.mark.parametrize("count", [1, 2, 7])
-def test_a_table_of_any_width_is_whole(count: int) -> None:
+def test_a_table_of_any_width_is_well_formed(count: int) -> None:
     attacks = [*ATTACK, "none"][:count]
     some = [real(d, a, 900, None if a == "none" else 30) for d in ("none", "cbd") for a in attacks]
     text = latex(some)
-    check_whole(text)
+    check_well_formed(text)
     assert (r"\begin{table*}" in text) is (count > 1)
     assert ("No attack" in text) is (count == 7)
 
 
-def test_only_clean_training_makes_a_table_too() -> None:
+def test_clean_training_alone_makes_a_table() -> None:
     text = latex([real("none", "none", 940), real("cbd", "none", 900)])
-    check_whole(text)
+    check_well_formed(text)
     assert "ASR" not in text
     assert fields(text)["CBD"] == [r"\texttt{cbd}", r"0 \%", "1.0", "90.0", "1.0"]
 
 
-def test_text_from_outside_is_no_command() -> None:
-    mine = real(HOSTILE, "badnets", 900, 30)
-    mine.provenance["titles"] = {"defense": r"[\x] % _ {", "attack": "*"}
+def test_text_of_a_record_is_escaped() -> None:
+    titles = {"defense": r"[\x] % _ {", "attack": "*"}
+    mine = titled(real(HOSTILE, "badnets", 900, 30), titles)
     text = latex([mine, real("none", "badnets", 900, 990)])
-    check_whole(text)
+    check_well_formed(text)
     assert r"\input" not in text
     assert r"{}[\textbackslash{}x] \% \_ \{ & \texttt{m\_1(s='\textbackslash{}input\{x\}" in text
 
@@ -188,8 +174,8 @@ def test_each_block_has_a_label_of_its_own() -> None:
         replace(
             one,
             key=f"{n:016x}",
-            cell=one.cell | {"recipe": "recipe(epochs=9, batch_size=4)"},
-            labels=one.labels | {"recipe": "recipe(batch_size=4)"},
+            cell=one.cell.with_(recipe="recipe(epochs=9, batch_size=4)"),
+            labels=one.labels.with_(recipe="recipe(batch_size=4)"),
         )
         for n, one in enumerate(ONE)
     ]
@@ -197,11 +183,11 @@ def test_each_block_has_a_label_of_its_own() -> None:
     assert labels == ["tab:leaderboard-toy-wrn16-1", "tab:leaderboard-toy-wrn16-1-2"]
     assert re.findall(r"\\label\{(.*?)\}", latex(ONE, "tab:a_1")) == ["tab:a_1"]
     assert "9 epochs, batch size 4, fp32, 1 seed." in latex(longer)
-    with pytest.raises(InvalidInput, match="'a b' is no label"):
+    with pytest.raises(InvalidInput, match="invalid label 'a b'"):
         latex(ONE, "a b")
 
 
-def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_latex(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for record in ONE:
         records.write(tmp_path, record)
     command = ["table", "leaderboard", "--results", str(tmp_path)]
@@ -210,7 +196,7 @@ def test_the_command_writes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main([*command, "--latex", "--label", "tab:mine"]) == 0
     assert "tables/leaderboard.tex" in capsys.readouterr().out.splitlines()[-1]
     text = (tmp_path / "tables/leaderboard.tex").read_text()
-    check_whole(text)
+    check_well_formed(text)
     assert r"\label{tab:mine}" in text
 
 
@@ -236,22 +222,19 @@ def test_a_title_is_derived_where_there_is_none(name: str, title: str) -> None:
     [
         ({"defense": "My Defense"}, "My Defense"),
         ({"defense": ""}, "Mine"),
-        ({"defense": 3}, "Mine"),
         ({"defense": "x" * 61}, "Mine"),
         ({"defense": "a\nb"}, "Mine"),
-        (["defense"], "Mine"),
-        (None, "Mine"),
+        ({}, "Mine"),
     ],
 )
-def test_the_title_of_a_plugin_that_is_not_here_is_in_its_record(
+def test_the_record_has_the_title_of_a_plugin_that_is_not_installed(
     titles: object, title: str
 ) -> None:
-    record = real("mine", "badnets", 900, 30)
-    record.provenance["titles"] = titles
+    record = titled(real("mine", "badnets", 900, 30), titles)
     assert title_of(record, "defense") == title
 
 
-def test_two_that_would_be_written_alike_are_written_as_specs() -> None:
+def test_plugins_with_equal_titles_are_written_as_specs() -> None:
     some = [real("cbd", "badnets", 900, 30), real("cbd(t1=3)", "badnets", 900, 30, seed=1)]
     assert names(collect(some), "defense") == {"cbd": "CBD", "cbd(t1=3)": "CBD (t1=3)"}
     twins = [real("a_b", "badnets", 900, 30), real("A_b", "badnets", 900, 30, seed=1)]

@@ -1,7 +1,4 @@
-"""The leaderboard, literally: what a few records give is written out below."""
-
-# A row of a table is one line, however long.
-# ruff: noqa: E501
+"""The leaderboard; what a few records give is in `golden/leaderboard-*`."""
 
 import io
 import random
@@ -12,6 +9,7 @@ from itertools import accumulate
 import pandas as pd
 import pytest
 from builders import make_record
+from commands import refused
 
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
@@ -52,62 +50,6 @@ SEEDS = [
     make_record("nad", "badnets", None, seed=2),
 ]
 
-ONE_SEED_MARKDOWN = """\
-## toy · wrn16_1 · 30 epochs · fp32 · 1 seed
-
-| defense         | clean | trainings | none | badnets |          | blend |          |  sig |              |          mean |      |       |  DER | seconds | x none |
-|:----------------|------:|----------:|-----:|--------:|---------:|------:|---------:|-----:|-------------:|--------------:|-----:|------:|-----:|--------:|-------:|
-| no clean images |       |           |   CA |      CA |      ASR |    CA |      ASR |   CA |          ASR |            CA |  ASR | R-Acc |      |         |        |
-| none            |   0 % |       1.0 | 94.0 |    93.0 |     99.8 |  92.5 |     96.0 | 92.0 |        2.5 ‡ |          92.5 | 66.1 |  16.9 |    - |    60.0 |    1.0 |
-| cbd             |   0 % |       1.0 |    - |    89.0 | **1.2**° |  88.5 | **70.0** |    - | not finite ⊘ | 88.8 (2 of 3) | 35.6 |  32.2 | 79.1 |   135.0 |    2.2 |
-| abl             |   0 % |       1.0 | 87.0 |    88.0 |   2.0° ~ |     - | failed ¶ | 87.5 |   **1.5**° § | 87.8 (2 of 3) |  1.8 |  49.1 | 72.3 |    93.3 |    1.6 |
-
-- ⊘ not_finite, in no mean: cbd on sig (seed 0)
-- ¶ failed, in no mean: abl on blend (seed 0: RuntimeError)
-- ‡ attack_failed, the trigger seldom works even with no defense: none on sig (seed 0)
-- § no_op, the defense changed nothing: abl on sig (seed 0)"""
-
-ONE_SEED_CSV = """\
-dataset,model,attack,defense,recipe,seeds,clean_accuracy,clean_accuracy_low,clean_accuracy_high,attack_success_rate,attack_success_rate_low,attack_success_rate_high,robust_accuracy,robust_accuracy_low,robust_accuracy_high,asr_floor,at_floor,der,tpr,fpr,clean_fraction,trainings,seconds_own,seconds_total,passes_forward,passes_backward,flags,excluded
-toy,wrn16_1,none,none,recipe(epochs=30),1,0.94,0.923529,0.953104,,,,,,,0.008,,,,,0,1,60,60,30,30,,0
-toy,wrn16_1,none,abl,recipe(epochs=30),1,0.87,0.847732,0.889436,,,,,,,0.02,,,,,0,1,30,90,30,30,,0
-toy,wrn16_1,badnets,none,recipe(epochs=30),1,0.93,0.912485,0.944224,0.998,0.992737,0.999451,0.001,0.000176546,0.00564256,0.009,False,,,,0,1,60,60,30,30,,0
-toy,wrn16_1,badnets,abl,recipe(epochs=30),1,0.88,0.858391,0.898701,0.02,0.0129837,0.03069,0.49,0.459114,0.520963,0.015,True,0.964,,,0,1,30,90,30,30,,0
-toy,wrn16_1,badnets,cbd,recipe(epochs=30),1,0.89,0.869095,0.907921,0.012,0.00687765,0.0208573,0.494,0.463095,0.524951,0.011,True,0.973,,,0,1,150,150,30,30,,0
-toy,wrn16_1,blend,none,recipe(epochs=30),1,0.925,0.906999,0.939748,0.96,0.94599,0.970489,0.02,0.0129837,0.03069,0.012,False,,,,0,1,60,60,30,30,,0
-toy,wrn16_1,blend,abl,recipe(epochs=30),0,,,,,,,,,,,,,,,0,,,,,,failed:1,1
-toy,wrn16_1,blend,cbd,recipe(epochs=30),1,0.885,0.863737,0.903317,0.7,0.670876,0.727593,0.15,0.12921,0.173469,0.014,False,0.61,,,0,1,120,120,30,30,,0
-toy,wrn16_1,sig,none,recipe(epochs=30),1,0.92,0.901534,0.935252,0.025,0.0169901,0.0366453,0.487,0.45613,0.51797,0.01,False,,,,0,1,60,60,30,30,attack_failed:1,0
-toy,wrn16_1,sig,abl,recipe(epochs=30),1,0.875,0.853056,0.894074,0.015,0.00911098,0.024601,0.492,0.461104,0.522957,0.013,True,0.4825,,,0,1,40,100,30,30,no_op:1,0
-toy,wrn16_1,sig,cbd,recipe(epochs=30),0,,,,,,,,,,,,,,,0,,,,,,not_finite:1,1
-"""
-
-SEEDS_MARKDOWN = """\
-## toy · wrn16_1 · 30 epochs · fp32 · 3 seeds
-
-| defense           | clean | trainings | badnets |             | mean |      |       |  DER | seconds | x none |
-|:------------------|------:|----------:|--------:|------------:|-----:|-----:|------:|-----:|--------:|-------:|
-| no clean images   |       |           |      CA |         ASR |   CA |  ASR | R-Acc |      |         |        |
-| none              |   0 % |       1.0 |    93.1 |        99.1 | 93.1 | 99.1 |   0.4 |    - |    61.0 |    1.0 |
-| abl               |   0 % |       1.0 |    88.1 |     **3.0** | 88.1 |  3.0 |  48.5 | 95.5 |    90.0 |    1.5 |
-| cbd               |   0 % |       1.0 |    89.0 |         4.1 | 89.0 |  4.1 |  47.9 | 95.4 |   150.0 |    2.5 |
-| with clean images |       |           |      CA |         ASR |   CA |  ASR | R-Acc |      |         |        |
-| ft                |   5 % |       1.0 |    90.1 | **3.5** § ⊘ | 90.1 |  3.5 |  48.2 | 96.3 |    66.0 |    1.1 |
-| nad               |   5 % |       1.0 |    90.0 |      20.0 ¶ | 90.0 | 20.0 |  40.0 | 88.0 |    66.0 |    1.1 |
-
-- ⊘ not_finite, in no mean: ft on badnets (seed 2 of 3)
-- ¶ failed, in no mean: nad on badnets (seeds 1, 2 of 3: RuntimeError)
-- § no_op, the defense changed nothing: ft on badnets (seed 2 of 3)"""
-
-SEEDS_CSV = """\
-dataset,model,attack,defense,recipe,seeds,clean_accuracy,clean_accuracy_low,clean_accuracy_high,attack_success_rate,attack_success_rate_low,attack_success_rate_high,robust_accuracy,robust_accuracy_low,robust_accuracy_high,asr_floor,at_floor,der,tpr,fpr,clean_fraction,trainings,seconds_own,seconds_total,passes_forward,passes_backward,flags,excluded
-toy,wrn16_1,badnets,none,recipe(epochs=30),3,0.931,0.928516,0.933484,0.991,0.988516,0.993484,0.00433333,0.00289912,0.00576755,0.01,False,,,,0,1,61,61,30,30,,0
-toy,wrn16_1,badnets,abl,recipe(epochs=30),3,0.881,0.878516,0.883484,0.03,0.00515862,0.0548414,0.485,0.472579,0.497421,0.015,False,0.9555,,,0,1,30,90,30,30,,0
-toy,wrn16_1,badnets,cbd,recipe(epochs=30),3,0.89,0.89,0.89,0.041,0.0161586,0.0658414,0.479,0.466579,0.491421,0.011,False,0.9545,,,0,1,150,150,30,30,,0
-toy,wrn16_1,badnets,ft,recipe(epochs=30),2,0.901,0.888294,0.913706,0.035,0,0.289124,0.482,0.354938,0.609062,0.011,False,0.963,,,0.05,1,6,66,30,30,no_op:1 not_finite:1,1
-toy,wrn16_1,badnets,nad,recipe(epochs=30),1,0.9,0.879848,0.917091,0.2,0.176377,0.225919,0.4,0.370075,0.430691,0.011,False,0.88,,,0.05,1,6,66,30,30,failed:2,2
-"""
-
 
 def board(*cells):
     return tables.leaderboard(cells).blocks[0]
@@ -134,22 +76,33 @@ def row(block, defense):
 
 
 @pytest.mark.parametrize(
-    ("cells", "markdown", "csv"),
-    [(ONE_SEED, ONE_SEED_MARKDOWN, ONE_SEED_CSV), (SEEDS, SEEDS_MARKDOWN, SEEDS_CSV)],
-    ids=["one seed", "three seeds"],
+    ("cells", "name"),
+    [(ONE_SEED, "leaderboard-one-seed"), (SEEDS, "leaderboard-three-seeds")],
 )
-def test_the_tables_are_these(cells, markdown, csv):
-    shuffled = random.Random(0).sample(cells, len(cells))
-    made = tables.leaderboard(shuffled)
-    assert made.blocks == (markdown,)
-    assert made.csv() == csv
+def test_the_order_of_records_does_not_change_the_table(cells, name, golden):
+    made = tables.leaderboard(random.Random(0).sample(cells, len(cells)))
+    (block,) = made.blocks
+    golden(f"{name}.md", f"{block}\n")
+    golden(f"{name}.csv", made.csv())
+
+
+def test_a_footnote_on_exact_seeds_says_how_many_of_how_many():
+    """Seeds 3 and 5 are not "3, 5 of 2"."""
+    cells = [
+        make_record("none", "badnets", 930, 990, 10, 3, flags=("attack_failed",)),
+        make_record("none", "badnets", 930, 990, 10, 5, flags=("attack_failed",)),
+        make_record("cbd", "badnets", 890, 31, 11, 3),
+        make_record("cbd", "badnets", None, seed=5),
+    ]
+    block = board(*cells)
+    assert "none on badnets (seeds 3, 5; 2 of 2)" in block
+    assert "cbd on badnets (seed 5; 1 of 2: RuntimeError)" in block
 
 
 def test_the_legend_explains_every_sign():
-    text = tables.leaderboard(ONE_SEED).markdown()
-    assert text.startswith(ONE_SEED_MARKDOWN + "\n\nIn percent, after the last epoch.")
-    assert text.endswith(".\n")
-    legend = text[len(ONE_SEED_MARKDOWN) :]
+    made = tables.leaderboard(ONE_SEED)
+    legend = made.markdown().removeprefix(f"{made.blocks[0]}\n\n")
+    assert legend.startswith("In percent, after the last epoch.")
     for sign in ("Clean", "Trainings", "CA", "R-Acc", "ASR", "°", "**Bold**", "~", "Mean", "DER"):
         assert f"{sign}: " in legend
     assert "Seconds: " in legend
@@ -161,50 +114,49 @@ def test_the_legend_explains_every_sign():
 def test_three_attacks_fit_160_columns(cells):
     names = {"none": "trojan"}
     attacked = [
-        replace(c, labels=c.labels | {"attack": names.get(c.labels["attack"], c.labels["attack"])})
+        replace(c, labels=c.labels.with_(attack=names.get(c.labels.attack, c.labels.attack)))
         for c in cells
-        if c.labels["attack"] != "none"
+        if c.labels.attack != "none"
     ]
     table = [line for line in board(*attacked).splitlines() if line.startswith("|")]
     assert max(map(len, table)) <= 160
 
 
-def test_regenerated_files_are_identical(tmp_path):
+def test_the_files_are_the_leaderboard_of_the_records_on_disk(tmp_path):
     for each in ONE_SEED:
         records.write(tmp_path, each)
-    first, second = ({}, {})
-    for contents in (first, second):
-        good, damaged = records.read_all(tmp_path)
-        assert damaged == []
-        paths = tables.write_leaderboard(good, tmp_path)
-        contents.update((path.name, path.read_bytes()) for path in paths)
-    assert first == second
-    assert first["leaderboard.csv"].decode() == ONE_SEED_CSV
-    assert first["leaderboard.md"].decode().startswith(ONE_SEED_MARKDOWN)
-    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(first)
+    made = tables.leaderboard(ONE_SEED)
+    for _ in range(2):
+        paths = tables.write_leaderboard(records.read_all(tmp_path)[0], tmp_path)
+        found = {path.name: path.read_text() for path in paths}
+        assert found == {"leaderboard.md": made.markdown(), "leaderboard.csv": made.csv()}
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(found)
 
 
-def test_times_leave_the_metrics_alone():
+def test_dates_and_speeds_are_not_in_the_csv():
     slower = [
-        replace(each, measured=each.measured | {"started": "2031-01-01", "images_per_second": 1.0})
+        replace(each, measured=each.measured.with_(started="2031-01-01", images_per_second=1.0))
         for each in ONE_SEED
     ]
-    assert tables.leaderboard(slower).csv() == ONE_SEED_CSV
+    assert tables.leaderboard(slower).csv() == tables.leaderboard(ONE_SEED).csv()
 
 
 def test_the_csv_reads_back():
     summary = tables.summarise(SEEDS)
     assert list(summary.columns) == list(tables.COLUMNS)
-    again = pd.read_csv(io.StringIO(SEEDS_CSV), keep_default_na=False, na_values=[""])
+    text = tables.leaderboard(SEEDS).csv()
+    again = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
     again["flags"] = again["flags"].fillna("")
     again["at_floor"] = again["at_floor"].astype(object)
     pd.testing.assert_frame_equal(again, summary, rtol=1e-5, check_dtype=False)
 
 
-def test_no_records_is_an_error_that_says_what_makes_them(tmp_path):
+def test_a_table_of_no_records_is_refused(tmp_path):
     with pytest.raises(InvalidInput) as raised:
         tables.write_leaderboard([], tmp_path)
-    assert str(raised.value) == f"no records in {tmp_path / 'records'}; `bdbench run` makes them"
+    assert (
+        str(raised.value) == f"no records in {tmp_path / 'records'}; create some with `bdbench run`"
+    )
     assert tables.summarise([]).empty
     assert tables.leaderboard([]).blocks == ()
 
@@ -218,7 +170,7 @@ def test_an_unwritable_folder_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("defense", "seed"), [("abl", 1), ("cbd", 0)])
-def test_records_of_different_data_share_no_table(defense, seed):
+def test_records_of_different_data_cannot_share_a_table(defense, seed):
     one = make_record("abl", "badnets", 880, 20)
     two = replace(
         make_record(defense, "badnets", 880, 20, seed=seed),
@@ -231,16 +183,14 @@ def test_records_of_different_data_share_no_table(defense, seed):
         assert str(raised.value) == (
             f"records {one.key} (abl on badnets, data abababababab) and ffffffffffffffff "
             f"({defense} on badnets, data cdcdcdcdcdcd) were trained on different data and cannot "
-            "share a table; put them into folders of their own with --results"
+            "share a table; give each its own folder with --results"
         )
 
 
-def test_a_cell_that_failed_before_its_data_was_known_is_no_conflict():
+def test_a_cell_that_failed_before_loading_its_data_does_not_conflict():
     unknown = replace(make_record("abl", "badnets"), provenance={})
-    assert (
-        row(board(unknown, make_record("cbd", "badnets", 880, 20)), "abl")["badnets ASR"]
-        == "failed ¶"
-    )
+    block = board(unknown, make_record("cbd", "badnets", 880, 20))
+    assert row(block, "abl")["badnets ASR"] == "failed ¶"
 
 
 def test_a_seed_counts_once():
@@ -296,7 +246,9 @@ def test_at_chance_enters_means_with_a_mark_and_is_never_the_best():
     assert row(block, "cbd")["badnets ASR"] == "10.0° †"
     assert row(block, "cbd")["mean CA"] == "10.0"
     assert row(block, "abl")["badnets ASR"] == "**30.0**"
-    assert "- † at_chance, accuracy no better than always guessing one class, never the best: cbd on badnets (seed 0)" in block.splitlines()  # fmt: skip
+    note = block.splitlines()[-1]
+    assert note.startswith("- † at_chance, ")
+    assert note.endswith("never marked best: cbd on badnets (seed 0)")
 
 
 @pytest.mark.parametrize(
@@ -311,17 +263,17 @@ def test_at_chance_enters_means_with_a_mark_and_is_never_the_best():
         (make_record("a.py", "badnets", 880, 20), None, "-"),
     ],
 )
-def test_the_clean_share_is_the_records_or_that_of_the_source(record, share, text):
+def test_the_clean_share_comes_from_the_record_or_else_the_source(record, share, text):
     given = {} if share is None else {"clean_fraction": share}
-    record = replace(record, provenance=record.provenance | given)
-    assert row(board(record), record.labels["defense"])["clean"] == text
+    record = replace(record, provenance=record.provenance.with_(**given))
+    assert row(board(record), record.labels.defense)["clean"] == text
 
 
 def test_trainings_are_passes_relative_to_plain_training():
     record = make_record("cbd", "badnets", 880, 20)
     more = replace(record, passes={"forward": 60.0, "backward": 33.0})
     assert row(board(more), "cbd")["trainings"] == "1.4"
-    without = replace(more, cell=more.cell | {"recipe": "recipe()"})
+    without = replace(more, cell=more.cell.with_(recipe="recipe()"))
     assert row(board(without), "cbd")["trainings"] == "-"
     assert row(board(make_record("cbd", "badnets")), "cbd")["trainings"] == "-"
 
@@ -339,14 +291,15 @@ def test_trainings_are_passes_relative_to_plain_training():
     ],
 )
 def test_an_asr_at_its_floor_is_marked(asr, floor, marked):
-    """The last ones cannot be told from their floors by a t-test, and two have a backdoor."""
-    some = [make_record("abl", "badnets", 880, a, f, n) for n, (a, f) in enumerate(zip(asr, floor, strict=True))]  # fmt: skip
+    """A t-test cannot tell the last three from their floors, but two of these have a backdoor."""
+    pairs = zip(asr, floor, strict=True)
+    some = [make_record("abl", "badnets", 880, *pair, seed) for seed, pair in enumerate(pairs)]
     assert row(board(*some), "abl")["badnets ASR"].endswith("°") == marked
     (said,) = tables.summarise(some)["at_floor"]
     assert said is marked
 
 
-def test_der_is_what_its_paper_says():
+def test_der_follows_equation_7_of_its_paper():
     """Equation 7 by hand: (0.998 - 0.02 - (0.93 - 0.88) + 1) / 2, and no gain from more CA."""
     some = [
         make_record("none", "badnets", 930, 998),
@@ -367,7 +320,7 @@ def test_der_is_what_its_paper_says():
     assert row(board(some[1]), "abl")["DER"] == "-"
 
 
-def test_der_is_of_the_means_over_seeds():
+def test_der_is_computed_from_means_over_seeds():
     made = tables.summarise(SEEDS).set_index("defense")["der"]
     assert made["abl"] == pytest.approx((0.991 - 0.03 - (0.931 - 0.881) + 1) / 2)
 
@@ -394,7 +347,7 @@ def test_rows_are_sorted_by_der_or_by_any_column():
     assert str(raised.value) == "unknown column 'badnet ASR'; did you mean 'badnets ASR'?"
 
 
-def test_more_columns_are_shown_where_they_are_asked_for():
+def test_more_columns_are_shown_on_request():
     judged = {"mean_clean": 0.9, "mean_poisoned": 0.25, "recall": 0.75, "precision": 0.5}
     some = [
         make_record("none", "none", 940, floor=8),
@@ -424,7 +377,7 @@ def test_more_columns_are_shown_where_they_are_asked_for():
     assert str(raised.value) == "unknown column 'flor'; did you mean 'floor'?"
 
 
-def test_rates_of_a_filter_are_those_of_the_record():
+def test_rates_of_a_filter_come_from_the_record():
     samples = {"kept": {"mean_clean": 0.9, "fpr": 0.1, "tpr": 0.3}}
     some = [replace(make_record("abl", "badnets", 880, 20), diagnostics={"samples": samples})]
     some += [make_record("abl", "badnets", 880, 20, seed=1), make_record("cbd", "badnets", 880, 20)]
@@ -433,7 +386,7 @@ def test_rates_of_a_filter_are_those_of_the_record():
     assert made.loc["cbd", ["tpr", "fpr"]].isna().all()
 
 
-def test_a_defense_without_results_comes_last_and_leaves_the_order_of_the_others():
+def test_a_defense_without_results_comes_last():
     block = board(
         make_record("abl", "badnets"),
         make_record("cbd", "badnets", 890, 20),
@@ -441,43 +394,27 @@ def test_a_defense_without_results_comes_last_and_leaves_the_order_of_the_others
         make_record("clp", "badnets", 100, 0, flags=("not_finite",)),
     )
     assert order(block) == ["no clean images", "dbd", "cbd", "abl", "clp"]
-    assert row(block, "clp") == {
-        "defense": "clp",
-        "clean": "0 %",
-        "trainings": "-",
-        "badnets CA": "-",
-        "badnets ASR": "not finite ⊘",
-        "mean CA": "-",
-        "mean ASR": "-",
-        "mean R-Acc": "-",
-        "DER": "-",
-        "seconds": "-",
-        "x none": "-",
-    }
+    filled = {title: text for title, text in row(block, "clp").items() if text != "-"}
+    assert filled == {"defense": "clp", "clean": "0 %", "badnets ASR": "not finite ⊘"}
 
 
-def test_only_clean_training_makes_a_table_too():
+def test_clean_training_alone_makes_a_table():
     block = board(
         make_record("none", "none", 940, floor=8), make_record("abl", "none", 870, floor=20)
     )
-    assert row(block, "abl") == {
-        "defense": "abl",
-        "clean": "0 %",
-        "trainings": "1.0",
-        "none CA": "87.0",
-        "seconds": "60.0",
-        "x none": "1.0",
-    }
+    titles = ["defense", "clean", "trainings", "none CA", "seconds", "x none"]
+    expected = dict(zip(titles, ["abl", "0 %", "1.0", "87.0", "60.0", "1.0"], strict=True))
+    assert row(block, "abl") == expected
     failed = board(make_record("none", "none", 940, floor=8), make_record("abl", "none"))
     assert row(failed, "abl")["none CA"] == "failed ¶"
 
 
-def test_a_block_for_each_data_set_model_and_recipe():
+def test_each_data_set_model_and_recipe_has_a_block():
     one = make_record("abl", "badnets", 880, 20)
     longer = replace(
         one,
-        cell=one.cell | {"recipe": "recipe(epochs=100, learning_rate=0.01)"},
-        labels=one.labels | {"recipe": "recipe(learning_rate=0.01)"},
+        cell=one.cell.with_(recipe="recipe(epochs=100, learning_rate=0.01)"),
+        labels=one.labels.with_(recipe="recipe(learning_rate=0.01)"),
         provenance={"data_sha256": "cd" * 32, "precision": "bf16"},
     )
     titles = [block.splitlines()[0] for block in tables.leaderboard([longer, one]).blocks]
@@ -489,7 +426,7 @@ def test_a_block_for_each_data_set_model_and_recipe():
 
 def test_specs_that_share_a_label_are_written_out():
     one = make_record("abl", "badnets", 880, 20)
-    other = replace(one, key="f" * 16, cell=one.cell | {"defense": "abl(field=2)"})
+    other = replace(one, key="f" * 16, cell=one.cell.with_(defense="abl(field=2)"))
     assert list(tables.summarise([one, other])["defense"]) == ["abl(field=1)", "abl(field=2)"]
 
 
@@ -498,11 +435,11 @@ def test_a_bar_in_a_spec_does_not_split_a_column():
     assert "| mine(name='a\\|b')      |" in block
 
 
-def test_seconds_of_several_devices_are_said():
+def test_a_note_names_several_devices():
     one, two = make_record("none", "badnets", 850, 990), make_record("cbd", "badnets", 840, 20)
     assert "several devices" not in tables.leaderboard([one, two]).markdown()
-    moved = replace(two, provenance=two.provenance | {"device": "cuda: a GPU"})
-    stayed = replace(one, provenance=one.provenance | {"device": "cpu: a processor"})
+    moved = replace(two, provenance=two.provenance.with_(device="cuda: a GPU"))
+    stayed = replace(one, provenance=one.provenance.with_(device="cpu: a processor"))
     found = tables.leaderboard([stayed, moved]).markdown()
     assert "- seconds were measured on several devices: cpu: a processor, cuda: a GPU\n" in found
 
@@ -524,24 +461,18 @@ def test_the_command_sorts_and_adds_columns_and_leaves_the_files_alone(tmp_path,
     assert (tmp_path / "tables/leaderboard.md").read_text() == written
 
 
-@pytest.mark.parametrize(
-    ("options", "complaint"),
-    [
-        (["--sort", "badnet ASR"], "unknown column 'badnet ASR'; did you mean 'badnets ASR'?"),
-        (["--columns", "FRP"], "unknown column 'FRP'; did you mean 'FPR'?"),
-    ],
-)
-def test_the_command_refuses_a_wrong_column_in_one_line(options, complaint, tmp_path, capsys):
+@pytest.mark.parametrize("option", ["--sort=badnet ASR", "--columns=FRP"])
+def test_the_command_refuses_a_wrong_column_in_one_line(option, tmp_path, capsys):
     for each in SEEDS:
         records.write(tmp_path, each)
-    assert main(["table", "leaderboard", "--results", str(tmp_path), *options]) == 2
-    assert capsys.readouterr().err == f"bdbench: {complaint}\n"
-    assert main(["table", "1", "--results", str(tmp_path), *options]) == 2
-    assert capsys.readouterr().err == "bdbench: --sort and --columns are for the leaderboard\n"
+    assert "unknown column" in refused(
+        capsys, "table", "leaderboard", f"--results={tmp_path}", option
+    )
+    assert "for the leaderboard" in refused(capsys, "table", "1", f"--results={tmp_path}", option)
 
 
-def test_flags_of_older_and_later_versions_do_no_harm() -> None:
-    """An older "diverged" enters no mean, and a flag that nobody knows yet changes nothing."""
+def test_flags_of_other_versions_are_understood_or_ignored() -> None:
+    """An older "diverged" enters no mean, and an unknown flag changes nothing."""
     made = [
         make_record("none", "badnets", 900, 1000),
         make_record("none", "badnets", 100, 1000, seed=1, flags=("diverged",)),
@@ -554,10 +485,10 @@ def test_flags_of_older_and_later_versions_do_no_harm() -> None:
     assert "50.0" not in rows["none"]
     assert "89.0" in rows["ft"]
     assert "diverged ⊘" in rows["fp"]
-    assert "⊘ diverged, in no mean; an older record, not finite or at chance" in text
+    assert "⊘ diverged, excluded from means; an older record, not finite or at chance" in text
 
 
-def test_falls_and_ratios_are_of_the_seeds_that_both_sides_have():
+def test_der_uses_the_seeds_that_both_sides_have():
     records = [
         *(make_record("none", "badnets", ca, 1000, seed=s) for s, ca in enumerate((900, 800, 500))),
         *(make_record("cbd", "badnets", ca, 1000, seed=s) for s, ca in enumerate((880, 780))),
@@ -576,13 +507,13 @@ def summarised(records):
         ({"fit": 10, "validation": 10, "of": 100, "classes": 10}, True),
         ({"fit": 5, "validation": 5, "of": 100, "classes": 10}, False),
         ({"fit": 2, "validation": 1, "of": 60, "classes": 2}, False),
-        ({"fit": "many"}, False),
+        ({"fit": 10, "validation": 10}, False),
         (None, False),
     ],
 )
-def test_another_clean_share_than_declared_is_said(given, said):
+def test_a_note_says_that_a_defense_had_another_clean_share_than_declared(given, said):
     record = make_record("ft", "badnets", 880, 20)
-    record = replace(record, provenance=record.provenance | {"clean_fraction": 0.05})
+    record = replace(record, provenance=record.provenance.with_(clean_fraction=0.05))
     record = replace(record, diagnostics={"lent": given})
-    line = "- ft was lent 20 clean images of 100, 20 %, where it declares 5 %: at least two of each class"  # fmt: skip
-    assert (line in board(record).splitlines()) is said
+    line = "- ft was lent 20 of 100 clean images (20 %) instead of the declared 5 %"
+    assert (line in board(record)) is said

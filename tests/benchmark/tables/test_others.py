@@ -1,4 +1,4 @@
-"""What other benchmarks published: every number of the file is found by its cell."""
+"""Numbers of other benchmarks: a cell finds every number of the file."""
 
 import json
 from pathlib import Path
@@ -92,7 +92,7 @@ def test_sig_is_compared_where_the_same_share_is_poisoned(dataset, rate, fields,
         {"dataset": "cifar10", "attack": "none(poisoning_rate=0.0)", "defense": "ft"},
     ],
 )
-def test_nothing_else_is_found(own):
+def test_other_cells_have_no_numbers_of_others(own):
     assert others(own) == ()
 
 
@@ -120,7 +120,7 @@ def test_a_contradiction_is_named():
     }
 
 
-def test_only_those_that_are_far_apart_are_named():
+def test_a_contradiction_names_only_numbers_that_are_far_apart():
     shares = {"a": 80.0, "b": 90.0, "c": 90.5}
     one, two, three = (
         Other(name, "cifar10", "badnets", 0.1, "fp", {"clean_accuracy": share})

@@ -1,4 +1,4 @@
-"""The paper's numbers agree with its own averages, increases and prose; cells find theirs."""
+"""The paper's numbers agree with its averages, increases and prose, and cells find them."""
 
 import statistics
 from dataclasses import replace
@@ -56,7 +56,7 @@ def departures(row, **changed):
     return reference(cell(row, **changed)).departures
 
 
-def test_every_number_is_there_once():
+def test_every_number_is_listed_once():
     every = [row for table in TABLES.values() for row in table]
     assert {table: len(rows) for table, rows in TABLES.items()} == {1: 133, 2: 32, 3: 16, 5: 8}
     places = {(r.table, r.dataset, r.attack, r.defense, r.poisoning_rate) for r in every}
@@ -103,7 +103,7 @@ def test_seconds_of_table_3_give_its_increases():
         assert round(100 * (cbd - bare) / bare, 1) == increase
 
 
-def test_numbers_that_the_prose_repeats():
+def test_the_tables_agree_with_the_prose():
     """Section 5.2 for Tables 1 and 2, section 5.3 for Table 5."""
     ours = [row.attack_success_rate for row in AVERAGES if row.defense == "cbd"]
     assert ours == [1.60, 1.82, 0.91]
@@ -137,7 +137,7 @@ def test_notes_say_what_contradicts_a_number():
 
 
 @pytest.mark.parametrize("table", TABLES)
-def test_every_number_is_found_by_a_cell_of_the_papers_conditions(table):
+def test_a_cell_under_the_papers_conditions_finds_its_number(table):
     for row in TABLES[table]:
         assert reference(cell(row), table) == Reference(row, ())
         if table != 3:
@@ -189,7 +189,7 @@ def test_a_row_of_the_cells_own_rate_comes_first():
         ),
     ],
 )
-def test_departures_are_said_in_short_phrases(changed, phrases):
+def test_each_departure_is_a_short_phrase(changed, phrases):
     row = printed(1, dataset="cifar10", attack="badnets", defense="cbd")
     assert reference(cell(row, **changed)) == Reference(row, tuple(phrases))
 
@@ -260,7 +260,7 @@ def test_every_setting_is_compared_with_the_default_of_its_class(axis, registry,
         {"defense": "ft(epochs=10)"},
     ],
 )
-def test_what_the_paper_does_not_have_has_no_reference(changed):
+def test_a_cell_that_the_paper_lacks_has_no_reference(changed):
     assert reference(cell(CLEAN, **changed)) is None
 
 

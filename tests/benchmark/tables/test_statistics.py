@@ -1,4 +1,4 @@
-"""Intervals against scipy and hand-worked numbers; ties at their edges."""
+"""Intervals and tests agree with scipy and with numbers worked by hand."""
 
 import math
 
@@ -40,7 +40,7 @@ def test_wilson_gives_the_published_values(hits, of, low, high):
 
 
 @given(counts, st.sampled_from([0.8, 0.95, 0.99]))
-def test_wilson_is_that_of_scipy_and_holds_its_share(count, confidence):
+def test_wilson_agrees_with_scipy_and_contains_its_share(count, confidence):
     low, high = wilson(count.hits, count.of, confidence)
     theirs = stats.binomtest(count.hits, count.of).proportion_ci(confidence, method="wilson")
     assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
@@ -61,7 +61,7 @@ def test_mean_interval_worked_by_hand():
 
 
 @given(st.lists(st.floats(0, 1), min_size=2, max_size=8, unique=True))
-def test_mean_interval_is_that_of_scipy_clipped(rates):
+def test_mean_interval_agrees_with_scipy_between_0_and_1(rates):
     error = stats.sem(rates)
     mean, low, high = mean_interval(rates)
     if error > 0:
@@ -82,7 +82,7 @@ def test_one_seed_has_a_wilson_interval_and_several_have_a_t_interval():
 
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=6))
-def test_paired_test_is_that_of_scipy(pairs):
+def test_paired_test_agrees_with_scipy(pairs):
     a, b = ([pair[side] / 50 for pair in pairs] for side in (0, 1))
     steps = {x - y for x, y in pairs}
     if len(steps) == 1:
@@ -105,7 +105,7 @@ def test_pairing_sees_through_differences_between_seeds():
 
 
 @given(counts, counts)
-def test_proportions_are_compared_as_by_scipy(a, b):
+def test_proportions_test_agrees_with_scipy(a, b):
     table = [[count.hits, count.of - count.hits] for count in (a, b)]
     if all(sum(column) for column in zip(*table, strict=True)):
         pvalue = stats.chi2_contingency(table, correction=True).pvalue
@@ -116,7 +116,7 @@ def test_proportions_are_compared_as_by_scipy(a, b):
 
 
 @pytest.mark.parametrize("more", range(3, 9))
-def test_rare_hits_are_compared_as_by_the_exact_test(more):
+def test_proportions_test_of_rare_hits_agrees_with_the_exact_test(more):
     exact = stats.fisher_exact([[0, 9000], [more, 9000 - more]]).pvalue < 0.05
     assert proportions_separable(Count(0, 9000), Count(more, 9000)) == exact
 

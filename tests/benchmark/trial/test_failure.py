@@ -1,4 +1,4 @@
-"""What a failed record says of an error holds no path of the machine on which it was made."""
+"""Errors in failed records: no paths of the machine, and advice where memory ran out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from builders import ROOT
 import bdbench
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.trial import failure
-from bdbench.trial.failure import error_of, without_folders
+from bdbench.trial.failure import LESS_MEMORY, error_of, without_folders, worker_died
 
 
 @pytest.fixture(autouse=True)
@@ -106,3 +106,42 @@ def test_a_path_by_hand(
     monkeypatch.setattr(failure.sys, "path", [])
     places = {"cwd": project, "home": project.parent, "top": tmp_path}
     assert without_folders(text.format(**places)) == expected
+
+
+NO_MEMORY = [
+    MemoryError(),
+    MemoryError("while images were loaded"),
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 4398046511104 bytes."
+    ),
+    RuntimeError("std::bad_alloc"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: str(error)[:20])
+def test_where_memory_ran_out_the_message_ends_with_what_to_change(error: Exception) -> None:
+    message = error_of(error)["message"]
+    assert message.startswith(str(error))
+    assert message.endswith(LESS_MEMORY)
+
+
+def test_torch_says_so_itself_when_memory_runs_out() -> None:
+    with pytest.raises(RuntimeError) as raised:
+        torch.empty(2**58, dtype=torch.uint8)
+    assert error_of(raised.value)["message"].endswith(f"; {LESS_MEMORY}")
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("shapes differ"), ValueError("std::bad_alloc"), KeyboardInterrupt()]
+)
+def test_no_other_error_gets_advice_on_memory(error: BaseException) -> None:
+    assert error_of(error)["message"] == str(error)
+
+
+def test_a_worker_that_died_is_told_in_one_line() -> None:
+    deaths = ["lost", "killed (SIGSEGV)", "killed (SIGKILL, possibly out of memory)"]
+    assert str(worker_died(deaths)) == (
+        "worker killed (SIGKILL, possibly out of memory); gave up after 3 attempts"
+    )

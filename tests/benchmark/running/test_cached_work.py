@@ -1,4 +1,4 @@
-"""What an estimate knows of the cache and of checkpoints."""
+"""What an estimate knows about the cache and checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from bdbench.cells import cost
 from bdbench.cells.cell import Cell, cell
 from bdbench.models.training.recipe import Recipe
-from bdbench.running.found import found
+from bdbench.running.cached_work import cached_work
 from bdbench.running.speed import Speed
 from bdbench.storage.cache import Cache
 from bdbench.trial.harness import Harness
@@ -25,7 +25,7 @@ def made(defense: str, attack: str = "badnets", recipe: Recipe = RECIPE) -> Cell
 
 
 def there(folder: Path, *cells: Cell, threads: int = 1) -> dict[cost.Part, float]:
-    return found(cells, Cache(folder), CPU, threads, curves=False)
+    return cached_work(cells, Cache(folder), CPU, threads, curves=False)
 
 
 class Stopped(BaseException):
@@ -33,7 +33,7 @@ class Stopped(BaseException):
 
 
 def stopped(folder: Path, chosen: Cell, after: int) -> None:
-    """Run a cell, and break it off after so many steps, all epochs of which are kept."""
+    """Run a cell and interrupt it after so many steps; every epoch has a checkpoint."""
     steps = iter(range(after))
 
     def progress(work: int) -> None:
@@ -44,11 +44,11 @@ def stopped(folder: Path, chosen: Cell, after: int) -> None:
         Harness(Cache(folder), [], CPU, progress=progress, patience=-1.0).run(chosen)
 
 
-def test_an_empty_cache_has_nothing(tmp_path: Path) -> None:
+def test_an_empty_cache_has_no_work(tmp_path: Path) -> None:
     assert there(tmp_path, made("none"), made("cbd")) == {}
 
 
-def test_a_network_that_is_there_is_no_work_for_any_cell_that_needs_it(tmp_path: Path) -> None:
+def test_a_cached_network_is_no_work_for_any_cell_that_needs_it(tmp_path: Path) -> None:
     plain, tuned, other = made("none"), made("ft"), made("none", "blend")
     Harness(Cache(tmp_path), [], CPU).run(plain)
     known = there(tmp_path, plain, tuned, other)
@@ -67,7 +67,7 @@ def test_a_network_that_is_there_is_no_work_for_any_cell_that_needs_it(tmp_path:
 def test_what_a_checkpoint_holds_is_no_work(defense: str, epochs: float, tmp_path: Path) -> None:
     """Of CBD two epochs of f_B and one of f_C, with two forward passes of f_B."""
     chosen = made(defense)
-    # Three steps an epoch: three epochs are kept, the fourth is begun.
+    # Three steps an epoch: three epochs have a checkpoint, the fourth has started.
     stopped(tmp_path, chosen, after=10)
     (done,) = there(tmp_path, chosen).values()
     assert done == pytest.approx(3 * epochs * 96)
@@ -89,7 +89,7 @@ def test_an_attack_that_is_prepared_is_no_work(tmp_path: Path) -> None:
 def test_what_a_run_has_made_is_no_work_for_its_other_cells(tmp_path: Path) -> None:
     speed, plain, tuned = Speed(CPU, probing=lambda cell, device: 1.0), made("none"), made("ft")
     before = speed.seconds([tuned])
-    speed.there |= cost.shared(plain)
+    speed.done |= cost.shared_work(plain)
     assert before - speed.seconds([tuned]) == pytest.approx(cost.expected_passes(plain))
 
 

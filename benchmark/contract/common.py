@@ -1,4 +1,4 @@
-"""What every plugin promises."""
+"""The promises of every plugin."""
 
 from __future__ import annotations
 
@@ -11,35 +11,39 @@ from bdbench.models.plugins.registry import Registry
 from bdbench.models.plugins.spec import Spec
 
 
-def made_by(registry: Registry[Any], name: str) -> Any:
+def factory_of(registry: Registry[Any], name: str) -> Any:
     """The class or function of a spec."""
     return registry.factory(Spec.of(name).name)
 
 
-@promise("", "it can be made with its settings")
-def made(registry: Registry[Any], name: str) -> None:
+@promise("", "it can be built from its settings")
+def can_be_built(registry: Registry[Any], name: str) -> None:
     registry.build(name)
 
 
-@promise("", "it can be written as a spec, and read back", made)
+@promise("", "it can be written as a spec and parsed back", can_be_built)
 def specs(registry: Registry[Any], name: str) -> None:
     canonical = registry.canonical(name)
-    expect(registry.canonical(canonical) == canonical, f"{canonical!r} reads back as another")
+    again = registry.canonical(canonical)
+    expect(again == canonical, f"its spec {canonical!r} parses back as {again!r}")
     label = registry.label(name)
-    expect(label == name, f"its settings are shown as {label!r}: they change when built")
+    expect(label == name, f"its label is {label!r}, not {name!r}: building it changes its settings")
     expect(registry.version(Spec.of(name).name) >= 1, "its version is below 1")
     built = registry.canonical(registry.build(name))
-    expect(built == canonical, f"its settings change when it is built, to {built!r}")
+    expect(built == canonical, f"building it changes its settings to {built!r}")
 
 
-@promise("", "its documentation names the method, and every field with a default")
+@promise("", "its documentation names the method and every field")
 def documentation(registry: Registry[Any], name: str) -> None:
-    factory = made_by(registry, name)
+    factory = factory_of(registry, name)
     module = inspect.getdoc(inspect.getmodule(factory)) or ""
     first = module.partition("\n")[0].rstrip()
-    expect(bool(first), "its file has no docstring; the first line names method, authors and year")
+    expect(
+        bool(first),
+        "its file has no docstring; write one, whose first line names method, authors and year",
+    )
     expect(first.endswith((".", ":")), f"the first line of its file is not a sentence: {first!r}")
     doc = inspect.getdoc(factory) or ""
     for field in inspect.signature(factory).parameters.values():
         if field.default is not inspect.Parameter.empty:
-            expect(field.name in doc, f"its docstring does not say what {field.name} is")
+            expect(field.name in doc, f"its docstring does not explain {field.name}")

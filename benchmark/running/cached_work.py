@@ -1,4 +1,4 @@
-"""Which work of cells is done already: it lies in the cache, or in checkpoints."""
+"""Work of cells that earlier runs have done: in the cache, or in checkpoints."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from bdbench.storage.maintenance import contents
 from bdbench.trial.keys import attack_key, fit_key, machine, undefended_key
 
 
-def found(
+def cached_work(
     cells: Iterable[Cell], cache: Cache, device: torch.device, threads: int, curves: bool
 ) -> dict[Part, float]:
-    """Forward passes, a backward pass as two, of the parts of which there is something.
+    """Forward passes that are done of each part of the cells; a backward pass counts two.
 
-    Data sets are taken to be what they were: to find out, all of them would have to be read.
+    Data sets are assumed to be unchanged, as hashing them would take reading them all.
     """
-    entries, kept = _entries(cache), _kept(cache)
+    entries, checkpointed = _entries(cache), _checkpointed(cache)
     here = machine(device, threads)
-    there: dict[Part, float] = {}
+    done: dict[Part, float] = {}
     for cell in cells:
         costs = parts(cell)
         keys = {
@@ -40,31 +40,31 @@ def found(
         for part, cost in costs.items():
             kind, stage, key = keys[part[-1]]
             whole = (kind, _text(key)) in entries
-            begun = kept.get(_text({"stage": stage, **key, **here}), 0.0)
+            begun = checkpointed.get(_text({"stage": stage, **key, **here}), 0.0)
             if whole or begun:
-                there[part] = cost if whole else min(cost, begun)
-    return there
+                done[part] = cost if whole else min(cost, begun)
+    return done
 
 
 def _entries(cache: Cache) -> set[tuple[str, str]]:
-    """The kinds of entries and what they depend on."""
-    there = set()
+    """Kind and key of each cache entry."""
+    found = set()
     for kind in ("poisoned", "undefended"):
         for stored in contents(cache, kind):
             with suppress(*DAMAGE):
-                there.add((kind, _text(stored.key())))
-    return there
+                found.add((kind, _text(stored.key())))
+    return found
 
 
-def _kept(cache: Cache) -> dict[str, float]:
-    """Forward passes in the checkpoints of each piece of work. Branches count for themselves; what
-    comes after them counts them, too."""
+def _checkpointed(cache: Cache) -> dict[str, float]:
+    """Forward passes in the checkpoints of each piece of work: the sum over its parallel branches,
+    or the count after they joined, which includes them."""
     reached: dict[str, dict[str, float]] = defaultdict(dict)
     for loop, note in notes(cache.root / "checkpoints"):
         with suppress(KeyError, TypeError):
             branch, done = loop.rpartition(".")[0], note["forwards"] + 2 * note["backwards"]
-            at_it = reached[_text(note["about"])]
-            at_it[branch] = max(done, at_it.get(branch, 0.0))
+            branches = reached[_text(note["about"])]
+            branches[branch] = max(done, branches.get(branch, 0.0))
     return {
         text: max(by.get("", 0.0), sum(done for branch, done in by.items() if branch))
         for text, by in reached.items()
@@ -72,5 +72,5 @@ def _kept(cache: Cache) -> dict[str, float]:
 
 
 def _text(key: Mapping[str, Any]) -> str:
-    """But for the data."""
+    """A key without its data set, as text."""
     return json.dumps({name: part for name, part in key.items() if name != "data"}, sort_keys=True)

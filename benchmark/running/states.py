@@ -1,0 +1,70 @@
+"""Which cells have the record that a run asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from bdbench.cells.cell import Cell
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.files import path_of, read
+from bdbench.records.record import OtherSchema
+from bdbench.storage.networks import path_of as network_of
+from bdbench.trial import provenance
+
+Kind = Literal["missing", "unsaved", "outdated", "finished"]
+
+
+@dataclass(frozen=True)
+class CellState:
+    """The state of a cell before a run.
+
+    kind: missing, without a record that the run accepts; unsaved, with such a record but without
+        the network that the run should save; outdated, with a record that other code made;
+        finished
+    folder: of the record, None if missing
+    """
+
+    kind: Kind
+    folder: Path | None = None
+
+    @property
+    def runs(self) -> bool:
+        """Whether the cell has to run."""
+        return self.kind in ("missing", "unsaved")
+
+
+def state_of(
+    cell: Cell, folders: Sequence[Path], *, stale: bool, curves: bool, save: bool
+) -> CellState:
+    """The state of a cell by the first folder that has a record of it. Networks are saved in the
+    first folder only. Raises `OtherSchema`.
+
+    stale, curves, save: see `RunOptions`
+    """
+    for folder in folders:
+        kind = _kind(cell, folder, stale, curves, save and folder == folders[0])
+        if kind != "missing":
+            return CellState(kind, folder)
+    return CellState("missing")
+
+
+def _kind(cell: Cell, folder: Path, stale: bool, curves: bool, save: bool) -> Kind:
+    path = path_of(folder, cell.key)
+    if not path.exists():
+        return "missing"
+    try:
+        record = read(path)
+    except OtherSchema:
+        raise
+    except InvalidInput:
+        return "missing"
+    outdated = record.provenance.sources != provenance.sources(cell)
+    accepted = not (stale and outdated) and not (curves and not record.curves)
+    if record.status == "failed" or not accepted:
+        return "missing"
+    if save and not network_of(folder, cell.key).exists():
+        return "unsaved"
+    return "outdated" if outdated else "finished"

@@ -1,0 +1,103 @@
+"""One trial, the only place where an attack meets a defense: poison, lend, fit, evaluate, keep."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from bdbench.defenses.base import Context, Journal
+from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import Classifier, check_network
+from bdbench.models.plugins.spec import Spec
+from bdbench.trial.clean_budget import clean_budget, size_of
+from bdbench.trial.curves import end_curve, keep, start_curve
+from bdbench.trial.evaluation import Answers, diagnose, evaluate, flags
+from bdbench.trial.guard import read_only
+from bdbench.trial.poisoned import PoisonedData, poison
+from bdbench.trial.record import finite
+from bdbench.trial.undefended import train_undefended, undefended_copy
+from bdbench.trial.workspace import Workspace
+
+
+def run_trial(ws: Workspace) -> dict[str, Any]:
+    """Poison, defend and evaluate. Returns the fields of a record that hold results. Raises
+    whatever the attack or the defense raises; `ws` then holds what was made before."""
+    data = ws.poisoned = poison(ws)
+    start_curve(ws, data)
+    with lend(ws, data) as context:
+        classifier = fit(ws, data.train, context)
+    ws.network = classifier
+    answers = evaluate(ws, classifier, data)
+    end_curve(ws, classifier, answers.counts())
+    keep(ws, context.journal, data)
+    return results(ws, data, context, answers)
+
+
+@contextmanager
+def lend(ws: Workspace, data: PoisonedData) -> Iterator[Context]:
+    """All that the defense gets beside the poisoned training set, which it must not change: that is
+    checked at the end of the block."""
+    defense, clean = ws.cell.defense, ws.dataset.train
+    for n in range(defense.undefended):
+        # Before the defense sees the training set.
+        train_undefended(ws, data.train, n)
+    plugin = f"defense {ws.cell.labels['defense']}"
+    with read_only(plugin, "the training set", data.train) as check:
+
+        def undefended(n: int) -> Classifier:
+            if n not in ws.undefended:
+                # The defense did not announce that it needs this one.
+                check()
+                train_undefended(ws, data.train, n)
+            return undefended_copy(ws, n)
+
+        yield Context(
+            **vars(ws.training),
+            clean=clean_budget(clean, defense.clean_fraction, ws.cell.seed),
+            journal=Journal(),
+            train_undefended=undefended,
+        )
+
+
+def fit(ws: Workspace, data: ImageSet, context: Context) -> Classifier:
+    """The network that the defense returns, resumed from a checkpoint if there is one."""
+    with ws.resumable("fit", ws.fit_key, ws.monitor), ws.seeded("fit"):
+        classifier = ws.cell.defense.fit(data, context)
+        owner = f"defense {Spec.of(ws.cell.specs['defense']).name!r}"
+        check_network(classifier, data.num_classes, owner, "fit")
+    return classifier
+
+
+def results(
+    ws: Workspace, data: PoisonedData, context: Context, answers: Answers
+) -> dict[str, Any]:
+    """The fields of a record that hold what came out of a trial."""
+    assert ws.network is not None
+    counts, images = answers.counts(), len(data.train)
+    return {
+        "status": "ok",
+        "metrics": counts,
+        "classes": answers.by_class(ws.dataset.class_names),
+        "passes": {
+            "forward": round(ws.monitor.forwards / images, 6),
+            "backward": round(ws.monitor.backwards / images, 6),
+        },
+        "flags": flags(ws, ws.network, counts),
+        "curves": ws.monitor.curve,
+        "diagnostics": _diagnostics(ws, data, context),
+        "error": None,
+    }
+
+
+def _diagnostics(ws: Workspace, data: PoisonedData, context: Context) -> dict[str, Any]:
+    """What attack and defense report about themselves, beside what the poison mask says of it."""
+    journal, clean = context.journal, ws.dataset.train
+    return {
+        **data.extent(clean, ws.cell.attack.target),
+        **size_of(context.clean, clean),
+        "attack": dict(data.facts),
+        "scalars": finite(journal.scalars),
+        "samples": diagnose(journal.samples, data.mask),
+        **({"warnings": list(journal.warnings)} if journal.warnings else {}),
+    }

@@ -1,0 +1,151 @@
+"""What the stages of one trial share: images, device, cache, clock, seeds and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bdbench.cells.cell import Cell
+from bdbench.datasets.base import Dataset
+from bdbench.machine.clock import Stopwatch
+from bdbench.models import observer
+from bdbench.models.networks.classifier import Classifier
+from bdbench.models.observer import observed_by
+from bdbench.models.plugins.spec import Spec
+from bdbench.models.rng import derive, seeded
+from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.resume import checkpointed_in
+from bdbench.storage.cache import Cache
+from bdbench.storage.checkpoints import PATIENCE, Checkpoints
+from bdbench.storage.keys import digest_of
+from bdbench.trial import keys
+from bdbench.trial.monitor import TrainingMonitor
+
+if TYPE_CHECKING:
+    from bdbench.trial.poisoned import PoisonedData
+
+
+@dataclass
+class Workspace:
+    """The inputs of a trial, and what its stages have made so far.
+
+    dataset: images on the device
+    stopwatch: seconds of each stage
+    curves, progress, patience: see `Harness`
+    given: weights of the undefended network that a user brought, None where it is trained
+    poisoned: what the attack made, None until then
+    network: what the defense returned, None until then
+    undefended: weights of the networks that were trained without a defense, by number
+    resumed: how often a stage resumed from a checkpoint
+    contention: what other processes took of the device while seconds were spent that this cell is
+        charged with and an earlier trial measured; None where that is not known
+    """
+
+    cell: Cell
+    dataset: Dataset
+    device: torch.device
+    cache: Cache
+    stopwatch: Stopwatch
+    curves: bool = False
+    progress: Callable[[int], None] = lambda work: None
+    patience: float = PATIENCE
+    given: Mapping[str, Tensor] | None = None
+    poisoned: PoisonedData | None = None
+    network: Classifier | None = None
+    undefended: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    resumed: int = 0
+    contention: list[float | None] = field(default_factory=list)
+
+    @cached_property
+    def monitor(self) -> TrainingMonitor:
+        """Observes the defense; the networks that it starts from count too."""
+        return TrainingMonitor(self.progress, self.stopwatch)
+
+    @cached_property
+    def training(self) -> TrainingContext:
+        """How this cell builds and trains networks."""
+        shape = self.dataset.train.num_classes, self.dataset.train.size[0]
+        return TrainingContext(
+            recipe=self.cell.recipe,
+            device=self.device,
+            build_network=partial(self.cell.model.build, *shape),
+            # With the cell's own seed, a defense could draw which images are poisoned.
+            seed=derive(self.cell.seed, "training"),
+        )
+
+    @cached_property
+    def goal(self) -> Tensor:
+        """int64 (n,), the label that the trigger should cause, for each test image."""
+        test = self.dataset.test
+        return self.cell.attack.goal(test.labels.clone(), test.num_classes)
+
+    @property
+    def defends(self) -> bool:
+        """False for the defense `none`, which returns the undefended network."""
+        return not Spec.of(self.cell.specs["defense"]).is_none
+
+    def stage(self, name: str) -> AbstractContextManager[None]:
+        """Times the block as a stage of the cell."""
+        return self.stopwatch.stage(name)
+
+    def seeded(self, *purpose: str) -> AbstractContextManager[None]:
+        """Seeds the global random generators inside the block, for code that draws from them."""
+        return seeded(self.training.seed, "global", *purpose)
+
+    def key(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """What a piece of work depends on: the data set and `parts`, see `keys`."""
+        return {"data": self.dataset.sha256, **parts}
+
+    @property
+    def fit_key(self) -> dict[str, Any]:
+        """What the work of the defense depends on."""
+        return self.key(keys.fit_key(self.cell, self.curves))
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """See `keys.machine`."""
+        return keys.machine(self.device, torch.get_num_threads())
+
+    def folder(self, stage: str, key: Mapping[str, Any]) -> Path:
+        """The folder of a stage's checkpoints, named by the hash of all that the stage depends
+        on."""
+        return self.cache.root / "checkpoints" / digest_of(self._about(stage, key))
+
+    @contextmanager
+    def resumable(
+        self, stage: str, key: Mapping[str, Any], monitor: TrainingMonitor
+    ) -> Iterator[None]:
+        """Times a stage and stores checkpoints of its training loops, with counts and seconds. A
+        stage that was interrupted resumes from its last checkpoint, and its earlier seconds
+        count."""
+        start = self.stopwatch.own(stage)
+
+        def note() -> dict[str, Any]:
+            return {
+                "seconds": self.stopwatch.own(stage) - start,
+                "resumed": self.resumed,
+                "about": self._about(stage, key),
+                # In a parallel branch, those of the branch.
+                **observer.current().counts(),
+            }
+
+        def recall(noted: dict[str, Any]) -> None:
+            spent = self.stopwatch.own(stage) - start
+            self.stopwatch.charge(stage, max(0.0, noted["seconds"] - spent))
+            self.resumed = max(self.resumed, noted["resumed"] + 1)
+            self.contention.append(None)
+            observer.current().resume_from(noted)
+
+        store = Checkpoints(self.folder(stage, key), note, recall, self.patience)
+        with observed_by(monitor), self.stage(stage), checkpointed_in(store):
+            yield
+
+    def _about(self, stage: str, key: Mapping[str, Any]) -> dict[str, Any]:
+        return {"stage": stage, **key, **self.machine}

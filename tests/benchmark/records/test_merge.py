@@ -1,0 +1,50 @@
+"""Folders of records merged into one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from builders import make_record
+
+from bdbench.cli import main
+from bdbench.records.files import read_all, write
+
+
+def test_a_merge_keeps_the_better_record_or_else_the_first(tmp_path: Path, capsys):
+    for folder, records in (
+        ("a", [make_record("none", "badnets", 850, 990), make_record("cbd", "badnets")]),
+        ("b", [make_record("none", "badnets", 860, 990), make_record("cbd", "badnets", 800, 20)]),
+        ("c", [make_record("abl", "badnets", 820, 30)]),
+    ):
+        for record in records:
+            write(tmp_path / folder, record)
+    names = [str(tmp_path / name) for name in "abc"]
+    into = tmp_path / "all"
+    assert main(["merge", *names, "--results", str(into)]) == 0
+    said = capsys.readouterr().out
+    assert "b: 1 of 2 records taken" in said
+    assert "has another result; the first is kept" in said
+    found = {r.labels.defense: r for r in read_all(into)[0]}
+    assert sorted(found) == ["abl", "cbd", "none"]
+    assert found["none"].metrics.clean_accuracy.hits == 850
+    assert found["cbd"].status == "ok"
+    assert main(["merge", *names, "--results", str(into)]) == 0
+    assert "all: 3 of 3 records taken" in capsys.readouterr().out
+
+
+def test_a_merge_refuses_records_that_do_not_belong_together(tmp_path: Path, capsys):
+    write(tmp_path / "a", make_record("none", "badnets", 850, 990))
+    other = make_record("cbd", "badnets", 850, 990)
+    write(tmp_path / "b", replace(other, provenance={"data_sha256": "cd" * 32}))
+    into = tmp_path / "all"
+    assert main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--results", str(into)]) == 2
+    assert "were trained on different data" in capsys.readouterr().err
+    assert main(["merge", str(tmp_path / "nowhere"), "--results", str(into)]) == 2
+    assert not into.exists()
+    newer = tmp_path / "b/records" / f"{other.key}.json"
+    newer.write_text(newer.read_text().replace('"schema": 1', '"schema": 2'))
+    assert main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--results", str(into)]) == 2
+    assert "this version reads schema 1" in capsys.readouterr().err
+    newer.write_text("{")
+    write(tmp_path / "b", make_record("abl", "badnets", 850, 990))
+    assert main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--results", str(into)]) == 1
+    assert "damaged record" in capsys.readouterr().out
