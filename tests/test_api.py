@@ -333,7 +333,7 @@ def empty(folder: Path) -> Path:
         (lambda: bd.run(limit=0), "limit must be above 0"),
         (lambda: bd.run(plugins=["absent.py"]), "plugin 'absent.py' is not a Python file"),
         (lambda: bd.load("/nowhere"), "no records in /nowhere/records"),
-        (lambda: bd.check("badnet"), "nothing is called 'badnet'; did you mean 'badnets'?"),
+        (lambda: bd.check("badnet"), "unknown plugin 'badnet'; did you mean 'badnets'?"),
         (lambda: bd.check("absent.py"), "plugin 'absent.py' is not a Python file"),
     ],
 )

@@ -94,7 +94,7 @@ def resolve(what: str) -> list[tuple[str, str]]:
     known = [(kind, name) for kind, registry in REGISTRIES.items() for name in registry.names()]
     names = dict.fromkeys(name for _, name in known)
     guess = did_you_mean(wanted.name, names)
-    require(wanted.name in names, f"nothing is called {wanted.name!r}{guess}")
+    require(wanted.name in names, f"unknown plugin {wanted.name!r}{guess}")
     return [(kind, REGISTRIES[kind].label(what)) for kind, name in known if name == wanted.name]
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from builders import FirstPixel, first_pixels
+from torch import Tensor
 
 from bdbench.attacks.adap_blend import AdapBlend
 from bdbench.attacks.adap_patch import AdapPatch
@@ -21,7 +22,6 @@ from bdbench.attacks.bpp import Bpp
 from bdbench.attacks.registry import attacks
 from bdbench.attacks.tact import TaCT
 from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.records.count import Count
@@ -415,33 +415,13 @@ def test_all_to_all_is_badnets_with_another_goal() -> None:
     assert all(int(after) == (int(before) + 1) % 10 for before, after in poisoned)
 
 
-class Stub(Classifier):
-    """Predicts the class that the first pixel of an image names."""
-
-    def __init__(self) -> None:
-        super().__init__(0.0, 1.0)
-        self.head = nn.Linear(10, 10, bias=False)
-        nn.init.eye_(self.head.weight)
-
-    def body(self, images: Tensor) -> list[Tensor]:
-        named = (images[:, 0, 0, 0] * 255).round().long()
-        return [nn.functional.one_hot(named, 10).float()[:, :, None, None]]
-
-    def embed(self, last: Tensor) -> Tensor:
-        return last
-
-
-def pictures(first_pixels: list[int]) -> Tensor:
-    images = torch.zeros(len(first_pixels), 3, 4, 4, dtype=torch.uint8)
-    images[:, 0, 0, 0] = torch.tensor(first_pixels, dtype=torch.uint8)
-    return images
-
-
 def test_only_the_source_class_counts_for_tact() -> None:
     """Two of three images of class 1 are classified as the target 0; class 5 does not count."""
     labels = torch.tensor([0, 1, 1, 1, 5, 2])
-    test = ImageSet(pictures([0, 1, 1, 0, 5, 2]), labels, 10)
-    counts = answers(Stub(), test, pictures([0, 0, 0, 1, 0, 3]), TaCT().goal(labels, 10)).counts()
+    test = ImageSet(first_pixels([0, 1, 1, 0, 5, 2]), labels, 10)
+    counts = answers(
+        FirstPixel(), test, first_pixels([0, 0, 0, 1, 0, 3]), TaCT().goal(labels, 10)
+    ).counts()
     assert counts == {
         "clean_accuracy": Count(5, 6),
         "attack_success_rate": Count(2, 3),
@@ -452,10 +432,10 @@ def test_only_the_source_class_counts_for_tact() -> None:
 
 def test_every_image_counts_for_all_to_all() -> None:
     labels = torch.tensor([0, 1, 8, 9])
-    test = ImageSet(pictures([0, 2, 8, 9]), labels, 10)
+    test = ImageSet(first_pixels([0, 2, 8, 9]), labels, 10)
     goal = BadNetsAllToAll().goal(labels, 10)
     assert goal.tolist() == [1, 2, 9, 0]
-    counts = answers(Stub(), test, pictures([1, 1, 9, 0]), goal).counts()
+    counts = answers(FirstPixel(), test, first_pixels([1, 1, 9, 0]), goal).counts()
     assert counts == {
         "clean_accuracy": Count(3, 4),
         "attack_success_rate": Count(3, 4),

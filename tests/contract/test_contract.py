@@ -181,7 +181,7 @@ def test_a_broken_promise_is_explained(
 
 def test_check_needs_an_existing_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for what, complaint in (
-        ("badnet", "nothing is called 'badnet'; did you mean 'badnets'?"),
+        ("badnet", "unknown plugin 'badnet'; did you mean 'badnets'?"),
         ("nowhere/mine.py", "is not a Python file"),
     ):
         assert main(["check", what]) == 2

@@ -339,7 +339,7 @@ def test_a_spec_can_be_checked(capsys: pytest.CaptureFixture[str]) -> None:
     assert {each.kept for each in broken[1:]} == {None}
     for what, complaint in (
         ("torchvision(nam='x')", "has no field 'nam'"),
-        ("torchvison(name='x')", "nothing is called 'torchvison'"),
+        ("torchvison(name='x')", "unknown plugin 'torchvison'"),
         ("torchvision(", "expected name or name(field=value, ...)"),
     ):
         assert complaint in refused(capsys, "check", what)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from builders import FirstPixel, first_pixels
 from torch import Tensor, nn
 
 from bdbench.cells import cost, grid
@@ -59,33 +60,11 @@ def harness(cache_folder: Path) -> Harness:
     return Harness(Cache(cache_folder), [], CPU)
 
 
-class Stub(Classifier):
-    """Predicts the class that the first pixel of an image names."""
-
-    def __init__(self) -> None:
-        super().__init__(0.0, 1.0)
-        self.head = nn.Linear(10, 10, bias=False)
-        nn.init.eye_(self.head.weight)
-
-    def body(self, images: Tensor) -> list[Tensor]:
-        named = (images[:, 0, 0, 0] * 255).round().long()
-        return [nn.functional.one_hot(named, 10).float()[:, :, None, None]]
-
-    def embed(self, last: Tensor) -> Tensor:
-        return last
-
-
-def pictures(first_pixels: list[int]) -> Tensor:
-    images = torch.zeros(len(first_pixels), 3, 4, 4, dtype=torch.uint8)
-    images[:, 0, 0, 0] = torch.tensor(first_pixels, dtype=torch.uint8)
-    return images
-
-
 def test_metrics_by_hand() -> None:
     """Six images, target 0: two of class 0, which no share of victims counts."""
-    test = ImageSet(pictures([0, 1, 1, 2, 0, 3]), torch.tensor([0, 0, 1, 2, 3, 4]), 10)
+    test = ImageSet(first_pixels([0, 1, 1, 2, 0, 3]), torch.tensor([0, 0, 1, 2, 3, 4]), 10)
     target = torch.zeros(6, dtype=torch.int64)
-    counts = metrics.answers(Stub(), test, pictures([0, 0, 0, 2, 0, 7]), target).counts()
+    counts = metrics.answers(FirstPixel(), test, first_pixels([0, 0, 0, 2, 0, 7]), target).counts()
     assert counts["clean_accuracy"] == Count(3, 6)
     assert counts["attack_success_rate"] == Count(2, 4)
     assert counts["robust_accuracy"] == Count(1, 4)
@@ -94,7 +73,7 @@ def test_metrics_by_hand() -> None:
 
 def test_at_chance_is_no_better_than_always_one_class() -> None:
     """By three standard errors of the guess: of 100 images 10 +- 9, and 60 +- 14.7."""
-    test = ImageSet(pictures([0] * 100), torch.arange(100) % 10, 10)
+    test = ImageSet(first_pixels([0] * 100), torch.arange(100) % 10, 10)
     for hits, guessed in ((0, True), (10, True), (18, True), (20, False), (60, False)):
         assert metrics.at_chance(Count(hits, 100), test) is guessed
     uneven = ImageSet(test.images, (torch.arange(100) - 60).clamp(min=0) % 10, 10)
