@@ -86,6 +86,10 @@ class Adaptive(Attack):
         super().__post_init__()
         require(attacks.parts(self.attack)[0] != "adaptive", "adaptive cannot harden adaptive")
         require(attacks.parts(self.attack)[0] != "none", "adaptive needs an attack to harden")
+        require(
+            attacks.parts(self.attack)[0] != "mixed",
+            "adaptive cannot harden mixed: name it inside, as in mixed(attacks=['adaptive', ...])",
+        )
         require(0 < self.epsilon <= 255, f"epsilon must be in (0, 255], got {self.epsilon}")
         above(0, step=self.step)
         at_least(1, steps=self.steps, rounds=self.rounds)

@@ -139,6 +139,7 @@ def run_cell(
     precision: str | None = None,
     curves: bool = False,
     save: bool = False,
+    reactivate: bool = False,
     results: Folder | None = None,
     data: Folder | None = None,
 ) -> CellRecord:
@@ -149,6 +150,7 @@ def run_cell(
     train_images: size of the training set; None for all images
     curves: evaluate after every epoch
     save: store the network with the record
+    reactivate: also measure P-ASR: whether the backdoor comes back after fine-tuning
     results: folder for the record; a cell with a record there is not run again
     data: folder of data sets; None for the default ones
 
@@ -165,7 +167,7 @@ def run_cell(
     )
     target = device_of(device)
     chosen = _cell(overrides, recipe, target, seed)
-    harness = Harness(Cache(cache_root()), _data_roots(data), target, curves)
+    harness = Harness(Cache(cache_root()), _data_roots(data), target, curves, reactivate=reactivate)
     return _finished(harness, chosen, None if results is None else Path(results), save)
 
 
@@ -179,7 +181,10 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
     if folder is not None and path_of(folder, chosen.key).exists():
         stored = read(path_of(folder, chosen.key))
         has_network = not save or _networks.saved(folder, stored) is not None
-        if stored.status == "ok" and (stored.curves or not harness.curves) and has_network:
+        complete = (stored.curves or not harness.curves) and (
+            stored.is_reactivated or not harness.reactivate
+        )
+        if stored.status == "ok" and complete and has_network:
             return CellRecord(**vars(stored), _results=folder)
     check_network(chosen)
     done = harness.finish(chosen)
@@ -207,6 +212,7 @@ def evaluate(
     device: str = "auto",
     precision: str | None = "fp32",
     save: bool = False,
+    reactivate: bool = False,
     results: Folder | None = None,
     data: Folder | None = None,
 ) -> CellRecord:
@@ -231,7 +237,9 @@ def evaluate(
     )
     chosen = _cell(overrides, recipe, target, seed)
     _networks.check_starts([chosen])
-    harness = Harness(Cache(cache_root()), _data_roots(data), target, given=stored)
+    harness = Harness(
+        Cache(cache_root()), _data_roots(data), target, given=stored, reactivate=reactivate
+    )
     return _finished(harness, chosen, None if results is None else Path(results), save)
 
 
@@ -294,6 +302,7 @@ def run(
     stale: bool = False,
     curves: bool = False,
     save: bool = False,
+    reactivate: bool = False,
     progress: bool = True,
 ) -> Results:
     """Run the cells of a suite that have no record yet, and return the records of all its cells.
@@ -343,6 +352,7 @@ def run(
         stale=stale,
         curves=curves,
         save=save,
+        reactivate=reactivate,
     )
     execution_options = ExecutionOptions(jobs=jobs, threads=threads, in_process=in_process)
     work = plan(chosen.name, overrides.applied_to(chosen.suite), execution_options, options)
@@ -524,7 +534,7 @@ class Results:
 
         sort: title of another column to sort by, such as "badnets ASR"
         columns: further columns per attack: "floor", "R-Acc", "CA interval", "ASR interval", "TPR",
-            "FPR" or "all"
+            "FPR", "AUROC" or "all"
         against: folders of other records to show too; those of `beside` if empty
 
         Raises `InvalidInput` for an unknown column, for a folder without records and for records

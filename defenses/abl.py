@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import Context, Defense, register
+from bdbench.defenses.filters import lowest
 from bdbench.models import (
     Batch,
     Classifier,
@@ -129,10 +130,8 @@ class ABL(Defense):
         early = replace(early, epochs=context.epochs(self.isolation_epochs))
         train(network, data, early, context.rng("isolation"), self.isolation_loss)
         losses = sample_losses(network, data)
-        journal.samples["isolation loss"] = losses
-        suspects = lowest(losses, self.isolation_rate)
-        # The rest gets 1, because the harness expects lower values for poisoned images.
-        journal.samples["kept"] = (~suspects).float()
+        suspects = self.isolate(losses)
+        journal.filtered("isolation loss", losses, suspects)
         isolated, rest = data[suspects], data[~suspects]
         journal.scalars["isolated images"] = len(isolated)
 
@@ -146,6 +145,10 @@ class ABL(Defense):
             journal.scalars["ascent epochs"] = self.ascend(network, isolated, rest, context)
         journal.scalars["isolated loss after unlearning"] = mean_loss(network, isolated)
         return network
+
+    def isolate(self, losses: Tensor) -> Tensor:
+        """bool (n,), True at the lowest of the losses (n,); at least one."""
+        return lowest(losses, max(1, portion(self.isolation_rate, len(losses))))
 
     def isolation_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Local gradient ascent: E[sign(l - gamma) l] over a batch. Flooding: |E[l] - gamma| +
@@ -252,15 +255,6 @@ def joint_objective(losses: Tensor, rest: int, guess: float) -> Tensor:
     """E_rest[l] - E_isolated[l] of the losses of a batch, float32 (b,). The first `rest` losses
     belong to the rest; those of isolated images are clamped at `guess`."""
     return losses[:rest].mean() - losses[rest:].clamp(max=guess).mean()
-
-
-def lowest(losses: Tensor, rate: float) -> Tensor:
-    """bool (n,), True at the floor(rate n) lowest of the losses (n,), at least one. Ties go to the
-    first."""
-    count = max(1, portion(rate, len(losses)))
-    chosen = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
-    chosen[losses.argsort(stable=True)[:count]] = True
-    return chosen
 
 
 def bystanders(rest: ImageSet, isolated: ImageSet) -> ImageSet:

@@ -48,6 +48,17 @@ class Journal:
     samples: dict[str, Tensor] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
+    def filtered(self, name: str, scores: Tensor, suspects: Tensor) -> None:
+        """Publish a filter of the training set.
+
+        name: of the scores
+        scores: float32 (n,), lower for images that look more like poison
+        suspects: bool (n,), the images that the filter calls poisoned
+        """
+        self.samples[name] = scores
+        # The rest gets 1, because the harness expects lower values for poisoned images.
+        self.samples["kept"] = (~suspects).float()
+
 
 @dataclass(frozen=True)
 class Context(TrainingContext):
@@ -103,9 +114,12 @@ class Defense(ABC):
     arguments.
 
     clean_fraction: share of the clean training set that the method needs, in [0, 1)
+    clean_images: clean images of each class that it needs at least, if its clean_fraction is not 0;
+        at least 2, one to fit and one to validate
     """
 
     clean_fraction: ClassVar[float] = 0.0
+    clean_images: ClassVar[int] = 2
 
     @abstractmethod
     def fit(self, data: ImageSet, context: Context) -> Classifier:

@@ -26,9 +26,9 @@ MixMatch is shorter on smaller sets.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar
 
-import numpy
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -37,6 +37,13 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from bdbench.defenses import HEAD, Context, Defense, register
 from bdbench.defenses.dbd_views import draw_views, make_views
+from bdbench.defenses.mixmatch import (
+    MixMatch,
+    augmented,
+    mixmatch_loss,
+    symmetric_cross_entropy,
+    without_labels,
+)
 from bdbench.models import (
     Batch,
     Classifier,
@@ -53,18 +60,9 @@ from bdbench.models import (
     resumable,
 )
 from bdbench.models.rng import global_seed
-from bdbench.models.training.augment import (
-    Augmentation,
-    AugmentationDraws,
-    augment,
-    draw_augmentation,
-    to_float,
-)
 
 PROJECTION = 128
 """Width of the embedding that NT-Xent compares (paper)."""
-CHUNK = 1_000
-"""Images that are augmented at a time for a split."""
 
 
 @register("dbd", title="DBD")
@@ -213,51 +211,32 @@ class DBD(Defense):
     def tune(self, network: Classifier, optimizer: Adam, data: ImageSet, context: Context) -> None:
         """Stage 3: MixMatch on the whole network, with the labels of the images that it fits
         best."""
-        epochs, size = context.epochs(self.semi_epochs), self.semi_batch_size
-        head = context.epochs(self.head_epochs)
-        steps = max(1, round(self.semi_share * len(data) / size))
-        recipe = replace(context.recipe, epochs=1, batch_size=size, drops=())
-        clock = torch.zeros(1, dtype=torch.int64, device=context.device)
+        epochs, head = context.epochs(self.semi_epochs), context.epochs(self.head_epochs)
 
-        def step(with_labels: Batch, without: Batch) -> None:
-            second = second_view(unlabelled, draws, without.index, recipe)
-            images = torch.cat([with_labels.images, without.images, second])
-            now = clock % steps
-            weight = self.lambda_u * ((head + clock / steps) / epochs).clamp(max=1)
-            loss = self.mixmatch(
-                network,
-                images,
-                with_labels.labels,
-                coefficients[now].squeeze(0),
-                partners[now].squeeze(0),
-                weight.squeeze(),
-            )
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            clock.add_(1)
+        def weight(done: Tensor) -> Tensor:
+            return self.lambda_u * ((head + done) / epochs).clamp(max=1)
 
-        rng = context.rng("classifier")
-        mixing = numpy.random.default_rng(context.rng("mixing").initial_seed())
+        training = MixMatch(
+            network,
+            optimizer,
+            context,
+            partial(self.mixmatch, network),
+            weight,
+            steps=max(1, round(self.semi_share * len(data) / self.semi_batch_size)),
+            batch_size=self.semi_batch_size,
+            beta=self.beta,
+        )
+        recipe, rng, state = training.recipe, training.rng, training.state
         losses, labels_kept = torch.zeros(2, len(data), device=context.device)
-        state: State = {"network": network, "optimizer": optimizer, "clock": clock}
-        own: State = {"losses": losses, "kept": labels_kept, "order": rng, "mixing": mixing}
-        for _ in resumable(epochs, {**state, **own}):
+        for _ in resumable(epochs, {**state, "losses": losses, "kept": labels_kept}):
             views = augmented(data, recipe.augmentation, rng)
             losses.copy_(self.losses(logits(network, views), data.labels))
             kept, rest = split(losses, self.alpha)
             labels_kept.zero_().index_fill_(0, kept, 1.0)
-            labelled = data[draw_rows(kept, steps * size, rng)]
-            unlabelled = without_labels(data[draw_rows(rest, steps * size, rng)])
-            draws = draw_augmentation(len(unlabelled), data.size, recipe.augmentation, rng)
-            draws = draws.to(context.device)
-            lambdas = mixing.beta(self.beta, self.beta, (steps, 3 * size))
-            coefficients = torch.from_numpy(lambdas).float().to(context.device)
-            partners = torch.rand(steps, 3 * size, generator=rng).argsort(1).to(context.device)
+            labelled, unlabelled = training.draw(data, kept, rest)
             network.train()
-            loop(step, labelled, unlabelled, recipe=recipe, rng=rng, state=state)
-        context.journal.samples["split loss"] = losses
-        context.journal.samples["label kept"] = labels_kept
+            loop(training.step, labelled, unlabelled, recipe=recipe, rng=rng, state=state)
+        context.journal.filtered("label fit", -losses, labels_kept == 0)
 
     def mixmatch(
         self,
@@ -268,24 +247,10 @@ class DBD(Defense):
         partners: Tensor,
         weight: Tensor,
     ) -> Tensor:
-        """L of MixMatch's equation 5 for b labelled and b unlabelled images.
-
-        images: float32 (3b, 3, height, width), the labelled images and two views of the others
-        labels: int64 (b,)
-        coefficients, partners: see `mix`, (3b,)
-        weight: lambda_U
-        """
-        count = len(labels)
-        with torch.no_grad():
-            guesses = network(images[count:]).softmax(1).view(2, count, -1).mean(0)
-            guesses = sharpen(guesses, self.sharpening)
-        targets = torch.cat([one_hot(labels, guesses.shape[1]), guesses, guesses])
-        images, targets = mix(images, targets, coefficients, partners)
-        output = network(images)
-        labelled_loss = cross_entropy(output[:count], targets[:count])
-        unlabelled_loss = (output[count:].softmax(1) - targets[count:]).square().mean()
-        loss: Tensor = labelled_loss + weight * unlabelled_loss
-        return loss
+        """L of MixMatch's equation 5, see `mixmatch_loss`."""
+        return mixmatch_loss(
+            network, images, labels, coefficients, partners, weight, self.sharpening
+        )
 
     def losses(self, output: Tensor, labels: Tensor) -> Tensor:
         """Symmetric cross entropy, (b,)."""
@@ -300,11 +265,6 @@ class DBD(Defense):
         # an unlabelled one: it guesses the label of these two and trains on all three. A split is
         # one forward pass of every image.
         return 6.0 * ssl + 1.0 * head + semi * (1.0 + self.semi_share * (2 + 3 * 3))
-
-
-def without_labels(data: ImageSet) -> ImageSet:
-    """The same images, all labelled 0."""
-    return ImageSet(data.images, torch.zeros_like(data.labels), data.num_classes)
 
 
 def build_projector(width: int) -> nn.Module:
@@ -322,64 +282,8 @@ def nt_xent(z: Tensor, temperature: float) -> Tensor:
     return cross_entropy(similarity, partner)
 
 
-def symmetric_cross_entropy(
-    output: Tensor, labels: Tensor, ce_weight: float, rce_weight: float
-) -> Tensor:
-    """Wang et al., ICCV 2019, arXiv:1908.06112: CE plus reverse CE, in which prediction and label
-    are exchanged and the zeros of the label become 1e-4. float32 (b,)."""
-    clamped = one_hot(labels, output.shape[1]).clamp(min=1e-4)
-    reverse = -(output.softmax(1) * clamped.log()).sum(1)
-    return ce_weight * cross_entropy(output, labels, reduction="none") + rce_weight * reverse
-
-
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """int64 (b,) -> float32 (b, classes)."""
-    # torch's own version checks the labels first, which synchronises with the device.
-    return torch.eye(classes, device=labels.device)[labels]
-
-
-def augmented(data: ImageSet, augmentation: Augmentation, rng: torch.Generator) -> Tensor:
-    """The images, each augmented once, uint8 (n, 3, height, width)."""
-    shuffled = draw_augmentation(len(data), data.size, augmentation, rng).to(data.device)
-    draws = shuffled[shuffled.order.argsort()]
-    parts = torch.arange(len(data), device=data.device).split(CHUNK)
-    return torch.cat([augment(data.images[rows], draws[rows], augmentation) for rows in parts])
-
-
 def split(losses: Tensor, alpha: float) -> tuple[Tensor, Tensor]:
     """The positions of the floor(alpha n) lowest losses, and those of the others."""
     order = losses.argsort(stable=True)
     kept = portion(alpha, len(losses))
     return order[:kept], order[kept:]
-
-
-def draw_rows(rows: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """`count` random elements of `rows`; the numbers of their occurrences differ by at most one."""
-    order = torch.randperm(len(rows), generator=rng)
-    return rows[order[torch.arange(count) % len(rows)].to(rows.device)]
-
-
-def second_view(data: ImageSet, draws: AugmentationDraws, rows: Tensor, recipe: Recipe) -> Tensor:
-    """The images at `rows` as a batch, each augmented with its own entry of `draws`."""
-    return to_float(augment(data.images[rows], draws[rows], recipe.augmentation))
-
-
-def sharpen(p: Tensor, temperature: float) -> Tensor:
-    """MixMatch's equation 7, (b, classes) -> the same shape."""
-    power = p ** (1 / temperature)
-    return power / power.sum(1, keepdim=True)
-
-
-def mix(
-    images: Tensor, targets: Tensor, coefficients: Tensor, partners: Tensor
-) -> tuple[Tensor, Tensor]:
-    """MixMatch's equations 8 to 11: each of n images keeps a weight of at least one half.
-
-    coefficients: lambda, float32 (n,), in [0, 1]
-    partners: a permutation of n
-    """
-    own = torch.maximum(coefficients, 1 - coefficients)
-    return (
-        torch.lerp(images[partners], images, own.view(-1, 1, 1, 1)),
-        torch.lerp(targets[partners], targets, own.view(-1, 1)),
-    )

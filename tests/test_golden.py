@@ -305,7 +305,7 @@ def mixmatch(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return images, torch.cat([mixed.double(), targets[3:].double()])
 
-    monkeypatch.setattr(dbd, "mix", mix)
+    monkeypatch.setattr("bdbench.defenses.mixmatch.mix", mix)
     found = DBD().mixmatch(
         lambda images: next(answers),  # type: ignore[arg-type]
         torch.zeros(9, 3, 4, 4),

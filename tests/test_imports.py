@@ -53,7 +53,10 @@ def test_packages_import_only_allowed_packages(package: str) -> None:
 def test_methods_do_not_import_one_another(method: str) -> None:
     """So that each can be read on its own. A method is one file, and uses the shared ones and files
     of its own, `<method>_*.py`. Variants may use the two oldest attacks."""
-    shared = {"base", "patch", "poison", "registry", "badnets", "blend"}
+    shared = {
+        *("base", "registry", "compound", "patch", "poison", "badnets", "blend"),
+        *("filters", "mixmatch"),
+    }
     for path in (ROOT / method).glob("*.py"):
         for name in imported(path):
             package, _, rest = name.removeprefix("bdbench.").partition(".")

@@ -61,7 +61,7 @@ def test_the_planning_page_says_what_the_suites_cost() -> None:
         (ROOT / "results/PLANNING.md").read_text(),
         re.MULTILINE,
     )
-    assert len(rows) == 5
+    assert len(rows) == 6
     for name, count, total, dbd in rows:
         cells = grid.cells(replace(SUITES[name], seeds=1), "fp32")
         recipe, images = Recipe(), 50_000

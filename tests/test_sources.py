@@ -139,6 +139,8 @@ OWN: dict[str, Change] = {
     "defenses/cbd.py": {"defense": {"blend"}},
     "defenses/dbd.py": {"defense": {"dynamic"}},
     "defenses/dbd_views.py": {"defense": {"dynamic"}},
+    "defenses/filters.py": {"defense": {"trojan"}},
+    "defenses/mixmatch.py": {"defense": {"dynamic"}},
     "defenses/nad.py": {"defense": {"sig"}},
     "defenses/none.py": {"defense": {"badnets", "local"}},
 }
@@ -321,12 +323,14 @@ def test_a_changed_helper_beside_a_plugin_changes_the_hash_of_its_attack(
 FROM_A_USER = "a user types a name, and its plugin is shown and not run in a cell"
 BUILDERS = {
     "attacks/adaptive.py:Adaptive.inner": "a field holds the spec of the attack that is hardened",
+    "attacks/mixed.py:Mixed.parts": "a field holds the specs of the attacks that are mixed",
     **dict.fromkeys(
         [f"benchmark/api.py:{name}" for name in ("attack", "defense", "dataset", "model")],
         "a user makes objects by name",
     ),
     "benchmark/api.py:_cell": "the data set settles the recipe before there is a cell",
     "benchmark/cells/cell.py:cell": "this makes cells, of specs too",
+    "benchmark/cells/cell.py:without_attack": "the control of P-ASR has another attack",
     "benchmark/cells/cell.py:cell_of": "this makes cells of records and of what a worker is told",
     "benchmark/cells/grid.py:_plugins": "each plugin of a suite is made once for all its cells",
     "benchmark/cells/suite_file.py:NamedSuite._check_specs": "a wrong spec is named with its line",
@@ -359,8 +363,8 @@ BUILDERS = {
             *(f"models.py:{name}" for name in ("any_size", "independent_images", "logits_of_head")),
             *("datasets.py:loaded", "datasets.py:fewer", "attacks.py:run_attack"),
             *("models.py:model_draws", "models.py:small"),
-            *("common.py:can_be_built", "common.py:specs"),
-            *("scenarios.py:training_context", "device.py:weights"),
+            *("common.py:can_be_built", "common.py:specs", "promises.py:_label"),
+            *("scenarios.py:resumes", "scenarios.py:training_context", "device.py:weights"),
         ]
     },
 }

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from bdbench.attacks.base import Attack, check_target
+from bdbench.attacks.compound import parts_of
 from bdbench.attacks.registry import attacks
 from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
@@ -148,16 +149,23 @@ def cell(
         recipe,
         seed,
     )
-    check_target(made.attack.target, made.dataset.num_classes)
+    check_targets(made.attack, made.dataset)
     return made
+
+
+def check_targets(attack: Attack, dataset: Source) -> None:
+    """Raises `InvalidInput` for a target outside the classes, also that of a part."""
+    for each in (attack, *parts_of(attack).values()):
+        check_target(each.target, dataset.num_classes)
 
 
 def check_trigger(cell: Cell) -> None:
     """Raises `InvalidInput` for a trigger that does not fit the images. Attacks that train are not
     checked."""
-    if not cell.attack.trains:
-        size = cell.dataset.image_size
-        cell.attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+    for attack in (cell.attack, *parts_of(cell.attack).values()):
+        if not attack.trains:
+            size = cell.dataset.image_size
+            attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
 
 
 def check_network(cell: Cell) -> None:
@@ -174,6 +182,11 @@ def check_network(cell: Cell) -> None:
     )
 
 
+def without_attack(cell: Cell) -> Cell:
+    """The same cell with the attack `none`, whose target is that of its attack."""
+    return replace(cell, attack=attacks.build(Spec("none", {"target": cell.attack.target})))
+
+
 def share_info(cells: Iterable[Cell]) -> None:
     """Set `Cell.info` of many cells, looking up each plugin once."""
     known: dict[tuple[str, int], PluginInfo] = {}
@@ -188,12 +201,18 @@ def share_info(cells: Iterable[Cell]) -> None:
         vars(each)["info"] = found
 
 
+def factories(axis: str, plugin: Any) -> list[Callable[..., Any]]:
+    """The classes and functions of a plugin, and those of all plugins that it holds."""
+    parts = parts_of(plugin).values() if axis == "attack" else ()
+    return [each for one in (plugin, *parts) for each in REGISTRIES[axis].factories(one)]
+
+
 def _info(axis: str, plugin: Any) -> PluginInfo:
     registry = REGISTRIES[axis]
-    factories = registry.factories(plugin)
+    made_by = factories(axis, plugin)
     versions: list[Any] = [
         digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
-        for each in factories
+        for each in made_by
     ]
     if axis == "dataset" and plugin.content is not None:
         versions.append(plugin.content)
@@ -204,8 +223,8 @@ def _info(axis: str, plugin: Any) -> PluginInfo:
         title=registry.title(Spec.of(canonical).name),
         label=registry.label(plugin),
         versions=versions if len(versions) > 1 else versions[0],
-        code=code_of(factories[0]) if registry.is_local(factories[0]) else None,
-        modules=tuple(each.__module__ for each in factories),
+        code=code_of(made_by[0]) if registry.is_local(made_by[0]) else None,
+        modules=tuple(each.__module__ for each in made_by),
     )
 
 

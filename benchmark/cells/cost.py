@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from bdbench.cells.cell import Cell
+from bdbench.cells.cell import Cell, without_attack
 from bdbench.datasets.base import Source
 from bdbench.models.networks.given import given
 from bdbench.models.plugins.spec import Spec
@@ -151,6 +151,35 @@ def _points(cell: Cell, rounds: int, budget: float) -> float:
     count = len(point_rounds(rounds))
     each = sample(budget / count, cell.dataset.count, tests(cell.dataset))
     return float(count * each.work)
+
+
+RETUNING = 40, 128, 0.02, 5
+"""Of the attempt to reactivate a backdoor: updates, images in a batch at most, share of the clean
+training set, and poisoned images."""
+
+
+def reactivation_work(cell: Cell) -> float:
+    """The forward passes of an attempt to reactivate the backdoor, and of the same for a network
+    trained on clean images, see `controls`. Those of the evaluations are left out."""
+    if Spec.of(cell.specs["attack"]).is_none:
+        return 0.0
+    updates, batch, clean, poisoned = RETUNING
+    images = min(batch, round(clean * cell.dataset.count) + poisoned)
+    networks = 1 + len(controls([cell]))
+    return 3.0 * networks * cell.recipe.shortened(updates) * images
+
+
+def controls(cells: Iterable[Cell]) -> list[Cell]:
+    """The cells whose networks show what the attempt does without a backdoor: that of attack `none`
+    for each undefended cell with an attack."""
+    found = (
+        without_attack(cell)
+        for cell in cells
+        if Spec.of(cell.specs["defense"]).is_none
+        and not Spec.of(cell.specs["attack"]).is_none
+        and given(cell.model) is None
+    )
+    return list(dict.fromkeys(found))
 
 
 def tests(source: Source) -> int:

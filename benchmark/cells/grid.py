@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 from itertools import product
 from typing import Any, TypeVar
 
-from bdbench.attacks.base import check_target
 from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import Cell, recipes_of, share_info
+from bdbench.cells.cell import Cell, check_targets, recipes_of, share_info
 from bdbench.cells.suites import Suite
 from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
@@ -42,7 +41,7 @@ def cells(suite: Suite, precision: str) -> list[Cell]:
     found: list[Cell] = []
     for dataset in _plugins(datasets, suite.datasets):
         for attack in axes[2]:
-            check_target(attack.target, dataset.num_classes)
+            check_targets(attack, dataset)
         for fields in recipes:
             recipe = recipe_for(dataset, fields, precision)
             found += [

@@ -20,6 +20,11 @@ MOST_SEEDS = 10_000
 LARGEST_SEED = 2**63 - 1
 DEFENSES = ("none", "fp", "mcr", "nad", "abl", "dbd", "cbd")
 """The defenses of the paper's Table 1, in its order."""
+SINCE = (
+    *("ft_sam", "clp", "anp", "i_bau", "asd"),
+    *("neural_cleanse", "spectral", "activation_clustering"),
+)
+"""Defenses that the paper does not have and that others compare with."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,16 @@ def with_target(attacks: Sequence[str], target: int) -> list[str]:
 STATIC = ("none", "badnets", "trojan", "blend", "sig(poisoning_rate=0.5)")
 ATTACKS = (*STATIC, "dynamic", "wanet")
 FOUR = ("badnets", "trojan", "blend", "wanet")
+# What papers since compare with. All rates are shares of the training set.
+FIELD = ("badnets", "trojan", "blend", "dynamic", "wanet", "bpp", "ssba", "lf")
+CLEAN_LABEL = ("sig(rate_basis='dataset')", "lc(rate_basis='dataset')")
+SEVERAL = "mixed(attacks=['badnets', 'blend(target=1)', 'wanet(target=2)'])"
+
+
+def at_rates(attacks: Sequence[str], rates: Sequence[float]) -> list[str]:
+    """Each of the attacks at each of the poisoning rates, rate by rate."""
+    return [str(Spec.of(attack).with_(poisoning_rate=rate)) for rate in rates for attack in attacks]
+
 
 SUITES = {
     "quick": Suite(
@@ -140,6 +155,13 @@ SUITES = {
         "cifar10",
         [f"adaptive(attack={name!r})" for name in FOUR],
         defenses=("none", "cbd"),
+    ),
+    "field-2026": of_paper(
+        "all defenses against the attacks that papers compare with, at 10, 5 and 1 %, CIFAR-10",
+        "cifar10",
+        ("none", *at_rates((*FIELD, *CLEAN_LABEL), (0.1, 0.05, 0.01)), SEVERAL),
+        models=("preact_resnet18",),
+        defenses=(*DEFENSES, "ft", *SINCE),
     ),
 }
 

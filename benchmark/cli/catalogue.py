@@ -88,8 +88,10 @@ def _describe(registry: Registry[Any], name: str) -> str:
 
         recipe, defense, images = Recipe(), registry.build(name), 50_000
         cost = defense.cost(recipe, images) / (3 * recipe.epochs)
+        at_least = f", at least {defense.clean_images} of each class"
         parts.append(
-            f"clean images: {100 * defense.clean_fraction:g} % of the training set\n"
+            f"clean images: {100 * defense.clean_fraction:g} % of the training set"
+            f"{at_least if defense.clean_images > 2 else ''}\n"
             f"expected work: {cost:.2f} times a plain training of {recipe.epochs} epochs on "
             f"{images:,} images"
         )

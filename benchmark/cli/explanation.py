@@ -30,6 +30,9 @@ def _explain(record: Record, path: Path) -> str:
             for name, count in record.counts.items()
         ]
         parts.append(plain(rows))
+    if record.worst_part:
+        others = "attack_success_rate, robust_accuracy and asr_floor are those of the worst part"
+        parts.append(f"{others}, {record.worst_part}")
     parts += [f"warning: {text}" for text in record.diagnostics.warnings]
     parts += [f"the defense {text}" for text in [lent(record)] if text]
     if record.flags:

@@ -67,6 +67,7 @@ from bdbench.running.engines.own_nursery import nursery
 @shared.DRY_RUN
 @shared.STALE
 @shared.SAVE
+@shared.REACTIVATE
 def evaluate(weights: Path, model: str | None, dataset: str, **options: Any) -> int:
     """Evaluate a network from a file.
 

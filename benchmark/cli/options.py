@@ -100,6 +100,11 @@ STALE = click.option("--stale", is_flag=True, help="Also run cells whose code ha
 SAVE = click.option(
     "--save", is_flag=True, help="Save the network of every cell to RESULTS/networks."
 )
+REACTIVATE = click.option(
+    "--reactivate",
+    is_flag=True,
+    help="Also measure P-ASR: whether the backdoor comes back after fine-tuning.",
+)
 
 
 def pop_fields(kind: type, options: dict[str, Any]) -> dict[str, Any]:

@@ -83,6 +83,7 @@ from bdbench.running.engines.own_nursery import nursery
 @click.option("--graphs", is_flag=True, help="Record training steps on a GPU as CUDA graphs.")
 @click.option("--curves", is_flag=True, help="Evaluate each training at up to 20 epochs.")
 @shared.SAVE
+@shared.REACTIVATE
 def run(name: str, **options: Any) -> int:
     """Run the cells of SUITE that have no record yet.
 

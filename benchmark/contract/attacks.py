@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.compound import Compound, PoisonedInParts
 from bdbench.contract.common import can_be_built, factory_of
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import (
@@ -110,8 +112,9 @@ def pure_trigger(registry: Registry[Any], name: str) -> None:
 )
 def declared_changes(registry: Registry[Any], name: str) -> None:
     attack = registry.build(name)
-    # Attacks that train a network are slow: small images must suffice for them.
-    for size, classes in ((SIDE, 43), (32, 10)) if attack.trains else ((32, 43), (64, 10)):
+    # Attacks that train a network are slow: few small images must suffice for them, five or six of
+    # each class, of which an attack may poison a quarter.
+    for size, classes in ((SIDE, 12), (32, 10)) if attack.trains else ((32, 43), (64, 10)):
         attack = registry.build(name)
         data = random_images(60 if attack.trains else 430, size, classes)
         images, labels = data.images.clone(), data.labels.clone()
@@ -129,11 +132,12 @@ def declared_changes(registry: Registry[Any], name: str) -> None:
             torch.equal(one.train.labels[~one.mask], labels[~one.mask]),
             f"labels outside the mask were changed {where}",
         )
-        goal = attack.goal(labels, classes)
-        expect(
-            torch.equal(one.train.labels[one.mask], goal[one.mask]),
-            f"the labels of poisoned images are not those of goal() {where}",
-        )
+        for part, mask in _parts(attack, one):
+            goal = part.goal(labels, classes)
+            expect(
+                torch.equal(one.train.labels[mask], goal[mask]),
+                f"the labels of poisoned images are not those of goal() {where}",
+            )
         expect(
             same(one.train, again.train.images, again.train.labels),
             f"the same random stream gives different training sets {where}",
@@ -165,6 +169,21 @@ def attack_replays(registry: Registry[Any], name: str) -> None:
 
     if attack.trains:
         replays(prepare)
+
+
+def _parts(attack: Attack, poisoned: Poisoned) -> Iterator[tuple[Attack, Tensor]]:
+    """An attack and its mask, or those of its parts, which must be disjoint and all that it has."""
+    if not isinstance(attack, Compound):
+        yield attack, poisoned.mask
+        return
+    expect(isinstance(poisoned, PoisonedInParts), "poison returns no PoisonedInParts")
+    assert isinstance(poisoned, PoisonedInParts)
+    masks, covers = poisoned.masks, poisoned.covers
+    named = masks.keys() == covers.keys() == attack.parts.keys()
+    expect(named, "poison does not return a mask and a cover of each part")
+    owners = torch.stack([*masks.values(), *covers.values()]).int().sum(0)
+    expect(torch.equal(owners, (poisoned.mask | poisoned.cover).int()), "its parts overlap")
+    yield from ((part, masks[name]) for name, part in attack.parts.items())
 
 
 def _kind(value: object) -> str:

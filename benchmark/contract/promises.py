@@ -95,7 +95,15 @@ def resolve(what: str) -> list[tuple[str, str]]:
     names = dict.fromkeys(name for _, name in known)
     guess = did_you_mean(wanted.name, names)
     require(wanted.name in names, f"unknown plugin {wanted.name!r}{guess}")
-    return [(kind, REGISTRIES[kind].label(what)) for kind, name in known if name == wanted.name]
+    return [(kind, _label(REGISTRIES[kind], what)) for kind, name in known if name == wanted.name]
+
+
+def _label(registry: Registry[Any], what: str) -> str:
+    """That of the plugin, which may spell the specs in its fields anew; else that of the text."""
+    try:
+        return registry.label(registry.build(what))
+    except Exception:  # a promise will say why
+        return registry.label(what)
 
 
 def promises(kind: str) -> list[Promise]:

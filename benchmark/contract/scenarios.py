@@ -20,6 +20,7 @@ from torch import Tensor
 from bdbench.cells.cell import cell
 from bdbench.contract.host_graph import HostGraph
 from bdbench.defenses.base import Context
+from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
@@ -133,7 +134,8 @@ def run_whole_cell(
 def resumes(attack: str, defense: str, curves: bool = False) -> int:
     """Interrupt a cell again and again, and return how often it resumed from a checkpoint. Raises
     `Broken` if its record differs from that of an uninterrupted cell."""
-    source = f"toy(train_images=64, test_images=20, image_size={SIDE})"
+    count = max(64, 10 * defenses.build(defense).clean_images)
+    source = f"toy(train_images={count}, test_images=20, image_size={SIDE})"
     recipe = replace(RECIPE, epochs=3)
     chosen = cell(source, "wrn16_1", attack, defense, recipe, seed=0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from bdbench.attacks.base import Attack
+from bdbench.attacks.compound import parts_of
+from bdbench.attacks.registry import attacks
 from bdbench.cells import grid
 from bdbench.cells.cell import cell, check_trigger
 from bdbench.datasets.base import Dataset
@@ -60,6 +63,8 @@ def preview(
 ) -> Iterator[str]:
     """`bdbench data preview`, with its options. Yields lines to print.
 
+    Of an attack with parts, each has its numbers and images.
+
     Raises `InvalidInput`, as far as possible before anything is trained or drawn.
     """
     place = device_of(device)
@@ -81,15 +86,30 @@ def preview(
     if built.trains:
         yield _line("trained with", f"{asked.labels['model']}, {asked.labels['recipe']}")
     made = harness.poisoned(asked)
-    groups = numbers(built, loaded, made, recipe.augmentation, seed)
+    groups: list[dict[str, str]] = []
+    images: list[ImageRows] = []
+    for name, part, own in each_part(built, made):
+        found = numbers(part, loaded, own, recipe.augmentation, seed)
+        groups += [{"part": f"{name}, {attacks.label(part)}"}] * bool(name) + found
+        images += blocks(part, loaded, own, count, f" {name}" * bool(name))
+    if made.parts:
+        groups += facts(made)
     for group in groups:
         yield from (_line(label, value) for label, value in group.items())
     title = f"{asked.labels['attack']} on {asked.labels['dataset']}, seed{NO_BREAK}{seed}"
     with look():
-        figure = draw(title, groups, blocks(built, loaded, made, count))
+        figure = draw(title, groups, images)
         content = encode(figure, kind[1:])
     write_atomically(path, content)
     yield _line("picture", str(path))
+
+
+def each_part(attack: Attack, made: PoisonedData) -> Iterator[tuple[str, Attack, PoisonedData]]:
+    """The parts of an attack by name, each with what it makes; or the attack, without a name."""
+    if not made.parts:
+        yield "", attack, made
+    for name, part in parts_of(attack).items():
+        yield name, part, replace(made.part(name), facts={})
 
 
 def _line(label: str, value: str) -> str:
@@ -127,17 +147,27 @@ def numbers(
         "relabelled": f"{extent['relabelled_images']:,}",
         "cover images": f"{extent['cover_images']:,}",
     }
+    return [*groups, poisoned, *facts(made)]
+
+
+def facts(made: PoisonedData) -> list[dict[str, str]]:
+    """What the attack says of itself, as a group; none if it says nothing."""
     said = {name.replace("_", " "): f"{value:g}" for name, value in made.facts.items()}
-    return [*groups, poisoned, said] if said else [*groups, poisoned]
+    return [said] if said else []
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def blocks(attack: Attack, dataset: Dataset, made: PoisonedData, count: int) -> list[ImageRows]:
+def blocks(
+    attack: Attack, dataset: Dataset, made: PoisonedData, count: int, of: str = ""
+) -> list[ImageRows]:
     """Up to `count` test images that the trigger should turn; and training images, where the attack
-    may treat them differently."""
+    may treat them differently.
+
+    of: added to the label of the images with the trigger
+    """
     test, train = dataset.test, dataset.train
     victims = attack.goal(test.labels, test.num_classes) != test.labels
     require(bool(victims.any()), "the test set has no image that the trigger should turn")
@@ -145,7 +175,7 @@ def blocks(attack: Attack, dataset: Dataset, made: PoisonedData, count: int) -> 
     def block(name: str, clean: ImageSet, after: Tensor, among: Tensor) -> ImageRows:
         rows = one_of_each(clean.labels, among)[:count]
         titles = [dataset.class_names[label] for label in clean.labels[rows].tolist()]
-        return compared(name, titles, clean.images[rows].cpu(), after[rows].cpu())
+        return compared(f"{name}{of}", titles, clean.images[rows].cpu(), after[rows].cpu())
 
     found = [block("poisoned", test, made.triggered, victims)]
     if attack.trains or type(attack).training_trigger is not Attack.training_trigger:

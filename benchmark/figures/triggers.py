@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from bdbench.attacks.compound import parts_of
 from bdbench.cells.cell import Cell, cell_of_record
 from bdbench.figures.distortion import distortion
 from bdbench.figures.picture import ImageRows, Picture, image_grid, stacked, write_caption
@@ -60,17 +61,21 @@ def draw(selection: Selection) -> Picture:
     for name in dict.fromkeys(group.names["attack"] for group in groups):
         records = [r for g in groups if g.names["attack"] == name for r in g.records]
         cells = [cell_of_record(record) for record in records]
-        attack = cells[0].attack
-        victims = attack.goal(dataset.test.labels, dataset.test.num_classes) != dataset.test.labels
-        row = int(victims.int().argmax())
-        before = dataset.test.images[row : row + 1]
-        after = (
-            _ready_made(harness, cells, row) if attack.trains else attack.trigger(before.clone())
-        )
-        if after is None:
-            absent.append(name)
-        else:
-            pairs[name] = row, before, after
+        attack, test = cells[0].attack, dataset.test
+        for part, each in (parts_of(attack) or {"": attack}).items():
+            victims = each.goal(test.labels, test.num_classes) != test.labels
+            row = int(victims.int().argmax())
+            before = test.images[row : row + 1]
+            after = (
+                _ready_made(harness, cells, row, part)
+                if each.trains
+                else each.trigger(before.clone())
+            )
+            shown = f"{part} of {name}" if part else name
+            if after is None:
+                absent.append(shown)
+            else:
+                pairs[shown] = row, before, after
     reason = f"the cache, {root}, lacks trained attacks: {', '.join(absent)}; run a cell of each"
     require(bool(pairs), reason)
     rows = [
@@ -85,11 +90,13 @@ def draw(selection: Selection) -> Picture:
     return Picture(figure, data, (f"left out: {reason}",) * bool(absent))
 
 
-def _ready_made(harness: Harness, cells: Sequence[Cell], row: int) -> Tensor | None:
-    """A test image with the trigger that one of these cells trained; None if the cache has none."""
+def _ready_made(harness: Harness, cells: Sequence[Cell], row: int, part: str) -> Tensor | None:
+    """A test image with the trigger that one of these cells trained, or that of a part; None if the
+    cache has none."""
     for cell in cells:
         with suppress(Untrained):
-            return harness.poisoned(cell).triggered[row : row + 1]
+            data = harness.poisoned(cell)
+            return (data.parts[part] if part else data).triggered[row : row + 1]
     return None
 
 

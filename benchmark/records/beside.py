@@ -189,7 +189,7 @@ def _take(
             folders[record.key] = other.folder
         else:
             twice += 1
-            changed += first.metrics != record.metrics
+            changed += first.contradicts(record)
     everyone = len(other.records)
     for kind, details in refused.items():
         said = list(dict.fromkeys(details))

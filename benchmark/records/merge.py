@@ -16,10 +16,11 @@ from bdbench.records.record import Record
 def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
     """Write to `into` the records of all folders, its own included.
 
-    Of several records of one cell, the first that did not fail is kept; those of `into` come first,
-    then those of the folders in their order. Returns lines that say what was done, and whether all
-    records could be read. Raises `InvalidInput`, before anything is written, for a folder without
-    records, for records of another version, and for records that are not `consistent`.
+    Of several records of one cell, the first that did not fail is kept, or the first with a P-ASR
+    if they agree; those of `into` come first, then those of the folders in their order. Returns
+    lines that say what was done, and whether all records could be read. Raises `InvalidInput`,
+    before anything is written, for a folder without records, for records of another version, and
+    for records that are not `consistent`.
     """
     kept: dict[str, Record] = {}
     lines: list[str] = []
@@ -32,10 +33,10 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
         taken = 0
         for record in records:
             other = kept.get(record.key)
-            if other is None or (other.status, record.status) == ("failed", "ok"):
+            if other is None or _better(record, other):
                 kept[record.key] = record
                 taken += 1
-            elif other.metrics != record.metrics:
+            elif other.contradicts(record):
                 lines.append(f"{folder}: {record.key} has another result; the first is kept")
         if folder != into or records:
             lines.append(f"{folder}: {taken} of {len(records)} records taken")
@@ -46,3 +47,11 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
             pass
     lines.append(f"{into}: {len(kept)} records")
     return lines, whole
+
+
+def _better(record: Record, other: Record) -> bool:
+    """Whether a record takes the place of an earlier one of the same cell."""
+    if "failed" in (record.status, other.status):
+        return (other.status, record.status) == ("failed", "ok")
+    adds = record.is_reactivated and not other.is_reactivated
+    return adds and not record.contradicts(other)

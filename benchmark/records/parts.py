@@ -298,12 +298,30 @@ class LentImages(Part):
     classes: int = 0
 
 
+class AttackPart(Part):
+    """What a run publishes about one of several attacks, see `Diagnostics`.
+
+    attack: its label
+    samples: with the poisoned images of this part, and the clean ones
+    """
+
+    attack: Text = ""
+    poisoned_images: int | None = None
+    cover_images: int | None = None
+    relabelled_images: int | None = None
+    share_of_dataset: Number | None = None
+    share_of_target_class: Number | None = None
+    samples: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
 class Diagnostics(Part):
     """What a run publishes about its attack and its defense.
 
     samples: what per-sample values say about who is poisoned, by name
     scalars: numbers of the defense by name
     attack: numbers of the attack by name
+    parts: of an attack that consists of several, by the names that metrics end in; a share of the
+        target class is known by part only
     """
 
     poisoned_images: int | None = None
@@ -316,6 +334,7 @@ class Diagnostics(Part):
     scalars: dict[str, Any] = Field(default_factory=dict)
     samples: dict[str, dict[str, Any]] = Field(default_factory=dict)
     warnings: list[Text] = Field(default_factory=list)
+    parts: dict[str, AttackPart] = Field(default_factory=dict)
 
 
 class Failure(ClosedPart):
@@ -331,12 +350,14 @@ class Example(NamedPart):
 
     row: number of the image in the test set
     png: both images above each other, in base64
+    part: the part of the attack that has this trigger, if it has parts
     """
 
     row: int
     label: int
     goal: int
     png: Text
+    part: Text = ""
 
 
 class PluginText(NamedPart):

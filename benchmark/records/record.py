@@ -45,6 +45,11 @@ STANDS = TESTED, TRAINED = "test_images", "training_images"
 """Names of the numbers of images behind a point of a curve: for its shares, and for its losses."""
 FLAGS = ("attack_failed", "not_finite", "at_chance", "no_op")
 STAGES = tuple(Seconds.model_fields)
+LATER_STAGES = ("reactivate",)
+"""Stages that only some records have."""
+REACTIVATED, REACTIVATED_CA = "reactivated_success_rate", "reactivated_clean_accuracy"
+CONTROL = "control_success_rate"
+"""Metrics that only records of `--reactivate` have."""
 ALONE = 0.2
 """The largest `others` at which seconds count as undisturbed: a step ends with its slowest thread,
 so a fifth of one core matters on a machine with many."""
@@ -134,9 +139,39 @@ class Record:
         """The same images without the trigger that get the label that the attack wants."""
         return self.count("asr_floor")
 
+    @property
+    def parts(self) -> dict[str, dict[str, Count]]:
+        """Of an attack that consists of several, by part: the counts of its attack success rate,
+        robust accuracy and floor. Those of the record are the worst part's."""
+        metrics = [name for name in METRICS if name != "clean_accuracy"]
+        found = {
+            part: {name: count for name in metrics if (count := self.count(f"{name}_{part}"))}
+            for part in self.diagnostics.parts
+        }
+        return {part: counts for part, counts in found.items() if len(counts) == len(metrics)}
+
+    @property
+    def worst_part(self) -> str:
+        """The part with the highest attack success rate, the first by name of several; empty
+        without."""
+        rates = {name: part["attack_success_rate"].rate for name, part in self.parts.items()}
+        return max(sorted(rates), key=rates.__getitem__, default="")
+
+    @property
+    def is_reactivated(self) -> bool:
+        """Whether the record says if the backdoor comes back, or there is none that could."""
+        return self.cell.attack.is_none or self.count(REACTIVATED) is not None
+
     def count(self, metric: str) -> Count | None:
         """The count of a metric by name, also of a later version; None where there is none."""
         return self.counts.get(metric)
+
+    def contradicts(self, other: Record) -> bool:
+        """Whether one of the two failed, or a metric that both have differs."""
+        ours, theirs = self.counts, other.counts
+        return self.status != other.status or any(
+            ours[name] != theirs[name] for name in ours.keys() & theirs.keys()
+        )
 
     @property
     def counts(self) -> dict[str, Count]:

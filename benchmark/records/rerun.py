@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from bdbench.records.record import Record
+from bdbench.records.record import REACTIVATED, Record
 
 AXES = ("dataset", "model", "attack", "defense", "recipe")
 
@@ -32,6 +32,7 @@ def command(record: Record, results: Path) -> str:
     if (origin.device or "").startswith("cpu") and origin.threads not in (None, 1):
         words += ["--threads", str(origin.threads)]
     words += ["--curves"] * bool(record.curves)
+    words += ["--reactivate"] * (record.count(REACTIVATED) is not None)
     return line("bdbench", *start, *words, *with_plugins([record]), "--results", str(results))
 
 

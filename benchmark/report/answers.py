@@ -9,8 +9,8 @@ from functools import cached_property
 
 from bdbench.records.by_class import ByClass
 from bdbench.records.count import Count
-from bdbench.records.record import STAGES, Record
-from bdbench.tables.groups import filtered, is_none, lent
+from bdbench.records.record import CONTROL, REACTIVATED, STAGES, Record
+from bdbench.tables.groups import filtered, filtered_parts, is_none, lent
 from bdbench.tables.leaderboard import decimal
 from bdbench.tables.statistics import proportions_separable
 
@@ -25,6 +25,7 @@ STAGE_WORDS = {
     "undefended": "training the undefended network",
     "fit": "training the defense",
     "evaluate": "evaluating the network",
+    "reactivate": "trying to reactivate the backdoor",
 }
 UNTRUSTED = {
     "not_finite": "The network has values that are not finite: its predictions mean nothing.",
@@ -66,8 +67,10 @@ class Case:
             yield Answer("Did the attack work?", self._attack())
             if self.defended and self._asr:
                 yield Answer("Did the defense remove the backdoor?", self._defense(self._asr))
+            yield from self._reactivation()
         if self.defended:
             yield from self._cost()
+        yield from self._parts()
         yield from self._classes()
         if self.attacked:
             yield from self._destinations()
@@ -143,6 +146,26 @@ class Case:
             verdict = "No." if before else "Not completely."
         return f"{verdict if worked else NO_BACKDOOR} {text}.{above}"
 
+    def _parts(self) -> Iterator[Answer]:
+        found = self.record.parts
+        if found:
+            rates = [f"`{name}` {_percent(found[name]['attack_success_rate'])}" for name in found]
+            text = f"{', '.join(rates)}. All other answers are about the worst of them, "
+            text += f"`{self.record.worst_part}`, the one with the highest."
+            yield Answer("What is the success rate of each attack?", text)
+
+    def _reactivation(self) -> Iterator[Answer]:
+        after, before = self.record.count(REACTIVATED), self._asr
+        if not after or not before:
+            return
+        undefended = self.baseline if self.defended else self.record
+        control = undefended and undefended.count(CONTROL)
+        text = "After fine-tuning on 2 % of the clean training images and five poisoned ones, the "
+        text += f"attack success rate goes from {_percent(before)} to {_percent(after)}."
+        if control:
+            text += f" That of a network trained on clean images is {_percent(control)} then."
+        yield Answer("Does the backdoor come back?", text)
+
     def _cost(self) -> Iterator[Answer]:
         after = self.record.clean_accuracy
         before = self.baseline and self.baseline.clean_accuracy
@@ -206,12 +229,20 @@ class Case:
         yield Answer("How are triggered images classified?", text)
 
     def _filter(self) -> Iterator[Answer]:
-        tpr, fpr = filtered(self.record)
+        tpr, fpr, auroc = filtered(self.record)
         if not math.isnan(tpr):
             text = f"It flags {decimal(100 * tpr)} % of the poisoned training images"
+            parts = filtered_parts(self.record)
+            shares = [f"{decimal(100 * each.tpr)} % of `{name}`" for name, each in parts.items()]
+            text += f" ({', '.join(shares)})" if shares else ""
             if not math.isnan(fpr):
                 text += f" and {decimal(100 * fpr)} % of the clean ones"
+            if not math.isnan(auroc):
+                text += f"; its scores have an AUROC of {auroc:.3f}"
             yield Answer("Did it find the poisoned images?", f"{text}.")
+        elif not math.isnan(fpr):
+            text = f"It flags {decimal(100 * fpr)} % of the training images, and none is poisoned."
+            yield Answer("Did it flag clean images?", text)
 
 
 def _percent(count: Count) -> str:

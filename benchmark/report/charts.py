@@ -72,7 +72,8 @@ def charts(curves: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
         ("Mean losses by epoch", "mean loss", False),
     ):
         drawn = [name for name in names(curves) if name not in STANDS]
-        own = [name for name in drawn if (name in METRICS) == shares]
+        # A part of an attack has metrics of its own, such as asr_floor_sig_2.
+        own = [name for name in drawn if name.startswith(METRICS) == shares]
         values = [point[name] for point in curves for name in own if _known(point.get(name))]
         if values:
             low, high = (0.0, 1.0) if shares else (min(0.0, *values), max(0.0, *values) or 1.0)

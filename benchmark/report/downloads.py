@@ -14,7 +14,7 @@ from bdbench.records.count import wilson
 from bdbench.records.record import Record
 from bdbench.report.comparison import Section
 from bdbench.tables import latex
-from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, is_none, seconds_total
+from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, seconds_total
 from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal
 from bdbench.tables.text import as_latex, csv_field
 
@@ -82,9 +82,7 @@ def leaderboard(block: LeaderboardBlock) -> Grid:
     """The leaderboard of the index page, in percent."""
     columns = list(block.overall_titles())
     for attack in block.attacks:
-        columns += [
-            f"{attack} {short}" for short in (("CA",) if is_none(attack) else ("CA", "ASR"))
-        ]
+        columns += [f"{attack} {short}" for short in block.columns(attack)]
     rows = [
         [defense, *(block.numbers[defense].get(column) for column in columns)]
         for defense in block.defenses

@@ -22,12 +22,14 @@ class Example:
     row: index of the image in the test set
     label, goal: names of its class, and of the class that the trigger should cause
     png: the clean image above the triggered one
+    part: the part of the attack that has this trigger, empty if it has no parts
     """
 
     row: int
     label: str
     goal: str
     png: bytes
+    part: str = ""
 
     @cached_property
     def stem(self) -> str:
@@ -71,7 +73,7 @@ def example(record: Record) -> Example | None:
         return None
     names = record.classes.names if record.classes else []
     label, goal = (names[n] if 0 <= n < len(names) else str(n) for n in (kept.label, kept.goal))
-    return Example(kept.row, label, goal, png)
+    return Example(kept.row, label, goal, png, kept.part)
 
 
 @cache

@@ -16,12 +16,13 @@ from markupsafe import Markup, escape
 from bdbench.models.plugins.errors import shown
 from bdbench.records.by_class import ByClass
 from bdbench.records.count import wilson
+from bdbench.records.record import CONTROL, METRICS, REACTIVATED, REACTIVATED_CA
 from bdbench.records.rerun import again
 from bdbench.report import charts
 from bdbench.report.answers import STAGE_WORDS
 from bdbench.report.downloads import KINDS
 from bdbench.report.prose import inline, prose
-from bdbench.tables.groups import ASR, CA, FLOOR, is_none, seconds_total
+from bdbench.tables.groups import ASR, CA, FLOOR, filtered_parts, is_none, seconds_total
 from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, LeaderboardBlock, decimal
 from bdbench.tables.others import SOURCES
 
@@ -128,8 +129,10 @@ def templates() -> Environment:
         "again": partial(again, results=Path("results")),
         "at_floor": AT_FLOOR,
         "download_kinds": KINDS,
+        "filtered_parts": filtered_parts,
         "footnotes": FOOTNOTES,
         "maps": maps,
+        "always": METRICS,
         "metric_words": METRIC_WORDS,
         "missing": MISSING,
         "other_sources": SOURCES,
@@ -148,8 +151,11 @@ METRIC_WORDS = {
     ASR: ("attack success rate", "ASR: triggered images classified as the target", "asr"),
     "robust_accuracy": ("robust accuracy", "R-Acc: triggered images with a correct label", ""),
     FLOOR: ("ASR floor", "the same images without the trigger, classified as the target", ""),
+    REACTIVATED: ("P-ASR", "ASR after fine-tuning on few clean and five poisoned images", "asr"),
+    REACTIVATED_CA: ("CA beside P-ASR", "clean accuracy after this fine-tuning", "ca"),
+    CONTROL: ("P-ASR without a backdoor", "the same for a network trained on clean images", ""),
 }
-"""By metric, its name, meaning and CSS class."""
+"""By metric, its name, meaning and CSS class. Only some records have those of P-ASR."""
 ORIGINS = {
     "data, sha256": "data_sha256",
     "notes on the data": "data_notes",

@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from bdbench.attacks.compound import parts_of
 from bdbench.cells.cell import Cell, cell_of_record
 from bdbench.cells.cost import added_work
 from bdbench.datasets import parquet_writer
@@ -51,10 +54,12 @@ logits = network(torch.rand(8, 3, {{size}}, {{size}}))
     POISONED: """\
 the training set after the attack. `image` is a PNG, {{bytes, path}}; `label` is the one that a
   defender sees, `true_label` the one before the attack; `poisoned` images have the trigger, `cover`
-  images are changed and keep their labels.""",
+  images are changed and keep their labels. With several attacks, `part` is the number of the one
+  that changed the image, 0 if none did.""",
     TRIGGERED: """\
 all test images with the trigger. `label` is the true label, `target` the one that the attack wants.
-  Images for which they are equal do not count for the attack success rate.""",
+  Images for which they are equal do not count for the attack success rate. With several attacks,
+  all test images are there once for each trigger, and `part` is the number of the attack.""",
     RECORD: "the record of the cell.",
 }
 """Files of an export, as `ABOUT` describes them."""
@@ -157,12 +162,21 @@ class Export:
             "cover": data.cover,
             "true_label": clean.labels,
         }
+        every = parts_of(cell.attack) or {"": cell.attack}
+        numbers = range(1, len(data.parts) + 1)
+        if data.parts:
+            mine = torch.stack([part.mask | part.cover for part in data.parts.values()])
+            columns["part"] = torch.tensor(numbers, device=mine.device) @ mine.long()
         labels = ("label", "true_label", "target")
         parquet_writer.write(self.out / POISONED, data.train.images, columns, labels, names)
         yield f"{self.out / POISONED}: {len(clean):,} training images, {_count(data)} poisoned"
-        goal = cell.attack.goal(test.labels.clone(), test.num_classes)
-        tested = {"label": test.labels, "target": goal}
-        parquet_writer.write(self.out / TRIGGERED, data.triggered, tested, labels, names)
+        goals = [each.goal(test.labels.clone(), test.num_classes) for each in every.values()]
+        tested = {"label": test.labels.repeat(len(goals)), "target": torch.cat(goals)}
+        triggered = data.triggered
+        if data.parts:
+            tested["part"] = torch.tensor(numbers).repeat_interleave(len(test))
+            triggered = torch.cat([part.triggered for part in data.parts.values()])
+        parquet_writer.write(self.out / TRIGGERED, triggered, tested, labels, names)
         yield f"{self.out / TRIGGERED}: {len(test):,} test images with the trigger"
 
     def _about(self, cell: Cell, notes: list[str]) -> str:
@@ -239,7 +253,8 @@ def _differences(record: Record, again: Record) -> Iterator[str]:
                 f"record: {100 * other.rate:.2f} % instead of {100 * one.rate:.2f} %"
             )
     known = record.provenance.network_sha256
-    if record.metrics == again.metrics and known not in (None, again.provenance.network_sha256):
+    equal = all(record.count(metric) == again.count(metric) for metric in METRICS)
+    if equal and known not in (None, again.provenance.network_sha256):
         yield (
             "the network trained again has the metrics of the record, but its weights differ in "
             "their last bits"

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from bdbench.cells.cell import REGISTRIES, Cell, check_network, check_trigger
+from bdbench.cells.cell import REGISTRIES, Cell, check_network, check_trigger, factories
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.running.speed import probe
 from bdbench.running.worker import Job, Worker
@@ -73,9 +73,9 @@ class Asking:
 
 
 def _is_built_in(cell: Cell, axis: str) -> bool:
-    registry = REGISTRIES[axis]
-    parts = registry.factories(getattr(cell, axis))
-    return all(part.__module__.startswith(f"{registry.package}.") for part in parts)
+    package = REGISTRIES[axis].package
+    parts = factories(axis, getattr(cell, axis))
+    return all(part.__module__.startswith(f"{package}.") for part in parts)
 
 
 def _answer(question: Callable[[Cell], T], identity: dict[str, object], worker: Worker) -> T:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from rich.console import Console
 
 from bdbench.cells import grid
 from bdbench.cells.cell import Cell
-from bdbench.cells.cost import added_work
+from bdbench.cells.cost import added_work, controls
 from bdbench.cells.suites import Suite
 from bdbench.machine.contention import Contention
 from bdbench.machine.devices import precision_of
@@ -63,6 +63,8 @@ class RunOptions:
     stale: also run cells whose code has changed
     curves: evaluate at the ends of epochs
     save: store the network of every cell; a cell with a record but no network runs again
+    reactivate: measure whether the backdoor comes back; a cell whose record does not say it runs
+        again
     network: file of the network that all defenses start from, for cells of the model `weights`
     """
 
@@ -76,6 +78,7 @@ class RunOptions:
     stale: bool = False
     curves: bool = False
     save: bool = False
+    reactivate: bool = False
     network: Path | None = None
 
 
@@ -115,7 +118,7 @@ class Plan:
         return {
             cell: state.folder
             for cell, state in self.states.items()
-            if state.folder is not None and state.folder != self.results
+            if state.folder is not None and state.folder != self.results and not state.runs
         }
 
     def count(self, kind: Kind) -> int:
@@ -126,8 +129,10 @@ class Plan:
     def speed(self) -> Speed:
         """The speed of this machine. It trains each network for a few steps at the first use."""
         cache, curves = Cache(self.job.cache), self.options.curves
-        done = cached_work(self.missing, cache, self.device, self.threads, curves)
-        return Speed(self.device, self.threads, done, curves, self.asking.speed)
+        reactivate = self.options.reactivate
+        cells = [*self.missing, *(controls(self.missing) if reactivate else ())]
+        done = cached_work(cells, cache, self.device, self.threads, curves)
+        return Speed(self.device, self.threads, done, curves, self.asking.speed, reactivate)
 
     @property
     def asking(self) -> Asking:
@@ -172,6 +177,7 @@ class Plan:
             plugins=tuple(path.absolute() for path in self.options.plugin),
             curves=self.options.curves,
             save=self.options.save,
+            reactivate=self.options.reactivate,
             network=self.options.network and self.options.network.absolute(),
             limit=self.options.limit,
             threads=self.threads,
@@ -190,7 +196,19 @@ class Plan:
                 cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
             yield f"{cell.key}  {titled(names.of(cell), COLUMNS - len(cell.key) - 2, f': {cost}')}"
         yield f"{self._count}{self._about}"
+        yield from self.repeats()
         yield from self.surroundings()
+
+    def repeats(self) -> Iterator[str]:
+        """Why cells with a record run again."""
+        reasons: dict[Kind, tuple[str, str]] = {
+            "unreactivated": ("P-ASR", "--reactivate"),
+            "unsaved": ("saved network", "--save"),
+        }
+        for kind, (lacking, option) in reasons.items():
+            if count := self.count(kind):
+                records = f"{count} record{'s have' if count > 1 else ' has'}"
+                yield f"{records} no {lacking}, so {option} runs the cells again"
 
     @property
     def asked(self) -> list[Known]:
@@ -301,10 +319,7 @@ def execute(plan: Plan, console: Console) -> RunOutcome:
 
 
 def _announce(plan: Plan, console: Console) -> None:
-    if unsaved := plan.count("unsaved"):
-        records = f"{unsaved} record{'s have' if unsaved > 1 else ' has'}"
-        _say(console, f"{records} no saved network, so --save runs the cells again")
-    for line in (plan.headline, *Names(plan.missing).common, *plan.surroundings()):
+    for line in (*plan.repeats(), plan.headline, *Names(plan.missing).common, *plan.surroundings()):
         _say(console, line)
 
 
@@ -385,8 +400,14 @@ def _check_networks(cells: Sequence[Cell], file: Path | None) -> None:
 def _states(
     cells: Sequence[Cell], folders: Sequence[Path], options: RunOptions
 ) -> dict[Cell, CellState]:
-    stale, curves, save = options.stale, options.curves, options.save
-    return {cell: state_of(cell, folders, stale=stale, curves=curves, save=save) for cell in cells}
+    find = partial(
+        state_of,
+        stale=options.stale,
+        curves=options.curves,
+        save=options.save,
+        reactivate=options.reactivate,
+    )
+    return {cell: find(cell, folders) for cell in cells}
 
 
 def _folder(name: str, options: RunOptions) -> Path:

@@ -7,7 +7,14 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 
 from bdbench.cells.cell import Cell
-from bdbench.cells.cost import NOTHING, Part, added_work, curve_work
+from bdbench.cells.cost import (
+    NOTHING,
+    Part,
+    added_work,
+    controls,
+    curve_work,
+    reactivation_work,
+)
 from bdbench.models.scope import num_threads
 from bdbench.trial.warm_up import steps
 
@@ -19,6 +26,7 @@ class Speed:
     done: forward passes that are done of parts of cells; grows during a run
     curves: whether networks are evaluated at the ends of epochs
     probing: measures the speed of a model that has not run yet, by default `probe`
+    reactivate: whether cells also measure if the backdoor comes back
     """
 
     def __init__(
@@ -28,15 +36,22 @@ class Speed:
         done: Mapping[Part, float] = NOTHING,
         curves: bool = False,
         probing: Callable[[Cell, torch.device], float] | None = None,
+        reactivate: bool = False,
     ) -> None:
         self.device, self.threads, self.curves = device, threads, curves
         self.done, self._probing = dict(done), probing
+        self.reactivate = reactivate
         self._rates: dict[tuple[str, str, int], float] = {}
 
     def seconds(self, cells: Iterable[Cell]) -> float:
         """Expected for these cells, without data loading and the final evaluation."""
+        cells = list(cells)
+        extra = {cell: curve_work(cell, self.done) if self.curves else 0.0 for cell in cells}
+        if self.reactivate:
+            extra = {cell: work + reactivation_work(cell) for cell, work in extra.items()}
+            cells += controls(cells)
         return sum(
-            (share + (curve_work(cell, self.done) if self.curves else 0.0)) / self._rate(cell)
+            (share + extra.get(cell, 0.0)) / self._rate(cell)
             for cell, share in added_work(cells, self.done).items()
         )
 

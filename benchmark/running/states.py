@@ -14,16 +14,16 @@ from bdbench.records.record import OtherSchema
 from bdbench.storage.networks import path_of as network_of
 from bdbench.trial import provenance
 
-Kind = Literal["missing", "unsaved", "outdated", "finished"]
+Kind = Literal["missing", "unreactivated", "unsaved", "outdated", "finished"]
 
 
 @dataclass(frozen=True)
 class CellState:
     """The state of a cell before a run.
 
-    kind: missing, without a record that the run accepts; unsaved, with such a record but without
-        the network that the run should save; outdated, with a record that other code made;
-        finished
+    kind: missing, without a record that the run accepts; unreactivated, with such a record but
+        without the P-ASR that the run should measure; unsaved, without the network that it should
+        save; outdated, with a record that other code made; finished
     folder: of the record, None if missing
     """
 
@@ -33,25 +33,33 @@ class CellState:
     @property
     def runs(self) -> bool:
         """Whether the cell has to run."""
-        return self.kind in ("missing", "unsaved")
+        return self.kind in ("missing", "unreactivated", "unsaved")
 
 
 def state_of(
-    cell: Cell, folders: Sequence[Path], *, stale: bool, curves: bool, save: bool
+    cell: Cell,
+    folders: Sequence[Path],
+    *,
+    stale: bool,
+    curves: bool,
+    save: bool,
+    reactivate: bool = False,
 ) -> CellState:
-    """The state of a cell by the first folder that has a record of it. Networks are saved in the
-    first folder only. Raises `OtherSchema`.
+    """The state of a cell by the first folder that has a record of it, which tables show. Networks
+    are saved in the first folder only. Raises `OtherSchema`.
 
-    stale, curves, save: see `RunOptions`
+    stale, curves, save, reactivate: see `RunOptions`
     """
     for folder in folders:
-        kind = _kind(cell, folder, stale, curves, save and folder == folders[0])
+        kind = _kind(cell, folder, stale, curves, save and folder == folders[0], reactivate)
         if kind != "missing":
             return CellState(kind, folder)
     return CellState("missing")
 
 
-def _kind(cell: Cell, folder: Path, stale: bool, curves: bool, save: bool) -> Kind:
+def _kind(
+    cell: Cell, folder: Path, stale: bool, curves: bool, save: bool, reactivate: bool
+) -> Kind:
     path = path_of(folder, cell.key)
     if not path.exists():
         return "missing"
@@ -65,6 +73,8 @@ def _kind(cell: Cell, folder: Path, stale: bool, curves: bool, save: bool) -> Ki
     accepted = not (stale and outdated) and not (curves and not record.curves)
     if record.status == "failed" or not accepted:
         return "missing"
+    if reactivate and not record.is_reactivated:
+        return "unreactivated"
     if save and not network_of(folder, cell.key).exists():
         return "unsaved"
     return "outdated" if outdated else "finished"

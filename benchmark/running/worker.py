@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from bdbench.cells.cell import REGISTRIES, Cell, cell_of
+from bdbench.cells.cell import REGISTRIES, Cell, cell_of, factories
 from bdbench.machine.contention import Contention
 from bdbench.models.plugins.registry import RegistersNothing, load_file
 from bdbench.records.files import path_of, read, write
@@ -38,6 +38,7 @@ class Job:
     plugins: files to load
     curves: see `Harness`
     save: store the network that a defense returns
+    reactivate: see `Harness`
     network: the file of the network that defenses start from, see `Harness.given`
     limit: seconds that one attempt at a cell may take, None for no limit
     threads: of a CPU, None for as many as torch uses
@@ -51,6 +52,7 @@ class Job:
     plugins: tuple[Path, ...] = ()
     curves: bool = False
     save: bool = False
+    reactivate: bool = False
     network: Path | None = None
     limit: float | None = None
     threads: int | None = None
@@ -60,9 +62,7 @@ class Job:
         """The same without plugin files that only other cells need, so that importing these cannot
         affect this cell. Files that register nothing stay."""
         needed = {
-            _file(part)
-            for axis, registry in REGISTRIES.items()
-            for part in registry.factories(getattr(cell, axis))
+            _file(part) for axis in REGISTRIES for part in factories(axis, getattr(cell, axis))
         }
         others = {
             _file(registry.factory(name))
@@ -113,6 +113,7 @@ class Worker:
             job.curves,
             isolated=isolated,
             given=None if job.network is None else read_network(job.network),
+            reactivate=job.reactivate,
         )
 
     def attempt(self, cell: Cell, before: int | None, retries: Sequence[str] = ()) -> Attempt:

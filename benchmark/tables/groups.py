@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
 
 from bdbench.models.plugins.registry import file_of
 from bdbench.records.consistency import AXES, consistent, specs
 from bdbench.records.count import Count
-from bdbench.records.record import METRICS, Record
+from bdbench.records.record import CONTROL, METRICS, REACTIVATED, REACTIVATED_CA, Record
 from bdbench.tables.source import defaults
 from bdbench.tables.statistics import (
     Estimate,
@@ -71,7 +72,8 @@ class Group:
 
     @cached_property
     def _estimates(self) -> dict[str, Estimate]:
-        return {metric: estimate(list(self.counts(metric).values())) for metric in METRICS}
+        metrics = (*METRICS, REACTIVATED, REACTIVATED_CA, CONTROL)
+        return {metric: estimate(list(self.counts(metric).values())) for metric in metrics}
 
     def rates(self, metric: str) -> dict[int, float]:
         """By seed, a metric as a share in [0, 1], see `counts`."""
@@ -163,13 +165,14 @@ def lent(record: Record) -> str:
     found, declared = record.diagnostics.lent, clean_fraction(record)
     if found is None or not found.of or math.isnan(declared):
         return ""
-    given = found.fit + found.validation
+    given, name = found.fit + found.validation, record.cell.defense.name
     if abs(given - declared * found.of) <= found.classes / 2:
         return ""
     share = f"{100 * given / found.of:.3g} %"
+    least = defaults("bdbench.defenses", name).get("clean_images", 2)
     return (
         f"was lent {given:,} of {found.of:,} clean images ({share}) instead of the "
-        f"declared {100 * declared:.3g} %, because it gets at least two per class"
+        f"declared {100 * declared:.3g} %, because it gets at least {least} per class"
     )
 
 
@@ -185,17 +188,44 @@ def trainings(record: Record) -> float:
     return passes(record) / (3 * epochs) if isinstance(epochs, int) and epochs else math.nan
 
 
-def filtered(record: Record) -> tuple[float, float]:
-    """(TPR, FPR) of the training images that a defense flags as poisoned, nan where unknown.
+class Filtered(NamedTuple):
+    """How well a defense filters the training set, as shares; nan where unknown.
 
-    They are those of the first per-sample verdict by name. Older records store recall, which is the
-    TPR, and the share of clean images that are kept.
+    tpr, fpr: of the images that it flags as poisoned
+    auroc: of the scores by which it flags them
     """
-    for _, found in sorted(record.diagnostics.samples.items()):
-        if found.keys() & {"tpr", "fpr", "recall"}:
-            recall, kept = (float(found.get(n, math.nan)) for n in ("recall", "mean_clean"))
-            return float(found.get("tpr", recall)), float(found.get("fpr", 1 - kept))
-    return math.nan, math.nan
+
+    tpr: float = math.nan
+    fpr: float = math.nan
+    auroc: float = math.nan
+
+
+def filtered(record: Record) -> Filtered:
+    """How well the defense of a record filters."""
+    return _filtered(record.diagnostics.samples)
+
+
+def filtered_parts(record: Record) -> dict[str, Filtered]:
+    """The same by part of an attack, for the parts whose TPR is known."""
+    found = {name: _filtered(part.samples) for name, part in record.diagnostics.parts.items()}
+    return {name: shares for name, shares in found.items() if not math.isnan(shares.tpr)}
+
+
+def _filtered(samples: Mapping[str, Mapping[str, Any]]) -> Filtered:
+    """The first per-sample verdict by name, and the scores beside it; their AUROC is unknown if a
+    defense publishes several scores. Older records store recall, which is the TPR, and the share of
+    clean images that are kept."""
+    ordered = [found for _, found in sorted(samples.items())]
+    verdicts = [found for found in ordered if found.keys() & {"tpr", "fpr", "recall"}]
+    scores = [found for found in ordered if found not in verdicts]
+    if not verdicts:
+        return Filtered()
+    recall, kept = (float(verdicts[0].get(name, math.nan)) for name in ("recall", "mean_clean"))
+    return Filtered(
+        float(verdicts[0].get("tpr", recall)),
+        float(verdicts[0].get("fpr", 1 - kept)),
+        float(scores[0].get("auroc", math.nan)) if len(scores) == 1 else math.nan,
+    )
 
 
 def mean(values: Iterable[float]) -> float:

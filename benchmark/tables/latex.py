@@ -15,6 +15,7 @@ from bdbench.tables.leaderboard import (
     CLEAN,
     MISSING,
     NO_CLEAN,
+    PASR,
     UNKNOWN,
     LeaderboardBlock,
     decimal,
@@ -127,7 +128,8 @@ def _attack_columns(block: LeaderboardBlock, attack: str) -> tuple[str, ...]:
     """The metrics of an attack: with R-Acc if it is the only one, as there is no mean then."""
     if is_none(attack):
         return ("CA",)
-    return ("CA", "ASR", "R-Acc") if len(block.poisoned) == 1 else ("CA", "ASR")
+    shown = tuple(block.columns(attack))
+    return (*shown, "R-Acc") if len(block.poisoned) == 1 else shown
 
 
 def _headings(columns: Sequence[tuple[str, str]]) -> Iterator[str]:
@@ -180,6 +182,8 @@ def _cell(block: LeaderboardBlock, group: Group, name: str) -> str:
         return " ".join(filter(None, (as_latex(summary.state), marks))) if marked else MISSING
     if name == "R-Acc":
         return decimal(block.numbers[group.names["defense"]][f"{group.names['attack']} R-Acc"])
+    if name == PASR:
+        return _share(summary.pasr)
     if name == "CA":
         return " ".join(filter(None, (_share(summary.ca), marks)))
     style = {"best": "textbf"}.get(summary.standing, "underline" if block.is_second(group) else "")
@@ -223,6 +227,11 @@ def _sentences(block: LeaderboardBlock) -> Iterator[str]:
             "separable from the lowest at 95 %; °: does not exceed the share that is classified as "
             "the target without the trigger."
         )
+        if block.reactivated:
+            yield (
+                "P-ASR: ASR of a copy that was fine-tuned on 2 % of the clean training images and "
+                "five poisoned ones."
+            )
         yield "DER: (max(0, drop in ASR) - max(0, drop in CA) + 1) / 2 relative to no defense."
     yield (
         "Clean: share of the clean training set that a defense is given. Trainings: passes "

@@ -11,7 +11,7 @@ from tabulate import tabulate
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.beside import ALONE, Origins
-from bdbench.records.record import Record
+from bdbench.records.record import CONTROL, REACTIVATED, Record
 from bdbench.tables.groups import (
     ASR,
     CA,
@@ -42,9 +42,11 @@ AT_FLOOR = "°"
 """Marks an ASR that does not exceed its floor."""
 NO_CLEAN, CLEAN, UNKNOWN = "no clean images", "with clean images", "clean images not known"
 """The sections of a block, by what the defender has."""
-EXTRA_COLUMNS = ("floor", "R-Acc", "CA interval", "ASR interval", "TPR", "FPR")
+EXTRA_COLUMNS = ("floor", "R-Acc", "CA interval", "ASR interval", "TPR", "FPR", "AUROC")
 """Columns of each attack that are shown on request."""
-HIGHER_IS_BETTER = ("CA", "R-Acc", "DER", "TPR")
+PASR, PASR_INTERVAL = "P-ASR", "P-ASR interval"
+"""The first is shown where it was measured, the second on request then."""
+HIGHER_IS_BETTER = ("CA", "R-Acc", "DER", "TPR", "AUROC")
 """The last words of column titles that sort in descending order."""
 LEGEND = """\
 In percent, after the last epoch. Rows are sorted by DER.
@@ -65,14 +67,19 @@ share. Drops and ratios use the seeds that both sides share.
 - DER: (max(0, drop in ASR) - max(0, drop in CA) + 1) / 2 relative to no defense. It is a \
 trade-off score: 50 means no gain, and a high DER implies neither a high CA nor a low ASR.
 - Seconds: training time, including the undefended network. x none: relative to no defense.
-- Floors, R-Acc by attack, intervals, TPR and FPR are in the CSV file and with --columns."""
+- Floors, R-Acc by attack and intervals, and TPR, FPR and AUROC of filters are in the CSV file and \
+with --columns."""
+PASR_LEGEND = """\
+- P-ASR: ASR of a copy of the network that was fine-tuned on 2 % of the clean training images and \
+five poisoned ones. If it is far above the ASR, and above that of a network trained on clean \
+images, the defense hid the backdoor and did not remove it."""
 
 
 @dataclass(frozen=True)
 class CellSummary:
     """What a table shows of one cell, over its seeds. Shares are text, in percent.
 
-    ca, asr: mean ± half width of the interval, `MISSING` where there is none
+    ca, asr, pasr: mean ± half width of the interval, `MISSING` where there is none
     floor: mean
     standing: of the ASR among the defenses against this attack: "best", "tied" with it, or ""
     at_floor: whether the ASR does not exceed the floor, so that no backdoor is left
@@ -82,6 +89,7 @@ class CellSummary:
 
     ca: str
     asr: str
+    pasr: str
     floor: str
     standing: str
     at_floor: bool
@@ -107,7 +115,7 @@ class LeaderboardBlock:
         order: title of the column that sorts the defenses of a section, DER if empty
         extra: the `EXTRA_COLUMNS` to add for each attack
         """
-        columns = {attack: self._columns(attack, extra) for attack in self.attacks}
+        columns = {attack: self.columns(attack, extra) for attack in self.attacks}
         overall = list(self.overall_titles())[2:]
         means = [title.removeprefix("mean ") for title in overall if title.startswith("mean ")]
         headers = ["defense", "clean", "trainings"]
@@ -210,7 +218,7 @@ class LeaderboardBlock:
         yield "trainings", mean(n for g in used if not math.isnan(n := g.mean(trainings)))
         for attack in self.attacks:
             group = self.cells.get((defense, attack))
-            for name in self._columns(attack, EXTRA_COLUMNS):
+            for name in self.columns(attack, (*EXTRA_COLUMNS, PASR_INTERVAL)):
                 share = _number(group, name) if group else math.nan
                 yield f"{attack} {name}", 100 * share
         if self.poisoned:
@@ -316,11 +324,19 @@ class LeaderboardBlock:
         ]
         return " · ".join(parts)
 
-    def _columns(self, attack: str, extra: Sequence[str]) -> list[str]:
+    def columns(self, attack: str, extra: Sequence[str] = ()) -> list[str]:
         """The columns of an attack. No attack has no ASR; its floor says the same."""
         if is_none(attack):
             return ["CA", *(name for name in CLEAN_COLUMNS if name in extra)]
-        return ["CA", "ASR", *(name for name in EXTRA_COLUMNS if name in extra)]
+        asked = [name for name in EXTRA_COLUMNS if name in extra]
+        if self.reactivated:
+            return ["CA", "ASR", PASR, *asked, *[PASR_INTERVAL] * (PASR_INTERVAL in extra)]
+        return ["CA", "ASR", *asked]
+
+    @cached_property
+    def reactivated(self) -> bool:
+        """Whether any record says if the backdoor comes back."""
+        return any(group.counts(REACTIVATED) for group in self.groups)
 
     def overall_titles(self) -> Iterator[str]:
         """The column titles of `overall`."""
@@ -379,6 +395,7 @@ class LeaderboardBlock:
         return CellSummary(
             ca=_share(group, CA),
             asr=_share(group, ASR),
+            pasr=_share(group, REACTIVATED),
             floor=_percent([group.estimate(FLOOR)[0]]),
             standing=self._standing(group),
             at_floor=group.at_floor,
@@ -398,8 +415,14 @@ class LeaderboardBlock:
     def footnotes(self) -> Iterator[str]:
         """One line per mark, warning, number of lent images, mix of devices and other folder."""
         yield from self.marked(FOOTNOTES, lambda group: group.flagged)
+        if controls := self._controls():
+            yield f"P-ASR of a network trained on clean images: {controls}"
         used = (record for group in self.groups for record in group.used)
         devices = sorted({str(record.provenance.device) for record in used})
+        for attack in self.attacks:
+            groups = (g for g in self.groups if g.names["attack"] == attack)
+            if any(record.parts for group in groups for record in group.used):
+                yield f"{attack}: ASR, R-Acc and floor are those of the part with the highest ASR"
         for defense, text in self._warnings():
             yield f"{defense}: {text}"
         lines = ((g.names["defense"], lent(r)) for g in self.groups for r in g.used)
@@ -407,6 +430,15 @@ class LeaderboardBlock:
         if len(devices) > 1:
             yield f"seconds were measured on several devices: {', '.join(devices)}"
         yield from self.origins.lines([r for group in self.groups for r in group.records])
+
+    def _controls(self) -> str:
+        """The P-ASR of networks without a backdoor, by attack."""
+        found = {
+            attack: _share(group, CONTROL)
+            for attack in self.poisoned
+            if (group := self.cells.get((self.undefended, attack))) and group.counts(CONTROL)
+        }
+        return ", ".join(f"{share} on {attack}" for attack, share in found.items())
 
     def _warnings(self) -> list[tuple[str, str]]:
         """(defense, text) of each distinct warning in the records."""
@@ -451,14 +483,18 @@ class LeaderboardBlock:
 MEANS = {"CA": CA, "ASR": ASR, "R-Acc": RACC}
 CLEAN_COLUMNS = ("floor", "CA interval", "FPR")
 """The `EXTRA_COLUMNS` that exist without an attack."""
-SHARES = {**MEANS, "floor": FLOOR, "CA interval": CA, "ASR interval": ASR}
+SHARES = {
+    **MEANS,
+    **{"floor": FLOOR, "CA interval": CA, "ASR interval": ASR},
+    **{PASR: REACTIVATED, PASR_INTERVAL: REACTIVATED},
+}
 
 
 def _number(group: Group, name: str) -> float:
     """The share in [0, 1] that a column shows, or the lower end of its interval; nan for none."""
     if name in SHARES:
         return group.estimate(SHARES[name])[name.endswith(" interval")]
-    return group.mean(lambda record: filtered(record)[name == "FPR"])
+    return group.mean(lambda record: getattr(filtered(record), name.lower()))
 
 
 def _interval(group: Group, name: str) -> str:

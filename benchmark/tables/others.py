@@ -17,6 +17,7 @@ from typing import Any
 from bdbench.models.plugins.spec import Spec
 from bdbench.tables.groups import ASR, CA, RACC
 from bdbench.tables.published import Published, default_rate
+from bdbench.tables.source import defaults
 
 NETWORK = "PreAct-ResNet18"
 NAMES = {"leaderboard": "BackdoorBench", "ft_sam_paper": "FT-SAM"}
@@ -32,6 +33,8 @@ ATTACKS = {
     "trojannn": "trojan",
 }
 """Their names for attacks that have another name here."""
+DEFENSES = {"ac": "activation_clustering", "i-bau": "i_bau", "nc": "neural_cleanse"}
+"""The same for defenses."""
 SHORT = {"CA": CA, "ASR": ASR, "R-Acc": RACC}
 CONTRADICTION = 10.0
 """Sources that differ by more percentage points than this contradict each other."""
@@ -80,8 +83,9 @@ def known() -> Mapping[Place, tuple[Other, ...]]:
     for name, source in document["sources"].items():
         for values in source["rows"]:
             row: dict[str, Any] = dict(zip(document["columns"], values, strict=True))
-            attack = str(ATTACKS.get(row["attack"], row["attack"]))
-            place = (row["dataset"], attack, row["poisoning_rate"], row["defense"])
+            attack = ATTACKS.get(row["attack"], row["attack"])
+            defense = DEFENSES.get(row["defense"], row["defense"])
+            place = (row["dataset"], attack, row["poisoning_rate"], defense)
             shares = {SHORT[n]: row[n] for n in SHORT if row[n] is not None}
             found[place] = (*found.get(place, ()), Other(NAMES[name], *place, shares))
     return found
@@ -113,10 +117,12 @@ def _contradiction(metric: str, sides: Mapping[str, Mapping[str, float]]) -> str
 def _poisoned_share(attack: Spec, dataset: str) -> float | None:
     """The share of the whole training set that an attack poisons; None if unknown.
 
-    The rate of sig may be a share of the target class; other sources give a share of all images.
+    The rate of a clean-label attack may be a share of the target class; other sources give a share
+    of all images.
     """
     rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
-    if attack.name == "sig" and attack.fields.get("rate_basis", "target_class") != "dataset":
+    basis = defaults("bdbench.attacks", attack.name).get("rate_basis")
+    if attack.fields.get("rate_basis", basis) == "target_class":
         classes = CLASSES.get(dataset)
         return None if classes is None else round(rate / classes, 9)
     return rate if isinstance(rate, float) else None

@@ -18,7 +18,7 @@ from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import did_you_mean
 from bdbench.records.beside import ALONE, Origins
 from bdbench.records.consistency import AXES
-from bdbench.records.record import STAGES, Record
+from bdbench.records.record import CONTROL, REACTIVATED, REACTIVATED_CA, STAGES, Record
 from bdbench.storage.atomic import write_atomically
 from bdbench.tables.groups import (
     Group,
@@ -31,7 +31,14 @@ from bdbench.tables.groups import (
     trainings,
 )
 from bdbench.tables.latex import documents
-from bdbench.tables.leaderboard import EXTRA_COLUMNS, LEGEND, LeaderboardBlock
+from bdbench.tables.leaderboard import (
+    EXTRA_COLUMNS,
+    LEGEND,
+    PASR,
+    PASR_INTERVAL,
+    PASR_LEGEND,
+    LeaderboardBlock,
+)
 from bdbench.tables.paper import LEGEND as PAPER_LEGEND
 from bdbench.tables.paper import (
     TIMING,
@@ -50,10 +57,15 @@ INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 COLUMNS = (
     *("dataset", "model", "attack", "defense", "recipe", "seeds"),
     *(f"{metric}{part}" for metric in INTERVALS for part in ("", "_low", "_high")),
-    *("asr_floor", "at_floor", "der", "tpr", "fpr", "clean_fraction", "trainings"),
+    *("asr_floor", "at_floor", "der", "tpr", "fpr", "auroc", "clean_fraction", "trainings"),
     *("seconds_own", "seconds_total", "passes_forward", "passes_backward"),
     *("flags", "excluded"),
 )
+REACTIVATION = (
+    *(f"{REACTIVATED}{part}" for part in ("", "_low", "_high")),
+    *(REACTIVATED_CA, CONTROL),
+)
+"""Columns of P-ASR, where any cell has one."""
 
 DIFFERENCES = (
     *("dataset", "model", "recipe", "attack", "metric", "defense", "other"),
@@ -81,7 +93,9 @@ class Leaderboard:
     def markdown(self) -> str:
         """The blocks, the remarks and a legend."""
         remarks = "\n".join(f"- {as_markdown(line)}" for line in self.remarks)
-        return "\n\n".join([*self.blocks, *filter(None, [remarks]), LEGEND]) + "\n"
+        reactivated = any(block.reactivated for block in self.sources)
+        legend = "\n".join([LEGEND, *[PASR_LEGEND] * reactivated])
+        return "\n\n".join([*self.blocks, *filter(None, [remarks]), legend]) + "\n"
 
     def latex(self, label: str = "") -> str:
         """One LaTeX table per block, see `documents`.
@@ -98,11 +112,13 @@ class Leaderboard:
 
 
 def summarise(records: Iterable[Record]) -> pd.DataFrame:
-    """One row per cell, over its seeds, with the columns `COLUMNS`.
+    """One row per cell, over its seeds, with the columns `COLUMNS`, and those of `REACTIVATION`
+    where one is measured.
 
     metrics: shares in [0, 1], with the Wilson interval for one seed or the t interval for several
     at_floor: whether the ASR does not exceed the floor
-    der, tpr, fpr, clean_fraction: shares in [0, 1], see `Group.der`, `filtered`, `clean_fraction`
+    der, clean_fraction: shares in [0, 1], see `Group.der`, `clean_fraction`
+    tpr, fpr, auroc: shares in [0, 1], see `filtered`
     trainings: see `groups.trainings`
     seeds, excluded: records that enter the means, and records that failed or are not finite
     flags: with their number of seeds, such as `not_finite:2`
@@ -122,7 +138,8 @@ def leaderboard(
 
     sort: title of the column that sorts the defenses of a section, best first, such as
         "badnets ASR" or "seconds"; DER if empty
-    columns: the `EXTRA_COLUMNS` to add for each attack, or "all"
+    columns: the `EXTRA_COLUMNS` to add for each attack, or "all"; P-ASR is shown where it was
+        measured, its interval on request
     origins: the folders that the records come from, see `join`
 
     Raises `InvalidInput` for an unknown column, and as `summarise` does.
@@ -135,9 +152,9 @@ def leaderboard(
     require(sort in ("", *known), f"unknown column {sort!r}{did_you_mean(sort, known)}")
     wanted = list(columns)
     for name in wanted:
-        choices = [*EXTRA_COLUMNS, "all"]
+        choices = [*EXTRA_COLUMNS, PASR, PASR_INTERVAL, "all"]
         require(name in choices, f"unknown column {name!r}{did_you_mean(name, choices)}")
-    extra = EXTRA_COLUMNS if "all" in wanted else wanted
+    extra = (*EXTRA_COLUMNS, PASR_INTERVAL) if "all" in wanted else wanted
     texts = tuple(block.markdown(sort, extra) for block in blocks)
     summary = _summary(groups)
     if origins.signs:
@@ -235,7 +252,12 @@ def write_table(
 def _summary(groups: Sequence[Group]) -> pd.DataFrame:
     undefended = _undefended(groups)
     rows = [_row(group, undefended.get(_data_of(group))) for group in groups]
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    if not any(group.counts(REACTIVATED) for group in groups):
+        return pd.DataFrame(rows, columns=list(COLUMNS))
+    for row, group in zip(rows, groups, strict=True):
+        others = [group.estimate(metric)[0] for metric in (REACTIVATED_CA, CONTROL)]
+        row |= zip(REACTIVATION, (*group.estimate(REACTIVATED), *others), strict=True)
+    return pd.DataFrame(rows, columns=[*COLUMNS, *REACTIVATION])
 
 
 def _undefended(groups: Iterable[Group]) -> dict[tuple[str, ...], Group]:
@@ -256,8 +278,9 @@ def _row(group: Group, undefended: Group | None) -> dict[str, Any]:
         "asr_floor": group.estimate("asr_floor")[0],
         "at_floor": group.at_floor if group.counts("attack_success_rate") else None,
         "der": group.der(undefended),
-        "tpr": group.mean(lambda record: filtered(record)[0]),
-        "fpr": group.mean(lambda record: filtered(record)[1]),
+        "tpr": group.mean(lambda record: filtered(record).tpr),
+        "fpr": group.mean(lambda record: filtered(record).fpr),
+        "auroc": group.mean(lambda record: filtered(record).auroc),
         "clean_fraction": group.clean_fraction,
         "trainings": group.mean(trainings),
         "seconds_own": group.mean(seconds_own),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bdbench.cells.cell import Cell
 from bdbench.defenses.base import VALIDATION, CleanBudget
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import require
@@ -23,11 +24,21 @@ def size_of(budget: CleanBudget | None, train_set: ImageSet) -> dict[str, dict[s
     return {"lent": {**counts, "of": len(train_set), "classes": classes}}
 
 
-def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget | None:
+def budget_of(cell: Cell, train_set: ImageSet) -> CleanBudget | None:
+    """What the defense of a cell is lent of the clean training set, see `clean_budget`."""
+    defense = cell.defense
+    return clean_budget(train_set, defense.clean_fraction, cell.seed, defense.clean_images)
+
+
+def clean_budget(
+    train_set: ImageSet, fraction: float, seed: int, least: int = 2
+) -> CleanBudget | None:
     """A stratified share of the clean training set, the same for all defenses of a seed.
 
+    least: images of each class in both parts together, whatever the fraction
+
     Each part has at least one image of each class. None if the fraction is 0. Raises `InvalidInput`
-    for a class with fewer than two images.
+    for a class with fewer than `least` images.
     """
     if fraction == 0:
         return None
@@ -37,12 +48,12 @@ def clean_budget(train_set: ImageSet, fraction: float, seed: int) -> CleanBudget
     for label in labels.unique():
         members = torch.nonzero(labels == label).flatten()
         require(
-            len(members) > 1,
-            f"class {int(label)} has {len(members)} training image, and clean images to fit"
-            " and to validate need two: use more --train-images",
+            len(members) >= least,
+            f"class {int(label)} has {len(members)} training image{'s' * (len(members) > 1)}, and "
+            f"clean images to fit and to validate need {least}: use more --train-images",
         )
         members = members[torch.randperm(len(members), generator=rng)]
-        count = max(2, round(fraction * len(members)))
+        count = max(least, round(fraction * len(members)))
         held = max(1, round(VALIDATION * count))
         parts[0].append(members[held:count])
         parts[1].append(members[:held])

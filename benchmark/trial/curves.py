@@ -45,8 +45,7 @@ def end_curve(ws: Workspace, classifier: Classifier, counts: Mapping[str, Count]
 def point(ws: Workspace, classifier: Classifier, data: PoisonedData, few: Sample) -> Point:
     """Metrics on some test images and mean losses on some training images, unaugmented. A larger
     sample contains the smaller ones."""
-    victims = ws.goal != ws.dataset.test.labels
-    tested = sample_with_victim(victims, few.test, stream(ws.cell.seed, "curve", "test"))
+    tested = sample_with_victim(ws.victims, few.test, stream(ws.cell.seed, "curve", "test"))
     trained = sample_of_both(data.mask, few.training, stream(ws.cell.seed, "curve"))
     shares = _shares(evaluate(ws, classifier, data, tested).counts())
     with observed_by(Observer()), ws.stage("evaluate"):

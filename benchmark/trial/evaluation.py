@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from bdbench.attacks.base import Attack
+from bdbench.attacks.compound import parts_of
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
@@ -31,12 +32,14 @@ class Answers:
     goal: the label that the trigger should cause; for most attacks the target. An image whose goal
         is its true label counts for the clean accuracy only.
     clean, triggered: predictions for the images without and with the trigger
+    parts: of an attack with parts, the same by part; the fields above are those of the worst
     """
 
     labels: Tensor
     goal: Tensor
     clean: Tensor
     triggered: Tensor
+    parts: Mapping[str, Answers] = field(default_factory=dict)
 
     def counts(self) -> dict[str, Count]:
         """clean_accuracy: clean images that get their true label
@@ -44,14 +47,22 @@ class Answers:
         robust_accuracy: triggered images that get their true label
         asr_floor: clean images that get the goal
 
-        The last three count victims only: images whose goal is not their true label.
+        The last three count victims only: images whose goal is not their true label. With parts,
+        they are those of the worst, and each part adds its own, as in `attack_success_rate_sig_2`.
         """
         victims = self.labels != self.goal
+        more = {
+            f"{metric}_{name}": count
+            for name, part in self.parts.items()
+            for metric, count in part.counts().items()
+            if metric != "clean_accuracy"
+        }
         return {
             "clean_accuracy": _count(self.clean == self.labels),
             "attack_success_rate": _count((self.triggered == self.goal)[victims]),
             "robust_accuracy": _count((self.triggered == self.labels)[victims]),
             "asr_floor": _count((self.clean == self.goal)[victims]),
+            **more,
         }
 
     def by_class(self, names: Sequence[str]) -> dict[str, Any]:
@@ -81,27 +92,56 @@ class Answers:
         }
 
 
-def answers(classifier: Classifier, test: ImageSet, triggered: Tensor, goal: Tensor) -> Answers:
+def answers(
+    classifier: Classifier,
+    test: ImageSet,
+    triggered: Tensor,
+    goal: Tensor,
+    clean: Tensor | None = None,
+) -> Answers:
     """Predictions for the clean test set and its triggered copy, uint8 (n, 3, height, width). One
-    forward pass of each; a trigger that changes nothing needs only one."""
-    clean = predict(classifier, test.images)
+    forward pass of each; a trigger that changes nothing needs only one.
+
+    clean: the predictions for the clean test set, if they are known
+    """
+    clean = predict(classifier, test.images) if clean is None else clean
     unchanged = torch.equal(triggered, test.images)
     attacked = clean if unchanged else predict(classifier, triggered)
     return Answers(test.labels, goal, clean, attacked)
 
 
 def evaluate(
-    ws: Workspace, classifier: Classifier, data: PoisonedData, rows: Tensor | None = None
+    ws: Workspace,
+    classifier: Classifier,
+    data: PoisonedData,
+    rows: Tensor | None = None,
+    stage: str = "evaluate",
 ) -> Answers:
     """See `answers`; timed, and not counted as passes of training.
 
-    rows: int64 (m,), test images; None for all
+    rows: int64 (m,), test images; None for all. With parts, one without a victim among these is
+        left out.
+    stage: that its seconds belong to
     """
-    with observed_by(Observer()), ws.stage("evaluate"), ws.seeded("evaluate"):
-        test, triggered, goal = ws.dataset.test, data.triggered, ws.goal
-        if rows is not None:
-            test, triggered, goal = test[rows], triggered[rows], goal[rows]
-        return answers(classifier, test, triggered, goal)
+    with observed_by(Observer()), ws.stage(stage), ws.seeded("evaluate"):
+        test = ws.dataset.test if rows is None else ws.dataset.test[rows]
+        found: dict[str, Answers] = {}
+        clean = None
+        for name, goal in (ws.goals or {"": ws.goal}).items():
+            triggered = data.parts[name].triggered if name else data.triggered
+            if rows is not None:
+                triggered, goal = triggered[rows], goal[rows]
+            if not name or bool((goal != test.labels).any()):
+                found[name] = answers(classifier, test, triggered, goal, clean)
+                clean = found[name].clean
+        return worst(found) if ws.goals else found[""]
+
+
+def worst(parts: Mapping[str, Answers]) -> Answers:
+    """The answers of the part with the highest attack success rate, the first by name of several,
+    with those of all parts."""
+    rates = {name: parts[name].counts()["attack_success_rate"].rate for name in sorted(parts)}
+    return replace(parts[max(rates, key=rates.__getitem__)], parts=parts)
 
 
 def flags(ws: Workspace, classifier: Classifier, counts: Mapping[str, Count]) -> tuple[str, ...]:
@@ -133,8 +173,10 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
 
 
 def check_victims(attack: Attack, test: ImageSet, owner: str) -> None:
-    """Raises `InvalidInput` if no test image is a victim of the attack: the attack success rate
-    would be undefined."""
+    """Raises `InvalidInput` if no test image is a victim of the attack, or of one of its parts: the
+    attack success rate would be undefined."""
+    for name, part in parts_of(attack).items():
+        check_victims(part, test, f"{name} of {owner}")
     with blaming(owner):
         goal = attack.goal(test.labels.clone(), test.num_classes)
     counts = test.labels.bincount(minlength=test.num_classes).tolist()
@@ -145,6 +187,18 @@ def check_victims(attack: Attack, test: ImageSet, owner: str) -> None:
         f"undefined: choose another source or target, or other data; classes without a test image: "
         f"{absent or 'none'}",
     )
+
+
+def diagnose_parts(
+    samples: Mapping[str, Tensor], data: PoisonedData
+) -> dict[str, dict[str, dict[str, float]]]:
+    """See `diagnose`, by part: its poisoned images against those that no part poisons."""
+    found = {}
+    for name, part in data.parts.items():
+        rows = part.mask | ~data.mask
+        own = {sample: values[rows.to(values.device)] for sample, values in samples.items()}
+        found[name] = diagnose(own, part.mask[rows])
+    return found
 
 
 def _count(hits: Tensor) -> Count:

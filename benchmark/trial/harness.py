@@ -21,6 +21,7 @@ from bdbench.storage.cache import Cache
 from bdbench.storage.checkpoints import PATIENCE, discard
 from bdbench.storage.networks import Stored, weights_sha256
 from bdbench.trial import provenance
+from bdbench.trial.clean_budget import budget_of
 from bdbench.trial.evaluation import check_victims
 from bdbench.trial.example import example
 from bdbench.trial.failure import TimeLimit
@@ -44,6 +45,7 @@ class Harness:
     patience: see `Checkpoints`
     isolated: whether this process runs one cell only; then any exception is a failure of the cell
     given: the network of a user that defenses start from, in cells of the model `weights`
+    reactivate: also measure whether the backdoor comes back, see `reactivated`
     """
 
     cache: Cache
@@ -54,6 +56,7 @@ class Harness:
     patience: float = PATIENCE
     isolated: bool = False
     given: Stored | None = None
+    reactivate: bool = False
     _datasets: dict[tuple[str, str | None], Dataset] = field(default_factory=dict)
 
     def dataset(self, source: Source) -> Dataset:
@@ -84,8 +87,8 @@ class Harness:
 
     def finish(self, cell: Cell, retries: Sequence[str] = ()) -> Finished:
         """Run a cell. An exception in its attack or defense becomes a failed record. Raises
-        `InvalidInput` for a data set that cannot be loaded or has no image to attack, and for a
-        network that should be given and is not.
+        `InvalidInput` for a data set that cannot be loaded, has no image to attack or a
+        class with too few images to lend, and for a network that should be given and is not.
 
         A cell that was interrupted resumes from its last checkpoint. Checkpoints stay until
         `discard`, which is for when the record is stored.
@@ -98,6 +101,7 @@ class Harness:
         ws = self._workspace(cell, watch)
         ws.given = starting_weights(self.given, cell)
         check_victims(cell.attack, ws.dataset.test, f"attack {cell.labels['attack']}")
+        budget_of(cell, ws.dataset.train)
         failure = None
         try:
             # Before the clock of any stage runs.
@@ -144,6 +148,7 @@ class Harness:
             self.curves,
             self.progress,
             self.patience,
+            reactivate=self.reactivate,
         )
 
     def _origin(self, ws: Workspace) -> dict[str, Any]:
@@ -176,4 +181,5 @@ def _example(ws: Workspace) -> dict[str, Any]:
     """See `example`. A cell that failed has one if its attack did not."""
     if ws.poisoned is None:
         return {}
-    return example(ws.dataset.test, ws.poisoned.triggered, ws.goal)
+    found = example(ws.dataset.test, ws.poisoned.triggered, ws.goal)
+    return found | {"part": next(iter(ws.goals))} if found and ws.goals else found

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bdbench.attacks.compound import PoisonedInParts, parts_of
 from bdbench.models.data import ImageSet
 from bdbench.models.rng import derive, stream
 from bdbench.storage.cache import CacheEntry, Payload
@@ -22,12 +23,22 @@ from bdbench.trial.workspace import Workspace
 
 
 @dataclass(frozen=True)
+class PoisonedPart:
+    """What one of several attacks makes, see `PoisonedData`."""
+
+    mask: Tensor
+    cover: Tensor
+    triggered: Tensor
+
+
+@dataclass(frozen=True)
 class PoisonedData:
     """All that an attack makes. A defense sees `train` only.
 
     mask, cover: bool (n,), training images with the trigger; changed ones that keep their label
     triggered: uint8 (m, 3, height, width), the whole test set with the trigger
     facts: what the attack reports about its own training
+    parts: by name, if the attack has parts; `triggered` is then that of the first
     """
 
     train: ImageSet
@@ -35,6 +46,11 @@ class PoisonedData:
     cover: Tensor
     triggered: Tensor
     facts: Mapping[str, float | None]
+    parts: Mapping[str, PoisonedPart] = field(default_factory=dict)
+
+    def part(self, name: str) -> PoisonedData:
+        """The data as if only this part were known."""
+        return replace(self, **vars(self.parts[name]), parts={})
 
     def extent(self, clean: ImageSet, target: int) -> dict[str, float]:
         """How much of the training set `clean` the attack changed."""
@@ -42,7 +58,7 @@ class PoisonedData:
         return {
             "poisoned_images": int(self.mask.sum()),
             "cover_images": int(self.cover.sum()),
-            "relabelled_images": int((self.train.labels != clean.labels).sum()),
+            "relabelled_images": int((self.train.labels != clean.labels)[self.mask].sum()),
             "share_of_dataset": round(float(self.mask.double().mean()), 6),
             "share_of_target_class": round(int(members.sum()) / max(1, len(members)), 6),
         }
@@ -71,7 +87,8 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
         with ws.resumable("prepare", key, monitor):
             attack = cell.attack.prepare(clean, training, stream(cell.seed, "poison"))
         made = attack.poison(clean, stream(cell.seed, "poison"))
-        triggered = attack.trigger(test.images.clone())
+        each = parts_of(attack) or {"": attack}
+        triggered = {name: part.trigger(test.images.clone()) for name, part in each.items()}
     rows = torch.nonzero(made.mask | made.cover).flatten()
     tensors = {
         "rows": rows,
@@ -79,8 +96,13 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
         "labels": made.train.labels[rows],
         "mask": made.mask,
         "cover": made.cover,
-        "triggered": triggered,
     }
+    if isinstance(made, PoisonedInParts):
+        for name, stamped in triggered.items():
+            part = PoisonedPart(made.masks[name], made.covers[name], stamped)
+            tensors |= {f"{name}/{what}": values for what, values in vars(part).items()}
+    else:
+        tensors["triggered"] = triggered[""]
     meta = {"prepare": ws.stopwatch.seconds["prepare"], "facts": finite(made.facts)}
     return {name: values.cpu() for name, values in tensors.items()}, meta
 
@@ -93,4 +115,10 @@ def _restore(ws: Workspace, entry: CacheEntry) -> PoisonedData:
     images[made["rows"]] = made["images"]
     labels[made["rows"]] = made["labels"]
     train = ImageSet(images, labels, clean.num_classes)
-    return PoisonedData(train, made["mask"], made["cover"], made["triggered"], entry.meta["facts"])
+    parts = {
+        name: PoisonedPart(*(made[f"{name}/{what}"] for what in ("mask", "cover", "triggered")))
+        for name in parts_of(ws.cell.attack)
+    }
+    triggered = next(iter(parts.values())).triggered if parts else made["triggered"]
+    facts = entry.meta["facts"]
+    return PoisonedData(train, made["mask"], made["cover"], triggered, facts, parts)

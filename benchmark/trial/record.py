@@ -13,7 +13,7 @@ import torch
 
 from bdbench.cells.cell import Cell
 from bdbench.records.files import content
-from bdbench.records.record import SCHEMA, STAGES, Record
+from bdbench.records.record import LATER_STAGES, SCHEMA, STAGES, Record
 from bdbench.trial import provenance
 from bdbench.trial.failure import InvalidResults, error_of
 
@@ -83,7 +83,8 @@ def measured_of(
 
     work: forward passes of one image; a backward pass counts two
     """
-    spent = {stage: round(seconds.get(stage, 0.0), 6) for stage in STAGES}
+    stages = [*STAGES, *(stage for stage in LATER_STAGES if stage in seconds)]
+    spent = {stage: round(seconds.get(stage, 0.0), 6) for stage in stages}
     busy = spent["undefended"] + spent["fit"]
     return {
         "seconds": spent,

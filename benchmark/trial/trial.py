@@ -6,15 +6,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from bdbench.attacks.compound import parts_of
+from bdbench.attacks.registry import attacks
 from bdbench.defenses.base import Context, Journal
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier, check_network
 from bdbench.models.plugins.spec import Spec
-from bdbench.trial.clean_budget import clean_budget, size_of
+from bdbench.trial.clean_budget import budget_of, size_of
 from bdbench.trial.curves import end_curve, keep, start_curve
-from bdbench.trial.evaluation import Answers, diagnose, evaluate, flags
+from bdbench.trial.evaluation import Answers, diagnose, diagnose_parts, evaluate, flags
 from bdbench.trial.guard import read_only
 from bdbench.trial.poisoned import PoisonedData, poison
+from bdbench.trial.reactivation import reactivated
 from bdbench.trial.record import finite
 from bdbench.trial.undefended import train_undefended, undefended_copy
 from bdbench.trial.workspace import Workspace
@@ -31,7 +34,10 @@ def run_trial(ws: Workspace) -> dict[str, Any]:
     answers = evaluate(ws, classifier, data)
     end_curve(ws, classifier, answers.counts())
     keep(ws, context.journal, data)
-    return results(ws, data, context, answers)
+    found = results(ws, data, context, answers)
+    if ws.reactivate:
+        found["metrics"] = {**found["metrics"], **reactivated(ws, classifier, data)}
+    return found
 
 
 @contextmanager
@@ -54,7 +60,7 @@ def lend(ws: Workspace, data: PoisonedData) -> Iterator[Context]:
 
         yield Context(
             **vars(ws.training),
-            clean=clean_budget(clean, defense.clean_fraction, ws.cell.seed),
+            clean=budget_of(ws.cell, clean),
             journal=Journal(),
             train_undefended=undefended,
         )
@@ -93,8 +99,22 @@ def results(
 def _diagnostics(ws: Workspace, data: PoisonedData, context: Context) -> dict[str, Any]:
     """What attack and defense report about themselves, beside what the poison mask says of it."""
     journal, clean = context.journal, ws.dataset.train
+    by_part = diagnose_parts(journal.samples, data)
+    parts = {
+        name: {
+            "attack": attacks.label(part),
+            **data.part(name).extent(clean, part.target),
+            **({"samples": by_part[name]} if by_part[name] else {}),
+        }
+        for name, part in parts_of(ws.cell.attack).items()
+    }
+    extent = data.extent(clean, ws.cell.attack.target)
+    if parts:
+        # Each part has a target of its own.
+        del extent["share_of_target_class"]
     return {
-        **data.extent(clean, ws.cell.attack.target),
+        **extent,
+        **({"parts": parts} if parts else {}),
         **size_of(context.clean, clean),
         "attack": dict(data.facts),
         "scalars": finite(journal.scalars),

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from bdbench.attacks.base import Attack
+from bdbench.attacks.compound import parts_of
 from bdbench.cells.cell import Cell
 from bdbench.datasets.base import Dataset
 from bdbench.machine.clock import Stopwatch
@@ -38,7 +40,7 @@ class Workspace:
 
     dataset: images on the device
     stopwatch: seconds of each stage
-    curves, progress, patience: see `Harness`
+    curves, progress, patience, reactivate: see `Harness`
     given: weights of the undefended network that a user brought, None where it is trained
     poisoned: what the attack made, None until then
     network: what the defense returned, None until then
@@ -62,6 +64,7 @@ class Workspace:
     undefended: dict[int, dict[str, Tensor]] = field(default_factory=dict)
     resumed: int = 0
     contention: list[float | None] = field(default_factory=list)
+    reactivate: bool = False
 
     @cached_property
     def monitor(self) -> TrainingMonitor:
@@ -83,8 +86,22 @@ class Workspace:
     @cached_property
     def goal(self) -> Tensor:
         """int64 (n,), the label that the trigger should cause, for each test image."""
+        return self._goal(self.cell.attack)
+
+    @cached_property
+    def goals(self) -> dict[str, Tensor]:
+        """The same by part, if the attack has parts."""
+        return {name: self._goal(part) for name, part in parts_of(self.cell.attack).items()}
+
+    @cached_property
+    def victims(self) -> Tensor:
+        """bool (n,), test images whose label the trigger, or that of a part, should change."""
+        goals = torch.stack([*(self.goals.values() or [self.goal])])
+        return (goals != self.dataset.test.labels).any(0)
+
+    def _goal(self, attack: Attack) -> Tensor:
         test = self.dataset.test
-        return self.cell.attack.goal(test.labels.clone(), test.num_classes)
+        return attack.goal(test.labels.clone(), test.num_classes)
 
     @property
     def defends(self) -> bool:

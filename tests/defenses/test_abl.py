@@ -21,7 +21,6 @@ from bdbench.defenses.abl import (
     bystanders,
     copy_state,
     joint_objective,
-    lowest,
     mean_loss,
     sample,
 )
@@ -122,16 +121,23 @@ def test_the_right_number_of_lowest_losses_is_isolated(
     rate: float, images: int, count: int
 ) -> None:
     losses = torch.rand(images, generator=stream(0, "losses"))
-    isolated = lowest(losses, rate)
+    isolated = ABL(isolation_rate=rate).isolate(losses)
     assert int(isolated.sum()) == count
     assert float(losses[isolated].max()) <= float(losses[~isolated].min())
 
 
 def test_ties_go_to_the_first_and_nan_is_never_isolated() -> None:
     losses = torch.tensor([math.nan, 1.0, 0.0, 0.0, 1.0, 0.0, math.inf, 2.0])
-    assert torch.nonzero(lowest(losses, 0.25)).flatten().tolist() == [2, 3]
-    assert torch.nonzero(lowest(losses, 0.55)).flatten().tolist() == [1, 2, 3, 5]
-    assert torch.nonzero(lowest(torch.full((9,), math.nan), 0.25)).flatten().tolist() == [0, 1]
+    assert torch.nonzero(ABL(isolation_rate=0.25).isolate(losses)).flatten().tolist() == [2, 3]
+    assert torch.nonzero(ABL(isolation_rate=0.55).isolate(losses)).flatten().tolist() == [
+        1,
+        2,
+        3,
+        5,
+    ]
+    assert torch.nonzero(
+        ABL(isolation_rate=0.25).isolate(torch.full((9,), math.nan))
+    ).flatten().tolist() == [0, 1]
 
 
 class Spy:

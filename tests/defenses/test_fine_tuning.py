@@ -342,9 +342,12 @@ UPDATES = {
     "fp(updates=0)": [],
     "ft": [320],
     "ft_sam": [800],
+    "i_bau": [50, 50] * 3,
     "mcr": [7_900],
     "mcr(ends='single')": [1_600, 7_900],
     "nad": [320, 640],
+    # If no label is flagged.
+    "neural_cleanse(threshold=1000000.0)": [800],
     # If the first student is good enough.
     "nad(betas='search')": [320, 640],
 }
@@ -370,7 +373,8 @@ class Steps(Observer):
 
 
 def test_all_that_train_on_clean_images_are_here() -> None:
-    lend = {name for name in defenses.names() if defenses.build(name).clean_fraction}
+    # ASD trains on the poisoned set, and the clean images are a few of its labels.
+    lend = {name for name in defenses.names() if defenses.build(name).clean_fraction} - {"asd"}
     assert lend == {text.partition("(")[0] for text in UPDATES}
 
 
@@ -414,7 +418,9 @@ def test_the_cost_equals_the_counted_passes(
     images = scenarios.random_images(count, 16, 10)
     defense, context = defenses.build(text), scenarios.defense_context(images, 0.05)
     recipe = replace(
-        context.recipe, epochs=2, updates={"mcr": 0.002, "anp": 0.005}.get(text[:3], 0.015)
+        context.recipe,
+        epochs=2,
+        updates={"mcr": 0.002, "anp": 0.005, "i_b": 0.04}.get(text[:3], 0.015),
     )
     context = replace(context, recipe=recipe)
     for n in range(2):

@@ -191,6 +191,8 @@ NEEDS = {
     "fp": "a linear layer `head` that reads its features",
     "cbd": "a linear layer `head`",
     "dbd": "a linear layer `head`",
+    "spectral": "a linear layer `head`",
+    "activation_clustering": "a linear layer `head`",
 }
 
 
@@ -202,7 +204,7 @@ def test_the_error_says_what_a_network_lacks(defense: str) -> None:
         check_network(made)
 
 
-@pytest.mark.parametrize("defense", ["none", "ft", "ft_sam", "mcr", "abl"])
+@pytest.mark.parametrize("defense", ["none", "ft", "ft_sam", "mcr", "abl", "asd"])
 def test_defenses_without_needs_accept_any_network(defense: str) -> None:
     check_network(cell(TINY, bd.Model(bare, {}), "badnets", defense, Recipe(epochs=1), 0))
 

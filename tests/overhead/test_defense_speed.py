@@ -38,8 +38,10 @@ SPECS = {
     "fp": "fp(updates=16)",
     "ft": "ft(updates=16)",
     "ft_sam": "ft_sam(updates=4)",
+    "i_bau": "i_bau(rounds=1, updates=4)",
     "mcr": "mcr(updates=8)",
     "nad": "nad(teacher_updates=4, updates=16)",
+    "neural_cleanse": "neural_cleanse(updates=2, unlearning_updates=8)",
 }
 """Settings for methods whose own steps would by default be a small part, or very many."""
 

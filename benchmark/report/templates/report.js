@@ -58,7 +58,8 @@ function filter() {
     element.hidden = axes.some(([axis, values]) => axis in dataset && !values.has(dataset[axis]));
   }
   for (const head of document.querySelectorAll("th[colspan][data-a]")) {
-    head.colSpan = chosen.m?.size ?? 2;
+    const below = `th:not([colspan])[data-a="${head.dataset.a}"]:not([hidden])`;
+    head.colSpan = Math.max(1, head.closest("thead").querySelectorAll(below).length);
   }
   for (const { rows: [section, ...own] } of document.querySelectorAll("tbody:has(> .section)")) {
     section.hidden = own.every((row) => row.hidden);

@@ -373,10 +373,32 @@ def test_a_defense_is_judged_by_statistical_tests(asr, floor, before, start):
                 *("Did it find the poisoned images?", "Did the defense warn of anything?"),
             ],
         ),
+        (
+            replace(BARE, diagnostics={"samples": {"kept": {"fpr": 0.1}}}),
+            [
+                "Did the attack work?",
+                "Which class is worst?",
+                "How are triggered images classified?",
+                "Did it flag clean images?",
+            ],
+        ),
     ],
 )
 def test_a_question_is_answered_only_where_the_answer_is_known(record, questions):
     assert list(said(record)) == questions
+
+
+def test_a_filter_is_judged_by_its_rates_and_its_scores():
+    kept = {"tpr": 0.75, "fpr": 0.1, "auroc": 0.6}
+    for samples, text in (
+        ({"kept": kept}, "It flags 75.0 % of the poisoned training images and 10.0 % of the clean"),
+        ({"kept": kept, "z": {"auroc": 0.9876}}, "clean ones; its scores have an AUROC of 0.988."),
+    ):
+        record = replace(SOME[4], diagnostics={"samples": samples})
+        assert text in said(record)["Did it find the poisoned images?"]
+    record = replace(SOME[4], diagnostics={"samples": {"kept": {"fpr": 0.0625}}})
+    said_so = said(record)["Did it flag clean images?"]
+    assert said_so == "It flags 6.2 % of the training images, and none is poisoned."
 
 
 def test_an_attack_that_hardly_works_is_called_so():

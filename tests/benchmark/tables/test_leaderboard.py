@@ -354,7 +354,9 @@ def test_more_columns_are_shown_on_request():
         make_record("none", "badnets", 930, 998),
         replace(
             make_record("abl", "badnets", 880, 20, 15),
-            diagnostics={"samples": {"kept": judged, "a loss": {"mean_clean": 0.5}}},
+            diagnostics={
+                "samples": {"kept": judged, "a loss": {"mean_clean": 0.5, "auroc": 0.625}}
+            },
         ),
     ]
     whole = row(tables.leaderboard(some, columns=["all"]).blocks[0], "abl")
@@ -367,6 +369,7 @@ def test_more_columns_are_shown_on_request():
         "badnets ASR interval": "1.3 to 3.1",
         "badnets TPR": "75.0",
         "badnets FPR": "10.0",
+        "badnets AUROC": "62.5",
     }
     none = row(tables.leaderboard(some, columns=["all"]).blocks[0], "none")
     assert none["none floor"] == "0.8"
@@ -378,12 +381,25 @@ def test_more_columns_are_shown_on_request():
 
 
 def test_rates_of_a_filter_come_from_the_record():
-    samples = {"kept": {"mean_clean": 0.9, "fpr": 0.1, "tpr": 0.3}}
-    some = [replace(make_record("abl", "badnets", 880, 20), diagnostics={"samples": samples})]
-    some += [make_record("abl", "badnets", 880, 20, seed=1), make_record("cbd", "badnets", 880, 20)]
-    made = tables.summarise(some).set_index("defense")
-    assert tuple(made.loc["abl", ["tpr", "fpr"]]) == (0.3, 0.1)
-    assert made.loc["cbd", ["tpr", "fpr"]].isna().all()
+    # The verdict has an AUROC of its own, which is not that of the scores.
+    kept = {"mean_clean": 0.9, "fpr": 0.1, "tpr": 0.3, "auroc": 0.6}
+    score, found = {"mean_clean": 2.0, "auroc": 0.75}, {}
+    found["abl"] = {"kept": kept, "a score": score}
+    found["dbd"] = {"kept": kept, "a score": score, "another": score}
+    found["cbd"] = {"a score": score}
+    found["fp"] = {"kept": {"mean_clean": 0.9, "fpr": 0.1}, "a score": {"mean_clean": 2.0}}
+    some = [
+        replace(make_record(defense, "badnets", 880, 20), diagnostics={"samples": samples})
+        for defense, samples in found.items()
+    ]
+    some += [make_record("abl", "badnets", 880, 20, seed=1), make_record("clp", "badnets", 880, 20)]
+    made = tables.summarise(some).set_index("defense")[["tpr", "fpr", "auroc"]]
+    assert tuple(made.loc["abl"]) == (0.3, 0.1, 0.75)
+    # Several scores: which of them filters is not known.
+    assert made.loc["dbd"].dropna().to_dict() == {"tpr": 0.3, "fpr": 0.1}
+    # Without poison there are only false positives.
+    assert made.loc["fp"].dropna().to_dict() == {"fpr": 0.1}
+    assert made.loc[["cbd", "clp"]].isna().all(axis=None)
 
 
 def test_a_defense_without_results_comes_last():

@@ -7,9 +7,11 @@ import pytest
 
 import bdbench.tables
 from bdbench.attacks.registry import attacks
+from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.tables.others import (
     ATTACKS,
+    DEFENSES,
     NAMES,
     SHORT,
     SOURCES,
@@ -36,12 +38,12 @@ def test_every_number_is_found_by_its_cell(source, count):
     rows = [row for name, row in ROWS if name == source]
     assert len(rows) == count
     for dataset, rate, attack, defense, *numbers in rows:
-        ours = ATTACKS.get(attack, attack)
+        ours, defense = ATTACKS.get(attack, attack), DEFENSES.get(defense, defense)
         if defense.isidentifier():
-            basis = {"rate_basis": "dataset"} if attack == "sig" else {}
+            basis = {"rate_basis": "dataset"} if attack in ("lc", "sig") else {}
             found = others(cell(dataset, ours, rate, defense, **basis))
         else:
-            # Names that no spec can have, such as i-bau.
+            # Names that no spec can have, such as d-br.
             found = known()[dataset, ours, rate, defense]
         (own,) = (each for each in found if each.source == NAMES[source])
         shares = {SHORT[name]: n for name, n in zip(SHORT, numbers, strict=True) if n is not None}
@@ -61,9 +63,17 @@ def test_the_file_says_where_its_numbers_come_from():
 def test_attacks_have_our_names_where_there_is_one():
     assert set(ATTACKS.values()) <= set(attacks.names())
     names = {attack for _, attack, *_ in known()}
-    strangers = {"blind", "lc", "lf", "lira", "ssba"}
+    strangers = {"blind", "lira"}
     assert names - strangers <= set(attacks.names())
     assert not strangers & set(attacks.names())
+
+
+def test_defenses_have_our_names_where_there_is_one():
+    assert set(DEFENSES.values()) <= set(defenses.names())
+    names = {defense for *_, defense in known()}
+    strangers = {"d-br", "d-st", "dde", "mbns"}
+    assert names - strangers <= set(defenses.names())
+    assert not strangers & set(defenses.names())
 
 
 @pytest.mark.parametrize(
