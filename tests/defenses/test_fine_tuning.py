@@ -400,7 +400,8 @@ def test_a_recipe_shortens_every_stage_on_clean_images(
     # 40 images to fit are one batch. 160 are several, of which the last is small.
     [(1_000, 1e-6), (4_000, 0.1)],
 )
-@pytest.mark.parametrize("text", UPDATES)
+# The cost of Neural Cleanse counts a label that is flagged, see its own test.
+@pytest.mark.parametrize("text", [text for text in UPDATES if "cleanse" not in text])
 def test_the_cost_equals_the_counted_passes(
     text: str,
     count: int,
