@@ -13,12 +13,14 @@ of the code is a pass over 5,000 clean images in batches of 100 for delta and an
 hence 50 updates for each. Images outside of [0, 1] are not clipped, as in the paper's H. The radius
 holds for images of 3 x 32 x 32 pixels and grows with the square root of their number (our choice).
 H has no other term; the code is said to subtract a small multiple of the norm of delta in the
-ascent, and to let one image in a hundred carry delta while theta is trained, which keeps more of
-the accuracy: `i_bau(portion=0.01)`. The paper does not say how normalisation layers behave: here
-they use their running statistics, which stay as they are, so that delta attacks the network that is
-returned. Images are augmented as in the recipe, before delta is added, and the method trains on
-four fifths of the clean images. `i_bau(fixed_point_steps=0)` is the control: the hypergradient
-without its implicit part, which is adversarial training with a universal perturbation.
+ascent, and to let one image in a hundred carry delta while theta is trained. The latter is the
+default, because the printed mean over all images, `i_bau(portion=1.0)`, destroys the network: a
+fifth of CIFAR-10 ends at an accuracy of 15 in place of 74. The paper does not say how normalisation
+layers behave: here they use their running statistics, which stay as they are, so that delta attacks
+the network that is returned. Images are augmented as in the recipe, before delta is added, and the
+method trains on four fifths of the clean images. `i_bau(fixed_point_steps=0)` is the control: the
+hypergradient without its implicit part, which is adversarial training with a universal
+perturbation.
 
 Elsewhere: the same on GTSRB and with other networks. It never compiles the network, because
 torch.compile has no second derivatives.
@@ -73,7 +75,7 @@ class IBAU(Defense):
     fixed_point_rate: learning rate of the gradient ascent whose fixed point is differentiated,
         above 0 (code, unverified: 0.1)
     portion: share of the images of a batch that carry delta while theta is trained, in (0, 1]; at
-        least one image (paper: 1; code, unverified: 0.01)
+        least one image (code, unverified: 0.01; paper: 1)
     batch_size: images, at least 2 (code, unverified: 100)
     """
 
@@ -87,7 +89,7 @@ class IBAU(Defense):
     ascent_rate: float = 10.0
     fixed_point_steps: int = 5
     fixed_point_rate: float = 0.1
-    portion: float = 1.0
+    portion: float = 0.01
     batch_size: int = 100
 
     def __post_init__(self) -> None:

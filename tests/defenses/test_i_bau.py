@@ -29,7 +29,7 @@ from bdbench.models.rng import stream
 from bdbench.models.training.loop import Batch, loop
 from bdbench.models.training.recipe import Recipe
 
-SHORT = IBAU(rounds=1, updates=3, batch_size=20)
+SHORT = IBAU(rounds=1, updates=3, batch_size=20, portion=1.0)
 RATE = 0.3
 
 
@@ -288,7 +288,7 @@ def test_the_ascent_raises_the_loss_and_unlearning_lowers_it(
     images: ImageSet, losses: list[float]
 ) -> None:
     context = make_context(images, padding=0, cutout=0, flip=False)
-    IBAU(rounds=1, updates=10, batch_size=40).fit(images, context)
+    IBAU(rounds=1, updates=10, batch_size=40, portion=1.0).fit(images, context)
     up, down = losses[:10], losses[10:]
     assert up[-1] > up[0] + 0.1
     assert down[0] >= up[-1] - 0.1
@@ -298,7 +298,7 @@ def test_the_ascent_raises_the_loss_and_unlearning_lowers_it(
 def test_every_round_starts_from_zero(images: ImageSet, losses: list[float]) -> None:
     """With weights that hardly move and no augmentation, rounds on one batch repeat the first."""
     context = make_context(images, padding=0, cutout=0, flip=False)
-    IBAU(rounds=3, updates=2, learning_rate=1e-12, batch_size=40).fit(images, context)
+    IBAU(rounds=3, updates=2, learning_rate=1e-12, batch_size=40, portion=1.0).fit(images, context)
     assert losses[4:8] == pytest.approx(losses[:4], rel=1e-5)
     assert losses[8:] == pytest.approx(losses[:4], rel=1e-5)
 
