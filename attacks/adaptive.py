@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bdbench.attacks import Attack, Poisoned, prepared, register
+from bdbench.attacks.pixels import add
 from bdbench.attacks.registry import attacks
 from bdbench.models import (
     Batch,
@@ -183,11 +184,6 @@ class Adaptive(Attack):
         images[mask] = add(images[mask], self.hardening.noise.to(images.device))
         train = replace(poisoned.train, images=images)
         return replace(poisoned, train=train, facts=self.hardening.facts)
-
-
-def add(images: Tensor, noise: Tensor) -> Tensor:
-    """uint8 images plus integer grey levels, clipped to [0, 255]."""
-    return (images.to(torch.int16) + noise.to(torch.int16)).clamp_(0, 255).to(torch.uint8)
 
 
 def _parts(images: ImageSet) -> list[ImageSet]:

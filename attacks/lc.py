@@ -24,6 +24,7 @@ from torch.nn.functional import cross_entropy
 from bdbench.attacks import Attack, Poisoned, clean_label, prepared, register
 from bdbench.attacks.badnets import PATTERNS
 from bdbench.attacks.patch import enlarge
+from bdbench.attacks.pixels import add
 from bdbench.attacks.poison import RATE_BASES
 from bdbench.models import (
     Classifier,
@@ -174,8 +175,3 @@ class LabelConsistent(Attack):
         images[mask] = self.trigger(add(clean.images[mask], noise))
         train = replace(poisoned.train, images=images)
         return replace(poisoned, train=train, facts=self.perturbation.facts)
-
-
-def add(images: Tensor, change: Tensor) -> Tensor:
-    """uint8 images plus int16 grey levels, clipped to [0, 255]."""
-    return (images.to(torch.int16) + change).clamp_(0, 255).to(torch.uint8)

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
+from bdbench.attacks.pixels import add
 from bdbench.models import (
     Batch,
     Classifier,
@@ -200,8 +201,3 @@ def energy_in_band(change: Tensor, columns: Tensor, rows: Tensor) -> float:
 def grey_levels(pattern: Tensor) -> Tensor:
     """float32 (1, 3, height, width) -> int16 (3, height, width)."""
     return pattern[0].round().to(torch.int16)
-
-
-def add(images: Tensor, pattern: Tensor) -> Tensor:
-    """uint8 images plus int16 grey levels, clipped to [0, 255]."""
-    return (images.to(torch.int16) + pattern).clamp_(0, 255).to(torch.uint8)

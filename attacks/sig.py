@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, clean_label, register
+from bdbench.attacks.pixels import add
 from bdbench.attacks.poison import RATE_BASES
 from bdbench.models import ImageSet, above, one_of, require
 
@@ -48,8 +49,7 @@ class Sig(Attack):
         return wave.round().to(torch.int16)
 
     def trigger(self, images: Tensor) -> Tensor:
-        wave = self.wave(images.shape[3]).to(images.device)
-        return (images.to(torch.int16) + wave).clamp_(0, 255).to(torch.uint8)
+        return add(images, self.wave(images.shape[3]).to(images.device))
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
         return clean_label(self, clean, rng, self.rate_basis)

@@ -54,7 +54,7 @@ def test_methods_do_not_import_one_another(method: str) -> None:
     """So that each can be read on its own. A method is one file, and uses the shared ones and files
     of its own, `<method>_*.py`. Variants may use the two oldest attacks."""
     shared = {
-        *("base", "registry", "compound", "patch", "poison", "badnets", "blend"),
+        *("base", "registry", "compound", "patch", "pixels", "poison", "badnets", "blend"),
         *("filters", "mixmatch"),
     }
     for path in (ROOT / method).glob("*.py"):

@@ -133,6 +133,7 @@ OWN: dict[str, Change] = {
     "attacks/blend.py": {"attack": {"blend", HARD}},
     "attacks/dynamic.py": {"attack": {"dynamic"}},
     "attacks/patch.py": {"attack": {"badnets", "trojan"}},
+    "attacks/pixels.py": {"attack": {"sig", HARD}},
     "benchmark/datasets/toy.py": {"dataset": ALL},
     "defenses/abl.py": {"defense": {"trojan"}},
     "defenses/anp.py": {"defense": {HARD}},

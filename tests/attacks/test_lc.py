@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from bdbench.attacks.badnets import BadNets
-from bdbench.attacks.lc import LabelConsistent, add
+from bdbench.attacks.lc import LabelConsistent
+from bdbench.attacks.pixels import add
 from bdbench.attacks.registry import attacks
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier

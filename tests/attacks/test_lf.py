@@ -11,7 +11,8 @@ import torch
 from scipy.fft import dctn, idctn
 from torch import Tensor, nn
 
-from bdbench.attacks.lf import LowFrequency, add, energy_in_band, low_pass, projection
+from bdbench.attacks.lf import LowFrequency, energy_in_band, low_pass, projection
+from bdbench.attacks.pixels import add
 from bdbench.attacks.registry import attacks
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
