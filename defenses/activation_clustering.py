@@ -74,7 +74,7 @@ class ActivationClustering(Defense):
         activations = embeddings(context.undefended(), data)
         random = RandomState(context.rng("clusters").initial_seed() % 2**32)
         called, fits = 0, []
-        for rows in by_label(data):
+        for rows in by_label(data.labels.cpu()):
             reduced = whiten(activations[rows], self.components)
             if len(rows) <= self.components or not reduced.shape[1]:
                 continue

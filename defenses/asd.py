@@ -38,7 +38,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Adam
 
 from bdbench.defenses import Context, Defense, register
-from bdbench.defenses.filters import lowest
+from bdbench.defenses.filters import by_label, lowest
 from bdbench.defenses.mixmatch import MixMatch, mixmatch_loss, symmetric_cross_entropy
 from bdbench.models import (
     Batch,
@@ -217,8 +217,7 @@ def lowest_of_each(losses: Tensor, labels: Tensor, count: int, share: float) -> 
     """bool (n,), True at the `count` lowest losses (n,) of every label (n,), but at most at this
     share of a label's images."""
     chosen = torch.zeros(len(losses), dtype=torch.bool, device=losses.device)
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
+    for members in by_label(labels):
         few = lowest(losses[members], min(count, portion(share, len(members))))
         chosen[members[few]] = True
     return chosen

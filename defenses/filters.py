@@ -26,9 +26,8 @@ def embeddings(network: Classifier, data: ImageSet) -> Tensor:
     return found.nan_to_num(0.0, 0.0, 0.0)
 
 
-def by_label(data: ImageSet) -> Iterator[Tensor]:
-    """The positions of the images of each label that occurs, int64, on the CPU."""
-    labels = data.labels.cpu()
+def by_label(labels: Tensor) -> Iterator[Tensor]:
+    """The positions of the images of each label that occurs, int64."""
     for label in labels.unique():
         yield torch.nonzero(labels == label).flatten()
 

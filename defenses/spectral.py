@@ -59,7 +59,7 @@ class Spectral(Defense):
         scores = torch.zeros(len(data), dtype=torch.float64)
         suspects = torch.zeros(len(data), dtype=torch.bool)
         representation = embeddings(context.undefended(), data)
-        for rows in by_label(data):
+        for rows in by_label(data.labels.cpu()):
             scores[rows] = -outlier_scores(representation[rows])
             suspects[rows] = lowest(scores[rows], portion(MARGIN * self.epsilon, len(rows)))
         suspects = suspects.to(data.device)

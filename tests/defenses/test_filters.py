@@ -29,7 +29,7 @@ def test_embeddings_are_those_of_the_network_and_finite(images: ImageSet) -> Non
 def test_every_image_belongs_to_one_label_that_occurs() -> None:
     labels = torch.tensor([3, 0, 3, 3, 1])
     data = ImageSet(torch.zeros(5, 3, 4, 4, dtype=torch.uint8), labels, 6)
-    assert [rows.tolist() for rows in by_label(data)] == [[1], [4], [0, 2, 3]]
+    assert [rows.tolist() for rows in by_label(data.labels)] == [[1], [4], [0, 2, 3]]
 
 
 def test_the_lowest_scores_are_chosen_the_first_among_equals_and_nan_last() -> None:
