@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from bdbench.attacks.compound import parts_of
 from bdbench.cells.cell import Cell, without_attack
 from bdbench.datasets.base import Source
 from bdbench.models.networks.given import given
@@ -93,28 +94,32 @@ class Sample:
     """The numbers of images that a point of a curve is measured on.
 
     training: for its losses
-    test: for its shares, each image with and without the trigger
+    test: for its shares, each image without a trigger and with each
+    triggers: of the attack, one for each of its parts
     """
 
     training: int
     test: int
+    triggers: int = 1
 
     @property
     def work(self) -> int:
         """Forward passes of one point."""
-        return self.training + 2 * self.test
+        return self.training + (1 + self.triggers) * self.test
 
 
-def sample(budget: float, training: int, test: int) -> Sample:
+def sample(budget: float, training: int, test: int, triggers: int = 1) -> Sample:
     """The images that a budget of forward passes allows for one point, at least one of each kind.
 
-    Test images with and without the trigger and training images get a third of the budget each;
-    what test images do not need goes to training images.
+    Training images, test images without a trigger and test images with each trigger get the same
+    share of the budget; what test images do not need goes to training images.
 
     training, test: numbers of images that the data set has
+    triggers: of the attack
     """
-    few = max(1, min(test, int(budget / 3)))
-    return Sample(max(1, min(training, int(budget) - 2 * few)), few)
+    few = max(1, min(test, int(budget / (2 + triggers))))
+    rest = int(budget) - (1 + triggers) * few
+    return Sample(max(1, min(training, rest)), few, triggers)
 
 
 def point_rounds(rounds: int) -> list[int]:
@@ -149,7 +154,8 @@ def curve_work(cell: Cell, there: Mapping[Part, float] = NOTHING) -> float:
 def _points(cell: Cell, rounds: int, budget: float) -> float:
     """The forward passes for the points of one training, within a budget of forward passes."""
     count = len(point_rounds(rounds))
-    each = sample(budget / count, cell.dataset.count, tests(cell.dataset))
+    triggers = max(1, len(parts_of(cell.attack)))
+    each = sample(budget / count, cell.dataset.count, tests(cell.dataset), triggers)
     return float(count * each.work)
 
 

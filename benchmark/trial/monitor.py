@@ -25,7 +25,7 @@ class TrainingMonitor(Observer):
     many images they stand.
 
     judge: if given, evaluates the watched network on a sample, for a point of the curve
-    images: numbers of training and test images that samples are drawn from
+    images: numbers of training and test images that samples are drawn from, and of triggers
     share: of the passes that points may cost
     embed: if given, computes the embedding of a network that a defense watches or shows
     embedded: these networks by name, each with its embedding before its training
@@ -37,7 +37,7 @@ class TrainingMonitor(Observer):
     ) -> None:
         self.progress, self.stopwatch, self.share = progress, watch, share
         self.judge: Judge | None = None
-        self.images = (0, 0)
+        self.images = (0, 0, 1)
         self.embed: Callable[[Classifier], Tensor] | None = None
         self.embedded: dict[str, tuple[Classifier, Tensor]] = {}
         self.forwards = self.backwards = 0

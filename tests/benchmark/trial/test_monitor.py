@@ -37,10 +37,10 @@ CPU = torch.device("cpu")
 TRAINING, TEST = 60, 40
 
 
-def tiny(defense: str, **fields: int) -> Cell:
+def tiny(defense: str, attack: str = "badnets", **fields: int) -> Cell:
     source = f"toy(train_images={TRAINING}, test_images={TEST}, image_size=16)"
     recipe = Recipe(**{"epochs": 3, "batch_size": 20, "learning_rate": 0.02, **fields})  # type: ignore[arg-type]
-    return cell(source, "wrn16_1", "badnets", defense, recipe, seed=0)
+    return cell(source, "wrn16_1", attack, defense, recipe, seed=0)
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 19, 20, 21, 50, 100, 1000])
@@ -194,6 +194,29 @@ def test_curves_cost_what_was_estimated_and_no_more_than_their_share(
     assert 0 < spent <= SHARE * passes * TRAINING
     if estimated is not None:
         assert estimated * curve_work(made) <= spent <= curve_work(made)
+
+
+@pytest.mark.parametrize(
+    ("attack", "triggers"), [("badnets", 1), ("mixed(attacks=['badnets', 'blend', 'bpp'])", 3)]
+)
+def test_a_point_sees_as_many_images_as_its_sample_says(
+    attack: str, triggers: int, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    point = curves.point
+
+    def hooked(ws: Workspace, classifier: Classifier, data: PoisonedData, few: Sample) -> Point:
+        count = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        with count:
+            return point(ws, classifier, data, few)
+
+    monkeypatch.setattr(curves, "point", hooked)
+    made = tiny("none", attack)
+    record, points = run(made, cache_folder, monkeypatch)
+    assert record.status == "ok", record.error
+    assert {few.triggers for few in points} == {triggers}
+    assert sum(seen) == sum(few.work for few in points)
+    assert 0.8 * curve_work(made) <= sum(seen) <= curve_work(made)
 
 
 def test_the_last_point_has_the_metrics_and_all_points_have_their_sample_size(
