@@ -15,12 +15,11 @@ from bdbench.attacks.compound import Compound, PoisonedInParts
 from bdbench.contract.common import can_be_built, factory_of
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import (
-    FEWER,
     RECIPE,
     SIDE,
-    TOY,
     GlobalDraw,
     expect,
+    few_images,
     frozen,
     no_global_draws,
     random_images,
@@ -148,7 +147,7 @@ def declared_changes(registry: Registry[Any], name: str) -> None:
 @promise("attack", "it runs in a whole cell, from clean images to the record", declared_changes)
 def attack_cell(registry: Registry[Any], name: str) -> None:
     # Attacks that train nothing may have small rates, which need more images.
-    run_whole_cell(name, "none", FEWER if registry.build(name).trains else TOY)
+    run_whole_cell(name, "none", few_images(100 if registry.build(name).trains else 400))
 
 
 @promise("attack", "interrupted in prepare, it resumes with the same result", attack_cell)

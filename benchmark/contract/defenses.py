@@ -17,6 +17,7 @@ from bdbench.contract.scenarios import (
     GlobalDraw,
     defense_context,
     expect,
+    few_images,
     frozen,
     no_global_draws,
     random_images,
@@ -111,19 +112,19 @@ def modifies_nothing(registry: Registry[Any], name: str) -> None:
 
 @promise("defense", "its result depends on the seed only", defense_draws, modifies_nothing)
 def seeded(registry: Registry[Any], name: str) -> None:
-    defense, data = registry.build(name), random_images(60, SIDE, 10)
-    fraction = defense.clean_fraction
-    one, two, other = (
-        logits(defense.fit(data, defense_context(data, fraction, seed)), data.images)
-        for seed in (0, 0, 1)
+    run, data = run_fit(registry, name, factory_of(registry, name)), random_images(60, SIDE, 10)
+    fraction = run.defense.clean_fraction
+    again, others = (
+        registry.build(name).fit(data, defense_context(data, fraction, seed)) for seed in (0, 1)
     )
+    one, two, other = (logits(network, data.images) for network in (run.result, again, others))
     expect(torch.equal(one, two), "the same seed gives different networks")
     expect(not torch.equal(one, other), "different seeds give the same network")
 
 
 @promise("defense", "it runs in a whole cell, from poisoned images to the record", modifies_nothing)
 def defense_cell(registry: Registry[Any], name: str) -> None:
-    run_whole_cell("badnets", name)
+    run_whole_cell("badnets", name, few_images(100, name))
 
 
 @promise("defense", "interrupted anywhere, it resumes with the same result", seeded, defense_cell)

@@ -108,14 +108,17 @@ def same(one: ImageSet, images: Tensor, labels: Tensor) -> bool:
     return torch.equal(one.images, images) and torch.equal(one.labels, labels)
 
 
-TOY, FEWER = (f"toy(train_images={n}, test_images=50, image_size={SIDE})" for n in (400, 100))
-"""Data sets of a whole cell."""
+def few_images(count: int, defense: str = "none") -> str:
+    """A data set of `count` training images, or as many as a defense needs if it is lent some of
+    each class."""
+    count = max(count, 10 * defenses.build(defense).clean_images)
+    return f"toy(train_images={count}, test_images=20, image_size={SIDE})"
 
 
 def run_whole_cell(
     attack: str,
     defense: str,
-    dataset: str = TOY,
+    dataset: str,
     roots: Sequence[Path] = (),
     cache: Cache | None = None,
 ) -> None:
@@ -134,10 +137,8 @@ def run_whole_cell(
 def resumes(attack: str, defense: str, curves: bool = False) -> int:
     """Interrupt a cell again and again, and return how often it resumed from a checkpoint. Raises
     `Broken` if its record differs from that of an uninterrupted cell."""
-    count = max(64, 10 * defenses.build(defense).clean_images)
-    source = f"toy(train_images={count}, test_images=20, image_size={SIDE})"
     recipe = replace(RECIPE, epochs=3)
-    chosen = cell(source, "wrn16_1", attack, defense, recipe, seed=0)
+    chosen = cell(few_images(64, defense), "wrn16_1", attack, defense, recipe, seed=0)
 
     def attempt(folder: str, progress: Callable[[int], None]) -> Record:
         # With negative patience, every round writes a checkpoint.

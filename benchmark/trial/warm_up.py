@@ -19,9 +19,26 @@ FEW = 16
 """Images of a step on a CPU, where the first step is hardly slower than others."""
 
 
+_warm: set[tuple[str, int, int, str]] = set()
+"""The networks for which this process has chosen its algorithms on a CPU."""
+
+
 def warm_up(cell: Cell, device: torch.device) -> None:
-    """Run two training steps, before any clock runs."""
-    steps(cell, device, 2, cell.recipe.batch_size if device.type == "cuda" else FEW)
+    """Run two training steps, before any clock runs: on a CPU once in a process for each network,
+    on a GPU, which goes to sleep, for each cell."""
+    if device.type == "cuda":
+        steps(cell, device, 2, cell.recipe.batch_size)
+        return
+    source = cell.dataset
+    network = (
+        str(cell.specs["model"]),
+        source.image_size,
+        source.num_classes,
+        cell.recipe.precision,
+    )
+    if network not in _warm:
+        steps(cell, device, 2, FEW)
+        _warm.add(network)
 
 
 def steps(

@@ -28,7 +28,7 @@ from bdbench.running import speed
 from bdbench.storage.cache import Cache
 from bdbench.trial import harness, undefended
 from bdbench.trial.harness import Harness
-from bdbench.trial.warm_up import steps
+from bdbench.trial.warm_up import steps, warm_up
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 Core = namedtuple("Core", "user nice system idle iowait irq softirq steal guest guest_nice")
@@ -191,10 +191,10 @@ def test_the_worst_of_several_is_only_known_if_all_are() -> None:
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02, updates=0.005)
 
 
-def tiny(defense: str) -> Cell:
+def tiny(defense: str, model: str = "wrn16_1") -> Cell:
     return cell(
         "toy(train_images=120, test_images=80, image_size=16)",
-        "wrn16_1",
+        model,
         "badnets",
         defense,
         RECIPE,
@@ -371,6 +371,7 @@ def test_others_are_named(
 def test_nothing_is_timed_cold_and_to_warm_up_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("bdbench.trial.warm_up._warm", set())
     warm, told = harness.warm_up, []
 
     def observed(*arguments: Any) -> None:
@@ -384,6 +385,18 @@ def test_nothing_is_timed_cold_and_to_warm_up_changes_nothing(
     monkeypatch.setattr(harness, "warm_up", lambda *arguments: None)
     second = Harness(Cache(tmp_path / "cold"), [], CPU).run(tiny("ft"))
     assert {**vars(first), "measured": None} == {**vars(second), "measured": None}
+
+
+def test_a_process_warms_up_once_for_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    monkeypatch.setattr("bdbench.trial.warm_up._warm", set())
+    monkeypatch.setattr(
+        "bdbench.trial.warm_up.steps", lambda cell, *rest: made.append(cell.labels["model"])
+    )
+    for model in ("wrn16_1", "resnet18", "wrn16_1"):
+        for defense in ("none", "ft"):
+            warm_up(tiny(defense, model), CPU)
+    assert made == ["wrn16_1", "resnet18"]
 
 
 @pytest.mark.parametrize(("enough", "made"), [(math.inf, 5), (0.0, 3)])

@@ -5,6 +5,7 @@ That every attack and defense ends the same wherever it is broken off is a promi
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from bdbench.machine.clock import Stopwatch
 from bdbench.models.data import ImageSet
 from bdbench.models.training.loop import Batch, loop
 from bdbench.models.training.recipe import Recipe
+from bdbench.models.training.reference_loader import batches
 from bdbench.models.training.resume import (
     Checkpoint,
     CheckpointStore,
@@ -216,9 +218,11 @@ def test_a_second_image_set_goes_on_in_the_middle_of_its_pass(images: ImageSet) 
     ("stop", "loader"), [(4, "resident"), (17, "resident"), (49, "resident"), (17, "reference")]
 )
 def test_a_training_of_updates_goes_on_in_the_middle_of_its_pass(
-    stop: int, loader: str, images: ImageSet
+    stop: int, loader: str, images: ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rounds of 3 updates and passes of 4: the same batches, rates and bits as in one piece."""
+    # Every pass starts its workers.
+    monkeypatch.setattr("bdbench.models.training.feed.batches", partial(batches, workers=1))
     recipe = Recipe(batch_size=6, padding=1, drops=(0.5,), learning_rate=0.01, loader=loader)
 
     def trained(memory: Memory, stop: int) -> tuple[list[Any], dict[str, torch.Tensor]]:

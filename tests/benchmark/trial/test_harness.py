@@ -275,9 +275,9 @@ def test_a_curve_is_that_of_the_network_that_is_returned(
     assert searched.metrics == alone.metrics
 
 
-def every(budget: float, training: int, test: int) -> Sample:
+def every(budget: float, training: int, test: int, triggers: int) -> Sample:
     """All images for each point."""
-    return Sample(training, test)
+    return Sample(training, test, triggers)
 
 
 def test_losses_of_a_curve_by_hand(cache_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
