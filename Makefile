@@ -22,8 +22,10 @@ tree:
 	ln -s $(CURDIR)/benchmark/* build/tree/bdbench/
 	ln -s $(CURDIR)/attacks $(CURDIR)/defenses $(CURDIR)/models build/tree/bdbench/
 
-# A process for each core; a file stays in one, for what its tests share.
-PYTEST := $(BIN)/pytest -n auto --dist loadfile
+# A process for each core; a file stays in one, for what its tests share. The order is that of
+# tests/conftest.py, where the files that take longest come first.
+PARALLEL := -n auto --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/pytest $(PARALLEL)
 
 test: install
 	$(PYTEST)
@@ -38,7 +40,7 @@ $(OLDEST)/installed: setup.cfg constraints-oldest.txt
 	touch $@
 
 test-oldest: $(OLDEST)/installed
-	$(OLDEST)/bin/pytest -n auto --dist loadfile
+	$(OLDEST)/bin/pytest $(PARALLEL)
 
 check: install tree
 	$(BIN)/ruff format --check .

@@ -26,6 +26,22 @@ settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_
 settings.load_profile("any machine")
 
 
+LONGEST = (
+    "test_contract",
+    "test_package",
+    "test_neighbours",
+    "test_docs",
+    "test_harness",
+    "test_fine_tuning",
+)
+"""Files that take a minute or more. They start first, so that no process waits for one at last."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
+
+
 @pytest.fixture(autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the user's cache or data."""
