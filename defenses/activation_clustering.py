@@ -27,8 +27,6 @@ from dataclasses import dataclass
 
 import torch
 from numpy.random import RandomState
-from sklearn.cluster import KMeans
-from sklearn.metrics import silhouette_samples
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -117,6 +115,10 @@ def whiten(activations: Tensor, components: int) -> Tensor:
 def two_means(points: Tensor, random: RandomState) -> tuple[Tensor, Tensor]:
     """(True in the smaller of two clusters, bool (n,); the silhouettes, float64 (n,)) of points
     (n, components)."""
+    # Not at the top of the file: importing it takes a second, and every run imports all defenses.
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_samples
+
     # The order of summation depends on the number of threads.
     with threadpool_limits(1):
         clusters = KMeans(2, n_init=STARTS, random_state=random).fit_predict(points.numpy())

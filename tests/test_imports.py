@@ -90,3 +90,22 @@ def test_a_run_in_one_process_needs_no_platformdirs_where_folders_are_named() ->
     unwanted = "{'platformdirs'}"
     program = f"import sys, bdbench.running.run; sys.exit(bool({unwanted} & {{*sys.modules}}))"
     subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("package", ["sklearn", "scipy.stats", "pandas", "pyarrow", "matplotlib"])
+def test_the_process_of_a_cell_imports_no_library_that_few_cells_need(
+    package: str, loaded: set[str]
+) -> None:
+    """Each takes a second or so of every run."""
+    assert "torch" in loaded
+    assert package not in loaded
+
+
+@pytest.fixture(scope="module")
+def loaded() -> set[str]:
+    """The modules that a nursery has imported when it forks cells."""
+    program = "import sys, bdbench.running.engines.nursery as n; n.preload(); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True, text=True
+    )
+    return set(done.stdout.split())

@@ -365,7 +365,7 @@ BUILDERS = {
             *("datasets.py:loaded", "datasets.py:fewer", "attacks.py:run_attack"),
             *("models.py:model_draws", "models.py:small"),
             *("common.py:can_be_built", "common.py:specs", "promises.py:_label"),
-            *("scenarios.py:resumes", "scenarios.py:training_context", "device.py:weights"),
+            *("scenarios.py:few_images", "scenarios.py:training_context", "device.py:weights"),
         ]
     },
 }

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from bdbench.attacks.base import Attack
@@ -241,6 +240,18 @@ def at_chance(clean_accuracy: Count, test: ImageSet) -> bool:
     return bool(clean_accuracy.rate <= share + 3 * error)
 
 
+def auroc(low: Tensor, high: Tensor) -> float:
+    """The probability that a value of `low` (m,) is below one of `high` (n,), in which ties count
+    half: the Mann-Whitney statistic. That of SciPy is the same; importing it takes a second, which
+    every run would pay."""
+    ordered = high.sort().values
+    above, at_least = (
+        float((len(high) - torch.searchsorted(ordered, low, right=right)).sum())
+        for right in (True, False)
+    )
+    return (above + at_least) / 2 / (len(low) * len(high))
+
+
 def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
     """How well per-sample values (n,) of a journal separate poisoned from clean images.
 
@@ -268,8 +279,7 @@ def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str,
             if verdict:
                 summary["tpr"] = float((poisoned == 0).double().mean())
         if len(poisoned) and len(clean):
-            above = mannwhitneyu(clean.numpy(), poisoned.numpy()).statistic
-            summary["auroc"] = float(above) / (len(poisoned) * len(clean))
+            summary["auroc"] = auroc(poisoned, clean)
             called = float((values == 0).sum())
             if called and verdict:
                 found = float((poisoned == 0).sum())

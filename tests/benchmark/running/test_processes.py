@@ -158,11 +158,12 @@ def test_a_keeper_that_is_killed_takes_its_cell_along(
 
 def test_a_nursery_that_is_killed_is_replaced_and_cells_go_on(job: Job, tmp_path: Path) -> None:
     asking, cell, _ = asleep(job, tmp_path / "mark")
-    first = nursery()._process.pid
-    os.kill(first, signal.SIGKILL)
-    assert gone(first)
+    first = nursery()._process
+    first.kill()
+    # While its threads end, it takes a task yet, which is lost: a run tries such a cell again.
+    first.wait(10)
     assert call_in_process(job, process_of)[0] != cell
-    assert nursery()._process.pid != first
+    assert nursery()._process.pid != first.pid
     assert psutil.pid_exists(cell)
     os.kill(cell, signal.SIGKILL)
     asking.join(10)

@@ -15,6 +15,7 @@ import numpy
 import pytest
 import torch
 from builders import FirstPixel, first_pixels
+from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
 from bdbench.cells import cost, grid
@@ -29,7 +30,7 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import models
-from bdbench.models.rng import derive
+from bdbench.models.rng import derive, stream
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import train
 from bdbench.models.training.recipe import Recipe
@@ -110,6 +111,15 @@ def test_diagnostics_by_hand() -> None:
     all_kept = metrics.diagnose({"kept": torch.ones(4)}, mask)["kept"]
     assert "precision" not in all_kept
     assert (all_kept["tpr"], all_kept["fpr"]) == (0, 0)
+
+
+@pytest.mark.parametrize("different", [1, 2, 5, 1000])
+def test_auroc_is_the_statistic_of_mann_and_whitney(different: int) -> None:
+    """different: values of which some are equal, if they are few"""
+    rng = stream(different, "values")
+    low, high = (torch.randint(different, (n,), generator=rng).double() for n in (70, 300))
+    expected = mannwhitneyu(high.numpy(), low.numpy()).statistic / (70 * 300)
+    assert metrics.auroc(low, high) == float(expected)
 
 
 def test_the_rates_of_a_filter_by_hand() -> None:
