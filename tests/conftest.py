@@ -30,9 +30,10 @@ LONGEST = (
     "test_contract",
     "test_package",
     "test_neighbours",
+    "test_gpu_bench",
     "test_docs",
-    "test_harness",
     "test_fine_tuning",
+    "test_harness",
 )
 """Files that take a minute or more. They start first, so that no process waits for one at last."""
 

@@ -87,7 +87,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
     running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     served.url = f"http://127.0.0.1:{running.server_port}"
-    threading.Thread(target=running.serve_forever, daemon=True).start()
+    threading.Thread(target=running.serve_forever, args=[0.01], daemon=True).start()
     monkeypatch.setattr(download, "PAUSES", (0.0, 0.0, 0.0))
     monkeypatch.delenv(download.MIRROR, raising=False)
     for variable in ("http_proxy", "https_proxy", "all_proxy"):
