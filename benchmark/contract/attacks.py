@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -146,8 +147,10 @@ def declared_changes(registry: Registry[Any], name: str) -> None:
 
 @promise("attack", "it runs in a whole cell, from clean images to the record", declared_changes)
 def attack_cell(registry: Registry[Any], name: str) -> None:
-    # Attacks that train nothing may have small rates, which need more images.
-    run_whole_cell(name, "none", few_images(100 if registry.build(name).trains else 400))
+    # At a small rate, more images are needed for one to be poisoned.
+    rate = registry.build(name).poisoning_rate
+    count = max(100, min(math.ceil(1 / rate), 2000)) if rate else 100
+    run_whole_cell(name, "none", few_images(count))
 
 
 @promise("attack", "interrupted in prepare, it resumes with the same result", attack_cell)
