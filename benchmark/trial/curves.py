@@ -31,7 +31,7 @@ def start_curve(ws: Workspace, data: PoisonedData) -> None:
     """Let the monitor evaluate networks while they train, if the run asks for curves."""
     if ws.curves:
         ws.monitor.judge = lambda classifier, few: point(ws, classifier, data, few)
-        ws.monitor.images = len(data.train), len(ws.dataset.test), max(1, len(data.parts))
+        ws.monitor.sizes = len(data.train), len(ws.dataset.test), max(1, len(data.parts))
         ws.monitor.embed = lambda classifier: _embedding(ws, classifier, data)
 
 

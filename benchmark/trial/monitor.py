@@ -25,7 +25,7 @@ class TrainingMonitor(Observer):
     many images they stand.
 
     judge: if given, evaluates the watched network on a sample, for a point of the curve
-    images: numbers of training and test images that samples are drawn from, and of triggers
+    sizes: numbers of training images, of test images and of triggers, for samples of them
     share: of the passes that points may cost
     embed: if given, computes the embedding of a network that a defense watches or shows
     embedded: these networks by name, each with its embedding before its training
@@ -37,7 +37,7 @@ class TrainingMonitor(Observer):
     ) -> None:
         self.progress, self.stopwatch, self.share = progress, watch, share
         self.judge: Judge | None = None
-        self.images = (0, 0, 1)
+        self.sizes = (0, 0, 1)
         self.embed: Callable[[Classifier], Tensor] | None = None
         self.embedded: dict[str, tuple[Classifier, Tensor]] = {}
         self.forwards = self.backwards = 0
@@ -138,7 +138,7 @@ class TrainingMonitor(Observer):
         work: forward passes that are expected until the last of them
         """
         budget = self.share * (self.work + work) - self.spent
-        self._sample = sample(budget / max(1, points), *self.images)
+        self._sample = sample(budget / max(1, points), *self.sizes)
 
     def _draw(self, classifier: Classifier) -> None:
         assert self.judge is not None

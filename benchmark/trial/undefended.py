@@ -61,7 +61,7 @@ def _train(ws: Workspace, data: ImageSet, n: int, key: Mapping[str, Any]) -> Pay
         others = Contention(ws.device)
     monitor, network = TrainingMonitor(ws.progress, ws.stopwatch, UNDEFENDED_SHARE), context.build()
     monitor.judge = ws.monitor.judge if _has_curve(ws, n) else None
-    monitor.images = ws.monitor.images
+    monitor.sizes = ws.monitor.sizes
     monitor.watch(network)
     with ws.resumable("undefended", key, monitor), ws.seeded("undefended", str(n)):
         train(network, data, context.recipe, context.rng("classifier"))

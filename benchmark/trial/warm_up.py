@@ -29,13 +29,8 @@ def warm_up(cell: Cell, device: torch.device) -> None:
     if device.type == "cuda":
         steps(cell, device, 2, cell.recipe.batch_size)
         return
-    source = cell.dataset
-    network = (
-        str(cell.specs["model"]),
-        source.image_size,
-        source.num_classes,
-        cell.recipe.precision,
-    )
+    images = (cell.dataset.image_size, cell.dataset.num_classes)
+    network = (cell.specs["model"], *images, cell.recipe.precision)
     if network not in _warm:
         steps(cell, device, 2, FEW)
         _warm.add(network)

@@ -92,7 +92,7 @@ def network() -> Classifier:
 def monitor() -> TrainingMonitor:
     made = TrainingMonitor(lambda work: None, Stopwatch(CPU))
     made.judge = lambda classifier, few: {"clean_accuracy": float(few.work)}
-    made.images = (1000, 500)
+    made.sizes = (1000, 500, 1)
     return made
 
 
