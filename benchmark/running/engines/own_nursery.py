@@ -11,9 +11,13 @@ import sys
 import threading
 from multiprocessing.connection import Connection
 
+from bdbench.machine.memory import keep_freed
 from bdbench.machine.threads import short_spin
 
-AT_START = ("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "CUDA_", "TORCH", "PYTORCH_", "LD_")
+AT_START = (
+    *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "CUDA_", "TORCH", "PYTORCH_", "LD_"),
+    *("GLIBC_", "MALLOC_"),
+)
 """Prefixes of environment variables that libraries read when they are loaded."""
 
 
@@ -32,6 +36,7 @@ class Nursery:
             env={
                 **os.environ,
                 **short_spin(os.environ),
+                **keep_freed(os.environ),
                 "PYTHONPATH": os.pathsep.join(dict.fromkeys(map(os.path.abspath, paths))),
             },
         )

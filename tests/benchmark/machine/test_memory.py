@@ -10,7 +10,7 @@ import pytest
 
 from bdbench.cells.suites import Suite
 from bdbench.machine import memory
-from bdbench.machine.memory import PROCESS, free_memory, processes_that_fit
+from bdbench.machine.memory import KEPT, PROCESS, free_memory, keep_freed, processes_that_fit
 from bdbench.running.engines import options
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.run import RunOptions, plan
@@ -93,3 +93,18 @@ def test_without_jobs_a_run_has_a_cell_for_each_core_as_far_as_memory_allows(
     suite = Suite("", ("toy",), attacks=("none",), defenses=("none",), seeds=cells)
     chosen = RunOptions(device="cpu", results=tmp_path)
     assert plan("x", suite, ExecutionOptions(jobs=jobs), chosen).at_once == at_once
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        ({}, {"GLIBC_TUNABLES": KEPT}),
+        ({"PATH": "/bin"}, {"GLIBC_TUNABLES": KEPT}),
+        ({"GLIBC_TUNABLES": ""}, {}),
+        ({"MALLOC_TRIM_THRESHOLD_": "0"}, {}),
+    ],
+)
+def test_freed_memory_is_kept_unless_the_user_has_tuned_the_allocator(
+    given: dict[str, str], added: dict[str, str]
+) -> None:
+    assert keep_freed(given) == added

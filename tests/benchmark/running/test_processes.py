@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import resource
 import signal
 import subprocess
 import sys
@@ -77,6 +79,21 @@ def start_another(worker: Worker) -> int:
 def sleep(worker: Worker, mark: str) -> None:
     Path(mark).write_text(f"{os.getpid()} {os.getppid()}")
     time.sleep(600)
+
+
+def faults(worker: Worker) -> int:
+    """Pages that the system has to map for ten steps, each with 64 MiB in blocks of 4."""
+
+    def step() -> None:
+        blocks = [torch.zeros(1 << 20) for _ in range(16)]
+        assert len(blocks) == 16
+
+    for _ in range(3):
+        step()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(10):
+        step()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 
 def gone(pid: int, seconds: float = 10.0) -> bool:
@@ -364,3 +381,15 @@ def test_the_command_and_its_cells_spin_shortly(job: Job, monkeypatch: pytest.Mo
     assert said.stdout.splitlines()[-1] == "5000"
     loaded = Path(f"/proc/{nursery()._process.pid}/environ").read_text()
     assert "GOMP_SPINCOUNT=5000" in loaded.split("\0")
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not GNU's")
+def test_a_step_of_a_cell_uses_the_memory_of_the_last_one(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = 10 * (64 << 20) // resource.getpagesize()
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    assert call_in_process(job, faults) < 0.01 * pages
+    # As the system has it, which also shows that a user's choice is kept.
+    monkeypatch.setenv("GLIBC_TUNABLES", "")
+    assert call_in_process(job, faults) > 0.5 * pages
