@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+
+from bdbench.cli import main
 
 PLUGIN = Path(__file__).with_name("neighbours.py")
 DEEDS = re.findall(r"^def (\w+)\(\) -> None:", PLUGIN.read_text(), re.MULTILINE)
@@ -25,17 +30,27 @@ SIZES = "toy(train_images=40, test_images=40, image_size=16)"
 GOOD = {"attack": "badnets", "defense": "none", "model": "wrn16_1"}
 
 
-def run(folder: Path, *words: str) -> int:
-    command = ["run", f"--dataset={SIZES}", *FIXED, f"--results={folder}", *words]
-    done = subprocess.run(
-        [sys.executable, "-m", "bdbench", *command],
-        env={**os.environ, "BDBENCH_CACHE": str(folder / "cache")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert "Traceback" not in done.stderr, done.stderr
-    return done.returncode
+@pytest.fixture(scope="module")
+def process() -> Iterator[Executor]:
+    """The one process of all commands of this file, as its start takes longer than the cells. Each
+    cell is in a process of its own, as always."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        yield pool
+
+
+def command(folder: Path, *words: str) -> tuple[int, str]:
+    """The exit code of a command and what it writes to stderr."""
+    # As many threads in every cell, however many of them run at once.
+    os.environ.update(BDBENCH_CACHE=str(folder / "cache"), OMP_NUM_THREADS="1")
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as said:
+        code = main(["run", f"--dataset={SIZES}", *FIXED, f"--results={folder}", *words])
+    return code, said.getvalue()
+
+
+def run(process: Executor, folder: Path, *words: str) -> int:
+    code, said = process.submit(command, folder, *words).result()
+    assert "Traceback" not in said, said
+    return code
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -47,10 +62,10 @@ def lasting(record: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def alone(process: Executor, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The record of the good cell when it runs alone."""
     folder = tmp_path_factory.mktemp("alone")
-    assert run(folder, *(f"--{axis}={text}" for axis, text in GOOD.items())) == 0
+    assert run(process, folder, *(f"--{axis}={text}" for axis, text in GOOD.items())) == 0
     (record,) = records(folder)
     return lasting(record)
 
@@ -77,19 +92,17 @@ def test_no_neighbour_changes_a_record(
     axis: str,
     jobs: str,
     deeds: list[str],
+    process: Executor,
     alone: dict[str, Any],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert len(DEEDS) >= 15
-    # As many threads in every cell, however many of them run at once.
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     deeds = [*deeds, *(["in_place"] if axis != "model" else [])]
     bad = {deed: f"neighbour(deed={deed!r})" for deed in deeds}
     chosen = {**{other: [text] for other, text in GOOD.items()}, axis: [*bad.values(), GOOD[axis]]}
     words = [f"--{each}={text}" for each, texts in chosen.items() for text in texts]
     # 2 where a failure is one of bad input, as that of a model that cannot be built is.
-    assert run(tmp_path, *words, f"--plugin={PLUGIN}", f"--jobs={jobs}") in (1, 2)
+    assert run(process, tmp_path, *words, f"--plugin={PLUGIN}", f"--jobs={jobs}") in (1, 2)
     found = {each["labels"][axis]: each for each in records(tmp_path)}
     assert lasting(found.pop(GOOD[axis])) == alone
     assert found.keys() >= {bad[deed] for deed in bad.keys() - SILENT}
@@ -129,11 +142,13 @@ class Loud(Defense):
 
 
 def test_what_a_file_does_when_it_is_imported_is_for_its_own_cells(
-    alone: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    process: Executor, alone: dict[str, Any], tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (tmp_path / "loud.py").write_text(LOUD)
     axes = [f"--{axis}={text}" for axis, text in GOOD.items()]
-    assert run(tmp_path, *axes, "--defense=loud", f"--plugin={tmp_path / 'loud.py'}") in (0, 1)
+    assert run(process, tmp_path, *axes, "--defense=loud", f"--plugin={tmp_path / 'loud.py'}") in (
+        0,
+        1,
+    )
     (good,) = (each for each in records(tmp_path) if each["labels"]["defense"] == "none")
     assert lasting(good) == alone
