@@ -22,11 +22,16 @@ from bdbench.contract import promises as contract
 from bdbench.contract.promises import REGISTRIES, promises
 from bdbench.contract.scenarios import Broken, Untested, defense_context
 from bdbench.datasets.registry import datasets
+from bdbench.defenses.base import Context
+from bdbench.defenses.none import NoDefense
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import Models, models
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import loop
+from bdbench.models.training.resume import State
 from bdbench.trial.clean_budget import clean_budget
 
 ALL = [
@@ -281,6 +286,28 @@ def test_check_finds_where_a_model_draws_from_a_global_generator(
     promise = next(each for each in promises("model") if each.test.__name__ == "model_draws")
     with nullcontext() if complaint is None else pytest.raises(Broken, match=complaint):
         promise.test(registry, "net")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_check_finds_what_a_loop_forgets(named: bool, unregistered: None) -> None:
+    """The mean of all labels that a loop has seen shifts the weights."""
+
+    class Shifted(NoDefense):
+        def fit(self, data: ImageSet, context: Context) -> Classifier:
+            network, total = context.build(), torch.zeros(1)
+
+            def step(batch: Batch) -> None:
+                total.add_(batch.labels.float().mean())
+
+            state: State = {"total": total} if named else {}
+            loop(step, data, recipe=context.recipe, rng=context.rng("loop"), state=state)
+            next(network.parameters()).data.add_(total)
+            return network.eval()
+
+    REGISTRIES["defense"].register("shifted")(dataclass(frozen=True)(Shifted))
+    promise = next(e for e in promises("defense") if e.test.__name__ == "defense_resumes")
+    with nullcontext() if named else pytest.raises(Broken, match="gives another result; name"):
+        promise.test(REGISTRIES["defense"], "shifted")
 
 
 def test_promises_that_need_a_broken_one_are_not_tested(
