@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils import clip_grad_norm_
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
+from bdbench.attacks.evaluated import evaluated
 from bdbench.attacks.poison import check_cover_rate
 from bdbench.models import (
     Batch,
@@ -42,8 +43,6 @@ DEVIATION = 0.25
 """Of the pixels of natural images; the networks see (x - 1/2) / 0.25."""
 CHUNK = 64
 """Images per forward pass of a trained trigger. Fixed: rounding depends on the batch size."""
-EVALUATED = 1_000
-"""Images on which the attacker evaluates the trigger after each epoch."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Dynamic(Attack):
     networks: the trained trigger, once prepared
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     cross_rate: float = 0.0
     density: float = 0.032
@@ -256,11 +255,11 @@ def train_pattern(
         for optimizer in optimizers:
             optimizer.step()
 
-    evaluated = torch.arange(min(EVALUATED, len(clean)), device=clean.device)
+    seen = evaluated(clean, context)
 
     def works() -> bool:
         pattern.eval()
-        facts = evaluate(replace(settings, networks=networks), classifier, clean[evaluated])
+        facts = evaluate(replace(settings, networks=networks), classifier, seen)
         pattern.train()
         networks.facts.update(facts)
         return (

@@ -65,8 +65,8 @@ class LabelConsistent(Attack):
     poisoning_rate: share of the set that `rate_basis` names, in (0, 1] (paper: several, up to the
         whole class; public reimplementations: 0.25)
     target: the class that is poisoned, and the label the trigger causes
-    epsilon: largest change of a pixel by the perturbation in grey levels, in [0, 255] (paper: 8 and
-        16); 0 is the control, the patch alone, which needs no training
+    epsilon: largest change of a pixel by the perturbation in grey levels, in [1, 255] (paper: 8 and
+        16); or 0, the control: the patch alone, which needs no training
     steps: steps of gradient ascent, at least 1 (paper: 100)
     step: size of a step in grey levels, above 0 (public reimplementations: 1.5)
     amplitude: what the patch adds to its white pixels and takes from its black ones, as a share of
@@ -86,7 +86,8 @@ class LabelConsistent(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(
-            0 <= self.epsilon <= 255, f"epsilon must be in [0, 255] grey levels, got {self.epsilon}"
+            self.epsilon == 0 or 1 <= self.epsilon <= 255,
+            f"epsilon must be 0 or in [1, 255] grey levels, got {self.epsilon}",
         )
         at_least(1, steps=self.steps)
         above(0, step=self.step)
@@ -128,7 +129,8 @@ class LabelConsistent(Attack):
         rows = torch.arange(len(chosen), device=chosen.device).split(CHUNK)
         for n in resumable(len(rows), {"noise": noise}):
             noise[rows[n]] = self.ascend(surrogate, chosen[rows[n]], noise[rows[n]])
-        return noise.round().to(torch.int16)
+        largest = int(self.epsilon)  # of whole grey levels
+        return noise.round().clamp(-largest, largest).to(torch.int16)
 
     def ascend(self, surrogate: Classifier, images: ImageSet, noise: Tensor) -> Tensor:
         """delta <- clip(delta + step sign(gradient of CE(f(x + delta), y))), `steps` times, so that

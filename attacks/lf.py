@@ -18,13 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
+from bdbench.attacks.evaluated import evaluated
 from bdbench.attacks.pixels import add
 from bdbench.models import (
     Batch,
@@ -41,9 +42,6 @@ from bdbench.models import (
     train,
 )
 
-EVALUATED = 1_000
-"""Most images on which the attacker evaluates a pattern."""
-
 
 @dataclass(frozen=True)
 class SmoothPattern:
@@ -57,14 +55,38 @@ class SmoothPattern:
     facts: Mapping[str, float]
 
 
+@dataclass(frozen=True)
+class Judge:
+    """How the attacker judges a pattern.
+
+    surrogate: a network in eval mode
+    images: uint8 (n, 3, height, width), some training images of other classes than the target
+    before, labels: int64 (n,), what the surrogate answers without a pattern, and the truth
+    """
+
+    surrogate: Classifier
+    images: Tensor
+    before: Tensor
+    labels: Tensor
+
+    def answers(self, pattern: Tensor) -> Tensor:
+        """int64 (n,), of the surrogate for the images with the pattern."""
+        return predict(self.surrogate, add(self.images, pattern))
+
+    def fooled(self, pattern: Tensor) -> float:
+        """The share of the answers that the pattern changes. What the surrogate gets wrong anyway
+        does not count."""
+        return float((self.answers(pattern) != self.before).float().mean())
+
+
 @register("lf", title="LF")
 @dataclass(frozen=True)
 class LowFrequency(Attack):
     """
     poisoning_rate: share of the training set, in (0, 1] (paper, section 5.3: 0.1)
     target: the label the trigger causes
-    fooled: the search ends when the surrogate misclassifies this share of the triggered images of
-        other classes, in (0, 1] (authors' code: 0.2)
+    fooled: the search ends when the pattern changes the surrogate's answer for this share of the
+        images of other classes, in (0, 1] (authors' code: 0.2)
     epsilon: largest change of a pixel in grey levels, in [1, 255] (our choice)
     passes: over the training set, at least 1; the bound grows to epsilon in so many equal parts,
         one after each pass (our choice)
@@ -72,6 +94,8 @@ class LowFrequency(Attack):
     band: share of the frequencies of each axis that the filter keeps, in (0, 1] (our choice)
     smooth: the pattern and its effect, once prepared
     """
+
+    version: ClassVar[int] = 2
 
     fooled: float = 0.2
     epsilon: float = 32.0
@@ -99,11 +123,18 @@ class LowFrequency(Attack):
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         surrogate = train(context.build("lf"), clean, context.recipe, context.rng("lf"))
-        pattern = self.search(surrogate.requires_grad_(False), clean, context)
-        facts = self.evaluate(pattern, surrogate, clean)
+        judge = self.judge(surrogate.requires_grad_(False), evaluated(clean, context))
+        pattern = self.search(judge, clean, context)
+        facts = self.evaluate(pattern, judge)
         return replace(self, smooth=SmoothPattern(pattern.cpu(), facts))
 
-    def search(self, surrogate: Classifier, clean: ImageSet, context: TrainingContext) -> Tensor:
+    def judge(self, surrogate: Classifier, seen: ImageSet) -> Judge:
+        """A judge with those of the images that have another class than the target."""
+        others = seen[self.goal(seen.labels, seen.num_classes) != seen.labels]
+        require(len(others) > 0, f"lf needs training images of other classes than {self.target}")
+        return Judge(surrogate, others.images, predict(surrogate, others.images), others.labels)
+
+    def search(self, judge: Judge, clean: ImageSet, context: TrainingContext) -> Tensor:
         """int16 (3, height, width), in grey levels: r, found by gradient descent. The filter and
         the bound apply after every step; scaling to the bound keeps r smooth."""
         # An attacker sees all of an image, so there is no augmentation.
@@ -115,7 +146,7 @@ class LowFrequency(Attack):
 
         def step(batch: Batch) -> None:
             seen = pattern.clone().requires_grad_()
-            answers = surrogate((batch.images + seen / 255).clamp(0, 1))
+            answers = judge.surrogate((batch.images + seen / 255).clamp(0, 1))
             goal = self.goal(batch.labels, clean.num_classes)
             (gradient,) = torch.autograd.grad(cross_entropy(answers, goal), seen)
             downhill = -low_pass(gradient, *keep)
@@ -126,43 +157,35 @@ class LowFrequency(Attack):
 
         def enough() -> bool:
             bound.add_(self.epsilon / self.passes)
-            answers, labels, others = self.answers(grey_levels(pattern), surrogate, clean)
-            return float((answers != labels)[others].float().mean()) >= self.fooled
+            return judge.fooled(grey_levels(pattern)) >= self.fooled
 
         state: State = {"pattern": pattern, "bound": bound}
         rng = context.rng("lf pattern")
         loop(step, clean, recipe=recipe, rng=rng, state=state, until=enough)
+        require(bool(pattern.isfinite().all()), "lf: the surrogate diverged; lower learning_rate")
         return grey_levels(pattern)
-
-    def answers(
-        self, pattern: Tensor, surrogate: Classifier, clean: ImageSet
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the first triggered images, at most `EVALUATED`: the answers of the surrogate, the
-        labels, and which ones have another class than the target."""
-        images, labels = clean.images[:EVALUATED], clean.labels[:EVALUATED]
-        others = self.goal(labels, clean.num_classes) != labels
-        return predict(surrogate, add(images, pattern)), labels, others
 
     def filters(self, height: int, width: int) -> tuple[Tensor, Tensor]:
         """float32 (height, height) and (width, width): the low-pass filters of columns and rows."""
         return projection(height, self.band), projection(width, self.band)
 
     @torch.no_grad()
-    def evaluate(self, pattern: Tensor, surrogate: Classifier, clean: ImageSet) -> dict[str, float]:
+    def evaluate(self, pattern: Tensor, judge: Judge) -> dict[str, float]:
         """Of a pattern: its size, the share of its energy, and of the energy of what is left of it
-        in images, that the filter keeps, and how many images of other classes the surrogate
-        misclassifies with it, and assigns to the target."""
-        keep = [project.to(clean.device) for project in self.filters(*clean.size)]
-        answers, labels, others = self.answers(pattern, surrogate, clean)
-        images = clean.images[:EVALUATED]
-        left = add(images, pattern).float() - images.float()
+        in images, that the filter keeps, and the shares of the images of other classes for which it
+        changes the surrogate's answer, and which the surrogate then assigns to the target. Beside
+        them, the share that the surrogate misclassifies without it."""
+        keep = [project.to(pattern.device) for project in self.filters(*pattern.shape[1:])]
+        answers = judge.answers(pattern)
+        left = add(judge.images, pattern).float() - judge.images.float()
         return {
             "energy_in_band": energy_in_band(pattern.float(), *keep),
             "energy_in_band_after_clipping": energy_in_band(left, *keep),
             "largest_change": float(pattern.abs().max()),
             "rms_change": float(pattern.float().square().mean().sqrt()),
-            "surrogate_fooled": float((answers != labels)[others].float().mean()),
-            "surrogate_target_share": float((answers == self.target)[others].float().mean()),
+            "surrogate_error": float((judge.before != judge.labels).float().mean()),
+            "surrogate_fooled": float((answers != judge.before).float().mean()),
+            "surrogate_target_share": float((answers == self.target).float().mean()),
         }
 
     def trigger(self, images: Tensor) -> Tensor:

@@ -262,7 +262,7 @@ def train_networks(
         read.add_(((logits > 0) == (hidden > 0.5)).sum())
 
     epochs = context.epochs(settings.encoder_epochs)
-    started = {"epoch": (epochs + 1) // 2}
+    started = {"epoch": min((epochs + 1) // 2, epochs - 1)}
     order, draws = context.rng("ssba"), context.rng("strings")
     state: State = {
         **{"encoder": encoder, "decoder": decoder, "optimizer": optimizer},

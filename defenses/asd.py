@@ -21,9 +21,9 @@ the recipe's augmentation, mixing coefficients for each pair of images, guesses 
 statistics. The paper says that DBD's last stage can implant the backdoor again, the opposite of
 what DBD's paper reports.
 
-Elsewhere: the same on GTSRB and with other networks. Ten images of every class are lent whatever
-its size, and a smaller class is refused. A share of the training set replaces 1,024 iterations, so
-an epoch is shorter on smaller sets.
+Elsewhere: the same on GTSRB and with other networks. Ten images of every class are lent, or 0.2 %
+of one that has more than 5,000, and a smaller class is refused. A share of the training set
+replaces 1,024 iterations, so an epoch is shorter on smaller sets.
 """
 
 from __future__ import annotations

@@ -13,8 +13,9 @@ of the code is a pass over 5,000 clean images in batches of 100 for delta and an
 hence 50 updates for each. Images outside of [0, 1] are not clipped, as in the paper's H. The radius
 holds for images of 3 x 32 x 32 pixels and grows with the square root of their number (our choice).
 H has no other term; the code is said to subtract a small multiple of the norm of delta in the
-ascent, and to let one image in a hundred carry delta while theta is trained. The latter is the
-default, because the printed mean over all images, `i_bau(portion=1.0)`, destroys the network: a
+ascent, and to let one image in a hundred carry delta in the loss by which theta is trained; the
+ascent that finds delta, and that the hypergradient differentiates, is on all images. The latter is
+the default, because the printed mean over all images, `i_bau(portion=1.0)`, destroys the network: a
 fifth of CIFAR-10 ends at an accuracy of 15 in place of 74. The paper does not say how normalisation
 layers behave: here they use their running statistics, which stay as they are, so that delta attacks
 the network that is returned. Images are augmented as in the recipe, before delta is added, and the
@@ -79,6 +80,7 @@ class IBAU(Defense):
     batch_size: images, at least 2 (code, unverified: 100)
     """
 
+    version: ClassVar[int] = 2
     clean_fraction: ClassVar[float] = 0.05
     undefended = 1
 
@@ -105,6 +107,11 @@ class IBAU(Defense):
             recipe, batch_size=self.batch_size, learning_rate=self.learning_rate, drops=()
         )
 
+    @property
+    def two_losses(self) -> bool:
+        """Whether theta descends on another loss than the one that delta ascends."""
+        return self.portion < 1 and self.fixed_point_steps > 0
+
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean = context.trusted().fit
         network = deepcopy(context.undefended()).eval()
@@ -129,9 +136,10 @@ class IBAU(Defense):
                 delta.mul_(radius / delta.norm().clamp(min=max(radius, 1e-12)))
 
         def unlearn(batch: Batch) -> None:
-            H = mean_loss(batch, self.portion)
+            outer = mean_loss(batch, self.portion)
+            H = mean_loss(batch) if self.two_losses else outer
             gradients = hypergradient(
-                H, delta, theta, self.fixed_point_steps, self.fixed_point_rate
+                outer, H, delta, theta, self.fixed_point_steps, self.fixed_point_rate
             )
             for parameter, gradient in zip(theta, gradients, strict=True):
                 parameter.grad = gradient
@@ -149,28 +157,33 @@ class IBAU(Defense):
 
     def cost(self, recipe: Recipe, images: int) -> float:
         tuned = self.tuning_passes(recipe, images, self.updates, self.batch_size)
-        # Two forward passes, and one backward pass more for delta, for theta and for each step.
-        return 3.0 * recipe.epochs + (6.0 + 2.0 * self.fixed_point_steps) * self.rounds * tuned
+        # Two or three forward passes, as many backward, and one for each step of the iteration.
+        losses = 3.0 if self.two_losses else 2.0
+        passes = 3.0 * losses + 2.0 * self.fixed_point_steps
+        return 3.0 * recipe.epochs + passes * self.rounds * tuned
 
 
 def hypergradient(
-    H: Tensor, delta: Tensor, theta: Sequence[Tensor], steps: int, rate: float
+    outer: Tensor, H: Tensor, delta: Tensor, theta: Sequence[Tensor], steps: int, rate: float
 ) -> list[Tensor]:
-    """The gradient by theta of H(delta(theta), theta), where delta(theta) is a fixed point of the
-    gradient ascent Phi(delta, theta) = delta + rate * dH/ddelta.
+    """The gradient by theta of outer(delta(theta), theta), where delta(theta) is a fixed point of
+    the gradient ascent Phi(delta, theta) = delta + rate * dH/ddelta.
 
-    It is dH/dtheta + (dPhi/dtheta)^T v with v = (I - dPhi/ddelta)^-T dH/ddelta, and v is the limit
-    of v <- (dPhi/ddelta)^T v + dH/ddelta from v = 0, of which so many steps are made.
+    It is douter/dtheta + (dPhi/dtheta)^T v with v = (I - dPhi/ddelta)^-T douter/ddelta, and v is
+    the limit of v <- (dPhi/ddelta)^T v + douter/ddelta from v = 0, of which so many steps are made.
     Where H is not concave in delta, the iteration has no limit, and the number of steps bounds v.
+    The paper's outer loss is H itself.
     """
+    shared = outer is H
     by_delta, *direct = torch.autograd.grad(
-        H, (delta, *theta), create_graph=steps > 0, materialize_grads=True
+        outer, (delta, *theta), create_graph=shared and steps > 0, materialize_grads=True
     )
     if steps == 0:
         return direct
     v = g = by_delta.detach()
+    slope = by_delta if shared else torch.autograd.grad(H, delta, create_graph=True)[0]
     for _ in range(steps - 1):
-        (Hv,) = torch.autograd.grad(by_delta, delta, v, retain_graph=True, materialize_grads=True)
+        (Hv,) = torch.autograd.grad(slope, delta, v, retain_graph=True, materialize_grads=True)
         v = v + rate * Hv + g
-    implicit = torch.autograd.grad(by_delta, theta, rate * v, materialize_grads=True)
+    implicit = torch.autograd.grad(slope, theta, rate * v, materialize_grads=True)
     return [a.detach() + b for a, b in zip(direct, implicit, strict=True)]

@@ -208,6 +208,11 @@ class NeuralCleanse(Defense):
         carried = torch.full((len(clean),), len(triggers) - 1)
         chosen = torch.randperm(len(clean), generator=context.rng("stamped"))
         chosen = chosen[: max(1, portion(self.stamped, len(clean)))]
+        if len(chosen) < len(triggers) - 1:
+            context.journal.warnings.append(
+                f"{len(triggers) - 1} labels are flagged, but {len(chosen)} clean images carry a "
+                "trigger; the triggers of the other labels are not unlearned"
+            )
         carried[chosen] = torch.arange(len(chosen)) % (len(triggers) - 1)
         carried = carried.to(context.device)
 

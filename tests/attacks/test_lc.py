@@ -162,6 +162,9 @@ def test_the_noise_stays_within_its_bound_and_starts_at_random() -> None:
     assert float(drawn.float().std()) == pytest.approx(32 / 12**0.5, rel=0.05)
     ends = replace(attack, steps=100, step=1.5).perturb(network, victims, stream(0, "noise"))
     assert int(ends.abs().min()) == int(ends.abs().max()) == 16
+    # Whole grey levels within a bound that is not whole.
+    ends = replace(attack, epsilon=2.6, steps=100).perturb(network, victims, stream(0, "noise"))
+    assert int(ends.abs().max()) == 2
 
 
 def test_labels_stay_true_and_only_the_target_class_changes(
@@ -264,8 +267,9 @@ def test_sums_are_clipped() -> None:
     ("text", "complaint"),
     [
         ("lc(poisoning_rate=0)", r"poisoning_rate must be in \(0, 1\], got 0.0"),
-        ("lc(epsilon=-1)", r"epsilon must be in \[0, 255\] grey levels, got -1.0"),
-        ("lc(epsilon=256)", r"epsilon must be in \[0, 255\] grey levels, got 256.0"),
+        ("lc(epsilon=-1)", r"epsilon must be 0 or in \[1, 255\] grey levels, got -1.0"),
+        ("lc(epsilon=0.5)", r"epsilon must be 0 or in \[1, 255\] grey levels, got 0.5"),
+        ("lc(epsilon=256)", r"epsilon must be 0 or in \[1, 255\] grey levels, got 256.0"),
         ("lc(steps=0)", "steps must be at least 1, got 0"),
         ("lc(step=0)", "step must be above 0, got 0.0"),
         ("lc(amplitude=0)", r"amplitude must be in \(0, 1\], got 0.0"),

@@ -11,7 +11,8 @@ import torch
 from scipy.fft import dctn, idctn
 from torch import Tensor, nn
 
-from bdbench.attacks.lf import LowFrequency, energy_in_band, low_pass, projection
+from bdbench.attacks.evaluated import evaluated
+from bdbench.attacks.lf import Judge, LowFrequency, energy_in_band, low_pass, projection
 from bdbench.attacks.pixels import add
 from bdbench.attacks.registry import attacks
 from bdbench.models.data import ImageSet
@@ -111,7 +112,7 @@ def test_one_step_by_hand() -> None:
     pixels = torch.randint(100, 150, shape, dtype=torch.uint8, generator=stream(0, "pixels"))
     clean = ImageSet(pixels, torch.arange(20) % 10, 10)
     attack = LowFrequency(target=7, epsilon=255.0, step=90.0, passes=1, band=0.5)
-    found = attack.search(network, clean, make_context(epochs=1))
+    found = attack.search(attack.judge(network, clean), clean, make_context(epochs=1))
     gradient = torch.zeros(192)
     for image in pixels:
         shares = network.head(image.flatten() / 255).softmax(0)
@@ -128,15 +129,15 @@ def test_steps_add_up_until_the_bound_which_keeps_the_pattern_smooth(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """All steps of a linear network go nearly the same way; the sum is scaled, not clipped."""
-    right = torch.zeros(1).long(), torch.zeros(1).long(), torch.ones(1, dtype=torch.bool)
-    monkeypatch.setattr(LowFrequency, "answers", lambda *given: right)
+    monkeypatch.setattr(Judge, "fooled", lambda *given: 0.0)
     torch.manual_seed(0)
     network = Linear().eval().requires_grad_(False)
     clean = ImageSet(torch.full((20, 3, 8, 8), 128, dtype=torch.uint8), torch.arange(20) % 10, 10)
     attack = LowFrequency(target=7, epsilon=100.0, step=4.0, band=0.25)
     context = make_context()
     for passes, largest in ((3, 12), (10, 40), (60, 100)):
-        found = replace(attack, passes=passes).search(network, clean, context)
+        longer = replace(attack, passes=passes)
+        found = longer.search(attack.judge(network, clean), clean, context)
         assert int(found.abs().max()) == pytest.approx(largest, abs=2)
         assert energy_in_band(found.float(), *attack.filters(8, 8)) > 0.99
     assert int(found.abs().max()) == 100
@@ -150,29 +151,54 @@ def test_the_search_ends_with_the_first_bound_that_fools_enough(
     network = Linear().eval().requires_grad_(False)
     clean = ImageSet(torch.full((40, 3, 8, 8), 128, dtype=torch.uint8), torch.arange(40) % 10, 10)
     attack = LowFrequency(target=7, fooled=0.25, epsilon=80.0, step=80.0, passes=4)
+    judge = attack.judge(network, clean)
+    assert len(judge.before) == 36
     shares, asked = [0.0, 8 / 36, 9 / 36], []
 
-    def answers(self: LowFrequency, pattern: Tensor, *given: object) -> tuple[Tensor, ...]:
+    def answers(self: Judge, pattern: Tensor) -> Tensor:
         asked.append(int(pattern.abs().max()))
-        wrong = torch.arange(36) < round(36 * shares[len(asked) - 1])
-        return wrong.long(), torch.zeros(36).long(), torch.ones(36, dtype=torch.bool)
+        changed = torch.arange(36) < round(36 * shares[len(asked) - 1])
+        return self.before + changed
 
-    monkeypatch.setattr(LowFrequency, "answers", answers)
-    found = attack.search(network, clean, make_context())
+    monkeypatch.setattr(Judge, "answers", answers)
+    found = attack.search(judge, clean, make_context())
     assert asked == [20, 40, 60]
     assert int(found.abs().max()) == 60
 
 
-def test_only_images_of_other_classes_count() -> None:
+def test_only_images_of_other_classes_and_changed_answers_count() -> None:
     torch.manual_seed(0)
     clean = ImageSet(torch.full((20, 3, 8, 8), 128, dtype=torch.uint8), torch.arange(20) % 10, 10)
     network, pattern = Linear().eval(), torch.zeros(3, 8, 8, dtype=torch.int16)
     said = int(network(clean.images[:1] / 255).argmax())
     # All images get the same answer, which is right for one class.
-    for target, fooled, share in ((said, 1.0, 1.0), ((said + 1) % 10, 8 / 9, 0.0)):
-        facts = LowFrequency(target=target).evaluate(pattern, network, clean)
-        assert facts["surrogate_fooled"] == pytest.approx(fooled)
+    for target, wrong, share in ((said, 1.0, 1.0), ((said + 1) % 10, 8 / 9, 0.0)):
+        attack = LowFrequency(target=target)
+        facts = attack.evaluate(pattern, attack.judge(network, clean))
+        assert facts["surrogate_error"] == pytest.approx(wrong)
+        assert facts["surrogate_fooled"] == 0
         assert facts["surrogate_target_share"] == pytest.approx(share)
+    with torch.no_grad():
+        network.head.bias[said] -= 1e6
+    attack = LowFrequency(target=said)
+    judge = replace(attack.judge(network, clean), before=torch.full((18,), said))
+    assert judge.fooled(pattern) == 1
+
+
+def test_sorted_images_are_judged_at_random_and_the_target_alone_is_refused() -> None:
+    """Every class is judged, the same images for a seed, however the data set is sorted."""
+    labels = (torch.arange(3_000) // 300).long()
+    images = torch.arange(3_000)[:, None, None, None] % 256
+    clean = ImageSet(images.expand(-1, 3, 8, 8).to(torch.uint8), labels, 10)
+    seen, again = (evaluated(clean, make_context(seed=1)) for _ in range(2))
+    assert len(seen) == 1_000
+    assert int(seen.labels.bincount(minlength=10).min()) > 60
+    assert torch.equal(seen.images, again.images)
+    assert not torch.equal(seen.images, evaluated(clean, make_context(seed=2)).images)
+    few = clean[torch.arange(20)]
+    assert sorted(evaluated(few, make_context()).images[:, 0, 0, 0].tolist()) == [*range(20)]
+    with pytest.raises(InvalidInput, match="lf needs training images of other classes than 0"):
+        LowFrequency(target=0).judge(Linear().eval(), few)
 
 
 def test_the_pattern_is_smooth_small_and_turns_the_surrogate(prepared: LowFrequency) -> None:
@@ -212,7 +238,8 @@ def test_what_is_clipped_leaves_the_band() -> None:
     wave = (90 * torch.cos(3 * torch.pi * (torch.arange(16) + 0.5) / 16)).round().to(torch.int16)
     black = ImageSet(torch.zeros(4, 3, 16, 16, dtype=torch.uint8), torch.arange(4), 10)
     network = make_context().build().eval()
-    facts = LowFrequency().evaluate(wave.expand(3, 16, 16), network, black)
+    attack = LowFrequency(target=9)
+    facts = attack.evaluate(wave.expand(3, 16, 16), attack.judge(network, black))
     assert facts["energy_in_band"] > 0.999
     assert facts["energy_in_band_after_clipping"] == pytest.approx(0.9, abs=0.02)
 
@@ -235,10 +262,10 @@ def test_the_cost_equals_the_counted_passes(
     epochs: int, passes: int, stripes: ImageSet, work: Callable[[Callable[[], object]], int]
 ) -> None:
     """If the search does not end early. The evaluations are not part of it: a pass over at most
-    1,000 images after each pass, and one at the end."""
+    1,000 images of other classes before, after each pass, and at the end."""
     attack, context = LowFrequency(passes=passes, fooled=1.0), make_context(epochs)
     done = work(lambda: attack.prepare(stripes, context, poison_stream()))
-    assert done == 120 * (attack.cost(context.recipe) + passes + 1)
+    assert done == 120 * attack.cost(context.recipe) + 108 * (passes + 2)
 
 
 def test_it_costs_at_most_a_sixth_more_than_its_surrogate() -> None:

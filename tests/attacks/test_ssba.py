@@ -198,23 +198,31 @@ def test_the_weight_of_the_image_loss_grows_in_a_quarter_of_the_training() -> No
     assert image_weight(0, 1, 1) == 0
 
 
-@pytest.mark.parametrize(("read", "expected"), [(0.0, 1), (1.1, 4)])
+@pytest.mark.parametrize(
+    ("read", "epochs", "expected"),
+    [(0.0, 8, [4] + [1] * 7), (1.1, 8, [4] * 8), (1.1, 2, [1, 1]), (1.1, 1, [0])],
+)
 def test_the_image_loss_waits_for_the_decoder_but_not_for_ever(
-    read: float, expected: int, toy: ImageSet, monkeypatch: pytest.MonkeyPatch
+    read: float,
+    epochs: int,
+    expected: list[int],
+    toy: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With READ = 0 it starts after the first epoch, above 1 after half of them."""
+    """With READ = 0 it starts after the first epoch, above 1 after half of them. A single epoch has
+    it."""
     seen: list[int] = []
 
-    def watched(epoch: int, start: int, epochs: int) -> float:
-        assert epochs == 8
+    def watched(epoch: int, start: int, of: int) -> float:
+        assert of == epochs
         seen.append(start)
         return 0.0
 
     monkeypatch.setattr(module, "image_weight", watched)
     monkeypatch.setattr(module, "READ", read)
-    context = make_context(8, batch_size=60)
+    context = make_context(epochs, batch_size=60)
     SSBA(encoder_epochs=100).prepare(toy[torch.arange(60)], context, poison_stream())
-    assert seen == [4] + [expected] * 7
+    assert seen == expected
 
 
 class Known(nn.Module):

@@ -372,6 +372,17 @@ def test_unlearning_equals_plain_training_on_stamped_images() -> None:
     assert not torch.allclose(ours.head.weight, Planted().head.weight, atol=0.01)
 
 
+@pytest.mark.parametrize(("labels", "told"), [(8, False), (9, True)])
+def test_a_trigger_that_no_image_carries_is_told(labels: int, told: bool) -> None:
+    """Eight of 40 images carry one."""
+    context = make_context()
+    method = replace(SHORT, unlearning_updates=1)
+    triggers = torch.rand(labels, 4, SIDE, SIDE, generator=stream(0, "triggers"))
+    method.unlearn(context.undefended(), triggers, context.trusted().fit, context)
+    said = "9 labels are flagged, but 8 clean images carry a trigger; the triggers of the other "
+    assert context.journal.warnings == [f"{said}labels are not unlearned"] * told
+
+
 def test_only_the_fit_part_is_used_and_nothing_given_is_changed() -> None:
     context, images = make_context(), bright_rows()
     shared = context.undefended()
