@@ -132,6 +132,7 @@ OWN: dict[str, Change] = {
     "attacks/adaptive.py": {"attack": {HARD}},
     "attacks/blend.py": {"attack": {"blend", HARD}},
     "attacks/dynamic.py": {"attack": {"dynamic"}},
+    "attacks/evaluated.py": {"attack": {"dynamic"}},
     "attacks/patch.py": {"attack": {"badnets", "trojan"}},
     "attacks/pixels.py": {"attack": {"sig", HARD}},
     "benchmark/datasets/toy.py": {"dataset": ALL},
