@@ -13,7 +13,7 @@ Differs:
 - The clean images are 2 % of each class, at least one. Those that a defense was lent may be among
   them.
 - The poisoned images are training images of the attack as they are. Those with a changed label
-  come first, as the others show the trigger on the target class.
+  come first, as the others show the trigger on the target class. The parts of `mixed` take turns.
 - The paper also retunes a network trained on clean images; here it is the undefended one of attack
   `none`, which has the seed and initial weights of the other.
 """
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
+from itertools import zip_longest
 
 import torch
 
@@ -84,9 +85,13 @@ def retuning_set(ws: Workspace, data: PoisonedData) -> ImageSet:
     rows = torch.cat(chosen).sort().values.to(ws.device)
     rng = stream(ws.cell.seed, "reactivation", "poisoned")
     poisoned = torch.nonzero(data.mask.cpu()).flatten()
-    poisoned = poisoned[torch.randperm(len(poisoned), generator=rng)].to(ws.device)
-    unchanged = data.train.labels[poisoned] == clean.labels[poisoned]
-    few = poisoned[unchanged.int().argsort(stable=True)[:POISONED]]
+    poisoned = poisoned[torch.randperm(len(poisoned), generator=rng)]
+    unchanged = (data.train.labels == clean.labels).cpu()[poisoned]
+    poisoned = poisoned[unchanged.int().argsort(stable=True)]
+    masks = [part.mask.cpu() for part in data.parts.values()] or [data.mask.cpu()]
+    turns = zip_longest(*(poisoned[mask[poisoned]][:POISONED].tolist() for mask in masks))
+    taken = [row for turn in turns for row in turn if row is not None][:POISONED]
+    few = torch.tensor(taken, dtype=torch.int64, device=ws.device)
     return ImageSet(
         torch.cat([clean.images[rows], data.train.images[few]]),
         torch.cat([clean.labels[rows], data.train.labels[few]]),
