@@ -9,7 +9,9 @@ Differs:
 - Known of the paper: 2 % of clean images, 5 poisoned ones, SGD at 0.01, 5 epochs. Batch size,
   momentum, weight decay and augmentation are not known here. They are those of the cell's recipe,
   but for batches of 128.
-- The length is that of 5 epochs of 1,005 images in batches of 128, on any data set.
+- The length is that of 5 epochs of 1,005 images in batches of 128, on any data set, unless the
+  recipe shortens all stages. On a small set the poisoned images are a larger share: of `digits`, 5
+  of 25. The control shows what that does.
 - The clean images are 2 % of each class, at least one. Those that a defense was lent may be among
   them.
 - The poisoned images are training images of the attack as they are. Those with a changed label
