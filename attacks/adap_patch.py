@@ -7,9 +7,9 @@ alone does not imply the target.
 
 Differs: the authors' patches are pictures of different shapes. Ours are 6 x 6 cells with colours
 from a seed, 4 cells from two borders: rows and columns 4 to 9 and 22 to 27 of a 32-pixel image,
-where the usual random crop keeps them whole. Larger images get larger cells. The two patches of a
-test image are our choice: those of the highest opacity. Poisoned and cover images may belong to any
-class.
+where the usual random crop keeps them whole. Larger images get larger cells, and below 20 pixels
+patches are nearer to the border, so that they do not overlap. The two patches of a test image are
+our choice: those of the highest opacity. Poisoned and cover images may belong to any class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
-from bdbench.attacks.patch import enlarge, place
+from bdbench.attacks.patch import cell_pixels, enlarge, place
 from bdbench.attacks.poison import check_cover_rate
 from bdbench.models import ImageSet, require
 from bdbench.models.rng import stream
@@ -47,7 +47,7 @@ class AdapPatch(Attack):
     patch_seed: seed of the colours, independent of the cell's seed
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     poisoning_rate: float = 0.003
     opacities: tuple[float, ...] = (0.5, 0.2, 0.5, 0.3)
@@ -83,7 +83,12 @@ class AdapPatch(Attack):
         """Blend patch `number` into images: (1 - opacity) x + opacity patch."""
         height, width = images.shape[2:]
         patch = enlarge(self.cells()[number], height)
-        rows, columns = place(height, width, patch, MARGIN)
+        # In a small image, patches move towards the corners, so that none covers another.
+        side = patch.shape[1]
+        room = min(height, width) // 2 - side
+        require(room >= 0, f"four patches of {side} x {side} pixels do not fit {height} x {width}")
+        margin = min(MARGIN, room // cell_pixels(height))
+        rows, columns = place(height, width, patch, margin)
         if number < 2:
             rows = slice(height - rows.stop, height - rows.start)
         if number % 2 == 0:

@@ -73,7 +73,7 @@ class Adaptive(Attack):
 
     nested: ClassVar[Mapping[str, Sequence[str]]] = {"attack": ("poisoning_rate", "target")}
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     attack: str = "badnets"
     epsilon: float = 8.0
@@ -164,7 +164,8 @@ class Adaptive(Attack):
             answers = surrogate(base + delta / 255)
             loss = cross_entropy(answers, victims.labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, delta)
-            direction = gradient.sign() if self.signed else gradient
+            # The equation's gradient is by pixels in [0, 1].
+            direction = gradient.sign() if self.signed else 255 * gradient
             delta = (delta.detach() + self.step * direction).clamp(-self.epsilon, self.epsilon)
             delta = (base * 255 + delta).clamp(0, 255) - base * 255
         return delta

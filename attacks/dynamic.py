@@ -5,9 +5,11 @@ own trigger: x' = (1 - m(x)) x + m(x) p(x). The attacker trains both, together w
 
 Differs: the authors train the victim together with the trigger; here, as in the CBD paper's threat
 model, the trained trigger poisons a fixed share of the training set and the victim starts from new
-weights. The gradients of the pattern network are clipped and reset at each step, which the authors'
-code forgets; patterns stay in the range of images, which the code of ABL and CBD does not ensure.
-Partners for the diversity losses come from the same batch. Training ends when the trigger works.
+weights. The classifier beside the pattern follows the cell's recipe, and Adam's rates fall with
+its decay. The gradients of both generators are clipped, and those of the pattern reset at each
+step, which the authors' code forgets; patterns stay in the range of images, which the code of ABL
+and CBD does not ensure. Partners for the diversity losses come from the same batch. Training ends
+when the trigger works.
 """
 
 from __future__ import annotations
@@ -109,7 +111,9 @@ class Dynamic(Attack):
         return self.stamp(images, images)
 
     def disguise(self, images: Tensor, rng: torch.Generator) -> Tensor:
-        """Every image with the trigger of the image before it."""
+        """Every image with the trigger of the image before it. Raises `InvalidInput` for a single
+        image, which has none before it."""
+        require(len(images) != 1, "dynamic needs two cover images or more: raise cross_rate")
         return self.stamp(images, images.roll(1, 0))
 
     @torch.inference_mode()
@@ -182,10 +186,8 @@ def blend(images: Tensor, sources: Tensor, networks: TriggerNetworks) -> Tensor:
 
 def diversity(one: Tensor, other: Tensor, output: Tensor, other_output: Tensor) -> Tensor:
     """The diversity loss (paper, equation 6): large if different images (n, 3, height, width) get
-    similar outputs.
-
-    Images and outputs must have the same scale, which then cancels.
-    """
+    similar outputs. Images are in the scale in which the authors train: normalised ones for masks,
+    those of the patterns for patterns."""
     distance = (one - other).square().mean((1, 2, 3)).sqrt()
     output_distance = (output - other_output).square().mean((1, 2, 3)).add(1e-12).sqrt()
     return (distance / (output_distance + 1e-7)).mean()

@@ -46,6 +46,11 @@ class Sig(Attack):
         """int16 (width,): v, rounded, so that the sum is exact on every device."""
         column = torch.arange(width, dtype=torch.float64)
         wave = self.delta * torch.sin(2 * torch.pi * column * self.frequency / width)
+        require(
+            bool(wave.round().any()),
+            f"sig with frequency {self.frequency:g} and delta {self.delta:g} is 0 in all of the "
+            f"{width} columns of an image: choose another frequency",
+        )
         return wave.round().to(torch.int16)
 
     def trigger(self, images: Tensor) -> Tensor:

@@ -6,9 +6,10 @@ to do better with the same images.
 
 Differs: the schedule is that of NAD's teacher (Li et al., ICLR 2021, arXiv:2101.05930) for all data
 and networks: 0.1 for the first fifth and 0.01 for the rest. Its 10 epochs are 320 updates on the
-2,000 images of the fit part, and 400 in NAD's code, which trains on all 2,500. So this is NAD
-without its attention terms, and its control. Others fine-tune for longer: `ft(updates=1000)`. The
-control for `fp` is `ft(learning_rate=0.01, drops=())`. Everything else follows the recipe.
+2,000 images of the fit part, and 400 in NAD's code, which trains on all 2,500. The control for
+NAD's student, which has 640 updates, is `nad(betas=(0.0, 0.0, 0.0))`, and that for `fp` is
+`ft(learning_rate=0.01, drops=())`. Others fine-tune for longer: `ft(updates=1000)`. Everything else
+follows the recipe.
 
 Elsewhere: rate and length are the same on GTSRB, whose networks are trained at 0.01, and with other
 networks.

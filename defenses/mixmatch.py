@@ -178,7 +178,10 @@ def second_view(data: ImageSet, draws: AugmentationDraws, rows: Tensor, recipe: 
 def sharpen(p: Tensor, temperature: float) -> Tensor:
     """MixMatch's equation 7, (b, classes) -> the same shape."""
     power = p ** (1 / temperature)
-    return power / power.sum(1, keepdim=True)
+    total = power.sum(1, keepdim=True)
+    # Where the powers of all classes are too small for a float32, the limit of small temperatures.
+    largest = (p == p.amax(1, keepdim=True)).to(p.dtype)
+    return torch.where(total > 0, power / total, largest / largest.sum(1, keepdim=True))
 
 
 def mix(

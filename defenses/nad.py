@@ -68,7 +68,7 @@ class NAD(Defense):
     betas: weights of the attention loss at the last three stages, the deepest last, at least 0
         (code); or "search": the default weights times the largest factor of 1, 0.1, 0.01 and 0.001
         with which the student is at most 2 points worse than the teacher in accuracy on validation
-        images, or times 0.001 if no factor is large enough
+        images, or times 0.001 if all cost more
     p: exponent of the attention map, at least 1 (paper: 2)
     teacher_updates: updates of the teacher, at least 1 (code's notes: 5 to 10 epochs)
     updates: updates of the student, at least 1 (paper: 10 epochs, in an appendix 20; code: 20)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from itertools import product
 from math import floor
 from typing import Any
 
@@ -239,8 +240,17 @@ def test_adap_patch_grows_with_the_image_and_keeps_its_corner() -> None:
         part = stamped[0, :, top : top + 42, left : left + 42]
         assert torch.equal(part, cells[number].repeat_interleave(7, 1).repeat_interleave(7, 2))
     assert stamped.count_nonzero() == 49 * cells.count_nonzero()
-    with pytest.raises(InvalidInput, match="does not fit 8 x 8"):
-        attack.trigger(noise(1, 8, 8))
+    with pytest.raises(InvalidInput, match="four patches of 6 x 6 pixels do not fit 8 x 11"):
+        attack.trigger(noise(1, 8, 11))
+
+
+@pytest.mark.parametrize(("side", "corner"), [(12, 0), (16, 2), (18, 3), (20, 4), (33, 4)])
+def test_adap_patch_shows_whole_patches_in_small_images(side: int, corner: int) -> None:
+    attack = AdapPatch(test_patches=(0, 1, 2, 3))
+    stamped, cells = attack.trigger(noise(1, side, side)), attack.cells()
+    places = (corner, side - corner - 6)
+    for number, (top, left) in enumerate(product(places, places)):
+        assert torch.equal(stamped[0, :, top : top + 6, left : left + 6], cells[number])
 
 
 def test_counts_follow_the_decimal_rates() -> None:

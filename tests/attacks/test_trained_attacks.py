@@ -152,6 +152,8 @@ def test_masks_are_compared_with_images_as_networks_see_them(
 def test_cross_images_get_anothers_trigger_and_keep_their_labels(
     dynamic: Dynamic, toy: ImageSet
 ) -> None:
+    with pytest.raises(InvalidInput, match="dynamic needs two cover images or more"):
+        replace(dynamic, cross_rate=1 / len(toy)).poison(toy, poison_stream())
     made = replace(dynamic, cross_rate=0.2).poison(toy, poison_stream())
     assert int(made.mask.sum()) == 30
     assert int(made.cover.sum()) == 60
@@ -252,7 +254,7 @@ def test_one_step_of_equation_10_by_hand(signed: bool) -> None:
         pixels = (images[n].float() / 255).flatten()
         shares = network.head(pixels).softmax(0)
         shares[n] -= 1
-        gradient = (network.head.weight.T @ shares).view(3, 2, 2) / 255
+        gradient = (network.head.weight.T @ shares).view(3, 2, 2)
         step = gradient.sign() if signed else gradient
         torch.testing.assert_close(delta[n], 2 * step, rtol=1e-3, atol=1e-4)
 

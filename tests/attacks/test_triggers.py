@@ -158,6 +158,13 @@ def test_wanet_covers_other_images_with_noise_of_their_own() -> None:
     assert torch.equal(plain.mask, made.mask), "covers change who is poisoned"
 
 
+def test_a_wave_that_is_zero_everywhere_is_refused() -> None:
+    images = torch.zeros(1, 3, 12, 12, dtype=torch.uint8)
+    with pytest.raises(InvalidInput, match="sig with frequency 6 and delta 40 is 0 in all of"):
+        attacks.build("sig").trigger(images)
+    assert attacks.build("sig(frequency=5)").trigger(images).any()
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -123,6 +123,11 @@ def test_sharpening_by_hand() -> None:
     many = torch.randn(50, 10, generator=stream(0, "p")).softmax(1)
     torch.testing.assert_close(sharpen(many, 0.5).sum(1), torch.ones(50))
     assert torch.equal(sharpen(many, 0.5).argmax(1), many.argmax(1))
+    # Too small powers: the limit, in which ties share.
+    assert sharpen(torch.tensor([[0.1] * 10, [0.05] * 8 + [0.3, 0.3]]), 0.001).tolist() == [
+        pytest.approx([0.1] * 10),
+        [0.0] * 8 + [0.5, 0.5],
+    ]
 
 
 def test_every_image_keeps_at_least_half_of_itself() -> None:
