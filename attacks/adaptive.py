@@ -4,9 +4,11 @@ The attacker knows that CBD lets one network learn the backdoor early, and adds 
 poisoned images of another attack so that they are slow to learn:
 min over theta of sum_D CE(f(x), y) + sum_D' max over |delta| <= epsilon of CE(f(x' + delta), y').
 
-Differs: equation 10 prints the plain gradient, which moves nothing at this step size; the cited
-method takes its sign, and so does `signed=True`. The printed algorithm updates the noise of all
-poisoned images after every mini-batch, which is too expensive; here it does so after every epoch.
+Differs: equation 10 prints the plain gradient; PGD, which the text names, takes its sign, and so
+does `signed=True`, which makes the poisoned images far slower to learn. The printed algorithm
+updates the noise of all poisoned images after every mini-batch, which is too expensive; here it
+does so after every epoch. The ascent is against the network in eval mode, on images that are not
+augmented (our choice).
 """
 
 from __future__ import annotations

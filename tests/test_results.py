@@ -25,6 +25,8 @@ PUBLISHED = (
     "table1-cifar10-bf16",
     "digits",
     "digits-diagnostics",
+    "field-2026-short",
+    "field-2026-digits",
 )
 FOLDERS = [ROOT / "results" / name for name in PUBLISHED]
 FP32 = "recipe(precision='fp32')"
