@@ -146,9 +146,7 @@ def test_what_a_file_does_when_it_is_imported_is_for_its_own_cells(
 ) -> None:
     (tmp_path / "loud.py").write_text(LOUD)
     axes = [f"--{axis}={text}" for axis, text in GOOD.items()]
-    assert run(process, tmp_path, *axes, "--defense=loud", f"--plugin={tmp_path / 'loud.py'}") in (
-        0,
-        1,
-    )
+    loud = ["--defense=loud", f"--plugin={tmp_path / 'loud.py'}"]
+    assert run(process, tmp_path, *axes, *loud) in (0, 1)
     (good,) = (each for each in records(tmp_path) if each["labels"]["defense"] == "none")
     assert lasting(good) == alone
