@@ -82,7 +82,7 @@ def sleep(worker: Worker, mark: str) -> None:
 
 
 def faults(worker: Worker) -> int:
-    """How often the system has to map pages, large or small, for ten steps of 16 blocks of 4 MiB."""
+    """How often the system maps pages, large or small, for ten steps of 16 blocks of 4 MiB."""
 
     def step() -> list[torch.Tensor]:
         return [torch.zeros(1 << 20) for _ in range(16)]
