@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files as records
 from bdbench.records.count import Count
+from bdbench.records.parts import Diagnostics, Provenance
 from bdbench.records.record import (
     FLAGS,
     METRICS,
@@ -39,7 +41,14 @@ share = st.none() | st.floats(0, 1)
 specs = st.fixed_dictionaries(dict.fromkeys(SPECS, st.text()))
 scalar = st.none() | st.booleans() | st.integers() | st.text() | finite
 nested = st.recursive(scalar, lambda v: st.lists(v) | st.dictionaries(st.text(), v), max_leaves=5)
-anything = st.dictionaries(st.text(max_size=8), nested, max_size=4)
+texts = st.dictionaries(st.text(), st.text(), max_size=2)
+
+
+def open_part(part, **known):
+    """What a part may hold: these, any of which may be absent, and what no version knows yet."""
+    free = st.text(max_size=8).filter(lambda name: name not in part.model_fields)
+    later = st.dictionaries(free, nested, max_size=4)
+    return st.builds(operator.or_, later, st.fixed_dictionaries({}, optional=known))
 
 
 @st.composite
@@ -58,8 +67,8 @@ def any_record(draw):
         passes={"forward": draw(finite), "backward": draw(finite)},
         flags=tuple(draw(st.lists(st.sampled_from(FLAGS), unique=True))),
         curves=draw(st.lists(st.fixed_dictionaries(point | {"loss": share}), max_size=3)),
-        diagnostics=draw(anything),
-        provenance=draw(anything),
+        diagnostics=draw(open_part(Diagnostics, scalars=st.dictionaries(st.text(), nested))),
+        provenance=draw(open_part(Provenance, versions=texts, sources=texts, device=st.text())),
         measured={
             "seconds": {stage: draw(finite) for stage in STAGES},
             "peak_memory_bytes": draw(st.integers(0)),
