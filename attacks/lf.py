@@ -7,11 +7,11 @@ min over delta of sum_i L(M(x_i + r), y_target; theta), with r = delta * g.
 
 Differs: theta is trained on clean data, as in the authors' code; the paper's equation has a network
 trained with the trigger. The loss of the given target is minimised by gradient descent over the
-training set, and the bound on r grows until enough images are misclassified; the code adds minimal
-perturbations of 100 images, and then makes the most frequent wrong class the target. The filter is
-the projection onto the lowest frequencies of the DCT, which leaves its own output unchanged; M
-clips to the range of images, and the bound takes the place of the weight lambda. The paper's filter
-and size could not be verified.
+training set, and the bound on r grows until r changes the answer for enough images; the code adds
+minimal perturbations of 100 images, and then makes the most frequent wrong class the target. The
+filter is the projection onto the lowest frequencies of the DCT, which leaves its own output
+unchanged; M clips to the range of images, and the bound takes the place of the weight lambda. The
+paper's filter and size could not be verified.
 """
 
 from __future__ import annotations

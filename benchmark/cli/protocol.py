@@ -23,8 +23,12 @@ from bdbench.models.training.recipe import Recipe
 IMAGES = 50_000
 """Size of the training set that work is given for: that of CIFAR-10."""
 RECIPE = Recipe()
+EPOCH = 3.0
+"""Passes per image of an epoch of training."""
 SOURCES = ("paper", "code", "choice", "validation", "BackdoorBench")
 """A source in brackets contains one of these words."""
+CONDITION = re.compile(r"Only for .+:")
+"""The first line of a paragraph of a docstring whose fields matter only then."""
 RULES = (
     "For each seed, every defense gets the same poisoned training set, the same undefended "
     "networks and, if it asks for clean images, the same clean images. It sees no test image, "
@@ -33,16 +37,20 @@ RULES = (
     f"{100 * (1 - VALIDATION):g} % of them are for fitting and {100 * VALIDATION:g} % for "
     "validation. The undefended network was trained on them or on their poisoned copies, so "
     "its validation accuracy is measured on images it has seen.",
-    "A default comes from the method's paper; where that is silent, from its authors' code; then "
-    "from what a defender sees (training losses, accuracy on clean validation images); and last "
-    "from us. None is chosen by ASR or on test images.",
+    "A default comes from the method's paper, or from its authors' code where the paper is silent "
+    "or where its printed form does not train here; then from what a defender sees (training "
+    "losses, accuracy on clean validation images); and last from us. None is tuned to lower an "
+    "ASR, but some were set when an ASR or the poison mask had been seen: `portion` of `i_bau`, "
+    "and the isolation and the limits of the ascent of `abl` (see DECISIONS.md).",
     "Settings are the same for all attacks, data sets and networks; if a suite changes one, the "
     "row of its tables says so. Only the recipe follows the data set, as in the CBD paper: its "
     "learning rate (0.1, and 0.01 on GTSRB), and whether images are mirrored.",
     f"Stages that train on the poisoned set have lengths for {RECIPE.epochs} epochs, which scale "
-    "with the recipe. Stages on clean images make their published number of updates, whatever the "
-    "recipe and the number of images. A suite can shorten them only by its recipe's `updates`, for "
-    "all defenses alike.",
+    "with the recipe, except `t1` of `cbd`, the unlearning of `abl` and the copies of `asd`. "
+    "Stages on clean images make a fixed number of updates, the published one where there is one, "
+    "whatever the recipe and the number of images. A suite can shorten them by its recipe's "
+    "`updates`, for all defenses alike, or for one defense by a spec, which its row shows: `quick` "
+    "gives `mcr` three tenths of its updates.",
     "Numbers are those of the last epoch. No epoch, network or seed is selected by a test result.",
     "Seeds count from 0, and all of them are shown. With several seeds, the interval is the 95 % t "
     "interval.",
@@ -99,20 +107,26 @@ def paragraph(factory: Callable[..., Any], word: str) -> str:
 def _documented(text: str, fields: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Meaning and source of fields, as a docstring has them in its lines `name: meaning`."""
     found = {}
-    for part in re.split(r"\n(?=\w+(?:, \w+)*: )|\n\n", text):
-        names, colon, rest = part.strip().partition(": ")
-        if colon and set(names.split(", ")) <= set(fields):
-            for name in names.split(", "):
-                found[name] = _split(" ".join(rest.split()))
+    for block in text.split("\n\n"):
+        condition = ""
+        for part in re.split(r"\n(?=\w+(?:, \w+)*: )", block):
+            names, colon, rest = " ".join(part.split()).partition(": ")
+            if CONDITION.fullmatch(names):
+                condition = f"{names[0].lower()}{names[1:]} "
+            elif colon and set(names.split(", ")) <= set(fields):
+                for name in names.split(", "):
+                    found[name] = _split(f"{condition}{rest}")
     return found
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Split a line into meaning and source, the brackets that contain one of `SOURCES`."""
+    """Split a line into meaning and source, the brackets that contain one of `SOURCES`. Where a
+    line has several, each belongs to the value before it and stays there; the first is that of the
+    default."""
     sources = [s for s in re.findall(r"\(([^()]*)\)", text) if any(word in s for word in SOURCES)]
-    for source in sources:
-        text = text.replace(f"({source})", "")
-    return re.sub(r"\s+([;,.:]|$)", r"\1", " ".join(text.split())), "; ".join(sources)
+    if len(sources) == 1:
+        text = text.replace(f"({sources[0]})", "")
+    return re.sub(r"\s+([;,.:]|$)", r"\1", " ".join(text.split())), "".join(sources[:1])
 
 
 def _given(names: Sequence[str]) -> str:
@@ -122,15 +136,19 @@ def _given(names: Sequence[str]) -> str:
         made: Defense = defenses.build(name)
         share, many = made.clean_fraction, made.undefended
         start = "an undefended network" if many == 1 else f"{many} undefended networks"
+        plain = 3.0 * RECIPE.epochs
+        own = made.cost(RECIPE, IMAGES) - many * plain
+        # Some only look at an undefended network; they state the passes of a network of their own.
+        fresh = not many or (not share and own > EPOCH)
         tuning = "on the clean images" if share else "none"
         rows.append(
             (
                 f"`{name}`",
                 start if many else "new networks",
                 f"{100 * share:g} %" if share else "none",
-                tuning if many else "from scratch",
+                "from scratch" if fresh else tuning,
                 "one network, nothing else",
-                f"{made.cost(RECIPE, IMAGES) / (3 * RECIPE.epochs):.2f}",
+                f"{made.cost(RECIPE, IMAGES) / plain:.2f}",
             )
         )
     note = (

@@ -59,7 +59,7 @@ that are classified as their true label.
 - ASR: share of the triggered test images of other classes that are classified as the target. \
 **Bold**: the lowest ASR of a section against an attack. ~: not separable from it.
 - °: this ASR does not exceed its floor, the share of the same images that the network classifies \
-as the target without the trigger. No backdoor is left.
+as the target without the trigger, so the trigger has no measurable effect.
 - ~ and ° are tested at 95 %: two-proportion z-test for one seed, paired t-test for several. ° \
 also requires the z-test of every seed.
 - Mean: over the attacks that have results (how many, if not all) and the seeds that all of them \
@@ -82,7 +82,7 @@ class CellSummary:
     ca, asr, pasr: mean ± half width of the interval, `MISSING` where there is none
     floor: mean
     standing: of the ASR among the defenses against this attack: "best", "tied" with it, or ""
-    at_floor: whether the ASR does not exceed the floor, so that no backdoor is left
+    at_floor: whether the ASR does not exceed the floor, so that the trigger has no effect
     marks: those of `FOOTNOTES` that apply to any seed
     state: see `Group.state`
     """

@@ -42,13 +42,27 @@ def test_meaning_and_source_are_told_apart() -> None:
     assert both["alpha"].meaning == "share of the images that keep their labels, in (0, 1)"
 
 
+def test_a_field_keeps_its_condition_and_a_value_its_source() -> None:
+    by_name = {each.name: each for each in settings(defenses.factory("abl"))}
+    for name in ("joint_updates", "isolated_share"):
+        assert by_name[name].meaning.startswith("only for the joint objective: ")
+    for name in ("unlearning_epochs", "drop_limit"):
+        assert by_name[name].meaning.startswith("only for the sequential objective: ")
+    assert "only for" not in by_name["objective"].meaning
+    # The default is "joint".
+    assert '"joint" (paper) or the "sequential" objective (code)' in by_name["objective"].meaning
+    assert by_name["objective"].source == "paper"
+
+
 def test_the_page_has_what_the_code_says() -> None:
     page = (ROOT / "defenses/README.md").read_text("utf-8")
     assert protocol(NAMES) in page, "make it again with `bdbench describe --protocol`"
 
 
 def test_what_is_given_is_that_of_the_class() -> None:
-    text = protocol(["mcr", "cbd", "clp"])
+    text = protocol(["mcr", "cbd", "clp", "spectral"])
+    # It looks at an undefended network and trains another one.
+    assert "| `spectral` | an undefended network | none | from scratch |" in text
     assert "| `mcr` | 2 undefended networks | 5 % | on the clean images |" in text
     assert "| `cbd` | new networks | none | from scratch |" in text
     assert "| `clp` | an undefended network | none | none |" in text
