@@ -5,9 +5,10 @@ Nothing is trained here. A trained attack is shown if the cache has what a run t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import starmap
+from typing import Any
 
 import pandas as pd
 import torch
@@ -21,10 +22,12 @@ from bdbench.figures.picture import ImageRows, Picture, image_grid, stacked, wri
 from bdbench.figures.preview import amplified
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import require
-from bdbench.storage.cache import Cache, Payload
+from bdbench.storage.cache import DAMAGE, Cache, CacheEntry, Payload
 from bdbench.storage.folders import cache_root, roots
+from bdbench.storage.maintenance import contents
 from bdbench.tables.groups import is_none
 from bdbench.trial.harness import Harness
+from bdbench.trial.keys import anywhere
 
 CAPTION = "First test image that each attack should turn. Differences are multiplied, around grey."
 
@@ -34,13 +37,33 @@ class Untrained(Exception):
 
 
 class ReadyMade(Cache):
-    """A cache that builds no poisoned set."""
+    """A cache that builds no poisoned set, and has those of all machines and numbers of threads."""
+
+    def fetch(
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        build: Callable[[], Payload],
+        suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
+    ) -> CacheEntry:
+        """As `Cache.fetch`. Raises `Untrained` for a poisoned set that is missing."""
+        if kind == "poisoned":
+            key = next(
+                (found for found in self._made(kind) if anywhere(found) == anywhere(key)), key
+            )
+        return super().fetch(kind, key, build, suffices)
 
     def make(self, kind: str, build: Callable[[], Payload]) -> Payload:
         """As `Cache.make`. Raises `Untrained` for a poisoned set."""
         if kind == "poisoned":
             raise Untrained
         return super().make(kind, build)
+
+    def _made(self, kind: str) -> Iterator[dict[str, Any]]:
+        """The key of each entry of a kind, last used first."""
+        for stored in contents(self, kind):
+            with suppress(*DAMAGE):
+                yield stored.key()
 
 
 def draw(selection: Selection) -> Picture:

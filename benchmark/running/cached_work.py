@@ -31,11 +31,11 @@ def cached_work(
     for cell in cells:
         costs = parts(cell)
         keys = {
-            "attack": ("poisoned", "prepare", attack_key(cell)),
+            "attack": ("poisoned", "prepare", attack_key(cell, here)),
             own(cell)[-1]: ("", "fit", fit_key(cell, curves)),
         }
         for n in range(cell.defense.undefended):
-            key = {**undefended_key(cell, n), **here}
+            key = undefended_key(cell, n, here)
             keys[f"undefended {n}"] = ("undefended", "undefended", key)
         for part, cost in costs.items():
             kind, stage, key = keys[part[-1]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,7 @@ class Export:
             (self.out / name).unlink(missing_ok=True)
         if classifier is not None:
             yield from self._write_network(classifier, cell)
-        yield from self._write_images(harness, cell)
+        yield from self._write_images(harness, cell, record)
         write_atomically(self.out / RECORD, self.record.read_bytes())
         yield f"{self.out / RECORD}: the record of cell {record.key}"
         write_atomically(self.out / ABOUT, self._about(cell, notes).encode())
@@ -153,8 +154,9 @@ class Export:
         write_atomically(self.out / PROGRAM, content)
         yield f"{self.out / PROGRAM}: the network as a program, for torch.export.load"
 
-    def _write_images(self, harness: Harness, cell: Cell) -> Iterator[str]:
-        dataset, data = harness.dataset(cell.dataset), harness.poisoned(cell)
+    def _write_images(self, harness: Harness, cell: Cell, record: Record) -> Iterator[str]:
+        with _threads_of(record, harness):
+            dataset, data = harness.dataset(cell.dataset), harness.poisoned(cell)
         clean, test, names = dataset.train, dataset.test, dataset.class_names
         columns = {
             "label": data.train.labels,
@@ -230,8 +232,7 @@ def _train_again(
         soft_wrap=True,
     )
     work = sum(added_work([cell]).values())
-    threads = record.provenance.threads if harness.device.type == "cpu" else None
-    with Reporter(1, work, console) as reporter, num_threads(threads):
+    with Reporter(1, work, console) as reporter, _threads_of(record, harness):
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
         reporter.begin(cell.key, whole(cell), short, work)
         harness.progress = lambda done: reporter.advance(cell.key, done)
@@ -241,6 +242,11 @@ def _train_again(
     harness.discard(cell)
     assert finished.network is not None
     return finished.network, list(_differences(record, finished.record))
+
+
+def _threads_of(record: Record, harness: Harness) -> AbstractContextManager[None]:
+    """Computes with as many threads as the run that made a record."""
+    return num_threads(record.provenance.threads if harness.device.type == "cpu" else None)
 
 
 def _differences(record: Record, again: Record) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,26 +17,38 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
     return {"torch": torch.__version__, "device": device_name(device), "threads": threads}
 
 
-def attack_key(cell: Cell) -> dict[str, Any]:
-    """Of a poisoned set."""
-    key = {
-        "attack": cell.specs["attack"],
-        "source": provenance.sources(cell)["attack"],
-        "seed": cell.seed,
-    }
+def anywhere(key: Mapping[str, Any]) -> dict[str, Any]:
+    """A key without its `machine`."""
+    return {name: part for name, part in key.items() if name not in ("torch", "device", "threads")}
+
+
+def attack_key(cell: Cell, here: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a poisoned set.
+
+    here: see `machine`
+    """
     if cell.attack.trains:
-        key |= {"model": cell.specs["model"], "recipe": cell.specs["recipe"]}
-    return key
+        return _trained_key(cell, here)
+    source = provenance.sources(cell)["attack"]
+    return {"attack": cell.specs["attack"], "source": source, "seed": cell.seed}
 
 
-def undefended_key(cell: Cell, n: int) -> dict[str, Any]:
-    """Of the n-th undefended network."""
+def undefended_key(cell: Cell, n: int, here: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the n-th undefended network.
+
+    here: see `machine`
+    """
+    return {"n": n, **_trained_key(cell, here)}
+
+
+def _trained_key(cell: Cell, here: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what is trained before the defense is known."""
     sources = provenance.sources(cell)
     return {
-        "n": n,
         "sources": {axis: sources[axis] for axis in ("training", "attack", "model")},
         **{axis: cell.specs[axis] for axis in ("attack", "model", "recipe")},
         "seed": cell.seed,
+        **here,
     }
 
 

@@ -67,7 +67,7 @@ class PoisonedData:
 def poison(ws: Workspace) -> PoisonedData:
     """What the attack makes of the data set, computed once for each data set, attack and seed. The
     seconds of an attack that trains are charged to every cell that uses its poisoned set."""
-    key = ws.key(keys.attack_key(ws.cell))
+    key = ws.key(keys.attack_key(ws.cell, ws.machine))
     with ws.stage("poison"):
         entry = ws.cache.fetch("poisoned", key, partial(_make, ws, key))
         discard(ws.folder("prepare", key))

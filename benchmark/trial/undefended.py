@@ -31,7 +31,7 @@ def train_undefended(ws: Workspace, data: ImageSet, n: int) -> None:
         require(n == 0, f"one network is given, and the defense asks for {n + 1}")
         ws.undefended[n] = dict(ws.given)
         return
-    key = ws.key(keys.undefended_key(ws.cell, n) | ws.machine)
+    key = ws.key(keys.undefended_key(ws.cell, n, ws.machine))
     # Waiting for another worker that trains the same network is not work of this cell.
     with ws.stage("wait"):
         build, suffices = partial(_train, ws, data, n, key), partial(_suffices, ws, n)

@@ -84,6 +84,8 @@ def test_an_attack_that_is_prepared_is_no_work(tmp_path: Path) -> None:
     prepared = first.attack.cost(RECIPE) * 96
     assert prepared > 0
     assert left[second] == pytest.approx(cost.expected_passes(second) - prepared)
+    # Other threads would train it again.
+    assert there(tmp_path, second, threads=2) == {}
 
 
 def test_what_a_run_has_made_is_no_work_for_its_other_cells(tmp_path: Path) -> None:
