@@ -19,6 +19,7 @@ from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell
 from bdbench.models import Recipe
 from bdbench.models.plugins.registry import load_file
+from bdbench.running.engines.nursery import preload
 from bdbench.trial import provenance
 
 FOLDERS = ("attacks", "benchmark", "defenses", "models")
@@ -63,6 +64,7 @@ local = cell(toy, "wrn16_1", Local(), "none", bd.Recipe(), 0)
 
 def sources():
     # A further comment changes no import, so the cache of files_of stays valid.
+    provenance._content.cache_clear()
     provenance._hash.cache_clear()
     return {name: provenance.sources(each) for name, each in [*cells.items(), ("local", local)]}
 
@@ -195,6 +197,12 @@ def test_hashing_sources_imports_no_library(
     assert imported == []
 
 
+def forget() -> None:
+    """As in a new process."""
+    for cached in ("_content", "_training", "_together", "_hash", "files_of"):
+        getattr(provenance, cached).cache_clear()
+
+
 FACE = "from bdbench.attacks import dirty_label as chosen\n"
 
 
@@ -210,11 +218,11 @@ def files_of(
         for name, text in texts.items():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / name).write_text(text)
-        provenance.files_of.cache_clear()
-        return provenance.files_of(module)
+        forget()
+        return {*provenance.files_of(module).values()}
 
     yield find
-    provenance.files_of.cache_clear()
+    forget()
     for name in {*sys.modules} - before:
         if name.partition(".")[0] in ("mine", "helper", "tools", "package"):
             del sys.modules[name]
@@ -317,9 +325,39 @@ def test_a_changed_helper_beside_a_plugin_changes_the_hash_of_its_attack(
     assert not made.local
     before = provenance.sources(made)
     helper.write_text("def stamped(images):\n    return 254 - images\n")
-    provenance._hash.cache_clear()
+    forget()
     after = provenance.sources(made)
     assert {axis for axis in before if before[axis] != after[axis]} == {"attack"}
+
+
+@pytest.mark.usefixtures("unregistered")
+def test_a_plugin_that_was_edited_and_loaded_again_has_another_hash(tmp_path: Path) -> None:
+    hashes, plugin = [], tmp_path / "plugin.py"
+    alone = PLUGIN.replace("import helper\n", "")
+    for number in (255, 254):
+        plugin.write_text(alone.replace("helper.stamped(images)", f"{number} - images"))
+        load_file(plugin)
+        made = cell(TOY, "wrn16_1", "mine", "none", Recipe(), 0)
+        hashes.append(provenance.sources(made)["attack"])
+    assert hashes[0] != hashes[1]
+
+
+def test_a_process_that_was_prepared_states_the_code_that_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever is done to a built-in file afterwards."""
+    cells = [
+        *(cell(TOY, "wrn16_1", text, "none", Recipe(), 0) for text in (*PAIRS, "mixed")),
+        *(cell(TOY, "wrn16_1", "none", text, Recipe(), 0) for text in PAIRS.values()),
+    ]
+    forget()
+    preload()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"edited = True")
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: iter([]))
+    later = [provenance.sources(each) for each in cells]
+    monkeypatch.undo()
+    forget()
+    assert later == [provenance.sources(each) for each in cells]
 
 
 FROM_A_USER = "a user types a name, and its plugin is shown and not run in a cell"

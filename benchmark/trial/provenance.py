@@ -7,7 +7,7 @@ import functools
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from bdbench.models.plugins.registry import plugin_files
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
 """Packages whose files are part of the source of a plugin that imports them."""
 INSTALLED = {"site-packages", "dist-packages"}
+Source = tuple[Path, str]
+"""A file and the module that was imported from it; "" for all of `bdbench.models`."""
 LONGEST = 20_000
 """Characters of a docstring that a record keeps."""
 
@@ -89,22 +91,32 @@ def sources(cell: Cell) -> dict[str, str]:
     return found
 
 
-@functools.cache
-def _training() -> tuple[Path, ...]:
-    return tuple(sorted(Path(bdbench.models.__path__[0]).rglob("*.py")))
+def settle() -> None:
+    """Read the source of all that is built in, so that hashes are those of the code that this
+    process has imported, even if a file is edited later."""
+    ours = [name for name in sys.modules if name.partition(".")[0] == "bdbench"]
+    imported = [(file, name) for name in ours if _followed(name, "") and (file := _file(name))]
+    for source in (*_training(), *imported):
+        _content(*source)
 
 
 @functools.cache
-def _together(modules: tuple[str, ...]) -> tuple[Path, ...]:
-    """The files of several modules, see `files_of`."""
-    return tuple(sorted({file for module in modules for file in files_of(module)}))
+def _training() -> tuple[Source, ...]:
+    return tuple((file, "") for file in sorted(Path(bdbench.models.__path__[0]).rglob("*.py")))
 
 
 @functools.cache
-def files_of(module: str) -> frozenset[Path]:
-    """The file of a plugin's module and all files that it imports, directly or not: those of
-    `OURS`, of the plugin's own package, and of modules that are not installed, such as a helper
-    beside it. Training, harness and libraries are left out."""
+def _together(modules: tuple[str, ...]) -> tuple[Source, ...]:
+    """The sources of several modules, see `files_of`."""
+    found = {file: name for module in modules for name, file in files_of(module).items()}
+    return tuple(sorted(found.items()))
+
+
+@functools.cache
+def files_of(module: str) -> Mapping[str, Path]:
+    """The file of a plugin's module and all files that it imports, directly or not, by module:
+    those of `OURS`, of the plugin's own package, and of modules that are not installed, such as a
+    helper beside it. Training, harness and libraries are left out."""
     found: dict[str, Path] = {}
     left, own = [module], module.partition(".")[0]
     while left:
@@ -115,7 +127,7 @@ def files_of(module: str) -> frozenset[Path]:
         if file is not None:
             found[name] = file
             left += _imports(name, file)
-    return frozenset(found.values())
+    return found
 
 
 def _followed(name: str, own: str) -> bool:
@@ -154,7 +166,7 @@ def _imports(name: str, file: Path) -> Iterator[str]:
     """The modules that a file imports, and the packages around them. `from a import b` gives a and
     a.b, which may be a module."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(_content(file, name))):
         named = []
         if isinstance(node, ast.Import):
             named = [alias.name for alias in node.names]
@@ -172,8 +184,15 @@ def _imports(name: str, file: Path) -> Iterator[str]:
 
 
 @functools.cache
-def _hash(*files: Path, text: str = "") -> str:
+def _content(file: Path, module: str) -> bytes:
+    """The source of a module, read once. A plugin file that was edited and loaded again is another
+    module."""
+    return file.read_bytes()
+
+
+@functools.cache
+def _hash(*sources: Source, text: str = "") -> str:
     digest = hashlib.sha256(text.encode())
-    for file in files:
-        digest.update(file.read_bytes())
+    for source in sources:
+        digest.update(_content(*source))
     return digest.hexdigest()[:12]

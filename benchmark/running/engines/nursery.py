@@ -36,6 +36,7 @@ import psutil
 from bdbench.cells.cell import REGISTRIES
 from bdbench.machine.system import commit, versions
 from bdbench.running.worker import Job, Worker
+from bdbench.trial import provenance
 
 PAUSE = 0.2
 """Seconds between two reports of a cell's progress."""
@@ -178,13 +179,15 @@ def flush() -> None:
 def preload() -> None:
     """Import and look up what every cell needs. Of plugins only the built-in ones: others might
     compute something."""
+    for registry in REGISTRIES.values():
+        registry.import_package()
+    # Cells run the code that was imported here, however long the run takes.
+    provenance.settle()
+    commit()
+    versions()
     # An optimizer imports it, which takes seconds. If that fails, the cell reports it.
     with suppress(Exception):
         importlib.import_module("torch._dynamo")
-    commit()
-    versions()
-    for registry in REGISTRIES.values():
-        registry.import_package()
 
 
 def main() -> NoReturn:
