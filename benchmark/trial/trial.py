@@ -53,9 +53,8 @@ def lend(ws: Workspace, data: PoisonedData) -> Iterator[Context]:
 
         def undefended(n: int) -> Classifier:
             if n not in ws.undefended:
-                # The defense did not announce that it needs this one.
                 check()
-                train_undefended(ws, data.train, n)
+                train_undefended(ws, data.train, n, announced=False)
             return undefended_copy(ws, n)
 
         yield Context(

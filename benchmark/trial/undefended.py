@@ -15,7 +15,7 @@ from bdbench.models.plugins.errors import require
 from bdbench.models.rng import derive
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.loop import train
-from bdbench.storage.cache import Payload
+from bdbench.storage.cache import CacheEntry, Payload
 from bdbench.storage.checkpoints import discard
 from bdbench.trial import keys
 from bdbench.trial.curves import POINT
@@ -23,19 +23,27 @@ from bdbench.trial.monitor import TrainingMonitor
 from bdbench.trial.workspace import Workspace
 
 
-def train_undefended(ws: Workspace, data: ImageSet, n: int) -> None:
+def train_undefended(ws: Workspace, data: ImageSet, n: int, announced: bool = True) -> None:
     """Add the weights of the n-th undefended network to `ws.undefended`. Cells share it by way of
     the cache; its seconds and passes are charged once to each. A network that a user brought costs
-    nothing."""
+    nothing.
+
+    announced: by the defense; a network that is trained unannounced, inside `fit`, is for this cell
+        alone, as what `fit` has done by then is in the key of no other
+    """
     if ws.given is not None:
         require(n == 0, f"one network is given, and the defense asks for {n + 1}")
         ws.undefended[n] = dict(ws.given)
         return
-    key = ws.key(keys.undefended_key(ws.cell, n, ws.machine))
-    # Waiting for another worker that trains the same network is not work of this cell.
-    with ws.stage("wait"):
-        build, suffices = partial(_train, ws, data, n, key), partial(_suffices, ws, n)
-        entry = ws.cache.fetch("undefended", key, build, suffices)
+    if announced:
+        key = ws.key(keys.undefended_key(ws.cell, n, ws.machine))
+        # Waiting for another worker that trains the same network is not work of this cell.
+        with ws.stage("wait"):
+            build, suffices = partial(_train, ws, data, n, key), partial(_suffices, ws, n)
+            entry = ws.cache.fetch("undefended", key, build, suffices)
+    else:
+        key = {**ws.fit_key, "n": n}
+        entry = CacheEntry(*_train(ws, data, n, key), fresh=True)
     discard(ws.folder("undefended", key))
     if not entry.fresh:
         ws.stopwatch.charge("undefended", entry.meta["seconds"])

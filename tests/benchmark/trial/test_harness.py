@@ -215,6 +215,35 @@ def test_the_undefended_network_is_trained_once_and_charged_to_each(harness: Har
     assert first.metrics == again.metrics
 
 
+@dataclass(frozen=True)
+class Hooked(Defense):
+    """Asks for one network more than it announces, while all layers of the process are changed."""
+
+    announced: int = 0
+
+    @property
+    def undefended(self) -> int:
+        return self.announced
+
+    def fit(self, data: ImageSet, context: Context) -> Classifier:
+        with nn.modules.module.register_module_forward_hook(lambda layer, given, out: 1.1 * out):
+            return context.undefended(self.announced)
+
+
+@pytest.mark.parametrize("announced", [0, 1])
+@pytest.mark.usefixtures("unregistered")
+def test_a_network_that_a_defense_did_not_announce_is_its_own(
+    announced: int, tmp_path: Path
+) -> None:
+    defenses.register("hooked")(Hooked)
+    odd, pair = tiny(defense=f"hooked(announced={announced})"), tiny(defense="mcr(ends='two')")
+    alone, shared = (Harness(Cache(tmp_path / folder), [], CPU) for folder in "ab")
+    made = content(alone.run(odd))
+    assert len(list((tmp_path / "a").glob("undefended/*.json"))) == announced
+    assert content(alone.run(pair)) == content(shared.run(pair))
+    assert content(shared.run(odd)) == made, "though the cache has both networks"
+
+
 def test_waiting_for_another_worker_is_not_charged(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +382,7 @@ class Broken(Defense):
     """Fails in the way that `how` names."""
 
     how: str = "raise"
+    undefended = 1
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         if self.how == "raise":
