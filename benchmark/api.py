@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -43,10 +44,11 @@ from bdbench.records.beside import Known, Neighbour, join, neighbours
 from bdbench.records.files import find, path_of, read, read_all
 from bdbench.records.record import Record
 from bdbench.records.rerun import call
+from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.run import RunOptions, execute, plan
 from bdbench.running.worker import keep
-from bdbench.storage.atomic import check_writable
+from bdbench.storage.atomic import Unusable, check_writable
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
 from bdbench.storage.networks import Stored
@@ -187,13 +189,19 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
         if stored.status == "ok" and complete and has_network:
             return CellRecord(**vars(stored), _results=folder)
     check_network(chosen)
+    before = None if folder is None else stamp(folder, chosen.key)
     done = harness.finish(chosen)
+    if done.failure is not None:
+        if folder is not None:
+            # Without a record, too, the exception tells the failure.
+            with suppress(Unusable), claimed(folder, chosen.key) as mine:
+                if mine:
+                    keep(folder, done.record, chosen, before)
+        raise done.failure
     if folder is not None:
         if save and done.network is not None:
             _networks.keep(folder, chosen, done.network)
-        keep(folder, done.record, chosen)
-    if done.failure is not None:
-        raise done.failure
+        keep(folder, done.record, chosen, before)
     harness.discard(chosen)
     return CellRecord(**vars(done.record), _network=done.network, _poisoned=done.poisoned)
 

@@ -11,14 +11,13 @@ from pathlib import Path
 from bdbench.cells.cell import Cell
 from bdbench.cells.cost import Part, added_work, expected_passes, parts, shared_work
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records.files import write
 from bdbench.records.record import Record
 from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.names import Names
 from bdbench.running.progress import Reporter, reason, summary
 from bdbench.running.speed import Speed
-from bdbench.running.worker import Attempt
+from bdbench.running.worker import Attempt, claiming, kept
 from bdbench.storage.atomic import Unusable
 from bdbench.trial.failure import worker_died
 from bdbench.trial.record import failed_record
@@ -108,29 +107,33 @@ class Schedule:
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
         found = sum(self.speed.done.get(part, 0.0) for part in self._parts[cell])
         self.reporter.begin(cell.key, self._names.of(cell), short, self._work[cell], found)
-        self._running[engine.submit(cell, self._before[cell], self._deaths[cell])] = cell
+        try:
+            future = engine.submit(cell, self._before[cell], self._deaths[cell])
+        except Exception as error:
+            future = Future()
+            future.set_exception(error)
+        self._running[future] = cell
 
     def _end(self, cell: Cell, future: Future[Attempt]) -> None:
         """Handle the end of an attempt: a retry, an error or a result."""
-        deaths = self._deaths[cell]
-        try:
-            attempt = future.result()
-        except Died as death:
-            deaths.append(str(death))
+        error = future.exception()
+        if isinstance(error, Died):
+            deaths = self._deaths[cell]
+            deaths.append(str(error))
             if len(deaths) < ATTEMPTS:
-                self.reporter.suspend(cell.key, f"worker {death}; resuming in another")
+                self.reporter.suspend(cell.key, f"worker {error}; resuming in another")
                 self._waiting = {cell: None, **self._waiting}
                 return
-            attempt = self._failed_attempt(cell, worker_died(deaths), deaths)
-        except InvalidInput as error:
+            error = worker_died(deaths)
+        if error is None:
+            self._settle(cell, future.result())
+        elif isinstance(error, InvalidInput):
             self.refused.append(str(error))
             self.reporter.end(cell.key, f"refused, key {cell.key}")
             self.reporter.say(f"  {error}")
-            return
-        except Exception as error:
+        else:
             # An error of a plugin would be in the record of an attempt.
-            attempt = self._failed_attempt(cell, error, deaths)
-        self._settle(cell, attempt)
+            self._settle(cell, self._failed_attempt(cell, error))
 
     def _settle(self, cell: Cell, attempt: Attempt) -> None:
         """Report the result of an attempt."""
@@ -144,23 +147,21 @@ class Schedule:
         elif not attempt.mine:
             self.reporter.end(cell.key, "another run has written its record")
         else:
-            self._report(attempt.record, attempt.unwritten)
+            self._report(cell, attempt.record, attempt.unwritten)
             if attempt.record.status == "ok":
                 self._learn(cell, attempt.record)
 
-    def _failed_attempt(self, cell: Cell, error: Exception, deaths: Sequence[str]) -> Attempt:
+    def _failed_attempt(self, cell: Cell, error: BaseException) -> Attempt:
         """Write the record of a cell for which no worker could do so."""
-        record = failed_record(cell, self.speed.device, error, deaths)
-        try:
-            # A dead worker's lock is free, but its file remains; this removes it.
-            with claimed(self.results, cell.key):
-                write(self.results, record)
-        except Unusable as reason:
-            return Attempt(record, mine=True, unwritten=str(reason))
-        return Attempt(record, mine=True)
+        before = self._before[cell]
+        record = failed_record(cell, self.speed.device, error, self._deaths[cell])
+        # A dead worker's lock is free, but its file remains; the claim removes it.
+        return claiming(
+            self.results, cell, before, lambda: kept(self.results, record, cell, before)
+        )
 
-    def _report(self, record: Record, unwritten: str | None) -> None:
-        self.reporter.end(record.key, summary(record))
+    def _report(self, cell: Cell, record: Record, unwritten: str | None) -> None:
+        self.reporter.end(cell.key, summary(record))
         self.made.append(record)
         if unwritten is not None:
             self._unwritten += 1

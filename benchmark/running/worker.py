@@ -15,9 +15,10 @@ import torch
 
 from bdbench.cells.cell import REGISTRIES, Cell, cell_of, factories
 from bdbench.machine.contention import Contention
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import RegistersNothing, load_file
 from bdbench.records.files import path_of, read, write
-from bdbench.records.record import Record
+from bdbench.records.record import OtherSchema, Record
 from bdbench.running.claims import claimed, stamp
 from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
@@ -25,6 +26,7 @@ from bdbench.storage.networks import read as read_network
 from bdbench.trial import networks
 from bdbench.trial.failure import TimeLimit
 from bdbench.trial.harness import Harness
+from bdbench.trial.record import failed_record
 
 
 @dataclass(frozen=True)
@@ -122,24 +124,15 @@ class Worker:
         before: `stamp` of the cell's record when this run started
         retries: why earlier attempts of this run ended
         """
-        try:
-            return self._attempt(cell, before, retries)
-        except Unusable as error:
-            return Attempt(None, mine=True, unwritten=str(error))
 
-    def _attempt(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Attempt:
-        with claimed(self.job.results, cell.key) as mine:
-            if not mine:
-                return Attempt(None)
-            if stamp(self.job.results, cell.key) != before:
-                return Attempt(read(path_of(self.job.results, cell.key)))
+        def work() -> Attempt:
             record = self.run(cell, retries)
-            try:
-                keep(self.job.results, record, cell)
-            except Unusable as error:
-                return Attempt(record, mine=True, unwritten=str(error))
-            self.discard(record, cell)
-            return Attempt(record, mine=True)
+            made = kept(self.job.results, record, cell, before)
+            if made.unwritten is None:
+                self.discard(record, cell)
+            return made
+
+        return claiming(self.job.results, cell, before, work)
 
     def cell(self, identity: Mapping[str, Any]) -> Cell:
         """The cell that another process described by its specs, with plugins of this process."""
@@ -147,11 +140,20 @@ class Worker:
 
     def run(self, cell: Cell, retries: Sequence[str]) -> Record:
         """The record of a cell, within the limit. The network is written before the record, as a
-        cell with a record does not run again. Raises `Unusable` if it cannot be written."""
+        cell with a record does not run again. Raises `Unusable` if it cannot be written, and
+        `InvalidInput` as `Harness.finish` does."""
         self.harness.progress = lambda work: self.progress(cell.key, work)
-        with limited(self.job.limit):
-            finished = self.harness.finish(cell, retries)
-        if self.job.save and finished.network is not None:
+        try:
+            with limited(self.job.limit):
+                finished = self.harness.finish(cell, retries)
+        except InvalidInput:
+            raise
+        except self.harness.failures as error:
+            # It was raised outside of the trial, such as while images were loaded.
+            isolated = self.harness.isolated
+            return failed_record(cell, self.harness.device, error, retries, isolated)
+        done = finished.record.status == "ok"
+        if self.job.save and done and finished.network is not None:
             networks.keep(self.job.results, cell, finished.network)
         return finished.record
 
@@ -168,9 +170,52 @@ def attempted(
     return worker.attempt(worker.cell(identity), before, retries)
 
 
-def keep(results: Path, record: Record, cell: Cell) -> None:
+def claiming(results: Path, cell: Cell, before: int | None, work: Callable[[], Attempt]) -> Attempt:
+    """What `work` returns, under the claim of a cell, unless another run is working on the cell or
+    has written its record.
+
+    before: see `Worker.attempt`
+    """
+    try:
+        with claimed(results, cell.key) as mine:
+            return by_another(results, cell, before, mine) or work()
+    except Unusable as error:
+        return Attempt(None, mine=True, unwritten=str(error))
+
+
+def by_another(results: Path, cell: Cell, before: int | None, mine: bool) -> Attempt | None:
+    """The attempt at a cell that another run is working on or has finished; None for any other.
+
+    mine: whether this run has the claim
+    """
+    if not mine:
+        return Attempt(None)
+    if stamp(results, cell.key) == before:
+        return None
+    found = _readable(results, cell.key)
+    return None if found is None else Attempt(found)
+
+
+def kept(results: Path, record: Record, cell: Cell, before: int | None) -> Attempt:
+    """The attempt that made a record, which is written, see `keep`."""
+    try:
+        keep(results, record, cell, before)
+    except Unusable as error:
+        return Attempt(record, mine=True, unwritten=str(error))
+    return Attempt(record, mine=True)
+
+
+def keep(results: Path, record: Record, cell: Cell, before: int | None) -> None:
     """Write a record, unless the code of one of its plugins is not completely known: after a change
-    of that code, the record would still count as its result."""
+    of that code, the record would still count as its result.
+
+    before: `stamp` of the cell's record before the attempt
+
+    Raises `Unusable` if it cannot be written, and for a failure that would replace a record with
+    results of the same code, or of another run meanwhile. The caller has the claim of the cell.
+    """
+    if record.status == "failed" and _has_results(results, record, before):
+        raise Unusable("it would replace one that has results")
     unknown = [cell.labels[axis] for axis, code in cell.local.items() if not code.whole]
     if unknown:
         warnings.warn(
@@ -180,6 +225,26 @@ def keep(results: Path, record: Record, cell: Cell) -> None:
         )
     else:
         write(results, record)
+
+
+def _has_results(results: Path, failed: Record, before: int | None) -> bool:
+    """Whether the folder has results of a failed cell that are still valid."""
+    found = _readable(results, failed.key)
+    if found is None or found.status != "ok":
+        return False
+    same = found.provenance.sources == failed.provenance.sources
+    return same or stamp(results, failed.key) != before
+
+
+def _readable(results: Path, key: str) -> Record | None:
+    """The record of a cell, None for one that is missing or damaged. Raises `Unusable` for one of
+    another version, which must not be replaced."""
+    try:
+        return read(path_of(results, key))
+    except OtherSchema as error:
+        raise Unusable(str(error)) from error
+    except InvalidInput:
+        return None
 
 
 def _file(factory: Callable[..., Any]) -> Path | None:

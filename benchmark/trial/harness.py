@@ -107,7 +107,7 @@ class Harness:
             # Before the clock of any stage runs.
             warm_up(cell, self.device)
             results = run_trial(ws)
-        except self._failures as error:
+        except self.failures as error:
             results, failure = failure_of(error), error
         measured = measured_of(
             started,
@@ -123,7 +123,7 @@ class Harness:
         return Finished(record, ws.network, ws.poisoned, failure)
 
     @property
-    def _failures(self) -> tuple[type[BaseException], ...]:
+    def failures(self) -> tuple[type[BaseException], ...]:
         """Exceptions that fail a cell. In a process that runs more than one, Ctrl-C is not one."""
         return (BaseException,) if self.isolated else (Exception, SystemExit, TimeLimit)
 

@@ -48,11 +48,16 @@ def record_of(
 
 
 def failed_record(
-    cell: Cell, device: torch.device, error: Exception, retries: Sequence[str]
+    cell: Cell,
+    device: torch.device,
+    error: BaseException,
+    retries: Sequence[str],
+    isolated: bool = True,
 ) -> Record:
-    """The record of a cell whose workers died or could not start."""
+    """The record of a cell whose trial did not start, or whose workers died."""
     origin = provenance.of(cell, device, None)
-    return record_of(cell, origin, measured_of(datetime.now(UTC), retries), failure_of(error))
+    measured = measured_of(datetime.now(UTC), retries, isolated=isolated)
+    return record_of(cell, origin, measured, failure_of(error))
 
 
 def failure_of(error: BaseException) -> dict[str, Any]:

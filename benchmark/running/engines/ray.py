@@ -11,7 +11,6 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -21,11 +20,10 @@ from ray.exceptions import RayError, RayTaskError
 
 from bdbench.cells.cell import Cell
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records.files import path_of, read, write
 from bdbench.records.record import Record
-from bdbench.running.claims import claimed, stamp
+from bdbench.running.claims import claimed
 from bdbench.running.engines.base import Died, Engine
-from bdbench.running.worker import Attempt, Job, Worker
+from bdbench.running.worker import Attempt, Job, Worker, by_another, kept
 from bdbench.storage.atomic import Unusable
 
 MANY = 10_000
@@ -55,26 +53,30 @@ class Ray(Engine):
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-        results, claim = self.job.results, ExitStack()
-        try:
-            mine = claim.enter_context(claimed(results, cell.key))
-        except Unusable as error:
-            future.set_result(Attempt(None, mine=True, unwritten=str(error)))
-            return future
-        if not mine:
-            future.set_result(Attempt(None))
-            return future
-        if stamp(results, cell.key) != before:
-            claim.close()
-            future.set_result(Attempt(read(path_of(results, cell.key))))
-            return future
+        results = self.job.results
+        with ExitStack() as opened:
+            try:
+                mine = opened.enter_context(claimed(results, cell.key))
+                other = by_another(results, cell, before, mine)
+            except Unusable as error:
+                other = Attempt(None, mine=True, unwritten=str(error))
+            if other is not None:
+                future.set_result(other)
+                return future
+            task = self._task.remote(self.job.narrowed(cell), cell.located, list(retries)).future()
+            claim = opened.pop_all()
 
         def settle(made: Future[Record]) -> None:
-            with claim:
-                _settle(future, made, results)
+            # Whoever waits for the attempt finds the cell unclaimed.
+            try:
+                with claim:
+                    attempt = kept(results, _record(made), cell, before)
+            except BaseException as error:
+                future.set_exception(error)
+            else:
+                future.set_result(attempt)
 
-        job = self.job.narrowed(cell)
-        self._task.remote(job, cell.located, list(retries)).future().add_done_callback(settle)
+        task.add_done_callback(settle)
         return future
 
     def close(self, broken: bool) -> None:
@@ -82,22 +84,14 @@ class Ray(Engine):
             ray.shutdown()
 
 
-def _settle(future: Future[Attempt], made: Future[Record], results: Path) -> None:
-    """Write the record of a task and pass its result on."""
+def _record(made: Future[Record]) -> Record:
+    """What a task returned. Raises `Died`, or what it raised."""
     try:
-        record, unwritten = made.result(), None
-        try:
-            write(results, record)
-        except Unusable as error:
-            unwritten = str(error)
+        return made.result()
     except RayTaskError as error:
-        future.set_exception(error.as_instanceof_cause())
+        raise error.as_instanceof_cause() from None
     except RayError as error:
-        future.set_exception(Died(f"lost ({type(error).__name__})"))
-    except Exception as error:
-        future.set_exception(error)
-    else:
-        future.set_result(Attempt(record, mine=True, unwritten=unwritten))
+        raise Died(f"lost ({type(error).__name__})") from error
 
 
 def _start(options: Mapping[str, Any]) -> None:

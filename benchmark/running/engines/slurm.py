@@ -65,24 +65,27 @@ class Slurm(Engine):
 
     def close(self, broken: bool) -> None:
         self._stopped.set()
-        for job in self._open.values():
+        for job in list(self._open.values()):
             job.cancel()
 
     def _watch(self) -> None:
         while not self._stopped.wait(PAUSE):
             for future, job in list(self._open.items()):
-                if job.done():
+                if _settled(future, job):
                     del self._open[future]
-                    _settle(future, job)
 
 
-def _settle(future: Future[Attempt], job: submitit.Job[Attempt]) -> None:
+def _settled(future: Future[Attempt], job: submitit.Job[Attempt]) -> bool:
+    """Pass the result of a job on, or that its state cannot be read; False while it runs."""
     try:
+        if not job.done():
+            return False
         future.set_result(job.result())
     except (UncompletedJobError, FailedJobError) as error:
         future.set_exception(Died(f"lost ({type(error).__name__}, job {job.job_id})"))
-    except Exception as error:
+    except BaseException as error:
         future.set_exception(error)
+    return True
 
 
 def _attempt(job: Job, identity: dict[str, Any], before: int | None, retries: list[str]) -> Attempt:
