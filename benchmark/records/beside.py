@@ -256,7 +256,8 @@ class _Scope:
         stated = _versions(record, known)
         if any(stated.get(axis) != known.get(axis) for axis in ("dataset", "model", "attack")):
             return record.labels.attack
-        mine = self.defenses.get((*setting, record.cell.defense), stated["defense"])
+        # The first record that states the version of a defense decides.
+        mine = self.defenses.setdefault((*setting, record.cell.defense), stated["defense"])
         return "" if stated["defense"] == mine else record.labels.defense
 
     def lacking(self, folder: Path, taken: Sequence[Record]) -> Iterator[str]:

@@ -27,6 +27,8 @@ FLOOR = "asr_floor"
 EXCLUDED_FLAGS = {"not_finite", "diverged"}
 """Flags of records that enter no mean. `diverged` is from older records and covers both not finite
 and at chance."""
+CODE = ("dataset", "model", "attack", "defense", "training")
+"""The parts of the code of a cell, as `Provenance.sources` has them."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,12 @@ class Group:
         """The records with each flag, `failed` included; flags in alphabetical order."""
         flags = {flag for record in self.records for flag in _flags(record)}
         return {f: tuple(r for r in self.records if f in _flags(r)) for f in sorted(flags)}
+
+    @cached_property
+    def mixed_code(self) -> tuple[str, ...]:
+        """The parts of `CODE` in which the sources of the used records that state them differ."""
+        used = [record.provenance.sources for record in self.used]
+        return tuple(part for part in CODE if len({s[part] for s in used if part in s}) > 1)
 
     def counts(self, metric: str) -> dict[int, Count]:
         """By seed, the counts of a metric in the used records that have it."""

@@ -413,7 +413,8 @@ class LeaderboardBlock:
         return "tied" if tied(best.counts(ASR), group.counts(ASR)) else ""
 
     def footnotes(self) -> Iterator[str]:
-        """One line per mark, warning, number of lent images, mix of devices and other folder."""
+        """One line per mark, warning, number of lent images, mix of devices or code, and other
+        folder."""
         yield from self.marked(FOOTNOTES, lambda group: group.flagged)
         if controls := self._controls():
             yield f"P-ASR of a network trained on clean images: {controls}"
@@ -429,6 +430,7 @@ class LeaderboardBlock:
         yield from dict.fromkeys(f"{defense} {text}" for defense, text in lines if text)
         if len(devices) > 1:
             yield f"seconds were measured on several devices: {', '.join(devices)}"
+        yield from self._mixed_code()
         yield from self.origins.lines([r for group in self.groups for r in group.records])
 
     def _controls(self) -> str:
@@ -439,6 +441,24 @@ class LeaderboardBlock:
             if (group := self.cells.get((self.undefended, attack))) and group.counts(CONTROL)
         }
         return ", ".join(f"{share} on {attack}" for attack, share in found.items())
+
+    def _mixed_code(self) -> Iterator[str]:
+        """One line per set of parts of the code that differ between the seeds of a cell."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for group in self._ordered:
+            if parts := group.mixed_code:
+                place = f"{group.names['defense']} on {group.names['attack']}"
+                found.setdefault(parts, []).append(place)
+        for parts, places in found.items():
+            all_cells = 1 < len(places) == len(self.groups)
+            cells = "all cells" if all_cells else ", ".join(places)
+            yield f"seeds were run with different code ({', '.join(parts)}): {cells}"
+
+    @cached_property
+    def _ordered(self) -> list[Group]:
+        """The groups in the order of the rows, then of the attacks."""
+        places = ((defense, attack) for defense in self.defenses for attack in self.attacks)
+        return [group for place in places if (group := self.cells.get(place))]
 
     def _warnings(self) -> list[tuple[str, str]]:
         """(defense, text) of each distinct warning in the records."""
@@ -461,12 +481,7 @@ class LeaderboardBlock:
         footnotes: by flag, its mark and meaning
         flagged: the records of a group by flag
         """
-        groups = [
-            group
-            for defense in self.defenses
-            for attack in self.attacks
-            if (group := self.cells.get((defense, attack)))
-        ]
+        groups = self._ordered
         flags = [flagged(group) for group in groups]
         total = sum(len(group.records) for group in groups)
         for flag, (mark, meaning) in footnotes.items():

@@ -163,6 +163,21 @@ def test_seeds_of_one_defense_are_of_one_version() -> None:
     )
 
 
+def test_two_other_folders_bring_one_version_of_a_defense() -> None:
+    own = [
+        replace(make_record("mine", "badnets", 880, 20, seed=seed), versions=VERSIONS)
+        for seed in range(2)
+    ]
+    first, second = (
+        replace(make_record("cbd", "badnets", 880, 900, seed=seed), versions=versions)
+        for seed, versions in enumerate((VERSIONS, VERSIONS | {"defense": 2}))
+    )
+    others = [Neighbour(Path(name), (each,)) for name, each in (("a", first), ("b", second))]
+    found, origins = join(own, others, Path("results/own"))
+    assert found == [*own, first]
+    assert "b: 1 of 1 records left out, other versions of the plugins: cbd" in origins.remarks
+
+
 def test_a_cell_of_both_is_ones_own_unless_that_failed() -> None:
     other = replace(MINE, metrics=PUBLISHED[0].metrics)
     found, origins = joined([MINE], other)

@@ -14,6 +14,7 @@ from commands import refused
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files as records
+from bdbench.records.record import key_of
 from bdbench.tables import write as tables
 
 ONE_SEED = [
@@ -191,6 +192,71 @@ def test_a_cell_that_failed_before_loading_its_data_does_not_conflict():
     unknown = replace(make_record("abl", "badnets"), provenance={})
     block = board(unknown, make_record("cbd", "badnets", 880, 20))
     assert row(block, "abl")["badnets ASR"] == "failed ¶"
+
+
+VERSIONS = {"dataset": 1, "model": 1, "attack": 1, "defense": 1}
+
+
+def versioned(defense, attack, seed=0, /, **versions):
+    """A record that states the versions of its plugins, all 1 unless given."""
+    record, found = make_record(defense, attack, 880, 20, seed=seed), VERSIONS | versions
+    return replace(record, key=key_of(record.cell.as_dict(), found), versions=found)
+
+
+@pytest.mark.parametrize(
+    ("other", "shown", "plugin"),
+    [
+        (versioned("abl", "badnets", 1, defense=2), "2", "defense abl"),
+        (versioned("abl", "badnets", defense=2), "2", "defense abl"),
+        (versioned("none", "badnets", attack=[1, 2]), "1 and 2", "attack badnets"),
+        (versioned("none", "badnets", model="ab" * 32), "abababababab", "model wrn16_1"),
+        (versioned("none", "blend", dataset=2), "2", "data set toy"),
+    ],
+    ids=["seed", "cell", "attack", "model", "data set"],
+)
+def test_records_of_different_versions_of_a_plugin_cannot_share_a_table(other, shown, plugin):
+    one = versioned("abl", "badnets")
+    for order in ([one, other], [other, one]):
+        with pytest.raises(InvalidInput) as raised:
+            tables.leaderboard(order)
+        labels = other.labels
+        for part in (
+            f"{one.key} (abl on badnets, version 1)",
+            f"{other.key} ({labels.defense} on {labels.attack}, version {shown})",
+            f"are of different versions of the {plugin} and cannot share a table; remove those",
+        ):
+            assert part in str(raised.value)
+
+
+def test_only_stated_versions_of_one_plugin_and_setting_are_compared():
+    older = replace(make_record("abl", "badnets", 880, 20, seed=1), versions={})
+    tables.leaderboard(
+        [
+            versioned("abl", "badnets"),
+            older,
+            versioned("cbd", "badnets", defense=2),
+            versioned("cbd", "blend", attack=3, defense=2),
+        ]
+    )
+
+
+def coded(defense, seed, /, **sources):
+    """A record that states the hashes of its code."""
+    record = make_record(defense, "badnets", 880, 20, seed=seed)
+    return replace(record, provenance=record.provenance.with_(sources=sources))
+
+
+def test_a_footnote_names_cells_whose_seeds_were_run_with_different_code():
+    note = "- seeds were run with different code"
+    alike = [coded("abl", seed, attack="a", training="b") for seed in range(2)]
+    assert note not in board(*alike, coded("abl", 2), coded("cbd", 0, attack="c"))
+    other, alone = coded("abl", 2, attack="c", training="b"), coded("cbd", 0, attack="d")
+    assert f"{note} (attack): abl on badnets" in board(*alike, other, alone)
+    assert note not in board(*alike, replace(other, flags=("not_finite",))), "it is in no mean"
+    both = [coded(name, 2, attack="c", training="d") for name in ("abl", "cbd")]
+    assert f"{note} (attack, training): all cells" in board(
+        *alike, *both, coded("cbd", 0, attack="a", training="b")
+    )
 
 
 def test_a_seed_counts_once():
