@@ -23,7 +23,14 @@ from bdbench.report.answers import STAGE_WORDS
 from bdbench.report.downloads import KINDS
 from bdbench.report.prose import inline, prose
 from bdbench.tables.groups import ASR, CA, FLOOR, filtered_parts, is_none, seconds_total
-from bdbench.tables.leaderboard import AT_FLOOR, FOOTNOTES, MISSING, LeaderboardBlock, decimal
+from bdbench.tables.leaderboard import (
+    AT_FLOOR,
+    FOOTNOTES,
+    MISSING,
+    LeaderboardBlock,
+    decimal,
+    footnote,
+)
 from bdbench.tables.others import SOURCES
 
 LARGE = 1_000
@@ -130,6 +137,7 @@ def templates() -> Environment:
         "at_floor": AT_FLOOR,
         "download_kinds": KINDS,
         "filtered_parts": filtered_parts,
+        "footnote": footnote,
         "footnotes": FOOTNOTES,
         "maps": maps,
         "always": METRICS,

@@ -40,6 +40,7 @@ FOOTNOTES = {
 }
 AT_FLOOR = "°"
 """Marks an ASR that does not exceed its floor."""
+UNKNOWN_FLAG = ("", "a flag unknown to this version")
 NO_CLEAN, CLEAN, UNKNOWN = "no clean images", "with clean images", "clean images not known"
 """The sections of a block, by what the defender has."""
 EXTRA_COLUMNS = ("floor", "R-Acc", "CA interval", "ASR interval", "TPR", "FPR", "AUROC")
@@ -73,6 +74,11 @@ PASR_LEGEND = """\
 - P-ASR: ASR of a copy of the network that was fine-tuned on 2 % of the clean training images and \
 five poisoned ones. If it is far above the ASR, and above that of a network trained on clean \
 images, the defense hid the backdoor and did not remove it."""
+
+
+def footnote(flag: str) -> tuple[str, str]:
+    """The mark and the meaning of a flag. One of a later version has no mark."""
+    return FOOTNOTES.get(flag, UNKNOWN_FLAG)
 
 
 @dataclass(frozen=True)
@@ -399,8 +405,7 @@ class LeaderboardBlock:
             floor=_percent([group.estimate(FLOOR)[0]]),
             standing=self._standing(group),
             at_floor=group.at_floor,
-            # A flag of a later version has no mark here.
-            marks=tuple(FOOTNOTES[flag][0] for flag in group.flagged if flag in FOOTNOTES),
+            marks=tuple(mark for flag in group.flagged if (mark := footnote(flag)[0])),
             state=group.state,
         )
 
@@ -418,6 +423,8 @@ class LeaderboardBlock:
         yield from self.marked(FOOTNOTES, lambda group: group.flagged)
         if controls := self._controls():
             yield f"P-ASR of a network trained on clean images: {controls}"
+        if fewer := self._fewer_reactivated():
+            yield f"P-ASR is over fewer seeds than ASR: {fewer}"
         used = (record for group in self.groups for record in group.used)
         devices = sorted({str(record.provenance.device) for record in used})
         for attack in self.attacks:
@@ -434,13 +441,27 @@ class LeaderboardBlock:
         yield from self.origins.lines([r for group in self.groups for r in group.records])
 
     def _controls(self) -> str:
-        """The P-ASR of networks without a backdoor, by attack."""
-        found = {
-            attack: _share(group, CONTROL)
-            for attack in self.poisoned
-            if (group := self.cells.get((self.undefended, attack))) and group.counts(CONTROL)
-        }
-        return ", ".join(f"{share} on {attack}" for attack, share in found.items())
+        """The P-ASR of networks without a backdoor, by attack, over the seeds that all P-ASRs of
+        the attack share; over its own without a common one. The seeds follow if it has more."""
+        found = []
+        for attack in self.poisoned:
+            group = self.cells.get((self.undefended, attack))
+            if group is None or not (own := group.counts(CONTROL)):
+                continue
+            measured = (g.counts(REACTIVATED) for g in self.groups if g.names["attack"] == attack)
+            seeds = common_seeds([own, *filter(None, measured)]) or sorted(own)
+            text = f"{_percent([own[seed].rate for seed in seeds])} on {attack}"
+            found.append(text + _some_seeds(group, seeds))
+        return ", ".join(found)
+
+    def _fewer_reactivated(self) -> str:
+        """The cells whose P-ASR is a mean over some of the seeds of their ASR, and these seeds."""
+        cells = ((group, list(group.counts(REACTIVATED))) for group in self._ordered)
+        return ", ".join(
+            f"{group.names['defense']} on {group.names['attack']}{some}"
+            for group, seeds in cells
+            if seeds and (some := _some_seeds(group, seeds))
+        )
 
     def _mixed_code(self) -> Iterator[str]:
         """One line per set of parts of the code that differ between the seeds of a cell."""
@@ -563,6 +584,12 @@ def markdown_table(
 def decimal(value: float) -> str:
     """A number with one decimal; `MISSING` for nan."""
     return MISSING if math.isnan(value) else f"{value:.1f}"
+
+
+def _some_seeds(group: Group, seeds: Sequence[int]) -> str:
+    """These seeds in parentheses, see `_seeds`; empty if they are all of the used records."""
+    chosen = [record for record in group.used if record.cell.seed in seeds]
+    return f" ({_seeds(group, chosen)})" if len(chosen) < len(group.used) else ""
 
 
 def _seeds(group: Group, records: Sequence[Record]) -> str:

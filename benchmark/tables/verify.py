@@ -25,7 +25,7 @@ from bdbench.records.parts import Identity
 from bdbench.records.record import Record
 from bdbench.storage.atomic import write_atomically
 from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, collect, is_none
-from bdbench.tables.leaderboard import FOOTNOTES, MISSING, markdown_table
+from bdbench.tables.leaderboard import MISSING, footnote, markdown_table
 from bdbench.tables.others import SOURCES, Other, contradictions, others
 from bdbench.tables.published import TABLES, Published, Reference, reference
 from bdbench.tables.text import as_csv, as_markdown
@@ -285,8 +285,7 @@ def _flags(group: Group) -> Iterator[str]:
     for flag, records in group.flagged.items():
         seeds = ", ".join(f"seed {record.cell.seed}" for record in records)
         raised = ", ".join(sorted({record.error.type for record in records if record.error}))
-        _, meaning = FOOTNOTES.get(flag, ("", "a flag unknown to this version"))
-        yield f"{flag}, {meaning}: {seeds}" + f" ({raised})" * bool(raised)
+        yield f"{flag}, {footnote(flag)[1]}: {seeds}" + f" ({raised})" * bool(raised)
 
 
 def _block(rows: Sequence[Row]) -> str:

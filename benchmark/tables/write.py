@@ -62,10 +62,10 @@ COLUMNS = (
     *("flags", "excluded"),
 )
 REACTIVATION = (
-    *(f"{REACTIVATED}{part}" for part in ("", "_low", "_high")),
+    *(f"{REACTIVATED}{part}" for part in ("", "_low", "_high", "_seeds")),
     *(REACTIVATED_CA, CONTROL),
 )
-"""Columns of P-ASR, where any cell has one."""
+"""Columns of P-ASR, where any cell has one; `_seeds`: how many its mean is over."""
 
 DIFFERENCES = (
     *("dataset", "model", "recipe", "attack", "metric", "defense", "other"),
@@ -256,7 +256,8 @@ def _summary(groups: Sequence[Group]) -> pd.DataFrame:
         return pd.DataFrame(rows, columns=list(COLUMNS))
     for row, group in zip(rows, groups, strict=True):
         others = [group.estimate(metric)[0] for metric in (REACTIVATED_CA, CONTROL)]
-        row |= zip(REACTIVATION, (*group.estimate(REACTIVATED), *others), strict=True)
+        own = (*group.estimate(REACTIVATED), len(group.counts(REACTIVATED)))
+        row |= zip(REACTIVATION, (*own, *others), strict=True)
     return pd.DataFrame(rows, columns=[*COLUMNS, *REACTIVATION])
 
 

@@ -111,6 +111,15 @@ def with_picture(folder):
     return folder
 
 
+def test_a_flag_of_a_later_version_has_no_mark(tmp_path):
+    made = [*SOME, make_record("nad", "badnets", 900, 200, flags=("as_yet_unknown", "no_op"))]
+    home = write_report(made, tmp_path).parent
+    page = " ".join((home / f"cells/{made[-1].key}.html").read_text().split())
+    assert "as_yet_unknown </span> a flag unknown to this version." in page
+    assert "no_op §</span> the defense changed nothing." in page
+    assert "<dt>as_yet_unknown </dt><dd>1</dd>" in (home / "index.html").read_text()
+
+
 def test_the_index_has_the_leaderboard(results):
     index = report(results, SOME)["index.html"]
     heads = ["defense", "mean CA", "mean ASR", "mean R-Acc", "DER", "clean", "trainings"]

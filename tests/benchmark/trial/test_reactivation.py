@@ -394,6 +394,27 @@ def test_the_leaderboard_has_a_column_where_it_was_measured() -> None:
     assert "P-ASR" not in old
 
 
+def test_a_note_says_which_seeds_are_in_a_mean() -> None:
+    """The control is one over the seeds that all P-ASRs have, if there are any."""
+    third = [
+        make_record(defense, "badnets", 900, asr, seed=2)
+        for defense, asr in (("none", 990), ("abl", 20))
+    ]
+    some = [measured(third[0], 998, 60), third[1]]
+    text = tables.leaderboard([*SOME, *some]).markdown()
+    assert "- P-ASR is over fewer seeds than ASR: abl on badnets (seeds 0, 1 of 3)" in text
+    controls = "- P-ASR of a network trained on clean images: "
+    assert f"{controls}4.5 ± 6.4 on badnets (seeds 0, 1 of 3)" in text
+    assert "P-ASR is over fewer seeds than ASR: abl on badnets (seeds 0, 1 of 3)." in (
+        tables.leaderboard([*SOME, *some]).latex()
+    )
+    frame = tables.summarise([*SOME, *some]).set_index(["defense", "attack"])
+    assert frame.loc[("abl", "badnets"), ["seeds", f"{REACTIVATED}_seeds"]].tolist() == [3, 2]
+    apart = [some[0], *SOME[3:5]]
+    assert f"{controls}6.0 on badnets\n" in tables.leaderboard(apart).markdown()
+    assert "fewer seeds" not in tables.leaderboard(SOME).markdown()
+
+
 def test_its_interval_is_shown_on_request() -> None:
     found = rows(tables.leaderboard(SOME, columns=["P-ASR interval"]).markdown())
     assert found["no clean images"][6:8] == ["P-ASR", "P-ASR interval"]
