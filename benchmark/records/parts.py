@@ -290,12 +290,14 @@ class LentImages(Part):
 
     of: images of the training set
     classes: of the training set
+    least: images of each class that the defense asks for; None in older records
     """
 
     fit: int = 0
     validation: int = 0
     of: int = 0
     classes: int = 0
+    least: int | None = None
 
 
 class AttackPart(Part):

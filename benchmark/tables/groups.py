@@ -157,30 +157,36 @@ def clean_fraction(record: Record) -> float:
     Records that do not say it are older: for these, what the source of a built-in defense says.
     """
     stored = record.provenance.clean_fraction
-    if stored is not None:
-        return float(stored)
-    name = record.cell.defense.name
-    if not name.isidentifier() or not file_of("bdbench.defenses", name).is_file():
-        return math.nan
-    return float(defaults("bdbench.defenses", name).get("clean_fraction", 0.0))
+    found = _built_in(record, "clean_fraction", 0.0) if stored is None else stored
+    return math.nan if found is None else float(found)
+
+
+def _built_in(record: Record, name: str, default: float) -> Any:
+    """A class attribute of a built-in defense, from its source; None for any other defense."""
+    defense = record.cell.defense.name
+    if not defense.isidentifier() or not file_of("bdbench.defenses", defense).is_file():
+        return None
+    return defaults("bdbench.defenses", defense).get(name, default)
 
 
 def lent(record: Record) -> str:
     """A sentence on how many clean images a defense was lent, if that is not the declared share.
 
-    Empty if the two agree up to rounding, which is half an image per class.
+    Empty if the two agree up to rounding, which is half an image per class. The reason is left out
+    if neither the record nor the source of a built-in defense says how many it gets at least.
     """
     found, declared = record.diagnostics.lent, clean_fraction(record)
     if found is None or not found.of or math.isnan(declared):
         return ""
-    given, name = found.fit + found.validation, record.cell.defense.name
+    given = found.fit + found.validation
     if abs(given - declared * found.of) <= found.classes / 2:
         return ""
     share = f"{100 * given / found.of:.3g} %"
-    least = defaults("bdbench.defenses", name).get("clean_images", 2)
+    least = _built_in(record, "clean_images", 2) if found.least is None else found.least
+    reason = "" if least is None else f", because it gets at least {least} per class"
     return (
         f"was lent {given:,} of {found.of:,} clean images ({share}) instead of the "
-        f"declared {100 * declared:.3g} %, because it gets at least {least} per class"
+        f"declared {100 * declared:.3g} %{reason}"
     )
 
 

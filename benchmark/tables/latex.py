@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import Spec
+from bdbench.records.record import Record
 from bdbench.tables.groups import Group, is_none
 from bdbench.tables.leaderboard import (
     AT_FLOOR,
@@ -32,7 +33,7 @@ SECTIONS = {
     UNKNOWN: "Clean images not known",
 }
 IN_CAPTION = ("target",)
-"""Settings that the caption states if all attacks share them."""
+"""Settings that the caption states, see `_target`."""
 
 
 def documents(blocks: Sequence[LeaderboardBlock], label: str = "") -> str:
@@ -211,8 +212,8 @@ def _sentences(block: LeaderboardBlock) -> Iterator[str]:
     attacks = ", ".join(block.poisoned)
     if attacks:
         yield f"Attacks as specs: {attacks}."
-    if "target" in _shared_settings(block):
-        yield f"The target is class {_targets(block)[0]}."
+    if (target := _target(block)) is not None:
+        yield f"The target is class {target}."
     yield "In percent, after the last epoch."
     if len(seeds) > 1:
         yield "Means over seeds; in small print the half width of the 95 % interval."
@@ -262,17 +263,27 @@ def _in_words(part: str) -> str:
 
 
 def _shared_settings(block: LeaderboardBlock) -> tuple[str, ...]:
-    return IN_CAPTION if len(set(_targets(block))) == 1 else ()
+    return () if _target(block) is None else IN_CAPTION
 
 
-def _targets(block: LeaderboardBlock) -> list[str]:
-    """The target of each attack, as text."""
-    found = []
-    for group in _first_by_attack(block):
-        if not is_none(group.names["attack"]):
-            fields = group.records[0].cell.attack.fields
-            found.append(str(fields.get("target", "not known")))
-    return found
+def _target(block: LeaderboardBlock) -> int | None:
+    """The label that every attack wants for all classes that it attacks. None if there are several,
+    or if the records of an attack do not say."""
+    goals: dict[str, set[int | None]] = {attack: set() for attack in block.poisoned}
+    for group in block.groups:
+        for record in group.used:
+            if group.names["attack"] in goals:
+                goals[group.names["attack"]] |= _goals(record)
+    found: set[int | None] = set().union(*goals.values())
+    return found.pop() if all(goals.values()) and len(found) == 1 else None
+
+
+def _goals(record: Record) -> set[int | None]:
+    """The labels that the attack wants; None among them if the record does not have all."""
+    # Of an attack that consists of several, the classes are those of the worst part.
+    if record.classes is None or record.diagnostics.parts:
+        return {None}
+    return {record.classes.goals[label] for label in record.classes.victims}
 
 
 def _first_by_attack(block: LeaderboardBlock) -> list[Group]:

@@ -12,16 +12,18 @@ from bdbench.models.plugins.errors import require
 from bdbench.models.rng import stream
 
 
-def size_of(budget: CleanBudget | None, train_set: ImageSet) -> dict[str, dict[str, int]]:
+def size_of(
+    budget: CleanBudget | None, train_set: ImageSet, least: int
+) -> dict[str, dict[str, int]]:
     """The numbers of clean images to fit and to validate, for a record; empty without a budget.
 
-    of: images of the training set; classes: how many it has
+    of: images of the training set; classes: how many it has; least: see `clean_budget`
     """
     if budget is None:
         return {}
     counts = {"fit": len(budget.fit), "validation": len(budget.validation)}
     classes = len(train_set.labels.unique())
-    return {"lent": {**counts, "of": len(train_set), "classes": classes}}
+    return {"lent": {**counts, "of": len(train_set), "classes": classes, "least": least}}
 
 
 def budget_of(cell: Cell, train_set: ImageSet) -> CleanBudget | None:

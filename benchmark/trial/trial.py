@@ -114,7 +114,7 @@ def _diagnostics(ws: Workspace, data: PoisonedData, context: Context) -> dict[st
     return {
         **extent,
         **({"parts": parts} if parts else {}),
-        **size_of(context.clean, clean),
+        **size_of(context.clean, clean, ws.cell.defense.clean_images),
         "attack": dict(data.facts),
         "scalars": finite(journal.scalars),
         "samples": diagnose(journal.samples, data.mask),

@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from builders import make_record
+from builders import make_classified, make_record
 
 from bdbench.cells.cell import REGISTRIES
 from bdbench.cli import main
@@ -114,12 +115,50 @@ def test_the_caption_says_in_words_what_is_compared_and_how_to_read_it() -> None
     for part in (
         "Backdoor defenses on Toy with WRN-16-1. 30 epochs, fp32, 1 seed.",
         "Attacks as specs: badnets, sig.",
-        "The target is class 1.",
         "Bold: lowest ASR of a section against an attack; underlined: second lowest",
         r"\P{} failed, excluded from means: my\_defense on sig (seed 0: RuntimeError).",
     ):
         assert part in caption[1]
     assert "small print" not in caption[1]
+
+
+def aimed(attack: str, goals: list[int], **parts: Any) -> Record:
+    """A record of three classes, with the goal of each."""
+    made = make_classified("none", attack, [4, 4, 4], [(4, 0, 0)] * 3)
+    assert made.classes is not None
+    classes = made.classes.with_(goals=goals)
+    return replace(made, classes=classes, diagnostics={"parts": parts})
+
+
+@pytest.mark.parametrize(
+    ("records", "target"),
+    [
+        ([aimed("badnets", [1, 1, 1]), aimed("blend", [0, 1, 2])], None),
+        ([aimed("badnets", [1, 1, 1]), aimed("blend", [1, 1, 1])], 1),
+        ([aimed("badnets", [1, 1, 1]), aimed("tact", [0, 1, 1])], 1),
+        ([aimed("badnets", [0, 0, 0]), aimed("badnets_all_to_all", [1, 2, 0])], None),
+        ([aimed("badnets_all_to_all", [1, 2, 0])], None),
+        ([aimed("badnets", [1, 1, 1]), aimed("blend", [2, 2, 2])], None),
+        ([aimed("mixed", [1, 1, 1], badnets={}, blend={})], None),
+        ([aimed("badnets", [1, 1, 1]), make_record("cbd", "badnets", 880, 20)], None),
+        ([aimed("badnets", [1, 1, 1]), make_record("none", "blend")], None),
+        ([aimed("badnets", [1, 1, 1]), make_record("none", "none", 940)], 1),
+    ],
+)
+def test_the_caption_states_a_target_only_if_all_attacked_classes_share_it(
+    records: list[Record], target: int | None
+) -> None:
+    found = re.findall(r"The target is [^.]*\.", latex(records))
+    assert found == ([] if target is None else [f"The target is class {target}."])
+
+
+def test_a_heading_has_the_target_unless_the_caption_states_it() -> None:
+    one, two = (
+        replace(record, labels=record.labels.with_(attack="badnets(target=1)"))
+        for record in (aimed("badnets", [1, 1, 1]), aimed("badnets", [1, 2, 1]))
+    )
+    assert "(target=1)" not in latex([one]).split(r"\begin{tabular}")[1]
+    assert "(target=1)" in latex([two]).split(r"\begin{tabular}")[1]
 
 
 def test_ties_marks_and_states_agree_with_the_markdown() -> None:

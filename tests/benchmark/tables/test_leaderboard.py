@@ -599,3 +599,27 @@ def test_a_note_says_that_a_defense_had_another_clean_share_than_declared(given,
     record = replace(record, diagnostics={"lent": given})
     line = "- ft was lent 20 of 100 clean images (20 %) instead of the declared 5 %"
     assert (line in board(record)) is said
+
+
+@pytest.mark.parametrize(
+    ("defense", "stated", "reason"),
+    [
+        ("mine", {}, ""),
+        ("mine", {"least": 10}, ", because it gets at least 10 per class"),
+        ("asd", {}, ", because it gets at least 10 per class"),
+        ("asd", {"least": 3}, ", because it gets at least 3 per class"),
+        ("ft", {}, ", because it gets at least 2 per class"),
+    ],
+)
+def test_the_reason_for_another_share_is_what_the_record_or_a_built_in_defense_says(
+    defense, stated, reason
+):
+    record = make_record(defense, "badnets", 880, 20)
+    given = {"fit": 80, "validation": 20, "of": 2_000, "classes": 10, **stated}
+    record = replace(
+        record,
+        provenance=record.provenance.with_(clean_fraction=0.01),
+        diagnostics={"lent": given},
+    )
+    line = f"- {defense} was lent 100 of 2,000 clean images (5 %) instead of the declared 1 %"
+    assert f"{line}{reason}\n" in f"{board(record)}\n"
