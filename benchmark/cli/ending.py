@@ -25,11 +25,10 @@ def carry_out(plan: Plan, dry_run: bool, columns: Sequence[str] = ()) -> int:
     from bdbench.machine.terminal import Terminal
     from bdbench.running.run import execute
 
-    console = Terminal()
     if dry_run:
-        console.print("\n".join(plan.lines()), markup=False, highlight=False, soft_wrap=True)
+        say("\n".join(plan.lines()))
         return 0
-    code = execute(plan, console).code
+    code = execute(plan, Terminal()).code
     own, damaged = records_in(plan.results)
     more = warn_left_out(line for other in plan.beside for line in other.damaged)
     records, origins = join(own, plan.beside, plan.results, plan.asked)

@@ -32,6 +32,7 @@ from bdbench.running.engines.base import Engine, WorkerEvents
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.engines.processes import call_in_process
 from bdbench.running.names import Names
+from bdbench.running.plugin_sources import sources_of
 from bdbench.running.probing import Asking
 from bdbench.running.progress import COLUMNS, Reporter, duration, titled
 from bdbench.running.schedule import Schedule
@@ -166,15 +167,17 @@ class Plan:
             return None
         return self.speed.seconds(self.missing) / self.at_once
 
-    @property
+    @cached_property
     def job(self) -> Job:
         """What workers need beside their cells."""
+        plugins = tuple(path.absolute() for path in self.options.plugin)
         return Job(
             results=self.results.absolute(),
             cache=cache_root().absolute(),
             roots=tuple(root.absolute() for root in roots(self.options.data)),
             device=str(self.device),
-            plugins=tuple(path.absolute() for path in self.options.plugin),
+            plugins=plugins,
+            sources=sources_of(plugins),
             curves=self.options.curves,
             save=self.options.save,
             reactivate=self.options.reactivate,

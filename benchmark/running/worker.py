@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,11 +20,12 @@ from bdbench.models.plugins.registry import RegistersNothing, load_file
 from bdbench.records.files import path_of, read, write
 from bdbench.records.record import OtherSchema, Record
 from bdbench.running.claims import claimed, stamp
+from bdbench.running.plugin_sources import Sources, check_unchanged
 from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
 from bdbench.storage.networks import read as read_network
 from bdbench.trial import networks
-from bdbench.trial.failure import TimeLimit
+from bdbench.trial.failure import over_limit
 from bdbench.trial.harness import Harness
 from bdbench.trial.record import failed_record
 
@@ -38,6 +39,7 @@ class Job:
     roots: folders that may hold data sets
     device: its name
     plugins: files to load
+    sources: of these files when the run started; a worker refuses others
     curves: see `Harness`
     save: store the network that a defense returns
     reactivate: see `Harness`
@@ -52,6 +54,7 @@ class Job:
     roots: tuple[Path, ...]
     device: str
     plugins: tuple[Path, ...] = ()
+    sources: Sources = field(default_factory=dict)
     curves: bool = False
     save: bool = False
     reactivate: bool = False
@@ -93,6 +96,8 @@ class Worker:
 
     progress: called with the key of a cell and finished forward passes
     isolated: see `Harness`
+
+    Raises `InvalidInput` for a plugin file that fails, or has changed since the run started.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class Worker:
             # The process that started the run has shown this warning.
             warnings.simplefilter("ignore", RegistersNothing)
             for path in job.plugins:
+                check_unchanged(path, job.sources)
                 load_file(path)
         if job.threads is not None:
             torch.set_num_threads(job.threads)
@@ -258,9 +264,8 @@ def limited(seconds: float | None) -> Iterator[None]:
     """Raises `TimeLimit` inside the block after so many seconds. Works in the main thread only."""
 
     def ring(number: int, frame: Any) -> NoReturn:
-        raise TimeLimit(
-            f"stopped at --limit {seconds:g} s; run again to resume from the last checkpoint"
-        )
+        assert seconds is not None
+        raise over_limit(seconds)
 
     if seconds is None:
         yield

@@ -34,6 +34,13 @@ class TimeLimit(BaseException):
     """A cell took longer than --limit. Not an Exception, so that no plugin catches it."""
 
 
+def over_limit(seconds: float) -> TimeLimit:
+    """The error of a cell that took longer than `seconds`."""
+    return TimeLimit(
+        f"stopped at --limit {seconds:g} s; run again to resume from the last checkpoint"
+    )
+
+
 class InvalidResults(Exception):
     """What a trial returned does not fit into a record."""
 

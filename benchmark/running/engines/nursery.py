@@ -7,7 +7,11 @@ end of a socket, over which it receives two pipes for each cell. It ends when th
 nursery ── fork ──> keeper ── fork ──> cell
 
 A keeper waits for its cell, kills whatever the cell has started, and reports how the cell ended. It
-kills the cell when it is told to, or when the process that asked for the cell is gone.
+passes signals on to the cell, and kills it when it is told to, a few seconds after its limit, or
+when the process that asked for the cell is gone.
+
+Each cell is in a process group of its own, so that a signal to its group ends no other. The nursery
+and the keepers share a third group.
 """
 
 from __future__ import annotations
@@ -35,13 +39,18 @@ import psutil
 
 from bdbench.cells.cell import REGISTRIES
 from bdbench.machine.system import commit, versions
-from bdbench.running.worker import Job, Worker
+from bdbench.running.worker import Job, Worker, limited
 from bdbench.trial import provenance
+from bdbench.trial.failure import TimeLimit
 
 PAUSE = 0.2
 """Seconds between two reports of a cell's progress."""
 LOOK = 0.05
 """Seconds between two checks of a cell, on systems without pidfd."""
+GRACE = 5.0
+"""Seconds after its limit in which a cell may end by itself."""
+LATE = 256
+"""What a keeper reports in place of an exit code if the cell did not end in time."""
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 """Linux: be killed when the parent dies; adopt orphans of children."""
 
@@ -50,11 +59,13 @@ PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 class Task:
     """The work of a cell's process, and the environment of the process that asks for it.
 
+    limit: seconds after which a cell should have ended, None for no limit
     environment, folder, path: os.environ, the working folder and sys.path of that process
     """
 
     job: Job
     call: Callable[[Worker], Any]
+    limit: float | None
     environment: Mapping[str, str]
     folder: Path | None
     path: list[str]
@@ -117,6 +128,7 @@ def keep(control: Connection, events: Connection) -> None:
     task: Task = control.recv()
     keeper, cell = os.getpid(), os.fork()
     if cell == 0:
+        os.setpgid(0, 0)
         linux(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != keeper:
             os._exit(1)
@@ -125,15 +137,20 @@ def keep(control: Connection, events: Connection) -> None:
         flush()
         os._exit(0)
     events.close()
-    ended = wait(cell, control)
+    try:
+        # What the cell itself does about its limit, a plugin may undo.
+        with limited(None if task.limit is None else task.limit + GRACE):
+            ended, late = wait(cell, control), False
+    except TimeLimit:
+        ended, late = False, True
     code = kill_all(cell)
-    if ended:
+    if ended or late:
         with suppress(OSError):
-            control.send(code)
+            control.send(LATE if late else code)
 
 
 def wait(cell: int, control: Connection) -> bool:
-    """Wait until a cell ends; False if it should be killed instead."""
+    """Wait until a cell ends, and pass signals on; False if it should be killed instead."""
     poll = select.poll()
     poll.register(control.fileno(), select.POLLIN)
     try:
@@ -144,9 +161,20 @@ def wait(cell: int, control: Connection) -> bool:
     while True:
         ready = [descriptor for descriptor, _ in poll.poll(pause)]
         if control.fileno() in ready:
-            return False
-        if ready or os.waitid(os.P_PID, cell, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            if (number := received(control)) == signal.SIGKILL:
+                return False
+            with suppress(OSError):
+                os.killpg(cell, number)
+        elif ready or os.waitid(os.P_PID, cell, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             return True
+
+
+def received(control: Connection) -> int:
+    """The signal that the process which asked for the cell sends to it; SIGKILL if it is gone."""
+    with suppress(EOFError, OSError):
+        number: int = control.recv()
+        return number
+    return signal.SIGKILL
 
 
 def kill_all(cell: int) -> int:
@@ -191,8 +219,10 @@ def preload() -> None:
 
 
 def main() -> NoReturn:
-    # Ctrl-C reaches all processes of a terminal; the one that started the run decides what stops.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The process that started the run decides what stops. In the background of a terminal, a cell
+    # that uses it would stop otherwise.
+    for number in (signal.SIGINT, signal.SIGTTIN, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
     asked = socket.socket(fileno=int(sys.argv[1]))
     preload()
     gc.freeze()

@@ -32,6 +32,8 @@ class Nursery:
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", f"{__package__}.nursery", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
+            # So that a cell that signals its group does not reach this process, nor the nursery.
+            process_group=0,
             pass_fds=[theirs.fileno()],
             env={
                 **os.environ,

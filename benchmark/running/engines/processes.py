@@ -22,9 +22,10 @@ from typing import Any
 
 from bdbench.cells.cell import Cell
 from bdbench.running.engines.base import Died, Engine, WorkerEvents
-from bdbench.running.engines.nursery import Task
+from bdbench.running.engines.nursery import LATE, Task
 from bdbench.running.engines.own_nursery import Nursery, nursery
 from bdbench.running.worker import Attempt, Job, Worker, attempted
+from bdbench.trial.failure import over_limit
 
 
 class Processes(Engine):
@@ -33,7 +34,8 @@ class Processes(Engine):
     def __init__(self, job: Job, events: WorkerEvents, slots: int, devices: Sequence[str]) -> None:
         self.slots, self._events = slots, events
         self._tasks: queue.SimpleQueue[tuple[Future[Attempt], Task] | None] = queue.SimpleQueue()
-        self._lock, self._closed = threading.Lock(), False
+        # Reentrant, as a signal may come while this thread holds it.
+        self._lock, self._closed = threading.RLock(), False
         self._cells: set[_Process] = set()
         self._job = job
         # It imports torch while the first cells are chosen.
@@ -44,23 +46,39 @@ class Processes(Engine):
         ]
         for thread in self._threads:
             thread.start()
+        self._suspends = _has_default(signal.SIGTSTP)
+        if self._suspends:
+            signal.signal(signal.SIGTSTP, self._suspend)
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
         call = partial(attempted, identity=cell.located, before=before, retries=list(retries))
-        self._tasks.put((future, _task(self._job.narrowed(cell), call)))
+        self._tasks.put((future, _task(self._job.narrowed(cell), call, self._job.limit)))
         return future
 
     def close(self, broken: bool) -> None:
+        if self._suspends:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         with self._lock:
             self._closed = True
             if broken:
-                for each in self._cells:
-                    each.kill()
+                self._signal(signal.SIGKILL)
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
+
+    def _signal(self, number: int) -> None:
+        """Send a signal to all cells."""
+        with self._lock:
+            for each in self._cells:
+                each.signal(number)
+
+    def _suspend(self, number: int, frame: Any) -> None:
+        """Ctrl-Z reaches the group of this process only, and the cells have groups of their own."""
+        self._signal(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._signal(signal.SIGCONT)
 
     def _serve(self, device: str) -> None:
         """Run one task after the other on a device."""
@@ -68,9 +86,11 @@ class Processes(Engine):
             future, task = submitted
             task = replace(task, job=replace(task.job, device=device))
             try:
-                future.set_result(self._attempt(task))
-            except Exception as error:
+                attempt = self._attempt(task)
+            except BaseException as error:
                 future.set_exception(error)
+            else:
+                future.set_result(attempt)
 
     def _attempt(self, task: Task) -> Attempt:
         """Raises `Died`, or what the attempt raised."""
@@ -86,6 +106,12 @@ class Processes(Engine):
             with self._lock:
                 self._cells.discard(process)
             process.close()
+
+
+def _has_default(number: signal.Signals) -> bool:
+    """Whether this thread may handle a signal, and nobody else does or ignores it."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(number) is signal.SIG_DFL
 
 
 def call_in_process(job: Job, call: Callable[[Worker], Any]) -> Any:
@@ -107,8 +133,8 @@ def _start() -> _Process:
         raise Died("lost at its start") from error
 
 
-def _task(job: Job, call: Callable[[Worker], Any]) -> Task:
-    return Task(job, call, dict(os.environ), _working_folder(), list(sys.path))
+def _task(job: Job, call: Callable[[Worker], Any], limit: float | None = None) -> Task:
+    return Task(job, call, limit, dict(os.environ), _working_folder(), list(sys.path))
 
 
 class _Process:
@@ -122,22 +148,24 @@ class _Process:
             parent.fork(keepers, cells)
 
     def run(self, task: Task, events: WorkerEvents) -> Any:
-        """The result of a task. Raises `Died`, or what the task raised."""
+        """The result of a task. Raises `Died`, `TimeLimit`, or what the task raised."""
         answer: tuple[str, Any] | None = None
-        # A dying process may leave half a message.
-        with suppress(EOFError, OSError, ValueError):
+        with suppress(OSError):
             self._control.send(task)
-            while True:
-                kind, *values = self._from_cell.recv()
-                if kind == "progress":
-                    events.progress(*values)
-                elif kind == "warning":
-                    events.warning(*values)
-                else:
-                    answer = kind, values[0]
+        while (message := self._received()) is not None:
+            kind, *values = message
+            if kind == "progress":
+                events.progress(*values)
+            elif kind == "warning":
+                events.warning(*values)
+            else:
+                answer = kind, values[0]
         code = None
         with suppress(EOFError, OSError):
             code = self._control.recv()
+        if answer is None and code == LATE:
+            assert task.limit is not None
+            raise over_limit(task.limit)
         if answer is None:
             raise Died(death_of(code))
         kind, value = answer
@@ -145,10 +173,18 @@ class _Process:
             raise value
         return value
 
-    def kill(self) -> None:
-        """Let the keeper kill the cell; `run` then returns."""
+    def _received(self) -> tuple[Any, ...] | None:
+        """The next message of the cell; None after the last one."""
+        # A dying process may leave half a message.
+        with suppress(EOFError, OSError, ValueError):
+            message: tuple[Any, ...] = self._from_cell.recv()
+            return message
+        return None
+
+    def signal(self, number: int) -> None:
+        """Let the keeper send a signal to the cell; `run` returns after SIGKILL."""
         with suppress(OSError):
-            self._control.send("kill")
+            self._control.send(number)
 
     def close(self) -> None:
         self._control.close()

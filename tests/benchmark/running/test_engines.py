@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,27 @@ class Docile(Defense):
             bytearray(2**40)
         if self.deed == "sleep":
             time.sleep(60)
+        if self.deed == "sleep deaf":
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            time.sleep(60)
+        if self.deed == "sleep disarmed":
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            time.sleep(60)
+        if self.deed == "sleep on":
+            end = time.monotonic() + 60
+            while time.monotonic() < end:
+                try:
+                    time.sleep(60)
+                except BaseException:
+                    pass
+        if self.deed == "kill group":
+            os.killpg(0, signal.SIGTERM)
+            time.sleep(60)
+        if self.deed == "warn":
+            for n in range(3000):
+                warnings.warn(f"{n} {'x' * 60}")
+        if self.deed == "fail again" and self.deed in done:
+            raise RuntimeError("no such luck")
         if self.deed == "train":
             return train(context.build(), data, context.recipe, context.rng("classifier"))
         return context.build().eval()
@@ -189,6 +212,192 @@ def test_workers_make_the_same_records_and_a_limit_ends_a_cell(folder: Path) -> 
     assert strays(folder) == []
 
 
+def test_a_plugin_cannot_swallow_its_limit(folder: Path) -> None:
+    """Whatever it does about the signal: the keeper kills it seconds later."""
+    kinds = tuple(f"docile(deed='sleep {how}')" for how in ("on", "deaf", "disarmed"))
+    started = time.monotonic()
+    assert main(command("--limit=2", "--jobs=3", defenses=(*kinds, "docile"))) == 1
+    assert time.monotonic() - started < 60
+    found = results(folder)
+    assert found.pop("docile 0")["status"] == "ok"
+    for name in kinds:
+        error = found[f"{name} 0"]["error"]
+        assert error["type"] == "TimeLimit"
+        assert error["message"].startswith("stopped at --limit 2 s; run again")
+
+
+def test_a_signal_to_the_group_of_a_cell_ends_no_other(folder: Path, start: Start) -> None:
+    kinds = ("docile(deed='kill group')", "docile(deed='train')", "docile")
+    run = start(*command("--jobs=2", defenses=kinds))
+    said = run.communicate(timeout=300)
+    assert run.returncode == 1, said
+    found = results(folder)
+    killed, *others = (found[f"{kind} 0"] for kind in kinds)
+    assert killed["error"]["message"] == "worker killed (SIGTERM); gave up after 3 attempts"
+    assert all(each["status"] == "ok" for each in others)
+
+
+def test_a_run_that_is_suspended_suspends_its_cells(folder: Path, start: Start) -> None:
+    """As Ctrl-Z does, which does not reach the groups of the cells."""
+    run = start(*command("--jobs=1", defenses=("docile(deed='sleep')",)))
+    while not (folder / "deeds").exists():
+        assert run.poll() is None
+        time.sleep(0.05)
+    cell = next(
+        pid
+        for pid in family(run.pid)
+        if os.getpgid(pid) == pid != os.getpgid(run.pid)
+        and psutil.Process(pid).ppid() not in (run.pid,)
+    )
+
+    def both(stopped: bool) -> bool:
+        states = [psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in (run.pid, cell)]
+        return states == [stopped, stopped]
+
+    for number, stopped in ((signal.SIGTSTP, True), (signal.SIGCONT, False)):
+        run.send_signal(number)
+        limit = time.monotonic() + 20
+        while not both(stopped):
+            assert time.monotonic() < limit
+            time.sleep(0.05)
+    run.send_signal(signal.SIGINT)
+    run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert not psutil.pid_exists(cell)
+
+
+@pytest.mark.parametrize("output", ["/dev/full", "a closed pipe"])
+def test_cells_finish_where_no_output_can_be_written(folder: Path, output: str) -> None:
+    kinds = ("docile", "docile(deed='warn')")
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open("/dev/full" if output == "/dev/full" else writing, "wb") as broken:
+        words = [sys.executable, "-m", "bdbench", *command("--jobs=1", defenses=kinds)]
+        done = subprocess.run(words, stdout=broken, stderr=subprocess.PIPE, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {each["status"] for each in results(folder).values()} == {"ok"}
+    assert len(results(folder)) == 2
+
+
+EDITS = '''"""A defense during whose first cell a file changes, nobody, 2026."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bdbench.defenses import register
+from bdbench.defenses.base import Defense
+from its_helper import HELP
+
+
+@register("edits")
+@dataclass(frozen=True)
+class Edits(Defense):
+    """which: the name of the file"""
+
+    which: str = "edits.py"
+    # Here.
+
+    def fit(self, data, context):
+        path = Path(self.which)
+        text = path.read_text()
+        path.write_text(text.replace("# Here.", "version = 2") + "# Changed.\\n")
+        return context.build().eval()
+'''
+
+
+@pytest.mark.parametrize("which", ["edits.py", "its_helper.py"])
+@pytest.mark.usefixtures("unregistered")
+def test_a_plugin_file_that_changes_during_a_run_ends_its_own_cells_alone(
+    which: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "edits.py").write_text(EDITS)
+    (folder / "its_helper.py").write_text("HELP = 1\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "its_helper", raising=False)
+    kinds = (f"edits(which={which!r})", "docile")
+    more = ("--plugin=edits.py", "--seeds=2", "--jobs=1")
+    assert main(command(*more, defenses=kinds)) == 2
+    said = capsys.readouterr().out
+    assert "has changed during the run: run the same command again" in said
+    assert said.count("refused, key") == 1
+    found = results(folder)
+    assert {each["status"] for each in found.values()} == {"ok"}
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("addition", [["--curves"], ["--save"], ["--curves", "--limit=0.01"]])
+def test_a_failed_addition_leaves_the_record(
+    addition: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = "docile(deed='fail again')"
+    assert main(command(defenses=(kind,))) == 0
+    before = results(folder)
+    capsys.readouterr()
+    assert main(command(*addition, defenses=(kind,))) == 1
+    assert results(folder) == before
+    assert "it would replace one that has results" in capsys.readouterr().out
+
+
+LOADS = '''"""A data set that cannot be loaded."""
+import sys
+import time
+from dataclasses import dataclass
+
+from bdbench.datasets import register
+from bdbench.datasets.toy import Toy
+from bdbench.models import InvalidInput
+
+
+@register("loads")
+@dataclass(frozen=True)
+class Loads(Toy):
+    """deed: what happens while it is loaded"""
+
+    name = "loads"
+    deed: str = ""
+
+    def load(self, roots, cache):
+        if self.deed == "sleep":
+            time.sleep(60)
+        if self.deed == "raise":
+            raise RuntimeError("no such luck")
+        if self.deed == "leave":
+            sys.exit(3)
+        if self.deed == "refuse":
+            raise InvalidInput("the images are gone")
+        return super().load(roots, cache)
+'''
+
+
+@pytest.mark.parametrize("where", [["--in-process"], ["--jobs=2"]])
+@pytest.mark.usefixtures("unregistered")
+def test_a_data_set_that_cannot_be_loaded_ends_its_own_cells_alone(
+    where: list[str], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "loads.py").write_text(LOADS)
+    deeds = {"sleep": "TimeLimit", "raise": "RuntimeError", "leave": "SystemExit", "refuse": ""}
+    sizes = "train_images=40, test_images=40, image_size=16"
+    sets = [f"--dataset=loads({sizes}, deed={deed!r})" for deed in (*deeds, "")]
+    words = [word for word in command("--plugin=loads.py", "--limit=5") if word != SIZES]
+    assert main([*words, *where, *sets, "--defense=docile"]) == 2
+    assert "the images are gone" in capsys.readouterr().out
+    paths = (folder / "results/quick/records").glob("*.json")
+    errors = {}
+    for document in (json.loads(path.read_text()) for path in paths):
+        errors[document["cell"]["dataset"]] = document["error"] and document["error"]["type"]
+        assert document["measured"]["isolated"] == (where != ["--in-process"])
+    assert len(errors) == 4
+    assert {*errors.values()} == {*deeds.values()} - {""} | {None}
+
+
+def test_a_defense_without_enough_images_stops_no_other_in_one_process(folder: Path) -> None:
+    sizes = "--dataset=toy(train_images=12, test_images=40, image_size=16)"
+    words = [word for word in command("--in-process", defenses=("ft", "none")) if word != SIZES]
+    assert main([*words, sizes]) == 2
+    assert results(folder)["none 0"]["status"] == "ok"
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -308,7 +517,9 @@ def kill(whom: str, run: subprocess.Popen[str], path: Path, chance: random.Rando
             return None
         victim = chance.choice([pid for pid in workers if has_open(pid, path)] or workers)
     if whom == "everything":
-        os.killpg(victim, signal.SIGKILL)
+        for pid in [*family(run.pid), run.pid]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     elif whom == "nobody":
         os.kill(victim, chance.choice([signal.SIGTERM, signal.SIGINT]))
     else:

@@ -10,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections import Counter
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -48,6 +50,16 @@ def job(tmp_path: Path) -> Job:
 def process_of(worker: Worker) -> tuple[int, int, str, str | None]:
     """Its own, that of its keeper, and what surrounds it."""
     return os.getpid(), os.getppid(), os.getcwd(), os.environ.get("BESIDE")
+
+
+def groups(worker: Worker) -> tuple[int, int, int]:
+    """Its process, its group, and that of its keeper."""
+    return os.getpid(), os.getpgid(0), os.getpgid(os.getppid())
+
+
+def warn(worker: Worker) -> None:
+    for n in range(3000):
+        warnings.warn(f"{n} {'x' * 60}", stacklevel=1)
 
 
 def leave(worker: Worker, code: int) -> None:
@@ -205,6 +217,27 @@ def test_a_nursery_of_which_nothing_was_asked_is_not_waited_for() -> None:
     assert begun._process.returncode == -signal.SIGKILL
 
 
+def test_a_cell_and_the_nursery_are_in_groups_of_their_own(job: Job) -> None:
+    cell, of_cell, of_keeper = call_in_process(job, groups)
+    assert of_cell == cell
+    assert of_keeper == nursery()._process.pid
+    assert os.getpgid(0) not in (of_cell, of_keeper)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SystemExit(1)])
+def test_a_callback_that_fails_ends_its_attempt(job: Job, error: BaseException) -> None:
+    """More warnings than the pipe of the cell holds."""
+
+    def fail(line: str) -> None:
+        raise error
+
+    engine = Processes(job, WorkerEvents(lambda key, work: None, fail), 1, ["cpu"])
+    with engine:
+        future: Future[Attempt] = Future()
+        engine._tasks.put((future, processes._task(job, warn)))
+        assert future.exception(60) is error
+
+
 def test_the_end_of_a_run_is_the_end_of_its_cells(tmp_path: Path) -> None:
     """Killed, it cannot say so."""
     script = """
@@ -247,7 +280,7 @@ class Held:
         self.meet.wait(10)
         return Attempt(None)
 
-    def kill(self) -> None: ...
+    def signal(self, number: int) -> None: ...
 
     def close(self) -> None: ...
 

@@ -29,6 +29,7 @@ from bdbench.running.schedule import ATTEMPTS, Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.worker import Attempt
 from bdbench.storage.cache import Cache
+from bdbench.trial import provenance
 from bdbench.trial.failure import LESS_MEMORY, worker_died
 from bdbench.trial.harness import Harness
 from bdbench.trial.record import failed_record
@@ -75,7 +76,7 @@ class Scripted(Engine):
         future, chosen, retries = self._open.pop(0)
         try:
             future.set_result(self.answer(chosen, retries))
-        except Exception as error:
+        except BaseException as error:
             future.set_exception(error)
 
 
@@ -198,6 +199,95 @@ def test_a_cell_whose_workers_always_die_has_a_record_that_says_so(tmp_path: Pat
     assert kept.error.type == "WorkerDied"
     assert kept.error.message == "worker killed (SIGKILL); gave up after 3 attempts"
     assert kept.measured.retries == ["killed (SIGKILL)"] * ATTEMPTS
+
+
+@pytest.mark.parametrize("error", [Died("killed (SIGKILL)"), MemoryError("full"), SystemExit(3)])
+def test_a_failure_does_not_replace_what_another_run_has_written_meanwhile(
+    error: BaseException, tmp_path: Path
+) -> None:
+    (chosen,) = cells_of("none")
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        records.write(tmp_path, record(chosen))
+        raise error
+
+    code, said = run([chosen], tmp_path, Scripted(1, answer))
+    assert code == 0
+    assert "another run has written its record" in said
+    assert records.read(records.path_of(tmp_path, chosen.key)).status == "ok"
+
+
+def test_a_failure_waits_for_another_run_that_has_the_cell(tmp_path: Path) -> None:
+    (chosen,) = cells_of("none")
+    claim, asked = claimed(tmp_path, chosen.key), []
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        asked.append(chosen)
+        if len(asked) == 1:
+            claim.__enter__()
+            raise MemoryError
+        return Attempt(record(chosen))
+
+    def free(key: str, line: str) -> None:
+        claim.__exit__(None, None, None)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reporter, "suspend", lambda self, key, line: free(key, line))
+        patch.setattr(Reporter, "begin", lambda *_, **__: None)
+        patch.setattr(Reporter, "end", lambda *_: None)
+        assert run([chosen], tmp_path, Scripted(1, answer))[0] == 0
+    assert asked == [chosen, chosen]
+    assert not (tmp_path / "records").exists() or not [*(tmp_path / "records").glob("*.json")]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_failed_addition_leaves_the_results_of_the_same_code(same: bool, tmp_path: Path) -> None:
+    (chosen,) = cells_of("none")
+    origin = provenance.of(chosen, CPU, None)
+    if not same:
+        origin["sources"] |= {"defense": 12 * "0"}
+    path = records.write(tmp_path, Record(**{**vars(record(chosen)), "provenance": origin}))
+    before = path.read_bytes()
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        raise MemoryError
+
+    code, said = run([chosen], tmp_path, Scripted(1, answer))
+    assert code == 1
+    assert "FAILED after 0 s" in said
+    line = "FAILED: its record could not be written: it would replace one that has results"
+    assert (line in said) == (path.read_bytes() == before) == same
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"), [(RuntimeError("sbatch: error"), 1), (InvalidInput("no data"), 2)]
+)
+def test_a_cell_that_cannot_be_submitted_stops_no_other(
+    error: Exception, expected: int, tmp_path: Path
+) -> None:
+    cells = cells_of("none", "fp", "cbd")
+    engine = Scripted(1, lambda c, _: Attempt(record(c), mine=True))
+    submit = engine.submit
+
+    def refusing(cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
+        if cell == cells[1]:
+            raise error
+        return submit(cell, before, retries)
+
+    engine.submit = refusing  # type: ignore[method-assign]
+    code, said = run(cells, tmp_path, engine)
+    assert code == expected
+    assert engine.begun == [cells[0], cells[2]]
+    assert str(error) in said
+
+
+def test_a_record_under_another_key_ends_its_cell(tmp_path: Path) -> None:
+    """As after a change of a plugin."""
+    cells = cells_of("none", "fp")
+    other = record(cells_of("cbd")[0])
+    engine = Scripted(1, lambda c, _: Attempt(other if c == cells[0] else record(c), mine=True))
+    assert run(cells, tmp_path, engine)[0] == 0
+    assert engine.begun == cells
 
 
 def test_cells_of_another_run_are_left_to_it_until_it_ends(tmp_path: Path) -> None:
