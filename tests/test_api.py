@@ -359,6 +359,28 @@ class Breaks(bd.Defense):
 
 
 @dataclass(frozen=True)
+class BreaksLater(bd.Defense):
+    def fit(self, data: bd.ImageSet, context: bd.Context) -> bd.Classifier:
+        if "NO_LUCK" in os.environ:
+            raise OutOfLuck("no such luck")
+        return context.build().eval()
+
+
+def test_a_failed_addition_leaves_the_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: dict[str, Any] = {"attack": "none", "defense": BreaksLater(), "results": tmp_path}
+    bd.run_cell(**chosen, **TINY)
+    (path,) = (tmp_path / "records").iterdir()
+    before = path.read_bytes()
+    monkeypatch.setenv("NO_LUCK", "1")
+    for addition in ("curves", "save"):
+        with pytest.raises(OutOfLuck):
+            bd.run_cell(**chosen, **{addition: True}, **TINY)
+    assert path.read_bytes() == before
+
+
+@dataclass(frozen=True)
 class Untrained(bd.Defense):
     """The cheapest defense."""
 

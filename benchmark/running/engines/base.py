@@ -42,7 +42,7 @@ class Engine(ABC):
 
     @abstractmethod
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
-        """See `Worker.attempt`."""
+        """See `Worker.attempt`. What it raises ends the attempt, as an error of the future does."""
 
     def __enter__(self) -> Self:
         return self

@@ -153,6 +153,22 @@ def test_submitit_runs_cells_and_says_when_a_job_is_lost(tmp_path: Path) -> None
             lost.result(timeout=300)
 
 
+def test_a_job_whose_state_cannot_be_read_ends_its_cell() -> None:
+    """And not the thread that watches all jobs."""
+    pytest.importorskip("submitit")
+    from bdbench.running.engines.slurm import _settled
+
+    error = OSError("Stale file handle")
+
+    class Lost:
+        def done(self) -> bool:
+            raise error
+
+    future: Future[Attempt] = Future()
+    assert _settled(future, Lost())  # type: ignore[arg-type]
+    assert future.exception() is error
+
+
 def test_a_cluster_that_is_not_there_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
