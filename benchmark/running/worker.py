@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import torch
 
-from bdbench.cells.cell import REGISTRIES, Cell, cell_of, factories
+from bdbench.cells.cell import REGISTRIES, Cell, cell_of
 from bdbench.machine.contention import Contention
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import RegistersNothing, load_file
@@ -27,6 +27,7 @@ from bdbench.storage.networks import read as read_network
 from bdbench.trial import networks
 from bdbench.trial.failure import over_limit
 from bdbench.trial.harness import Harness
+from bdbench.trial.provenance import needed_plugin_files
 from bdbench.trial.record import failed_record
 
 
@@ -65,10 +66,8 @@ class Job:
 
     def narrowed(self, cell: Cell) -> Job:
         """The same without plugin files that only other cells need, so that importing these cannot
-        affect this cell. Files that register nothing stay."""
-        needed = {
-            _file(part) for axis in REGISTRIES for part in factories(axis, getattr(cell, axis))
-        }
+        affect this cell. Files that define no registered plugin stay."""
+        needed = {file.resolve() for file in needed_plugin_files(cell)}
         others = {
             _file(registry.factory(name))
             for registry in REGISTRIES.values()

@@ -18,7 +18,7 @@ from bdbench.cells.cell import REGISTRIES, Cell
 from bdbench.datasets.base import Dataset
 from bdbench.machine.system import commit, device_name, versions
 from bdbench.models.plugins.documentation import about_fields, about_module
-from bdbench.models.plugins.registry import plugin_files
+from bdbench.models.plugins.registry import PLUGIN, plugin_files
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
 """Packages whose files are part of the source of a plugin that imports them."""
@@ -54,8 +54,25 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
 
 def plugins(cell: Cell) -> list[str]:
     """The plugin files that a cell needs, relative to the current folder if they are below it."""
-    modules = {name for info in cell.info.values() for name in info.modules}
-    return [_relative(file) for file in plugin_files(modules - {"__main__"})]
+    return [_relative(file) for file in needed_plugin_files(cell)]
+
+
+def needed_plugin_files(cell: Cell) -> list[Path]:
+    """The loaded plugin files that define a plugin of a cell, or import the module that does,
+    directly or not."""
+    modules = {
+        name
+        for info in cell.info.values()
+        for name in info.modules
+        if name != "__main__" and not name.startswith("bdbench.")
+    }
+    defining = {_file(name) for name in modules}
+    importing = {
+        Path(str(module.__file__))
+        for name, module in list(sys.modules.items())
+        if name.startswith(PLUGIN) and defining.intersection(files_of(name).values())
+    }
+    return sorted(importing.union(plugin_files(modules)))
 
 
 def _relative(file: Path) -> str:
