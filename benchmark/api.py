@@ -24,6 +24,7 @@ from bdbench.cells import suite_file
 from bdbench.cells.cell import Cell, cell, check_network, check_trigger
 from bdbench.cells.grid import recipe_for
 from bdbench.cells.overrides import SuiteOverrides
+from bdbench.cells.plugins import load_plugin
 from bdbench.cells.suites import Suite
 from bdbench.contract.promises import check_plugin, resolve
 from bdbench.datasets import Source
@@ -36,7 +37,6 @@ from bdbench.models import Classifier, Recipe
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.errors import require as _require
-from bdbench.models.plugins.registry import load_file
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
 from bdbench.models.registry import models as _models
@@ -332,7 +332,7 @@ def run(
     `Results.failed`.
     """
     for path in plugins:
-        load_file(Path(path))
+        load_plugin(Path(path))
     chosen = suite_file.find(str(name))
     chosen.prepare()
     overrides = SuiteOverrides(

@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from bdbench.cells.plugins import load_plugin
 from bdbench.cells.suites import SUITES, Suite, check_seeds, suite
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, one_of, require
-from bdbench.models.plugins.registry import load_file
 from bdbench.storage.folders import expanded
 
 SUFFIX = ".toml"
@@ -57,7 +57,7 @@ class NamedSuite:
             return
         for path in self.plugins:
             with self.lines.named("plugins", path.name):
-                load_file(path)
+                load_plugin(path)
         self._check_specs(self.lines)
 
     def _check_specs(self, lines: Lines) -> None:

@@ -76,7 +76,7 @@ def neighbours_of(folders: Sequence[Path], own: Path) -> tuple[tuple[Neighbour, 
 
 def load_plugins(plugins: Sequence[Path]) -> None:
     """Import plugin files. Raises `InvalidInput` for one that fails."""
-    from bdbench.models.plugins.registry import load_file
+    from bdbench.cells.plugins import load_plugin
 
     for path in plugins:
-        load_file(path)
+        load_plugin(path)

@@ -17,10 +17,10 @@ from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from bdbench.cells.cell import Cell
+from bdbench.machine.surroundings import working_folder
 from bdbench.running.engines.base import Died, Engine, WorkerEvents
 from bdbench.running.engines.nursery import LATE, Task
 from bdbench.running.engines.own_nursery import Nursery, nursery
@@ -134,7 +134,7 @@ def _start() -> _Process:
 
 
 def _task(job: Job, call: Callable[[Worker], Any], limit: float | None = None) -> Task:
-    return Task(job, call, limit, dict(os.environ), _working_folder(), list(sys.path))
+    return Task(job, call, limit, dict(os.environ), working_folder(), list(sys.path))
 
 
 class _Process:
@@ -189,13 +189,6 @@ class _Process:
     def close(self) -> None:
         self._control.close()
         self._from_cell.close()
-
-
-def _working_folder() -> Path | None:
-    """None if it was removed."""
-    with suppress(OSError):
-        return Path.cwd()
-    return None
 
 
 def death_of(code: int | None) -> str:
