@@ -13,6 +13,7 @@ import torch
 from bdbench.attacks.base import Attack, check_target
 from bdbench.attacks.compound import parts_of
 from bdbench.attacks.registry import attacks
+from bdbench.cells.declared import DeclaredWork, declared_work, num_classes
 from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Defense
@@ -99,6 +100,12 @@ class Cell:
         return {**self.identity, **{axis: info.located for axis, info in self.info.items()}}
 
     @cached_property
+    def declared(self) -> DeclaredWork:
+        """The work that the plugins announce."""
+        images = self.dataset.count
+        return declared_work(self.attack, self.defense, self.recipe, images, self.labels)
+
+    @cached_property
     def versions(self) -> dict[str, Any]:
         """The versions of the plugins by axis, which authors raise when numbers change. A plugin
         that holds another one has a list of both. The version of a local plugin is a hash of its
@@ -155,8 +162,9 @@ def cell(
 
 def check_targets(attack: Attack, dataset: Source) -> None:
     """Raises `InvalidInput` for a target outside the classes, also that of a part."""
+    classes = num_classes(dataset)
     for each in (attack, *parts_of(attack).values()):
-        check_target(each.target, dataset.num_classes)
+        check_target(each.target, classes)
 
 
 def check_trigger(cell: Cell) -> None:

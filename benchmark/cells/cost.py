@@ -31,10 +31,10 @@ NOTHING: Mapping[Any, float] = MappingProxyType({})
 def expected_passes(cell: Cell) -> float:
     """The expected work of a cell that runs alone, in forward passes: training its attack, its
     undefended networks and its defense. A network that is given costs nothing."""
-    images, own = cell.dataset.count, cell.defense.cost(cell.recipe, cell.dataset.count)
+    own = cell.declared.defense
     if given(cell.model) is not None:
-        own = max(0.0, own - _undefended(cell) * cell.defense.undefended)
-    return (cell.attack.cost(cell.recipe) + own) * images
+        own = max(0.0, own - _undefended(cell) * cell.declared.undefended)
+    return (cell.declared.attack + own) * cell.dataset.count
 
 
 def _undefended(cell: Cell) -> float:
@@ -62,9 +62,9 @@ def shared_work(cell: Cell) -> dict[Part, float]:
     """The forward passes of each part of a cell's work that other cells may share: the training of
     its attack, and of its undefended networks."""
     origin = (*(spec for axis, spec in cell.specs.items() if axis != "defense"), cell.seed)
-    costs = {"attack": cell.attack.cost(cell.recipe)}
+    costs = {"attack": cell.declared.attack}
     if given(cell.model) is None:
-        networks = range(cell.defense.undefended)
+        networks = range(cell.declared.undefended)
         costs |= {f"undefended {n}": _undefended(cell) for n in networks}
     return {(*origin, part): cost * cell.dataset.count for part, cost in costs.items() if cost}
 

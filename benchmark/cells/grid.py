@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import Cell, check_targets, recipes_of, share_info
+from bdbench.cells.declared import recipe_defaults
 from bdbench.cells.suites import Suite
 from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
@@ -59,5 +60,4 @@ def _plugins(registry: Registry[T], axis: Iterable[str | T]) -> list[T]:
 def recipe_for(dataset: Source, fields: Mapping[str, Any], precision: str) -> Recipe:
     """The recipe for a data set, which sets the learning rate and whether images are flipped unless
     `fields` do. Raises `InvalidInput`."""
-    defaults = {"learning_rate": dataset.learning_rate, "flip": dataset.flip}
-    return Recipe(**{**defaults, **fields}, precision=precision)
+    return Recipe(**{**recipe_defaults(dataset), **fields}, precision=precision)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
+from bdbench.cells.plugins import answering
 from bdbench.cli import cache as cache
 from bdbench.cli import data as data
 from bdbench.cli import doctor as doctor
@@ -30,7 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A shell that starts a command in the background makes it ignore SIGINT.
         signal.signal(number, _interrupt)
     try:
-        code = cli.main(args=arguments, prog_name="bdbench", standalone_mode=False)
+        with answering("the code of a plugin"):
+            code = cli.main(args=arguments, prog_name="bdbench", standalone_mode=False)
         return int(code or 0)
     except click.ClickException as error:
         return _refuse(error.format_message())

@@ -84,10 +84,11 @@ def _describe(registry: Registry[Any], name: str) -> str:
         plain(rows, headers=["field", "type", "default"]) if rows else "",
     ]
     if registry.kind == "defense":
+        from bdbench.cells.declared import defense_passes
         from bdbench.models.training.recipe import Recipe
 
         recipe, defense, images = Recipe(), registry.build(name), 50_000
-        cost = defense.cost(recipe, images) / (3 * recipe.epochs)
+        cost = defense_passes(defense, recipe, images, name) / (3 * recipe.epochs)
         at_least = f", at least {defense.clean_images} of each class"
         parts.append(
             f"clean images: {100 * defense.clean_fraction:g} % of the training set"

@@ -15,6 +15,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from bdbench.cells.declared import defense_passes, undefended
 from bdbench.defenses.base import VALIDATION, Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
@@ -134,10 +135,11 @@ def _given(names: Sequence[str]) -> str:
     rows = []
     for name in names:
         made: Defense = defenses.build(name)
-        share, many = made.clean_fraction, made.undefended
+        share, many = made.clean_fraction, undefended(made, name)
         start = "an undefended network" if many == 1 else f"{many} undefended networks"
         plain = 3.0 * RECIPE.epochs
-        own = made.cost(RECIPE, IMAGES) - many * plain
+        passes = defense_passes(made, RECIPE, IMAGES, name)
+        own = passes - many * plain
         # Some only look at an undefended network; they state the passes of a network of their own.
         fresh = not many or (not share and own > EPOCH)
         tuning = "on the clean images" if share else "none"
@@ -148,7 +150,7 @@ def _given(names: Sequence[str]) -> str:
                 f"{100 * share:g} %" if share else "none",
                 "from scratch" if fresh else tuning,
                 "one network, nothing else",
-                f"{made.cost(RECIPE, IMAGES) / plain:.2f}",
+                f"{passes / plain:.2f}",
             )
         )
     note = (

@@ -102,7 +102,7 @@ def _label(registry: Registry[Any], what: str) -> str:
     """That of the plugin, which may spell the specs in its fields anew; else that of the text."""
     try:
         return registry.label(registry.build(what))
-    except Exception:  # a promise will say why
+    except (Exception, SystemExit):  # a promise will say why
         return registry.label(what)
 
 
@@ -131,7 +131,7 @@ def _verdict(each: Promise, kind: str, name: str) -> Verdict:
         return Verdict(each, None, f"not tested: {reason}")
     except (Broken, InvalidInput) as error:
         return Verdict(each, False, str(error))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         where = inspect.trace()[-1]
         file, line = location(error) or (Path(where.filename), where.lineno)
         return Verdict(each, False, f"{type(error).__name__} in {file.name}, line {line}: {error}")

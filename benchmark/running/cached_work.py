@@ -34,7 +34,7 @@ def cached_work(
             "attack": ("poisoned", "prepare", attack_key(cell, here)),
             own(cell)[-1]: ("", "fit", fit_key(cell, curves)),
         }
-        for n in range(cell.defense.undefended):
+        for n in range(cell.declared.undefended):
             key = undefended_key(cell, n, here)
             keys[f"undefended {n}"] = ("undefended", "undefended", key)
         for part, cost in costs.items():

@@ -45,7 +45,7 @@ class Asking:
         fresh process too, where torch's optimizers are already loaded."""
         try:
             return self._made(cell, partial(probe, device=device))
-        except Exception:
+        except (Exception, SystemExit):
             return math.inf
 
     def _refuse(self, cell: Cell, question: Callable[[Cell], None], *axes: str) -> None:
@@ -56,7 +56,7 @@ class Asking:
         except InvalidInput as error:
             if not error.of_code:
                 raise
-        except Exception:
+        except (Exception, SystemExit):
             return
 
     def _ask(self, cell: Cell, question: Callable[[Cell], T], *axes: str) -> T:

@@ -15,10 +15,12 @@ from rich.console import Console
 from bdbench.cells import grid
 from bdbench.cells.cell import Cell
 from bdbench.cells.cost import added_work, controls
+from bdbench.cells.plugins import answering
 from bdbench.cells.suites import Suite
 from bdbench.machine.contention import Contention
 from bdbench.machine.devices import precision_of
 from bdbench.machine.memory import processes_that_fit
+from bdbench.machine.surroundings import surroundings_kept
 from bdbench.machine.system import device_name
 from bdbench.machine.threads import cores
 from bdbench.models.networks.given import given
@@ -200,6 +202,7 @@ class Plan:
             yield f"{cell.key}  {titled(names.of(cell), COLUMNS - len(cell.key) - 2, f': {cost}')}"
         yield f"{self._count}{self._about}"
         yield from self.repeats()
+        yield from self.unknown()
         yield from self.surroundings()
 
     def repeats(self) -> Iterator[str]:
@@ -212,6 +215,11 @@ class Plan:
             if count := self.count(kind):
                 records = f"{count} record{'s have' if count > 1 else ' has'}"
                 yield f"{records} no {lacking}, so {option} runs the cells again"
+
+    def unknown(self) -> Iterator[str]:
+        """Why the work of cells is not known."""
+        for why in dict.fromkeys(why for cell in self.missing for why in cell.declared.unknown):
+            yield f"warning: {why}; the expected time is a guess"
 
     @property
     def asked(self) -> list[Known]:
@@ -267,7 +275,8 @@ def plan(name: str, suite: Suite, execution: ExecutionOptions, options: RunOptio
     _check_options(name, suite, execution, options)
     devices = execution.devices(options.device)
     precision = precision_of(suite.precision, devices[0])
-    cells = tuple(grid.cells(suite, precision))
+    with surroundings_kept(), answering("a plugin"):
+        cells = tuple(grid.cells(suite, precision))
     execution = _with_local_plugins(execution, cells)
     _check_networks(cells, options.network)
     folder = _folder(name, options)
@@ -322,7 +331,13 @@ def execute(plan: Plan, console: Console) -> RunOutcome:
 
 
 def _announce(plan: Plan, console: Console) -> None:
-    for line in (*plan.repeats(), plan.headline, *Names(plan.missing).common, *plan.surroundings()):
+    for line in (
+        *plan.repeats(),
+        *plan.unknown(),
+        plan.headline,
+        *Names(plan.missing).common,
+        *plan.surroundings(),
+    ):
         _say(console, line)
 
 

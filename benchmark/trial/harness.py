@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from bdbench.cells.cell import Cell
+from bdbench.cells.plugins import answering
 from bdbench.datasets.base import Dataset, Source
 from bdbench.datasets.registry import datasets
 from bdbench.machine.clock import Stopwatch, peak_memory, reset_peak_memory
@@ -74,8 +75,9 @@ class Harness:
         trains."""
         sources = {cell.located["dataset"]: cell.dataset for cell in cells}
         for source in sources.values():
-            if source.locate(self.roots) is None:
-                source.load(self.roots, self.cache)
+            with answering(f"looking for data set {datasets.label(source)}"):
+                if source.locate(self.roots) is None:
+                    source.load(self.roots, self.cache)
 
     def poisoned(self, cell: Cell) -> PoisonedData:
         """What the attack of a cell makes of its data set, the same as in `run`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bdbench.cells.cell import Cell
+from bdbench.cells.declared import undefended
 from bdbench.datasets.base import Source
 from bdbench.models.networks import given
 from bdbench.models.networks.classifier import Classifier
@@ -81,7 +82,8 @@ def starting_weights(stored: Stored | None, cell: Cell) -> dict[str, Tensor] | N
 def check_starts(cells: Iterable[Cell]) -> None:
     """Raises `InvalidInput` for a defense that does not start from one undefended network."""
     for cell in cells:
-        name, count = cell.labels["defense"], cell.defense.undefended
+        name = cell.labels["defense"]
+        count = undefended(cell.defense, name)
         require(
             count > 0,
             f"defense {name} trains a network from scratch and cannot start from a given one: "

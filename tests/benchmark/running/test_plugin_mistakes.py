@@ -1,0 +1,280 @@
+"""A mistake in a plugin file costs its own cells, and never the run."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from commands import refused
+
+import bdbench as bd
+from bdbench.cells.cell import cell
+from bdbench.cells.cost import expected_passes, own, parts
+from bdbench.cells.plugins import load_plugin
+from bdbench.cli import main
+from bdbench.models import Recipe
+from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.scope import num_threads
+from bdbench.running.worker import Job
+from bdbench.trial.provenance import plugins
+
+SIZES = "toy(train_images=40, test_images=40, image_size=16)"
+FIXED = ["--epochs=1", "--device=cpu", "--precision=fp32", "--seeds=1", "--attack=badnets"]
+DEFENSE = '''"""A defense, nobody, 2026."""
+from dataclasses import dataclass
+
+from bdbench.defenses import Defense, register
+from bdbench.models import train
+
+
+@register("mine")
+@dataclass(frozen=True)
+class Mine(Defense):
+    """Nothing."""
+
+    def fit(self, data, context):
+        return train(context.build(), data, context.recipe, context.rng("mine"))
+
+'''
+ATTACK = '''"""An attack, nobody, 2026."""
+from dataclasses import dataclass
+
+from bdbench.attacks import Attack, dirty_label, register
+
+
+@register("frame")
+@dataclass(frozen=True)
+class Frame(Attack):
+    """Nothing."""
+
+    def trigger(self, images):
+        return 255 - images
+
+    def poison(self, clean, rng):
+        return dirty_label(self, clean, rng)
+
+'''
+COST = "    def cost(self, recipe, images):\n        "
+UNDEFENDED = "    @property\n    def undefended(self):\n        "
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unregistered: None) -> Iterator[Path]:
+    """A working folder of its own; what plugin files add to the process is forgotten."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    modules = set(sys.modules)
+    yield tmp_path
+    for name in sys.modules.keys() - modules:
+        if name.startswith(("bdbench_plugin_", "my_")):
+            del sys.modules[name]
+
+
+def run(*words: str) -> int:
+    return main(["run", f"--dataset={SIZES}", *FIXED, "--results=out", *words])
+
+
+def statuses(axis: str = "defense") -> dict[str, str]:
+    """The status of each record by the label of a plugin."""
+    records = [json.loads(path.read_text()) for path in Path("out/records").glob("*.json")]
+    return {each["labels"][axis]: each["status"] for each in records}
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (
+            "    def cost(self, recipe):\n        return 1.0\n",
+            "cost of defense mine failed at line 16 of {file}: TypeError: Mine.cost() takes 2",
+        ),
+        (f"{COST}raise SystemExit(0)\n", "failed at line 17 of {file}: SystemExit: 0"),
+        (f"{COST}return 1 / 0\n", "failed at line 17 of {file}: ZeroDivisionError"),
+        (f"{COST}return None\n", "must be a finite number of at least 0, got None at line 16"),
+        (f"{COST}return float('nan')\n", "must be a finite number of at least 0, got nan"),
+        (f"{COST}return -1.0\n", "must be a finite number of at least 0, got -1.0"),
+        (f"{UNDEFENDED}raise SystemExit(0)\n", "undefended of defense mine failed at line 18"),
+        (f"{UNDEFENDED}return 1 / 0\n", "undefended of defense mine failed at line 18 of {file}"),
+        (f"{UNDEFENDED}return 1.5\n", "must be an integer of at least 0, got 1.5 at line 16"),
+        ("    undefended = -1\n", "undefended of defense mine must be an integer of at least 0"),
+    ],
+)
+def test_work_that_a_defense_cannot_tell_is_guessed_and_said(
+    body: str, complaint: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = here / "mine.py"
+    file.write_text(DEFENSE + body)
+    bd.load_file(file)
+    made = cell(SIZES, "wrn16_1", "badnets", "mine", Recipe(), 0)
+    (why,) = made.declared.unknown
+    assert complaint.format(file=file) in why
+    plain = cell(SIZES, "wrn16_1", "badnets", "none", Recipe(), 0)
+    assert expected_passes(made) == expected_passes(plain)
+    assert list(parts(made)) == [own(made)]
+    if "cost" in body:
+        assert complaint.format(file=file) in refused(capsys, "describe", "mine")
+
+
+def test_an_attack_that_cannot_tell_its_work_is_taken_for_one_that_does_not_train(
+    here: Path,
+) -> None:
+    (here / "frame.py").write_text(f"{ATTACK}    def cost(self, recipe):\n        return 'much'\n")
+    bd.load_file(here / "frame.py")
+    made = cell(SIZES, "wrn16_1", "frame", "none", Recipe(), 0)
+    assert expected_passes(made) == 40 * 300
+    assert made.declared.unknown == (
+        "cost of attack frame must be a finite number of at least 0, got 'much' at line 18 of "
+        f"{here / 'frame.py'}",
+    )
+
+
+def test_other_cells_run_beside_a_defense_that_cannot_tell_its_work(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text(f"{DEFENSE}{UNDEFENDED}raise SystemExit(0)\n")
+    assert run("--defense=none", "--defense=mine", "--plugin=mine.py", "--in-process") == 1
+    (line,) = (text for text in capsys.readouterr().out.splitlines() if "warning" in text)
+    assert line.startswith("warning: undefended of defense mine failed at line 18 of ")
+    assert line.endswith("mine.py: SystemExit: 0; the expected time is a guess")
+    assert statuses() == {"none": "ok", "mine": "failed"}
+
+
+STRIPES = '''"""A data set, nobody, 2026."""
+from dataclasses import dataclass
+
+from bdbench.datasets import Source, register
+
+
+@register("stripes")
+@dataclass(frozen=True)
+class Stripes(Source):
+    """Nothing."""
+
+    name, num_classes, train_size, image_size = "stripes", 3, 600, 16
+    flip, learning_rate = True, 0.1
+
+    def load(self, roots, cache):
+        raise ValueError
+
+    def locate(self, roots):
+        return "generated"
+
+'''
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (
+            "    @property\n    def learning_rate(self):\n        return 1 / 0\n",
+            "learning_rate of data set Stripes failed at line 23 of {file}: ZeroDivisionError",
+        ),
+        (
+            "    @property\n    def flip(self):\n        raise SystemExit(0)\n",
+            "flip of data set Stripes failed at line 23 of {file}: SystemExit: 0",
+        ),
+        (
+            "    def __post_init__(self): ...\n    num_classes = None\n",
+            "num_classes of data set Stripes must be an integer of at least 0, got None",
+        ),
+        (
+            "    def __post_init__(self):\n        raise SystemExit(0)\n",
+            "failed at line 22 of {file}: SystemExit: 0",
+        ),
+        (
+            "    def locate(self, roots):\n        return 1 / 0\n",
+            "looking for data set stripes failed at line 22 of {file}: ZeroDivisionError",
+        ),
+    ],
+)
+def test_what_a_data_set_cannot_tell_is_one_line(
+    body: str, complaint: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = here / "stripes.py"
+    file.write_text(STRIPES + body)
+    words = ["--dataset=stripes", *FIXED, "--defense=none", "--plugin=stripes.py", "--in-process"]
+    line = refused(capsys, "run", "quick", *words)
+    assert complaint.format(file=file) in line
+
+
+def test_a_broken_promise_may_be_an_exit(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = f"{DEFENSE}    def __post_init__(self):\n        raise SystemExit(0)\n"
+    (here / "mine.py").write_text(text)
+    assert main(["check", "mine.py"]) == 1
+    assert "SystemExit" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("through", ["my_attack", "my_part"])
+def test_a_file_stays_with_the_cells_of_what_it_imports(through: str, here: Path) -> None:
+    (here / "my_attack.py").write_text(ATTACK)
+    (here / "my_part.py").write_text("from my_attack import Frame\n")
+    files = [here / "my_defense.py", here / "my_other.py"]
+    files[0].write_text(f"import {through}\n{DEFENSE}")
+    files[1].write_text(DEFENSE.replace('"mine"', '"other"'))
+    for file in files:
+        load_plugin(file)
+    job = Job(here, here, (), "cpu", tuple(files))
+    kept = {("frame", "none"): files[:1], ("frame", "mine"): files[:1], ("frame", "other"): files}
+    kept |= {("badnets", "none"): [], ("badnets", "other"): files[1:]}
+    for (attack, defense), needed in kept.items():
+        made = cell(SIZES, "wrn16_1", attack, defense, Recipe(), 0)
+        assert job.narrowed(made).plugins == tuple(needed)
+        assert plugins(made) == [file.name for file in needed]
+
+
+def test_a_cell_of_an_imported_attack_runs(here: Path) -> None:
+    (here / "my_attack.py").write_text(ATTACK)
+    (here / "my_defense.py").write_text(f"from my_attack import Frame\n{DEFENSE}")
+    words = [f"--dataset={SIZES}", *FIXED[:-1], "--defense=none", "--plugin=my_defense.py"]
+    assert main(["run", "--attack=frame", *words, "--results=out"]) == 0
+    assert statuses() == {"none": "ok"}
+
+
+LOUD = """import os
+import sys
+import torch
+os.chdir("..")
+os.environ["BDBENCH_CACHE"] = "nowhere"
+os.environ["CUDA_VISIBLE_DEVICES"] = "7"
+os.environ.pop("OMP_NUM_THREADS", None)
+sys.path.insert(0, "nowhere")
+torch.set_num_threads(torch.get_num_threads() + 1)
+"""
+
+
+@pytest.mark.parametrize("end", ["", "1 / 0\n"])
+def test_a_file_leaves_the_surroundings_of_who_loads_it(
+    end: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (here / "loud.py").write_text(LOUD + DEFENSE + end)
+
+    def surroundings() -> tuple[object, ...]:
+        return Path.cwd(), dict(os.environ), torch.get_num_threads()
+
+    before, path = surroundings(), list(sys.path)
+    try:
+        load_plugin(Path("loud.py"))
+    except InvalidInput as error:
+        assert end, error
+    assert surroundings() == before
+    assert sys.path == path if end else sys.path == [*path, "nowhere", str(here)]
+
+
+def test_a_run_goes_on_where_it_was_started(
+    here: Path, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    (here / "loud.py").write_text(LOUD + DEFENSE)
+    threads = torch.get_num_threads()
+    with num_threads(threads):
+        assert run("--defense=none", "--plugin=loud.py", "--in-process") == 0
+    assert statuses() == {"none": "ok"}
+    (record,) = (json.loads(path.read_text()) for path in Path("out/records").glob("*.json"))
+    assert record["provenance"]["threads"] == threads
+    assert any(cache_folder.iterdir())
+    assert not [path for path in (here / "nowhere", here.parent / "nowhere") if path.exists()]
