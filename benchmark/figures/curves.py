@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from bdbench.figures.epochs import BAND, by_epoch, draw_line, sample_sizes, with_curves
+from bdbench.figures.epochs import (
+    BAND,
+    by_epoch,
+    draw_line,
+    sample_sizes,
+    undrawn,
+    with_curves,
+    without_curve,
+)
 from bdbench.figures.picture import COLOURS, DASHES, MARKERS, Picture, caption, grid, legend
 from bdbench.figures.selection import Selection
 from bdbench.tables.groups import is_none
@@ -40,8 +48,15 @@ def draw(selection: Selection) -> Picture:
     for axes in panels.values():
         axes.set(ylim=(-3, 103), yticks=range(0, 101, 25))
     legend(figure, styles)
-    caption(figure, groups, *[BAND] * bool((data["seeds"] > 1).any()), *sample_sizes(groups))
-    return Picture(figure, data)
+    caption(
+        figure,
+        groups,
+        data["seeds"],
+        *[BAND] * bool((data["seeds"] > 1).any()),
+        *sample_sizes(groups),
+        *without_curve(groups, list(ROWS)),
+    )
+    return Picture(figure, data, undrawn(selection.groups, groups))
 
 
 def _style(rank: int) -> dict[str, Any]:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
 
-from bdbench.figures.selection import Selection
+from bdbench.figures.picture import left_out
+from bdbench.figures.selection import SETTING, Selection
 from bdbench.records.record import TESTED
-from bdbench.tables.groups import Group
+from bdbench.tables.groups import Group, is_none
 
 BAND = "Bands: range over seeds"
 
 
 def by_epoch(groups: Sequence[Group], values: Sequence[str]) -> pd.DataFrame:
-    """One row per group and epoch: attack, defense, epoch, seeds, and for each value its mean over
-    the seeds, its minimum and its maximum (`_low`, `_high`); nan where it was not measured."""
+    """One row per group and epoch: attack, defense, epoch, seeds with any of the values, and for
+    each value its mean over the seeds, its minimum and its maximum (`_low`, `_high`); nan where it
+    was not measured."""
     tables = []
     for group in groups:
-        points = pd.DataFrame([point for record in group.used for point in record.curves])
+        points = pd.DataFrame([p for r in group.used for p in r.curves if _has(p, values)])
         if points.empty:
             continue
         epochs = points.reindex(columns=["epoch", *values]).astype(float).groupby("epoch")
@@ -34,6 +36,37 @@ def by_epoch(groups: Sequence[Group], values: Sequence[str]) -> pd.DataFrame:
         table.insert(1, "defense", group.names["defense"])
         tables.append(table)
     return pd.concat(tables, ignore_index=True)
+
+
+def without_curve(groups: Iterable[Group], values: Sequence[str]) -> list[str]:
+    """A sentence on the seeds without a curve of any of the values, if there are any."""
+    lacking = (
+        (group, sum(not any(_has(p, values) for p in record.curves) for record in group.used))
+        for group in groups
+    )
+    return left_out("no curve", lacking)
+
+
+def undrawn(groups: Iterable[Group], drawn: Sequence[Group]) -> tuple[str, ...]:
+    """Lines for the user on the cells, among these groups, that have no curve of any seed.
+
+    Those of another setting and of clean training are not meant unless such a one is drawn.
+    """
+    shown = {id(group) for group in drawn}
+    clean = any(is_none(group.names["attack"]) for group in drawn)
+    found: dict[str, list[str]] = {}
+    for group in groups:
+        meant = clean or not is_none(group.names["attack"])
+        alike = all(group.names[axis] == drawn[0].names[axis] for axis in SETTING)
+        if id(group) not in shown and meant and alike:
+            cell = f"{group.names['defense']} on {group.names['attack']}"
+            found.setdefault(group.state or "no curve", []).append(cell)
+    return tuple(f"left out, {why}: {', '.join(cells)}" for why, cells in found.items())
+
+
+def _has(point: Mapping[str, Any], values: Sequence[str]) -> bool:
+    """Whether a point of a curve has any of the values."""
+    return any(point.get(value) is not None for value in values)
 
 
 def sample_sizes(groups: Sequence[Group]) -> list[str]:
@@ -54,7 +87,7 @@ def with_curves(selection: Selection, groups: Sequence[Group], value: str) -> li
     found = [
         group
         for group in groups
-        if any(point.get(value) is not None for r in group.used for point in r.curves)
+        if any(_has(point, [value]) for r in group.used for point in r.curves)
     ]
     if not found:
         raise selection.missing(f"{selection.results} has no curves of {value.replace('_', ' ')}")

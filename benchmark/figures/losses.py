@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bdbench.figures.epochs import BAND, by_epoch, draw_line, with_curves
+from bdbench.figures.epochs import (
+    BAND,
+    by_epoch,
+    draw_line,
+    undrawn,
+    with_curves,
+    without_curve,
+)
 from bdbench.figures.picture import COLOURS, Picture, Place, caption, grid, legend
 from bdbench.figures.selection import SETTING, Selection, agrees
 from bdbench.models.plugins.spec import Spec
@@ -27,10 +34,10 @@ VALUES = [f"{kind}_loss" for kind in STYLES]
 
 def draw(selection: Selection) -> Picture:
     """Draw no defense unless others are selected. Dotted lines are the T1 of CBD in the folder."""
-    groups = selection.groups
+    chosen = selection.groups
     if not selection.wanted.get("defense"):
-        groups = [group for group in groups if is_none(group.names["defense"])]
-    groups = with_curves(selection, groups, VALUES[0])
+        chosen = [group for group in chosen if is_none(group.names["defense"])]
+    groups = with_curves(selection, chosen, VALUES[0])
     if not selection.wanted.get("attack"):
         groups = [g for g in groups if not is_none(g.names["attack"])] or groups
     tables = {_place(group, groups): by_epoch([group], VALUES) for group in groups}
@@ -48,8 +55,9 @@ def draw(selection: Selection) -> Picture:
             axes.axvline(stop, color="#333333", linestyle=":", linewidth=0.8)
             axes.text(stop, top, f" T1 = {stop}", va="top", fontsize=6.5, color="#333333")
     legend(figure, {f"{kind} images": style for kind, style in STYLES.items()})
-    caption(figure, groups, *[BAND] * bool((data["seeds"] > 1).any()))
-    return Picture(figure, data)
+    band = [BAND] * bool((data["seeds"] > 1).any())
+    caption(figure, groups, data["seeds"], *band, *without_curve(groups, VALUES))
+    return Picture(figure, data, undrawn(chosen, groups))
 
 
 def _place(group: Group, groups: list[Group]) -> Place:

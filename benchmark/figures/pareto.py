@@ -21,10 +21,10 @@ from bdbench.figures.labels import (
     labelled,
     relative_width,
 )
-from bdbench.figures.picture import PAGE, Picture, asr_axis, caption, mark, several
+from bdbench.figures.picture import PAGE, Picture, asr_axis, caption, left_out, mark, several
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import InvalidInput, require
-from bdbench.tables.groups import ASR, CA, is_none, mean, seconds_total
+from bdbench.tables.groups import ASR, CA, Group, is_none, mean, seconds_total
 from bdbench.tables.leaderboard import LeaderboardBlock
 from bdbench.tables.names import names
 from bdbench.tables.statistics import half_width
@@ -32,6 +32,7 @@ from bdbench.tables.statistics import half_width
 TIME, LOST = "seconds_ratio", "clean_accuracy_lost"
 VALUES = (TIME, ASR, LOST)
 MEAN = "mean"
+UNPAIRED = "nothing to compare with"
 
 
 def draw(selection: Selection) -> Picture:
@@ -75,7 +76,10 @@ def _figure(
         panels.append(Panel(axes, labels, others, column))
     asr_axis(panels[0].axes)
     panels[1].axes.set_ylabel("loss of CA (points)")
-    caption(figure, block.groups, *_sentences(data, len(block.poisoned)))
+    # A point without a common seed stands on all seeds of both sides; the sentences name it.
+    paired = data.loc[data["seeds"] > 0, "seeds"]
+    sentences = _sentences(data, len(block.poisoned))
+    caption(figure, block.groups, paired, *sentences, *left_out(UNPAIRED, _unpaired(block)))
     return figure, panels
 
 
@@ -156,6 +160,18 @@ def _results(block: LeaderboardBlock) -> pd.DataFrame:
     return found[found["seconds"] > 0]
 
 
+def _unpaired(block: LeaderboardBlock) -> Iterator[tuple[Group, int]]:
+    """The groups, and how many of their used records are in no point."""
+    results = _results(block)
+    found = {place: {*seeds} for place, seeds in results.groupby(["defense", "attack"])["seed"]}
+    for group in block.groups:
+        attack = group.names["attack"]
+        own = found.get((group.names["defense"], attack), set())
+        base = found.get((block.undefended, attack), set())
+        drawn = len(own & base) or (len(own) if base else 0)
+        yield group, 0 if is_none(attack) else len(group.used) - drawn
+
+
 def _compare(pairs: pd.DataFrame) -> dict[str, float]:
     """The three values over pairs of a defense and no defense."""
     return {
@@ -213,6 +229,8 @@ def _sentences(data: pd.DataFrame, attacks: int) -> Iterator[str]:
     yield "Dashed: Pareto front"
     if (means["seeds"] > 1).any():
         yield "Bars: 95 % t interval over seeds"
+    if names := list(dict.fromkeys(data.loc[data["seeds"] == 0, "defense"])):
+        yield f"Over all seeds, without a common one: {', '.join(names)}"
     fewer = means[means["attacks"] < attacks]
     if len(fewer):
         counts = (f"{row.defense} {row.attacks}" for row in fewer.itertuples())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.storage.atomic import write_atomically
-from bdbench.tables.groups import Group
+from bdbench.tables.groups import EXCLUDED_FLAGS, Group
 from bdbench.tables.text import as_csv
 
 Place = tuple[str, str]
@@ -269,19 +269,29 @@ def legend(figure: Figure, looks: Mapping[str, Mapping[str, Any]]) -> None:
     figure.legend(handles=handles, loc="outside upper center", ncols=abreast)
 
 
-def caption(figure: Figure, groups: Sequence[Group], *sentences: str) -> None:
-    """Small print below: data set, model, epochs, seeds, the sentences, and what is left out."""
+def caption(figure: Figure, groups: Sequence[Group], seeds: Iterable[int], *sentences: str) -> None:
+    """Small print below: data set, model, epochs, seeds, the sentences, and what is left out.
+
+    seeds: how many each line or point that is drawn stands on
+    """
     names = groups[0].names
     recipes = [group.records[0].cell.recipe.fields for group in groups]
     epochs = " or ".join(dict.fromkeys(str(fields.get("epochs", "?")) for fields in recipes))
-    seeds = {record.cell.seed for group in groups for record in group.used}
+    counts = sorted(set(seeds))
     parts = [
         names["dataset"],
         names["model"],
         several(epochs, "epoch"),
-        several(len(seeds), "seed"),
+        f"{counts[0]} to " * (len(counts) > 1) + several(counts[-1], "seed"),
     ]
-    text = ". ".join([", ".join(parts), *sentences, *_left_out(groups)])
+    excluded = (
+        sentence
+        for flag in (*sorted(EXCLUDED_FLAGS), "failed")
+        for sentence in left_out(
+            flag.replace("_", " "), ((group, len(group.flagged.get(flag, ()))) for group in groups)
+        )
+    )
+    text = ". ".join([", ".join(parts), *sentences, *excluded])
     write_caption(figure, f"{text}.")
 
 
@@ -292,18 +302,18 @@ def write_caption(figure: Figure, text: str) -> None:
     figure.supxlabel(lines, x=0.01, ha="left", fontsize=6.5, color="#333333", linespacing=1.3)
 
 
-def _left_out(groups: Sequence[Group]) -> list[str]:
-    found = []
-    for flag in ("not_finite", "failed"):
-        those = []
-        for group in groups:
-            count, of = len(group.flagged.get(flag, ())), len(group.records)
-            share = f" ({count} of {several(of, 'seed')})" if of > 1 else ""
-            if count:
-                those.append(f"{group.names['defense']} on {group.names['attack']}{share}")
-        if those:
-            found.append(f"Left out, {flag.replace('_', ' ')}: {', '.join(those)}")
-    return found
+def left_out(why: str, counts: Iterable[tuple[Group, int]]) -> list[str]:
+    """A sentence on the records that a figure leaves out, if there are any.
+
+    counts: groups, and how many of the records of each
+    """
+    those = []
+    for group, count in counts:
+        of = len(group.records)
+        share = f" ({count} of {several(of, 'seed')})" if of > 1 else ""
+        if count:
+            those.append(f"{group.names['defense']} on {group.names['attack']}{share}")
+    return [f"Left out, {why}: {', '.join(those)}"] if those else []
 
 
 def several(count: Any, noun: str) -> str:

@@ -89,7 +89,7 @@ def _figure(
         ]
         panels.append(Panel(axes, labels, column=column))
     _share_x_range(data, [panel.axes for panel in panels])
-    caption(figure, groups, *_sentences(data))
+    caption(figure, groups, data["seeds"], *_sentences(data))
     return figure, panels
 
 

@@ -341,7 +341,8 @@ def _figure(swept: Swept, data: pd.DataFrame, scale: Scale, points: Sequence[Poi
             _label(panels[place], data[data["attack"] == place[1]], place[0], styles)
     else:
         legend(figure, styles)
-    caption(figure, [point.group for point in points], *_sentences(data, scale))
+    seeds = data.loc[data["seed"].isna(), "seeds"]
+    caption(figure, [point.group for point in points], seeds, *_sentences(data, scale))
     return figure
 
 

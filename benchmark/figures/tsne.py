@@ -61,7 +61,8 @@ def draw(selection: Selection) -> Picture:
     styles |= {"poisoned image": {**TRIANGLE, **EDGE, "color": "#ffffff"}}
     legend(figure, styles)
     cell = f"{group.names['defense']} on {group.names['attack']}"
-    caption(figure, [group], cell, *_sentences(data["panel"].value_counts(), len(names)))
+    sentences = _sentences(data["panel"].value_counts(), len(names))
+    caption(figure, [group], [len(group.used)], cell, *sentences)
     return Picture(figure, data)
 
 

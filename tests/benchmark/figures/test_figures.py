@@ -209,6 +209,35 @@ def test_pareto_compares_the_seeds_that_both_sides_have() -> None:
         assert row["seeds"] == 2
 
 
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ([("none", 0), ("cbd", 0)], "1 seed. Large markers"),
+        (
+            [("none", 0), *(("cbd", seed) for seed in range(3))],
+            "Left out, nothing to compare with: cbd on badnets (2 of 3 seeds).",
+        ),
+        ([("none", 0), ("none", 1), ("cbd", 0)], "1 to 2 seeds. Large markers"),
+        (
+            [("none", 0), ("cbd", 1), ("cbd", 2), ("ft", 0)],
+            "Over all seeds, without a common one: cbd.",
+        ),
+    ],
+)
+def test_the_caption_of_pareto_counts_seeds_with_a_partner(
+    cells: list[tuple[str, int]], said: str
+) -> None:
+    records = [made(name, "badnets", 900, 100, seed=seed) for name, seed in cells]
+    assert said in shown(pareto.draw(drawn(records)).figure)["caption"][0]
+
+
+def test_pareto_names_what_has_no_result_of_no_defense() -> None:
+    cells = [*ONE_SEED, made("ft", "sig", 900, 20), made("none", "sig", None)]
+    cells.append(made("abl", "sig", 100, 0, flags=("diverged",)))
+    (text,) = shown(pareto.draw(drawn(cells)).figure)["caption"]
+    assert "Left out, nothing to compare with: ft on sig. Left out, diverged: abl on sig" in text
+
+
 PLANE_CSV = """\
 attack,defense,seeds,clean_accuracy,attack_success_rate
 badnets,none,1,0.93,1
@@ -312,9 +341,40 @@ def test_curves_are_means_and_ranges_over_seeds() -> None:
     assert found["titles"] == ["adaptive", "badnets", "", ""]
     assert found["rows"] == ["CA (%)", "ASR (%)"]
     assert found["legend"] == ["none", "cbd(t1=2)"]
-    assert found["caption"] == ["toy, wrn16_1, 30 epochs, 2 seeds. Bands: range over seeds."]
+    assert found["caption"] == ["toy, wrn16_1, 30 epochs, 1 to 2 seeds. Bands: range over seeds."]
+    assert made_picture.remarks == ("left out, not finite: abl on badnets",)
     line = made_picture.figure.axes[1].lines[0]
     assert np.asarray(line.get_ydata()) == pytest.approx([45.0, 85.0])
+
+
+@pytest.mark.parametrize("which", [curves, losses])
+def test_a_caption_counts_the_seeds_with_a_curve_and_names_the_others(which: Any) -> None:
+    without = [made("none", "badnets", 930, 990, seed=seed) for seed in (2, 3)]
+    diverged = made("none", "badnets", 100, 0, seed=4, flags=("diverged",))
+    unmeasured = made("none", "blend", 930, 990)
+    made_picture = which.draw(drawn([*CURVES[1:4], *without, diverged, unmeasured]))
+    (text,) = shown(made_picture.figure)["caption"]
+    assert text == (
+        "toy, wrn16_1, 30 epochs, 1 to 2 seeds. Bands: range over seeds. "
+        "Left out, no curve: none on badnets (2 of 5 seeds). "
+        "Left out, diverged: none on badnets (1 of 5 seeds)."
+    )
+    assert made_picture.remarks == ("left out, no curve: none on blend",)
+    alone = which.draw(drawn([CURVES[1], *without]))
+    assert "30 epochs, 1 seed. Left out" in shown(alone.figure)["caption"][0]
+    assert set(alone.data["seeds"]) == {1}
+
+
+def test_a_curve_without_losses_is_no_seed_of_the_losses() -> None:
+    """Older curves have shares alone."""
+    older = made("none", "badnets", 930, 990, seed=2)
+    shares = {"epoch": 1, "clean_accuracy": 0.5, "attack_success_rate": 0.5}
+    older = replace(older, curves=[shares])
+    made_picture = losses.draw(drawn([*CURVES[1:3], older]))
+    assert set(made_picture.data["seeds"]) == {2}
+    text = shown(made_picture.figure)["caption"][0]
+    assert "2 seeds. Bands: range over seeds. Left out, no curve: none on badnets (1 of 3" in text
+    assert max(curves.draw(drawn([*CURVES[1:3], older])).data["seeds"]) == 3
 
 
 def test_clean_training_is_drawn_if_asked_for_and_has_no_asr() -> None:
@@ -528,7 +588,7 @@ def test_the_same_records_give_the_same_bytes(
         results = tmp_path / str(turn)
         shuffled = random.Random(turn).sample(cells, len(cells))
         lines = figures.make(which, shuffled, results, wanted)
-        assert lines == [str(results / "figures" / name) for name in names]
+        assert lines[-3:] == [str(results / "figures" / name) for name in names]
         files = sorted((results / "figures").iterdir())
         assert [path.name for path in files] == names
         hashes.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
