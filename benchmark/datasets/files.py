@@ -18,7 +18,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.storage.cache import Cache, Payload, sha256_of
 
-DECODER = 2
+DECODER = 3
 """Part of the cache key: raise it when images are decoded differently."""
 
 

@@ -11,7 +11,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    PHOTOMETRIC_INTERPRETATION,
+    SAMPLEFORMAT,
+    TiffImageFile,
+)
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
@@ -25,6 +31,8 @@ SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Suffixes of the files that are read as images, in lower case."""
 EIGHT_BITS = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 """The pixel modes of Pillow that it converts to RGB correctly."""
+SIGNED = 2
+"""The sample format of signed integers in a TIFF."""
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -90,22 +98,31 @@ def decode(content: bytes, size: int, resize: Resize | None, origin: str) -> byt
 def to_rgb(image: Image.Image, origin: str) -> Image.Image:
     """Convert an image of any mode to RGB with 8 bits per channel.
 
-    Of 16 bits, the upper 8 are kept. Transparency is dropped, not blended with a background, as in
-    Pillow's `convert` and the loaders of torchvision: a pixel keeps its stored colour. Raises
+    Of 12 or 16 bits, the upper 8 are kept. Transparency is dropped, not blended with a background,
+    as in Pillow's `convert` and the loaders of torchvision: a pixel keeps its stored colour. Raises
     `InvalidInput` for pixels without a known range, such as floating point.
     """
-    mode = image.mode
+    mode, bits, white_is_zero, signed = image.mode, 16, False, False
+    if isinstance(image, TiffImageFile):
+        # Pillow drops the sign of 8 bits, and neither scales nor inverts more than 8 bits of grey.
+        tags = image.tag_v2
+        bits = tags.get(BITSPERSAMPLE, (1,))[0]
+        white_is_zero = tags.get(PHOTOMETRIC_INTERPRETATION, 0) == 0
+        signed = SIGNED in tags.get(SAMPLEFORMAT, ())
     # Older versions of Pillow, and its PPM reader, return 16 bits as 32.
     if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
-        levels = np.asarray(image).astype(np.int64) >> 8
+        levels = np.asarray(image).astype(np.int64) >> (bits - 8)
         grey = Image.fromarray(levels.clip(0, 255).astype(np.uint8))
+        if white_is_zero:
+            grey = ImageOps.invert(grey)
         grey.info = image.info
         return grey.convert("RGB")
     kinds = {"I": "32-bit integers", "F": "floating point"}
+    kind = "signed integers" if signed else kinds.get(mode, f"the kind {mode}")
     require(
-        mode in EIGHT_BITS,
-        f"{origin}: image has pixels of {kinds.get(mode, f'the kind {mode}')}, whose range of "
-        "colours is not known: save it with 8 or 16 bits",
+        mode in EIGHT_BITS and not signed,
+        f"{origin}: image has pixels of {kind}, whose range of colours is not known: save it with "
+        "8 or 16 bits, unsigned",
     )
     return image.convert("RGB")
 

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import pickle
+import struct
 import zlib
 from pathlib import Path
 
@@ -158,14 +159,72 @@ def test_of_sixteen_bits_the_upper_eight_stay(content: bytes) -> None:
     assert all(abs(channel.astype(int) - expected).max() <= 1 for channel in found)
 
 
+def tiff(
+    bits: int, pair: bytes, photometric: int = 1, sample_format: int = 1, order: str = "<"
+) -> bytes:
+    """A TIFF of 32 x 32 levels of grey, a pair of them repeated. Pillow cannot write most kinds.
+
+    photometric: 0 if level 0 is white, 1 if it is black
+    sample_format: 1 for unsigned integers, 2 for signed ones
+    """
+    stored = pair * 512
+    tags = {256: 32, 257: 32, 258: bits, 259: 1, 262: photometric, 273: 0, 277: 1, 278: 32}
+    tags |= {279: len(stored), 339: sample_format}
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = [struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags.items()]
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(f"{order}IH", 8, len(tags))
+    return start + b"".join(entries) + bytes(4) + stored
+
+
+def coloured_png(pair: bytes) -> bytes:
+    """A PNG of 32 x 32 pixels of three times 16 bits, which Pillow cannot write."""
+    row = b"\0" + b"".join(pair[at : at + 2] * 3 for at in (0, 2)) * 16
+    parts = {
+        b"IHDR": struct.pack(">IIBBBBB", 32, 32, 16, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(row * 32),
+        b"IEND": b"",
+    }
+    chunks = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts.items()
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+TWELVE_BITS = struct.pack(">HH", 0x123, 0xFED)
+LITTLE, BIG = (struct.pack(f"{order}HH", 0x1234, 0xFEDC) for order in "<>")
+DARK_AND_BRIGHT = {
+    "TIFF of 8 bits": tiff(8, b"\x12\xfe"),
+    "TIFF of 8 bits from white": tiff(8, b"\xed\x01", photometric=0),
+    "TIFF of 12 bits": tiff(12, b"\x12\x3f\xed"),
+    "TIFF of 16 bits": tiff(16, LITTLE),
+    "TIFF of 16 bits from white": tiff(16, bytes(255 - byte for byte in LITTLE), photometric=0),
+    "big-endian TIFF of 16 bits": tiff(16, BIG, order=">"),
+    "PGM of 12 bits": b"P5 32 32 4095\n" + TWELVE_BITS * 512,
+    "PGM in words": b"P2 32 32 4095\n" + b"291 4077 " * 512,
+    "PPM of 12 bits": b"P6 32 32 4095\n"
+    + b"".join(TWELVE_BITS[at : at + 2] * 3 for at in (0, 2)) * 512,
+    "PNG of three times 16 bits": coloured_png(BIG),
+}
+
+
+@pytest.mark.parametrize("kind", DARK_AND_BRIGHT)
+def test_levels_are_read_in_their_own_number_of_bits_and_from_black(kind: str) -> None:
+    levels = np.frombuffer(images.decode(DARK_AND_BRIGHT[kind], 32, None, "x"), np.uint8)
+    assert levels.reshape(-1, 2).tolist() == [[0x12, 0xFE]] * (3 * 512)
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (saved(Image.fromarray(ramp("i4") * 9), "TIFF"), "pixels of 32-bit integers, whose range"),
+        (tiff(32, LITTLE * 2), "pixels of 32-bit integers, whose range"),
         (saved(Image.fromarray(ramp("f4")), "TIFF"), "pixels of floating point, whose range of"),
         (saved(Image.new("LAB", (32, 32)), "TIFF"), "image has pixels of the kind LAB"),
+        (saved(Image.fromarray(ramp("i4") * 9), "TIFF"), "pixels of signed integers, whose range"),
+        (tiff(8, b"\x12\xfe", sample_format=2), "pixels of signed integers, whose range of"),
+        (tiff(16, LITTLE, sample_format=2), "pixels of signed integers, whose range of"),
     ],
-    ids=["I", "F", "LAB"],
+    ids=["I", "F", "LAB", "signed 32 bits", "signed 8 bits", "signed 16 bits"],
 )
 def test_pixels_of_an_unknown_range_are_refused_in_words(content: bytes, said: str) -> None:
     with pytest.raises(InvalidInput, match=f"^x: image has {said.removeprefix('image has ')}"):
