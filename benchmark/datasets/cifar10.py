@@ -40,7 +40,7 @@ class CIFAR10(CIFAR):
     folder: ClassVar[str] = FOLDER
     official: ClassVar[str] = "CIFAR10"
     layouts: ClassVar[tuple[str, ...]] = (
-        f"cifar10/{parquet.LAYOUT}",
+        parquet.layout("cifar10"),
         f"[cifar10/]{FOLDER}",
     )
     archives: ClassVar[tuple[Archive, ...]] = (

@@ -29,7 +29,7 @@ class CIFAR100(CIFAR):
     folder: ClassVar[str] = FOLDER
     official: ClassVar[str] = "CIFAR100"
     layouts: ClassVar[tuple[str, ...]] = (
-        f"cifar100/{parquet.LAYOUT}",
+        parquet.layout("cifar100"),
         f"[cifar100/]{FOLDER}",
     )
     archives: ClassVar[tuple[Archive, ...]] = (

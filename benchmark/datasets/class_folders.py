@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bdbench.datasets.files import Decoded, Located
-from bdbench.datasets.images import SUFFIXES, ImageCollector, Resize, left_out
+from bdbench.datasets.images import SUFFIXES, ImageCollector, Resize
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import InvalidInput, require, visible
+from bdbench.models.plugins.errors import InvalidInput, visible
 
 LAYOUT = "{train,val}/CLASS/*.{JPEG,png,...}"
+IMAGES = f"CLASS/*.{{{','.join(suffix.removeprefix('.') for suffix in SUFFIXES)}}}"
+"""The pattern of the files that are read."""
 TESTS = ("val", "test")
 """Names of the folder of test images; the first one that exists is used."""
 JUNK = ("__MACOSX", "Thumbs.db", "desktop.ini")
 """What operating systems leave in folders, besides hidden files."""
+NAMED = 3
+"""Largest number of files and folders that a note names."""
 
 Labelled = list[tuple[Path, int]]
 """Image files, each with its label."""
@@ -26,19 +31,41 @@ Labelled = list[tuple[Path, int]]
 class Listing:
     """The image files of a data set and their labels.
 
+    base: the folder of the data set
+    splits: the folders in it that hold the class folders, none if it holds them itself
     names: the class names
-    others: a note on what is neither a class folder nor an image, empty if there is nothing
+    unread: what is neither a class folder nor an image of one, where these are
     """
 
+    base: Path
+    splits: tuple[str, ...]
     names: tuple[str, ...]
     train: Labelled
     test: Labelled
-    others: str = ""
+    unread: Sequence[Path]
 
     @property
     def files(self) -> tuple[Path, ...]:
         """The files of both sets."""
         return tuple(path for path, _ in (*self.train, *self.test))
+
+    @property
+    def left_out(self) -> str:
+        """A note on the files that are not read, empty if there are none. Raises `InvalidInput` for
+        an unreadable folder."""
+        if not self.splits:
+            return left_out(self.base, self.unread, IMAGES)
+        beside = [
+            Path(entry.path)
+            for entry in entries(self.base)
+            if entry.name not in self.splits and (_is_folder(entry) or _is_image(entry))
+        ]
+        where = self.splits[0] if len(self.splits) == 1 else f"{{{','.join(self.splits)}}}"
+        note = left_out(self.base, [*self.unread, *beside], f"{where}/{IMAGES}")
+        if not all((self.base / name).is_dir() for name in TESTS):
+            return note
+        choice = f"both {' and '.join(TESTS)} are here: {self.splits[-1]} is used"
+        return f"{choice}; {note}" if note else choice
 
 
 def locate(
@@ -50,16 +77,22 @@ def locate(
     check_names: raises `InvalidInput` for a folder with the wrong classes
     """
     try:
-        listing, problem = list_splits(base, check_names), ""
+        return located(list_splits(base, check_names), size, resize)
     except InvalidInput as error:
-        listing, problem = Listing((), [], []), str(error)
+        problem = str(error)
 
-    def read() -> Decoded:
+    def refuse() -> Decoded:
         # Raised only here, so that a folder with a problem is found and named.
-        require(not problem, problem)
-        return decode(listing, size, resize)
+        raise InvalidInput(problem)
 
-    return Located("class folders", base, listing.files, read, left_out=listing.others)
+    return Located("class folders", base, (), refuse)
+
+
+def located(listing: Listing, size: int, resize: Resize) -> Located:
+    """The data set of a listing, with images of so many pixels a side. Raises `InvalidInput` for an
+    unreadable folder."""
+    read = partial(decode, listing, size, resize)
+    return Located("class folders", listing.base, listing.files, read, left_out=listing.left_out)
 
 
 def decode(listing: Listing, size: int, resize: Resize) -> Decoded:
@@ -86,7 +119,8 @@ def list_splits(base: Path, check_names: Callable[[Path, Sequence[str]], None]) 
         raise InvalidInput(f"{base / lacking} has no class {class_name}")
     training, unread = list_images(train, names)
     testing, also_unread = list_images(test, names)
-    return Listing(names, training, testing, note_unread(base, [*unread, *also_unread]))
+    splits = (train.name, test.name)
+    return Listing(base, splits, names, training, testing, [*unread, *also_unread])
 
 
 def find_test_folder(base: Path) -> Path | None:
@@ -107,7 +141,7 @@ def list_images(folder: Path, names: Sequence[str]) -> tuple[Labelled, list[Path
     images: Labelled = []
     for label, name in enumerate(names):
         inside = entries(folder / name)
-        paths = [Path(entry.path) for entry in inside if entry.name.lower().endswith(SUFFIXES)]
+        paths = [Path(entry.path) for entry in inside if _is_image(entry)]
         if not paths:
             _refuse_empty(folder / name, inside)
         images += [(path, label) for path in paths]
@@ -128,9 +162,46 @@ def entries(folder: Path) -> list[os.DirEntry[str]]:
     return sorted(shown, key=lambda entry: entry.name)
 
 
-def note_unread(base: Path, others: Sequence[Path]) -> str:
-    """A note on the paths that are not read, empty if there are none."""
-    return left_out(path.relative_to(base).as_posix() for path in others)
+def left_out(base: Path, unread: Iterable[Path], read: str) -> str:
+    """A note on the files that are not read, with their number; empty if there are none.
+
+    base: the folder that holds them all
+    unread: files, and folders of which no file is read
+    read: the pattern of the files that are read
+    """
+    counts = {path.relative_to(base).as_posix(): _count(path) for path in unread}
+    found = (name for name, count in counts.items() if count)
+    largest = sorted(found, key=lambda name: (-counts[name], name))
+    if not largest:
+        return ""
+    named, rest = largest[:NAMED], sum(counts[name] for name in largest[NAMED:])
+    few = ", ".join(f"{n} ({counts[n]:,} files)" if counts[n] > 1 else n for n in named)
+    more = f" and {rest:,} more" if rest else ""
+    return f"left out {sum(counts.values()):,}, as not {read}: {few}{more}"
+
+
+def _count(path: Path) -> int:
+    """The number of files below a folder; 1 for a file, and for a folder that cannot be read.
+
+    Links in it are not followed, as they may lead anywhere.
+    """
+    if not os.path.isdir(path):
+        return 1
+    count, waiting = 0, [path]
+    while waiting:
+        try:
+            inside = entries(waiting.pop())
+        except InvalidInput:
+            count += 1
+            continue
+        deeper = [Path(e.path) for e in inside if _is_folder(e) and not e.is_symlink()]
+        count += len(inside) - len(deeper)
+        waiting += deeper
+    return count
+
+
+def _is_image(entry: os.DirEntry[str]) -> bool:
+    return entry.name.lower().endswith(SUFFIXES)
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

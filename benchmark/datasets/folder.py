@@ -146,9 +146,7 @@ class Folder(FileSource):
 
     @property
     def _found(self) -> Located:
-        base, listing = self._base, self._listing
-        decode = partial(class_folders.decode, listing, self.size, centre)
-        return Located("class folders", base, listing.files, decode, left_out=listing.others)
+        return class_folders.located(self._listing, self.size, centre)
 
     @property
     def _listing(self) -> Listing:
@@ -170,17 +168,18 @@ def _listed(base: Path, test_share: float | None) -> Listing:
             f"{tests} holds the test images: leave out test_share of folder",
         )
         return class_folders.list_splits(base, _check_names)
-    folder = base / "train" if split else base
+    if test_share is None:
+        lacks = "val or test: add one" if tests is None else f"train beside {tests.name}: add it"
+        raise InvalidInput(
+            f"{base} has no folder {lacks}, or test_share=0.2 to test on a share of each class"
+        )
+    splits = ("train",) if split else ()
+    folder = base.joinpath(*splits)
     names = class_folders.class_names(folder)
     _check_names(folder, names)
-    if test_share is None:
-        raise InvalidInput(
-            f"{base} has no folder val or test: add one, or test_share=0.2 to test on a share of "
-            "each class"
-        )
-    images, others = class_folders.list_images(folder, names)
+    images, unread = class_folders.list_images(folder, names)
     train, test = _split(images, names, test_share)
-    return Listing(names, train, test, class_folders.note_unread(base, others))
+    return Listing(base, splits, names, train, test, unread)
 
 
 def _split(images: Labelled, names: Sequence[str], share: float) -> tuple[Labelled, Labelled]:

@@ -13,12 +13,14 @@ from typing import ClassVar
 
 from bdbench.datasets import parquet, register
 from bdbench.datasets.archives import Archive
+from bdbench.datasets.class_folders import left_out
 from bdbench.datasets.files import Decoded, FileSource, Located
-from bdbench.datasets.images import ImageCollector, left_out, squash
+from bdbench.datasets.images import ImageCollector, squash
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, require
 
 CLASSES = tuple(f"{label:05d}" for label in range(43))
+DIGITS = "[0-9]" * 5
 TABLE = "GT-final_test.csv"
 PLACE = "https://sid.erda.dk/public/archives/daaeac0d7ce1152aea9b61d9f1e19370"
 SIZE = 32
@@ -40,7 +42,7 @@ class GTSRB(FileSource):
     flip: ClassVar[bool] = False
     learning_rate: ClassVar[float] = 0.01
     layouts: ClassVar[tuple[str, ...]] = (
-        f"gtsrb/{parquet.LAYOUT}",
+        parquet.layout("gtsrb"),
         f"[gtsrb/]GTSRB/Final_Training and Final_Test with {TABLE}",
         f"[gtsrb/]GTSRB/Training and Final_Test with {TABLE}",
     )
@@ -69,10 +71,12 @@ def locate(base: Path, layout: str, training: str, note: str = "") -> Located:
     """
     pictures = base / "GTSRB/Final_Test/Images"
     folder = base / "GTSRB" / training
-    inside = sorted(folder.glob(f"{'[0-9]' * 5}/[!.]*"))
+    inside = sorted(folder.glob(f"{DIGITS}/[!.]*"))
     train = [path for path in inside if path.suffix == ".ppm"]
-    # Each class also has a CSV file, with regions of interest.
-    others = [path for path in inside if path.suffix not in (".ppm", ".csv")]
+    beside = [path for path in folder.glob("[!.]*") if not path.match(DIGITS)]
+    # Each class and the test images also have a CSV file, with regions of interest.
+    there = (*inside, *beside, *pictures.glob("[!.]*"))
+    others = [path for path in there if path.suffix not in (".ppm", ".csv")]
     tables = [folder / TABLE for folder in (base, base / "GTSRB", pictures)]
     table = next((path for path in tables if path.is_file()), None)
 
@@ -84,7 +88,7 @@ def locate(base: Path, layout: str, training: str, note: str = "") -> Located:
         return Decoded(_read(labelled), _read(_test_labels(table, pictures)), CLASSES)
 
     files = (*train, *sorted(pictures.glob("*.ppm")), *((table,) if table else ()))
-    unread = left_out((path.relative_to(folder).as_posix() for path in others), (".ppm",))
+    unread = left_out(base, others, f"GTSRB/{{{training}/NNNNN,Final_Test/Images}}/*.ppm")
     return Located(layout, base, files, decode, note, unread)
 
 

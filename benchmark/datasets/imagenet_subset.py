@@ -46,7 +46,7 @@ class ImageNetSubset(FileSource):
     flip: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 0.1
     layouts: ClassVar[tuple[str, ...]] = (
-        f"imagenet_subset/{parquet.LAYOUT}",
+        parquet.layout("imagenet_subset"),
         f"imagenet_subset/{class_folders.LAYOUT} with 12 classes, or test for val",
     )
 

@@ -49,7 +49,7 @@ class Imagenette(FileSource):
     flip: ClassVar[bool] = True
     learning_rate: ClassVar[float] = 0.1
     layouts: ClassVar[tuple[str, ...]] = (
-        f"imagenette/{parquet.LAYOUT}",
+        parquet.layout("imagenette"),
         f"[imagenette/]{FOLDER}/{class_folders.LAYOUT}",
         f"imagenette/{class_folders.LAYOUT}",
     )

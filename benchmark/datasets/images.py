@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,9 +43,6 @@ UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """The transposition that undoes each Exif orientation, by its number."""
-
-NAMED = 3
-"""Largest number of files that a note names."""
 
 Resize = Callable[[Image.Image, int], Image.Image]
 """Makes a square image of so many pixels a side from an image of any size."""
@@ -133,20 +130,6 @@ def upright(image: Image.Image) -> Image.Image:
     with suppress(Exception):  # damaged Exif data makes Pillow raise almost anything
         turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     return image if turn is None else image.transpose(turn)
-
-
-def left_out(names: Iterable[str], read: Sequence[str] = SUFFIXES) -> str:
-    """A note on the files among images that are not read, with their number; empty for no names.
-
-    names: those files
-    read: the suffixes of files that are read
-    """
-    found = sorted(names)
-    if not found:
-        return ""
-    few = ", ".join(found[:NAMED])
-    more = f" and {len(found) - NAMED:,} more" if len(found) > NAMED else ""
-    return f"left out {len(found):,}, as not *{', *'.join(read)}: {few}{more}"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from bdbench.datasets.class_folders import left_out
 from bdbench.datasets.files import Decoded, Located
 from bdbench.datasets.images import ImageCollector, Resize
 from bdbench.models.data import ImageSet
@@ -21,30 +22,37 @@ from bdbench.models.plugins.errors import InvalidInput, require
 IMAGES = ("image", "img")
 LABELS = ("label", "fine_label")
 """CIFAR-100 also has coarse labels."""
-FOLDERS = ("", "data", "plain_text")
-"""Folders of the files on Hugging Face, below that of the data set."""
-LAYOUT = "[data/|plain_text/]{train,test}-*.parquet"
+FOLDERS = ("data", "plain_text")
+"""Folders of the files on Hugging Face, besides one that is named like the data set."""
+FILES = "{train,test}-*.parquet"
 BATCH = 1024
 LARGEST_CHUNK = 2**26
 """Largest size in bytes of a row group that may be compressed to less than 1 %."""
 SHARD = re.compile(r"-(\d+)-of-(\d+)(-[0-9a-f]+)?\.parquet$")
 
 
+def layout(name: str) -> str:
+    """Where the files of a data set may be, below a data folder."""
+    return f"{name}/[{'|'.join(f'{below}/' for below in (*FOLDERS, name))}]{FILES}"
+
+
 def find(
     root: Path, name: str, class_names: tuple[str, ...], size: int, resize: Resize | None
 ) -> Iterator[Located]:
-    """The data set in `<root>/<name>` or one of its `FOLDERS`, if it has any Parquet file.
+    """The data set where `layout` says, if there is any Parquet file.
 
     class_names: used if the files do not name their classes
     size: height and width, pixels
     resize: applied to images of another size; None refuses them
     """
-    for below in FOLDERS:
+    for below in ("", *FOLDERS, name):
         folder = root / name / below
         files = [path for split in ("train", "test") for path in shards(folder, split)]
         if files:
             decode = partial(_decode, folder, class_names, size, resize)
-            yield Located("parquet", folder, tuple(files), decode)
+            others = [path for path in folder.glob("[!.]*.parquet") if path not in files]
+            unread = left_out(folder, others, FILES)
+            yield Located("parquet", folder, tuple(files), decode, left_out=unread)
 
 
 def _decode(

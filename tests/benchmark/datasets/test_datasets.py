@@ -277,15 +277,26 @@ def test_a_damaged_exif_turns_nothing() -> None:
     assert images.decode(content, 32, None, "x") == chw(pictures(1)).numpy().tobytes()
 
 
-@pytest.mark.parametrize("folder", ["data", "plain_text"])
-@pytest.mark.parametrize("name", ["cifar10", "gtsrb"])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [(name, below) for name in ("cifar10", "cifar100") for below in ("data", "plain_text", name)],
+)
 def test_parquet_is_found_where_hubs_put_it(name: str, folder: str, tmp_path: Path) -> None:
     base = tmp_path / name / folder
+    assert f"{name}/[data/|plain_text/|{name}/]{{train,test}}-*.parquet" in refusal(name, tmp_path)
     for split, seed in (("train", 0), ("test", 1)):
         contents = [encoded(picture) for picture in pictures(ROWS, seed=seed)]
         write(base / f"{split}-00000-of-00001.parquet", contents, [n % 10 for n in range(ROWS)])
     assert load(name, tmp_path).train.images.equal(chw(pictures(ROWS)))
     assert datasets.build(name).locate([tmp_path]) == f"parquet in {base}"
+
+
+def test_parquet_files_of_other_splits_are_named(tmp_path: Path) -> None:
+    write_cifar(tmp_path)
+    assert not any("left out" in note for note in load("cifar10", tmp_path).notes)
+    (tmp_path / "cifar10/validation-00000-of-00001.parquet").touch()
+    note = "left out 1, as not {train,test}-*.parquet: validation-00000-of-00001.parquet"
+    assert note in load("cifar10", tmp_path).notes
 
 
 def test_grey_and_palette_images_become_colour() -> None:
@@ -666,7 +677,17 @@ def test_images_of_gtsrb_that_are_not_read_are_named(tmp_path: Path) -> None:
     (folder / "GT-00042.csv").touch()
     assert not any("left out" in note for note in load("gtsrb", tmp_path).notes)
     (folder / "00002.png").touch()
-    assert "left out 1, as not *.ppm: 00042/00002.png" in load("gtsrb", tmp_path).notes
+    read = "GTSRB/{Final_Training/Images/NNNNN,Final_Test/Images}/*.ppm"
+    inside = "GTSRB/Final_Training/Images"
+    note = f"left out 1, as not {read}: {inside}/00042/00002.png"
+    assert note in load("gtsrb", tmp_path).notes
+    for path in (folder / "more/0.ppm", folder / "more/1.ppm", folder.parent / "43/0.ppm"):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    (tmp_path / "GTSRB/Final_Test/Images/00003.PPM").touch()
+    names = f"{inside}/00042/more (2 files), GTSRB/Final_Test/Images/00003.PPM"
+    note = f"left out 5, as not {read}: {names}, {inside}/00042/00002.png and 1 more"
+    assert note in load("gtsrb", tmp_path).notes
 
 
 def test_the_smaller_gtsrb_carries_a_note(tmp_path: Path) -> None:

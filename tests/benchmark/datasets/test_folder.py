@@ -120,11 +120,107 @@ def test_what_is_no_image_is_named_and_what_systems_leave_is_not(tmp_path: Path)
     (base / "train/.git").mkdir()
     assert load(base).notes == ()
     (base / "train/ant/readme.txt").write_text("")
-    (base / "val/bee/deeper").mkdir()
+    (base / "val/bee/empty").mkdir()
     (base / "val/labels.csv").write_text("")
-    (note,) = load(base).notes
-    assert note.startswith("left out 3, as not *.bmp")
-    assert note.endswith(": train/ant/readme.txt, val/bee/deeper, val/labels.csv")
+    (base / "README").write_text("")
+    names = "train/ant/readme.txt, val/labels.csv"
+    assert load(base).notes == (f"left out 2, as not {BOTH}: {names}",)
+
+
+IMAGES = "CLASS/*.{bmp,jpeg,jpg,png,ppm,tif,tiff,webp}"
+BOTH = "{train,val}/" + IMAGES
+UNREAD: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {
+    "a second test set": (
+        lambda base: write(base, splits=("test",), each=2),
+        {},
+        f"both val and test are here: val is used; left out 6, as not {BOTH}: test (6 files)",
+    ),
+    "an empty second test set": (
+        lambda base: (base / "test").mkdir(),
+        {},
+        "both val and test are here: val is used",
+    ),
+    "a test set of another name": (
+        lambda base: (base / "val").rename(base / "validation"),
+        {"test_share": 0.5},
+        f"left out 12, as not train/{IMAGES}: validation (12 files)",
+    ),
+    "folders in a class": (
+        lambda base: [picture(base / f"train/bee/more/{n % 2}/{n}.PNG", n) for n in range(9)],
+        {},
+        f"left out 9, as not {BOTH}: train/bee/more (9 files)",
+    ),
+    "a class beside the sets": (
+        lambda base: write(base, ("dog",), splits=("",)),
+        {},
+        f"left out 4, as not {BOTH}: dog (4 files)",
+    ),
+    "an image beside the sets": (
+        lambda base: picture(base / "cover.PNG", 0),
+        {},
+        f"left out 1, as not {BOTH}: cover.PNG",
+    ),
+    "a folder in a class, without sets": (
+        lambda base: [
+            shutil.rmtree(base / "val"),
+            *((base / "train" / name).rename(base / name) for name in CLASSES),
+            (base / "train").rmdir(),
+            write(base / "ant/more", ("x",), splits=("",)),
+        ],
+        {"test_share": 0.5},
+        f"left out 4, as not {IMAGES}: ant/more (4 files)",
+    ),
+    "links to folders": (
+        lambda base: [
+            write(base.parent / "elsewhere", ("x", "y"), splits=("",)),
+            (base / "old").symlink_to(base.parent / "elsewhere"),
+            (base.parent / "elsewhere/again").symlink_to(base.parent / "elsewhere"),
+        ],
+        {},
+        f"left out 9, as not {BOTH}: old (9 files)",
+    ),
+    "much": (
+        lambda base: [
+            *((base / name).mkdir() for name in "az"),
+            *((base / name / str(number)).touch() for name in "az" for number in range(1200)),
+            *((base / f"train/ant/{name}.gif").touch() for name in "pqrs"),
+        ],
+        {},
+        f"left out 2,404, as not {BOTH}: a (1,200 files), z (1,200 files), train/ant/p.gif"
+        " and 3 more",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNREAD)
+def test_images_that_are_not_read_are_named_and_counted(kind: str, tmp_path: Path) -> None:
+    add, fields, note = UNREAD[kind]
+    base = write(tmp_path / "zoo")
+    add(base)
+    assert load(base, **fields).notes == (note,)
+
+
+def test_what_is_not_read_is_counted_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "SETTLED", -(10**18))
+    base = write(write(tmp_path / "zoo"), splits=("old/deep",))
+    assert "old (12 files)" in load(base).notes[0]
+    picture(base / "old/deep/ant/9.png", 9)
+    assert "old (13 files)" in load(base).notes[0]
+
+
+def test_an_unread_folder_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, real = write(tmp_path / "zoo"), os.scandir
+    (base / "lost+found").mkdir()
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert load(base).notes == (f"left out 1, as not {BOTH}: lost+found",)
 
 
 ODD = ("a b", "ü", "line\nbreak", "esc\x1b[2J", "'quoted\"", "<b>", os.fsdecode(b"bytes\xff"))
@@ -265,6 +361,16 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {
         lambda base: shutil.rmtree(base / "val"),
         {},
         "{} has no folder val or test: add one, or test_share=0.2",
+    ),
+    "no training images": (
+        lambda base: (base / "train").rename(base / "Train"),
+        {},
+        "{} has no folder train beside val: add it, or test_share=0.2",
+    ),
+    "a class that training lacks": (
+        lambda base: picture(base / "val/dog/0.png", 0),
+        {},
+        "{}/train has no class dog",
     ),
     "tests and a share": (
         lambda base: None,

@@ -191,8 +191,10 @@ def test_images_of_every_format_are_read_and_other_files_are_named(tmp_path: Pat
     (base / "test/unused.txt").touch()
     (note,) = [note for note in load(tmp_path).notes if "left out" in note]
     inside = f"train/{WORDNET[0]}"
-    named = f"{inside}/a.gif, {inside}/b.txt, {inside}/c.npy and 2 more"
-    assert note == f"left out 5, as not *{', *'.join(images.SUFFIXES)}: {named}"
+    named = f"test, {inside}/a.gif, {inside}/b.txt and 3 more"
+    read = "{train,val}/CLASS/*.{bmp,jpeg,jpg,png,ppm,tif,tiff,webp}"
+    choice = "both val and test are here: val is used"
+    assert note == f"{choice}; left out 6, as not {read}: {named}"
 
 
 def test_a_sharp_image_of_the_final_size_is_left_alone(tmp_path: Path) -> None:
