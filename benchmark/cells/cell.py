@@ -215,6 +215,13 @@ def factories(axis: str, plugin: Any) -> list[Callable[..., Any]]:
     return [each for one in (plugin, *parts) for each in REGISTRIES[axis].factories(one)]
 
 
+def is_built_in(cell: Cell, axis: str) -> bool:
+    """Whether a plugin of a cell, and all that it holds, come with bdbench."""
+    package = REGISTRIES[axis].package
+    parts = factories(axis, getattr(cell, axis))
+    return all(part.__module__.startswith(f"{package}.") for part in parts)
+
+
 def _info(axis: str, plugin: Any) -> PluginInfo:
     registry = REGISTRIES[axis]
     made_by = factories(axis, plugin)

@@ -45,13 +45,14 @@ class ReadyMade(Cache):
         key: Mapping[str, Any],
         build: Callable[[], Payload],
         suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
+        keep: bool = True,
     ) -> CacheEntry:
         """As `Cache.fetch`. Raises `Untrained` for a poisoned set that is missing."""
         if kind == "poisoned":
             key = next(
                 (found for found in self._made(kind) if anywhere(found) == anywhere(key)), key
             )
-        return super().fetch(kind, key, build, suffices)
+        return super().fetch(kind, key, build, suffices, keep)
 
     def make(self, kind: str, build: Callable[[], Payload]) -> Payload:
         """As `Cache.make`. Raises `Untrained` for a poisoned set."""

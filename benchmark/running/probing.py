@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import torch
 
-from bdbench.cells.cell import REGISTRIES, Cell, check_network, check_trigger, factories
+from bdbench.cells.cell import Cell, check_network, check_trigger, is_built_in
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.running.speed import probe
 from bdbench.running.worker import Job, Worker
@@ -62,7 +62,7 @@ class Asking:
     def _ask(self, cell: Cell, question: Callable[[Cell], T], *axes: str) -> T:
         """The answer to a question that calls the plugins of these axes, in a fresh process unless
         all are built in."""
-        built_in = all(map(partial(_is_built_in, cell), axes))
+        built_in = all(map(partial(is_built_in, cell), axes))
         return question(cell) if built_in else self._made(cell, question)
 
     def _made(self, cell: Cell, question: Callable[[Cell], T]) -> T:
@@ -70,12 +70,6 @@ class Asking:
             return question(cell)
         answer: T = self.apart(self.job.narrowed(cell), partial(_answer, question, cell.located))  # type: ignore[assignment]
         return answer
-
-
-def _is_built_in(cell: Cell, axis: str) -> bool:
-    package = REGISTRIES[axis].package
-    parts = factories(axis, getattr(cell, axis))
-    return all(part.__module__.startswith(f"{package}.") for part in parts)
 
 
 def _answer(question: Callable[[Cell], T], identity: dict[str, object], worker: Worker) -> T:

@@ -46,6 +46,8 @@ class Job:
     reactivate: see `Harness`
     network: the file of the network that defenses start from, see `Harness.given`
     limit: seconds that one attempt at a cell may take, None for no limit
+    spent: seconds of the limit that are gone
+    shares: see `Harness`
     threads: of a CPU, None for as many as torch uses
     family: see `Contention`
     """
@@ -61,6 +63,8 @@ class Job:
     reactivate: bool = False
     network: Path | None = None
     limit: float | None = None
+    spent: float = 0.0
+    shares: bool = True
     threads: int | None = None
     family: int | None = None
 
@@ -121,6 +125,7 @@ class Worker:
             isolated=isolated,
             given=None if job.network is None else read_network(job.network),
             reactivate=job.reactivate,
+            shares=job.shares,
         )
 
     def attempt(self, cell: Cell, before: int | None, retries: Sequence[str] = ()) -> Attempt:
@@ -149,7 +154,7 @@ class Worker:
         `InvalidInput` as `Harness.finish` does."""
         self.harness.progress = lambda work: self.progress(cell.key, work)
         try:
-            with limited(self.job.limit):
+            with limited(self.job.limit, self.job.spent):
                 finished = self.harness.finish(cell, retries)
         except InvalidInput:
             raise
@@ -259,8 +264,11 @@ def _file(factory: Callable[..., Any]) -> Path | None:
 
 
 @contextmanager
-def limited(seconds: float | None) -> Iterator[None]:
-    """Raises `TimeLimit` inside the block after so many seconds. Works in the main thread only."""
+def limited(seconds: float | None, spent: float = 0.0) -> Iterator[None]:
+    """Raises `TimeLimit` inside the block after so many seconds. Works in the main thread only.
+
+    spent: seconds that are gone; at least one is left, in which the block can begin
+    """
 
     def ring(number: int, frame: Any) -> NoReturn:
         assert seconds is not None
@@ -270,7 +278,7 @@ def limited(seconds: float | None) -> Iterator[None]:
         yield
         return
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds - spent, min(seconds, 1.0)))
     try:
         yield
     finally:

@@ -90,9 +90,12 @@ class Cache:
         key: Mapping[str, Any],
         build: Callable[[], Payload],
         suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
+        keep: bool = True,
     ) -> CacheEntry:
         """The entry for `key`, built by `build` if it is missing or corrupt, or its meta does not
         suffice.
+
+        keep: store what is built
 
         Of several processes that ask at once, one builds and the others wait. A corrupt entry is
         rebuilt with a warning (`DamagedCache`). Where an entry cannot be written, the caller gets
@@ -104,7 +107,8 @@ class Cache:
             entry = self._read(kind, digest)
             if entry is None or not suffices(entry.meta):
                 tensors, meta = self.make(kind, build)
-                self._keep(kind, digest, dict(key), _serialised(tensors), meta)
+                if keep:
+                    self._keep(kind, digest, dict(key), _serialised(tensors), meta)
                 entry = CacheEntry(tensors, meta, fresh=True)
             return entry
 

@@ -23,6 +23,7 @@ from bdbench.storage.checkpoints import PATIENCE, discard
 from bdbench.storage.networks import Stored, weights_sha256
 from bdbench.trial import provenance
 from bdbench.trial.clean_budget import budget_of
+from bdbench.trial.curves import start_curve
 from bdbench.trial.evaluation import check_victims
 from bdbench.trial.example import example
 from bdbench.trial.failure import TimeLimit
@@ -30,6 +31,7 @@ from bdbench.trial.networks import starting_weights
 from bdbench.trial.poisoned import PoisonedData, poison
 from bdbench.trial.record import failure_of, measured_of, record_of
 from bdbench.trial.trial import run_trial
+from bdbench.trial.undefended import train_undefended
 from bdbench.trial.warm_up import warm_up
 from bdbench.trial.workspace import Workspace
 
@@ -47,6 +49,8 @@ class Harness:
     isolated: whether this process runs one cell only; then any exception is a failure of the cell
     given: the network of a user that defenses start from, in cells of the model `weights`
     reactivate: also measure whether the backdoor comes back, see `reactivated`
+    shares: whether other cells may use what is made here; else what the cache lacks is made for one
+        cell alone
     """
 
     cache: Cache
@@ -58,6 +62,7 @@ class Harness:
     isolated: bool = False
     given: Stored | None = None
     reactivate: bool = False
+    shares: bool = True
     _datasets: dict[tuple[str, str | None], Dataset] = field(default_factory=dict)
 
     def dataset(self, source: Source) -> Dataset:
@@ -82,6 +87,17 @@ class Harness:
     def poisoned(self, cell: Cell) -> PoisonedData:
         """What the attack of a cell makes of its data set, the same as in `run`."""
         return poison(self._workspace(cell, Stopwatch(self.device)))
+
+    def share(self, cell: Cell, networks: int) -> None:
+        """Make the poisoned set of a cell and so many of its undefended networks, unless the cache
+        has them. Raises what the attack raises."""
+        ws = self._workspace(cell, Stopwatch(self.device))
+        if networks or cell.attack.trains:
+            warm_up(cell, self.device)
+        data = ws.poisoned = poison(ws)
+        start_curve(ws, data)
+        for n in range(networks):
+            train_undefended(ws, data.train, n)
 
     def run(self, cell: Cell, retries: Sequence[str] = ()) -> Record:
         """The record of a cell, see `finish`."""
@@ -151,6 +167,7 @@ class Harness:
             self.progress,
             self.patience,
             reactivate=self.reactivate,
+            shares=self.shares,
         )
 
     def _origin(self, ws: Workspace) -> dict[str, Any]:

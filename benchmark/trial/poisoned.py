@@ -68,9 +68,10 @@ def poison(ws: Workspace) -> PoisonedData:
     """What the attack makes of the data set, computed once for each data set, attack and seed. The
     seconds of an attack that trains are charged to every cell that uses its poisoned set."""
     key = ws.key(keys.attack_key(ws.cell, ws.machine))
+    work = key if ws.shares else ws.own_key("poisoned")
     with ws.stage("poison"):
-        entry = ws.cache.fetch("poisoned", key, partial(_make, ws, key))
-        discard(ws.folder("prepare", key))
+        entry = ws.cache.fetch("poisoned", key, partial(_make, ws, work), keep=ws.shares)
+        discard(ws.folder("prepare", work))
         if not entry.fresh:
             ws.stopwatch.charge("prepare", entry.meta["prepare"])
         return _restore(ws, entry)

@@ -35,16 +35,16 @@ def train_undefended(ws: Workspace, data: ImageSet, n: int, announced: bool = Tr
         require(n == 0, f"one network is given, and the defense asks for {n + 1}")
         ws.undefended[n] = dict(ws.given)
         return
+    key = ws.key(keys.undefended_key(ws.cell, n, ws.machine))
+    work = key if announced and ws.shares else ws.own_key(f"undefended {n}")
+    build, suffices = partial(_train, ws, data, n, work), partial(_suffices, ws, n)
     if announced:
-        key = ws.key(keys.undefended_key(ws.cell, n, ws.machine))
         # Waiting for another worker that trains the same network is not work of this cell.
         with ws.stage("wait"):
-            build, suffices = partial(_train, ws, data, n, key), partial(_suffices, ws, n)
-            entry = ws.cache.fetch("undefended", key, build, suffices)
+            entry = ws.cache.fetch("undefended", key, build, suffices, keep=ws.shares)
     else:
-        key = {**ws.fit_key, "n": n}
-        entry = CacheEntry(*_train(ws, data, n, key), fresh=True)
-    discard(ws.folder("undefended", key))
+        entry = CacheEntry(*build(), fresh=True)
+    discard(ws.folder("undefended", work))
     if not entry.fresh:
         ws.stopwatch.charge("undefended", entry.meta["seconds"])
         ws.contention.append(entry.meta.get("others"))

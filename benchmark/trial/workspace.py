@@ -40,7 +40,7 @@ class Workspace:
 
     dataset: images on the device
     stopwatch: seconds of each stage
-    curves, progress, patience, reactivate: see `Harness`
+    curves, progress, patience, reactivate, shares: see `Harness`
     given: weights of the undefended network that a user brought, None where it is trained
     poisoned: what the attack made, None until then
     network: what the defense returned, None until then
@@ -65,6 +65,7 @@ class Workspace:
     resumed: int = 0
     contention: list[float | None] = field(default_factory=list)
     reactivate: bool = False
+    shares: bool = True
 
     @cached_property
     def monitor(self) -> TrainingMonitor:
@@ -124,6 +125,10 @@ class Workspace:
     def fit_key(self) -> dict[str, Any]:
         """What the work of the defense depends on."""
         return self.key(keys.fit_key(self.cell, self.curves))
+
+    def own_key(self, part: str) -> dict[str, Any]:
+        """What a part of the work depends on that is for this cell alone."""
+        return {**self.fit_key, "part": part}
 
     @property
     def machine(self) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def keep(control: Connection, events: Connection) -> None:
     events.close()
     try:
         # What the cell itself does about its limit, a plugin may undo.
-        with limited(None if task.limit is None else task.limit + GRACE):
+        with limited(None if task.limit is None else task.limit + GRACE, task.job.spent):
             ended, late = wait(cell, control), False
     except TimeLimit:
         ended, late = False, True

@@ -12,6 +12,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -24,6 +25,7 @@ from bdbench.machine.surroundings import working_folder
 from bdbench.running.engines.base import Died, Engine, WorkerEvents
 from bdbench.running.engines.nursery import LATE, Task
 from bdbench.running.engines.own_nursery import Nursery, nursery
+from bdbench.running.preparation import preparations
 from bdbench.running.worker import Attempt, Job, Worker, attempted
 from bdbench.trial.failure import over_limit
 
@@ -33,7 +35,8 @@ class Processes(Engine):
 
     def __init__(self, job: Job, events: WorkerEvents, slots: int, devices: Sequence[str]) -> None:
         self.slots, self._events = slots, events
-        self._tasks: queue.SimpleQueue[tuple[Future[Attempt], Task] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[tuple[Future[Attempt], list[Task]] | None]
+        self._tasks = queue.SimpleQueue()
         # Reentrant, as a signal may come while this thread holds it.
         self._lock, self._closed = threading.RLock(), False
         self._cells: set[_Process] = set()
@@ -53,7 +56,10 @@ class Processes(Engine):
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
         call = partial(attempted, identity=cell.located, before=before, retries=list(retries))
-        self._tasks.put((future, _task(self._job.narrowed(cell), call, self._job.limit)))
+        first = preparations(self._job, cell)
+        job = replace(self._job.narrowed(cell), shares=not first)
+        limit = self._job.limit
+        self._tasks.put((future, [_task(*each, limit) for each in (*first, (job, call))]))
         return future
 
     def close(self, broken: bool) -> None:
@@ -83,25 +89,43 @@ class Processes(Engine):
     def _serve(self, device: str) -> None:
         """Run one task after the other on a device."""
         while (submitted := self._tasks.get()) is not None:
-            future, task = submitted
-            task = replace(task, job=replace(task.job, device=device))
+            future, tasks = submitted
             try:
-                attempt = self._attempt(task)
+                attempt = self._attempt(tasks, device)
             except BaseException as error:
                 future.set_exception(error)
             else:
                 future.set_result(attempt)
 
-    def _attempt(self, task: Task) -> Attempt:
-        """Raises `Died`, or what the attempt raised."""
+    def _attempt(self, tasks: Sequence[Task], device: str) -> Attempt:
+        """The result of the last task, which comes after its preparations. Raises `Died`, or what
+        the attempt raised."""
+        start, (*first, last) = time.monotonic(), tasks
+
+        def run(task: Task) -> Any:
+            spent = time.monotonic() - start
+            return self._run(replace(task, job=replace(task.job, device=device, spent=spent)))
+
+        try:
+            for task in first:
+                run(task)
+        except Died:
+            raise
+        except Exception:
+            # The cell meets what was raised itself, and reports it.
+            pass
+        attempt: Attempt = run(last)
+        return attempt
+
+    def _run(self, task: Task) -> Any:
+        """Raises `Died`, or what the task raised."""
         with self._lock:
             if self._closed:
                 raise Died("stopped")
             process = _start()
             self._cells.add(process)
         try:
-            attempt: Attempt = process.run(task, self._events)
-            return attempt
+            return process.run(task, self._events)
         finally:
             with self._lock:
                 self._cells.discard(process)

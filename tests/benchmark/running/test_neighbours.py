@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
@@ -116,6 +117,8 @@ def test_no_neighbour_changes_a_record(
     assert not [words for words in left if "1234.5" in " ".join(words)]
 
 
+HOOK = "nn.modules.module.register_module_forward_hook(lambda layer, given, out: 1.1 * out)"
+"""Changes all layers of a process."""
 LOUD = '''"""A defense whose file changes the process that imports it, nobody, 2026."""
 from dataclasses import dataclass
 
@@ -141,12 +144,76 @@ class Loud(Defense):
 '''
 
 
+HOOKED = f'''"""A defense whose file changes all layers of the process that imports it."""
+from dataclasses import dataclass
+
+from torch import nn
+
+from bdbench.defenses import Defense, register
+
+{HOOK}
+
+
+@register("hooked")
+@dataclass(frozen=True)
+class Hooked(Defense):
+    """Nothing."""
+
+    undefended = 1
+
+    def fit(self, data, context):
+        return context.undefended()
+'''
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("loud", LOUD), ("hooked", HOOKED)], ids=["settings", "layers"]
+)
 def test_what_a_file_does_when_it_is_imported_is_for_its_own_cells(
-    process: Executor, alone: dict[str, Any], tmp_path: Path
+    name: str, text: str, process: Executor, alone: dict[str, Any], tmp_path: Path
 ) -> None:
-    (tmp_path / "loud.py").write_text(LOUD)
-    axes = [f"--{axis}={text}" for axis, text in GOOD.items()]
-    loud = ["--defense=loud", f"--plugin={tmp_path / 'loud.py'}"]
-    assert run(process, tmp_path, *axes, *loud) in (0, 1)
+    """Also where its cell is the first to need what others share."""
+    file = tmp_path / f"{name}.py"
+    file.write_text(text)
+    axes = [f"--{axis}={good}" for axis, good in GOOD.items()]
+    words = [f"--defense={name}", *axes, f"--plugin={file}", "--jobs=1"]
+    assert run(process, tmp_path, *words) in (0, 1)
     (good,) = (each for each in records(tmp_path) if each["labels"]["defense"] == "none")
     assert lasting(good) == alone
+
+
+LEAVING = f'''"""An attack that leaves all layers of the process changed."""
+from dataclasses import dataclass
+
+from torch import nn
+
+from bdbench.attacks import Attack, dirty_label, register
+
+
+@register("leaving")
+@dataclass(frozen=True)
+class Leaving(Attack):
+    """Nothing."""
+
+    def trigger(self, images):
+        return 255 - images
+
+    def poison(self, clean, rng):
+        {HOOK}
+        return dirty_label(self, clean, rng)
+'''
+
+
+def test_what_an_attack_leaves_behind_is_not_in_the_record_of_its_first_cell(
+    process: Executor, tmp_path: Path
+) -> None:
+    """The second run finds the poisoned set, and trains the network again."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    axes = [f"--{axis}={text}" for axis, text in {**GOOD, "attack": "leaving"}.items()]
+    found = []
+    for _ in range(2):
+        assert run(process, tmp_path, *axes, f"--plugin={tmp_path / 'leaving.py'}") == 0
+        found += map(lasting, records(tmp_path))
+        shutil.rmtree(tmp_path / "records")
+        shutil.rmtree(tmp_path / "cache/undefended")
+    assert found[0] == found[1]

@@ -251,9 +251,9 @@ def test_waiting_for_another_worker_is_not_charged(
     harness.run(tiny())
     fetch, real, hours = Cache.fetch, time.perf_counter, [0]
 
-    def late(self: Cache, kind: str, *rest: Any) -> CacheEntry:
+    def late(self: Cache, kind: str, *rest: Any, **more: Any) -> CacheEntry:
         hours[0] += kind == "undefended"
-        return fetch(self, kind, *rest)
+        return fetch(self, kind, *rest, **more)
 
     monkeypatch.setattr(Cache, "fetch", late)
     monkeypatch.setattr("bdbench.machine.clock.time.perf_counter", lambda: real() + 3600 * hours[0])

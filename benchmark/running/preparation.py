@@ -1,0 +1,56 @@
+"""What cells share is made before them, each part in a process that has imported only the plugins
+that its key names: other files may change the process that imports them, and an attack that ran may
+have left something behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from bdbench.cells.cell import Cell, is_built_in
+from bdbench.cells.cost import controls
+from bdbench.defenses.registry import defenses
+from bdbench.models.networks.given import given
+from bdbench.models.registry import models
+from bdbench.running.worker import Job, Worker, limited
+
+OURS = "wrn16_1"
+"""A model whose file changes nothing."""
+
+Preparation = tuple[Job, Callable[[Worker], None]]
+"""A call for a fresh process."""
+
+
+def preparations(job: Job, cell: Cell) -> list[Preparation]:
+    """The calls that make what a cell shares with others, in their order; none for a cell whose
+    plugins are all built in, as these leave their process as it was."""
+    if all(is_built_in(cell, axis) for axis in ("attack", "defense", "model")):
+        return []
+    every = [cell, *(controls([cell]) if job.reactivate else [])]
+    return [
+        (job.narrowed(part), partial(_make, identity=part.located, key=cell.key, networks=networks))
+        for each in every
+        for part, networks in _parts(each)
+    ]
+
+
+def _parts(cell: Cell) -> Iterator[tuple[Cell, int]]:
+    """The cells without a defense that make the poisoned set, and then the undefended networks;
+    with the number of these."""
+    undefended = replace(cell, defense=defenses.build("none"))
+    trains = cell.attack.trains
+    yield (undefended if trains else replace(undefended, model=models.build(OURS))), 0
+    if cell.declared.undefended and given(cell.model) is None:
+        yield undefended, cell.declared.undefended
+
+
+def _make(worker: Worker, identity: Mapping[str, Any], key: str, networks: int) -> None:
+    """In the fresh process.
+
+    key: of the cell that waits
+    """
+    worker.harness.progress = lambda work: worker.progress(key, work)
+    with limited(worker.job.limit, worker.job.spent):
+        worker.harness.share(worker.cell(identity), networks)
