@@ -41,7 +41,7 @@ def declared_work(
 
     labels: what messages call the plugins, by axis
     """
-    unknown = []
+    unknown: list[str] = []
 
     def known(ask: Callable[[], T], otherwise: T) -> T:
         try:
