@@ -392,6 +392,7 @@ BUILDERS = {
         ],
         "a file of weights, or the model of a cell, says as text what they are of",
     ),
+    "benchmark/running/preparation.py:_parts": "what cells share names no defense, often no model",
     "benchmark/trial/networks.py:fitting": "the models that there are",
     **{
         f"benchmark/contract/{name}": "a promise is tested on new plugins"

@@ -90,8 +90,9 @@ class Harness:
 
     def share(self, cell: Cell, networks: int) -> None:
         """Make the poisoned set of a cell and so many of its undefended networks, unless the cache
-        has them. Raises what the attack raises."""
+        has them. Raises what the attack raises, and `InvalidInput` as `finish` does."""
         ws = self._workspace(cell, Stopwatch(self.device))
+        check_victims(cell.attack, ws.dataset.test, f"attack {cell.labels['attack']}")
         if networks or cell.attack.trains:
             warm_up(cell, self.device)
         data = ws.poisoned = poison(ws)
