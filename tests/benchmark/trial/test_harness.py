@@ -515,6 +515,14 @@ def test_a_class_without_clean_images_is_named_in_one_line(images: ImageSet) -> 
         assert sorted(set(part.labels.tolist())) == list(range(10))
 
 
+def test_a_record_says_how_many_clean_images_a_defense_gets_at_least(harness: Harness) -> None:
+    lent = harness.run(tiny(defense="ft")).diagnostics.lent
+    assert lent is not None
+    assert lent.least == tiny(defense="ft").defense.clean_images == 2
+    assert lent.fit + lent.validation >= lent.least * lent.classes
+    assert harness.run(tiny()).diagnostics.lent is None
+
+
 @pytest.mark.usefixtures("broken")
 def test_an_undefended_network_is_charged_once(harness: Harness) -> None:
     once = harness.run(tiny(defense="broken(how='nothing')"))
