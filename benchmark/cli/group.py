@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,7 +48,7 @@ def cli(ctx: click.Context) -> None:
 
 def say(text: str, err: bool = False) -> None:
     """Print text of any number of lines, with control characters escaped."""
-    click.echo(shown(text), err=err)
+    print(shown(text), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def warn_left_out(damaged: Iterable[str]) -> bool:

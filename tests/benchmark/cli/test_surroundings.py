@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import click
 import matplotlib
@@ -122,10 +123,8 @@ def test_a_share_of_gpus_is_a_number(number: str, capsys: pytest.CaptureFixture[
 def test_an_error_of_the_system_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*arguments: Any) -> NoReturn:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
-
-    monkeypatch.setattr("bdbench.storage.maintenance.listing", full)
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
+    monkeypatch.setattr("bdbench.storage.maintenance.listing", Mock(side_effect=full))
     assert refused(capsys, "cache", "ls") == "bdbench: somewhere: No space left on device"
 
 

@@ -208,10 +208,10 @@ def test_a_broken_promise_may_be_an_exit(here: Path, capsys: pytest.CaptureFixtu
     assert "SystemExit" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("through", ["my_attack", "my_part"])
+@pytest.mark.parametrize("through", ["my_frame", "my_part"])
 def test_a_file_stays_with_the_cells_of_what_it_imports(through: str, here: Path) -> None:
-    (here / "my_attack.py").write_text(ATTACK)
-    (here / "my_part.py").write_text("from my_attack import Frame\n")
+    (here / "my_frame.py").write_text(ATTACK)
+    (here / "my_part.py").write_text("from my_frame import Frame\n")
     files = [here / "my_defense.py", here / "my_other.py"]
     files[0].write_text(f"import {through}\n{DEFENSE}")
     files[1].write_text(DEFENSE.replace('"mine"', '"other"'))
@@ -227,8 +227,8 @@ def test_a_file_stays_with_the_cells_of_what_it_imports(through: str, here: Path
 
 
 def test_a_cell_of_an_imported_attack_runs(here: Path) -> None:
-    (here / "my_attack.py").write_text(ATTACK)
-    (here / "my_defense.py").write_text(f"from my_attack import Frame\n{DEFENSE}")
+    (here / "my_frame.py").write_text(ATTACK)
+    (here / "my_defense.py").write_text(f"from my_frame import Frame\n{DEFENSE}")
     words = [f"--dataset={SIZES}", *FIXED[:-1], "--defense=none", "--plugin=my_defense.py"]
     assert main(["run", "--attack=frame", *words, "--results=out"]) == 0
     assert statuses() == {"none": "ok"}

@@ -234,7 +234,7 @@ def test_a_callback_that_fails_ends_its_attempt(job: Job, error: BaseException) 
     engine = Processes(job, WorkerEvents(lambda key, work: None, fail), 1, ["cpu"])
     with engine:
         future: Future[Attempt] = Future()
-        engine._tasks.put((future, processes._task(job, warn)))
+        engine._tasks.put((future, [processes._task(job, warn)]))
         assert future.exception(60) is error
 
 
