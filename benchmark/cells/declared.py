@@ -92,7 +92,7 @@ def recipe_defaults(source: Source) -> dict[str, Any]:
 
 def _amount(what: str, plugin: object, member: str, *arguments: Any) -> float:
     value = _told(what, plugin, member, *arguments)
-    valid = isinstance(value, Real) and math.isfinite(value) and value >= 0
+    valid = isinstance(value, Real) and math.isfinite(value) and float(value) >= 0
     where = _place(plugin, member)
     require(valid, f"{what} must be a finite number of at least 0, got {value!r}{where}")
     return float(value)
@@ -100,7 +100,7 @@ def _amount(what: str, plugin: object, member: str, *arguments: Any) -> float:
 
 def _count(what: str, plugin: object, member: str) -> int:
     value = _told(what, plugin, member)
-    valid = isinstance(value, Integral) and value >= 0
+    valid = isinstance(value, Integral) and int(value) >= 0
     where = _place(plugin, member)
     require(valid, f"{what} must be an integer of at least 0, got {value!r}{where}")
     return int(value)

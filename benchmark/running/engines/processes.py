@@ -55,11 +55,11 @@ class Processes(Engine):
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-        call = partial(attempted, identity=cell.located, before=before, retries=list(retries))
         first = preparations(self._job, cell)
-        job = replace(self._job.narrowed(cell), shares=not first)
-        limit = self._job.limit
-        self._tasks.put((future, [_task(*each, limit) for each in (*first, (job, call))]))
+        own = replace(self._job.narrowed(cell), shares=not first)
+        work = partial(attempted, identity=cell.located, before=before, retries=list(retries))
+        calls: list[tuple[Job, Callable[[Worker], Any]]] = [*first, (own, work)]
+        self._tasks.put((future, [_task(job, call, self._job.limit) for job, call in calls]))
         return future
 
     def close(self, broken: bool) -> None:
