@@ -71,6 +71,8 @@ NOT_RUN = {
     "bdbench data get cifar100": "the network",
     "bdbench data prepare cifar100": "CIFAR-100",
     "bdbench data prepare \"folder(path='photos', size=64, test_share=0.2)\"": "photos",
+    "bdbench evaluate results/table1-cifar10/networks/31d015441a3894a8.safetensors"
+    " --dataset cifar10 --attack badnets --defense nad": "CIFAR-10",
     "bdbench evaluate my_network.safetensors --model resnet18 --dataset cifar10 --attack badnets"
     " --defense ft": "a network",
     "bdbench export KEY --results results/quick --out exported": "a cell that was run",
@@ -78,7 +80,6 @@ NOT_RUN = {
 """Commands that are only parsed, and what they would need to run."""
 STAND_INS = {
     "quick": "archive/abl-without-limits",
-    "table1-cifar10": "table1-cifar10-bf16",
     "a": "archive/abl-without-limits",
     "b": "table1-cifar10-bf16",
 }
@@ -86,6 +87,7 @@ STAND_INS = {
 QUOTED = {
     ("README.md", "table1-cifar10-bf16", "leaderboard"),
     ("results/README.md", "table1-cifar10-bf16", "table1"),
+    ("results/README.md", "table1-cifar10", "table1"),
     ("results/archive/README.md", "archive/cifar10-small", "leaderboard"),
     ("results/archive/README.md", "archive/cifar10-small", "table1"),
     ("README.md", "digits", "leaderboard"),

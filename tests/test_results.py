@@ -23,6 +23,7 @@ PUBLISHED = (
     "archive/cifar10-small",
     "archive/abl-without-limits",
     "table1-cifar10-bf16",
+    "table1-cifar10",
     "digits",
     "digits-diagnostics",
     "field-2026-short",
