@@ -426,7 +426,10 @@ def test_a_step_of_a_cell_uses_the_memory_of_the_last_one(
     blocks = 160
     for name in [name for name in os.environ if name.startswith(("GLIBC_", "MALLOC_"))]:
         monkeypatch.delenv(name)
-    assert call_in_process(job, faults) < blocks / 2
+    kept = call_in_process(job, faults)
     # A user's choice is kept: here, that each block is mapped and given back by itself.
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
-    assert call_in_process(job, faults) >= blocks
+    mapped = call_in_process(job, faults)
+    assert mapped >= blocks
+    # Now and then a block finds a new place.
+    assert kept < mapped / 10
