@@ -25,6 +25,7 @@ PUBLISHED = (
     "table1-cifar10-bf16",
     "table1-cifar10",
     "digits",
+    "digits-second-processor",
     "digits-diagnostics",
     "field-2026-short",
     "field-2026-digits",
