@@ -19,8 +19,8 @@ from bdbench.running.worker import Job, Worker, limited
 OURS = "wrn16_1"
 """A model whose file changes nothing."""
 
-Preparation = tuple[Job, Callable[[Worker], None]]
-"""A call for a fresh process."""
+Preparation = tuple[Job, Callable[[Worker], int]]
+"""A call for a fresh process, which returns how often its work resumed."""
 
 
 def preparations(job: Job, cell: Cell) -> list[Preparation]:
@@ -46,11 +46,11 @@ def _parts(cell: Cell) -> Iterator[tuple[Cell, int]]:
         yield undefended, cell.declared.undefended
 
 
-def _make(worker: Worker, identity: Mapping[str, Any], key: str, networks: int) -> None:
+def _make(worker: Worker, identity: Mapping[str, Any], key: str, networks: int) -> int:
     """In the fresh process.
 
     key: of the cell that waits
     """
     worker.harness.progress = lambda work: worker.progress(key, work)
     with limited(worker.job.limit, worker.job.spent):
-        worker.harness.share(worker.cell(identity), networks)
+        return worker.harness.share(worker.cell(identity), networks)

@@ -47,7 +47,7 @@ class Job:
     network: the file of the network that defenses start from, see `Harness.given`
     limit: seconds that one attempt at a cell may take, None for no limit
     spent: seconds of the limit that are gone
-    shares: see `Harness`
+    shares, resumed: see `Harness`
     threads: of a CPU, None for as many as torch uses
     family: see `Contention`
     """
@@ -65,6 +65,7 @@ class Job:
     limit: float | None = None
     spent: float = 0.0
     shares: bool = True
+    resumed: int = 0
     threads: int | None = None
     family: int | None = None
 
@@ -126,6 +127,7 @@ class Worker:
             given=None if job.network is None else read_network(job.network),
             reactivate=job.reactivate,
             shares=job.shares,
+            resumed=job.resumed,
         )
 
     def attempt(self, cell: Cell, before: int | None, retries: Sequence[str] = ()) -> Attempt:

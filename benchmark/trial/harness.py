@@ -51,6 +51,7 @@ class Harness:
     reactivate: also measure whether the backdoor comes back, see `reactivated`
     shares: whether other cells may use what is made here; else what the cache lacks is made for one
         cell alone
+    resumed: how often the processes resumed that made what the cell shares
     """
 
     cache: Cache
@@ -63,6 +64,7 @@ class Harness:
     given: Stored | None = None
     reactivate: bool = False
     shares: bool = True
+    resumed: int = 0
     _datasets: dict[tuple[str, str | None], Dataset] = field(default_factory=dict)
 
     def dataset(self, source: Source) -> Dataset:
@@ -88,9 +90,10 @@ class Harness:
         """What the attack of a cell makes of its data set, the same as in `run`."""
         return poison(self._workspace(cell, Stopwatch(self.device)))
 
-    def share(self, cell: Cell, networks: int) -> None:
+    def share(self, cell: Cell, networks: int) -> int:
         """Make the poisoned set of a cell and so many of its undefended networks, unless the cache
-        has them. Raises what the attack raises, and `InvalidInput` as `finish` does."""
+        has them. Returns how often that resumed. Raises what the attack raises, and `InvalidInput`
+        as `finish` does."""
         ws = self._workspace(cell, Stopwatch(self.device))
         check_victims(cell.attack, ws.dataset.test, f"attack {cell.labels['attack']}")
         if networks or cell.attack.trains:
@@ -99,6 +102,7 @@ class Harness:
         start_curve(ws, data)
         for n in range(networks):
             train_undefended(ws, data.train, n)
+        return ws.resumed
 
     def run(self, cell: Cell, retries: Sequence[str] = ()) -> Record:
         """The record of a cell, see `finish`."""
@@ -169,6 +173,7 @@ class Harness:
             self.patience,
             reactivate=self.reactivate,
             shares=self.shares,
+            resumed=self.resumed,
         )
 
     def _origin(self, ws: Workspace) -> dict[str, Any]:

@@ -100,15 +100,16 @@ class Processes(Engine):
     def _attempt(self, tasks: Sequence[Task], device: str) -> Attempt:
         """The result of the last task, which comes after its preparations. Raises `Died`, or what
         the attempt raised."""
-        start, (*first, last) = time.monotonic(), tasks
+        start, (*first, last), resumed = time.monotonic(), tasks, 0
 
         def run(task: Task) -> Any:
             spent = time.monotonic() - start
-            return self._run(replace(task, job=replace(task.job, device=device, spent=spent)))
+            job = replace(task.job, device=device, spent=spent, resumed=resumed)
+            return self._run(replace(task, job=job))
 
         try:
             for task in first:
-                run(task)
+                resumed = max(resumed, run(task))
         except Died:
             raise
         except Exception:

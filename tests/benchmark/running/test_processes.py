@@ -238,6 +238,16 @@ def test_a_callback_that_fails_ends_its_attempt(job: Job, error: BaseException) 
         assert future.exception(60) is error
 
 
+def test_a_cell_counts_how_often_what_it_shares_resumed(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    with Processes(job, WorkerEvents(lambda key, work: None, print), 1, ["cpu"]) as engine:
+        monkeypatch.setattr(engine, "_run", lambda task: seen.append(task.job.resumed) or len(seen))
+        engine._attempt([processes._task(job, warn)] * 3, "cpu")
+    assert seen == [0, 1, 2]
+
+
 def test_the_end_of_a_run_is_the_end_of_its_cells(tmp_path: Path) -> None:
     """Killed, it cannot say so."""
     script = """
