@@ -39,20 +39,13 @@ class Untrained(Exception):
 class ReadyMade(Cache):
     """A cache that builds no poisoned set, and has those of all machines and numbers of threads."""
 
-    def fetch(
-        self,
-        kind: str,
-        key: Mapping[str, Any],
-        build: Callable[[], Payload],
-        suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
-        keep: bool = True,
-    ) -> CacheEntry:
+    def fetch(self, kind: str, key: Mapping[str, Any], *how: Any, **options: Any) -> CacheEntry:
         """As `Cache.fetch`. Raises `Untrained` for a poisoned set that is missing."""
         if kind == "poisoned":
             key = next(
                 (found for found in self._made(kind) if anywhere(found) == anywhere(key)), key
             )
-        return super().fetch(kind, key, build, suffices, keep)
+        return super().fetch(kind, key, *how, **options)
 
     def make(self, kind: str, build: Callable[[], Payload]) -> Payload:
         """As `Cache.make`. Raises `Untrained` for a poisoned set."""
