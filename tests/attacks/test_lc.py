@@ -199,7 +199,7 @@ def test_the_perturbation_turns_the_surrogate_away_from_the_class(
     assert prepared.perturbation is not None
     facts = prepared.perturbation.facts
     assert facts["surrogate_accuracy_before"] == 1
-    assert facts["surrogate_accuracy_after"] < 1
+    assert facts["surrogate_accuracy_after"] < 0.5
     assert facts["surrogate_loss_after"] > facts["surrogate_loss_before"]
     assert facts["largest_noise"] == 16
 

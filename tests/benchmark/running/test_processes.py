@@ -441,5 +441,5 @@ def test_a_step_of_a_cell_uses_the_memory_of_the_last_one(
     monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "131072")
     mapped = call_in_process(job, faults)
     assert mapped >= blocks
-    # Now and then a block finds a new place.
-    assert kept < mapped / 10
+    # Now and then a block finds a new place, whose pages are mapped once.
+    assert kept < max(blocks / 2, mapped / 100)
