@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from bdbench.attacks.base import Attack
 
 attacks: Registry[Attack] = Registry(
-    "attack", "bdbench.attacks", ("bdbench.attacks.base", "Attack")
+    "attack",
+    "bdbench.attacks",
+    ("bdbench.attacks.base", "Attack"),
+    {"mean": "a column of the tables has this name"},
 )
 register = attacks.register

@@ -12,7 +12,6 @@ from typing import Any, NoReturn, TextIO
 
 import click
 
-from bdbench.cells.plugins import answering
 from bdbench.cli import cache as cache
 from bdbench.cli import data as data
 from bdbench.cli import doctor as doctor
@@ -22,6 +21,7 @@ from bdbench.cli import results as results
 from bdbench.cli import run as run
 from bdbench.cli.group import cli, say
 from bdbench.machine.threads import short_spin
+from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput, one_line
 
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A shell that starts a command in the background makes it ignore SIGINT.
         signal.signal(number, _interrupt)
     try:
-        with answering("the code of a plugin"):
+        with blaming("the code of a plugin"):
             code = cli.main(args=arguments, prog_name="bdbench", standalone_mode=False)
         return int(code or 0)
     except click.ClickException as error:

@@ -18,7 +18,7 @@ from bdbench.datasets.registry import datasets
 from bdbench.machine.devices import has_bf16
 from bdbench.machine.system import commit, processor, versions
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.running.engines.processes import call_in_process
+from bdbench.running.engines.fresh import call_in_process
 from bdbench.running.worker import Job, Worker
 from bdbench.storage.atomic import check_writable
 from bdbench.storage.folders import cache_root, roots

@@ -19,13 +19,20 @@ from bdbench.running.worker import Job, Worker, limited
 OURS = "wrn16_1"
 """A model whose file changes nothing."""
 
-Preparation = tuple[Job, Callable[[Worker], int]]
-"""A call for a fresh process, which returns how often its work resumed."""
+Step = tuple[Job, Callable[[Worker], Any]]
+"""A call for a fresh process."""
 
 
-def preparations(job: Job, cell: Cell) -> list[Preparation]:
-    """The calls that make what a cell shares with others, in their order; none for a cell whose
-    plugins are all built in, as these leave their process as it was."""
+def steps(job: Job, cell: Cell, work: Callable[[Worker], Any]) -> list[Step]:
+    """The calls of an attempt at a cell, in their order: its preparations, then `work`."""
+    first = preparations(job, cell)
+    return [*first, (replace(job.narrowed(cell), shares=not first), work)]
+
+
+def preparations(job: Job, cell: Cell) -> list[Step]:
+    """The calls that make what a cell shares with others, in their order; each returns how often
+    its work resumed. None for a cell whose plugins are all built in, as these leave their process
+    as it was."""
     if all(is_built_in(cell, axis) for axis in ("attack", "defense", "model")):
         return []
     every = [cell, *(controls([cell]) if job.reactivate else [])]

@@ -15,7 +15,6 @@ from rich.console import Console
 from bdbench.cells import grid
 from bdbench.cells.cell import Cell
 from bdbench.cells.cost import added_work, controls
-from bdbench.cells.plugins import answering
 from bdbench.cells.suites import Suite
 from bdbench.machine.contention import Contention
 from bdbench.machine.devices import precision_of
@@ -24,6 +23,7 @@ from bdbench.machine.surroundings import surroundings_kept
 from bdbench.machine.system import device_name
 from bdbench.machine.threads import cores
 from bdbench.models.networks.given import given
+from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.scope import num_threads
 from bdbench.records.beside import Known, Neighbour, join, neighbours, same
@@ -31,8 +31,8 @@ from bdbench.records.record import ALONE, Record
 from bdbench.running.cached_work import cached_work
 from bdbench.running.claims import claimed, lock_of
 from bdbench.running.engines.base import Engine, WorkerEvents
+from bdbench.running.engines.fresh import call_in_process
 from bdbench.running.engines.options import ExecutionOptions
-from bdbench.running.engines.processes import call_in_process
 from bdbench.running.names import Names
 from bdbench.running.plugin_sources import sources_of
 from bdbench.running.probing import Asking
@@ -275,7 +275,7 @@ def plan(name: str, suite: Suite, execution: ExecutionOptions, options: RunOptio
     _check_options(name, suite, execution, options)
     devices = execution.devices(options.device)
     precision = precision_of(suite.precision, devices[0])
-    with surroundings_kept(), answering("a plugin"):
+    with surroundings_kept(), blaming("a plugin"):
         cells = tuple(grid.cells(suite, precision))
     execution = _with_local_plugins(execution, cells)
     _check_networks(cells, options.network)

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from bdbench.cells.cell import Cell
-from bdbench.cells.plugins import answering
 from bdbench.datasets.base import Dataset, Source
 from bdbench.datasets.registry import datasets
 from bdbench.machine.clock import Stopwatch, peak_memory, reset_peak_memory
 from bdbench.machine.contention import Contention, combine
 from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.blame import blaming
 from bdbench.records.record import Record
 from bdbench.storage.cache import Cache
 from bdbench.storage.checkpoints import PATIENCE, discard
@@ -82,7 +82,7 @@ class Harness:
         trains."""
         sources = {cell.located["dataset"]: cell.dataset for cell in cells}
         for source in sources.values():
-            with answering(f"looking for data set {datasets.label(source)}"):
+            with blaming(f"looking for data set {datasets.label(source)}"):
                 if source.locate(self.roots) is None:
                     source.load(self.roots, self.cache)
 

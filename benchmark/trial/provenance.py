@@ -24,7 +24,7 @@ OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
 """Packages whose files are part of the source of a plugin that imports them."""
 INSTALLED = {"site-packages", "dist-packages"}
 Source = tuple[Path, str]
-"""A file and the module that was imported from it; "" for all of `bdbench.models`."""
+"""A file and the module that was imported from it; "" for all of `models/`."""
 LONGEST = 20_000
 """Characters of a docstring that a record keeps."""
 
@@ -99,7 +99,7 @@ def descriptions(cell: Cell) -> dict[str, dict[str, str]]:
 
 
 def sources(cell: Cell) -> dict[str, str]:
-    """Hashes, 12 hex digits each, of the source of each plugin of a cell and of `models/`."""
+    """Hashes, 12 hex digits each, of the source of each plugin of a cell and of training."""
     found = {"training": _hash(*_training())}
     for axis, info in cell.info.items():
         # A notebook may use anything that we offer.
@@ -119,7 +119,11 @@ def settle() -> None:
 
 @functools.cache
 def _training() -> tuple[Source, ...]:
-    return tuple((file, "") for file in sorted(Path(bdbench.models.__path__[0]).rglob("*.py")))
+    """`models/`, but for the code that reads specs and registers plugins: it trains nothing, and a
+    record has the settings that it read."""
+    root = Path(bdbench.models.__path__[0])
+    files = (file for file in root.rglob("*.py") if root / "plugins" not in file.parents)
+    return tuple((file, "") for file in sorted(files))
 
 
 @functools.cache

@@ -38,7 +38,7 @@ def location(error: BaseException) -> tuple[Path, int] | None:
 @contextmanager
 def blaming(what: str) -> Iterator[None]:
     """Turn an error that user code raises inside the block into an `InvalidInput` that names the
-    file and the line.
+    file and the line. So does a SystemExit, which would end the command.
 
     what: the work inside the block, as the message begins
     """
@@ -46,7 +46,7 @@ def blaming(what: str) -> Iterator[None]:
         yield
     except InvalidInput:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         found = location(error)
         if found is None:
             raise

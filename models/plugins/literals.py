@@ -68,9 +68,10 @@ def _annotated(factory: Callable[..., Any]) -> list[Any]:
 
 
 def _resolve(annotation: Any, names: dict[str, Any]) -> Any:
-    holder = types.SimpleNamespace(__annotations__={"it": annotation})
+    # A class, because Final is allowed there.
+    holder = type("Holder", (), {"__annotations__": {"it": annotation}})
     try:
-        return typing.get_type_hints(holder, names)["it"]
+        return typing.get_type_hints(holder, names, {})["it"]
     except Exception as error:
         return Unresolved(str(annotation), str(error))
 
@@ -84,6 +85,8 @@ def text(kind: Any) -> str:
     if kind is Ellipsis:
         return "..."
     origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Final:
+        return text(parts[0])
     if origin in UNIONS:
         return " | ".join(map(text, parts))
     inner = map(repr if origin is typing.Literal else text, parts)
@@ -177,6 +180,8 @@ def _plain(kind: Any) -> Any:
     """The type behind a NewType, a type alias or Final."""
     while True:
         inner = getattr(kind, "__supertype__", None) or getattr(kind, "__value__", None)
+        if kind is typing.Final:
+            return Any
         if typing.get_origin(kind) is typing.Final:
             inner = typing.get_args(kind)[0]
         if inner is None or isinstance(kind, type):

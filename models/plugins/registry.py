@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
@@ -52,15 +52,23 @@ class Registry(Generic[T]):
     kind: such as "attack"
     package: the package of the built-in plugins
     base: module and name of the base class of all plugins, None if they have none
+    reserved: names that no plugin may have, by what has them already
     """
 
     runtime_parameters = 0
     """The number of leading parameters that a caller supplies and that are not settings."""
 
-    def __init__(self, kind: str, package: str, base: tuple[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        kind: str,
+        package: str,
+        base: tuple[str, str] | None = None,
+        reserved: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.kind = kind
         self.package = package
         self.base = base
+        self.reserved = reserved
         self.broken: dict[str, str] = {}
         self._factories: dict[str, Callable[..., T]] = {}
         self._titles: dict[str, str] = {}
@@ -69,11 +77,12 @@ class Registry(Generic[T]):
 
     def register(self, name: str, title: str = "") -> Callable[[F], F]:
         """Register a class or function; use it as a decorator. A class or file that is loaded again
-        replaces its predecessor. Raises `InvalidInput` if another plugin has the name, and for an
-        unprintable or overlong title.
+        replaces its predecessor. Raises `InvalidInput` if another plugin has the name, for a name
+        that no spec can hold or that is reserved, and for an unprintable or overlong title.
 
         title: the name in tables and figures, such as "BadNets"
         """
+        self._check_name(name)
         require(
             isinstance(title, str) and title.isprintable() and len(title) <= LONGEST_TITLE,
             f"the title of {self.kind} {name!r} must be a line of at most {LONGEST_TITLE} "
@@ -99,6 +108,25 @@ class Registry(Generic[T]):
             return factory
 
         return add
+
+    def _check_name(self, name: Any) -> None:
+        """Raises `InvalidInput` for a name that `register` does not accept."""
+        called = getattr(name, "__name__", "")
+        require(
+            isinstance(name, str),
+            f"@register above {called} needs a name: write @register('{called.lower()}')"
+            if called
+            else f"the name of a {self.kind} must be text, got {name!r}",
+        )
+        require(
+            spec.is_name(name),
+            f"no spec can hold the name {name!r} of a {self.kind}: use letters, digits and "
+            f"underscores, at most {spec.LONGEST_NAME} and no digit first",
+        )
+        require(
+            name not in self.reserved,
+            f"no {self.kind} may be called {name!r}: {self.reserved.get(name)}; rename it",
+        )
 
     def title(self, name: str) -> str:
         """The name in tables and figures; empty if the plugin has no title."""

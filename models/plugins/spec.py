@@ -26,6 +26,8 @@ from bdbench.models.plugins.errors import InvalidInput
 
 LONGEST = 1_000
 """Characters of a spec."""
+LONGEST_NAME = 60
+"""Characters of the name of a plugin."""
 LARGEST_SWEEP = 10_000
 """Specs of one sweep."""
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -68,6 +70,14 @@ class Spec:
 
     def __hash__(self) -> int:
         return hash(str(self))
+
+
+def is_name(text: str) -> bool:
+    """Whether a plugin may have this name: a spec of the name alone gives it back."""
+    try:
+        return len(text) <= LONGEST_NAME and Spec.of(text).name == text
+    except InvalidInput:
+        return False
 
 
 @functools.lru_cache(maxsize=2**14)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -23,6 +24,8 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records.record import Record
 from bdbench.running.claims import claimed
 from bdbench.running.engines.base import Died, Engine
+from bdbench.running.engines.fresh import Outcome, attempt_here
+from bdbench.running.preparation import steps
 from bdbench.running.worker import Attempt, Job, Worker, by_another, kept
 from bdbench.storage.atomic import Unusable
 
@@ -30,7 +33,8 @@ MANY = 10_000
 
 
 class Ray(Engine):
-    """Runs each cell as a task, on any node with free resources.
+    """Runs each attempt as a task, on any node with free resources. It starts fresh processes
+    there, as on this machine.
 
     slots: cells that are submitted at a time
     cores, gpus: for each cell
@@ -47,9 +51,9 @@ class Ray(Engine):
                 _start(options)
             except (OSError, RuntimeError, TypeError, ValueError) as error:
                 raise InvalidInput(f"cannot start Ray: {error}") from error
-        # No retries by Ray, which a record would not mention. A fresh process for each cell.
+        # No retries by Ray, which a record would not mention. A task may change the environment.
         place = ray.remote(num_cpus=cores, num_gpus=gpus, max_retries=0, max_calls=1)
-        self._task = place(_run)
+        self._task = place(attempt_here)
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
@@ -63,10 +67,11 @@ class Ray(Engine):
             if other is not None:
                 future.set_result(other)
                 return future
-            task = self._task.remote(self.job.narrowed(cell), cell.located, list(retries)).future()
+            work = partial(_recorded, identity=cell.located, retries=list(retries))
+            task = self._task.remote(steps(self.job, cell, work)).future()
             claim = opened.pop_all()
 
-        def settle(made: Future[Record]) -> None:
+        def settle(made: Future[Outcome]) -> None:
             # Whoever waits for the attempt finds the cell unclaimed.
             try:
                 with claim:
@@ -84,10 +89,11 @@ class Ray(Engine):
             ray.shutdown()
 
 
-def _record(made: Future[Record]) -> Record:
-    """What a task returned. Raises `Died`, or what it raised."""
+def _record(made: Future[Outcome]) -> Record:
+    """What an attempt returned. Raises `Died`, or what it raised."""
     try:
-        return made.result()
+        record: Record = made.result().get()
+        return record
     except RayTaskError as error:
         raise error.as_instanceof_cause() from None
     except RayError as error:
@@ -108,9 +114,8 @@ def _start(options: Mapping[str, Any]) -> None:
         ray.init(address="local", **{"log_to_driver": False, "include_dashboard": False, **options})
 
 
-def _run(job: Job, identity: dict[str, Any], retries: list[str]) -> Record:
-    """On a node."""
-    worker = Worker(job, lambda key, work: None, isolated=True)
+def _recorded(worker: Worker, identity: dict[str, Any], retries: list[str]) -> Record:
+    """On a node, in the cell's process."""
     cell = worker.cell(identity)
     record = worker.run(cell, retries)
     worker.discard(record, cell)

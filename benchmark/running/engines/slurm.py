@@ -9,6 +9,7 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import submitit
@@ -17,7 +18,9 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 from bdbench.cells.cell import Cell
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.running.engines.base import Died, Engine
-from bdbench.running.worker import Attempt, Job, Worker
+from bdbench.running.engines.fresh import Outcome, attempt_here
+from bdbench.running.preparation import steps
+from bdbench.running.worker import Attempt, Job, attempted
 
 PAUSE = 1.0
 """Seconds between two checks of the jobs."""
@@ -25,7 +28,7 @@ MANY = 1_000
 
 
 class Slurm(Engine):
-    """Runs each cell as a job.
+    """Runs each attempt as a job, which starts fresh processes as on this machine.
 
     slots: jobs in the queue at a time
     cores, gpus: for each job
@@ -52,15 +55,14 @@ class Slurm(Engine):
             self._executor.update_parameters(**{**asked, **options})
         except (AssertionError, NameError, TypeError, ValueError) as error:
             raise InvalidInput(f"submitit rejects the options: {error}") from error
-        self._open: dict[Future[Attempt], submitit.Job[Attempt]] = {}
+        self._open: dict[Future[Attempt], submitit.Job[Outcome]] = {}
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-        self._open[future] = self._executor.submit(
-            _attempt, self.job.narrowed(cell), cell.located, before, list(retries)
-        )
+        work = partial(attempted, identity=cell.located, before=before, retries=list(retries))
+        self._open[future] = self._executor.submit(attempt_here, steps(self.job, cell, work))
         return future
 
     def close(self, broken: bool) -> None:
@@ -75,20 +77,14 @@ class Slurm(Engine):
                     del self._open[future]
 
 
-def _settled(future: Future[Attempt], job: submitit.Job[Attempt]) -> bool:
+def _settled(future: Future[Attempt], job: submitit.Job[Outcome]) -> bool:
     """Pass the result of a job on, or that its state cannot be read; False while it runs."""
     try:
         if not job.done():
             return False
-        future.set_result(job.result())
+        future.set_result(job.result().get())
     except (UncompletedJobError, FailedJobError) as error:
         future.set_exception(Died(f"lost ({type(error).__name__}, job {job.job_id})"))
     except BaseException as error:
         future.set_exception(error)
     return True
-
-
-def _attempt(job: Job, identity: dict[str, Any], before: int | None, retries: list[str]) -> Attempt:
-    """On a node."""
-    worker = Worker(job, lambda key, work: None, isolated=True)
-    return worker.attempt(worker.cell(identity), before, retries)

@@ -7,6 +7,9 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -14,13 +17,21 @@ import pytest
 import torch
 
 from bdbench.cells.cell import Cell, cell
+from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.registry import load_file
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.files import path_of, read
 from bdbench.records.record import Record
 from bdbench.running.claims import claimed
+from bdbench.running.engines.base import Died, Engine
+from bdbench.running.engines.fresh import attempt_here
 from bdbench.running.engines.options import ExecutionOptions
-from bdbench.running.worker import Attempt, Job, Worker
+from bdbench.running.preparation import steps
+from bdbench.running.worker import Attempt, Job, Worker, attempted
+from bdbench.storage.cache import Cache
+from bdbench.storage.maintenance import contents
+from bdbench.trial.failure import TimeLimit
 
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.01)
 # What these libraries warn of is theirs.
@@ -116,7 +127,7 @@ def test_a_ray_of_ours_listens_to_this_machine_only_and_ends_a_process_with_its_
     from bdbench.running.engines import ray as engine
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(engine, "_run", lambda: os.getpid())
+    monkeypatch.setattr(engine, "attempt_here", lambda: os.getpid())
     before = listening()
     made = engine.Ray(job(tmp_path), 1, 1, 0.0, {"num_cpus": 1})
     try:
@@ -131,7 +142,6 @@ def test_a_ray_of_ours_listens_to_this_machine_only_and_ends_a_process_with_its_
 
 def test_submitit_runs_cells_and_says_when_a_job_is_lost(tmp_path: Path) -> None:
     pytest.importorskip("submitit")
-    from bdbench.running.engines.base import Died
     from bdbench.running.engines.slurm import Slurm
 
     first, second = cells(2)
@@ -151,6 +161,106 @@ def test_submitit_runs_cells_and_says_when_a_job_is_lost(tmp_path: Path) -> None
             running.cancel()
         with pytest.raises(Died, match="lost"):
             lost.result(timeout=300)
+
+
+PLUGIN = """
+import os
+import signal
+import time
+from dataclasses import dataclass
+import torch
+from bdbench.defenses import Defense, register
+
+def double(module, images, result):
+    return 2 * result if isinstance(module, torch.nn.Linear) else None
+
+torch.nn.modules.module.register_module_forward_hook(double)
+
+@register("harmful")
+@dataclass(frozen=True)
+class Harmful(Defense):
+    deed: str = "none"
+    undefended = 1
+
+    def fit(self, data, context):
+        if self.deed == "abort":
+            os.abort()
+        if self.deed == "outlast":
+            signal.signal(signal.SIGALRM, signal.SIG_IGN)
+            time.sleep(600)
+        return context.undefended()
+"""
+
+
+@pytest.fixture
+def harmful(tmp_path: Path, unregistered: None) -> Path:
+    """A plugin that changes the process that imports it."""
+    file = tmp_path / "harmful.py"
+    file.write_text(PLUGIN)
+    with hooks_kept():
+        load_file(file)
+    return file
+
+
+@contextmanager
+def hooks_kept() -> Iterator[None]:
+    hooks = torch.nn.modules.module._global_forward_hooks
+    before = dict(hooks)
+    yield
+    for key in hooks.keys() - before.keys():
+        del hooks[key]
+
+
+@pytest.fixture(params=["ray", "slurm"])
+def cluster(
+    request: pytest.FixtureRequest, tmp_path: Path, harmful: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Engine]:
+    """An engine whose cells load the plugin that they need."""
+    asked = replace(job(tmp_path), plugins=(harmful,))
+    if request.param == "slurm":
+        pytest.importorskip("submitit")
+        from bdbench.running.engines.slurm import Slurm
+
+        with Slurm(asked, 2, 1, 0, {"timeout_min": 9}, cluster="local") as engine:
+            yield engine
+    else:
+        pytest.importorskip("ray")
+        from bdbench.running.engines.ray import Ray
+
+        monkeypatch.delenv("RAY_ADDRESS", raising=False)
+        with Ray(asked, 2, 1, 0.0, {"num_cpus": 2}) as engine:
+            yield engine
+
+
+def test_a_cell_on_a_cluster_touches_no_other(cluster: Engine, tmp_path: Path) -> None:
+    """It has fresh processes on its node, as it has on this machine."""
+    (plain,) = cells(1)
+    hooked, aborting = (
+        replace(plain, defense=defenses.build(f"harmful(deed='{deed}')"))
+        for deed in ("none", "abort")
+    )
+    made = cluster.submit(hooked, None, []).result(300).record
+    assert made is not None
+    assert made.status == "ok"
+    with pytest.raises(Died, match=r"^killed \(SIGABRT\)$"):
+        cluster.submit(aborting, None, []).result(300)
+    after = cluster.submit(plain, None, []).result(300).record
+    assert after is not None
+    assert len(list(contents(Cache(tmp_path / "cache"), "undefended"))) == 1
+    assert same(after, alone(plain, tmp_path))
+
+
+def test_a_cell_that_ignores_its_limit_is_stopped_on_its_node(
+    tmp_path: Path, harmful: Path
+) -> None:
+    asked = replace(job(tmp_path), plugins=(harmful,), limit=10.0)
+    (plain,) = cells(1)
+    chosen = replace(plain, defense=defenses.build("harmful(deed='outlast')"))
+    work = partial(attempted, identity=chosen.located, before=None, retries=[])
+    start = time.monotonic()
+    with pytest.raises(TimeLimit, match="stopped at --limit 10 s"):
+        attempt_here(steps(asked, chosen, work)).get()
+    assert time.monotonic() - start < 60
 
 
 def test_a_job_whose_state_cannot_be_read_ends_its_cell() -> None:

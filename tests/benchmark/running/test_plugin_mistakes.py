@@ -17,6 +17,7 @@ from bdbench.cells.cell import cell
 from bdbench.cells.cost import expected_passes, own, parts
 from bdbench.cells.plugins import load_plugin
 from bdbench.cli import main
+from bdbench.defenses.registry import defenses
 from bdbench.models import Recipe
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import num_threads
@@ -278,3 +279,72 @@ def test_a_run_goes_on_where_it_was_started(
     assert record["provenance"]["threads"] == threads
     assert any(cache_folder.iterdir())
     assert not [path for path in (here / "nowhere", here.parent / "nowhere") if path.exists()]
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("@register", "@register above Mine needs a name: write @register('mine')"),
+        ("@register()", "missing 1 required positional argument: 'name'"),
+        ("@register(7)", "the name of a defense must be text, got 7"),
+        ("@register('strong-cutout')", "no spec can hold the name 'strong-cutout' of a defense"),
+        ("@register('')", "no spec can hold the name '' of a defense"),
+        ("@register(' mine')", "no spec can hold the name ' mine' of a defense"),
+        ("@register('2mine')", "no spec can hold the name '2mine' of a defense"),
+        ("@register('mine(size=1)')", "no spec can hold the name 'mine(size=1)' of a defense"),
+        ("@register('lambda')", "no spec can hold the name 'lambda' of a defense"),
+        ("@register('None')", "no spec can hold the name 'None' of a defense"),
+        ("@register('\\ufb01ne')", "of a defense: use letters, digits and underscores"),
+        (f"@register('{'m' * 61}')", "of a defense: use letters, digits and underscores, at most"),
+    ],
+)
+def test_a_name_that_nobody_can_ask_for_is_refused_where_it_is_given(
+    line: str, complaint: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "mine.py").write_text(DEFENSE.replace('@register("mine")', line))
+    found = refused(capsys, "run", "quick", "--plugin=mine.py", "--dry-run")
+    assert complaint in found
+    assert "failed at line 8: " in found
+
+
+def test_an_attack_is_not_called_as_a_column_is(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (here / "frame.py").write_text(ATTACK.replace('"frame"', '"mean"'))
+    (here / "mine.py").write_text(DEFENSE.replace('"mine"', '"mean"'))
+    complaint = "no attack may be called 'mean': a column of the tables has this name; rename it"
+    assert complaint in refused(capsys, "run", "quick", "--plugin=frame.py", "--dry-run")
+    load_plugin(here / "mine.py")
+
+
+@pytest.mark.parametrize("end", ["import missing_module", "1 / 0", "raise SystemExit(0)"])
+def test_a_name_may_be_in_any_script(end: str, here: Path) -> None:
+    """Letters of any alphabet; the file's own error is the one that is reported."""
+    (here / "mine.py").write_text(DEFENSE.replace('"mine"', '"größe_ñ"') + f"\n{end}\n")
+    with pytest.raises(InvalidInput, match=r"mine\.py' failed at line 17"):
+        load_plugin(here / "mine.py")
+
+
+@pytest.mark.parametrize(
+    ("annotation", "complaint"),
+    [
+        ("Final[int] = 3", "must be int, got 'x'"),
+        ("Final = 3", ""),
+        ("Annotated[Final[int], 'seconds'] = 3", "must be int, got 'x'"),
+        ("Annotated[int, 'seconds'] = 3", "must be int, got 'x'"),
+    ],
+)
+@pytest.mark.parametrize("postponed", ["", "from __future__ import annotations\n"])
+def test_a_field_may_be_final(
+    postponed: str, annotation: str, complaint: str, here: Path, unregistered: None
+) -> None:
+    header = f"from typing import Annotated, Final\n{DEFENSE}"
+    if postponed:
+        header = f"{postponed}{header}"
+    text = header.replace("    def fit", f"    size: {annotation}\n\n    def fit", 1)
+    (here / "mine.py").write_text(text)
+    load_plugin(here / "mine.py")
+    assert defenses.canonical("mine(size=4)") == "mine(size=4)"
+    if complaint:
+        with pytest.raises(InvalidInput, match=complaint):
+            defenses.build("mine(size='x')")

@@ -28,11 +28,13 @@ from bdbench.machine import devices, threads
 from bdbench.machine.threads import cores, short_spin
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.training.recipe import Recipe
-from bdbench.running.engines import options, processes
+from bdbench.running.engines import fresh, options, processes
 from bdbench.running.engines.base import Died, WorkerEvents
+from bdbench.running.engines.fresh import call_in_process, last_result
+from bdbench.running.engines.nursery import Task
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.engines.own_nursery import Nursery, nursery
-from bdbench.running.engines.processes import Processes, call_in_process
+from bdbench.running.engines.processes import Processes
 from bdbench.running.worker import Attempt, Job, Worker
 
 CPU = torch.device("cpu")
@@ -234,17 +236,18 @@ def test_a_callback_that_fails_ends_its_attempt(job: Job, error: BaseException) 
     engine = Processes(job, WorkerEvents(lambda key, work: None, fail), 1, ["cpu"])
     with engine:
         future: Future[Attempt] = Future()
-        engine._tasks.put((future, [processes._task(job, warn)]))
+        engine._tasks.put((future, [fresh._task(job, warn)]))
         assert future.exception(60) is error
 
 
-def test_a_cell_counts_how_often_what_it_shares_resumed(
-    job: Job, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cell_counts_how_often_what_it_shares_resumed(job: Job) -> None:
     seen: list[int] = []
-    with Processes(job, WorkerEvents(lambda key, work: None, print), 1, ["cpu"]) as engine:
-        monkeypatch.setattr(engine, "_run", lambda task: seen.append(task.job.resumed) or len(seen))
-        engine._attempt([processes._task(job, warn)] * 3, "cpu")
+
+    def do(task: Task) -> int:
+        seen.append(task.job.resumed)
+        return len(seen)
+
+    assert last_result([fresh._task(job, warn)] * 3, do) == 3
     assert seen == [0, 1, 2]
 
 
@@ -255,7 +258,7 @@ import sys
 from functools import partial
 from pathlib import Path
 from test_processes import sleep
-from bdbench.running.engines.processes import call_in_process
+from bdbench.running.engines.fresh import call_in_process
 from bdbench.running.worker import Job
 job = Job(Path("results"), Path("cache"), (), "cpu", threads=1)
 call_in_process(job, partial(sleep, mark=sys.argv[1]))
@@ -296,7 +299,7 @@ class Held:
 
 
 def test_cells_are_spread_over_all_gpus(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(processes, "_start", Held)
+    monkeypatch.setattr(processes, "FreshProcess", Held)
     monkeypatch.setattr(Held, "devices", Counter())
     monkeypatch.setattr(Held, "meet", threading.Barrier(4))
     chosen = [cell("toy", "wrn16_1", "none", "none", Recipe(epochs=1), n) for n in range(8)]

@@ -23,7 +23,7 @@ from bdbench.records import files as records
 from bdbench.records.record import Record
 from bdbench.running.claims import claimed, lock_of, stamp
 from bdbench.running.engines.base import Died, Engine
-from bdbench.running.engines.processes import death_of
+from bdbench.running.engines.fresh import death_of
 from bdbench.running.progress import Reporter
 from bdbench.running.schedule import ATTEMPTS, Schedule
 from bdbench.running.speed import Speed
