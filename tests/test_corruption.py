@@ -286,7 +286,7 @@ def test_a_damaged_shard_is_refused_or_the_same_data_or_has_another_sha256(
     write_shard(path, pictures(10, kind), range(10), row_group_size=4, **options)
 
     def read() -> tuple[ImageSet, ImageSet]:
-        return (parquet.read(tmp_path, "train", 10, 8, None)[0],) * 2
+        return (parquet.read(tmp_path, "train", 10, 8, None)[0].finish(),) * 2
 
     outcome = check(read, path, hurt)
     if outcome is None:

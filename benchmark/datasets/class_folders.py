@@ -10,7 +10,6 @@ from pathlib import Path
 
 from bdbench.datasets.files import Decoded, Located
 from bdbench.datasets.images import SUFFIXES, ImageCollector, Resize
-from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, visible
 
 LAYOUT = "{train,val}/CLASS/*.{JPEG,png,...}"
@@ -100,7 +99,7 @@ def decode(listing: Listing, size: int, resize: Resize) -> Decoded:
     train, test = (
         _read(part, size, resize, len(listing.names)) for part in (listing.train, listing.test)
     )
-    return Decoded(train, test, tuple(map(visible, listing.names)))
+    return Decoded.of(train, test, tuple(map(visible, listing.names)))
 
 
 def list_splits(base: Path, check_names: Callable[[Path, Sequence[str]], None]) -> Listing:
@@ -218,8 +217,8 @@ def _refuse_empty(folder: Path, inside: Sequence[os.DirEntry[str]]) -> None:
     raise InvalidInput(f"{folder} has no images *{', *'.join(SUFFIXES)}{hint}")
 
 
-def _read(labelled: Labelled, size: int, resize: Resize, num_classes: int) -> ImageSet:
+def _read(labelled: Labelled, size: int, resize: Resize, num_classes: int) -> ImageCollector:
     collector = ImageCollector(size, resize, num_classes)
     for path, label in labelled:
         collector.add_file(path, label)
-    return collector.finish()
+    return collector

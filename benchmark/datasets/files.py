@@ -8,27 +8,39 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
 from bdbench.datasets.archives import Archive
 from bdbench.datasets.base import Dataset, Source, fingerprint, stratified
+from bdbench.datasets.images import ImageCollector
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.storage.cache import Cache, Payload, sha256_of
 
-DECODER = 3
+DECODER = 4
 """Part of the cache key: raise it when images are decoded differently."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """All images of a data set, decoded from its files."""
+    """All images of a data set, decoded from its files.
+
+    note: what the files hold and is not read, empty if nothing
+    """
 
     train: ImageSet
     test: ImageSet
     class_names: tuple[str, ...]
+    note: str = ""
+
+    @classmethod
+    def of(cls, train: ImageCollector, test: ImageCollector, class_names: tuple[str, ...]) -> Self:
+        """The images of two collectors."""
+        several = train.several + test.several
+        note = f"of {several:,} images with several frames or pages, the first is used"
+        return cls(train.finish(), test.finish(), class_names, note if several else "")
 
 
 @dataclass(frozen=True)
@@ -94,7 +106,7 @@ class FileSource(Source):
             ImageSet(entry.tensors[f"{s}_images"], entry.tensors[f"{s}_labels"], self.num_classes)
             for s in ("train", "test")
         )
-        notes = [note for note in (found.note, found.left_out) if note]
+        notes = [note for note in (found.note, found.left_out, entry.meta["note"]) if note]
         for split, there, official in (
             ("training", len(train), self.train_size),
             ("test", len(test), self.test_size),
@@ -153,4 +165,4 @@ def _pack(decoded: Decoded) -> Payload:
         "test_images": decoded.test.images,
         "test_labels": decoded.test.labels,
     }
-    return tensors, {"class_names": list(decoded.class_names)}
+    return tensors, {"class_names": list(decoded.class_names), "note": decoded.note}

@@ -16,7 +16,6 @@ from bdbench.datasets.archives import Archive
 from bdbench.datasets.class_folders import left_out
 from bdbench.datasets.files import Decoded, FileSource, Located
 from bdbench.datasets.images import ImageCollector, squash
-from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, require
 
 CLASSES = tuple(f"{label:05d}" for label in range(43))
@@ -85,7 +84,7 @@ def locate(base: Path, layout: str, training: str, note: str = "") -> Located:
         require(table is not None, f"{base} lacks {TABLE}, the file of the test labels")
         assert table is not None
         labelled = ((path, int(path.parent.name)) for path in train)
-        return Decoded(_read(labelled), _read(_test_labels(table, pictures)), CLASSES)
+        return Decoded.of(_read(labelled), _read(_test_labels(table, pictures)), CLASSES)
 
     files = (*train, *sorted(pictures.glob("*.ppm")), *((table,) if table else ()))
     unread = left_out(base, others, f"GTSRB/{{{training}/NNNNN,Final_Test/Images}}/*.ppm")
@@ -113,8 +112,8 @@ def _test_labels(table: Path, pictures: Path) -> list[tuple[Path, int]]:
     return found
 
 
-def _read(labelled: Iterable[tuple[Path, int]]) -> ImageSet:
+def _read(labelled: Iterable[tuple[Path, int]]) -> ImageCollector:
     collector = ImageCollector(SIZE, squash, len(CLASSES))
     for path, label in labelled:
         collector.add_file(path, label)
-    return collector.finish()
+    return collector

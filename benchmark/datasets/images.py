@@ -92,6 +92,15 @@ def decode(content: bytes, size: int, resize: Resize | None, origin: str) -> byt
     return np.asarray(image).transpose(2, 0, 1).tobytes()
 
 
+def frames(content: bytes) -> int:
+    """The number of frames of an animation, or of pages, of which `decode` reads the first; 1 if it
+    cannot be read."""
+    with suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return int(getattr(Image.open(io.BytesIO(content), formats=FORMATS), "n_frames", 1))
+    return 1
+
+
 def to_rgb(image: Image.Image, origin: str) -> Image.Image:
     """Convert an image of any mode to RGB with 8 bits per channel.
 
@@ -154,6 +163,7 @@ class ImageCollector:
 
     size: height and width of all images, pixels
     resize: applied to images of another size; None refuses them
+    several: the number of images with several frames or pages
     """
 
     size: int
@@ -161,12 +171,14 @@ class ImageCollector:
     num_classes: int
     pixels: bytearray = field(default_factory=bytearray)
     labels: list[int] = field(default_factory=list)
+    several: int = 0
 
     def add(self, content: bytes, label: int, origin: str) -> None:
         """Decode one image. Raises `InvalidInput` as `decode` does, and for a wrong label."""
         if not 0 <= label < self.num_classes:
             raise InvalidInput(f"{origin}: label {label} is not in [0, {self.num_classes})")
         self.pixels += decode(content, self.size, self.resize, origin)
+        self.several += frames(content) > 1
         self.labels.append(label)
 
     def add_file(self, path: Path, label: int) -> None:

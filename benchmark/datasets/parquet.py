@@ -16,7 +16,6 @@ from typing import Any
 from bdbench.datasets.class_folders import left_out
 from bdbench.datasets.files import Decoded, Located
 from bdbench.datasets.images import ImageCollector, Resize
-from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput, require
 
 IMAGES = ("image", "img")
@@ -64,7 +63,7 @@ def _decode(
         not (names and others) or names == others,
         f"{folder}: train-*.parquet and test-*.parquet name different classes",
     )
-    return Decoded(train, test, names or class_names)
+    return Decoded.of(train, test, names or class_names)
 
 
 def shards(folder: Path, split: str) -> list[Path]:
@@ -74,7 +73,7 @@ def shards(folder: Path, split: str) -> list[Path]:
 
 def read(
     folder: Path, split: str, num_classes: int, size: int, resize: Resize | None
-) -> tuple[ImageSet, tuple[str, ...]]:
+) -> tuple[ImageCollector, tuple[str, ...]]:
     """Decode one split. Returns its images and its class names, which are empty if the files have
     none.
 
@@ -88,7 +87,7 @@ def read(
     for path in files:
         names = _read_file(path, collector) or names
     require(bool(collector.labels), f"{folder}: {split}-*.parquet has no rows")
-    return collector.finish(), names
+    return collector, names
 
 
 def _check_complete(folder: Path, split: str, files: list[Path]) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
@@ -355,8 +355,14 @@ def _say(console: Console, line: str) -> None:
 
 
 def _engine(plan: Plan, reporter: Reporter) -> Engine:
-    events = WorkerEvents(reporter.advance, lambda line: reporter.say(f"warning: {line}"))
-    return plan.execution.start(plan.job, events, plan.at_once, plan.devices)
+    @cache
+    def warn(line: str) -> None:
+        """Cells that have the same reason warn once."""
+        reporter.say(f"warning: {line}")
+
+    return plan.execution.start(
+        plan.job, WorkerEvents(reporter.advance, warn), plan.at_once, plan.devices
+    )
 
 
 def _check_places(plan: Plan) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -68,10 +69,13 @@ class Harness:
     _datasets: dict[tuple[str, str | None], Dataset] = field(default_factory=dict)
 
     def dataset(self, source: Source) -> Dataset:
-        """The images of a data set on the device, loaded once. Raises `InvalidInput`."""
+        """The images of a data set on the device, loaded once. Warns of the files that are not
+        read. Raises `InvalidInput`."""
         identity = datasets.located(source), source.content
         if identity not in self._datasets:
             loaded = source.load(self.roots, self.cache)
+            for note in loaded.notes:
+                warnings.warn(f"data set {datasets.label(source)}: {note}", stacklevel=2)
             self._datasets[identity] = replace(
                 loaded, train=loaded.train.to(self.device), test=loaded.test.to(self.device)
             )

@@ -449,10 +449,11 @@ def test_a_flipped_bit_is_refused_or_harmless(
     damaged[int(share * len(content))] ^= 1 << bit
     path.write_bytes(damaged)
     try:
-        data, _ = parquet.read(path.parent, "train", 10, 8, resize=None)
+        found, _ = parquet.read(path.parent, "train", 10, 8, resize=None)
     except InvalidInput as error:
         assert "\n" not in str(error)
     else:
+        data = found.finish()
         assert data.images.shape[1:] == (3, 8, 8)
         assert len(data) == 10
 

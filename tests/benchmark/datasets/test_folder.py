@@ -127,6 +127,33 @@ def test_what_is_no_image_is_named_and_what_systems_leave_is_not(tmp_path: Path)
     assert load(base).notes == (f"left out 2, as not {BOTH}: {names}",)
 
 
+@pytest.mark.parametrize("suffix", ["tif", "tiff", "webp", "png"])
+def test_images_with_more_than_one_picture_are_counted(tmp_path: Path, suffix: str) -> None:
+    base = write(tmp_path / "zoo")
+    first, second = (Image.new("RGB", (10, 10), (level,) * 3) for level in (200, 20))
+    for place in ("train/ant", "val/bee"):
+        first.save(base / place / f"9.{suffix}", save_all=True, append_images=[second])
+    first.save(base / f"train/cat/9.{suffix}")
+    note = "of 2 images with several frames or pages, the first is used"
+    for _ in range(2):
+        data = load(base, size=8)
+        assert data.notes == (note,)
+    assert data.train.images[4].float().mean() == pytest.approx(200, abs=2)
+
+
+def test_a_run_says_once_what_it_does_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = write(tmp_path / "zoo")
+    (base / "train/ant/readme.txt").write_text("")
+    words = ["--attack=badnets", "--defense=none", "--defense=clp", "--seeds=1", "--device=cpu"]
+    words += [f"--results={tmp_path / 'out'}", "--recipe=recipe(epochs=1)", "--precision=fp32"]
+    assert main(["run", f"--dataset={spec(base, size=16)}", *words]) == 0
+    said = capsys.readouterr().out
+    assert said.count("left out 1, as not") == 1
+    assert f"warning: data set {spec(base.name, size=16)}: left out 1, as not {BOTH}: " in said
+
+
 IMAGES = "CLASS/*.{bmp,jpeg,jpg,png,ppm,tif,tiff,webp}"
 BOTH = "{train,val}/" + IMAGES
 UNREAD: dict[str, tuple[Callable[[Path], object], dict[str, object], str]] = {

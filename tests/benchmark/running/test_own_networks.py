@@ -603,7 +603,7 @@ def read_record(folder: Path) -> str:
 def test_exported_images_are_read_as_a_data_set(exported: Path, tmp_path: Path) -> None:
     shutil.copy(exported / "poisoned.parquet", tmp_path / "train-0.parquet")
     found, names = parquet.read(tmp_path, "train", 10, 16, None)
-    assert len(found) == 100
+    assert len(found.finish()) == 100
     assert len(names) == 10
     about: Mapping[bytes, bytes] = pq.read_schema(exported / "poisoned.parquet").metadata
     features = json.loads(about[b"huggingface"])["info"]["features"]
