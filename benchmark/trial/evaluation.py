@@ -190,7 +190,7 @@ def check_victims(attack: Attack, test: ImageSet, owner: str) -> None:
 
 def diagnose_parts(
     samples: Mapping[str, Tensor], data: PoisonedData
-) -> dict[str, dict[str, dict[str, float]]]:
+) -> dict[str, dict[str, dict[str, Any]]]:
     """See `diagnose`, by part: its poisoned images against those that no part poisons."""
     found = {}
     for name, part in data.parts.items():
@@ -252,19 +252,23 @@ def auroc(low: Tensor, high: Tensor) -> float:
     return (above + at_least) / 2 / (len(low) * len(high))
 
 
-def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str, float]]:
+def diagnose(
+    samples: Mapping[str, Tensor], mask: Tensor, labels: Tensor | None = None
+) -> dict[str, dict[str, Any]]:
     """How well per-sample values (n,) of a journal separate poisoned from clean images.
 
     mask: bool (n,), poisoned images
+    labels: int64 (n,), for `by_class`
 
     auroc: probability that a poisoned image has a lower value than a clean one; ties count half
     mean_poisoned, mean_clean: of the values
+    by_class: the mean over the clean images of each class, None for a class without one
     tpr, fpr: if all values are 0 or 1, the shares of poisoned and of clean images with value 0,
         which calls them poisoned: TP / (TP + FN) and FP / (FP + TN)
     precision, recall: likewise, if any image is called poisoned; recall is the TPR
     not_finite: number of values that are nan or infinite, if any; all the above leave them out
     """
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for name, values in samples.items():
         known = values.isfinite()
         poisoned, clean = values[mask & known].double().cpu(), values[~mask & known].double().cpu()
@@ -285,4 +289,14 @@ def diagnose(samples: Mapping[str, Tensor], mask: Tensor) -> dict[str, dict[str,
                 found = float((poisoned == 0).sum())
                 summary |= {"precision": found / called, "recall": found / len(poisoned)}
         result[name] = {key: round(value, 6) for key, value in summary.items()}
+        if labels is not None and len(clean):
+            result[name]["by_class"] = _means(clean, labels[~mask & known])
     return result
+
+
+def _means(values: Tensor, labels: Tensor) -> list[float | None]:
+    """The mean of the values (n,) with each label (n,); None for a label that none has."""
+    counts = labels.cpu().bincount()
+    sums = torch.zeros(len(counts), dtype=values.dtype).index_add_(0, labels.cpu(), values)
+    pairs = zip(sums.tolist(), counts.tolist(), strict=True)
+    return [round(total / count, 6) if count else None for total, count in pairs]

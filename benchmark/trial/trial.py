@@ -117,6 +117,6 @@ def _diagnostics(ws: Workspace, data: PoisonedData, context: Context) -> dict[st
         **size_of(context.clean, clean, ws.cell.defense.clean_images),
         "attack": dict(data.facts),
         "scalars": finite(journal.scalars),
-        "samples": diagnose(journal.samples, data.mask),
+        "samples": diagnose(journal.samples, data.mask, data.train.labels),
         **({"warnings": list(journal.warnings)} if journal.warnings else {}),
     }

@@ -134,6 +134,17 @@ def test_the_rates_of_a_filter_by_hand() -> None:
     assert "tpr" not in metrics.diagnose({"w": kept / 2}, mask)["w"]
 
 
+def test_means_by_class_are_of_clean_images() -> None:
+    """Class 1 has none, and class 2 only one that is not finite."""
+    values = torch.tensor([9.0, 1.0, 2.0, torch.nan, 4.0, 9.0])
+    mask = torch.tensor([True, False, False, False, False, True])
+    labels = torch.tensor([0, 0, 0, 2, 3, 1])
+    found = metrics.diagnose({"w": values}, mask, labels)["w"]
+    assert found["by_class"] == [1.5, None, None, 4.0]
+    assert "by_class" not in metrics.diagnose({"w": values}, mask)["w"]
+    assert "by_class" not in metrics.diagnose({"w": values}, torch.ones(6).bool(), labels)["w"]
+
+
 def test_diagnostics_leave_out_values_that_are_not_finite() -> None:
     values = torch.tensor([torch.nan, torch.inf, 2.0, 3.0])
     mask = torch.tensor([True, False, True, False])
