@@ -11,9 +11,11 @@ from builders import ROOT
 
 from bdbench.cells import cost, grid
 from bdbench.cells.suites import SUITES
+from bdbench.defenses.neural_cleanse import NeuralCleanse
 from bdbench.figures import make
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.files import read_all
+from bdbench.records.parts import Diagnostics
 from bdbench.tables.verify import write_verification
 from bdbench.tables.write import write_leaderboard, write_table
 
@@ -56,6 +58,64 @@ def test_published_figures_have_the_data_of_the_published_records(tmp_path: Path
     drawn, published = (path / "figures/pareto.csv" for path in (tmp_path, folder))
     assert drawn.read_bytes() == published.read_bytes()
     assert f'--recipe "{FP32}"' in (ROOT / "results/archive/README.md").read_text()
+
+
+def diagnostics(folder: str, defense: str, attack: str) -> dict[int, Diagnostics]:
+    """What the published records of a defense against an attack say, by seed."""
+    records, _ = read_all(ROOT / "results" / folder)
+    return {
+        record.cell.seed: record.diagnostics
+        for record in records
+        if (record.cell.defense.name, record.cell.attack.name) == (defense, attack)
+    }
+
+
+def test_the_page_quotes_the_losses_of_f_b() -> None:
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    losses = {
+        attack: {
+            seed: each.samples["f_B loss"]
+            for seed, each in diagnostics("digits", "cbd", attack).items()
+        }
+        for attack in ("badnets", "blend")
+    }
+    ranges = []
+    for attack, by_seed in losses.items():
+        clean = [each["mean_clean"] for each in by_seed.values()]
+        ranges.append(f"{min(clean):.1f} to {max(clean):.1f} on {attack}")
+    assert f"mean loss on clean images is {' and '.join(ranges)}" in page
+    missed = losses["blend"][2]
+    poisoned, clean = (f"{missed[f'mean_{kind}']:.2f}" for kind in ("poisoned", "clean"))
+    assert f"in seed 2 (loss {poisoned} on poisoned, {clean} on clean images)" in page
+
+
+def test_the_page_quotes_the_validation_accuracies_of_fp() -> None:
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    single, half = (
+        diagnostics(folder, "fp", "badnets")[0].scalars
+        for folder in ("table1-cifar10", "table1-cifar10-bf16")
+    )
+    channels = [f"{each['pruned channels']:g}" for each in (single, half)]
+    before, pruned, after = (
+        [f"{100 * each[f'validation accuracy {when}']:.1f}" for each in (single, half)]
+        for when in ("before", "pruned", "after")
+    )
+    assert before[0] == before[1]
+    assert (
+        f"FP removes {' and '.join(channels)} of 64 channels, with which validation accuracy falls "
+        f"from {before[0]} to {' and '.join(pruned)}; after fine-tuning it is {' and '.join(after)}"
+    ) in page
+
+
+def test_the_pages_say_what_a_search_of_neural_cleanse_costs() -> None:
+    method = NeuralCleanse()
+
+    def passes(images: int, updates: int, batch_size: int) -> float:
+        return method.tuning_passes(Recipe(), images, updates, batch_size)
+
+    short = passes(10_000, method.updates, method.batch_size) / passes(10_000, method.updates, 32)
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    assert f"at the default one the search sees {short:.1f} times as many images" in page
 
 
 def test_the_planning_page_says_what_the_suites_cost() -> None:
