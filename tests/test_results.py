@@ -11,7 +11,7 @@ from builders import ROOT
 
 from bdbench.cells import cost, grid
 from bdbench.cells.suites import SUITES
-from bdbench.defenses.neural_cleanse import NeuralCleanse
+from bdbench.defenses.neural_cleanse import LABELS, NeuralCleanse
 from bdbench.figures import make
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.files import read_all
@@ -116,6 +116,15 @@ def test_the_pages_say_what_a_search_of_neural_cleanse_costs() -> None:
     short = passes(10_000, method.updates, method.batch_size) / passes(10_000, method.updates, 32)
     page = (ROOT / "results/README.md").read_text("utf-8")
     assert f"at the default one the search sees {short:.1f} times as many images" in page
+    plain = 3 * Recipe().epochs
+    own, allowed = (
+        3 * LABELS * passes(50_000, *each) / plain
+        for each in ((method.updates, method.batch_size), (31_000, 32))
+    )
+    decisions = (ROOT / "DECISIONS.md").read_text("utf-8")
+    assert f"for {own:.1f} plain trainings;" in decisions
+    assert round(allowed) == 2
+    assert "the 31,000 batches of 32 that its authors allow would take two." in decisions
 
 
 def test_the_planning_page_says_what_the_suites_cost() -> None:
