@@ -32,8 +32,8 @@ CONDITION = re.compile(r"Only for .+:")
 """The first line of a paragraph of a docstring whose fields matter only then."""
 RULES = (
     "For each seed, every defense gets the same poisoned training set, the same undefended "
-    "networks and, if it asks for clean images, the same clean images. It sees no test image, "
-    "poison mask, trigger or target.",
+    "networks and, if it asks for clean images, the same clean images, or a part of them if it "
+    "asks for fewer. It sees no test image, poison mask, trigger or target.",
     "Clean images are a stratified share of the training set in its clean state; "
     f"{100 * (1 - VALIDATION):g} % of them are for fitting and {100 * VALIDATION:g} % for "
     "validation. The undefended network was trained on them or on their poisoned copies, so "
@@ -49,9 +49,9 @@ RULES = (
     f"Stages that train on the poisoned set have lengths for {RECIPE.epochs} epochs, which scale "
     "with the recipe, except `t1` of `cbd`, the unlearning of `abl` and the copies of `asd`. "
     "Stages on clean images make a fixed number of updates, the published one where there is one, "
-    "whatever the recipe and the number of images. A suite can shorten them by its recipe's "
-    "`updates`, for all defenses alike, or for one defense by a spec, which its row shows: `quick` "
-    "gives `mcr` three tenths of its updates.",
+    "whatever the recipe and the number of images. A suite can shorten them, and the joint "
+    "unlearning of `abl`, by its recipe's `updates`, for all defenses alike, or for one defense by "
+    "a spec, which its row shows: `quick` gives `mcr` three tenths of its updates.",
     "Numbers are those of the last epoch. No epoch, network or seed is selected by a test result.",
     "Seeds count from 0, and all of them are shown. With several seeds, the interval is the 95 % t "
     "interval.",

@@ -20,7 +20,7 @@ from bdbench.cli import main
 from bdbench.contract import attacks as promised_attacks
 from bdbench.contract import promises as contract
 from bdbench.contract.promises import REGISTRIES, promises
-from bdbench.contract.scenarios import Broken, Untested, defense_context
+from bdbench.contract.scenarios import Broken, Untested, defense_context, random_images
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Context
 from bdbench.defenses.none import NoDefense
@@ -76,6 +76,21 @@ def test_the_clean_budget_is_stratified_disjoint_and_fixed(images: ImageSet) -> 
     seen = {image.numpy().tobytes() for image in one.fit.images}
     assert not seen & {image.numpy().tobytes() for image in one.validation.images}
     assert clean_budget(images, 0.0, 0) is None
+
+
+@pytest.mark.parametrize(("fraction", "least"), [(0.02, 2), (0.02, 3), (0.1, 2), (0.3, 2)])
+def test_a_defense_that_asks_for_fewer_clean_images_gets_a_part(
+    fraction: float, least: int
+) -> None:
+    data = random_images(300, 16, 10)
+
+    def lent(fraction: float, least: int) -> set[bytes]:
+        budget = clean_budget(data, fraction, 0, least)
+        assert budget is not None
+        parts = torch.cat([budget.fit.images, budget.validation.images])
+        return {image.numpy().tobytes() for image in parts}
+
+    assert lent(fraction, least) < lent(0.5, 2)
 
 
 FINE = '''"""A defense that trains and does nothing else, nobody, 2026."""

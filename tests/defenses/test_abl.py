@@ -431,6 +431,22 @@ def test_joint_batches_are_three_quarters_the_rest(
     assert recipes == [replace(context.recipe, learning_rate=0.01, drops=())]
 
 
+@pytest.mark.parametrize(("factor", "updates"), [(1.0, 80), (0.5, 40), (0.001, 1)])
+def test_a_recipe_shortens_the_joint_unlearning(
+    factor: float, updates: int, images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it shortens the stages on clean images of other defenses."""
+    made: list[object] = []
+
+    def count(*_: object, **how: object) -> None:
+        made.append(how["updates"])
+
+    monkeypatch.setattr(bdbench.defenses.abl, "loop", count)
+    context = make_context(replace(RECIPE, updates=factor))
+    ABL().unlearn(context.build(), images, images, context)
+    assert made == [updates]
+
+
 def test_a_joint_stage_equals_a_slow_implementation_of_equation_5(images: ImageSet) -> None:
     """The unlearning by torch alone, at its own rate, after a descent on the rest."""
     context = make_context(replace(RECIPE, epochs=2))
