@@ -61,6 +61,21 @@ def make_record(
     )
 
 
+def make_mixed(defense, seed=0, /, **parts):
+    """A record of an attack that consists of several. Its metrics are those of the worst part.
+
+    parts: by name, the ASR and the floor of 1000 images
+    """
+    made = make_record(defense, "mixed", 880, *max(parts.values()), seed)
+    counts = {
+        f"{metric}_{part}": Count(hits, 1000)
+        for part, (asr, floor) in parts.items()
+        for metric, hits in zip(METRICS[1:], (asr, (1000 - asr) // 2, floor), strict=True)
+    }
+    named = {part: {"attack": part} for part in parts}
+    return replace(made, metrics=made.metrics.with_(**counts), diagnostics={"parts": named})
+
+
 def make_classified(defense, attack, own, sent, names=("cat", "dog", "ship"), aimed=1, **given):
     """A record with counts by class, whose metrics are their sums; the first class is the target.
 

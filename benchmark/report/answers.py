@@ -10,7 +10,7 @@ from functools import cached_property
 from bdbench.records.by_class import ByClass
 from bdbench.records.count import Count
 from bdbench.records.record import CONTROL, REACTIVATED, STAGES, Record
-from bdbench.tables.groups import filtered, filtered_parts, is_none, lent
+from bdbench.tables.groups import ASR, FLOOR, exceeds, filtered, filtered_parts, is_none, lent
 from bdbench.tables.leaderboard import decimal
 from bdbench.tables.statistics import proportions_separable
 
@@ -133,18 +133,27 @@ class Case:
         change = f"goes from {_percent(before)} to" if before else "is"
         worked = not before or before.rate >= WORKS
         text = f"The attack success rate {change} {_percent(asr)}"
-        if floor and (asr.rate <= floor.rate or not proportions_separable(floor, asr)):
+        if floor and not exceeds(asr, floor):
             relation = "not above" if asr.rate <= floor.rate else "not separable from"
             share = f"the {_percent(floor)} of the same images that get the target label"
-            text += f", {relation} {share} without the trigger"
-            verdict = "Yes, no backdoor can be found."
-            return f"{verdict if worked else NO_BACKDOOR} {text}."
+            text += f", {relation} {share} without the trigger."
+            others = ", ".join(self._parts_above_floor())
+            verdict = "Not of every attack." if others else "Yes, no backdoor can be found."
+            others = f" Those of other attacks are above their floors: {others}." * bool(others)
+            return f"{verdict if worked else NO_BACKDOOR} {text}{others}"
         above = f" Without the trigger it is {_percent(floor)}." if floor else ""
         if before and asr.rate < before.rate and proportions_separable(asr, before):
             verdict = "Mostly, but not completely." if asr.rate < before.rate / 2 else "In part."
         else:
             verdict = "No." if before else "Not completely."
         return f"{verdict if worked else NO_BACKDOOR} {text}.{above}"
+
+    def _parts_above_floor(self) -> Iterator[str]:
+        """The parts of the attack whose ASR is above their floor, with both."""
+        for name, part in self.record.parts.items():
+            asr, floor = part[ASR], part[FLOOR]
+            if exceeds(asr, floor):
+                yield f"`{name}` {_percent(asr)}, without the trigger {_percent(floor)}"
 
     def _parts(self) -> Iterator[Answer]:
         found = self.record.parts

@@ -116,16 +116,11 @@ class Group:
         """Whether the ASR does not exceed the floor of the same networks at 95 %.
 
         It must hold over all seeds and for each seed alone, so that networks without a backdoor
-        cannot hide one that has it.
+        cannot hide one that has it; and for each part of an attack, as each has a floor of its own.
         """
-        asr, floor = self.counts(ASR), self.counts(FLOOR)
-        common = common_seeds((asr, floor))
-        if not common or any(
-            asr[seed].rate > floor[seed].rate and proportions_separable(floor[seed], asr[seed])
-            for seed in common
-        ):
-            return False
-        return mean(asr[s].rate - floor[s].rate for s in common) <= 0 or tied(floor, asr)
+        parts = sorted({f"_{part}" for record in self.used for part in record.parts})
+        pairs = ((self.counts(ASR + part), self.counts(FLOOR + part)) for part in ("", *parts))
+        return all(_at_floor(asr, floor) for asr, floor in pairs)
 
     def der(self, undefended: Group | None) -> float:
         """Defense effectiveness rating in [0, 1] (Zhu et al., 2023, arXiv:2304.11823, equation 7).
@@ -139,6 +134,19 @@ class Group:
         if math.isnan(asr_drop) or math.isnan(ca_drop):
             return math.nan
         return (max(0.0, asr_drop) - max(0.0, ca_drop) + 1) / 2
+
+
+def _at_floor(asr: Mapping[int, Count], floor: Mapping[int, Count]) -> bool:
+    """Whether an ASR does not exceed its floor, given counts by seed, see `Group.at_floor`."""
+    common = common_seeds((asr, floor))
+    if not common or any(exceeds(asr[seed], floor[seed]) for seed in common):
+        return False
+    return mean(asr[s].rate - floor[s].rate for s in common) <= 0 or tied(floor, asr)
+
+
+def exceeds(asr: Count, floor: Count) -> bool:
+    """Whether the ASR of one network is above its floor at 95 %."""
+    return asr.rate > floor.rate and proportions_separable(floor, asr)
 
 
 def seconds_own(record: Record) -> float:

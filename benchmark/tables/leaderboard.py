@@ -430,7 +430,8 @@ class LeaderboardBlock:
         for attack in self.attacks:
             groups = (g for g in self.groups if g.names["attack"] == attack)
             if any(record.parts for group in groups for record in group.used):
-                yield f"{attack}: ASR, R-Acc and floor are those of the part with the highest ASR"
+                shown = "ASR, R-Acc and floor are those of the part with the highest ASR"
+                yield f"{attack}: {shown}; {AT_FLOOR} holds for every part"
         for defense, text in self._warnings():
             yield f"{defense}: {text}"
         lines = ((g.names["defense"], lent(r)) for g in self.groups for r in g.used)

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
-from builders import ROOT, calls, make_classified, make_record
+from builders import ROOT, calls, make_classified, make_mixed, make_record
 from PIL import Image
 
 from bdbench.cli import main
@@ -354,6 +354,24 @@ def test_a_defense_is_judged_by_statistical_tests(asr, floor, before, start):
     assert found["Did the defense remove the backdoor?"].startswith(start)
     known = "Unknown: these results have no cell with the defense `none`"
     assert found["Did the attack work?"].startswith(known) == (before is None)
+
+
+@pytest.mark.parametrize(
+    ("parts", "answer"),
+    [
+        ({"a_1": (100, 100), "b_2": (50, 45)}, "Yes, no backdoor can be found."),
+        ({"a_1": (100, 100), "b_2": (50, 10)}, "Not of every attack."),
+        ({"a_1": (20, 1), "b_2": (100, 99), "c_3": (90, 5)}, "Not of every attack."),
+        ({"a_1": (300, 100), "b_2": (50, 10)}, "Mostly, but not completely."),
+    ],
+)
+def test_the_backdoor_of_each_part_of_an_attack_is_looked_for(parts, answer):
+    found = said(make_mixed("abl", **parts), make_mixed("none", a_1=(990, 9), b_2=(980, 9)))
+    text = found["Did the defense remove the backdoor?"]
+    assert text.startswith(answer)
+    named = {name for name in parts if f"`{name}`" in text}
+    left = {name for name, (asr, floor) in parts.items() if asr > 2 * floor}
+    assert named == (left if answer.startswith("Not of") else set())
 
 
 @pytest.mark.parametrize(

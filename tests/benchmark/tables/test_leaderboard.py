@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import pandas as pd
 import pytest
-from builders import make_record
+from builders import make_mixed, make_record
 from commands import refused
 
 from bdbench.cli import main
@@ -363,6 +363,24 @@ def test_an_asr_at_its_floor_is_marked(asr, floor, marked):
     assert row(board(*some), "abl")["badnets ASR"].endswith("°") == marked
     (said,) = tables.summarise(some)["at_floor"]
     assert said is marked
+
+
+@pytest.mark.parametrize(
+    ("seeds", "marked"),
+    [
+        ([{"a_1": (100, 100), "b_2": (50, 45)}], True),
+        ([{"a_1": (100, 100), "b_2": (50, 10)}], False),
+        ([{"a_1": (50, 10), "b_2": (100, 100)}], False),
+        ([{"a_1": (900, 10), "b_2": (50, 50)}], False),
+        ([{"a_1": (100, 99), "b_2": (20, 25)}, {"a_1": (90, 100), "b_2": (30, 28)}], True),
+        ([{"a_1": (100, 99), "b_2": (20, 25)}, {"a_1": (90, 100), "b_2": (60, 20)}], False),
+    ],
+)
+def test_a_mixed_asr_is_at_its_floor_only_if_that_of_each_part_is(seeds, marked):
+    """A part that is left may have a lower ASR than one that is gone and has a high floor."""
+    some = [make_mixed("abl", seed, **parts) for seed, parts in enumerate(seeds)]
+    assert row(board(*some), "abl")["mixed ASR"].endswith("°") == marked
+    assert "mixed: ASR, R-Acc and floor are those of the part with the highest ASR" in board(*some)
 
 
 def test_der_follows_equation_7_of_its_paper():
