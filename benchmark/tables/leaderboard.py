@@ -309,7 +309,8 @@ class LeaderboardBlock:
         return mean(defended) / plain_mean if plain_mean else math.nan
 
     def title(self) -> str:
-        """Data set, model, epochs, other recipe settings, precision and number of seeds."""
+        """Data set, model, epochs, other recipe settings, precision and number of seeds, which may
+        differ between cells."""
         records = [record for group in self.groups for record in group.records]
         recipe = records[0].cell.recipe
         altered = dict(Spec.of(self.groups[0].names["recipe"]).fields)
@@ -319,14 +320,14 @@ class LeaderboardBlock:
         for shown_separately in ("epochs", "precision"):
             altered.pop(shown_separately, None)
         precisions = {record.provenance.precision or "" for record in records} - {""}
-        seeds = len({record.cell.seed for record in records})
+        seeds = sorted({len(group.records) for group in self.groups})
         parts = [
             self.groups[0].names["dataset"],
             self.groups[0].names["model"],
             *([] if epochs is None else [f"{subject}{_plural(epochs, 'epoch')}"]),
             *([str(Spec(recipe.name, altered))] if altered else []),
             *sorted(precisions),
-            _plural(seeds, "seed"),
+            f"{seeds[0]} to " * (len(seeds) > 1) + _plural(seeds[-1], "seed"),
         ]
         return " · ".join(parts)
 
@@ -418,9 +419,10 @@ class LeaderboardBlock:
         return "tied" if tied(best.counts(ASR), group.counts(ASR)) else ""
 
     def footnotes(self) -> Iterator[str]:
-        """One line per mark, warning, number of lent images, mix of devices or code, and other
-        folder."""
+        """One line per mark, set of missing seeds, warning, number of lent images, mix of devices
+        or code, and other folder."""
         yield from self.marked(FOOTNOTES, lambda group: group.flagged)
+        yield from self._missing_seeds()
         if controls := self._controls():
             yield f"P-ASR of a network trained on clean images: {controls}"
         if fewer := self._fewer_reactivated():
@@ -463,6 +465,18 @@ class LeaderboardBlock:
             for group, seeds in cells
             if seeds and (some := _some_seeds(group, seeds))
         )
+
+    def _missing_seeds(self) -> Iterator[str]:
+        """One line per set of seeds that some cells have no record of, while others have one."""
+        every = {record.cell.seed for group in self.groups for record in group.records}
+        found: dict[tuple[int, ...], list[str]] = {}
+        for group in self._ordered:
+            if absent := sorted(every - {record.cell.seed for record in group.records}):
+                place = f"{group.names['defense']} on {group.names['attack']}"
+                found.setdefault(tuple(absent), []).append(place)
+        for seeds, places in found.items():
+            numbers = ", ".join(map(str, seeds))
+            yield f"no record of seed{'s' * (len(seeds) > 1)} {numbers}: {', '.join(places)}"
 
     def _mixed_code(self) -> Iterator[str]:
         """One line per set of parts of the code that differ between the seeds of a cell."""

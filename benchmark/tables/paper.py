@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from statistics import median
 
@@ -66,7 +66,7 @@ def table_1(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
             _average(block, name, metric, poisoned) for name in defenses for metric in METRICS
         )
         rows.append((("average",), tuple(averages)))
-    return PaperTable(block.title(), ("attack",), _under(defenses), tuple(rows), _notes(groups, 1))
+    return PaperTable(_title(groups), ("attack",), _under(defenses), tuple(rows), _notes(groups, 1))
 
 
 def table_2(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
@@ -82,7 +82,7 @@ def table_2(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
                 cells = [(defense, group.names["attack"] if group else "") for group in found]
                 rows.append(((f"{100 * rate:g} %", defense), _pairs(block, cells, 2)))
     corner = ("rate", "defense")
-    return PaperTable(block.title(), corner, _under(attacks), tuple(rows), _notes(groups, 2))
+    return PaperTable(_title(groups), corner, _under(attacks), tuple(rows), _notes(groups, 2))
 
 
 def table_3(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
@@ -105,7 +105,8 @@ def table_3(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
             for cell in _timing(block.cells.get((defense, attack)), undefended, number == 0)
         ]
         rows.append(((attack,), tuple(row)))
-    return PaperTable(block.title(), ("attack",), tuple(columns), tuple(rows), _notes(groups, 3))
+    notes = (*_notes(groups, 3), *_left_out(block.groups, groups))
+    return PaperTable(_title(groups), ("attack",), tuple(columns), tuple(rows), notes)
 
 
 def stage_table(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
@@ -122,7 +123,7 @@ def stage_table(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
         if (group := block.cells.get((defense, attack))) and group.used
     ]
     columns = tuple(("seconds", stage) for stage in OTHER_STAGES)
-    title = f"{block.title()} · other stages"
+    title = f"{_title(groups)} · other stages"
     return PaperTable(title, ("attack", "defense"), columns, tuple(rows))
 
 
@@ -134,7 +135,7 @@ def table_5(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
         ((defense,), _pairs(block, [(defense, attack) for attack in attacks], 5))
         for defense in defenses
     ]
-    return PaperTable(block.title(), ("defense",), _under(attacks), tuple(rows), _notes(groups, 5))
+    return PaperTable(_title(groups), ("defense",), _under(attacks), tuple(rows), _notes(groups, 5))
 
 
 def select_table_1(groups: Sequence[Group]) -> list[Group]:
@@ -332,6 +333,23 @@ def _paper_increase(group: Group, undefended: Group, ours: Sequence[float]) -> s
 
 def _under(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
     return tuple((name, heading) for name in names for heading in METRICS.values())
+
+
+def _title(groups: Sequence[Group]) -> str:
+    """The title of a table of these groups, which may have fewer seeds than others of a folder."""
+    return LeaderboardBlock(tuple(groups), by_section=False).title()
+
+
+def _left_out(groups: Sequence[Group], chosen: Sequence[Group]) -> Iterator[str]:
+    """One line per reason why cells have no seconds in Table 3."""
+    found: dict[str, list[str]] = {}
+    shown = {id(group) for group in chosen}
+    for group in groups:
+        if id(group) not in shown:
+            place = f"{group.names['defense']} on {group.names['attack']}"
+            found.setdefault(group.state or "nothing to compare with", []).append(place)
+    for why, places in found.items():
+        yield f"left out, {why}: {', '.join(places)}"
 
 
 def _notes(groups: Sequence[Group], table: int) -> tuple[str, ...]:

@@ -588,6 +588,29 @@ def test_flags_of_other_versions_are_understood_or_ignored() -> None:
     assert "⊘ diverged, excluded from means; an older record, not finite or at chance" in text
 
 
+@pytest.mark.parametrize(
+    ("seeds", "title", "notes"),
+    [
+        ({"badnets": [0, 1], "blend": [0, 1]}, "2 seeds", []),
+        ({"badnets": [0, 1, 2], "blend": [0]}, "1 to 3 seeds", ["seeds 1, 2: cbd on blend"]),
+        (
+            {"badnets": [0, 1], "blend": [2, 3], "sig": [2, 3]},
+            "2 seeds",
+            ["seeds 2, 3: cbd on badnets", "seeds 0, 1: cbd on blend, cbd on sig"],
+        ),
+        ({"badnets": [0, 1], "blend": [1]}, "1 to 2 seeds", ["seed 0: cbd on blend"]),
+    ],
+)
+def test_the_title_counts_the_seeds_of_cells_and_notes_name_missing_ones(seeds, title, notes):
+    some = [make_record("cbd", attack, 880, 20, seed=s) for attack in seeds for s in seeds[attack]]
+    made = tables.leaderboard(some)
+    first, *others = made.blocks[0].splitlines()
+    assert first.endswith(f" · {title}")
+    said = [line.removeprefix("- no record of ") for line in others if "no record of" in line]
+    assert said == notes
+    assert made.latex().count("No record of ") == len(notes)
+
+
 def test_der_uses_the_seeds_that_both_sides_have():
     records = [
         *(make_record("none", "badnets", ca, 1000, seed=s) for s, ca in enumerate((900, 800, 500))),

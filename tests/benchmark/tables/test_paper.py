@@ -273,6 +273,30 @@ def test_the_command_prints_and_writes_a_table(tmp_path: Path, capsys):
         assert complaint in capsys.readouterr().err
 
 
+def test_a_title_counts_the_seeds_of_its_own_table(tmp_path: Path) -> None:
+    """Table 5 has one seed, whatever the other cells of the folder have."""
+    records = [*three_seeds("none", "badnets", (850,) * 3, (990,) * 3), TABLE_5[0]]
+    for table, title in ((1, "3 seeds"), (5, "1 seed")):
+        found = written(records, table, tmp_path)[f"table{table}.md"]
+        assert found.splitlines()[0].endswith(f" · {title}")
+        assert "no record of" not in found
+
+
+@pytest.mark.parametrize(
+    ("lost", "said"),
+    [
+        (make_record("cbd", "blend", 850, 10), "nothing to compare with: cbd on blend"),
+        (make_record("cbd", "trojan"), "failed: cbd on trojan"),
+        (make_record("none", "blend"), "failed: none on blend"),
+        (make_record("cbd", "trojan", 10, 0, flags=("not_finite",)), "not finite: cbd on trojan"),
+    ],
+)
+def test_table_3_names_the_cells_that_it_leaves_out(lost, said, tmp_path: Path) -> None:
+    records = [on_cifar10(lost), *TABLE_3[:-1]]
+    found = written(records, 3, tmp_path)["table3.md"]
+    assert [line for line in found.splitlines() if "left out" in line] == [f"- left out, {said}"]
+
+
 def test_a_mark_of_all_cells_names_none_of_them() -> None:
     records = [
         on_cifar10(make_record("none", attack, 850, 990)) for attack in ("badnets", "trojan")
