@@ -48,9 +48,9 @@ EXTRA_COLUMNS = ("floor", "R-Acc", "CA interval", "ASR interval", "TPR", "FPR", 
 PASR, PASR_INTERVAL = "P-ASR", "P-ASR interval"
 """The first is shown where it was measured, the second on request then."""
 HIGHER_IS_BETTER = ("CA", "R-Acc", "DER", "TPR", "AUROC")
-"""The last words of column titles that sort in descending order."""
+"""The last words of column titles, without "interval", that sort in descending order."""
 LEGEND = """\
-In percent, after the last epoch. Rows are sorted by DER.
+In percent, after the last epoch. Rows are sorted by {order}.
 
 - Clean: share of the clean training set that a defense is given.
 - Trainings: forward and backward passes, including the undefended network, relative to one plain \
@@ -561,7 +561,8 @@ def _sort_key(title: str, numbers: Mapping[str, float]) -> float:
     value = numbers.get(title, math.nan)
     if math.isnan(value):
         return math.inf
-    return -value if title.split()[-1] in HIGHER_IS_BETTER else value
+    better = title.removesuffix(" interval").split()[-1]
+    return -value if better in HIGHER_IS_BETTER else value
 
 
 def _plural(count: int, noun: str) -> str:

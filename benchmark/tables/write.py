@@ -83,18 +83,21 @@ class Leaderboard:
     sources: the blocks that the Markdown shows
     summary: the table of `summarise`, with the folder of each row if there are several
     remarks: records of other folders that are left out
+    order: the column that the rows of the Markdown are sorted by
     """
 
     blocks: tuple[str, ...]
     sources: tuple[LeaderboardBlock, ...]
     summary: pd.DataFrame
     remarks: tuple[str, ...] = ()
+    order: str = "DER"
 
     def markdown(self) -> str:
         """The blocks, the remarks and a legend."""
         remarks = "\n".join(f"- {as_markdown(line)}" for line in self.remarks)
         reactivated = any(block.reactivated for block in self.sources)
-        legend = "\n".join([LEGEND, *[PASR_LEGEND] * reactivated])
+        order = as_markdown(self.order)
+        legend = "\n".join([LEGEND.format(order=order), *[PASR_LEGEND] * reactivated])
         return "\n\n".join([*self.blocks, *filter(None, [remarks]), legend]) + "\n"
 
     def latex(self, label: str = "") -> str:
@@ -159,7 +162,7 @@ def leaderboard(
     summary = _summary(groups)
     if origins.signs:
         summary["folder"] = [_folders(group, origins) for group in groups]
-    return Leaderboard(texts, blocks, summary, origins.remarks)
+    return Leaderboard(texts, blocks, summary, origins.remarks, sort or "DER")
 
 
 def write_leaderboard(

@@ -426,6 +426,10 @@ def test_rows_are_sorted_by_der_or_by_any_column():
     assert sorted_by("badnets R-Acc") == ["cbd", "abl", "dbd"]
     assert sorted_by("seconds") == sorted_by("x none") == ["dbd", "abl", "cbd"]
     assert sorted_by("defense") == ["abl", "cbd", "dbd"]
+    assert sorted_by("badnets CA interval") == ["dbd", "abl", "cbd"]
+    assert sorted_by("badnets ASR interval") == ["cbd", "abl", "dbd"]
+    for column, named in (("", "DER"), ("badnets ASR", "badnets ASR"), ("defense", "defense")):
+        assert f"Rows are sorted by {named}." in tables.leaderboard(some, column).markdown()
     with pytest.raises(InvalidInput) as raised:
         sorted_by("badnet ASR")
     assert str(raised.value) == "unknown column 'badnet ASR'; did you mean 'badnets ASR'?"
