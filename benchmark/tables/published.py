@@ -103,7 +103,7 @@ RATE = 0.1
 TARGETS = {"cifar10": 0, "gtsrb": 1, "imagenet_subset": 0}
 MODELS = {"cifar10": "wrn16_1", "gtsrb": "wrn16_1", "imagenet_subset": "resnet34"}
 LEARNING_RATES = {"cifar10": 0.1, "gtsrb": 0.01, "imagenet_subset": 0.1}
-RECIPE = {"epochs": 100, "momentum": 0.9, "weight_decay": 1e-4}
+RECIPE = {"epochs": 100, "momentum": 0.9, "weight_decay": 1e-4, "updates": 1.0}
 AUGMENTATIONS = {"padding": "random crop", "flip": "horizontal flip", "cutout": "cutout"}
 
 

@@ -165,6 +165,7 @@ def test_a_row_of_the_cells_own_rate_comes_first():
         ({"dataset": "cifar10(train_images=50000)"}, []),
         ({"model": "resnet18(mean=0.0)"}, ["model resnet18 instead of wrn16_1"]),
         ({"recipe": "recipe(epochs=30)"}, ["epochs 30 instead of 100"]),
+        ({"recipe": "recipe(updates=0.1)"}, ["updates 0.1 instead of 1.0"]),
         ({"recipe": "recipe(batch_size=64, drops=(0.8,), nesterov=False)"}, []),
         (
             {"recipe": "recipe(learning_rate=0.01, momentum=0.0, weight_decay=0.0005)"},
