@@ -39,7 +39,7 @@ from bdbench.tables.groups import (
 )
 from bdbench.tables.leaderboard import MISSING, LeaderboardBlock
 from bdbench.tables.others import NETWORK, contradictions, others
-from bdbench.tables.published import MODELS, reference
+from bdbench.tables.published import MODELS, rate_of, reference
 
 VALUES = 4
 """Values that the index shows of each part of the provenance."""
@@ -318,8 +318,8 @@ def _baseline(block: LeaderboardBlock, group: Group, record: Record) -> Record |
 
 
 def _published(record: Record) -> tuple[list[tuple[str, str, Mapping[str, float]]], dict[str, str]]:
-    """Published numbers for a cell: (source, network, shares in percent by metric) of each source,
-    and by metric where these contradict each other."""
+    """Numbers that others published for a cell at its poisoning rate: (source, network, shares in
+    percent by metric) of each source, and by metric where these contradict each other."""
     cell = record.cell.as_dict()
     try:
         found, beside = reference(cell), others(cell)
@@ -327,7 +327,7 @@ def _published(record: Record) -> tuple[list[tuple[str, str, Mapping[str, float]
         return [], {}
     paper = found.published if found else None
     rows = [(other.source, NETWORK, other.shares) for other in beside]
-    if paper and paper.shares:
+    if paper and paper.shares and paper.poisoning_rate in (None, rate_of(Spec.of(cell["attack"]))):
         place = f"CBD paper, Table {paper.table}"
         rows.insert(0, (place, MODELS[paper.dataset], paper.shares))
     return rows, contradictions(cell, paper, beside)

@@ -16,7 +16,7 @@ from typing import Any
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.tables.groups import ASR, CA, RACC
-from bdbench.tables.published import Published, default_rate
+from bdbench.tables.published import Published, rate_of
 from bdbench.tables.source import defaults
 
 NETWORK = "PreAct-ResNet18"
@@ -100,8 +100,7 @@ def contradictions(
     it does not state what its rate is a share of.
     """
     sides: dict[str, Mapping[str, float]] = {other.source: other.shares for other in found}
-    attack = Spec.of(cell["attack"])
-    rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
+    rate = rate_of(Spec.of(cell["attack"]))
     if paper and paper.poisoning_rate == rate and paper.attack != "sig":
         sides = {"the CBD paper": paper.shares, **sides}
     return {metric: text for metric in (CA, ASR) if (text := _contradiction(metric, sides))}
@@ -120,7 +119,7 @@ def _poisoned_share(attack: Spec, dataset: str) -> float | None:
     The rate of a clean-label attack may be a share of the target class; other sources give a share
     of all images.
     """
-    rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
+    rate = rate_of(attack)
     basis = defaults("bdbench.attacks", attack.name).get("rate_basis")
     if attack.fields.get("rate_basis", basis) == "target_class":
         classes = CLASSES.get(dataset)

@@ -158,7 +158,7 @@ def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | 
     attack = Spec.of(cell["attack"])
     adaptive = attack.name == "adaptive"
     trigger = Spec.of(attack.fields["attack"]).name if adaptive else attack.name
-    rate = attack.fields.get("poisoning_rate", default_rate(attack.name))
+    rate = rate_of(attack)
     wanted = (Spec.of(cell["dataset"]).name, trigger, Spec.of(cell["defense"]).name, adaptive)
     rows = [
         row
@@ -217,6 +217,11 @@ def _settings(package: str, given: Spec) -> Iterator[str]:
     for field, value in given.fields.items():
         if field in ours and value != ours[field]:
             yield f"{given.name}: {field}={value!r} instead of {ours[field]!r}"
+
+
+def rate_of(attack: Spec) -> Any:
+    """The poisoning rate of an attack, its default if the spec has none."""
+    return attack.fields.get("poisoning_rate", default_rate(attack.name))
 
 
 def default_rate(attack: str) -> float:

@@ -282,6 +282,28 @@ def test_a_cell_page_says_what_others_published(results):
     assert "What others published" not in pages[f"cells/{SOME[1].key}.html"].text
 
 
+@pytest.mark.parametrize(
+    ("dataset", "attack", "table"),
+    [
+        ("cifar10", "badnets(poisoning_rate=0.1)", "1"),
+        ("cifar10", "badnets(poisoning_rate=0.05)", "2"),
+        ("cifar10", "badnets(poisoning_rate=0.03)", ""),
+        ("gtsrb", "badnets(poisoning_rate=0.05)", ""),
+        ("cifar10", "adaptive(attack='badnets', poisoning_rate=0.1)", "5"),
+        ("cifar10", "adaptive(attack='badnets', poisoning_rate=0.05)", ""),
+        ("cifar10", "none", "1"),
+    ],
+)
+def test_a_cell_page_has_the_papers_numbers_of_its_poisoning_rate_only(
+    results, dataset, attack, table
+):
+    one = make_record("cbd", "badnets", 880, 20)
+    one = replace(one, cell=one.cell.with_(dataset=dataset, attack=attack, defense="cbd"))
+    page = report(results, [one])[f"cells/{one.key}.html"]
+    named = [row[0] for row in page.rows if row[0].startswith("CBD paper")]
+    assert named == [f"CBD paper, Table {table}"] * bool(table)
+
+
 def test_seeds_of_a_cell_lead_to_one_another(results):
     page = report(results, SEEDS)[f"cells/{SEEDS[1].key}.html"]
     assert {f"{SEEDS[0].key}.html", f"{SEEDS[2].key}.html"} <= set(page.links)
