@@ -23,6 +23,7 @@ from bdbench.figures.epochs import (
 from bdbench.figures.picture import COLOURS, Picture, Place, caption, grid, legend
 from bdbench.figures.selection import SETTING, Selection, agrees
 from bdbench.models.plugins.spec import Spec
+from bdbench.records.record import Record
 from bdbench.tables.groups import Group, is_none
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -81,7 +82,17 @@ def _place(group: Group, groups: list[Group]) -> Place:
 
 
 def _stops(selection: Selection, group: Group) -> list[int]:
-    """The T1, in epochs, of every CBD with the data set, model and recipe of a group."""
+    """The T1, in epochs, with which CBD trained in the setting of a group, without duplicates."""
     same = [g for g in selection.every if all(g.names[a] == group.names[a] for a in SETTING)]
-    fields = (g.records[0].cell.defense.fields for g in same)
-    return sorted({settings["t1"] for settings in fields if "t1" in settings})
+    found = (_stop(record) for each in same for record in each.used)
+    return sorted({t1 for t1 in found if t1 is not None})
+
+
+def _stop(record: Record) -> int | None:
+    """The T1 of CBD, from the record where CBD searched for it; None for another defense."""
+    defense = record.cell.defense
+    if defense.name != "cbd":
+        return None
+    searched = defense.fields.get("select", "fixed") != "fixed"
+    t1 = record.diagnostics.scalars.get("chosen t1") if searched else defense.fields.get("t1")
+    return int(t1) if isinstance(t1, int | float) else None

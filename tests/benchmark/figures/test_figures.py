@@ -395,6 +395,24 @@ def test_losses_draw_the_adaptive_attack_below_its_inner_attack() -> None:
     assert list(below.lines[1].get_ydata()) == [2.5, 0.125]
 
 
+@pytest.mark.parametrize(
+    ("defense", "scalars", "lines"),
+    [
+        ("cbd(t1=3, select='fixed')", {"chosen t1": 8.0}, ["T1 = 3"]),
+        ("cbd(t1=5, select='cv')", {"chosen t1": 8.0}, ["T1 = 8"]),
+        ("cbd(t1=5, select='cv')", {}, []),
+        ("mine(t1=5)", {}, []),
+        ("mine(t1='auto')", {}, []),
+    ],
+)
+def test_losses_have_a_line_at_the_t1_that_cbd_used(defense, scalars, lines) -> None:
+    one = made("cbd(t1=2)", "badnets", 880, 20, curve=[(0.2, 0.25, 2.25, 4.0)])
+    labels, cell = (part.with_(defense=defense) for part in (one.labels, one.cell))
+    one = replace(one, labels=labels, cell=cell, diagnostics={"scalars": scalars})
+    found = losses.draw(drawn([*CURVES[:3], one], defense=["none"]))
+    assert shown(found.figure)["texts"] == lines
+
+
 def test_losses_of_another_defense_and_of_clean_training() -> None:
     found = losses.draw(drawn(CURVES, defense=["cbd"]))
     assert list(found.data["poisoned_loss"]) == [4.0]
