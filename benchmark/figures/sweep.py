@@ -442,9 +442,11 @@ def _style(rank: int) -> dict[str, Any]:
 def _sentences(data: pd.DataFrame, scale: Scale) -> Iterator[str]:
     means = data[data["seed"].isna()]
     shape = "Bands" if scale.numeric else "Bars"
-    if (means["seeds"] > 1).any():
-        yield f"{shape}: 95 % interval over seeds, dots: seeds"
-    else:
-        yield f"{shape}: 95 % Wilson interval of one seed"
+    drawn = means[means["value"].notna()]["seeds"]
+    several = ["t interval over seeds"] * bool((drawn > 1).any())
+    one = ["Wilson interval of one seed"] * bool((drawn == 1).any())
+    yield f"{shape}: 95 % {' or '.join([*several, *one])}"
+    if several:
+        yield "Dots: seeds"
     if means["value"].isna().any():
         yield "Dotted: no defense"

@@ -170,6 +170,25 @@ def test_cells_without_numbers_are_left_out_and_named() -> None:
         drawn([made("cbd(t1=9)", "badnets", None)])
 
 
+@pytest.mark.parametrize(
+    ("seeds", "said"),
+    [
+        ({3: [0, 1], 5: [0, 1]}, "Bands: 95 % t interval over seeds. Dots: seeds. "),
+        ({3: [0], 5: [0]}, "Bands: 95 % Wilson interval of one seed. Dotted"),
+        (
+            {3: [0, 1], 5: [1]},
+            "Bands: 95 % t interval over seeds or Wilson interval of one seed. Dots: seeds. ",
+        ),
+    ],
+)
+def test_the_caption_says_which_intervals_are_drawn(seeds: dict[int, list[int]], said: str) -> None:
+    """No defense, which has one seed here, is drawn without an interval."""
+    cells = [
+        made(f"cbd(t1={t1})", "badnets", 900, 20, seed=seed) for t1 in seeds for seed in seeds[t1]
+    ]
+    assert said in _caption(drawn([*cells, T1[-2]]).figure)
+
+
 def _caption(figure: Figure) -> str:
     return figure.get_supxlabel().replace("\n", " ").replace(picture.NO_BREAK, " ")
 
