@@ -342,8 +342,15 @@ def _figure(swept: Swept, data: pd.DataFrame, scale: Scale, points: Sequence[Poi
     else:
         legend(figure, styles)
     seeds = data.loc[data["seed"].isna(), "seeds"]
-    caption(figure, [point.group for point in points], seeds, *_sentences(data, scale))
+    caption(figure, [_with_value(swept, each) for each in points], seeds, *_sentences(data, scale))
     return figure
+
+
+def _with_value(swept: Swept, point: Point) -> Group:
+    """The cells of one value, with names that tell them from those of others on their line."""
+    names = point.group.names
+    place = f"{names['attack']} at {swept.field}={point.value}"
+    return Group(point.group.records, {**names, "attack": place})
 
 
 def _draw_panel(

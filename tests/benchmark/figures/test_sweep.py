@@ -165,7 +165,9 @@ def test_cells_without_numbers_are_left_out_and_named() -> None:
     cells = [*T1, made("cbd(t1=9)", "badnets", None)]
     found = drawn(cells)
     assert 9 not in set(found.data["value"])
-    assert "Left out, failed: cbd on badnets" in _caption(found.figure)
+    assert "Left out, failed: cbd on badnets at t1=9." in _caption(found.figure)
+    lost = made("ft", "blend(poisoning_rate=0.9)", None)
+    assert "failed: ft on blend at poisoning_rate=0.9." in _caption(drawn([*RATES, lost]).figure)
     with pytest.raises(InvalidInput, match="failed or are not finite"):
         drawn([made("cbd(t1=9)", "badnets", None)])
 
