@@ -234,8 +234,9 @@ class LeaderboardBlock:
             yield "DER", 100 * mean(self._ratings(defense).values())
         yield "seconds", mean(self._seconds(defense).values())
         # Seconds from two folders were measured at different times or on different machines.
-        same_folder = self.undefended and self.sign(defense) == self.sign(self.undefended)
-        yield "x none", self._time_ratio(defense) if same_folder else math.nan
+        sides = self._by_defense[defense], self._by_defense.get(self.undefended, [])
+        folders = {self.origins.of(r) for side in sides for group in side for r in group.records}
+        yield "x none", self._time_ratio(defense) if len(folders) == 1 else math.nan
 
     @cached_property
     def undefended(self) -> str:

@@ -71,6 +71,32 @@ def test_what_is_published_stands_beside_ones_own_under_a_sign() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("own", "there", "ratio"),
+    [
+        ([("mine", 0), ("none", 0)], [], "1.0"),
+        ([("mine", 0)], [("none", 0)], "-"),
+        ([("mine", 0)], [("mine", 1), ("none", 0), ("none", 1)], "-"),
+        ([("none", 0), ("mine", 0)], [("none", 1), ("mine", 1)], "-"),
+        ([("abl", 0)], [("mine", 0), ("none", 0)], "1.0"),
+    ],
+)
+def test_seconds_are_compared_only_if_both_rows_come_from_one_folder(
+    own: list[tuple[str, int]], there: list[tuple[str, int]], ratio: str
+) -> None:
+    """A row may have records of both."""
+    sides = [
+        [make_record(defense, "badnets", 900, 10, seed=seed) for defense, seed in side]
+        for side in (own, there)
+    ]
+    asked: list[Known] = [(make_record("mine", "badnets", seed=1).cell.as_dict(), {})]
+    found, origins = joined(sides[0], *sides[1], asked=asked)
+    assert len(found) == len(own) + len(there)
+    table = rows(leaderboard(found, origins=origins).markdown())
+    (mine,) = (cells for name, cells in table.items() if name.startswith("mine"))
+    assert mine[-1] == ratio
+
+
 def test_the_legend_says_code_device_and_precision_of_each_side() -> None:
     def made_on(record: Record, commit: str, device: str, precision: str) -> Record:
         origin = {"commit": commit, "device": device, "precision": precision}
