@@ -117,8 +117,9 @@ def merge(folders: tuple[Path, ...], results: Path) -> int:
 
     The folders may come from several machines.
 
-    If a cell has several records, one is kept: one that did not fail before one that did, then that
-    of the first folder. The folder --results itself comes before all others.
+    If a cell has several records, one is kept: one that did not fail before one that did, then one
+    that adds a P-ASR or curves to the same result, then that of the first folder. The folder
+    --results itself comes before all others.
 
     Exit codes: 0 success, 1 a damaged record was left out.
     """

@@ -16,8 +16,9 @@ from bdbench.records.record import Record
 def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
     """Write to `into` the records of all folders, its own included.
 
-    Of several records of one cell, the first that did not fail is kept, or the first with a P-ASR
-    if they agree; those of `into` come first, then those of the folders in their order. Returns
+    Of several records of one cell, the first that did not fail is kept, or one that agrees with it
+    and adds a P-ASR or curves; those of `into` come first, then those of the folders in their
+    order. Returns
     lines that say what was done, and whether all records could be read. Raises `InvalidInput`,
     before anything is written, for a folder without records, for records of another version, and
     for records that are not `consistent`.
@@ -38,6 +39,9 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
                 taken += 1
             elif other.contradicts(record):
                 lines.append(f"{folder}: {record.key} has another result; the first is kept")
+            elif lost := sorted(_extras(record) - _extras(other)):
+                what = " and ".join(lost)
+                lines.append(f"{folder}: {record.key} has {what}, which the one that is kept lacks")
         if folder != into or records:
             lines.append(f"{folder}: {taken} of {len(records)} records taken")
     consistent(kept.values())
@@ -53,5 +57,10 @@ def _better(record: Record, other: Record) -> bool:
     """Whether a record takes the place of an earlier one of the same cell."""
     if "failed" in (record.status, other.status):
         return (other.status, record.status) == ("failed", "ok")
-    adds = record.is_reactivated and not other.is_reactivated
-    return adds and not record.contradicts(other)
+    return _extras(record) > _extras(other) and not record.contradicts(other)
+
+
+def _extras(record: Record) -> set[str]:
+    """What only some runs of a cell measure."""
+    found = {"a P-ASR": record.is_reactivated, "curves": bool(record.curves)}
+    return {name for name, has in found.items() if has}

@@ -3,10 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from builders import make_record
 
 from bdbench.cli import main
+from bdbench.records.count import Count
 from bdbench.records.files import read_all, write
+from bdbench.records.record import REACTIVATED
 
 
 def test_a_merge_keeps_the_better_record_or_else_the_first(tmp_path: Path, capsys):
@@ -29,6 +32,38 @@ def test_a_merge_keeps_the_better_record_or_else_the_first(tmp_path: Path, capsy
     assert found["cbd"].status == "ok"
     assert main(["merge", *names, "--results", str(into)]) == 0
     assert "all: 3 of 3 records taken" in capsys.readouterr().out
+
+
+CURVES, PASR = "curves", "a P-ASR"
+
+
+@pytest.mark.parametrize(
+    ("folders", "kept", "said"),
+    [
+        ([set(), {CURVES}], {CURVES}, ""),
+        ([set(), {PASR}, {PASR, CURVES}], {PASR, CURVES}, ""),
+        ([{CURVES}, set()], {CURVES}, ""),
+        ([{PASR}, {CURVES}], {PASR}, "has curves, which the one that is kept lacks"),
+        ([{CURVES}, {PASR}], {CURVES}, "has a P-ASR, which the one that is kept lacks"),
+        ([set(), {CURVES, "other"}], set(), "has another result; the first is kept"),
+    ],
+)
+def test_a_merge_keeps_what_only_some_runs_measure(folders, kept, said, tmp_path: Path, capsys):
+    for n, has in enumerate(folders):
+        made = make_record("cbd", "badnets", 851 if "other" in has else 850, 20)
+        if CURVES in has:
+            point = {"epoch": 1, "clean_accuracy": 0.85, "attack_success_rate": 0.02}
+            made = replace(made, curves=[point])
+        if PASR in has:
+            made = replace(made, metrics=made.metrics.with_(**{REACTIVATED: Count(30, 1000)}))
+        write(tmp_path / str(n), made)
+    names = [str(tmp_path / str(n)) for n in range(len(folders))]
+    assert main(["merge", *names, "--results", str(tmp_path / "all")]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if " has " in line]
+    assert [line.endswith(said) for line in lines] == [True] * bool(said)
+    (found,), _ = read_all(tmp_path / "all")
+    has = {CURVES: bool(found.curves), PASR: found.count(REACTIVATED) is not None}
+    assert {name for name, present in has.items() if present} == kept
 
 
 def test_a_merge_refuses_records_that_do_not_belong_together(tmp_path: Path, capsys):
