@@ -361,8 +361,7 @@ def _only(configuration: Iterable[Settings], changed: bool) -> Iterator[Settings
 
 
 def _threat_model(axis: str, records: Sequence[Record]) -> list[str]:
-    """Sentences on what the attacker changes or the defender has. An attack is described by its
-    first record."""
+    """Sentences on what the attacker changes or the defender has, in all of these records."""
     if axis == "defense":
         shares = {share for record in records if not math.isnan(share := clean_fraction(record))}
         return [
@@ -371,17 +370,27 @@ def _threat_model(axis: str, records: Sequence[Record]) -> list[str]:
             else "It is lent no clean images."
             for share in sorted(shares)
         ]
-    counts = next((r.diagnostics for r in records if r.diagnostics.poisoned_images), None)
-    if counts is None:
+    counts = [r.diagnostics for r in records if r.diagnostics.poisoned_images]
+    poisoned, relabelled, cover = (
+        _extent(found for each in counts if (found := each[f"{kind}_images"]) is not None)
+        for kind in ("poisoned", "relabelled", "cover")
+    )
+    if not poisoned:
         return []
-    relabelled, cover = counts.relabelled_images, counts.cover_images
-    changes = [f"It stamps its trigger on {counts.poisoned_images:,} training images"]
-    if relabelled is not None:
-        changes.append(f"changes {relabelled:,} labels" if relabelled else "changes no labels")
+    changes = [f"It stamps its trigger on {poisoned} training images"]
+    if relabelled:
+        changes.append("changes no labels" if relabelled == "0" else f"changes {relabelled} labels")
     sentences = [f"{' and '.join(changes)}."]
-    if cover:
-        sentences.append(f"Another {cover:,} cover images have the trigger but keep their labels.")
+    if cover not in ("", "0"):
+        sentences.append(f"Another {cover} cover images have the trigger but keep their labels.")
     return sentences
+
+
+def _extent(counts: Iterable[int]) -> str:
+    """The smallest and the largest count, or the only one; empty without any."""
+    found = sorted(set(counts))
+    ends = dict.fromkeys([*found[:1], *found[-1:]])
+    return " to ".join(f"{count:,}" for count in ends)
 
 
 def _origins(records: Sequence[Record]) -> Iterator[tuple[str, str]]:

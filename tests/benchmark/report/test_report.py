@@ -266,6 +266,33 @@ def test_a_cell_page_has_the_stages_that_were_measured(results):
     assert ["evaluating the network evaluate", "1.0 s"] in pages[f"cells/{old.key}.html"].rows
 
 
+@pytest.mark.parametrize(
+    ("counts", "sentences"),
+    [
+        ([(5000, 4500, 0)], ["stamps its trigger on 5,000 training images and changes 4,500"]),
+        (
+            [(5000, 4500, 0), None, (3920, 3900, 0)],
+            ["on 3,920 to 5,000 training images and changes 3,900 to 4,500 labels."],
+        ),
+        ([(50, 0, 10), (50, 0, 20)], ["changes no labels.", "Another 10 to 20 cover images"]),
+        ([(50, 0, 0), (50, 4, 0)], ["on 50 training images and changes 0 to 4 labels."]),
+        ([(50, None, None)], ["stamps its trigger on 50 training images."]),
+        ([None], []),
+    ],
+)
+def test_the_page_of_an_attack_counts_the_images_of_all_its_cells(results, counts, sentences):
+    kinds = ("poisoned_images", "relabelled_images", "cover_images")
+    some = [make_record("none", "badnets", 930, 990, seed=seed) for seed in range(len(counts))]
+    some = [
+        replace(each, diagnostics=dict(zip(kinds, own, strict=True)) if own else {})
+        for each, own in zip(some, counts, strict=True)
+    ]
+    text = " ".join(report(results, some)["attacks/badnets.html"].text.split())
+    assert all(sentence in text for sentence in sentences)
+    assert ("What the attacker does" in text) == bool(sentences)
+    assert text.count("cover images have the trigger") == ("Another" in " ".join(sentences))
+
+
 def test_a_cell_page_says_what_others_published(results):
     own = {"dataset": "cifar10()", "attack": "blend(poisoning_rate=0.1)", "defense": "fp()"}
     one = make_record("fp", "blend", 880, 20, 15)
