@@ -261,12 +261,17 @@ def _timing(group: Group | None, undefended: Group, seconds_only: bool) -> list[
     return [
         first,
         TableCell(_with_range(increase), _paper_increase(group, undefended, increase)),
-        TableCell(_ratio(passes_ratio(group, undefended))),
+        TableCell(_ratio(passes_ratios(group, undefended))),
     ]
 
 
-def _ratio(value: float) -> str:
-    return MISSING if math.isnan(value) else f"{value:.2f}"
+def _ratio(values: Sequence[float]) -> str:
+    """The median, and the range where the values differ, as those of most defenses do not."""
+    middle, *ends = spread(values)
+    if math.isnan(middle):
+        return MISSING
+    low, high = (f"{end:.2f}" for end in ends)
+    return f"{middle:.2f}" + f" [{low}, {high}]" * (len(set(values)) > 1 and low != high)
 
 
 def overhead(group: Group, undefended: Group) -> list[float]:
@@ -276,12 +281,10 @@ def overhead(group: Group, undefended: Group) -> list[float]:
     return [100 * (seconds[seed] / base[seed] - 1) for seed in common if base[seed]]
 
 
-def passes_ratio(group: Group, undefended: Group) -> float:
-    """Passes relative to no defense, over the seeds that both have, see `groups.passes`."""
+def passes_ratios(group: Group, undefended: Group) -> list[float]:
+    """Passes relative to no defense for each seed that both have, see `groups.passes`."""
     own, plain = ({r.cell.seed: passes(r) for r in side.used} for side in (group, undefended))
-    seeds = common_seeds((own, plain))
-    base = mean(plain[seed] for seed in seeds)
-    return mean(own[seed] for seed in seeds) / base if base else math.nan
+    return [own[seed] / plain[seed] for seed in common_seeds((own, plain)) if plain[seed]]
 
 
 def stage_seconds(group: Group, stage: str) -> list[float]:

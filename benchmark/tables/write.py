@@ -44,7 +44,7 @@ from bdbench.tables.paper import (
     TIMING,
     overhead,
     paper_tables,
-    passes_ratio,
+    passes_ratios,
     spread,
     stage_seconds,
 )
@@ -332,7 +332,7 @@ def _timing(group: Group, undefended: Group) -> dict[str, float]:
         **dict(zip((f"seconds_total{part}" for part in parts), total, strict=True)),
         **{f"seconds_{stage}": spread(stage_seconds(group, stage))[0] for stage in STAGES},
         **dict(zip((f"seconds_increase{part}" for part in parts), increase, strict=True)),
-        "passes_ratio": passes_ratio(group, undefended),
+        "passes_ratio": spread(passes_ratios(group, undefended))[0],
         "others": math.nan if None in others else max(others),
     }
 

@@ -178,6 +178,33 @@ def test_repeats_have_a_median_and_a_range(seconds, text, tmp_path):
     assert [part.strip() for part in row.split("|")] == ["", "tact", text, ""]
 
 
+@pytest.mark.parametrize(
+    ("passes", "text", "median"),
+    [
+        ((90, 90, 90), "1.00", 1.0),
+        ((90, 99, 180), "1.10 [1.00, 2.00]", 1.1),
+        ((99, 90), "1.05 [1.00, 1.10]", 1.05),
+        ((90.01, 90.02, 90.03), "1.00", 1.00022),
+        ((45,), "0.50", 0.5),
+    ],
+)
+def test_passes_have_a_median_and_where_they_vary_a_range(passes, text, median, tmp_path: Path):
+    """A filter may leave another number of images for each seed. No defense takes 90."""
+    records = [*three_seeds("none", "badnets", (850,) * 3, (990,) * 3)]
+    records += [
+        replace(
+            on_cifar10(make_record("cbd", "badnets", 850, 10, seed=seed)),
+            passes={"forward": float(number), "backward": 0.0},
+        )
+        for seed, number in enumerate(passes)
+    ]
+    files = written(records, 3, tmp_path)
+    line = next(line for line in files["table3.md"].splitlines() if line.startswith("| badnets"))
+    assert line.split("|")[-2].strip() == text
+    frame = pd.read_csv(io.StringIO(files["table3.csv"]))
+    assert list(frame["passes_ratio"]) == pytest.approx([1.0, median])
+
+
 def test_seconds_are_marked_where_others_used_the_device(tmp_path):
     found = {
         others: written([with_seconds(TABLE_3[0], others)], 3, tmp_path)["table3.md"]
