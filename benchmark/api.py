@@ -476,7 +476,8 @@ class Table:
 
     def frame(self) -> pd.DataFrame:
         """The CSV as a DataFrame."""
-        return pd.read_csv(io.StringIO(self.csv()))
+        # A plugin may be called null or nan: only an empty field has no value.
+        return pd.read_csv(io.StringIO(self.csv()), keep_default_na=False, na_values=[""])
 
     def __str__(self) -> str:
         return self.markdown()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import ROOT
+from builders import ROOT, make_record
 
 import bdbench as bd
 from bdbench.cells.cell import cell, recipe_of
@@ -214,6 +214,16 @@ def test_a_run_displays_its_progress_in_a_notebook_only_on_request(
     monkeypatch.setattr("rich.jupyter.display", lambda *what: displayed.append(what))
     bd.run("quick", results=tmp_path, **{**SMALL, "progress": progress})
     assert bool(displayed) is progress
+
+
+@pytest.mark.parametrize("name", ["null", "nan", "NA", "none_at_all"])
+def test_the_frame_of_a_table_has_plugins_of_any_name(name: str, tmp_path: Path) -> None:
+    for record in (make_record("none", name, 930, 990), make_record(name, name, 880, 20)):
+        write(tmp_path, record)
+    frame = bd.load(tmp_path).leaderboard().frame().set_index(["defense", "attack"])
+    assert frame.loc[(name, name), "attack_success_rate"] == 0.02
+    assert frame["tpr"].isna().all()
+    assert frame["seeds"].tolist() == [1, 1]
 
 
 def test_a_frame_has_a_row_for_each_record(made: bd.CellRecord, tmp_path: Path) -> None:
