@@ -66,18 +66,29 @@ def names(curves: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def charts(curves: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
-    """The charts of a record's curves: one for shares, one for losses."""
-    for title, y_title, shares in (
-        ("Shares of test images by epoch", "percent", True),
-        ("Mean losses by epoch", "mean loss", False),
-    ):
-        drawn = [name for name in names(curves) if name not in STANDS]
+    """The charts of a record's curves: one for shares, one for those of each part of its attack,
+    and one for losses. So no chart has more lines than there are styles."""
+    shares: dict[str, list[str]] = {}
+    losses: list[str] = []
+    for name in names(curves):
         # A part of an attack has metrics of its own, such as asr_floor_sig_2.
-        own = [name for name in drawn if name.startswith(METRICS) == shares]
-        values = [point[name] for point in curves for name in own if _known(point.get(name))]
-        if values:
-            low, high = (0.0, 1.0) if shares else (min(0.0, *values), max(0.0, *values) or 1.0)
-            yield _chart(title, y_title, curves, own, _value_ticks(low, high), 100 if shares else 1)
+        metric = next(filter(name.startswith, METRICS), None)
+        if metric:
+            shares.setdefault(name.removeprefix(metric).removeprefix("_"), []).append(name)
+        elif name not in STANDS:
+            losses.append(name)
+    for part, own in shares.items():
+        if _values(curves, own):
+            title = "Shares of test images by epoch" + f", {part}" * bool(part)
+            yield _chart(title, "percent", curves, own, _value_ticks(0.0, 1.0), 100)
+    if values := _values(curves, losses):
+        ticks = _value_ticks(min(0.0, *values), max(0.0, *values) or 1.0)
+        yield _chart("Mean losses by epoch", "mean loss", curves, losses, ticks, 1)
+
+
+def _values(curves: Sequence[Mapping[str, Any]], own: Sequence[str]) -> list[float]:
+    """The known values of some metrics."""
+    return [point[name] for point in curves for name in own if _known(point.get(name))]
 
 
 def _chart(

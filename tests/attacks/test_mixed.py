@@ -490,7 +490,7 @@ def test_a_cell_has_the_numbers_of_each_part(
     assert shares == {"badnets_1": 1.0, "tact_2": 0.0}
     assert 0 < filtered(record)[0] < 1
     drawn = {line.name: chart.title for chart in charts(record.curves) for line in chart.lines}
-    assert drawn["asr_floor_tact_2"] == "Shares of test images by epoch"
+    assert drawn["asr_floor_tact_2"] == "Shares of test images by epoch, tact_2"
     table = frame([record])
     assert table["attack_success_rate_tact_2"][0] == pytest.approx(rates["tact_2"])
     notes = [*LeaderboardBlock(tuple(collect([record]))).footnotes()]

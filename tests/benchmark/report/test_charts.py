@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bdbench.records.record import METRICS
 from bdbench.report import charts
 
 CURVES = [
@@ -31,6 +32,22 @@ def test_charts_have_these_coordinates():
     assert [chart.lines[0].points for chart in alone] == [[(72.0, 127.0)]]
     assert [chart.x_ticks for chart in alone] == [[(72.0, "7")]]
     assert list(charts.charts([{"epoch": 1, "clean_loss": float("inf")}])) == []
+
+
+@pytest.mark.parametrize("parts", [[], ["a_1", "b_2"], ["a_1", "b_2", "clean_3"]])
+def test_no_two_lines_of_a_chart_look_alike(parts):
+    """There are four styles; each part of an attack has three metrics of its own."""
+    metrics = [f"{name}_{part}" for part in parts for name in METRICS[1:]]
+    names = [*METRICS, *metrics, "clean_loss", "poisoned_loss"]
+    curves = [{"epoch": n, **dict.fromkeys(names, 0.5), "test_images": 100} for n in (1, 2)]
+    made = list(charts.charts(curves))
+    shares = "Shares of test images by epoch"
+    titles = [shares, *(f"{shares}, {part}" for part in parts), "Mean losses by epoch"]
+    assert [chart.title for chart in made] == titles
+    assert sum(len(chart.lines) for chart in made) == len(names)
+    for chart in made:
+        styles = [line.style % 4 for line in chart.lines]
+        assert len(set(styles)) == len(styles)
 
 
 @pytest.mark.parametrize(
