@@ -7,6 +7,7 @@ clean ones.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from bdbench.figures.epochs import (
 from bdbench.figures.picture import COLOURS, Picture, Place, caption, grid, legend
 from bdbench.figures.selection import SETTING, Selection, agrees
 from bdbench.models.plugins.spec import Spec
-from bdbench.records.record import Record
+from bdbench.records.record import TRAINED, Record
 from bdbench.tables.groups import Group, is_none
 
 STYLES: dict[str, dict[str, Any]] = {
@@ -57,8 +58,17 @@ def draw(selection: Selection) -> Picture:
             axes.text(stop, top, f" T1 = {stop}", va="top", fontsize=6.5, color="#333333")
     legend(figure, {f"{kind} images": style for kind, style in STYLES.items()})
     band = [BAND] * bool((data["seeds"] > 1).any())
-    caption(figure, groups, data["seeds"], *band, *without_curve(groups, VALUES))
+    sizes = _sample_sizes(groups)
+    caption(figure, groups, data["seeds"], *band, *sizes, *without_curve(groups, VALUES))
     return Picture(figure, data, undrawn(chosen, groups))
+
+
+def _sample_sizes(groups: Iterable[Group]) -> list[str]:
+    """A sentence on the training images behind a point, if the records say how many."""
+    points = [point for group in groups for record in group.used for point in record.curves]
+    counts = sorted({count for point in points if (count := point.get(TRAINED)) is not None})
+    ends = dict.fromkeys([*counts[:1], *counts[-1:]])
+    return [f"Means over {' to '.join(f'{n:,}' for n in ends)} training images"] * bool(counts)
 
 
 def _place(group: Group, groups: list[Group]) -> Place:

@@ -413,6 +413,20 @@ def test_losses_have_a_line_at_the_t1_that_cbd_used(defense, scalars, lines) -> 
     assert shown(found.figure)["texts"] == lines
 
 
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [([500, 500], "over 500 training"), ([500, 1200], "over 500 to 1,200 training"), ([], "")],
+)
+def test_losses_say_how_many_training_images_they_are_of(sizes: list[int], said: str) -> None:
+    points = [
+        point(n + 1, 0.5, 0.5, 1.0, 1.0) | {"training_images": size} for n, size in enumerate(sizes)
+    ] or [point(1, 0.5, 0.5, 1.0, 1.0)]
+    found = losses.draw(drawn([replace(CURVES[1], curves=points)]))
+    (text,) = shown(found.figure)["caption"]
+    assert (f". Means {said} images" if said else "1 seed.") in text
+    assert ("Means" in text) == bool(sizes)
+
+
 def test_losses_of_another_defense_and_of_clean_training() -> None:
     found = losses.draw(drawn(CURVES, defense=["cbd"]))
     assert list(found.data["poisoned_loss"]) == [4.0]
