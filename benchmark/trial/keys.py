@@ -23,14 +23,20 @@ def anywhere(key: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def attack_key(cell: Cell, here: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a poisoned set.
+    """Of a poisoned set. One that takes no training is the same on all machines with one torch.
 
     here: see `machine`
     """
     if cell.attack.trains:
         return _trained_key(cell, here)
-    source = provenance.sources(cell)["attack"]
-    return {"attack": cell.specs["attack"], "source": source, "seed": cell.seed}
+    sources = provenance.sources(cell)
+    return {
+        # An attack draws and selects images with code of `models/`.
+        "sources": {axis: sources[axis] for axis in ("training", "attack")},
+        "attack": cell.specs["attack"],
+        "seed": cell.seed,
+        "torch": here["torch"],
+    }
 
 
 def undefended_key(cell: Cell, n: int, here: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,8 +43,26 @@ def test_networks_of_another_machine_recipe_or_model_are_others(attack: str) -> 
     assert [keys.anywhere(each) for each in found[1:4]] == [keys.anywhere(found[0])] * 3
 
 
-def test_an_attack_that_trains_nothing_depends_on_itself_alone() -> None:
-    made = of("badnets")
-    source = provenance.sources(made)["attack"]
-    expected = {"attack": made.specs["attack"], "source": source, "seed": 0}
-    assert keys.attack_key(made, HERE) == expected
+@pytest.mark.parametrize("attack", ["badnets", "blend", "mixed(attacks=('badnets', 'sig'))"])
+@pytest.mark.parametrize("axis", ["training", "attack", "model", "defense", "dataset"])
+def test_a_poisoned_set_of_other_code_is_another(
+    axis: str, attack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where nothing is trained: shares of images and random streams are in `models/`."""
+    made, sources = of(attack), provenance.sources
+    before = keys.attack_key(made, HERE)
+    monkeypatch.setattr(provenance, "sources", lambda cell: {**sources(cell), axis: "changed"})
+    assert (keys.attack_key(made, HERE) != before) == (axis in ("training", "attack"))
+
+
+def test_cells_of_all_recipes_models_and_machines_share_what_is_not_trained() -> None:
+    found = keys.attack_key(of("badnets"), HERE)
+    others = [
+        keys.attack_key(of("badnets", epochs=7), HERE),
+        keys.attack_key(of("badnets", "resnet18"), HERE),
+        keys.attack_key(of("badnets"), {**HERE, "device": "another", "threads": 2}),
+    ]
+    assert others == [found] * 3
+    newer = keys.attack_key(of("badnets"), {**HERE, "torch": "3.0"})
+    assert newer != found
+    assert keys.anywhere(newer) == keys.anywhere(found)
