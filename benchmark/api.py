@@ -42,7 +42,7 @@ from bdbench.models.registry import Model
 from bdbench.models.registry import models as _models
 from bdbench.records.beside import Known, Neighbour, join, neighbours
 from bdbench.records.files import find, path_of, read, read_all
-from bdbench.records.record import Record
+from bdbench.records.record import REACTIVATED, Record
 from bdbench.records.rerun import call
 from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.options import ExecutionOptions
@@ -52,6 +52,7 @@ from bdbench.storage.atomic import Unusable, check_writable
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
 from bdbench.storage.networks import Stored
+from bdbench.storage.networks import path_of as _network_of
 from bdbench.storage.networks import read as _read_weights
 from bdbench.tables import export
 from bdbench.tables.write import leaderboard, paper_table
@@ -188,6 +189,10 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
         )
         if stored.status == "ok" and complete and has_network:
             return CellRecord(**vars(stored), _results=folder)
+        # What the record holds, the one that replaces it shall hold too.
+        harness.curves |= bool(stored.curves)
+        harness.reactivate |= stored.count(REACTIVATED) is not None
+        save |= _network_of(folder, stored.key).exists()
     check_network(chosen)
     before = None if folder is None else stamp(folder, chosen.key)
     done = harness.finish(chosen)

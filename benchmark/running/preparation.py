@@ -25,6 +25,7 @@ Step = tuple[Job, Callable[[Worker], Any]]
 
 def steps(job: Job, cell: Cell, work: Callable[[Worker], Any]) -> list[Step]:
     """The calls of an attempt at a cell, in their order: its preparations, then `work`."""
+    job = job.repeated(cell)
     first = preparations(job, cell)
     return [*first, (replace(job.narrowed(cell), shares=not first), work)]
 

@@ -6,7 +6,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,11 +18,12 @@ from bdbench.machine.contention import Contention
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import RegistersNothing, load_file
 from bdbench.records.files import path_of, read, write
-from bdbench.records.record import OtherSchema, Record
+from bdbench.records.record import REACTIVATED, OtherSchema, Record
 from bdbench.running.claims import claimed, stamp
 from bdbench.running.plugin_sources import Sources, check_unchanged
 from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
+from bdbench.storage.networks import path_of as network_of
 from bdbench.storage.networks import read as read_network
 from bdbench.trial import networks
 from bdbench.trial.failure import over_limit
@@ -79,6 +80,32 @@ class Job:
             for name in registry.names()
         } - needed
         return replace(self, plugins=tuple(p for p in self.plugins if p.resolve() not in others))
+
+    def repeated(self, cell: Cell) -> Job:
+        """The same, but what the record of a cell already holds, the one that replaces it shall
+        hold too."""
+        found = None
+        with suppress(Unusable):
+            found = _readable(self.results, cell.key)
+        if found is None:
+            return self
+        return replace(
+            self,
+            curves=self.curves or bool(found.curves),
+            reactivate=self.reactivate or found.count(REACTIVATED) is not None,
+        )
+
+    def saves(self, cell: Cell) -> bool:
+        """Whether to store the network of a cell: also in place of one that is stored."""
+        return self.save or network_of(self.results, cell.key).exists()
+
+    def suffices(self, record: Record) -> bool:
+        """Whether a record holds what this run asks for; a failed one says why it does not."""
+        return record.status == "failed" or (
+            (bool(record.curves) or not self.curves)
+            and (record.is_reactivated or not self.reactivate)
+            and (not self.save or network_of(self.results, record.key).exists())
+        )
 
 
 @dataclass(frozen=True)
@@ -144,16 +171,18 @@ class Worker:
                 self.discard(record, cell)
             return made
 
-        return claiming(self.job.results, cell, before, work)
+        return claiming(self.job.results, cell, before, work, self.job.suffices)
 
     def cell(self, identity: Mapping[str, Any]) -> Cell:
         """The cell that another process described by its specs, with plugins of this process."""
         return cell_of(identity)
 
     def run(self, cell: Cell, retries: Sequence[str]) -> Record:
-        """The record of a cell, within the limit. The network is written before the record, as a
-        cell with a record does not run again. Raises `Unusable` if it cannot be written, and
-        `InvalidInput` as `Harness.finish` does."""
+        """The record of a cell, within the limit; see `Job.repeated`. The network is written before
+        the record, as a cell with a record does not run again. Raises `Unusable` if it cannot be
+        written, and `InvalidInput` as `Harness.finish` does."""
+        job = self.job.repeated(cell)
+        self.harness.curves, self.harness.reactivate = job.curves, job.reactivate
         self.harness.progress = lambda work: self.progress(cell.key, work)
         try:
             with limited(self.job.limit, self.job.spent):
@@ -165,7 +194,7 @@ class Worker:
             isolated = self.harness.isolated
             return failed_record(cell, self.harness.device, error, retries, isolated)
         done = finished.record.status == "ok"
-        if self.job.save and done and finished.network is not None:
+        if done and finished.network is not None and job.saves(cell):
             networks.keep(self.job.results, cell, finished.network)
         return finished.record
 
@@ -182,30 +211,44 @@ def attempted(
     return worker.attempt(worker.cell(identity), before, retries)
 
 
-def claiming(results: Path, cell: Cell, before: int | None, work: Callable[[], Attempt]) -> Attempt:
+def claiming(
+    results: Path,
+    cell: Cell,
+    before: int | None,
+    work: Callable[[], Attempt],
+    suffices: Callable[[Record], bool] = lambda record: True,
+) -> Attempt:
     """What `work` returns, under the claim of a cell, unless another run is working on the cell or
     has written its record.
 
     before: see `Worker.attempt`
+    suffices: see `Job.suffices`
     """
     try:
         with claimed(results, cell.key) as mine:
-            return by_another(results, cell, before, mine) or work()
+            return by_another(results, cell, before, mine, suffices) or work()
     except Unusable as error:
         return Attempt(None, mine=True, unwritten=str(error))
 
 
-def by_another(results: Path, cell: Cell, before: int | None, mine: bool) -> Attempt | None:
+def by_another(
+    results: Path,
+    cell: Cell,
+    before: int | None,
+    mine: bool,
+    suffices: Callable[[Record], bool],
+) -> Attempt | None:
     """The attempt at a cell that another run is working on or has finished; None for any other.
 
     mine: whether this run has the claim
+    suffices: see `Job.suffices`; the other run may have been asked for less
     """
     if not mine:
         return Attempt(None)
     if stamp(results, cell.key) == before:
         return None
     found = _readable(results, cell.key)
-    return None if found is None else Attempt(found)
+    return None if found is None or not suffices(found) else Attempt(found)
 
 
 def kept(results: Path, record: Record, cell: Cell, before: int | None) -> Attempt:

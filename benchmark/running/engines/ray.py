@@ -61,7 +61,7 @@ class Ray(Engine):
         with ExitStack() as opened:
             try:
                 mine = opened.enter_context(claimed(results, cell.key))
-                other = by_another(results, cell, before, mine)
+                other = by_another(results, cell, before, mine, self.job.suffices)
             except Unusable as error:
                 other = Attempt(None, mine=True, unwritten=str(error))
             if other is not None:

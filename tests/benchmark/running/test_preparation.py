@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import builders
 import pytest
 
 from bdbench.cells.cell import cell
 from bdbench.models.plugins.registry import load_file
 from bdbench.models.training.recipe import Recipe
+from bdbench.records.count import Count
+from bdbench.records.files import write
+from bdbench.records.record import REACTIVATED, Record
 from bdbench.running.preparation import preparations
+from bdbench.running.preparation import steps as all_steps
 from bdbench.running.worker import Job
 
 ATTACK = """
@@ -94,6 +99,21 @@ def test_the_control_of_a_reactivation_is_shared_too(job: Job) -> None:
         (set(), 0),
         (model, 1),
     ]
+
+
+def test_what_the_record_of_a_cell_holds_is_prepared_too(job: Job) -> None:
+    """It is asked for where the record is, as the nodes of a cluster need not share its folder."""
+    made = cell("toy", "mine", "badnets", "none", Recipe(), 0)
+    found = vars(builders.make_record("none", "badnets", 900, 900))
+    point = {"epoch": 1, "clean_accuracy": 0.9, "attack_success_rate": 0.9}
+    known = {**found, "key": made.key, "cell": made.identity}
+    for curves, counts in (([], {}), ([point], {REACTIVATED: Count(1, 2)})):
+        metrics = {**found["metrics"].counts(), **counts}
+        write(job.results, Record(**{**known, "curves": curves, "metrics": metrics}))
+        (own, _), *before = reversed(all_steps(job, made, print))
+        assert (own.curves, own.reactivate) == (bool(curves), bool(counts))
+        assert len(before) == (4 if counts else 2)
+        assert {each.curves for each, _ in before} == {bool(curves)}
 
 
 def test_built_in_plugins_need_no_process_of_their_own(job: Job) -> None:

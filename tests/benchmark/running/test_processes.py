@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,11 +24,14 @@ import psutil
 import pytest
 import torch
 
-from bdbench.cells.cell import cell
+from bdbench.cells.cell import Cell, cell
 from bdbench.machine import devices, threads
 from bdbench.machine.threads import cores, short_spin
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.training.recipe import Recipe
+from bdbench.records.files import path_of, read, write
+from bdbench.records.record import REACTIVATED, Record
+from bdbench.running.claims import stamp
 from bdbench.running.engines import fresh, options, processes
 from bdbench.running.engines.base import Died, WorkerEvents
 from bdbench.running.engines.fresh import call_in_process, last_result
@@ -36,6 +40,9 @@ from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.engines.own_nursery import Nursery, nursery
 from bdbench.running.engines.processes import Processes
 from bdbench.running.worker import Attempt, Job, Worker
+from bdbench.storage import networks
+from bdbench.storage.cache import Cache
+from bdbench.trial.record import failed_record
 
 CPU = torch.device("cpu")
 QUIET = WorkerEvents(lambda key, work: None, lambda line: None)
@@ -446,3 +453,58 @@ def test_a_step_of_a_cell_uses_the_memory_of_the_last_one(
     assert mapped >= blocks
     # Now and then a block finds a new place, whose pages are mapped once.
     assert kept < max(blocks / 2, mapped / 100)
+
+
+# What the record of a cell holds, if it runs again.
+
+SMALL = "toy(train_images=40, test_images=40, image_size=16)"
+ADDITIONS = ("curves", "reactivate", "save")
+
+
+def small() -> Cell:
+    recipe = Recipe(epochs=1, batch_size=32, learning_rate=0.01, updates=0.05)
+    return cell(SMALL, "wrn16_1", "badnets", "none", recipe, 0)
+
+
+def attempt(job: Job, before: int | None, **asked: bool) -> Attempt:
+    return Worker(replace(job, **asked), lambda key, work: None).attempt(small(), before)  # type: ignore[arg-type]
+
+
+def held(job: Job, record: Record) -> set[str]:
+    """What a record and the files beside it hold, whole and of one attempt."""
+    found = {"curves"} if record.curves else set()
+    found |= {"reactivate"} if record.count(REACTIVATED) else set()
+    arrays = Cache(job.cache).get("embeddings", {"cell": record.key})
+    assert ("embedding/z/after" in (arrays or {})) == bool(record.curves)
+    if (path := networks.path_of(job.results, record.key)).exists():
+        found.add("save")
+        assert networks.read(path).facts["sha256"] == record.provenance.network_sha256
+    return found
+
+
+@pytest.mark.parametrize("order", [ADDITIONS, ADDITIONS[::-1], ("save", "curves", "reactivate")])
+def test_a_record_never_holds_less_than_the_one_it_replaces(
+    order: tuple[str, ...], job: Job
+) -> None:
+    key, asked = small().key, set[str]()
+    for name in (*order, ""):
+        asked |= {name} - {""}
+        made = attempt(job, stamp(job.results, key), **dict.fromkeys({name} - {""}, True))
+        assert made.record == read(path_of(job.results, key))
+        assert held(job, made.record) == asked
+
+
+@pytest.mark.parametrize("asked", ADDITIONS)
+def test_what_another_run_was_not_asked_for_is_added(asked: str, job: Job) -> None:
+    """The other one writes its record while this run waits."""
+    written = attempt(job, None).record
+    assert attempt(job, None) == Attempt(written)
+    added = attempt(job, None, **{asked: True})
+    assert added.mine
+    assert added.record is not None
+    assert held(job, added.record) == {asked}
+    assert added.record.metrics == written.metrics or asked == "reactivate"  # type: ignore[union-attr]
+    assert attempt(job, None, **{asked: True}) == Attempt(added.record)
+    failed = failed_record(small(), CPU, RuntimeError("no such luck"), [])
+    write(job.results, failed)
+    assert attempt(job, None, **{asked: True}) == Attempt(failed)

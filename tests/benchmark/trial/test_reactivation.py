@@ -314,6 +314,11 @@ def test_python_asks_for_it_too(tmp_path: Path) -> None:
     record = bd.run_cell(**tiny_cell, results=tmp_path, reactivate=True)
     assert record.count(REACTIVATED) is not None
     assert read(path_of(tmp_path, record.key)).metrics == record.metrics
+    curved = bd.run_cell(**tiny_cell, results=tmp_path, curves=True)
+    assert curved.curves
+    assert curved.metrics == record.metrics
+    saved = bd.run_cell(**tiny_cell, results=tmp_path, save=True)
+    assert (saved.metrics, saved.curves) == (record.metrics, curved.curves)
     own = {**tiny_cell, "attack": "badnets", "model": "wrn16_1"}
     given = bd.evaluate(record.network, **own, reactivate=True)
     assert given.count(REACTIVATED) is not None
