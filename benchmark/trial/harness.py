@@ -160,8 +160,9 @@ class Harness:
         return ws.folder("fit", ws.fit_key)
 
     def discard(self, cell: Cell) -> None:
-        """Remove the checkpoints of a cell."""
-        discard(self.checkpoints(cell))
+        """Remove the checkpoints of a cell, also those of a run with or without curves."""
+        for curves in (False, True):
+            discard(replace(self, curves=curves).checkpoints(cell))
 
     def _workspace(self, cell: Cell, watch: Stopwatch) -> Workspace:
         with watch.stage("load"):

@@ -406,15 +406,16 @@ def test_finished_cells_are_seen_with_little_work(
 
 
 @pytest.mark.parametrize("jobs", [[], ["--jobs=2"]])
+@pytest.mark.parametrize("curves", [False, True])
 def test_leftovers_of_a_run_that_died_right_after_its_record_are_removed(
-    jobs: list[str], tmp_path: Path, cache_folder: Path
+    curves: bool, jobs: list[str], tmp_path: Path, cache_folder: Path
 ) -> None:
     one = Suite("", ("toy(train_images=20)",), attacks=("none",), defenses=("none",))
     (chosen,) = grid.cells(one, "fp32")
     found = record(chosen)
     records.write(tmp_path, Record(**{**vars(found), "labels": chosen.labels}))
     with num_threads(1):
-        left = Harness(Cache(cache_folder), [], CPU).checkpoints(chosen)
+        left = Harness(Cache(cache_folder), [], CPU, curves).checkpoints(chosen)
     left.mkdir(parents=True)
     (left / f"0-1-{32 * '0'}.safetensors").touch()
     lock_of(tmp_path, chosen.key).touch()
