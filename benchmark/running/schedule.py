@@ -99,10 +99,7 @@ class Schedule:
 
     def _begin(self, cell: Cell, engine: Engine) -> None:
         """Start a cell, unless it would exceed the budget."""
-        spent = time.monotonic() - self._start
-        if self.budget is not None and spent + self.speed.seconds([cell]) > self.budget:
-            self.reporter.skip(cell.key, self._work[cell])
-            self._left_out += 1
+        if self._is_left_out(cell):
             return
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
         found = sum(self.speed.done.get(part, 0.0) for part in self._parts[cell])
@@ -113,6 +110,15 @@ class Schedule:
             future = Future()
             future.set_exception(error)
         self._running[future] = cell
+
+    def _is_left_out(self, cell: Cell) -> bool:
+        """Whether a cell would exceed the budget; it is then counted as left out."""
+        spent = time.monotonic() - self._start
+        if self.budget is None or spent + self.speed.seconds([cell]) <= self.budget:
+            return False
+        self.reporter.skip(cell.key, self._work[cell])
+        self._left_out += 1
+        return True
 
     def _end(self, cell: Cell, future: Future[Attempt]) -> None:
         """Handle the end of an attempt: a retry, an error or a result."""
@@ -146,6 +152,7 @@ class Schedule:
             self._elsewhere.append(cell)
         elif not attempt.mine:
             self.reporter.end(cell.key, "another run has written its record")
+            self._note_failure(attempt.record)
         else:
             self._report(cell, attempt.record, attempt.unwritten)
             if attempt.record.status == "ok":
@@ -166,10 +173,13 @@ class Schedule:
         if unwritten is not None:
             self._unwritten += 1
             self.reporter.say(f"  FAILED: its record could not be written: {unwritten}")
+        self._note_failure(record, unwritten is None)
+
+    def _note_failure(self, record: Record, written: bool = True) -> None:
         if record.status == "failed":
             self._failed.append(record)
             more = f"; bdbench explain {record.key} shows the traceback"
-            self.reporter.say(f"  {reason(record)}{more if unwritten is None else ''}")
+            self.reporter.say(f"  {reason(record)}{more if written else ''}")
 
     def _learn(self, cell: Cell, record: Record) -> None:
         """Note the work that other cells need no more, and the speed of the model."""
@@ -180,8 +190,12 @@ class Schedule:
         self.speed.learn(cell, expected_passes(cell), busy)
 
     def _take_back(self) -> None:
-        """Let cells wait again that no other run is working on any more."""
+        """Let cells wait again that no other run is working on any more. Those that this run could
+        not start any more are left to the other."""
         for cell in list(self._elsewhere):
+            if self._is_left_out(cell):
+                self._elsewhere.remove(cell)
+                continue
             # Where files cannot be locked, the attempt reports it.
             with suppress(Unusable), claimed(self.results, cell.key) as free:
                 if not free:

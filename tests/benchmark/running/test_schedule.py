@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import builders
 import pytest
@@ -21,6 +22,7 @@ from bdbench.models.scope import num_threads
 from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records
 from bdbench.records.record import Record
+from bdbench.running import schedule
 from bdbench.running.claims import claimed, lock_of, stamp
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.engines.fresh import death_of
@@ -306,6 +308,53 @@ def test_cells_of_another_run_are_left_to_it_until_it_ends(tmp_path: Path) -> No
     assert seen == {cells[0]: 2, cells[1]: 2, cells[2]: 1}
     assert said.count("another run is working on it") == 2
     assert said.count("another run has written its record") == 1
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("RuntimeError", 1), ("InvalidInput", 2)])
+def test_a_failure_in_another_run_is_one_of_this_run(
+    kind: str, expected: int, tmp_path: Path
+) -> None:
+    cells = cells_of("none", "fp")
+    error = {"type": kind, "message": "no such luck", "traceback": ""}
+    failed = Record(**{**vars(record(cells[0], failed=True)), "error": error})
+    engine = Scripted(1, lambda c, _: Attempt(failed if c == cells[0] else record(c)))
+    code, said = run(cells, tmp_path, engine)
+    assert code == expected
+    assert said.count("another run has written its record") == 2
+    assert said.count(f"{kind}: no such luck; bdbench explain {failed.key}") == 1
+
+
+@pytest.mark.parametrize("budget", [None, 15.0])
+def test_a_run_with_a_budget_does_not_wait_for_cells_that_it_could_not_start(
+    budget: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each takes 10 seconds; the second one is that of another run, for 8 seconds."""
+    cells, clock = cells_of("none", "fp"), [0.0]
+    claim = claimed(tmp_path, cells[1].key)
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if round(clock[0]) == 8:
+            claim.__exit__(None, None, None)
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        with claimed(tmp_path, chosen.key) as mine:
+            return Attempt(record(chosen), mine=True) if mine else Attempt(None)
+
+    stopped = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
+    monkeypatch.setattr(schedule, "time", stopped)
+    claim.__enter__()
+    engine = Scripted(1, answer)
+    code, said = run(cells, tmp_path, engine, budget)
+    assert code == 0
+    if budget is None:
+        assert engine.begun == [*cells, cells[1]]
+        assert "left out" not in said
+    else:
+        assert engine.begun == cells
+        assert round(clock[0]) == 6, "after 5 seconds, 10 more exceed the budget"
+        assert "over the budget, so left out: 1 of 2 cells" in said
+        claim.__exit__(None, None, None)
 
 
 def test_a_claimed_cell_is_not_begun_again_before_it_is_free(tmp_path: Path) -> None:
