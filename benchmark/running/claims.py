@@ -18,7 +18,8 @@ def claimed(results: Path, key: str) -> Iterator[bool]:
     does. The system releases the lock of a dead process. Raises `Unusable` where files cannot be
     locked."""
     path = lock_of(results, key)
-    lock = FileLock(path, blocking=False)
+    # A claim may end in another thread than it began.
+    lock = FileLock(path, blocking=False, thread_local=False)
     try:
         lock.acquire()
     except Timeout:

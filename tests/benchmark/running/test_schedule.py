@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -399,6 +402,24 @@ def test_a_claim_keeps_others_out_and_its_record_sweeps_up_what_the_dead_left(
         assert mine
         records.write(tmp_path, found)
     assert list((tmp_path / "records").iterdir()) == [records.path_of(tmp_path, found.key)]
+
+
+def test_a_claim_may_end_in_another_thread_than_it_began(tmp_path: Path) -> None:
+    """As on a Ray cluster, where thousands of cells may do so; each lock is an open file."""
+
+    def locks() -> list[str]:
+        opened = (Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd"))
+        return [link for path in opened if ".lock" in (link := os.path.realpath(path))]
+
+    stack, key = ExitStack(), cells_of("none")[0].key
+    assert stack.enter_context(claimed(tmp_path, key))
+    assert len(locks()) == 1
+    thread = threading.Thread(target=stack.close)
+    thread.start()
+    thread.join()
+    assert not locks()
+    with claimed(tmp_path, key) as mine:
+        assert mine
 
 
 def test_a_stamp_tells_a_later_record(tmp_path: Path) -> None:
