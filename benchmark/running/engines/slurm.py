@@ -5,6 +5,7 @@ A job may outlive the run that submitted it, so it locks its cell and writes the
 
 from __future__ import annotations
 
+import math
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,10 @@ from bdbench.running.worker import Attempt, Job, attempted
 PAUSE = 1.0
 """Seconds between two checks of the jobs."""
 MANY = 1_000
+TIMES = {"timeout_min", "slurm_timeout_min", "slurm_time"}
+"""Options that say how long a job may take."""
+BESIDE = 600.0
+"""Seconds that a job gets beside --limit: processes start, and Slurm announces the end before."""
 
 
 class Slurm(Engine):
@@ -34,6 +39,8 @@ class Slurm(Engine):
     cores, gpus: for each job
     options: for submitit, such as slurm_partition
     cluster: "slurm", or another executor of submitit
+
+    Raises `InvalidInput` where Slurm is missing, and for jobs without a time.
     """
 
     def __init__(
@@ -55,6 +62,8 @@ class Slurm(Engine):
             self._executor.update_parameters(**{**asked, **options})
         except (AssertionError, NameError, TypeError, ValueError) as error:
             raise InvalidInput(f"submitit rejects the options: {error}") from error
+        if not TIMES & options.keys():
+            self._executor.update_parameters(timeout_min=_minutes(job.limit))
         self._open: dict[Future[Attempt], submitit.Job[Outcome]] = {}
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
@@ -75,6 +84,20 @@ class Slurm(Engine):
             for future, job in list(self._open.items()):
                 if _settled(future, job):
                     del self._open[future]
+
+
+def _minutes(limit: float | None) -> int:
+    """How long a job may take. submitit would give it five minutes.
+
+    limit: seconds of an attempt
+    """
+    require(
+        limit is not None,
+        "--engine slurm needs the time that a job may take: add --option timeout_min=MINUTES, or "
+        "--limit SECONDS for each cell",
+    )
+    assert limit is not None
+    return math.ceil((limit + BESIDE) / 60)
 
 
 def _settled(future: Future[Attempt], job: submitit.Job[Outcome]) -> bool:

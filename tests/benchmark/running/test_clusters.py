@@ -294,3 +294,38 @@ def test_a_cluster_that_is_not_there_is_one_line(
 
     with pytest.raises(InvalidInput, match="submitit rejects the options"):
         Slurm(job(tmp_path), 1, 1, 0, {"tiem": 9}, cluster="local")
+
+
+@pytest.mark.parametrize(
+    ("limit", "options", "minutes"),
+    [
+        (None, {"timeout_min": 9}, 9),
+        (60.0, {"timeout_min": 9}, 9),
+        (60.0, {}, 11),
+        (7201.0, {"slurm_partition": "gpu"}, 131),
+        (None, {"slurm_timeout_min": 90}, None),
+        (None, {"slurm_time": "1-00:00:00"}, None),
+    ],
+)
+def test_a_job_of_slurm_has_the_time_that_its_cell_may_take(
+    limit: float | None, options: dict[str, object], minutes: int | None, tmp_path: Path
+) -> None:
+    """And not the five minutes that submitit would ask for."""
+    pytest.importorskip("submitit")
+    from bdbench.running.engines.slurm import Slurm
+
+    asked = replace(job(tmp_path), limit=limit)
+    with Slurm(asked, 1, 1, 0, options, cluster="local") as engine:
+        assert engine._executor._executor.parameters.get("timeout_min") == minutes
+
+
+@pytest.mark.parametrize("options", [{}, {"slurm_partition": "gpu"}])
+def test_a_job_of_slurm_without_a_time_is_refused(
+    options: dict[str, object], tmp_path: Path
+) -> None:
+    pytest.importorskip("submitit")
+    from bdbench.running.engines.slurm import Slurm
+
+    complaint = "add --option timeout_min=MINUTES, or --limit SECONDS for each cell"
+    with pytest.raises(InvalidInput, match=complaint):
+        Slurm(job(tmp_path), 1, 1, 0, options, cluster="local")
