@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,10 +71,16 @@ class ExecutionOptions:
         return self.engine == "local"
 
     def devices(self, name: str) -> tuple[torch.device, ...]:
-        """The devices of cells. Those of a cluster are not known here."""
+        """The devices of cells. Those of a cluster are not known here. Raises `InvalidInput` for a
+        name that none can have."""
         if self.is_here:
             return devices_of(name)
-        return (torch.device(name if name != "auto" else "cuda" if self.gpus else "cpu"),)
+        chosen = name if name != "auto" else "cuda" if self.gpus else "cpu"
+        require(
+            re.fullmatch(r"cpu|cuda(:\d{1,2})?", chosen) is not None,
+            f"device {name!r} does not exist{spec.did_you_mean(name, ('auto', 'cpu', 'cuda'))}",
+        )
+        return (torch.device(chosen),)
 
     def at_once(self, cells: int, devices: Sequence[torch.device], timed: bool) -> int:
         """How many of `cells` cells run at the same time on this machine, if memory allows it."""

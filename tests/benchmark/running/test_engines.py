@@ -414,6 +414,9 @@ def test_a_defense_without_enough_images_stops_no_other_in_one_process(folder: P
         (["--engine=ray", "--option=a"], "--option is written KEY=VALUE, got 'a'"),
         (["--engine=ray", "--gpus=-1"], "--gpus must be at least 0, got -1.0"),
         (["--engine=ray", "--budget=9"], "--budget is for --engine local"),
+        (["--engine=ray", "--device=cud"], "device 'cud' does not exist; did you mean 'cuda'?"),
+        (["--engine=slurm", "--device=cuda:x"], "device 'cuda:x' does not exist"),
+        (["--engine=slurm", "--device="], "device '' does not exist"),
         pytest.param(
             ["--engine=slurm"],
             "needs the command sbatch",
