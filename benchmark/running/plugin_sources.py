@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from bdbench.models.plugins.errors import require
-from bdbench.models.plugins.registry import PLUGIN
+from bdbench.models.plugins.registry import PLUGIN, load_file
 from bdbench.storage.cache import sha256_of
 from bdbench.trial.provenance import files_of
 
@@ -32,9 +32,21 @@ def sources_of(plugins: Iterable[Path]) -> Sources:
     }
 
 
-def check_unchanged(path: Path, sources: Sources) -> None:
-    """Raises `InvalidInput` if a plugin file or a file that it imports has other content than in
-    `sources`."""
+def load_unchanged(path: Path, sources: Sources) -> None:
+    """Load a plugin file. From then on the provenance of its cells is that of the loaded code,
+    whatever becomes of the files.
+
+    Raises `InvalidInput` as `load_file` does, and if the plugin file or a file that it imports has
+    other content than in `sources`.
+    """
+    _check(path, sources)
+    load_file(path)
+    # Provenance reads each file once: here, and not when the first images are loaded.
+    sources_of([path])
+    _check(path, sources)
+
+
+def _check(path: Path, sources: Sources) -> None:
     for file, known in sources.get(path, {}).items():
         which = "" if file.name == path.name else f", which plugin {str(path)!r} imports,"
         require(

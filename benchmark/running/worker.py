@@ -16,11 +16,11 @@ import torch
 from bdbench.cells.cell import REGISTRIES, Cell, cell_of
 from bdbench.machine.contention import Contention
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.plugins.registry import RegistersNothing, load_file
+from bdbench.models.plugins.registry import RegistersNothing
 from bdbench.records.files import path_of, read, write
 from bdbench.records.record import REACTIVATED, OtherSchema, Record
 from bdbench.running.claims import claimed, stamp
-from bdbench.running.plugin_sources import Sources, check_unchanged
+from bdbench.running.plugin_sources import Sources, load_unchanged
 from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
 from bdbench.storage.networks import path_of as network_of
@@ -138,8 +138,7 @@ class Worker:
             # The process that started the run has shown this warning.
             warnings.simplefilter("ignore", RegistersNothing)
             for path in job.plugins:
-                check_unchanged(path, job.sources)
-                load_file(path)
+                load_unchanged(path, job.sources)
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         self.job, self.progress = job, progress

@@ -21,7 +21,9 @@ from bdbench.defenses.registry import defenses
 from bdbench.models import Recipe
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import num_threads
-from bdbench.running.worker import Job
+from bdbench.running.worker import Job, Worker
+from bdbench.storage.cache import sha256_of
+from bdbench.trial import provenance
 from bdbench.trial.provenance import plugins
 
 SIZES = "toy(train_images=40, test_images=40, image_size=16)"
@@ -279,6 +281,45 @@ def test_a_run_goes_on_where_it_was_started(
     assert record["provenance"]["threads"] == threads
     assert any(cache_folder.iterdir())
     assert not [path for path in (here / "nowhere", here.parent / "nowhere") if path.exists()]
+
+
+USES = DEFENSE.replace("from bdbench.models", "from my_part import PART\nfrom bdbench.models")
+
+
+def forget() -> None:
+    """What provenance has read."""
+    for each in (provenance.files_of, provenance._content, provenance._hash, provenance._together):
+        each.cache_clear()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("edited", ["mine.py", "my_part.py"])
+def test_a_record_states_the_code_that_ran_and_not_a_later_edit(edited: str, here: Path) -> None:
+    """As where a file is saved again while images are loaded."""
+    (here / "mine.py").write_text(USES)
+    (here / "my_part.py").write_text("PART = 1\n")
+    job = Job(here, here, (), "cpu", plugins=(here / "mine.py",))
+    made = Worker(job, lambda key, work: None).cell(
+        cell("toy", "wrn16_1", "none", "mine", Recipe(), 0).located
+    )
+    before = (here / edited).read_text()
+    (here / edited).write_text(f"{before}# Changed.\n")
+    seen = provenance.sources(made)
+    forget()
+    assert provenance.sources(made)["defense"] != seen["defense"]
+    (here / edited).write_text(before)
+    forget()
+    assert provenance.sources(made) == seen
+
+
+@pytest.mark.parametrize("edited", ["mine.py", "my_part.py"])
+def test_a_file_that_changes_while_it_is_imported_is_refused(edited: str, here: Path) -> None:
+    path, part = here / "mine.py", here / "my_part.py"
+    path.write_text(USES)
+    part.write_text(f"PART = 1\nopen({str(here / edited)!r}, 'a').write('# Changed.\\n')\n")
+    known = {path: {file: sha256_of(file) for file in (path, part)}}
+    job = Job(here, here, (), "cpu", plugins=(path,), sources=known)
+    with pytest.raises(InvalidInput, match=f"{edited}.* has changed during the run"):
+        Worker(job, lambda key, work: None)
 
 
 @pytest.mark.parametrize(
