@@ -140,8 +140,7 @@ class Plan:
     @property
     def asking(self) -> Asking:
         """Calls of plugins before the run."""
-        fresh = self.execution.is_here and not self.execution.in_process
-        return Asking(self.job, call_in_process if fresh else None)
+        return Asking(self.job, None if self.execution.in_process else call_in_process)
 
     @property
     def device(self) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import sys
@@ -320,6 +321,18 @@ def test_a_file_that_changes_while_it_is_imported_is_refused(edited: str, here: 
     job = Job(here, here, (), "cpu", plugins=(path,), sources=known)
     with pytest.raises(InvalidInput, match=f"{edited}.* has changed during the run"):
         Worker(job, lambda key, work: None)
+
+
+@pytest.mark.parametrize("engine", ["ray", "slurm"])
+def test_a_plugin_is_asked_in_a_process_of_its_own_before_a_run_on_a_cluster(
+    engine: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trigger = "import builtins\n        builtins.touched = True\n        return 255"
+    (here / "frame.py").write_text(ATTACK.replace("return 255", trigger))
+    words = ["--dry-run", f"--engine={engine}", "--plugin=frame.py", "--attack=frame"]
+    assert run(*words, "--defense=none") == 0
+    assert "frame" in capsys.readouterr().out
+    assert not hasattr(builtins, "touched")
 
 
 @pytest.mark.parametrize(
