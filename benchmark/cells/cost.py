@@ -71,13 +71,13 @@ def shared_work(cell: Cell) -> dict[Part, float]:
 
 def added_work(cells: Iterable[Cell], there: Mapping[Part, float] = NOTHING) -> dict[Cell, float]:
     """The forward passes that each cell adds to those before it: a shared part counts for the first
-    cell that needs it.
+    cell that needs it. A cell that comes again adds nothing.
 
     there: forward passes of each part that are already done
     """
     counted: set[Part] = set()
     found = {}
-    for each in cells:
+    for each in dict.fromkeys(cells):
         pieces = parts(each)
         left = (
             max(0.0, cost - there.get(part, 0.0))

@@ -95,6 +95,21 @@ def test_what_a_run_has_made_is_no_work_for_its_other_cells(tmp_path: Path) -> N
     assert before - speed.seconds([tuned]) == pytest.approx(cost.expected_passes(plain))
 
 
+def test_a_control_that_is_a_cell_of_the_run_too_is_no_more_work() -> None:
+    """Its network is trained once, whichever cell comes first."""
+    clean, attacked, tuned = made("none", "none"), made("none"), made("ft")
+
+    def seconds(*cells: Cell) -> float:
+        speed = Speed(CPU, probing=lambda cell, device: 1.0, reactivate=True)
+        return speed.seconds(cells)
+
+    network = cost.expected_passes(clean)
+    alone = seconds(attacked)
+    assert alone == 2 * network + cost.reactivation_work(attacked)
+    assert seconds(clean, attacked) == seconds(attacked, clean) == alone
+    assert seconds(clean, attacked, tuned) == pytest.approx(seconds(attacked, tuned))
+
+
 @pytest.mark.parametrize(
     ("defense", "expected"),
     [
