@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -12,23 +12,38 @@ import torch
 
 from bdbench.cells.cell import Cell
 from bdbench.cells.cost import Part, own, parts
+from bdbench.models.plugins.spec import Spec
 from bdbench.storage.cache import DAMAGE, Cache
 from bdbench.storage.checkpoints import notes
 from bdbench.storage.maintenance import contents
 from bdbench.trial.keys import attack_key, fit_key, machine, undefended_key
+from bdbench.trial.undefended import has_curve
 
 
 def cached_work(
-    cells: Iterable[Cell], cache: Cache, device: torch.device, threads: int, curves: bool
+    cells: Sequence[Cell],
+    cache: Cache,
+    device: torch.device,
+    threads: int,
+    curves: bool,
+    controls: Iterable[Cell] = (),
 ) -> dict[Part, float]:
     """Forward passes that are done of each part of the cells; a backward pass counts two.
+
+    curves: whether the cells need curves; an undefended network without one is trained again if
+        its curve is that of a cell
+    controls: cells that need none
 
     Data sets are assumed to be unchanged, as hashing them would take reading them all.
     """
     entries, checkpointed = _entries(cache), _checkpointed(cache)
     here = machine(device, threads)
+    if curves:
+        undefended = (each for each in cells if Spec.of(each.specs["defense"]).is_none)
+        shown = {("undefended", _text(undefended_key(each, 0, here))) for each in undefended}
+        entries -= shown - _entries(cache, with_curve=True)
     done: dict[Part, float] = {}
-    for cell in cells:
+    for cell in (*cells, *controls):
         costs = parts(cell)
         keys = {
             "attack": ("poisoned", "prepare", attack_key(cell, here)),
@@ -46,13 +61,14 @@ def cached_work(
     return done
 
 
-def _entries(cache: Cache) -> set[tuple[str, str]]:
-    """Kind and key of each cache entry."""
+def _entries(cache: Cache, with_curve: bool = False) -> set[tuple[str, str]]:
+    """Kind and key of each cache entry, or of those that have a curve."""
     found = set()
     for kind in ("poisoned", "undefended"):
         for stored in contents(cache, kind):
             with suppress(*DAMAGE):
-                found.add((kind, _text(stored.key())))
+                if not with_curve or has_curve(stored.meta()):
+                    found.add((kind, _text(stored.key())))
     return found
 
 

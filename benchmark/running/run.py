@@ -133,8 +133,8 @@ class Plan:
         """The speed of this machine. It trains each network for a few steps at the first use."""
         cache, curves = Cache(self.job.cache), self.options.curves
         reactivate = self.options.reactivate
-        cells = [*self.missing, *(controls(self.missing) if reactivate else ())]
-        done = cached_work(cells, cache, self.device, self.threads, curves)
+        others = controls(self.missing) if reactivate else ()
+        done = cached_work(self.missing, cache, self.device, self.threads, curves, others)
         return Speed(self.device, self.threads, done, curves, self.asking.speed, reactivate)
 
     @property

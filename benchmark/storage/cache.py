@@ -171,6 +171,10 @@ class Cache:
         """The key of an entry. Raises one of `DAMAGE` where it cannot be read."""
         return dict(self._described(kind, digest)["key"])
 
+    def meta_of(self, kind: str, digest: str) -> dict[str, Any]:
+        """The JSON values beside an entry. Raises one of `DAMAGE` where they cannot be read."""
+        return dict(self._described(kind, digest)["meta"])
+
     def _checked(self, kind: str, digest: str, document: Mapping[str, Any]) -> Path:
         """The path of the payload, whose hash is that in the description. Raises one of `DAMAGE`
         otherwise."""

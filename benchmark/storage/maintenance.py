@@ -68,6 +68,10 @@ class Stored:
         """What an entry depends on. Raises one of `DAMAGE` where it cannot be read."""
         return self.cache.key_of(self.kind, self.name)
 
+    def meta(self) -> dict[str, Any]:
+        """What is stored beside it. Raises one of `DAMAGE` where it cannot be read."""
+        return self.cache.meta_of(self.kind, self.name)
+
     def remove(self) -> bool:
         """Remove it unless it is in use. Returns whether it was removed. Raises OSError."""
         if self.kind == "checkpoints":

@@ -99,4 +99,9 @@ def _suffices(ws: Workspace, n: int, meta: Mapping[str, Any]) -> bool:
     """Only a cell without a defense publishes the curve, so only there must a stored network have
     one."""
     needed = not ws.defends and _has_curve(ws, n)
-    return not needed or tuple(meta.get("points", ())) == POINT
+    return not needed or has_curve(meta)
+
+
+def has_curve(meta: Mapping[str, Any]) -> bool:
+    """Whether a stored network has a curve with all that a record states."""
+    return tuple(meta.get("points", ())) == POINT

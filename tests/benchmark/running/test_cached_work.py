@@ -61,6 +61,28 @@ def test_a_cached_network_is_no_work_for_any_cell_that_needs_it(tmp_path: Path) 
     assert there(tmp_path, plain, threads=2) == {}
 
 
+def test_a_network_is_trained_again_for_its_curve(tmp_path: Path) -> None:
+    """That of a cell without a defense alone has a curve in a record."""
+    plain, tuned, cache = made("none"), made("ft"), Cache(tmp_path)
+
+    def left(*cells: Cell, curves: bool = True, controls: tuple[Cell, ...] = ()) -> float:
+        known = cached_work(cells, cache, CPU, 1, curves, controls)
+        return sum(cost.added_work([*cells, *controls], known).values())
+
+    network = cost.expected_passes(plain)
+    own = cost.expected_passes(tuned) - network
+    Harness(cache, [], CPU).run(plain)
+    assert left(plain, curves=False) == left(controls=(plain,)) == 0
+    assert left(plain) == left(plain, controls=(plain,)) == network
+    assert left(tuned) == pytest.approx(own)
+    assert left(plain, tuned) == left(tuned, plain) == pytest.approx(network + own)
+    done: list[int] = []
+    Harness(cache, [], CPU, curves=True, progress=done.append).run(plain)
+    assert sum(done) == network
+    assert left(plain) == 0
+    assert left(tuned, plain) == pytest.approx(own)
+
+
 @pytest.mark.parametrize(
     ("defense", "epochs"), [("none", 3.0), pytest.param("cbd(t1=2)", 3 + 2 / 3, id="cbd")]
 )
