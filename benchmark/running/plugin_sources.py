@@ -11,7 +11,7 @@ from pathlib import Path
 from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.registry import PLUGIN, load_file
 from bdbench.storage.cache import sha256_of
-from bdbench.trial.provenance import files_of
+from bdbench.trial.provenance import files_of, settle
 
 Sources = Mapping[Path, Mapping[Path, str | None]]
 """By plugin file, the hashes of that file and of those that it imports, see `files_of`."""
@@ -42,7 +42,7 @@ def load_unchanged(path: Path, sources: Sources) -> None:
     _check(path, sources)
     load_file(path)
     # Provenance reads each file once: here, and not when the first images are loaded.
-    sources_of([path])
+    settle()
     _check(path, sources)
 
 

@@ -68,6 +68,9 @@ class Harness:
     resumed: int = 0
     _datasets: dict[tuple[str, str | None], Dataset] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        provenance.settle()
+
     def dataset(self, source: Source) -> Dataset:
         """The images of a data set on the device, loaded once. Warns of the files that are not
         read. Raises `InvalidInput`."""

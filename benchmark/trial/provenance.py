@@ -109,12 +109,14 @@ def sources(cell: Cell) -> dict[str, str]:
 
 
 def settle() -> None:
-    """Read the source of all that is built in, so that hashes are those of the code that this
-    process has imported, even if a file is edited later."""
+    """Read the source of all that is built in and of plugin files, so that hashes are those of the
+    code that this process has imported, even if a file is edited later."""
     ours = [name for name in sys.modules if name.partition(".")[0] == "bdbench"]
     imported = [(file, name) for name in ours if _followed(name, "") and (file := _file(name))]
     for source in (*_training(), *imported):
         _content(*source)
+    for name in [name for name in sys.modules if name.startswith(PLUGIN)]:
+        files_of(name)
 
 
 @functools.cache

@@ -316,7 +316,8 @@ def test_a_record_states_the_code_that_ran_and_not_a_later_edit(edited: str, her
 def test_a_file_that_changes_while_it_is_imported_is_refused(edited: str, here: Path) -> None:
     path, part = here / "mine.py", here / "my_part.py"
     path.write_text(USES)
-    part.write_text(f"PART = 1\nopen({str(here / edited)!r}, 'a').write('# Changed.\\n')\n")
+    change = f"with open({str(here / edited)!r}, 'a') as file:\n    file.write('# Changed.\\n')\n"
+    part.write_text(f"PART = 1\n{change}")
     known = {path: {file: sha256_of(file) for file in (path, part)}}
     job = Job(here, here, (), "cpu", plugins=(path,), sources=known)
     with pytest.raises(InvalidInput, match=f"{edited}.* has changed during the run"):

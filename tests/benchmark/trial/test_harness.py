@@ -40,6 +40,7 @@ from bdbench.records.parts import Passes
 from bdbench.records.record import METRICS, encode
 from bdbench.storage.cache import Cache, CacheEntry, DamagedCache, UnwritableCache
 from bdbench.trial import evaluation as metrics
+from bdbench.trial import provenance
 from bdbench.trial.clean_budget import clean_budget
 from bdbench.trial.curves import POINT
 from bdbench.trial.harness import Harness
@@ -386,6 +387,18 @@ def test_without_curves_only_the_journal_is_kept(harness: Harness, cache_folder:
     assert kept is not None
     assert sorted(kept) == ["mask", "samples/f_B loss", "samples/w"]
     assert Cache(cache_folder).get("embeddings", {"cell": harness.run(tiny()).key}) is None
+
+
+def test_hashes_are_of_the_code_at_the_first_cell_of_a_process(cache_folder: Path) -> None:
+    """As in a notebook, where a file may be edited between two cells."""
+    made = [tiny("sig", "abl"), tiny("mixed(attacks=('badnets', 'bpp'))", "dbd")]
+    for each in (provenance._content, provenance._hash, provenance._together, provenance.files_of):
+        each.cache_clear()  # type: ignore[attr-defined]
+    Harness(Cache(cache_folder), [], CPU)
+    known = provenance._content.cache_info().misses
+    assert known
+    assert all(map(provenance.sources, made))
+    assert provenance._content.cache_info().misses == known
 
 
 @dataclass(frozen=True)
