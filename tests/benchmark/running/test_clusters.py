@@ -33,6 +33,7 @@ from bdbench.storage.cache import Cache
 from bdbench.storage.maintenance import contents
 from bdbench.trial.failure import TimeLimit
 
+CPU = torch.device("cpu")
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.01)
 # What these libraries warn of is theirs.
 pytestmark = [
@@ -101,8 +102,8 @@ def test_a_node_goes_and_all_records_arrive(
     killer.start()
     events = WorkerEvents(lambda key, work: None, lambda line: None)
     with Reporter(6, 1.0, Console(file=StringIO())) as reporter:
-        schedule = Schedule(wanted, results, Speed(torch.device("cpu")), None, reporter)
-        with ExecutionOptions("ray", cores=1).start(job(tmp_path), events) as engine:
+        schedule = Schedule(wanted, results, Speed(CPU), None, reporter)
+        with ExecutionOptions("ray", cores=1).start(job(tmp_path), events, 1, [CPU]) as engine:
             assert schedule.run(engine) == 0
     killer.join(60)
     assert not killer.is_alive()
@@ -287,9 +288,9 @@ def test_a_cluster_that_is_not_there_is_one_line(
     events = WorkerEvents(lambda key, work: None, lambda line: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InvalidInput, match="sbatch"):
-        ExecutionOptions("slurm").start(job(tmp_path), events)
+        ExecutionOptions("slurm").start(job(tmp_path), events, 1, [CPU])
     with pytest.raises(InvalidInput, match="whole GPUs"):
-        ExecutionOptions("slurm", gpus=0.5).start(job(tmp_path), events)
+        ExecutionOptions("slurm", gpus=0.5).start(job(tmp_path), events, 1, [CPU])
     from bdbench.running.engines.slurm import Slurm
 
     with pytest.raises(InvalidInput, match="submitit rejects the options"):
