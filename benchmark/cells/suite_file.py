@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -62,6 +62,7 @@ class NamedSuite:
 
     def _check_specs(self, lines: Lines) -> None:
         from bdbench.cells.cell import REGISTRIES, recipes_of
+        from bdbench.models.training.recipe import Recipe
 
         for axis in AXES:
             registry, known = REGISTRIES[axis.removesuffix("s")], dict[str, str]()
@@ -76,7 +77,8 @@ class NamedSuite:
                 REGISTRIES["defense"].swept(text)
         for key, value in self.suite.recipe.items():
             with lines.named("recipe", key):
-                recipes_of({key: value})
+                for each in recipes_of({key: value}):
+                    Recipe(**each)
 
 
 def find(name: str) -> NamedSuite:
@@ -89,19 +91,27 @@ def find(name: str) -> NamedSuite:
     return NamedSuite(name, suite(name))
 
 
-def written(suite: Suite) -> str:
-    """The text of a TOML file with the same cells. The axes of the suite must be specs."""
+def written(suite: Suite, plugins: Iterable[Path] = ()) -> str:
+    """The text of a TOML file with the same cells. The axes of the suite must be specs.
+
+    plugins: the plugin files that it needs, which the text names by absolute paths
+    """
+    files = [str(path.absolute()) for path in plugins]
     lines = [
         "# Every combination of data sets, models, attacks, defenses and seeds is a cell.",
         "# Save this as NAME.toml and run it with `bdbench run NAME.toml`.",
-        '# plugins = ["my_defense.py"]  # files, relative to the folder of this one',
+        f"plugins = {_value(files)}"
+        if files
+        else '# plugins = ["my_defense.py"]  # files, relative to the folder of this one',
     ]
     tables = []
     for field in fields(Suite):
         value, note = getattr(suite, field.name), NOTES.get(field.name)
         remark = f"  # {note}" if note else ""
         if isinstance(value, Mapping):
-            entries = [f"{key} = {_value(each)}" for key, each in value.items()]
+            # Only ASCII letters and digits need no quotes.
+            names = {key: key if key.isascii() else _value(key) for key in value}
+            entries = [f"{names[key]} = {_value(each)}" for key, each in value.items()]
             tables += ["", f"[{field.name}]{remark}", *entries]
         else:
             lines.append(f"{field.name} = {_value(value)}{remark}")
@@ -123,7 +133,7 @@ def _read(path: Path) -> NamedSuite:
     text = _text(path)
     try:
         given = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # an endless number is a ValueError
         last = f"at line {len(text.splitlines())}, the last"
         reason = str(error).replace("at end of document", last)
         raise InvalidInput(f"{path} is not valid TOML: {reason}") from None
@@ -208,7 +218,7 @@ class Lines:
         for end in range(1, len(self._lines) + 1):
             try:
                 parsed = tomllib.loads("\n".join(self._lines[:end]))
-            except tomllib.TOMLDecodeError:
+            except ValueError:
                 continue
             if _holds(parsed, keys):
                 return self._inside(start, end, keys[-1])

@@ -44,7 +44,10 @@ def describe(name: str | None, protocol: bool, toml: bool, plugin: tuple[Path, .
         require(name is not None, "--toml needs the NAME of a suite, such as quick")
         from bdbench.cells.suite_file import find, written
 
-        say(written(find(str(name)).suite).rstrip())
+        found = find(str(name))
+        load_plugins(plugin)
+        found.prepare()
+        say(written(found.suite, dict.fromkeys((*plugin, *found.plugins))).rstrip())
         return
     from bdbench.cli import catalogue
 

@@ -106,6 +106,26 @@ def test_a_file_is_run_as_a_suite_is(patient: Path, capsys: pytest.CaptureFixtur
     assert "suite plugins/mine.toml" in capsys.readouterr().out
 
 
+def test_a_file_is_printed_with_all_that_it_has(
+    patient: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its plugins, and names that TOML must quote, are in the file that is made of it."""
+    Path("größe.py").write_text(PLUGIN.replace('"patient"', '"größe"'))
+    Path("plugins/mine.toml").write_text(
+        f'{TINY}defenses = ["patient", "größe"]\nplugins = ["patient.py", "../größe.py"]\n'
+        '[settings]\n"größe" = "größe(days=[1, 2])"\npatient = "patient(days=4)"\n'
+    )
+    every = listed(capsys, "run", "plugins/mine.toml")
+    assert len(every) == 3
+    assert main(["describe", "plugins/mine.toml", "--toml"]) == 0
+    Path("own.toml").write_text(capsys.readouterr().out)
+    assert listed(capsys, "run", "own.toml") == every
+    Path("bare.toml").write_text(f'{TINY}defenses = ["patient"]\n')
+    assert main(["describe", "bare.toml", "--toml", "--plugin=plugins/patient.py"]) == 0
+    Path("own.toml").write_text(capsys.readouterr().out)
+    assert len(listed(capsys, "run", "own.toml")) == 1
+
+
 def test_the_records_of_a_file_are_in_a_folder_of_its_name(
     patient: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +183,20 @@ SPOILED = [
         'datasets = ["digits"]\n[recipe]\nepochs = []',
         "line 3: epochs of the recipe must be int, got []",
     ),
+    ('datasets = ["digits"]\n[recipe]\nepochs = 0', "line 3: epochs must be at least 1, got 0"),
+    (
+        'datasets = ["digits"]\n[recipe]\ndrops = [[0.5], [2]]',
+        "line 3: drops must be shares of the epochs",
+    ),
+    (
+        'datasets = ["digits"]\n[recipe]\nepochs = 2024-01-01',
+        "line 3: epochs of the recipe must be int, got datetime.date(2024, 1, 1)",
+    ),
+    (
+        'datasets = ["digits"]\n[recipe]\nlearning_rate = nan',
+        "line 3: learning_rate of the recipe must be finite, got nan",
+    ),
+    (f"datasets = ['digits']\nseeds = {'1' * 5_000}", "is not valid TOML: Exceeds the limit"),
     ('datasets = ["digits"]\n[settings]\nmrc = "mcr"', "line 3: unknown defense 'mrc'; did you"),
     ('datasets = ["digits"]\n[settings]\nmcr = 3', "line 3: mcr must be a string in quotes, got 3"),
     (
@@ -185,9 +219,10 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(
     text: str, complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("wrong.toml").write_text(text)
-    line = refused(capsys, "run", "wrong.toml", "--dry-run")
-    assert complaint in line
-    assert "wrong.toml" in line
+    for command in (["run", "wrong.toml", "--dry-run"], ["describe", "wrong.toml", "--toml"]):
+        line = refused(capsys, *command)
+        assert complaint in line
+        assert "wrong.toml" in line
     assert not Path("results").exists()
 
 
