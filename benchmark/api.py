@@ -7,12 +7,12 @@ which may be of classes that a notebook defines.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import pandas as pd
 import torch
@@ -25,7 +25,7 @@ from bdbench.cells.cell import Cell, cell, check_network, check_trigger
 from bdbench.cells.grid import recipe_for
 from bdbench.cells.overrides import SuiteOverrides
 from bdbench.cells.plugins import load_plugin
-from bdbench.cells.suites import Suite
+from bdbench.cells.suites import Suite, check_seeds
 from bdbench.contract.promises import check_plugin, resolve
 from bdbench.datasets import Source
 from bdbench.datasets.registry import datasets as _datasets
@@ -60,6 +60,7 @@ from bdbench.trial import networks as _networks
 from bdbench.trial.harness import Harness
 from bdbench.trial.poisoned import PoisonedData
 
+T = TypeVar("T")
 Folder = str | Path
 """A path of a folder or a file."""
 Folders = Folder | Sequence[Folder]
@@ -270,9 +271,8 @@ def _cell(
     overrides: SuiteOverrides, recipe: str | Recipe | None, target: torch.device, seed: int
 ) -> Cell:
     """The only cell of a suite with these overrides."""
-    valid = isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0
-    _require(valid, f"seed must be an integer of at least 0, got {seed!r}")
-    given = replace(overrides, recipe=recipe if isinstance(recipe, str) else None)
+    check_seeds([seed])
+    given = replace(overrides, recipe=None if isinstance(recipe, Recipe) else recipe)
     suite = given.applied_to(Suite("", ("digits",), seeds=1))
     source = _datasets.built(suite.datasets[0])
     if isinstance(recipe, Recipe):
@@ -290,10 +290,10 @@ def _cell(
 def run(
     name: Folder = "quick",
     *,
-    datasets: Sequence[str | Source] = (),
-    models: Sequence[str | Model] = (),
-    attacks: Sequence[str | Attack] = (),
-    defenses: Sequence[str | Defense] = (),
+    datasets: str | Source | Sequence[str | Source] = (),
+    models: str | Model | Sequence[str | Model] = (),
+    attacks: str | Attack | Sequence[str | Attack] = (),
+    defenses: str | Defense | Sequence[str | Defense] = (),
     seeds: int | None = None,
     seed: int | Sequence[int] = (),
     recipe: str | None = None,
@@ -309,7 +309,7 @@ def run(
     results: Folder | None = None,
     against: Folders = (),
     data: Folder | None = None,
-    plugins: Sequence[Folder] = (),
+    plugins: Folders = (),
     budget: float | None = None,
     limit: float | None = None,
     stale: bool = False,
@@ -321,7 +321,7 @@ def run(
     """Run the cells of a suite that have no record yet, and return the records of all its cells.
 
     The arguments are the options of `bdbench run`; `datasets`, `models`, `attacks` and `defenses`
-    each replace an axis of the suite.
+    each replace an axis of the suite. Each of these, and `plugins`, is a list or one of its values.
 
     name: name of a built-in suite, or path of a TOML file
     seeds, seed: number of seeds, counted from 0, or the seeds themselves
@@ -336,17 +336,17 @@ def run(
     Raises `InvalidInput` for an invalid argument. A failed cell does not stop the others, see
     `Results.failed`.
     """
-    for path in plugins:
-        load_plugin(Path(path))
+    for path in _paths(plugins):
+        load_plugin(path)
     chosen = suite_file.find(str(name))
     chosen.prepare()
     overrides = SuiteOverrides(
-        dataset=datasets,
-        model=models,
-        attack=attacks,
-        defense=defenses,
+        dataset=_listed(datasets),
+        model=_listed(models),
+        attack=_listed(attacks),
+        defense=_listed(defenses),
         seeds=seeds,
-        seed=seed if isinstance(seed, Sequence) else (seed,),
+        seed=_listed(seed),
         recipe=recipe,
         epochs=epochs,
         train_images=train_images,
@@ -359,7 +359,7 @@ def run(
         results=None if results is None else Path(results),
         against=_paths(against),
         data=None if data is None else Path(data),
-        plugin=[*map(Path, plugins), *chosen.plugins],
+        plugin=[*_paths(plugins), *chosen.plugins],
         budget=budget,
         limit=limit,
         stale=stale,
@@ -542,7 +542,7 @@ class Results:
         return export.frame(self.records, epochs)
 
     def leaderboard(
-        self, sort: str = "", columns: Sequence[str] = (), against: Folders = ()
+        self, sort: str = "", columns: str | Sequence[str] = (), against: Folders = ()
     ) -> Table:
         """Defenses by attacks, highest DER first.
 
@@ -556,7 +556,7 @@ class Results:
         """
         others = neighbours(_paths(against), self.folder) or self.beside
         records, origins = join(self.records, others, self.folder, self.asked)
-        return Table(leaderboard(records, sort, columns, origins))
+        return Table(leaderboard(records, sort, _listed(columns), origins))
 
     def paper_table(self, number: int) -> Table:
         """Table 1, 2, 3 or 5 of the CBD paper, with the printed numbers beside ours.
@@ -575,4 +575,11 @@ class Results:
 
 
 def _paths(folders: Folders) -> list[Path]:
-    return [Path(each) for each in ([folders] if isinstance(folders, str | Path) else folders)]
+    return [Path(each) for each in _listed(folders)]
+
+
+def _listed(given: T | Sequence[T]) -> list[T]:
+    """A list of values; one value, which may be a text, is a list of it alone."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        return [given]  # type: ignore[list-item]
+    return list(given)

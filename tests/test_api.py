@@ -312,6 +312,10 @@ def empty(folder: Path) -> Path:
     return folder / "empty.py"
 
 
+DROPS = tuple(round(0.001 * n, 3) for n in range(100, 230))
+"""Its text is short enough for a spec, but not with all other fields of a recipe."""
+
+
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
@@ -331,6 +335,20 @@ def empty(folder: Path) -> Path:
         (lambda: bd.run_cell(defense="cbd(t1="), "expected name or name(field=value, ...)"),
         (lambda: bd.run_cell(recipe="resipe(epochs=1)"), "a recipe is written recipe("),
         (lambda: bd.run_cell(recipe="recipe(epoch=1)"), "did you mean 'epochs'?"),
+        (lambda: bd.run_cell(recipe={"epochs": 1}), "a recipe is written recipe("),
+        (lambda: bd.run_cell(recipe=3), "a recipe is written recipe("),
+        (lambda: bd.poison("blend", recipe=["recipe(epochs=1)"]), "a recipe is written recipe("),
+        (lambda: bd.run(recipe=bd.Recipe(epochs=1)), "a recipe is written recipe("),
+        (lambda: bd.run_cell(recipe=bd.Recipe(drops=DROPS)), "the recipe has 1,"),
+        (lambda: bd.run_cell(recipe=f"recipe(drops={DROPS})"), "the recipe has 1,"),
+        (lambda: bd.run(recipe=f"recipe(drops={DROPS})"), "the recipe has 1,"),
+        (lambda: bd.run_cell(seed=-1), "a seed must be a whole number from 0 to"),
+        (lambda: bd.run_cell(seed=2**63), "a seed must be a whole number from 0 to"),
+        (lambda: bd.poison("blend", seed=1.0), "a seed must be a whole number from 0 to"),
+        (lambda: bd.run(seed="1"), "a seed must be a whole number from 0 to"),
+        (lambda: bd.run(attacks="badnet"), "unknown attack 'badnet'; did you mean 'badnets'?"),
+        (lambda: bd.run(defenses=bd.attack("blend")), "defense must be a spec or a Defense, got"),
+        (lambda: bd.run(plugins="absent.py"), "plugin 'absent.py' is not a Python file"),
         (lambda: bd.run_cell(epochs=0), "epochs must be at least 1"),
         (lambda: bd.run_cell(device="cuda:9"), "device 'cuda:9' does not exist"),
         (lambda: bd.run_cell(precision="fp61"), "unknown precision 'fp61'"),
@@ -420,6 +438,18 @@ def test_a_cell_that_fails_leaves_the_others_of_a_run_alone(tmp_path: Path) -> N
     assert failed.error is not None
     assert failed.error.message == "no such luck"
     assert "<table>" in results._repr_html_()
+
+
+def test_one_value_is_a_list_of_it_alone(tmp_path: Path) -> None:
+    one = {"datasets": TOY, "attacks": "badnets", "defenses": Untrained(), "seed": 3}
+    results = bd.run("quick", results=tmp_path, **{**SMALL, **one})
+    listed = {name: [value] for name, value in one.items()}
+    again = bd.run("quick", results=tmp_path, **{**SMALL, **listed})
+    assert [record.key for record in results] == [record.key for record in again]
+    assert [record.cell.seed for record in results] == [3]
+    wide = results.leaderboard(columns="floor")
+    assert wide.markdown() == results.leaderboard(columns=["floor"]).markdown()
+    assert wide.markdown() != results.leaderboard().markdown()
 
 
 def test_a_class_that_is_passed_as_an_object_has_its_code_in_the_record(tmp_path: Path) -> None:

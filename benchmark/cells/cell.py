@@ -231,12 +231,13 @@ def _info(axis: str, plugin: Any) -> PluginInfo:
     ]
     if axis == "dataset" and plugin.content is not None:
         versions.append(plugin.content)
-    canonical = registry.canonical(plugin)
+    label, canonical = registry.label(plugin), registry.canonical(plugin)
+    owner = f"{registry.kind} {label}"
     return PluginInfo(
-        spec=canonical,
-        located=registry.located(plugin),
+        spec=readable(canonical, owner),
+        located=readable(registry.located(plugin), owner),
         title=registry.title(Spec.of(canonical).name),
-        label=registry.label(plugin),
+        label=label,
         versions=versions if len(versions) > 1 else versions[0],
         code=code_of(made_by[0]) if registry.is_local(made_by[0]) else None,
         modules=tuple(each.__module__ for each in made_by),
@@ -275,8 +276,20 @@ def recipe_label(recipe: Recipe) -> str:
 @functools.cache
 def recipe_spec(recipe: Recipe) -> str:
     """The canonical spec of a recipe: every field, except those `added` later that have their
-    defaults."""
-    return str(spec.canonical(Spec("recipe", vars(recipe)), spec.fields_of(Recipe)))
+    defaults. Raises `InvalidInput` for one that is too long to be read again."""
+    return readable(
+        str(spec.canonical(Spec("recipe", vars(recipe)), spec.fields_of(Recipe))), RECIPE
+    )
+
+
+def readable(text: str, owner: str) -> str:
+    """A spec that is not too long for records and other processes. Raises `InvalidInput`."""
+    require(
+        len(text) <= spec.LONGEST,
+        f"{owner} has {len(text):,} characters with all its settings and its whole path; a spec "
+        f"may have at most {spec.LONGEST:,}",
+    )
+    return text
 
 
 def recipe_of(text: str) -> Recipe:
@@ -286,9 +299,9 @@ def recipe_of(text: str) -> Recipe:
 
 def recipe_fields(text: str) -> dict[str, Any]:
     """The fields of a recipe spec, checked. A list that sweeps a field is kept, see `recipes_of`.
-    Raises `InvalidInput`."""
-    given = Spec.of(text)
-    if given.name != "recipe":
+    Raises `InvalidInput`, also for what is no text."""
+    given = Spec.of(text) if isinstance(text, str) else None
+    if given is None or given.name != "recipe":
         raise InvalidInput(f"a recipe is written recipe(field=value, ...), got {text!r}")
     recipes_of(given.fields)
     return dict(given.fields)

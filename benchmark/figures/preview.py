@@ -17,6 +17,7 @@ from bdbench.attacks.compound import parts_of
 from bdbench.attacks.registry import attacks
 from bdbench.cells import grid
 from bdbench.cells.cell import cell, check_trigger
+from bdbench.cells.suites import check_seeds
 from bdbench.datasets.base import Dataset
 from bdbench.datasets.registry import datasets
 from bdbench.figures.distortion import distortion, survival
@@ -68,6 +69,7 @@ def preview(
     Raises `InvalidInput`, as far as possible before anything is trained or drawn.
     """
     place = device_of(device)
+    check_seeds([seed])
     source = datasets.build(dataset)
     recipe = grid.recipe_for(source, {"epochs": epochs}, precision_of("auto", place))
     asked = cell(source, model, attack, "none", recipe, seed)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import refused
 from PIL import Image
 
 import bdbench as bd
@@ -80,6 +81,20 @@ def test_train_and_test_folders(tmp_path: Path, test: str) -> None:
         16,
     )
     assert source.locate([]) == f"class folders in {base}"
+
+
+def test_a_path_that_no_other_process_could_read_is_refused_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(5):
+        (tmp_path / ("d" * 200)).mkdir()
+        monkeypatch.chdir(tmp_path / ("d" * 200))
+        tmp_path = Path.cwd()
+    write(Path("zoo"))
+    words = ["run", "--dataset=folder(path='zoo', size=16)", "--dry-run", "--engine=ray"]
+    line = refused(capsys, *words)
+    assert "data set folder(path='zoo', size=16) has 1," in line
+    assert "characters with all its settings and its whole path; a spec may have" in line
 
 
 @pytest.mark.parametrize("split", ["", "train"])

@@ -307,6 +307,8 @@ def test_many_images_continue_below() -> None:
         (["badnets", "--model=wrn16"], "unknown model 'wrn16'; did you mean 'wrn16_1'?"),
         (["badnets", "--device=cuda:9"], "device 'cuda:9' does not exist"),
         (["badnets", "--seed=x"], "'x' is not a valid integer"),
+        (["badnets", "--seed=-1"], "a seed must be a whole number from 0 to"),
+        (["badnets", f"--seed={2**63}"], "a seed must be a whole number from 0 to"),
         ([], "Missing argument 'ATTACK'"),
     ],
 )
