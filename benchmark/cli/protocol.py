@@ -6,7 +6,6 @@ from the docstrings of its fields, and deviations from the docstring of its modu
 
 from __future__ import annotations
 
-import inspect
 import re
 import textwrap
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +18,7 @@ from bdbench.cells.declared import defense_passes, undefended
 from bdbench.defenses.base import VALIDATION, Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
+from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.training.recipe import Recipe
 
 IMAGES = 50_000
@@ -89,7 +89,7 @@ def protocol(names: Sequence[str] = ()) -> str:
 def settings(factory: Callable[..., Any]) -> list[Setting]:
     """The fields of a plugin, each with what the docstring says about it."""
     fields = spec.fields_of(factory)
-    documented = _documented(inspect.getdoc(factory) or "", fields)
+    documented = _documented(about_fields(factory), fields)
     return [
         Setting(name, field.default, *documented.get(name, ("", "")))
         for name, field in fields.items()
@@ -98,8 +98,7 @@ def settings(factory: Callable[..., Any]) -> list[Setting]:
 
 def paragraph(factory: Callable[..., Any], word: str) -> str:
     """The paragraph of the plugin's module that begins with `word` and a colon, as one line."""
-    text = inspect.getdoc(inspect.getmodule(factory)) or ""
-    for part in text.split("\n\n"):
+    for part in about_module(factory).split("\n\n"):
         if part.startswith(f"{word}:"):
             return " ".join(part.removeprefix(f"{word}:").split())
     return ""

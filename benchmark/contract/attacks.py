@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bdbench.attacks.base import Attack, Poisoned
 from bdbench.attacks.compound import Compound, PoisonedInParts
-from bdbench.contract.common import can_be_built, factory_of
+from bdbench.cells.declared import attack_passes
+from bdbench.contract.common import can_be_built, factory_of, specs
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import (
     RECIPE,
@@ -145,8 +146,14 @@ def declared_changes(registry: Registry[Any], name: str) -> None:
         expect(bool(one.mask.any()) == (attack.poisoning_rate > 0), f"it poisons nothing {where}")
 
 
-@promise("attack", "it runs in a whole cell, from clean images to the record", declared_changes)
+@promise(
+    "attack",
+    "it runs in a whole cell, from clean images to the record",
+    specs,
+    declared_changes,
+)
 def attack_cell(registry: Registry[Any], name: str) -> None:
+    attack_passes(registry.build(name), RECIPE, name)
     # At a small rate, more images are needed for one to be poisoned.
     rate = registry.build(name).poisoning_rate
     count = max(100, min(math.ceil(1 / rate), 2000)) if rate else 100

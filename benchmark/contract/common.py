@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import re
 from typing import Any
 
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import expect
+from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.plugins.spec import Spec
 
@@ -36,14 +38,13 @@ def specs(registry: Registry[Any], name: str) -> None:
 @promise("", "its documentation names the method and every field")
 def documentation(registry: Registry[Any], name: str) -> None:
     factory = factory_of(registry, name)
-    module = inspect.getdoc(inspect.getmodule(factory)) or ""
-    first = module.partition("\n")[0].rstrip()
+    first = about_module(factory).partition("\n")[0].rstrip()
     expect(
         bool(first),
         "its file has no docstring; write one, whose first line names method, authors and year",
     )
     expect(first.endswith((".", ":")), f"the first line of its file is not a sentence: {first!r}")
-    doc = inspect.getdoc(factory) or ""
+    words = {*re.findall(r"\w+", about_fields(factory))}
     for field in inspect.signature(factory).parameters.values():
         if field.default is not inspect.Parameter.empty:
-            expect(field.name in doc, f"its docstring does not explain {field.name}")
+            expect(field.name in words, f"its docstring does not explain {field.name}")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bdbench.contract.common import can_be_built, factory_of
+from bdbench.contract.common import can_be_built, factory_of, specs
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import Untested, expect, no_global_draws, run_whole_cell
 from bdbench.datasets.base import Dataset, Source, fingerprint
@@ -123,7 +123,7 @@ def subset(registry: Registry[Any], name: str) -> None:
     expect(same, "a subset of the training images has other test images")
 
 
-@promise("data set", "it runs in a whole cell, from its images to the record", subset)
+@promise("data set", "it runs in a whole cell, from its images to the record", specs, subset)
 def dataset_cell(registry: Registry[Any], name: str) -> None:
     source = registry.build(name)
     tested = len(whole(registry, name).test)

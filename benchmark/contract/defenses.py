@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bdbench.contract.common import can_be_built, factory_of
+from bdbench.contract.common import can_be_built, factory_of, specs
 from bdbench.contract.promises import promise
 from bdbench.contract.scenarios import (
     RECIPE,
@@ -122,7 +122,12 @@ def seeded(registry: Registry[Any], name: str) -> None:
     expect(not torch.equal(one, other), "different seeds give the same network")
 
 
-@promise("defense", "it runs in a whole cell, from poisoned images to the record", modifies_nothing)
+@promise(
+    "defense",
+    "it runs in a whole cell, from poisoned images to the record",
+    specs,
+    modifies_nothing,
+)
 def defense_cell(registry: Registry[Any], name: str) -> None:
     run_whole_cell("badnets", name, few_images(100, name))
 

@@ -37,8 +37,10 @@ def images_of(count: int) -> Tensor:
 @promise("model", "it is a classifier for images of any size", can_be_built)
 def any_size(registry: Registry[Any], name: str) -> None:
     network, images = small(registry, name).build(), images_of(3)
-    shape, expected = tuple(logits(network, images).shape), (3, CLASSES)
+    outputs, expected = logits(network, images), (3, CLASSES)
+    shape = tuple(outputs.shape)
     expect(shape == expected, f"its logits have the shape {shape}, not {expected}")
+    expect(bool(outputs.isfinite().all()), "its logits are not finite")
     expect(predict(network, images).shape == (3,), "it does not predict one class for each image")
 
 

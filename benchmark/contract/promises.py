@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from bdbench.attacks.registry import attacks
-from bdbench.contract.scenarios import Broken, Untested
+from bdbench.contract.scenarios import Broken, Untested, settings_kept
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.blame import location
 from bdbench.models.plugins.errors import InvalidInput, require
-from bdbench.models.plugins.registry import Registry, load_file
+from bdbench.models.plugins.registry import Registry, imported_by, load_file
 from bdbench.models.plugins.spec import Spec, did_you_mean
 from bdbench.models.registry import models
 from bdbench.storage.folders import expanded
@@ -71,22 +71,23 @@ def promise(kind: str, sentence: str, *needs: Test) -> Callable[[Test], Test]:
 
 
 def resolve(what: str) -> list[tuple[str, str]]:
-    """Kind and label of every plugin with this spec, or that this file registers. Raises
-    `InvalidInput`.
+    """Kind and label of every plugin with this spec, or that this file registers; if it registers
+    none itself, those of the modules that it imports. Raises `InvalidInput`.
 
     A text without fields that ends in .py or contains a folder is a file, which is imported.
     """
     path = expanded(Path(what))
     if not what.rstrip().endswith(")") and (path.suffix == ".py" or len(path.parts) > 1):
-        load_file(path)
-        registered = [
-            (kind, name)
-            for kind, registry in REGISTRIES.items()
-            for name in registry.names()
-            if Path(inspect.getfile(registry.factory(name))).resolve() == path.resolve()
-        ]
-        require(bool(registered), f"plugin {what!r} registers nothing")
-        return registered
+        module = load_file(path)
+        for modules in ({module.__name__}, imported_by(module)):
+            registered = [
+                (kind, name)
+                for kind, registry in REGISTRIES.items()
+                for name in sorted(registry.registered(modules))
+            ]
+            if registered:
+                return registered
+        raise InvalidInput(f"plugin {what!r} registers nothing")
     wanted = Spec.of(what)
     for registry in REGISTRIES.values():
         if wanted.name in registry.broken:
@@ -126,7 +127,8 @@ def check_plugin(kind: str, name: str) -> Iterator[Verdict]:
 
 def _verdict(each: Promise, kind: str, name: str) -> Verdict:
     try:
-        each.test(REGISTRIES[kind], name)
+        with settings_kept():
+            each.test(REGISTRIES[kind], name)
     except Untested as reason:
         return Verdict(each, None, f"not tested: {reason}")
     except (Broken, InvalidInput) as error:

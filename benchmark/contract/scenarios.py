@@ -81,6 +81,34 @@ def no_global_draws(subject: str, but_torch: bool = False) -> Iterator[None]:
             )
 
 
+SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
+    "torch.is_grad_enabled()": (torch.is_grad_enabled, torch.set_grad_enabled),
+    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
+    "the number of torch's threads": (torch.get_num_threads, torch.set_num_threads),
+}
+"""What a plugin may not leave changed, because the code after it depends on it: how it is read and
+set."""
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Restores `SETTINGS` after the block, and raises `Broken` if one was changed and the block
+    raises nothing."""
+    before = {which: read() for which, (read, _) in SETTINGS.items()}
+    changed = {}
+    try:
+        yield
+    finally:
+        for which, (read, restore) in SETTINGS.items():
+            if (now := read()) != before[which]:
+                changed[which] = now
+                restore(before[which])
+    for which, now in changed.items():
+        raise Broken(
+            f"it leaves {which} changed, from {before[which]} to {now}: restore it, as `with` does"
+        )
+
+
 def random_images(count: int, size: int, classes: int) -> ImageSet:
     """Random images with balanced classes."""
     shape = (count, 3, size, size)

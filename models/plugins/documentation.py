@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +15,11 @@ def about_module(factory: Callable[..., Any]) -> str:
 
 
 def about_fields(factory: Callable[..., Any]) -> str:
-    """The docstring of a class or function: its settings, with units. Empty if it has none."""
-    return _text(factory)
+    """The docstring of a class or function: its settings, with units. Empty if it has none, which
+    `dataclass` replaces by the signature."""
+    text = _text(factory)
+    generated = dataclasses.is_dataclass(factory) and text.startswith(f"{factory.__name__}(")
+    return "" if generated else text
 
 
 def _text(documented: object) -> str:

@@ -426,13 +426,13 @@ def file_of(package: str, name: str) -> Path:
 def plugin_files(modules: Collection[str]) -> list[Path]:
     """The loaded plugin files that are one of these modules or import one."""
     loaded = {name: module for name, module in sys.modules.items() if name.startswith(PLUGIN)}
-    needed = (m for name, m in loaded.items() if {name, *_imported(m)} & {*modules})
+    needed = (m for name, m in loaded.items() if {name, *imported_by(m)} & {*modules})
     return sorted({Path(str(module.__file__)) for module in needed})
 
 
-def load_file(path: Path) -> None:
-    """Import a plugin file, once; it registers its plugins. It may import modules of its own
-    folder. Raises `InvalidInput`."""
+def load_file(path: Path) -> ModuleType:
+    """Import a plugin file, once, and return it; it registers its plugins. It may import modules of
+    its own folder. Raises `InvalidInput`."""
     complaint = f"plugin {str(path)!r} is not a Python file"
     try:
         require(path.is_file(), complaint)
@@ -441,7 +441,7 @@ def load_file(path: Path) -> None:
         raise InvalidInput(complaint) from None
     name = f"{PLUGIN}{path.stem}_{zlib.crc32(identity):08x}"
     if name in sys.modules:
-        return
+        return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise InvalidInput(complaint)
@@ -466,9 +466,10 @@ def load_file(path: Path) -> None:
         where = f" at line {line}" if line else ""
         where += "" if file.resolve() == path.resolve() else f" of {file}"
         raise InvalidInput(f"plugin {str(path)!r} failed{where}: {reason(error)}") from error
+    return module
 
 
-def _imported(module: ModuleType) -> set[str]:
+def imported_by(module: ModuleType) -> set[str]:
     """The modules that a file imports, or imports names from, except those of bdbench."""
     found = set()
     for value in vars(module).values():
@@ -481,7 +482,7 @@ def _imported(module: ModuleType) -> set[str]:
 def _check_helpers(module: ModuleType, folder: Path) -> None:
     """Raises `InvalidInput` if a file imports a module that shadows one of its own folder, such as
     the helper of a plugin in another folder."""
-    for name in {each.partition(".")[0] for each in _imported(module)}:
+    for name in {each.partition(".")[0] for each in imported_by(module)}:
         own = folder / f"{name}.py"
         file = getattr(sys.modules.get(name), "__file__", None)
         if own.is_file() and file is not None and Path(file).resolve() != own.resolve():
@@ -493,7 +494,7 @@ def _check_registered(module: ModuleType, path: Path) -> None:
     a plugin but registers none. Warns if it defines none either."""
     registered = 0
     for registry in REGISTRIES:
-        for name, factory in registry.registered({module.__name__, *_imported(module)}).items():
+        for name, factory in registry.registered({module.__name__, *imported_by(module)}).items():
             registry.check_factory(name, factory)
             registered += 1
     if registered:

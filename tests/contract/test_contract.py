@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -27,10 +28,12 @@ from bdbench.defenses.none import NoDefense
 from bdbench.defenses.registry import defenses
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import Models, models
 from bdbench.models.training.feed import Batch
 from bdbench.models.training.loop import loop
+from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import State
 from bdbench.trial.clean_budget import clean_budget
 
@@ -122,6 +125,10 @@ class Mine(Defense):
 '''
 
 
+DOCUMENTED = '''    """
+    strength: of nothing
+    """
+'''
 TRAINING = 'network = train(context.build(), data, context.recipe, context.rng("classifier"))'
 
 
@@ -172,6 +179,17 @@ def test_a_plugin_that_keeps_all_promises_is_ok(
     ("old", "new", "complaint"),
     [
         ("strength: of nothing", "", "its docstring does not explain strength"),
+        (DOCUMENTED, "", "its docstring does not explain strength"),
+        ("strength: of nothing", "strengths: all", "its docstring does not explain strength"),
+        (DOCUMENTED, f"{DOCUMENTED}    version = 'two'\n", "invalid literal for int()"),
+        (DOCUMENTED, f"{DOCUMENTED}    version = 0\n", "its version is below 1"),
+        ("return network", "torch.set_grad_enabled(False); return network", "from True to False"),
+        (
+            "return network",
+            "torch.set_default_dtype(torch.float64); return network",
+            "it leaves torch's default dtype changed, from torch.float32 to torch.float64",
+        ),
+        ("return network", "torch.set_num_threads(2); return network", "changed, from 1 to 2"),
         ("return network", "return network.train()", "is in training mode; call eval()"),
         ("return network", "return network.head", "it returned a Linear: fit must return a"),
         ("return network", "pass", "it returned None: fit must return a bdbench.models.Classifier"),
@@ -262,6 +280,57 @@ def test_check_finds_the_broken_promise_of_an_attack(
     registry.register("wrong")(attack)
     with pytest.raises(Broken, match=complaint):
         promise(registry, "wrong")
+
+
+def test_a_file_is_checked_that_imports_its_plugin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unregistered: None
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_imported.py").write_text(FINE.replace('"mine"', '"imported"'))
+    own = FINE.replace("import torch\n", "import torch\nfrom my_imported import Mine\n")
+    own = own.replace("Mine(Defense)", "Own(Defense)").replace('"mine"', '"own"')
+    (tmp_path / "whole.py").write_text("import my_imported\n")
+    (tmp_path / "name.py").write_text("from my_imported import Mine as Other\n")
+    (tmp_path / "own.py").write_text(own)
+    try:
+        for name, found in (("whole", "imported"), ("name", "imported"), ("own", "own")):
+            assert contract.resolve(str(tmp_path / f"{name}.py")) == [("defense", found)]
+    finally:
+        sys.modules.pop("my_imported", None)
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        ("(last - last.abs().max() - 1).log()", "its logits are not finite"),
+        ("last / (last - last)", "its logits are not finite"),
+        ("last.double()", ""),
+    ],
+)
+def test_one_mistake_of_a_model_breaks_one_promise(
+    body: str, complaint: str, unregistered: None
+) -> None:
+    def net(num_classes: int, image_size: int) -> Classifier:
+        """A network."""
+        network = models.build("wrn16_1").build(num_classes, image_size)
+        network.embed = eval(f"lambda last: {body}")
+        return network
+
+    REGISTRIES["model"].register("net")(net)
+    broken = [str(v.why) for v in contract.check_plugin("model", "net") if v.kept is False]
+    assert len(broken) == bool(complaint)
+    assert complaint in "".join(broken)
+
+
+def test_the_cost_of_an_attack_is_checked(unregistered: None) -> None:
+    class Costly(BadNets):
+        def cost(self, recipe: Recipe) -> float:
+            return float("nan")
+
+    REGISTRIES["attack"].register("costly")(dataclass(frozen=True)(Costly))
+    promise = next(each for each in promises("attack") if each.test.__name__ == "attack_cell")
+    with pytest.raises(InvalidInput, match="cost of attack costly must be a finite number"):
+        promise.test(REGISTRIES["attack"], "costly")
 
 
 def dropping(classes: int, size: int, drop: bool = True) -> Classifier:
