@@ -10,6 +10,9 @@ from pathlib import Path
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.local import is_user_code
 
+installed_packages: set[str] = set()
+"""The packages of installed plugins, whose code is that of users here."""
+
 
 def reason(error: BaseException) -> str:
     """An error in words, without the file and line that a SyntaxError repeats."""
@@ -29,8 +32,9 @@ def location(error: BaseException) -> tuple[Path, int] | None:
             return file, error.lineno
     found = None
     for frame, line in traceback.walk_tb(error.__traceback__):
-        file = Path(frame.f_code.co_filename)
-        if is_user_code(frame.f_globals.get("__name__"), file) and file.is_file():
+        file, module = Path(frame.f_code.co_filename), frame.f_globals.get("__name__")
+        own = is_user_code(module, file) or str(module).partition(".")[0] in installed_packages
+        if own and file.is_file():
             found = file, line
     return found
 

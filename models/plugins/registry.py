@@ -24,8 +24,8 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakSet
 
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.blame import blaming, location, reason
-from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.blame import blaming, installed_packages, location, reason
+from bdbench.models.plugins.errors import InvalidInput, one_line, require
 from bdbench.models.plugins.spec import Spec
 
 T = TypeVar("T")
@@ -345,10 +345,13 @@ class Registry(Generic[T]):
         return factory.__module__.startswith(f"{self.package}.")
 
     @cached_property
-    def _installed(self) -> dict[str, EntryPoint]:
-        """Plugins of other distributions that are not imported yet."""
-        points = entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s")
-        return {point.name: point for point in points}
+    def _installed(self) -> dict[str, dict[str, EntryPoint]]:
+        """Plugins of other distributions that are not imported yet, by name and by what is to be
+        imported."""
+        found: dict[str, dict[str, EntryPoint]] = {}
+        for point in entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s"):
+            found.setdefault(point.name, {})[point.value] = point
+        return found
 
     def import_package(self) -> None:
         if self._imported:
@@ -365,13 +368,32 @@ class Registry(Generic[T]):
             return
         self._discovered = wanted is None
         for name in [each for each in self._installed if wanted in (None, each)]:
-            point = self._installed.pop(name)
-            try:
-                factory = point.load()
-                self.check_factory(point.name, factory)
-                self.register(point.name)(factory)
-            except (Exception, SystemExit) as error:
-                self.broken[point.name] = f"{type(error).__name__}: {error}"
+            points = self._installed.pop(name)
+            if len(points) > 1:
+                self.broken[name] = f"{' and '.join(points)} have this name; uninstall one of them"
+            else:
+                self._load(*points.values())
+
+    def _load(self, point: EntryPoint) -> None:
+        """Import an installed plugin. What its module registers and cannot be used is taken back,
+        all of it if the import fails."""
+        known = {registry: {*registry._factories} for registry in REGISTRIES}
+        installed_packages.add(point.module.partition(".")[0])
+        whole = True
+        try:
+            self.register(point.name)(point.load())
+        except (Exception, SystemExit) as error:
+            self.broken[point.name], whole = one_line(reason(error)), False
+        for registry, names in known.items():
+            for name, factory in list(registry._factories.items()):
+                if name in names or registry._is_built_in(factory):
+                    continue
+                try:
+                    registry.check_factory(name, factory)
+                except InvalidInput as error:
+                    registry.broken[name] = str(error)
+                if name in registry.broken or not whole:
+                    registry.unregister([name])
 
 
 REGISTRIES: WeakSet[Registry[Any]] = WeakSet()

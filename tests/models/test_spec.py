@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import inf, nan
@@ -417,6 +417,103 @@ def test_a_plugin_imports_the_helper_of_its_own_folder_only(tmp_path: Path) -> N
         load_file(files[1])
     assert str(files[1].parent) not in sys.path
     assert "mine4" not in defenses.names()
+
+
+@pytest.fixture
+def install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unregistered: None
+) -> Iterator[Callable[..., None]]:
+    """Installs a distribution, given its entry points for defenses and the text of its modules."""
+    site = tmp_path / "site-packages"
+    site.mkdir()
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(defenses, "broken", {})
+    modules = {*sys.modules}
+
+    def add(points: dict[str, str], **texts: str) -> None:
+        about = site / f"{next(iter(texts))}-1.0.dist-info"
+        about.mkdir()
+        (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {about.stem}\n")
+        lines = (f"{name} = {value}\n" for name, value in points.items())
+        (about / "entry_points.txt").write_text("[bdbench.defenses]\n" + "".join(lines))
+        for name, text in texts.items():
+            (site / f"{name}.py").write_text(text)
+        monkeypatch.setattr(defenses, "_discovered", False)
+        monkeypatch.setattr(defenses, "_installed", Registry._installed.func(defenses))
+
+    yield add
+    for name in sys.modules.keys() - modules:
+        if name.startswith("my_"):
+            del sys.modules[name]
+
+
+STRICT = "    def __post_init__(self):\n        if self.size < 0: raise ValueError('negative')\n"
+LOOSE = NAMED + "class Mine(Defense):\n    size: int = 1\n" + FIT
+
+
+def named(name: str, text: str = NAMED + CLASS + FIT) -> str:
+    return text.replace("'mine'", f"'{name}'").replace("Mine", name.title())
+
+
+def test_an_installed_plugin_is_found_and_blamed(install: Callable[..., None]) -> None:
+    text = named("good", NAMED + CLASS + STRICT + FIT) + named("also").removeprefix(HEAD)
+    install({"good": "my_good:Good"}, my_good=text)
+    assert defenses.canonical("good(size=3)") == "good(size=3)"
+    assert {"good", "also"} < {*defenses.names()}
+    said = r"defense good\(size=-1\) failed at line 8 of .*my_good.py: ValueError: negative"
+    with pytest.raises(InvalidInput, match=said):
+        defenses.build("good(size=-1)")
+    assert not defenses.broken
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        (named("late") + "import nothing_there\n", "ModuleNotFoundError: No module named"),
+        (named("late") + "raise ValueError('one\\ntwo')\n", "ValueError: one two"),
+        (named("late") + "raise SystemExit(3)\n", "SystemExit: 3"),
+        (named("late") + "x = (\n", "SyntaxError: '(' was never closed"),
+        (named("late", LOOSE), "defense 'late' is not a dataclass: write @dataclass"),
+        (named("late", NAMED + CLASS), "defense 'late' has no fit: every Defense must define it"),
+        (HEAD + "Late = 3\n", "defense 'late' must be a class or function, got 3"),
+        (HEAD + "late = 3\n", "AttributeError: module 'my_late' has no attribute 'Late'"),
+        (named("also") + named("cbd").removeprefix(HEAD), "two defenses are called 'cbd', in"),
+    ],
+)
+def test_a_broken_installed_plugin_costs_no_other(
+    text: str, complaint: str, install: Callable[..., None]
+) -> None:
+    """None of what its module registers is left."""
+    before = defenses.names()
+    install({"late": "my_late:Late"}, my_late=text)
+    install({"good": "my_good:Good"}, my_good=named("good"))
+    assert {*defenses.names()} == {*before, "good"}
+    assert list(defenses.broken) == ["late"]
+    assert complaint in defenses.broken["late"]
+    assert "\n" not in defenses.broken["late"]
+    with pytest.raises(InvalidInput, match="defense 'late' failed to import: "):
+        defenses.build("late")
+    assert defenses.build("good")
+
+
+def test_an_unusable_class_beside_an_installed_plugin_is_left_out(
+    install: Callable[..., None],
+) -> None:
+    text = named("good") + named("half", LOOSE).removeprefix(HEAD)
+    install({"good": "my_both:Good", "half": "my_both:Half"}, my_both=text)
+    assert defenses.build("good")
+    assert "half" not in defenses.names()
+    assert "defense 'half' is not a dataclass" in defenses.broken["half"]
+
+
+def test_two_installed_plugins_of_one_name_are_refused(install: Callable[..., None]) -> None:
+    install({"twice": "my_one:Twice"}, my_one=named("twice"))
+    install({"twice": "my_two:Twice", "good": "my_two:Good"}, my_two=named("good"))
+    with pytest.raises(InvalidInput) as refusal:
+        defenses.build("twice")
+    for part in ("my_one:Twice", "my_two:Twice", "have this name; uninstall one of them"):
+        assert part in str(refusal.value)
+    assert defenses.build("good")
 
 
 def test_a_file_without_a_plugin_gives_a_warning(tmp_path: Path) -> None:
