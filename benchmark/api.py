@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -60,7 +60,6 @@ from bdbench.trial import networks as _networks
 from bdbench.trial.harness import Harness
 from bdbench.trial.poisoned import PoisonedData
 
-T = TypeVar("T")
 Folder = str | Path
 """A path of a folder or a file."""
 Folders = Folder | Sequence[Folder]
@@ -578,8 +577,6 @@ def _paths(folders: Folders) -> list[Path]:
     return [Path(each) for each in _listed(folders)]
 
 
-def _listed(given: T | Sequence[T]) -> list[T]:
+def _listed(given: Any) -> list[Any]:
     """A list of values; one value, which may be a text, is a list of it alone."""
-    if isinstance(given, str) or not isinstance(given, Iterable):
-        return [given]  # type: ignore[list-item]
-    return list(given)
+    return [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)

@@ -17,8 +17,8 @@ def about_module(factory: Callable[..., Any]) -> str:
 def about_fields(factory: Callable[..., Any]) -> str:
     """The docstring of a class or function: its settings, with units. Empty if it has none, which
     `dataclass` replaces by the signature."""
-    text = _text(factory)
-    generated = dataclasses.is_dataclass(factory) and text.startswith(f"{factory.__name__}(")
+    text, name = _text(factory), getattr(factory, "__name__", "")
+    generated = dataclasses.is_dataclass(factory) and text.startswith(f"{name}(")
     return "" if generated else text
 
 
