@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.attacks import Attack, Poisoned, prepared, register
 from bdbench.attacks.pixels import add
+from bdbench.attacks.poison import poisoned_share
 from bdbench.attacks.registry import attacks
 from bdbench.models import (
     Batch,
@@ -109,9 +110,12 @@ class Adaptive(Attack):
     def trains(self) -> bool:
         return True
 
-    def cost(self, recipe: Recipe) -> float:
-        ascent = 3 * self.steps * self.poisoning_rate
-        return self.inner().cost(recipe) + self.rounds * (3 + ascent)
+    def cost(self, recipe: Recipe, images: int) -> float:
+        inner = self.inner()
+        share = poisoned_share(inner)
+        # At the end, the surrogate sees the poisoned images without and with the noise.
+        own = self.rounds * (3 + 3 * self.steps * share) + 2 * share
+        return inner.cost(recipe, images) + own
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         state = rng.get_state()

@@ -54,9 +54,9 @@ class Attack(ABC):
         """Whether `prepare` must run for each model, recipe and seed."""
         return False
 
-    def cost(self, recipe: Recipe) -> float:
-        """The expected forward passes of `prepare` per training image; a backward pass counts as
-        two."""
+    def cost(self, recipe: Recipe, images: int) -> float:
+        """The expected forward passes of `prepare` per image of a training set of so many images; a
+        backward pass counts as two."""
         return 0.0
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:

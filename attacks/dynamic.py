@@ -14,6 +14,7 @@ when the trigger works.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -23,7 +24,7 @@ from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils import clip_grad_norm_
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
-from bdbench.attacks.evaluated import evaluated
+from bdbench.attacks.evaluated import EVALUATED, evaluated
 from bdbench.attacks.poison import check_cover_rate
 from bdbench.models import (
     Batch,
@@ -91,10 +92,15 @@ class Dynamic(Attack):
     def trains(self) -> bool:
         return True
 
-    def cost(self, recipe: Recipe) -> float:
-        # In the joint stage, two tenths of the images get a pattern.
-        share = recipe.epochs / 100
-        return share * (3 * self.mask_epochs + 3.7 * self.joint_epochs)
+    def cost(self, recipe: Recipe, images: int) -> float:
+        batch, seen = min(recipe.batch_size, images), min(EVALUATED, images)
+        # In the joint stage, two tenths of a batch get a pattern, and one of them a mask.
+        tenth = max(1, batch // 10) / batch
+        # After an epoch, the classifier sees images without a trigger, with their own, and with
+        # another's; both networks make these triggers, in full chunks, and then a few more masks.
+        judged = 3 * seen + 4 * CHUNK * math.ceil(seen / CHUNK) + min(CHUNK, seen)
+        joint = 3 + 7 * tenth + judged / images
+        return 3.0 * recipe.scaled(self.mask_epochs) + joint * recipe.scaled(self.joint_epochs)
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         require(

@@ -25,7 +25,7 @@ from bdbench.attacks import Attack, Poisoned, clean_label, prepared, register
 from bdbench.attacks.badnets import PATTERNS
 from bdbench.attacks.patch import enlarge
 from bdbench.attacks.pixels import add
-from bdbench.attacks.poison import RATE_BASES
+from bdbench.attacks.poison import RATE_BASES, poisoned_share
 from bdbench.models import (
     Classifier,
     ImageSet,
@@ -42,8 +42,6 @@ from bdbench.models import (
 
 CHUNK = 256
 """Images whose perturbations are computed at a time. Fixed: rounding depends on the batch size."""
-CLASS_SHARE = 0.1
-"""The assumed share of the target class in the training set, to estimate the cost."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +96,11 @@ class LabelConsistent(Attack):
     def trains(self) -> bool:
         return self.epsilon > 0
 
-    def cost(self, recipe: Recipe) -> float:
+    def cost(self, recipe: Recipe, images: int) -> float:
         if not self.trains:
             return 0.0
-        share = CLASS_SHARE if self.rate_basis == "target_class" else 1.0
         # At the end, the surrogate sees the images without and with the noise.
-        return 3.0 * recipe.epochs + self.poisoning_rate * share * (3 * self.steps + 2)
+        return 3.0 * recipe.epochs + poisoned_share(self) * (3 * self.steps + 2)
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         if not self.trains:

@@ -25,8 +25,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
-from bdbench.attacks.evaluated import evaluated
+from bdbench.attacks.evaluated import EVALUATED, evaluated
 from bdbench.attacks.pixels import add
+from bdbench.attacks.poison import CLASS_SHARE
 from bdbench.models import (
     Batch,
     Classifier,
@@ -118,8 +119,10 @@ class LowFrequency(Attack):
     def trains(self) -> bool:
         return True
 
-    def cost(self, recipe: Recipe) -> float:
-        return 3.0 * (recipe.epochs + self.passes)
+    def cost(self, recipe: Recipe, images: int) -> float:
+        # A pattern is judged after each pass and at the end, and the images without one before.
+        judged = (1 - CLASS_SHARE) * min(EVALUATED, images) / images
+        return 3.0 * (recipe.epochs + self.passes) + judged * (self.passes + 2)
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         surrogate = train(context.build("lf"), clean, context.recipe, context.rng("lf"))

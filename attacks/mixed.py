@@ -91,8 +91,8 @@ class Mixed(Compound):
     def trains(self) -> bool:
         return any(part.trains for part in self.parts.values())
 
-    def cost(self, recipe: Recipe) -> float:
-        return sum(part.cost(recipe) for part in self.parts.values())
+    def cost(self, recipe: Recipe, images: int) -> float:
+        return sum(part.cost(recipe, images) for part in self.parts.values())
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         return replace(self, shares=self.divide(clean, draw_seed(rng), context))

@@ -14,6 +14,8 @@ from bdbench.models.data import ImageSet, portion
 from bdbench.models.plugins.errors import one_of, require
 
 RATE_BASES = ("target_class", "dataset")
+CLASS_SHARE = 0.1
+"""The assumed share of the target class in the training set, to estimate the cost."""
 
 
 def dirty_label(
@@ -64,6 +66,13 @@ def clean_label(
     )
     chosen = members[torch.randperm(len(members), generator=rng)[:count]]
     return apply(attack, clean, chosen, chosen[:0], rng)
+
+
+def poisoned_share(attack: Attack) -> float:
+    """The expected share of poisoned images in the training set, to estimate the cost. An attack
+    whose rate may be one of the target class has a field `rate_basis`."""
+    of_class = getattr(attack, "rate_basis", "dataset") == "target_class"
+    return attack.poisoning_rate * (CLASS_SHARE if of_class else 1.0)
 
 
 def apply(

@@ -111,10 +111,9 @@ class SSBA(Attack):
     def trains(self) -> bool:
         return True
 
-    def cost(self, recipe: Recipe) -> float:
+    def cost(self, recipe: Recipe, images: int) -> float:
         # Forward and backward passes of two networks; then one of the encoder, two of the decoder.
-        epochs = max(1, round(self.encoder_epochs * recipe.epochs / 100))
-        return 6 * (1 - HELD_OUT) * epochs + 3 * HELD_OUT
+        return 6 * (1 - HELD_OUT) * recipe.scaled(self.encoder_epochs) + 3 * HELD_OUT
 
     def message(self) -> Tensor:
         """float32 (bits,): the string of the target label, zeros and ones."""

@@ -81,8 +81,12 @@ class Trojan(Attack):
     def trains(self) -> bool:
         return self.mode == "inverted"
 
-    def cost(self, recipe: Recipe) -> float:
-        return 3.0 * recipe.epochs if self.trains else 0.0
+    def cost(self, recipe: Recipe, images: int) -> float:
+        if not self.trains:
+            return 0.0
+        # At the end, the network sees a batch without and with the patch.
+        batches = 3 * ITERATIONS + 2
+        return 3.0 * recipe.epochs + batches * recipe.batch_size / images
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         if self.mode != "inverted":

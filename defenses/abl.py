@@ -242,13 +242,14 @@ class ABL(Defense):
 
     def cost(self, recipe: Recipe, images: int) -> float:
         rate = self.isolation_rate
-        trained = self.isolation_epochs + (1 - rate) * self.finetuning_epochs
+        finetuning = (1 - rate) * recipe.scaled(self.finetuning_epochs)
+        trained = recipe.scaled(self.isolation_epochs) + finetuning
         # The accuracy after each epoch of the ascent is not counted: it takes few images.
         unlearned = rate * self.unlearning_epochs
         if self.objective == "joint":
             updates = recipe.shortened(self.joint_updates) if self.joint_updates else 0
             unlearned = updates * self.joint_batch_size / images
-        return 3.0 * (trained * recipe.epochs / 100 + unlearned) + 1
+        return 3.0 * (trained + unlearned) + 1
 
 
 def joint_objective(losses: Tensor, rest: int, guess: float) -> Tensor:

@@ -194,7 +194,7 @@ class ASD(Defense):
     def lengths(self, recipe: Recipe) -> tuple[int, int, int]:
         """Epochs of the three stages, as `Context.epochs` scales them."""
         first, second, third = (
-            max(1, round(count * recipe.epochs / 100))
+            recipe.scaled(count)
             for count in (self.first_epochs, self.second_epochs, self.third_epochs)
         )
         return first, second, third

@@ -258,8 +258,7 @@ class DBD(Defense):
 
     def cost(self, recipe: Recipe, images: int) -> float:
         ssl, head, semi = (
-            max(1, round(count * recipe.epochs / 100))
-            for count in (self.ssl_epochs, self.head_epochs, self.semi_epochs)
+            recipe.scaled(count) for count in (self.ssl_epochs, self.head_epochs, self.semi_epochs)
         )
         # SimCLR trains on two views of an image. MixMatch takes a labelled image and two views of
         # an unlabelled one: it guesses the label of these two and trains on all three. A split is

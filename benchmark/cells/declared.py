@@ -51,7 +51,10 @@ def declared_work(
             return otherwise
 
     return DeclaredWork(
-        known(lambda: attack_passes(attack, recipe, labels["attack"]), Attack.cost(attack, recipe)),
+        known(
+            lambda: attack_passes(attack, recipe, images, labels["attack"]),
+            Attack.cost(attack, recipe, images),
+        ),
         known(
             lambda: defense_passes(defense, recipe, images, labels["defense"]),
             Defense.cost(defense, recipe, images),
@@ -61,9 +64,9 @@ def declared_work(
     )
 
 
-def attack_passes(attack: Attack, recipe: Recipe, label: str) -> float:
+def attack_passes(attack: Attack, recipe: Recipe, images: int, label: str) -> float:
     """Its `cost`. Raises `InvalidInput` if it fails, or is not a finite number of at least 0."""
-    return _amount(f"cost of attack {label}", attack, "cost", recipe)
+    return _amount(f"cost of attack {label}", attack, "cost", recipe, images)
 
 
 def defense_passes(defense: Defense, recipe: Recipe, images: int, label: str) -> float:

@@ -57,7 +57,7 @@ class TrainingContext:
     def epochs(self, count: int) -> int:
         """The length of a stage in epochs, given for a recipe of 100 epochs and scaled to this
         recipe; at least 1."""
-        return max(1, round(count * self.recipe.epochs / 100))
+        return self.recipe.scaled(count)
 
     def updates(self, count: int) -> int:
         """The length of a stage on lent clean images, in updates, given as published. It depends

@@ -96,6 +96,10 @@ class Recipe:
         # A drop at 0.7 of 10 epochs must take effect after 7 of them.
         return 0.1 ** sum(done >= drop - 1e-9 for drop in self.drops)
 
+    def scaled(self, epochs: int) -> int:
+        """The length of a stage in epochs, given for a recipe of 100 epochs; at least 1."""
+        return max(1, round(epochs * self.epochs / 100))
+
     def shortened(self, updates: int) -> int:
         """The number of updates that replaces a published number of updates on lent clean images;
         at least 1."""

@@ -218,7 +218,7 @@ def test_the_noise_is_a_function_of_the_seed(shades: ImageSet) -> None:
 def test_the_control_is_the_patch_alone_and_trains_nothing(shades: ImageSet) -> None:
     control = LabelConsistent(epsilon=0.0)
     assert not control.trains
-    assert control.cost(Recipe()) == 0
+    assert control.cost(Recipe(), 50_000) == 0
     assert control.prepare(shades, make_context(), poison_stream()) is control
     made = control.poison(shades, poison_stream())
     assert int(made.mask.sum()) == 3
@@ -235,7 +235,7 @@ def test_the_rate_is_a_share_of_the_class_or_of_all_images(shades: ImageSet) -> 
     attack = LabelConsistent(poisoning_rate=0.2, rate_basis="dataset")
     with pytest.raises(InvalidInput, match=r"class 0 has 12; the largest feasible rate is 0\.1"):
         attack.prepare(shades, make_context(), poison_stream())
-    assert attack.cost(Recipe(1)) == pytest.approx(3 + 0.2 * 302)
+    assert attack.cost(Recipe(1), 120) == pytest.approx(3 + 0.2 * 302)
 
 
 @pytest.mark.parametrize(("rate", "basis"), [(0.5, "target_class"), (0.05, "dataset")])
@@ -245,11 +245,11 @@ def test_the_cost_equals_the_counted_passes(
     attack = LabelConsistent(poisoning_rate=rate, rate_basis=basis, steps=7)
     context = make_context(2)
     done = work(lambda: attack.prepare(shades, context, poison_stream()))
-    assert done == pytest.approx(120 * attack.cost(context.recipe))
+    assert done == pytest.approx(120 * attack.cost(context.recipe, 120))
 
 
 def test_it_costs_little_more_than_its_surrogate() -> None:
-    assert LabelConsistent().cost(Recipe()) == pytest.approx(300 + 0.025 * 302)
+    assert LabelConsistent().cost(Recipe(), 50_000) == pytest.approx(300 + 0.025 * 302)
 
 
 def test_an_unprepared_attack_says_so(shades: ImageSet) -> None:

@@ -165,7 +165,7 @@ class Waiting(Attack):
 class Schooled(Waiting):
     """Trains a network for its trigger."""
 
-    def cost(self, recipe: Recipe) -> float:
+    def cost(self, recipe: Recipe, images: int) -> float:
         return 3.0 * recipe.epochs
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
@@ -303,8 +303,9 @@ def test_two_that_cannot_say_it_are_prepared_until_they_are_disjoint(plugins: No
 def test_the_cost_is_that_of_all_parts() -> None:
     recipe = Recipe(epochs=30)
     texts = ("dynamic", "badnets", "adaptive(attack='blend')")
-    assert mix(*texts).cost(recipe) == sum(attacks.build(text).cost(recipe) for text in texts) > 0
-    assert mix("badnets", "blend").cost(recipe) == 0
+    each = [attacks.build(text).cost(recipe, 50_000) for text in texts]
+    assert mix(*texts).cost(recipe, 50_000) == sum(each) > 0
+    assert mix("badnets", "blend").cost(recipe, 50_000) == 0
 
 
 def test_the_passes_of_all_parts_are_those_expected(plugins: None) -> None:
@@ -312,7 +313,7 @@ def test_the_passes_of_all_parts_are_those_expected(plugins: None) -> None:
     counted = TrainingMonitor(lambda work: None, Stopwatch(CPU))
     with observed_by(counted):
         mixture.prepare(clean, context(), poison_stream())
-    assert counted.work / len(clean) == mixture.cost(RECIPE) == 6 * RECIPE.epochs
+    assert counted.work / len(clean) == mixture.cost(RECIPE, 60) == 6 * RECIPE.epochs
 
 
 def test_equal_settings_have_equal_keys_and_a_part_counts_for_them(

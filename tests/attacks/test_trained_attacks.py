@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bdbench.attacks import dynamic as module
+from bdbench.attacks import trojan
 from bdbench.attacks.adaptive import Adaptive
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.dynamic import Dynamic, Generator, binary, blend, diversity
@@ -335,10 +337,67 @@ def test_an_inverted_patch_drives_its_neurons(toy: ImageSet) -> None:
 def test_an_unprepared_attack_says_so(text: str) -> None:
     attack = attacks.build(text)
     assert attack.trains
-    assert attack.cost(Recipe()) > 0
+    assert attack.cost(Recipe(), 50_000) > 0
     clean = ImageSet(torch.zeros(20, 3, 32, 32, dtype=torch.uint8), torch.arange(20) % 10, 10)
     with pytest.raises(RuntimeError, match="must be prepared"):
         attack.poison(clean, poison_stream())
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "dynamic(mask_epochs=100, joint_epochs=100)",
+        "dynamic(mask_epochs=30, joint_epochs=140)",
+        "trojan(mode='inverted')",
+        "adaptive(rounds=2)",
+        "adaptive(attack='sig', poisoning_rate=0.5, rounds=2, steps=20)",
+        "adaptive(attack='lc(steps=10)', poisoning_rate=0.5, rounds=1)",
+        "adaptive(attack='dynamic', rounds=4)",
+        "lf(passes=2, fooled=1.0)",
+        "lc(poisoning_rate=0.5, steps=20)",
+        "ssba(encoder_epochs=140)",
+        "mixed(attacks=['lf(passes=2, fooled=1.0)', 'lc(poisoning_rate=0.5, target=1, steps=10)'])",
+    ],
+)
+def test_the_cost_is_that_of_the_passes(
+    text: str,
+    epochs: int,
+    images: ImageSet,
+    work: Callable[[Callable[[], object]], int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trojan, "ITERATIONS", 20)
+    attack, context = attacks.build(text), make_context(epochs)
+    assert attack.trains
+    done = work(lambda: attack.prepare(images, context, poison_stream()))
+    assert done / 60 == pytest.approx(attack.cost(context.recipe, 60), rel=0.1)
+
+
+JOINT = 3 + 7 * 12 / 128 + (3 * 1_000 + 4 * 1_024 + 64) / 50_000
+"""Of an epoch of dynamic's joint stage in batches of 128: 12 images with a pattern, 12 crossed."""
+
+
+@pytest.mark.parametrize(
+    ("text", "epochs", "passes"),
+    [
+        ("dynamic", 100, 3 * 25 + JOINT * 75),
+        ("dynamic", 30, 3 * 8 + JOINT * 22),
+        ("dynamic", 1, 3 + JOINT),
+        ("trojan(mode='inverted')", 100, 300 + (3 * 300 + 2) * 128 / 50_000),
+        ("trojan", 100, 0),
+        ("adaptive", 100, 10 * (3 + 3 * 5 * 0.1) + 2 * 0.1),
+        ("adaptive(attack='sig')", 100, 10 * (3 + 3 * 5 * 0.01) + 2 * 0.01),
+        ("adaptive(attack='sig(rate_basis=\"dataset\")')", 100, 10 * (3 + 3 * 5 * 0.1) + 2 * 0.1),
+        (
+            "adaptive(attack='lc')",
+            100,
+            300 + 0.01 * (3 * 100 + 2) + 10 * (3 + 3 * 5 * 0.01) + 2 * 0.01,
+        ),
+    ],
+)
+def test_the_cost_under_a_long_recipe_by_hand(text: str, epochs: int, passes: float) -> None:
+    assert attacks.build(text).cost(Recipe(epochs), 50_000) == pytest.approx(passes)
 
 
 def test_a_prepared_attack_is_cached_with_its_seconds(cache_folder: Path) -> None:

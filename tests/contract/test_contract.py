@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -264,9 +265,25 @@ class Shuffling(BadNets):
         return super().poison(clean, torch.Generator().manual_seed(int(torch.randint(9, (1,)))))
 
 
+class Rewarding(BadNets):
+    """Claims to save work."""
+
+    def cost(self, recipe: Recipe, images: int) -> float:
+        return -1.0
+
+
+class Endless(BadNets):
+    """Claims that its preparation never ends."""
+
+    def cost(self, recipe: Recipe, images: int) -> float:
+        return math.inf
+
+
 @pytest.mark.parametrize(
     ("attack", "promise", "complaint"),
     [
+        (Rewarding, promised_attacks.works, r"its cost is -1\.0, not a finite number"),
+        (Endless, promised_attacks.works, "its cost is inf, not a finite number"),
         (Random, promised_attacks.attack_draws, "draws from numpy's global generator"),
         (Shuffling, promised_attacks.attack_draws, "draws from torch's global generator"),
         (Sloppy, promised_attacks.declared_changes, "labels outside the mask were changed"),

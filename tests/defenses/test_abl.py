@@ -542,14 +542,15 @@ def test_the_sequential_form_costs_less_than_plain_training() -> None:
     assert without.cost(Recipe(), 50_000) == pytest.approx(plain)
 
 
+@pytest.mark.parametrize("epochs", [1, 2, 5])
 def test_the_joint_form_costs_what_it_says(
-    images: ImageSet, work: Callable[[Callable[[], object]], int]
+    epochs: int, images: ImageSet, work: Callable[[Callable[[], object]], int]
 ) -> None:
     """80 updates of 64 images beside the two descents."""
     plain = 3 * 20 + 1 + 3 * 60 * 0.99
     assert ABL().cost(Recipe(), 50_000) == pytest.approx(plain + 3 * 80 * 64 / 50_000)
     assert ABL(joint_updates=0).cost(Recipe(), 50_000) == pytest.approx(plain)
-    recipe = replace(RECIPE, epochs=5)
+    recipe = replace(RECIPE, epochs=epochs)
     # All batches are whole: 15 of 45 images, and 5 of 15.
     defense, context = ABL(isolation_rate=0.25, joint_batch_size=20), make_context(recipe)
     done = work(lambda: defense.fit(images, context))

@@ -103,7 +103,7 @@ def test_an_attack_that_is_prepared_is_no_work(tmp_path: Path) -> None:
     first, second = made("none", "dynamic"), made("cbd", "dynamic")
     Harness(Cache(tmp_path), [], CPU).poisoned(first)
     left = cost.added_work([second], there(tmp_path, first, second))
-    prepared = first.attack.cost(RECIPE) * 96
+    prepared = first.attack.cost(RECIPE, 96) * 96
     assert prepared > 0
     assert left[second] == pytest.approx(cost.expected_passes(second) - prepared)
     # Other threads would train it again.

@@ -123,17 +123,30 @@ def test_work_that_a_defense_cannot_tell_is_guessed_and_said(
         assert complaint.format(file=file) in refused(capsys, "describe", "mine")
 
 
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (
+            "    def cost(self, recipe):\n        return 1.0\n",
+            "failed at line 18 of {file}: TypeError: Frame.cost() takes 2",
+        ),
+        (f"{COST}return 1 / 0\n", "failed at line 19 of {file}: ZeroDivisionError"),
+        (
+            f"{COST}return 'much'\n",
+            "must be a finite number of at least 0, got 'much' at line 18 of {file}",
+        ),
+    ],
+)
 def test_an_attack_that_cannot_tell_its_work_is_taken_for_one_that_does_not_train(
-    here: Path,
+    body: str, complaint: str, here: Path
 ) -> None:
-    (here / "frame.py").write_text(f"{ATTACK}    def cost(self, recipe):\n        return 'much'\n")
-    bd.load_file(here / "frame.py")
+    file = here / "frame.py"
+    file.write_text(ATTACK + body)
+    bd.load_file(file)
     made = cell(SIZES, "wrn16_1", "frame", "none", Recipe(), 0)
     assert expected_passes(made) == 40 * 300
-    assert made.declared.unknown == (
-        "cost of attack frame must be a finite number of at least 0, got 'much' at line 18 of "
-        f"{here / 'frame.py'}",
-    )
+    (why,) = made.declared.unknown
+    assert why.startswith(f"cost of attack frame {complaint.format(file=file)}")
 
 
 def test_other_cells_run_beside_a_defense_that_cannot_tell_its_work(
