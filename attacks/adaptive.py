@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bdbench.attacks import Attack, Poisoned, prepared, register
-from bdbench.attacks.pixels import add
+from bdbench.attacks.pixels import add, check_bound
 from bdbench.attacks.poison import poisoned_share
 from bdbench.attacks.registry import attacks
 from bdbench.models import (
@@ -66,7 +66,7 @@ class Adaptive(Attack):
     poisoning_rate: of the attack that is hardened (paper, section 5.1: 0.1)
     target: of the attack that is hardened (paper: 0, and 1 on GTSRB)
     attack: spec of that attack, without rate and target; not another adaptive one
-    epsilon: largest change of a pixel in grey levels, in (0, 255] (paper: 8)
+    epsilon: largest change of a pixel in grey levels, whole, from 1 to 255 (paper: 8)
     step: step size of the gradient ascent, in grey levels, above 0 (paper: 0.002 of 255)
     steps: steps of gradient ascent in each epoch, at least 1 (paper: 5)
     rounds: epochs of the surrogate, at least 1 (paper: 10)
@@ -94,7 +94,7 @@ class Adaptive(Attack):
             attacks.parts(self.attack)[0] != "mixed",
             "adaptive cannot harden mixed: name it inside, as in mixed(attacks=['adaptive', ...])",
         )
-        require(0 < self.epsilon <= 255, f"epsilon must be in (0, 255], got {self.epsilon}")
+        check_bound(self.epsilon)
         above(0, step=self.step)
         at_least(1, steps=self.steps, rounds=self.rounds)
         self.inner()

@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
 from bdbench.attacks.evaluated import EVALUATED, evaluated
-from bdbench.attacks.pixels import add
+from bdbench.attacks.pixels import add, check_bound
 from bdbench.attacks.poison import CLASS_SHARE
 from bdbench.models import (
     Batch,
@@ -88,7 +88,7 @@ class LowFrequency(Attack):
     target: the label the trigger causes
     fooled: the search ends when the pattern changes the surrogate's answer for this share of the
         images of other classes, in (0, 1] (authors' code: 0.2)
-    epsilon: largest change of a pixel in grey levels, in [1, 255] (our choice)
+    epsilon: largest change of a pixel in grey levels, whole, from 1 to 255 (our choice)
     passes: over the training set, at least 1; the bound grows to epsilon in so many equal parts,
         one after each pass (our choice)
     step: largest change of a pixel in one step, in grey levels, above 0 (our choice)
@@ -108,9 +108,7 @@ class LowFrequency(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.fooled <= 1, f"fooled must be in (0, 1], got {self.fooled}")
-        require(
-            1 <= self.epsilon <= 255, f"epsilon must be in [1, 255] grey levels, got {self.epsilon}"
-        )
+        check_bound(self.epsilon)
         require(0 < self.band <= 1, f"band must be in (0, 1], got {self.band}")
         above(0, step=self.step)
         at_least(1, passes=self.passes)

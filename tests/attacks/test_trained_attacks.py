@@ -273,6 +273,17 @@ def test_noise_stops_at_black_and_white() -> None:
     assert float(delta.abs().max()) <= 8
 
 
+WHOLE = "epsilon must be a whole number of grey levels from 1 to 255"
+
+
+@pytest.mark.parametrize("epsilon", [1, 2, 5])
+def test_noise_reaches_a_whole_bound_and_stays_within_it(epsilon: int, images: ImageSet) -> None:
+    """With steps that would exceed it."""
+    attack = Adaptive(epsilon=epsilon, step=0.7, steps=10, rounds=1)
+    made = attack.prepare(images, make_context(1), poison_stream()).poison(images, poison_stream())
+    assert made.facts["largest_noise"] == epsilon
+
+
 def test_adaptive_hardens_any_attack_and_keeps_rate_and_target() -> None:
     attack = attacks.build("adaptive(attack='blend(alpha=0.1)', poisoning_rate=0.05, target=3)")
     assert isinstance(attack, Adaptive)
@@ -303,7 +314,12 @@ def test_adaptive_over_a_trained_attack(toy: ImageSet) -> None:
         ("adaptive(attack='badnet')", "unknown attack 'badnet'; did you mean 'badnets'"),
         ("adaptive(attack='blend(alpha=2)')", r"alpha must be in \(0, 1\]"),
         ("adaptive(attack='blend(poisoning_rate=0.2)')", "poisoning_rate is a field of attack"),
-        ("adaptive(epsilon=0)", r"epsilon must be in \(0, 255\]"),
+        ("adaptive(epsilon=0)", f"{WHOLE}, got 0.0"),
+        ("adaptive(epsilon=0.5)", f"{WHOLE}, got 0.5"),
+        ("adaptive(epsilon=7.6)", f"{WHOLE}, got 7.6"),
+        ("adaptive(epsilon=255.5)", f"{WHOLE}, got 255.5"),
+        ("adaptive(epsilon=256)", f"{WHOLE}, got 256.0"),
+        ("adaptive(epsilon=-8)", f"{WHOLE}, got -8.0"),
         ("adaptive(step=0)", "step must be above 0"),
         ("adaptive(steps=0)", "steps must be at least 1"),
         ("adaptive(rounds=0)", "rounds must be at least 1"),
