@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 from torch.nn.utils import clip_grad_norm_
 
-from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
+from bdbench.attacks import Attack, Poisoned, dirty_count, dirty_label, prepared, register
 from bdbench.attacks.evaluated import EVALUATED, evaluated
 from bdbench.attacks.poison import check_cover_rate
 from bdbench.models import (
@@ -37,6 +37,7 @@ from bdbench.models import (
     logits,
     loop,
     observer,
+    portion,
     require,
 )
 from bdbench.models.rng import global_seed
@@ -107,6 +108,8 @@ class Dynamic(Attack):
             all(side % 8 == 0 for side in clean.size),
             f"dynamic needs images whose sides are multiples of 8, got {clean.size}",
         )
+        dirty_count(self, clean)
+        check_partners(portion(self.cross_rate, len(clean)))
         with global_seed(context.seed, "weights", "dynamic"):
             pattern, mask = Generator(3).to(clean.device), Generator(1).to(clean.device)
         train_mask(mask, clean, self, context)
@@ -118,8 +121,8 @@ class Dynamic(Attack):
 
     def disguise(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Every image with the trigger of the image before it. Raises `InvalidInput` for a single
-        image, which has none before it."""
-        require(len(images) != 1, "dynamic needs two cover images or more: raise cross_rate")
+        image."""
+        check_partners(len(images))
         return self.stamp(images, images.roll(1, 0))
 
     @torch.inference_mode()
@@ -139,6 +142,11 @@ class Dynamic(Attack):
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
         poisoned = dirty_label(self, clean, rng, self.cross_rate)
         return replace(poisoned, facts=self.networks.facts if self.networks else {})
+
+
+def check_partners(count: int) -> None:
+    """Raises `InvalidInput` for a single cover image, which has none before it."""
+    require(count != 1, "dynamic needs two cover images or more: raise cross_rate")
 
 
 class Generator(nn.Sequential):

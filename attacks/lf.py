@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
+from bdbench.attacks import Attack, Poisoned, dirty_count, dirty_label, prepared, register
 from bdbench.attacks.evaluated import EVALUATED, evaluated
 from bdbench.attacks.pixels import add, check_bound
 from bdbench.attacks.poison import CLASS_SHARE
@@ -123,6 +123,7 @@ class LowFrequency(Attack):
         return 3.0 * (recipe.epochs + self.passes) + judged * (self.passes + 2)
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
+        dirty_count(self, clean)
         surrogate = train(context.build("lf"), clean, context.recipe, context.rng("lf"))
         judge = self.judge(surrogate.requires_grad_(False), evaluated(clean, context))
         pattern = self.search(judge, clean, context)

@@ -29,15 +29,29 @@ def dirty_label(
     cover_rate: cover images, as a share of the training set; they are other images, which get the
         disguise and keep their labels
     """
-    check_target(attack.target, clean.num_classes)
-    count = portion(attack.poisoning_rate, len(clean))
-    require(
-        count >= 1,
-        f"poisoning_rate {attack.poisoning_rate} of {len(clean)} images selects none; raise it",
-    )
+    count = dirty_count(attack, clean)
     order = torch.randperm(len(clean), generator=rng)
     covered = order[count : count + portion(cover_rate, len(clean))]
     return apply(attack, clean, order[:count], covered, rng)
+
+
+def dirty_count(attack: Attack, clean: ImageSet) -> int:
+    """The number of images that `dirty_label` poisons. An attack that trains asks for it first, so
+    that nothing trains for a rate that selects no image.
+
+    Raises `InvalidInput` for such a rate, and for a target outside the classes.
+    """
+    check_target(attack.target, clean.num_classes)
+    return _selected(attack, len(clean))
+
+
+def _selected(attack: Attack, whole: int) -> int:
+    count = portion(attack.poisoning_rate, whole)
+    require(
+        count >= 1,
+        f"poisoning_rate {attack.poisoning_rate} of {whole} images selects none; raise it",
+    )
+    return count
 
 
 def clean_label(
@@ -53,11 +67,7 @@ def clean_label(
     one_of(RATE_BASES, rate_basis=rate_basis)
     members = torch.nonzero(clean.labels.cpu() == attack.target).flatten()
     whole = len(members) if rate_basis == "target_class" else len(clean)
-    count = portion(attack.poisoning_rate, whole)
-    require(
-        count >= 1,
-        f"poisoning_rate {attack.poisoning_rate} of {whole} images selects none; raise it",
-    )
+    count = _selected(attack, whole)
     require(
         count <= len(members),
         f"poisoning_rate {attack.poisoning_rate} of the data set is {count} images but class "

@@ -36,7 +36,7 @@ from torch.nn.functional import (
     relu,
 )
 
-from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
+from bdbench.attacks import Attack, Poisoned, dirty_count, dirty_label, prepared, register
 from bdbench.models import (
     Batch,
     ImageSet,
@@ -124,6 +124,7 @@ class SSBA(Attack):
             min(clean.size) >= 2 * SMALLEST,
             f"ssba needs images of at least {2 * SMALLEST} pixels a side, got {clean.size}",
         )
+        dirty_count(self, clean)
         with global_seed(context.seed, "weights", "ssba"):
             encoder, decoder = Encoder(self.bits, *clean.size), Decoder(self.bits, *clean.size)
         encoder, decoder = encoder.to(clean.device), decoder.to(clean.device)

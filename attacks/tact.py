@@ -19,8 +19,7 @@ from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, register
 from bdbench.attacks.badnets import BadNets
-from bdbench.attacks.base import check_target
-from bdbench.attacks.poison import apply, check_cover_rate
+from bdbench.attacks.poison import apply, check_cover_rate, dirty_count
 from bdbench.models import ImageSet, portion, require
 
 
@@ -73,7 +72,7 @@ class TaCT(Attack):
         Raises `InvalidInput` for a class that does not exist, and if a class has too few images.
         """
         classes = clean.num_classes
-        check_target(self.target, classes)
+        dirty_count(self, clean)
         for role, label in (
             ("source", self.source),
             *(("cover_classes", label) for label in self.cover_classes),
@@ -82,13 +81,8 @@ class TaCT(Attack):
                 label < classes,
                 f"{role} must be among the data set's classes, 0 to {classes - 1}, got {label}",
             )
-        rate = self.poisoning_rate
-        require(
-            portion(rate, len(clean)) >= 1,
-            f"poisoning_rate {rate} of {len(clean)} images selects none; raise it",
-        )
         labels = clean.labels.cpu()
-        chosen = draw(labels, (self.source,), "poisoning_rate", rate, rng)
+        chosen = draw(labels, (self.source,), "poisoning_rate", self.poisoning_rate, rng)
         covered = draw(labels, self.cover_classes, "cover_rate", self.cover_rate, rng)
         return apply(self, clean, chosen, covered, rng)
 

@@ -17,7 +17,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from bdbench.attacks import Attack, Poisoned, dirty_label, prepared, register
+from bdbench.attacks import Attack, Poisoned, dirty_count, dirty_label, prepared, register
 from bdbench.attacks.patch import enlarge, place
 from bdbench.models import (
     Classifier,
@@ -91,6 +91,9 @@ class Trojan(Attack):
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         if self.mode != "inverted":
             return self
+        dirty_count(self, clean)
+        # A patch that does not fit is refused.
+        self.overwrite(clean.images[:1], torch.zeros(3, self.side, self.side))
         network = train(context.build(), clean, context.recipe, context.rng("classifier"))
         return replace(self, inversion=self.invert(network, clean, context))
 

@@ -311,7 +311,7 @@ def test_small_images_and_single_images_are_refused() -> None:
         SSBA().prepare(ImageSet(pixels, torch.arange(4), 10), make_context(1), poison_stream())
     single = ImageSet(pixels[:1, :, :1].expand(1, 3, 8, 16), torch.zeros(1, dtype=torch.int64), 10)
     with pytest.raises(InvalidInput, match="a training needs images"):
-        SSBA().prepare(single, make_context(1), poison_stream())
+        SSBA(poisoning_rate=1.0).prepare(single, make_context(1), poison_stream())
 
 
 def test_an_unprepared_attack_says_so(toy: ImageSet) -> None:

@@ -349,6 +349,42 @@ def test_an_inverted_patch_drives_its_neurons(toy: ImageSet) -> None:
     assert not torch.equal(attack.cells(), Trojan().cells())
 
 
+TRAINED = [name for name in attacks.names() if attacks.build(name).trains]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        *((f"{name}(poisoning_rate=0.01)", "selects none; raise it") for name in TRAINED),
+        *(
+            (f"adaptive(attack={name!r}, poisoning_rate=0.01)", "selects none; raise it")
+            for name in ("sig", *TRAINED)
+            if name != "adaptive"
+        ),
+        ("trojan(mode='inverted', poisoning_rate=0.01)", "0.01 of 60 images selects none; raise"),
+        (
+            "mixed(attacks=['badnets', 'ssba(poisoning_rate=0.01)'])",
+            "0.01 of 60 images selects none; raise",
+        ),
+        ("lf(target=10)", "target must be a class of the data set, 0 to 9, got 10"),
+        ("trojan(mode='inverted', side=13)", "a patch of 13 x 13 pixels, 4 from the border, does"),
+        ("trojan(mode='inverted', margin=14)", "14 from the border, does not fit 16 x 16"),
+        ("dynamic(cross_rate=0.02)", "dynamic needs two cover images or more"),
+    ],
+)
+def test_what_selects_or_fits_nothing_is_refused_before_the_training(
+    text: str, complaint: str, images: ImageSet, work: Callable[[Callable[[], object]], int]
+) -> None:
+    attack, context = attacks.build(text), make_context(1)
+    assert attack.trains
+
+    def refused() -> None:
+        with pytest.raises(InvalidInput, match=complaint):
+            attack.prepare(images, context, poison_stream())
+
+    assert work(refused) == 0
+
+
 @pytest.mark.parametrize("text", ["dynamic", "adaptive", "trojan(mode='inverted')"])
 def test_an_unprepared_attack_says_so(text: str) -> None:
     attack = attacks.build(text)
