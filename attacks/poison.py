@@ -66,6 +66,7 @@ def clean_label(
     check_target(attack.target, clean.num_classes)
     one_of(RATE_BASES, rate_basis=rate_basis)
     members = torch.nonzero(clean.labels.cpu() == attack.target).flatten()
+    check_members(members, attack.target, "target")
     whole = len(members) if rate_basis == "target_class" else len(clean)
     count = _selected(attack, whole)
     require(
@@ -76,6 +77,14 @@ def clean_label(
     )
     chosen = members[torch.randperm(len(members), generator=rng)[:count]]
     return apply(attack, clean, chosen, chosen[:0], rng)
+
+
+def check_members(members: Tensor, label: int, role: str) -> None:
+    """Raises `InvalidInput` if a class has no training image.
+
+    role: the field that names the class
+    """
+    require(len(members) > 0, f"class {label} has no training image: choose another {role}")
 
 
 def poisoned_share(attack: Attack) -> float:

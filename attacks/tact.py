@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, register
 from bdbench.attacks.badnets import BadNets
-from bdbench.attacks.poison import apply, check_cover_rate, dirty_count
+from bdbench.attacks.poison import apply, check_cover_rate, check_members, dirty_count
 from bdbench.models import ImageSet, portion, require
 
 
@@ -82,6 +82,7 @@ class TaCT(Attack):
                 f"{role} must be among the data set's classes, 0 to {classes - 1}, got {label}",
             )
         labels = clean.labels.cpu()
+        check_members(labels[labels == self.source], self.source, "source")
         chosen = draw(labels, (self.source,), "poisoning_rate", self.poisoning_rate, rng)
         covered = draw(labels, self.cover_classes, "cover_rate", self.cover_rate, rng)
         return apply(self, clean, chosen, covered, rng)

@@ -322,6 +322,25 @@ def test_a_rate_or_class_that_does_not_fit_is_refused(text: str, complaint: str)
         attacks.build(text).poison(labelled(), stream(0, "poison"))
 
 
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("sig(target=1)", "class 1 has no training image: choose another target"),
+        ("sig(target=1, rate_basis='dataset')", "class 1 has no training image: choose another"),
+        ("lc(target=1, epsilon=0)", "class 1 has no training image: choose another target"),
+        ("tact(poisoning_rate=0.1)", "class 1 has no training image: choose another source"),
+        (
+            "mixed(attacks=['badnets', 'sig(target=1)'])",
+            "class 1 has no training image: choose another target",
+        ),
+    ],
+)
+def test_a_class_without_training_images_is_refused(text: str, complaint: str) -> None:
+    data = labelled()
+    with pytest.raises(InvalidInput, match=f"^{complaint}"):
+        attacks.build(text).poison(data[data.labels != 1], stream(0, "poison"))
+
+
 def palette(levels: int) -> list[int]:
     return [floor(Fraction(255 * k, levels - 1) + Fraction(1, 2)) for k in range(levels)]
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.lc import LabelConsistent
 from bdbench.attacks.pixels import add
+from bdbench.attacks.poison import RATE_BASES
 from bdbench.attacks.registry import attacks
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
@@ -286,5 +287,7 @@ def test_a_value_out_of_range_is_refused(text: str, complaint: str) -> None:
 def test_a_target_without_images_is_refused(shades: ImageSet) -> None:
     with pytest.raises(InvalidInput, match="target must be a class of the data set, 0 to 9, got"):
         LabelConsistent(target=10).prepare(shades, make_context(), poison_stream())
-    with pytest.raises(InvalidInput, match="of 0 images selects none; raise it"):
-        LabelConsistent(epsilon=0.0).poison(shades[shades.labels > 0], poison_stream())
+    for basis in RATE_BASES:
+        attack = LabelConsistent(rate_basis=basis)
+        with pytest.raises(InvalidInput, match=r"^class 0 has no training image: choose another t"):
+            attack.prepare(shades[shades.labels > 0], make_context(), poison_stream())
