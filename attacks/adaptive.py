@@ -117,6 +117,9 @@ class Adaptive(Attack):
         own = self.rounds * (3 + 3 * self.steps * share) + 2 * share
         return inner.cost(recipe, images) + own
 
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        return self.inner().lacks(network, image_size)
+
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         state = rng.get_state()
         attack = self.inner().prepare(clean, context, rng)

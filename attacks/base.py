@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import require
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe
@@ -58,6 +59,12 @@ class Attack(ABC):
         """The expected forward passes of `prepare` per image of a training set of so many images; a
         backward pass counts as two."""
         return 0.0
+
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        """The part that `prepare` needs and this network (with random weights) lacks at this image
+        size, such as "a BatchNorm2d"; empty if nothing. Called before anything trains.
+        """
+        return ""
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         """The attack after its own training on the clean training set, if `trains` is True.

@@ -26,7 +26,7 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, prepared, register
 from bdbench.attacks.compound import Compound, PoisonedInParts
 from bdbench.attacks.registry import attacks as known
-from bdbench.models import ImageSet, Recipe, TrainingContext, require
+from bdbench.models import Classifier, ImageSet, Recipe, TrainingContext, require
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import derive, stream
@@ -93,6 +93,10 @@ class Mixed(Compound):
 
     def cost(self, recipe: Recipe, images: int) -> float:
         return sum(part.cost(recipe, images) for part in self.parts.values())
+
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        found = (part.lacks(network, image_size) for part in self.parts.values())
+        return next(filter(None, found), "")
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         return replace(self, shares=self.divide(clean, draw_seed(rng), context))

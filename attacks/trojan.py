@@ -20,11 +20,13 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, dirty_count, dirty_label, prepared, register
 from bdbench.attacks.patch import enlarge, place
 from bdbench.models import (
+    HEAD,
     Classifier,
     ImageSet,
     Recipe,
     TrainingContext,
     at_least,
+    has_head,
     one_of,
     require,
     train,
@@ -87,6 +89,9 @@ class Trojan(Attack):
         # At the end, the network sees a batch without and with the patch.
         batches = 3 * ITERATIONS + 2
         return 3.0 * recipe.epochs + batches * recipe.batch_size / images
+
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        return HEAD if self.trains and not has_head(network) else ""
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         if self.mode != "inverted":

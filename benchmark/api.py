@@ -428,6 +428,8 @@ def poison(
     )
     target = device_of(device)
     chosen = _cell(overrides, recipe, target, seed)
+    if chosen.attack.trains:
+        check_network(chosen)
     return Harness(Cache(cache_root()), _data_roots(data), target).poisoned(chosen)
 
 

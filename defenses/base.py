@@ -11,13 +11,12 @@ from torch import Tensor
 
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
+from bdbench.models.networks.classifier import HEAD as HEAD
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import require
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe, steps_per_epoch
 
-HEAD = "a linear layer `head` that reads its features"
-"""Needed by methods that use the embedding of a network."""
 VALIDATION = 0.2
 """Share of the clean images that is for selection and early stopping."""
 

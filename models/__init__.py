@@ -13,6 +13,7 @@ from bdbench.models.plugins.faces import lazy
 if TYPE_CHECKING:
     from bdbench.models.data import ImageSet as ImageSet
     from bdbench.models.data import portion as portion
+    from bdbench.models.networks.classifier import HEAD as HEAD
     from bdbench.models.networks.classifier import Classifier as Classifier
     from bdbench.models.networks.classifier import has_head as has_head
     from bdbench.models.networks.classifier import stage_shapes as stage_shapes
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 
 HOMES = {
     "data": ["ImageSet", "portion"],
-    "networks.classifier": ["Classifier", "has_head", "stage_shapes"],
+    "networks.classifier": ["HEAD", "Classifier", "has_head", "stage_shapes"],
     "networks.traced": ["Traced"],
     "plugins.errors": ["InvalidInput", "above", "at_least", "one_of", "require"],
     "plugins.spec": ["added"],

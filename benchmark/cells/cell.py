@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -176,18 +176,19 @@ def check_trigger(cell: Cell) -> None:
             attack.trigger(torch.zeros(1, 3, size, size, dtype=torch.uint8))
 
 
-def check_network(cell: Cell) -> None:
+def check_network(cell: Cell, axes: Sequence[str] = ("attack", "defense")) -> None:
     """Raises `InvalidInput` for a network that cannot be built for the images, or that lacks what
-    the defense needs."""
+    the plugins of these axes need."""
     classes, size = cell.dataset.num_classes, cell.dataset.image_size
     with global_seed(0, "look"):
         network = cell.model.build(classes, size).eval()
-    lacking = cell.defense.lacks(network, size)
-    require(
-        not lacking,
-        f"defense {cell.labels['defense']} needs {lacking}, which model {cell.labels['model']} "
-        f"lacks at {size} pixels: choose another model or leave out the defense",
-    )
+    for axis in axes:
+        lacking = getattr(cell, axis).lacks(network, size)
+        require(
+            not lacking,
+            f"{axis} {cell.labels[axis]} needs {lacking}, which model {cell.labels['model']} "
+            f"lacks at {size} pixels: choose another model or leave out the {axis}",
+        )
 
 
 def without_attack(cell: Cell) -> Cell:

@@ -79,8 +79,11 @@ def works(registry: Registry[Any], name: str) -> None:
         isinstance(poisoned, Poisoned),
         f"poison returns {_kind(poisoned)}, not a bdbench.attacks.Poisoned",
     )
-    cost = registry.build(name).cost(RECIPE, count)
+    unprepared = registry.build(name)
+    cost = unprepared.cost(RECIPE, count)
     expect(0 <= cost < math.inf, f"its cost is {cost}, not a finite number of at least 0")
+    lacking = unprepared.lacks(training_context(run.data).build(), run.data.size[0])
+    expect(lacking == "", f"lacks() says that wrn16_1 lacks {lacking!r}, but prepare ran with it")
     for part, rows in (("mask", poisoned.mask), ("cover", poisoned.cover)):
         fits = isinstance(rows, Tensor) and rows.dtype == torch.bool and rows.shape == (count,)
         expect(fits, f"{part} is not a bool tensor ({count},)")

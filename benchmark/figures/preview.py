@@ -16,7 +16,7 @@ from bdbench.attacks.base import Attack
 from bdbench.attacks.compound import parts_of
 from bdbench.attacks.registry import attacks
 from bdbench.cells import grid
-from bdbench.cells.cell import cell, check_trigger
+from bdbench.cells.cell import cell, check_network, check_trigger
 from bdbench.cells.suites import check_seeds
 from bdbench.datasets.base import Dataset
 from bdbench.datasets.registry import datasets
@@ -86,6 +86,7 @@ def preview(
     yield _line("data set", asked.labels["dataset"])
     yield _line("attack", asked.labels["attack"])
     if built.trains:
+        check_network(asked)
         yield _line("trained with", f"{asked.labels['model']}, {asked.labels['recipe']}")
     made = harness.poisoned(asked)
     groups: list[dict[str, str]] = []

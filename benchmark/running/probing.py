@@ -4,13 +4,14 @@ code may do anything."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import torch
 
+from bdbench.attacks.base import Attack
 from bdbench.cells.cell import Cell, check_network, check_trigger, is_built_in
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.running.speed import probe
@@ -34,11 +35,14 @@ class Asking:
         for cell in _unlike(cells, "attack", "dataset"):
             self._refuse(cell, check_trigger, "attack")
 
-    def networks(self, cells: Iterable[Cell]) -> None:
+    def networks(self, cells: Collection[Cell]) -> None:
         """Raises `InvalidInput` for a model that cannot build a network for the images, or whose
-        networks lack what a defense needs."""
-        for cell in _unlike(cells, "model", "dataset", "defense"):
-            self._refuse(cell, check_network, "model", "defense")
+        networks lack what a defense or an attack needs."""
+        # Most attacks need nothing.
+        needy = [cell for cell in cells if type(cell.attack).lacks is not Attack.lacks]
+        for axis, asked in (("defense", cells), ("attack", needy)):
+            for cell in _unlike(asked, "model", "dataset", axis):
+                self._refuse(cell, partial(check_network, axes=(axis,)), "model", axis)
 
     def speed(self, cell: Cell, device: torch.device) -> float:
         """See `probe`; infinite for a network that cannot be trained. Built-in models run in a

@@ -17,6 +17,9 @@ from bdbench.models.plugins.errors import require
 TINY = 1e-6
 """The smallest divisor of pixels in [0, 1], so that no number overflows."""
 
+HEAD = "a linear layer `head` that reads its features"
+"""Needed by methods that use the embedding of a network."""
+
 Channels = float | tuple[float, float, float]
 """One number for all channels, or one each for red, green and blue."""
 

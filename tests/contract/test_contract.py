@@ -279,9 +279,17 @@ class Endless(BadNets):
         return math.inf
 
 
+class Demanding(BadNets):
+    """Asks for what it does not need."""
+
+    def lacks(self, network: Classifier, image_size: int) -> str:
+        return "four stages"
+
+
 @pytest.mark.parametrize(
     ("attack", "promise", "complaint"),
     [
+        (Demanding, promised_attacks.works, "says that wrn16_1 lacks 'four stages', but prepare"),
         (Rewarding, promised_attacks.works, r"its cost is -1\.0, not a finite number"),
         (Endless, promised_attacks.works, "its cost is inf, not a finite number"),
         (Random, promised_attacks.attack_draws, "draws from numpy's global generator"),
@@ -415,6 +423,8 @@ def test_promises_that_need_a_broken_one_are_not_tested(
     monkeypatch: pytest.MonkeyPatch, unregistered: None
 ) -> None:
     class Lost(BadNets):
+        """It loses its trigger."""
+
         def trigger(self, images: Tensor) -> Tensor:
             raise RuntimeError("lost")
 

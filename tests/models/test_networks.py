@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -204,6 +205,43 @@ def test_the_error_says_what_a_network_lacks(defense: str) -> None:
         check_network(made)
 
 
+INVERTED = [
+    "trojan(mode='inverted')",
+    "adaptive(attack='trojan(mode=\"inverted\")')",
+    "mixed(attacks=['badnets', 'trojan(mode=\"inverted\", target=1)'])",
+]
+
+
+@pytest.mark.parametrize("attack", INVERTED)
+def test_the_error_says_what_an_attack_lacks(attack: str) -> None:
+    made = cell(TINY, bd.Model(bare, {}), attack, "none", Recipe(epochs=1), 0)
+    said = r"^attack .*inverted.* needs a linear layer `head` .*, which model bare lacks at 16 pi"
+    with pytest.raises(InvalidInput, match=said):
+        check_network(made)
+    check_network(replace(made, model=models.built("wrn16_1")))
+
+
+@pytest.mark.parametrize("attack", ["badnets", "trojan", "lc", "lf", "ssba", "dynamic", "adaptive"])
+def test_attacks_without_needs_accept_any_network(attack: str) -> None:
+    check_network(cell(TINY, bd.Model(bare, {}), attack, "none", Recipe(epochs=1), 0))
+
+
+@pytest.mark.usefixtures("nothing_trains")
+@pytest.mark.parametrize("attack", INVERTED)
+def test_an_attack_is_refused_a_network_before_anything_trains(attack: str, tmp_path: Path) -> None:
+    suite = Suite("", (TINY,), (bd.Model(bare, {}),), ("badnets", attack), ("none", "ft"))
+    said, local = (
+        r"lacks at 16 pixels: choose another model or leave out the attack$",
+        ExecutionOptions(in_process=True),
+    )
+    with pytest.raises(InvalidInput, match=said):
+        plan("mine", suite, local, RunOptions(device="cpu", results=tmp_path))
+    with pytest.raises(InvalidInput, match=said):
+        bd.run_cell(dataset=TINY, model=bd.Model(bare, {}), attack=attack, epochs=1)
+    with pytest.raises(InvalidInput, match=said):
+        bd.poison(attack, dataset=TINY, model=bd.Model(bare, {}), epochs=1)
+
+
 @pytest.mark.parametrize("defense", ["none", "ft", "ft_sam", "mcr", "abl", "asd"])
 def test_defenses_without_needs_accept_any_network(defense: str) -> None:
     check_network(cell(TINY, bd.Model(bare, {}), "badnets", defense, Recipe(epochs=1), 0))
@@ -276,7 +314,7 @@ def test_only_missing_cells_are_probed(tmp_path: Path, monkeypatch: pytest.Monke
     asked: list[Sequence[str]] = []
     monkeypatch.setattr(
         "bdbench.running.probing.check_network",
-        lambda each: asked.append((each.labels["model"], each.labels["defense"])),
+        lambda each, axes: asked.append((each.labels["model"], *(each.labels[a] for a in axes))),
     )
     suite = Suite("", (TINY,), attacks=("badnets", "blend"), defenses=("none", "fp"), seeds=2)
     execution, options = ExecutionOptions(), RunOptions(device="cpu", results=tmp_path)
