@@ -16,8 +16,9 @@ images alone. That code carries momentum into the ascent, while every stage here
 optimizer, and the first of its five ascent epochs only tests. It has neither of the two limits that
 end the ascent here: `abl(objective="sequential", loss_limit=1e9, drop_limit=1.0)` disables them.
 
-Elsewhere: both stages follow the recipe's learning rate, so they start at 0.01 on GTSRB, as in
-ABL's paper, which trains networks on GTSRB at that rate.
+Elsewhere: stage 1 and the training on the rest follow the recipe's learning rate, so they start at
+0.01 on GTSRB, as in ABL's paper, which trains networks on GTSRB at that rate. The unlearning has
+its own, `joint_rate` or `unlearning_rate`, which is the same everywhere.
 """
 
 from __future__ import annotations

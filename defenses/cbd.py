@@ -69,7 +69,8 @@ class CBD(Defense):
     critic_weight: weight of L_adv in equation 8; 0 trains no critic (code: 0.01; paper: 1)
     critic_learning_rate: learning rate of the critic's Adam, with the recipe's drops (our choice)
     beta: weight of the squared norm of z, batch mean (paper: 1e-5, 1e-4 or 1e-3)
-    select: "fixed" uses t1 and beta as given; "cv" searches for them (paper, section 5.1)
+    select: "fixed" uses t1 and beta as given (our choice); "cv" searches for them (paper, section
+        5.1)
     folds: folds of the training set in that search, at least 2 (paper: 5)
     t1s: the values of t1 that the search tries, all different (paper: 3, 5 and 8)
     """

@@ -5,11 +5,12 @@ backdoor fades. It is the control for every method that repairs a trained networ
 to do better with the same images.
 
 Differs: the schedule is that of NAD's teacher (Li et al., ICLR 2021, arXiv:2101.05930) for all data
-and networks: 0.1 for the first fifth and 0.01 for the rest. Its 10 epochs are 320 updates on the
-2,000 images of the fit part, and 400 in NAD's code, which trains on all 2,500. The control for
-NAD's student, which has 640 updates, is `nad(betas=(0.0, 0.0, 0.0))`, and that for `fp` is
-`ft(learning_rate=0.01, drops=())`. Others fine-tune for longer: `ft(updates=1000)`. Everything else
-follows the recipe.
+and networks: 0.1 for the first fifth and 0.01 for the rest. The notes of NAD's code say 5 to 10
+epochs: 10 are 320 updates on the 2,000 images of the fit part, and 400 in that code, which trains
+on all 2,500. Its paper stops the teacher when validation accuracy stops rising, about epoch 5. The
+control for NAD's student, which has 640 updates, is `nad(betas=(0.0, 0.0, 0.0))`, and that for `fp`
+is `ft(learning_rate=0.01, drops=())`. Others fine-tune for longer: `ft(updates=1000)`. Everything
+else follows the recipe.
 
 Elsewhere: rate and length are the same on GTSRB, whose networks are trained at 0.01, and with other
 networks.
@@ -29,8 +30,8 @@ from bdbench.models import Classifier, ImageSet, Recipe, at_least, train
 @dataclass(frozen=True)
 class FineTuning(Defense):
     """
-    updates: updates, each on one batch of the clean images, at least 1 (NAD's paper: 10 epochs, see
-        above)
+    updates: updates, each on one batch of the clean images, at least 1 (notes of NAD's code: 5 to
+        10 epochs)
     learning_rate: initial learning rate, above 0 (NAD's paper and code: 0.1)
     drops: the learning rate falls tenfold after these shares of the updates (NAD's code: after two
         epochs)

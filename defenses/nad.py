@@ -10,11 +10,11 @@ norm of their difference (paper); the default betas belong to it. They were publ
 and wide networks and can wreck others: `betas="search"` takes the largest that do not, by accuracy
 on clean validation images, which is our rule. Both trainings have a fixed length (paper: the
 teacher stops when validation accuracy does, about epoch 5; the student has 10 epochs, in an
-appendix 20) and one drop of the learning rate (code; paper: one every 2 epochs). The code's epochs
-are counted in updates: 320 and 640 on the 2,000 images of the fit part, while the code trains on
-all 2,500 in 400 and 800. In networks with more than three stages the last three are used. Much of
-the effect may come from fine-tuning at this learning rate: `nad(betas=(0.0, 0.0, 0.0))` is that
-alone.
+appendix 20) and one drop of the learning rate (code; paper: one every 2 epochs). The code's epochs,
+at most 10 of the teacher in its notes and 20 of the student, are counted in updates: 320 and 640 on
+the 2,000 images of the fit part, while the code trains on all 2,500 in 400 and 800. In networks
+with more than three stages the last three are used. Much of the effect may come from fine-tuning at
+this learning rate: `nad(betas=(0.0, 0.0, 0.0))` is that alone.
 
 Elsewhere: the same rate, lengths and betas on GTSRB, whose networks are trained at 0.01, and with
 other networks.
@@ -70,7 +70,7 @@ class NAD(Defense):
         with which the student is at most 2 points worse than the teacher in accuracy on validation
         images, or times 0.001 if all cost more
     p: exponent of the attention map, at least 1 (paper: 2)
-    teacher_updates: updates of the teacher, at least 1 (code's notes: 5 to 10 epochs)
+    teacher_updates: updates of the teacher, at least 1 (notes of the code: 5 to 10 epochs)
     updates: updates of the student, at least 1 (paper: 10 epochs, in an appendix 20; code: 20)
     learning_rate: initial learning rate of both, above 0 (paper and code: 0.1)
     drop: the learning rate falls tenfold after so many updates (code: after 2 epochs)

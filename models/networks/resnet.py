@@ -1,8 +1,11 @@
 """Residual networks, He et al., 2015, arXiv:1512.03385 and 2016, arXiv:1603.05027.
 
-ResNet-18 and ResNet-34 are torchvision's; PreAct-ResNet-18 is the form that other backdoor
+ResNet-18 and ResNet-34 are torchvision's; PreAct-ResNet-18 is the network that other backdoor
 benchmarks use. For images of up to 64 pixels the stem is a 3x3 convolution without pooling, for
 larger ones the 7x7 stem of ImageNet.
+
+Differs: PreAct-ResNet-18 ends in a normalisation and an activation, as in the paper of 2016; that
+of BackdoorBench has neither, so its features have both signs.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ class Recipe:
     """How a network is trained. Defaults: CBD paper, section 5.1; where it is silent, its code.
 
     epochs: passes over the training set (paper)
-    batch_size: images (not in the paper)
+    batch_size: images, at least 2 (our choice; not in the paper, and 64 in the code)
     learning_rate: at the start (paper: 0.1, and 0.01 on GTSRB)
     momentum, weight_decay: of SGD, in [0, 1) and at least 0 (paper)
     nesterov: use Nesterov momentum; ignored without momentum (code)
