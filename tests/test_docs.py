@@ -85,7 +85,7 @@ STAND_INS = {
 }
 """Result folders that a reader makes, and the published ones that stand in for them."""
 QUOTED = {
-    ("README.md", "table1-cifar10-bf16", "leaderboard"),
+    ("README.md", "table1-cifar10", "leaderboard"),
     ("results/README.md", "table1-cifar10-bf16", "table1"),
     ("results/README.md", "table1-cifar10", "table1"),
     ("results/archive/README.md", "archive/cifar10-small", "leaderboard"),
