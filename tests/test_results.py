@@ -89,6 +89,22 @@ def test_the_page_quotes_the_losses_of_f_b() -> None:
     assert f"in seed 2 (loss {poisoned} on poisoned, {clean} on clean images)" in page
 
 
+def test_the_page_quotes_the_answers_to_each_class() -> None:
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    records, _ = read_all(ROOT / "results/table1-cifar10")
+    found = {r.cell.defense.name: r.classes for r in records if r.cell.attack.name == "badnets"}
+    for defense in ("none", "cbd"):
+        classes = found[defense]
+        assert classes is not None
+        own, goal = (
+            [f"{100 * count / n:.1f}" for count, n in zip(counts, classes.images, strict=True)]
+            for counts in (classes.clean_own, classes.clean_goal)
+        )
+        assert f"| accuracy, {defense} | {' | '.join(own)} |" in page
+        assert f"| called airplane, {defense} | - | {' | '.join(goal[1:])} |" in page
+        assert f"| | airplane (target) | {' | '.join(classes.names[1:])} |" in page
+
+
 def test_the_page_quotes_the_validation_accuracies_of_fp() -> None:
     page = (ROOT / "results/README.md").read_text("utf-8")
     single, half = (
