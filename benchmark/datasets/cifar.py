@@ -58,9 +58,11 @@ def unpacked(parent: Path, official: type[CIFAR10]) -> Located:
     def decode() -> Decoded:
         # The batches are pickles, which can run code. torchvision also checks before it opens one.
         for path, md5 in checksums.items():
+            why = "its md5 differs" if path.is_file() else "it is missing"
             require(
                 check_integrity(path, md5),
-                f"{path} is not the official file: its md5 differs; unpack the archive again",
+                f"{path} is not the official file: {why}; remove {folder} and unpack the archive "
+                f"again",
             )
         with warnings.catch_warnings():
             # Newer NumPy deprecates how these old pickles spell a dtype.
@@ -78,4 +80,6 @@ def unpacked(parent: Path, official: type[CIFAR10]) -> Located:
         return Decoded(train, test, names)
 
     there = tuple(path for path in checksums if path.is_file())
-    return Located("official archive", folder, there, decode)
+    lost = len(checksums) - len(there)
+    note = f"{lost} of the {len(checksums)} files are missing" if lost else ""
+    return Located("official archive", folder, there, decode, note)

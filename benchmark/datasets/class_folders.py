@@ -84,7 +84,7 @@ def locate(
         # Raised only here, so that a folder with a problem is found and named.
         raise InvalidInput(problem)
 
-    return Located("class folders", base, (), refuse)
+    return Located("class folders", base, (), refuse, problem)
 
 
 def located(listing: Listing, size: int, resize: Resize) -> Located:

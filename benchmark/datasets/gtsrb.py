@@ -86,6 +86,8 @@ def locate(base: Path, layout: str, training: str, note: str = "") -> Located:
         labelled = ((path, int(path.parent.name)) for path in train)
         return Decoded.of(_read(labelled), _read(_test_labels(table, pictures)), CLASSES)
 
+    if not train or table is None:
+        note = "training images or test labels are missing"
     files = (*train, *sorted(pictures.glob("*.ppm")), *((table,) if table else ()))
     unread = left_out(base, others, f"GTSRB/{{{training}/NNNNN,Final_Test/Images}}/*.ppm")
     return Located(layout, base, files, decode, note, unread)

@@ -60,7 +60,7 @@ def keep(ws: Workspace, journal: Journal, data: PoisonedData) -> None:
     """Store the data of figures, as the entry `{"cell": key}` of the kind "embeddings".
 
     mask: bool (n,), training images with the trigger
-    samples/<name>: float32 (n,), values that a defense published for each training image
+    samples/<name>: float32 or float64 (n,), what a defense published for each training image
     rows: int64 (m,), the training images of the following arrays
     labels, true_labels: int64 (m,), as given to the defense and before the attack
     poisoned: bool (m,)

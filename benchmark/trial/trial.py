@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from bdbench.attacks.compound import parts_of
@@ -16,6 +17,7 @@ from bdbench.trial.clean_budget import budget_of, size_of
 from bdbench.trial.curves import end_curve, keep, start_curve
 from bdbench.trial.evaluation import Answers, diagnose, diagnose_parts, evaluate, flags
 from bdbench.trial.guard import read_only
+from bdbench.trial.journal import published
 from bdbench.trial.poisoned import PoisonedData, poison
 from bdbench.trial.reactivation import reactivated
 from bdbench.trial.record import finite
@@ -33,6 +35,7 @@ def run_trial(ws: Workspace) -> dict[str, Any]:
     ws.network = classifier
     answers = evaluate(ws, classifier, data)
     end_curve(ws, classifier, answers.counts())
+    context = replace(context, journal=published(context.journal, len(data.train), ws.device))
     keep(ws, context.journal, data)
     found = results(ws, data, context, answers)
     if ws.reactivate:
@@ -118,5 +121,5 @@ def _diagnostics(ws: Workspace, data: PoisonedData, context: Context) -> dict[st
         "attack": dict(data.facts),
         "scalars": finite(journal.scalars),
         "samples": diagnose(journal.samples, data.mask, data.train.labels),
-        **({"warnings": list(journal.warnings)} if journal.warnings else {}),
+        **({"warnings": journal.warnings} if journal.warnings else {}),
     }

@@ -17,6 +17,8 @@ from bdbench.running.engines.base import Engine, InProcess, WorkerEvents
 from bdbench.running.worker import Job
 
 ENGINES = ("local", "ray", "slurm")
+LARGEST_MACHINE = 1_024
+"""Threads, cores or GPUs that a cell can have, at most."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class ExecutionOptions:
             require(
                 value is None or least <= value < float("inf"),
                 f"--{name} must be at least {least}, got {value}",
+            )
+            require(
+                value is None or name == "jobs" or value <= LARGEST_MACHINE,
+                f"--{name} must be at most {LARGEST_MACHINE:,}, got {value}",
             )
             remote = name in ("cores", "gpus") and value is not None
             require(not (remote and self.is_here), f"--{name} is for --engine ray and slurm")

@@ -589,8 +589,11 @@ def test_a_tampered_batch_is_never_unpickled(
     for name in ("load", "loads", "Unpickler"):
         monkeypatch.setattr(pickle, name, None)
     assert f"{path} is not the official file: its md5 differs" in refusal("cifar10", tmp_path)
+    assert f"remove {tmp_path / FOLDER} and unpack the archive again" in refusal(
+        "cifar10", tmp_path
+    )
     path.unlink()
-    assert f"{path} is not the official file" in refusal("cifar10", tmp_path)
+    assert f"{path} is not the official file: it is missing" in refusal("cifar10", tmp_path)
 
 
 @pytest.mark.parametrize("below", ["", "cifar100"])

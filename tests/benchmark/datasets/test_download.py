@@ -26,6 +26,7 @@ from bdbench.datasets.archives import Archive, unpack
 from bdbench.datasets.cifar10 import CIFAR10
 from bdbench.datasets.cifar100 import CIFAR100
 from bdbench.datasets.gtsrb import GTSRB
+from bdbench.datasets.imagenette import CLASSES as FOLDERS
 from bdbench.datasets.imagenette import Imagenette
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.storage.atomic import Unusable
@@ -313,13 +314,20 @@ def official(
         )
 
 
-CIFAR = packed({"cifar-10-batches-py/data_batch_1": b"batch", "cifar-10-batches-py/x": b""})
+BATCHES = ("batches.meta", *(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
+CIFAR = packed({f"cifar-10-batches-py/{name}": b"batch" for name in BATCHES})
 SIGNS = [
     packed({"GTSRB/Final_Training/Images/00000/00000_00000.ppm": b"", "GTSRB/R": b"1"}, "zip"),
     packed({"GTSRB/Final_Test/Images/00000.ppm": b"", "GTSRB/R": b"2"}, "zip"),
     packed({"GT-final_test.csv": b"Filename;ClassId\n00000.ppm;0\n"}, "zip"),
 ]
-PHOTOS = packed({f"imagenette2-320/{split}/n01440764/x.JPEG": b"" for split in ("train", "val")})
+PHOTOS = packed(
+    {
+        f"imagenette2-320/{split}/{folder}/x.JPEG": b""
+        for split in ("train", "val")
+        for folder in FOLDERS
+    }
+)
 
 
 @pytest.mark.parametrize(
@@ -339,7 +347,7 @@ def test_what_was_downloaded_is_found(
     cache_folder: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    hundred = packed({"cifar-100-python/train": b""})
+    hundred = packed({f"cifar-100-python/{part}": b"" for part in ("meta", "train", "test")})
     contents = {CIFAR10: [CIFAR], CIFAR100: [hundred], GTSRB: SIGNS, Imagenette: [PHOTOS]}
     official(server, monkeypatch, contents)
     assert main(["data", "get", name]) == 0
@@ -426,6 +434,27 @@ def test_the_smaller_gtsrb_does_not_count(
     (tmp_path / "GTSRB/Training").mkdir(parents=True)
     assert main(["data", "get", "gtsrb", "--data", str(tmp_path)]) == 0
     assert f"official archive in {tmp_path}/gtsrb\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "there"),
+    [
+        ("cifar10", "cifar-10-batches-py/data_batch_1"),
+        ("gtsrb", "GTSRB/Final_Training/Images/00000/00000_00000.ppm"),
+        ("imagenette", "imagenette2-160/train/n01440764/a.JPEG"),
+    ],
+)
+def test_a_part_of_a_data_set_is_not_already_there(
+    name: str, there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = tmp_path / name / there
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"part")
+    assert main(["data", "get", name, "--data", str(tmp_path)]) == 2
+    assert (
+        f"refusing to overwrite {tmp_path / name}, which is not empty: move or remove it"
+        in capsys.readouterr().err
+    )
 
 
 def test_nothing_is_overwritten(

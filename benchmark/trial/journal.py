@@ -1,0 +1,50 @@
+"""The journal of a defense, as records and figures can hold it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bdbench.defenses.base import Journal
+
+NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)
+"""What conversions to numbers raise."""
+
+
+def published(journal: Journal, images: int, device: torch.device) -> Journal:
+    """The same numbers as floats and tensors. What is no number is left out, with a warning: it
+    must not cost the training that it is about.
+
+    images: n, of the training set
+    device: of the samples
+
+    scalars: float by name
+    samples: float32 or float64 (n,) by name
+    """
+    scalars: dict[str, float] = {}
+    samples: dict[str, Tensor] = {}
+    warnings = [str(line) for line in journal.warnings]
+    for name, value in journal.scalars.items():
+        try:
+            scalars[str(name)] = float(value)
+        except NO_NUMBER:
+            warnings.append(f"{str(name)!r} in the journal is left out: it is not a number")
+    for name, values in journal.samples.items():
+        try:
+            samples[str(name)] = _numbers(values, images).to(device)
+        except NO_NUMBER:
+            warnings.append(
+                f"{str(name)!r} in the journal is left out: it is not a number for each of the "
+                f"{images:,} training images"
+            )
+    return Journal(scalars, samples, warnings)
+
+
+def _numbers(given: Any, count: int) -> Tensor:
+    """float32 or float64 (count,). Raises one of `NO_NUMBER`."""
+    values = torch.as_tensor(given).detach()
+    if values.shape != (count,) or values.is_complex():
+        raise ValueError(f"{values.dtype} of shape {tuple(values.shape)}")
+    return values if values.dtype == torch.float32 else values.double()
