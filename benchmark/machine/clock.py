@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import resource
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from bdbench.machine.suspension import now
 
 
 def synchronise(device: torch.device) -> None:
@@ -31,7 +32,7 @@ class _Stage:
 
 
 class Stopwatch:
-    """Seconds of each stage, without those of the stages inside it."""
+    """Seconds of each stage, without those of the stages inside it and of suspensions."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -42,13 +43,13 @@ class Stopwatch:
     def stage(self, name: str) -> Iterator[None]:
         """Times the block and adds its seconds to `name`, also if the block raises."""
         synchronise(self.device)
-        stage = _Stage(name, time.perf_counter())
+        stage = _Stage(name, now())
         self._open.append(stage)
         try:
             yield
             synchronise(self.device)
         finally:
-            elapsed = time.perf_counter() - stage.start
+            elapsed = now() - stage.start
             self._open.pop()
             self.seconds[name] += elapsed - stage.inner
             if self._open:
@@ -59,7 +60,7 @@ class Stopwatch:
         running = self._open[-1] if self._open else None
         if running is None or running.name != name:
             return self.seconds[name]
-        return self.seconds[name] + time.perf_counter() - running.start - running.inner
+        return self.seconds[name] + now() - running.start - running.inner
 
     def charge(self, name: str, seconds: float) -> None:
         """Add seconds that an earlier cell spent on a shared entry of the cache."""

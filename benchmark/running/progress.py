@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
+from bdbench.machine.suspension import now
 from bdbench.records.record import Record
 
 COLUMNS = 100
@@ -58,12 +58,12 @@ class _Running:
     done: float = 0.0
     looks: deque[tuple[float, float]] = field(default_factory=deque)
 
-    def look(self, now: float) -> bool:
+    def look(self, at: float) -> bool:
         """Take a sample of the progress; False if the last one is too recent."""
-        if self.looks and now - self.looks[-1][0] < LOOK:
+        if self.looks and at - self.looks[-1][0] < LOOK:
             return False
-        self.looks.append((now, self.done))
-        while self.looks[0][0] < now - WINDOW and len(self.looks) > 2:
+        self.looks.append((at, self.done))
+        while self.looks[0][0] < at - WINDOW and len(self.looks) > 2:
             self.looks.popleft()
         return True
 
@@ -147,7 +147,7 @@ class Reporter:
         """
         number = self._numbers.setdefault(key, len(self._numbers) + 1)
         place = f"[{number}/{self.cells}]"
-        self._running[key] = _Running(place, name, short, work, found, time.monotonic())
+        self._running[key] = _Running(place, name, short, work, found, now())
         self._draw()
 
     def advance(self, key: str, work: float) -> None:
@@ -156,16 +156,16 @@ class Reporter:
         if running is None:
             return
         running.done += work
-        now = time.monotonic()
+        at = now()
         if self._begun is None:
-            self._begun = now, self._reached()
-        if not running.look(now):
+            self._begun = at, self._reached()
+        if not running.look(at):
             return
         self._draw()
-        if not has_bar(self.console) and now - running.spoken > PAUSE:
-            running.spoken = now
-            at = f"{running.reached}, {running.speed:,.0f} images/s"
-            self.say(running.line(at, self._left(" in all")))
+        if not has_bar(self.console) and at - running.spoken > PAUSE:
+            running.spoken = at
+            state = f"{running.reached}, {running.speed:,.0f} images/s"
+            self.say(running.line(state, self._left(" in all")))
 
     def end(self, key: str, line: str) -> None:
         """A cell has finished or failed."""
@@ -193,12 +193,12 @@ class Reporter:
 
     def _left(self, of: str = "") -> str:
         """The remaining time in words; empty at the end, and while it is not known."""
-        seconds = self._seconds_left(time.monotonic())
+        seconds = self._seconds_left(now())
         if seconds is None or seconds < 0.5:
             return ""
         return f", about {duration(seconds)} left{of}"
 
-    def _seconds_left(self, now: float) -> float | None:
+    def _seconds_left(self, at: float) -> float | None:
         """At the average speed since the first step; None until 1 % of the work is done."""
         if self._begun is None:
             return None
@@ -206,14 +206,14 @@ class Reporter:
         reached = self._reached()
         if reached - before <= 0.01 * self.work:
             return None
-        return max(0.0, (now - begun) * (self.work - reached) / (reached - before))
+        return max(0.0, (at - begun) * (self.work - reached) / (reached - before))
 
     def _draw(self) -> None:
         running = list(self._running.values())
         short = running[0].short if len(running) == 1 else f"{len(running)} at once"
         fitting = short if len(short) <= WIDEST else f"{short[: WIDEST - 1]}…"
         text = f"[{len(self._numbers)}/{self.cells}] {fitting if running else ''}"
-        speed, left = sum(cell.speed for cell in running), self._seconds_left(time.monotonic())
+        speed, left = sum(cell.speed for cell in running), self._seconds_left(now())
         self._bar.update(
             self._task,
             description=escape(text),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bdbench.cells.cell import Cell
 from bdbench.cells.cost import Part, added_work, expected_passes, parts, shared_work
+from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records.record import Record
 from bdbench.running.claims import claimed, stamp
@@ -64,7 +65,7 @@ class Schedule:
         self._failed: list[Record] = []
         self._unwritten = 0
         self._left_out = 0
-        self._start = time.monotonic()
+        self._start = now()
 
     def run(self, engine: Engine) -> int:
         """Run all cells; one that fails stops no other. Returns the exit code."""
@@ -113,7 +114,7 @@ class Schedule:
 
     def _is_left_out(self, cell: Cell) -> bool:
         """Whether a cell would exceed the budget; it is then counted as left out."""
-        spent = time.monotonic() - self._start
+        spent = now() - self._start
         if self.budget is None or spent + self.speed.seconds([cell]) <= self.budget:
             return False
         self.reporter.skip(cell.key, self._work[cell])

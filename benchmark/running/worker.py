@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from bdbench.cells.cell import REGISTRIES, Cell, cell_of
 from bdbench.machine.contention import Contention
+from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import RegistersNothing
 from bdbench.records.files import path_of, read, write
@@ -30,6 +31,9 @@ from bdbench.trial.failure import over_limit
 from bdbench.trial.harness import Harness
 from bdbench.trial.provenance import needed_plugin_files
 from bdbench.trial.record import failed_record
+
+SOON = 0.05
+"""Seconds, at least, until a timer that rang too early rings again."""
 
 
 @dataclass(frozen=True)
@@ -313,16 +317,19 @@ def limited(seconds: float | None, spent: float = 0.0) -> Iterator[None]:
 
     spent: seconds that are gone; at least one is left, in which the block can begin
     """
-
-    def ring(number: int, frame: Any) -> NoReturn:
-        assert seconds is not None
-        raise over_limit(seconds)
-
     if seconds is None:
         yield
         return
+    end = now() + max(seconds - spent, min(seconds, 1.0))
+
+    def ring(number: int, frame: Any) -> None:
+        # The timer also runs while this process is suspended.
+        if (left := end - now()) <= 0:
+            raise over_limit(seconds)
+        signal.setitimer(signal.ITIMER_REAL, max(left, SOON))
+
     before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds - spent, min(seconds, 1.0)))
+    signal.setitimer(signal.ITIMER_REAL, end - now())
     try:
         yield
     finally:

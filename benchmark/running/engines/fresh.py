@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from bdbench.machine.surroundings import working_folder
+from bdbench.machine.suspension import now
 from bdbench.running.engines.base import Died, WorkerEvents
 from bdbench.running.engines.nursery import LATE, Task
 from bdbench.running.engines.own_nursery import Nursery, nursery
@@ -60,10 +60,10 @@ def last_result(tasks: Sequence[Task], do: Callable[[Task], Any]) -> Any:
 
     do: runs a task
     """
-    start, (*first, last), resumed = time.monotonic(), tasks, 0
+    start, (*first, last), resumed = now(), tasks, 0
 
     def result(task: Task) -> Any:
-        spent = time.monotonic() - start
+        spent = now() - start
         return do(replace(task, job=replace(task.job, spent=spent, resumed=resumed)))
 
     try:

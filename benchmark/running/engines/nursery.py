@@ -38,6 +38,7 @@ from typing import Any, NoReturn
 import psutil
 
 from bdbench.cells.cell import REGISTRIES
+from bdbench.machine import suspension
 from bdbench.machine.system import commit, versions
 from bdbench.running.worker import Job, Worker, limited
 from bdbench.trial import provenance
@@ -125,6 +126,7 @@ def work(task: Task, events: Connection) -> None:
 def keep(control: Connection, events: Connection) -> None:
     """The process of a keeper."""
     linux(PR_SET_CHILD_SUBREAPER, 1)
+    suspension.own_clock()
     task: Task = control.recv()
     keeper, cell = os.getpid(), os.fork()
     if cell == 0:
@@ -163,6 +165,10 @@ def wait(cell: int, control: Connection) -> bool:
         if control.fileno() in ready:
             if (number := received(control)) == signal.SIGKILL:
                 return False
+            if number == signal.SIGSTOP:
+                suspension.suspend()
+            elif number == signal.SIGCONT:
+                suspension.resume()
             with suppress(OSError):
                 os.killpg(cell, number)
         elif ready or os.waitid(os.P_PID, cell, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:

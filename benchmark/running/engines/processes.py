@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any
 
 from bdbench.cells.cell import Cell
+from bdbench.machine import suspension
 from bdbench.running.engines.base import Died, Engine, WorkerEvents
 from bdbench.running.engines.fresh import FreshProcess, last_result, tasks_of
 from bdbench.running.engines.nursery import Task
@@ -71,7 +72,9 @@ class Processes(Engine):
     def _suspend(self, number: int, frame: Any) -> None:
         """Ctrl-Z reaches the group of this process only, and the cells have groups of their own."""
         self._signal(signal.SIGSTOP)
+        suspension.suspend()
         os.kill(os.getpid(), signal.SIGSTOP)
+        suspension.resume()
         self._signal(signal.SIGCONT)
 
     def _serve(self, device: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from collections import namedtuple
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -63,7 +64,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         told.children = lambda recursive: [process(each) for each in children]
         return told
 
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: made.clock)
+    monkeypatch.setattr(time, "perf_counter", lambda: made.clock)
     monkeypatch.setattr(psutil, "cpu_times", lambda percpu: made.cores)
     monkeypatch.setattr(psutil, "Process", lambda pid: process(made.own, made.children))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
@@ -126,8 +127,8 @@ def test_a_system_that_does_not_say_leaves_it_open(
 
 def test_the_real_clocks_are_read() -> None:
     others = Contention(CPU)
-    limit = timing.time.monotonic() + 0.3
-    while timing.time.monotonic() < limit:
+    limit = time.monotonic() + 0.3
+    while time.monotonic() < limit:
         pass
     found = others.meanwhile()
     assert found is not None
@@ -279,7 +280,7 @@ def test_a_capture_is_a_stage_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     """A clock that only goes on inside of captures, and when somebody looks for others, which is
     no stage: then nothing else takes time."""
     clock = [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing, "now", lambda: clock[0])
 
     class Slow(Told):
         def meanwhile(self) -> float | None:

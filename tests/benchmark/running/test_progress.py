@@ -17,7 +17,7 @@ from bdbench.running.progress import COLUMNS, Reporter, elapsed, shortened, titl
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Its only element is what the clock shows, in seconds."""
     shown = [1000.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: shown[0])
+    monkeypatch.setattr(progress, "now", lambda: shown[0])
     return shown
 
 

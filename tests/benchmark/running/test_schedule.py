@@ -344,8 +344,8 @@ def test_a_run_with_a_budget_does_not_wait_for_cells_that_it_could_not_start(
         with claimed(tmp_path, chosen.key) as mine:
             return Attempt(record(chosen), mine=True) if mine else Attempt(None)
 
-    stopped = SimpleNamespace(monotonic=lambda: clock[0], sleep=sleep)
-    monkeypatch.setattr(schedule, "time", stopped)
+    monkeypatch.setattr(schedule, "now", lambda: clock[0])
+    monkeypatch.setattr(schedule, "time", SimpleNamespace(sleep=sleep))
     claim.__enter__()
     engine = Scripted(1, answer)
     code, said = run(cells, tmp_path, engine, budget)
