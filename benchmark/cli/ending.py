@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bdbench.cli.group import records_in, say, warn_left_out
 from bdbench.records.beside import Origins, join
-from bdbench.tables.write import Leaderboard, leaderboard, write_leaderboard
+from bdbench.storage.atomic import Unusable
+from bdbench.tables.write import Leaderboard, leaderboard, leaderboard_files, write_files
 
 if TYPE_CHECKING:
     from bdbench.records.record import Record
@@ -36,7 +37,12 @@ def carry_out(plan: Plan, dry_run: bool, columns: Sequence[str] = ()) -> int:
     printed = [each for each in records if each.key in keys] if columns else records
     if printed:
         board = leaderboard(printed, columns=columns) if columns else None
-        show_leaderboard(records, plan.results, origins, board)
+        try:
+            show_leaderboard(records, plan.results, origins, board)
+        except Unusable as error:
+            # The records are there, so the table can be made again.
+            say(f"bdbench: {error}", err=True)
+            code = max(code, 1)
     return max(code, int(damaged or more))
 
 
@@ -47,19 +53,18 @@ def show_leaderboard(
     board: Leaderboard | None = None,
     label: str | None = None,
 ) -> None:
-    """Write the leaderboard of some records below a folder and print it. Raises `InvalidInput` as
-    `write_leaderboard` does.
+    """Print the leaderboard of some records, then write it below a folder. Raises as
+    `leaderboard_files` and `write_files` do.
 
     board: the one to print, if it is another
     label: of the table in LaTeX, which is then written too
     """
-    paths = write_leaderboard(records, folder, origins, label)
-    show_table(paths, board.markdown() if board else "")
+    files = leaderboard_files(records, folder, origins, label)
+    show_table(files, folder, board.markdown() if board else "")
 
 
-def show_table(paths: Iterable[Path], text: str = "") -> None:
-    """Print a table that was written, or `text` in its place, and where it was written."""
-    written = list(paths)
-    markdown = next(path for path in written if path.suffix == ".md")
-    say(text or markdown.read_text(encoding="utf-8"))
-    say(f"written: {', '.join(map(str, written))}")
+def show_table(files: Mapping[str, str], folder: Path, text: str = "") -> None:
+    """Print a table, or `text` in its place, then write its files, given by name. Raises as
+    `write_files` does."""
+    say(text or next(files[name] for name in files if name.endswith(".md")))
+    say(f"written: {', '.join(map(str, write_files(files, folder)))}")

@@ -62,7 +62,7 @@ def table(
         require(not label, "--label is for the leaderboard: leave it out")
     from bdbench.cli.ending import show_leaderboard, show_table
     from bdbench.records.beside import join
-    from bdbench.tables.write import leaderboard, write_table
+    from bdbench.tables.write import leaderboard, table_files
 
     own, damaged = records_in(results)
     others, more = neighbours_of(against, results)
@@ -71,7 +71,7 @@ def table(
         board = leaderboard(records, sort, columns, origins) if own_layout else None
         show_leaderboard(records, results, origins, board, label if latex else None)
     else:
-        show_table(write_table(int(which), records, results, latex))
+        show_table(table_files(int(which), records, results, latex), results)
     return 1 if damaged or more else 0
 
 

@@ -6,7 +6,7 @@ The same records give the same bytes, in any order.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, groupby
 from pathlib import Path
@@ -168,11 +168,27 @@ def leaderboard(
 def write_leaderboard(
     records: Sequence[Record], folder: Path, origins: Origins = ALONE, label: str | None = None
 ) -> list[Path]:
-    """Write `leaderboard.csv` and `.md` to `<folder>/tables` and return their paths.
+    """Write `leaderboard_files` to `<folder>/tables` and return their paths. Raises as it and
+    `write_files` do."""
+    return write_files(leaderboard_files(records, folder, origins, label), folder)
 
-    label: if not None, write `leaderboard.tex` too, with this label; derived if empty
 
-    Raises `InvalidInput` for no records, for an unwritable folder, and as `leaderboard` does.
+def write_files(texts: Mapping[str, str], folder: Path) -> list[Path]:
+    """Write files by name to `<folder>/tables` and return their paths. Raises `Unusable` for an
+    unwritable folder."""
+    for name, text in texts.items():
+        write_atomically(folder / "tables" / name, text.encode())
+    return [folder / "tables" / name for name in texts]
+
+
+def leaderboard_files(
+    records: Sequence[Record], folder: Path, origins: Origins = ALONE, label: str | None = None
+) -> dict[str, str]:
+    """The texts of `leaderboard.csv` and `.md`, of the records of a folder.
+
+    label: if not None, `leaderboard.tex` too, with this label; derived if empty
+
+    Raises `InvalidInput` for no records, and as `leaderboard` does.
     """
     if not records:
         raise InvalidInput(f"no records in {folder / 'records'}; create some with `bdbench run`")
@@ -180,9 +196,7 @@ def write_leaderboard(
     texts = {"leaderboard.csv": board.csv(), "leaderboard.md": board.markdown()}
     if label is not None:
         texts["leaderboard.tex"] = board.latex(label)
-    for name, text in texts.items():
-        write_atomically(folder / "tables" / name, text.encode())
-    return [folder / "tables" / name for name in texts]
+    return texts
 
 
 @dataclass(frozen=True, eq=False)
@@ -234,12 +248,19 @@ def paper_table(number: int, records: Iterable[Record], folder: Path) -> Numbere
 def write_table(
     table: int, records: Sequence[Record], folder: Path, latex: bool = False
 ) -> list[Path]:
-    """Write a table of the paper to `<folder>/tables` and return the paths.
+    """Write `table_files` to `<folder>/tables` and return their paths. Raises as it and
+    `write_files` do."""
+    return write_files(table_files(table, records, folder, latex), folder)
 
-    The files are `table<N>.md` in the paper's layout, `table<N>.csv` in long form, except for
-    Table 3 `table<N>-differences.csv` with the differences between each pair of defenses, and with
-    `latex` `table<N>.tex`. Raises `InvalidInput` if no record belongs in the table, and for an
-    unwritable folder.
+
+def table_files(
+    table: int, records: Sequence[Record], folder: Path, latex: bool = False
+) -> dict[str, str]:
+    """The texts of a table of the paper, from the records of a folder.
+
+    They are `table<N>.md` in the paper's layout, `table<N>.csv` in long form, except for Table 3
+    `table<N>-differences.csv` with the differences between each pair of defenses, and with `latex`
+    `table<N>.tex`. Raises `InvalidInput` if no record belongs in the table.
     """
     made = paper_table(table, records, folder)
     texts = {f"table{table}.md": made.markdown(), f"table{table}.csv": made.csv()}
@@ -247,9 +268,7 @@ def write_table(
         texts[f"table{table}-differences.csv"] = made.differences()
     if latex:
         texts[f"table{table}.tex"] = made.latex()
-    for name, text in texts.items():
-        write_atomically(folder / "tables" / name, text.encode())
-    return [folder / "tables" / name for name in texts]
+    return texts
 
 
 def _summary(groups: Sequence[Group]) -> pd.DataFrame:

@@ -113,6 +113,24 @@ def test_a_run_is_resumed_and_extended_without_repeating_anything(
     assert not list(own_folder.rglob("*.tmp"))
 
 
+def test_a_table_that_cannot_be_written_is_printed(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """After a run, whose records are there, and when it is asked for again."""
+    (own_folder / "results/quick").mkdir(parents=True)
+    (own_folder / "results/quick/tables").write_text("in the way")
+    assert run() == 1
+    said = capsys.readouterr()
+    assert "\n| none " in said.out
+    assert "written:" not in said.out
+    assert said.err.splitlines()[-1].startswith("bdbench: cannot write leaderboard.csv in results")
+    for which, name in (("leaderboard", "leaderboard.csv"), ("1", "table1.md")):
+        assert main(["table", which]) == 2
+        said = capsys.readouterr()
+        assert "\n| " in said.out
+        assert f"bdbench: cannot write {name} in results/quick/tables" in said.err
+
+
 def test_a_dry_run_for_a_cluster_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dry-run", "--defense=none", "--engine=ray", "--gpus=1", "--device=cuda") == 0
     same, first, last = capsys.readouterr().out.splitlines()
