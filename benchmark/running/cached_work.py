@@ -76,8 +76,8 @@ def _checkpointed(cache: Cache) -> dict[str, float]:
     """Forward passes in the checkpoints of each piece of work: the sum over its parallel branches,
     or the count after they joined, which includes them."""
     reached: dict[str, dict[str, float]] = defaultdict(dict)
-    for loop, note in notes(cache.root / "checkpoints"):
-        with suppress(KeyError, TypeError):
+    for loop, note in notes(cache.root):
+        with suppress(*DAMAGE):
             branch, done = loop.rpartition(".")[0], note["forwards"] + 2 * note["backwards"]
             branches = reached[_text(note["about"])]
             branches[branch] = max(done, branches.get(branch, 0.0))

@@ -26,6 +26,7 @@ from torch import Tensor
 from bdbench.models.training.resume import Checkpoint, CheckpointStore, State, snapshot
 from bdbench.storage import mark
 from bdbench.storage.atomic import Unusable, remove_abandoned, write_atomically
+from bdbench.storage.cache import DAMAGE
 
 SHARE = 0.02
 """Largest share of the training time that checkpoints may take."""
@@ -63,7 +64,7 @@ class Checkpoints(CheckpointStore):
         try:
             document, state = decode(path.read_bytes())
             kept = Checkpoint(document["rounds"], document["finished"], state)
-        except (OSError, ValueError, LookupError, TypeError, safetensors.SafetensorError):
+        except DAMAGE:
             return None
         self.recall(document["note"])
         return kept
@@ -144,10 +145,10 @@ def _remove(path: Path) -> None:
 
 
 def notes(root: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The loop and the note of each checkpoint in the folders below `root`. Only headers are read,
-    and nothing is changed."""
-    for path in root.glob("*/*.safetensors"):
-        with suppress(OSError, ValueError, LookupError, TypeError), path.open("rb") as file:
+    """The loop and the note of each checkpoint in a cache. Only headers are read, and nothing is
+    changed."""
+    for _, path in mark.own_files(root, "checkpoints"):
+        with suppress(*DAMAGE), path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             document = _document(file.read(min(length, LONGEST)))
             yield path.stem.partition("-")[0], document["note"]
@@ -166,8 +167,7 @@ def encode(note: Mapping[str, Any], state: Mapping[str, Any]) -> bytes:
 
 
 def decode(content: bytes) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The inverse of `encode`. Raises ValueError, LookupError, TypeError or SafetensorError for
-    anything else."""
+    """The inverse of `encode`. Raises one of `DAMAGE` for anything else."""
     tensors = safetensors.torch.load(content)
     length = int.from_bytes(content[:8], "little")
     document = _document(content[8 : 8 + length])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -159,3 +161,46 @@ def test_damage_is_no_work_that_is_done(tmp_path: Path) -> None:
     for content in (b"", b"\xff" * 40, path.read_bytes()[:50]):
         path.write_bytes(content)
         assert there(tmp_path, chosen) == {}
+
+
+NOTES = {
+    "deep": "[" * 100_000 + "]" * 100_000,
+    "list": "[]",
+    "no note": "{}",
+    "note of text": '{"note": "forwards"}',
+    "no work": '{"note": {"about": {}}}',
+    "no mapping": '{"note": {"forwards": 1, "backwards": 1, "about": [1]}}',
+    "words": '{"note": {"forwards": "1", "backwards": "1", "about": {}}}',
+}
+
+
+@pytest.mark.parametrize("name", NOTES)
+def test_a_checkpoint_that_says_something_else_is_no_work_that_is_done(
+    name: str, tmp_path: Path
+) -> None:
+    place = tmp_path / f"checkpoints/{'a' * 32}/1-1-{'b' * 32}.safetensors"
+    place.parent.mkdir(parents=True)
+    head = json.dumps({"__metadata__": {"document": NOTES[name]}}).encode()
+    place.write_bytes(len(head).to_bytes(8, "little") + head)
+    assert there(tmp_path, made("none")) == {}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder", "file"])
+def test_what_is_not_ours_among_checkpoints_is_not_opened(kind: str, tmp_path: Path) -> None:
+    """Opening a pipe would block."""
+    chosen = made("none")
+    stopped(tmp_path, chosen, after=10)
+    (path,) = (tmp_path / "checkpoints").glob("*/*.safetensors")
+    elsewhere = path.rename(tmp_path / path.name)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        path.symlink_to(elsewhere)
+    elif kind == "folder":
+        path.parent.rename(tmp_path / "outside")
+        path.parent.symlink_to(tmp_path / "outside")
+        elsewhere.rename(path)
+    else:
+        elsewhere.rename(path.with_name("mine.safetensors"))
+    assert there(tmp_path, chosen) == {}
