@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NoReturn, TextIO
 
@@ -24,12 +24,14 @@ from bdbench.machine.threads import short_spin
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput, one_line
 
+INTERRUPTED = 130
+"""The exit code after Ctrl-C or SIGTERM."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 success, 1 failure, 2 bad input, 130 interrupt."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # A shell that starts a command in the background makes it ignore SIGINT.
-        signal.signal(number, _interrupt)
+    # A shell that starts a command in the background makes it ignore SIGINT.
+    _on_interrupt(_interrupt)
     try:
         with blaming("the code of a plugin"):
             code = cli.main(args=arguments, prog_name="bdbench", standalone_mode=False)
@@ -44,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _refuse(f"{where}{error.strerror or error}")
     except (KeyboardInterrupt, click.Abort):
         say("bdbench: interrupted; run the same command again to resume", err=True)
-        return 130
+        return INTERRUPTED
 
 
 def entry() -> NoReturn:
@@ -57,7 +59,12 @@ def entry() -> NoReturn:
     warnings.showwarning = lambda message, *where: say(
         f"bdbench: warning: {one_line(str(message))}", err=True
     )
-    sys.exit(main())
+    try:
+        code = main()
+    except KeyboardInterrupt:  # one more, while the first was reported
+        code = INTERRUPTED
+    _on_interrupt(_leave)
+    sys.exit(code)
 
 
 def _open_streams() -> None:
@@ -78,8 +85,19 @@ def _open_streams() -> None:
             stream.reconfigure(errors="replace")  # type: ignore[attr-defined]
 
 
+def _on_interrupt(handle: Callable[[int, Any], NoReturn]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handle)
+
+
 def _interrupt(number: int, frame: Any) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _leave(number: int, frame: Any) -> NoReturn:
+    """At the end of the program, where an exception would be shown in the midst of cleaning up. The
+    processes of cells end with this one."""
+    os._exit(INTERRUPTED)
 
 
 def _refuse(message: str) -> int:

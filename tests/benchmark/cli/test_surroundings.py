@@ -151,6 +151,37 @@ def test_neither_the_window_system_nor_the_encoding_matters(own_folder: Path) ->
     assert (own_folder / "é.png").stat().st_size
 
 
+# Signals
+
+AGAIN = """
+import atexit, os, signal, sys
+from bdbench import cli
+
+def again():
+    os.kill(os.getpid(), signal.{name})
+
+def refused(*arguments, **more):
+    raise KeyboardInterrupt
+
+def interrupted(text, err):
+    print(text, file=sys.stderr)
+    {reporting}
+
+atexit.register(again if {leaving} else print)
+cli.cli.main, cli.say = refused, interrupted
+cli.entry()
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(("reporting", "leaving"), [("pass", True), ("again()", False)])
+def test_one_more_interrupt_changes_nothing(name: str, reporting: str, leaving: bool) -> None:
+    program = AGAIN.format(name=name, reporting=reporting, leaving=leaving)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 130
+    assert done.stderr == "bdbench: interrupted; run the same command again to resume\n"
+
+
 # Streams
 
 
