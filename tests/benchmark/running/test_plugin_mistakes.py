@@ -5,8 +5,11 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import signal
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -251,8 +254,11 @@ def test_a_cell_of_an_imported_attack_runs(here: Path) -> None:
     assert statuses() == {"none": "ok"}
 
 
-LOUD = """import os
+LOUD = """import io
+import os
+import signal
 import sys
+import warnings
 import torch
 os.chdir("..")
 os.environ["BDBENCH_CACHE"] = "nowhere"
@@ -260,7 +266,30 @@ os.environ["CUDA_VISIBLE_DEVICES"] = "7"
 os.environ.pop("OMP_NUM_THREADS", None)
 sys.path.insert(0, "nowhere")
 torch.set_num_threads(torch.get_num_threads() + 1)
+torch.set_default_dtype(torch.float64)
+torch.set_grad_enabled(False)
+os.umask(0o777)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGTERM, lambda number, frame: None)
+warnings.simplefilter("ignore")
+warnings.showwarning = print
+sys.stdout = sys.stderr = io.StringIO()
+sys.setrecursionlimit(sys.getrecursionlimit() + 1)
 """
+
+
+def umask() -> int:
+    os.umask(now := os.umask(0))
+    return now
+
+
+SHARED: tuple[Callable[[], object], ...] = (
+    *(Path.cwd, lambda: dict(os.environ), umask),
+    *(torch.get_num_threads, torch.get_default_dtype, torch.is_grad_enabled),
+    *(partial(signal.getsignal, n) for n in (signal.SIGINT, signal.SIGTERM)),
+    *(lambda: list(warnings.filters), lambda: warnings.showwarning),
+    *(lambda: sys.stdout, lambda: sys.stderr, sys.getrecursionlimit),
+)
 
 
 @pytest.mark.parametrize("end", ["", "1 / 0\n"])
@@ -270,8 +299,8 @@ def test_a_file_leaves_the_surroundings_of_who_loads_it(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     (here / "loud.py").write_text(LOUD + DEFENSE + end)
 
-    def surroundings() -> tuple[object, ...]:
-        return Path.cwd(), dict(os.environ), torch.get_num_threads()
+    def surroundings() -> list[object]:
+        return [read() for read in SHARED]
 
     before, path = surroundings(), list(sys.path)
     try:
@@ -280,6 +309,13 @@ def test_a_file_leaves_the_surroundings_of_who_loads_it(
         assert end, error
     assert surroundings() == before
     assert sys.path == path if end else sys.path == [*path, "nowhere", str(here)]
+
+
+def test_a_file_that_forbids_recursion_forbids_it_nobody_else(here: Path) -> None:
+    (here / "flat.py").write_text(f"import sys\nsys.setrecursionlimit(200)\n{DEFENSE}")
+    before = sys.getrecursionlimit()
+    load_plugin(Path("flat.py"))
+    assert sys.getrecursionlimit() == before
 
 
 def test_a_run_goes_on_where_it_was_started(
