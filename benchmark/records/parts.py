@@ -31,6 +31,8 @@ from bdbench.records.count import Count
 
 LONGEST_NAME = 100
 """Characters of the name of a part that a later version adds."""
+SAMPLE_NUMBERS = ("tpr", "fpr", "auroc", "precision", "recall", "mean_clean", "mean_poisoned")
+"""The parts of a `Sample` that are numbers."""
 
 
 def _accepted(schema: core_schema.CoreSchema, wanted: str) -> GetPydanticSchema:
@@ -300,6 +302,17 @@ class LentImages(Part):
     least: int | None = None
 
 
+def _check_sample(found: dict[str, Any]) -> dict[str, Any]:
+    for name in SAMPLE_NUMBERS:
+        value = found.get(name, 0)
+        require(type(value) in (int, float), f"its {name} must be a number, got {_shown(value)}")
+    return found
+
+
+Sample = Annotated[dict[str, Any], AfterValidator(_check_sample)]
+"""What the values that a defense gives to training images say about who is poisoned."""
+
+
 class AttackPart(Part):
     """What a run publishes about one of several attacks, see `Diagnostics`.
 
@@ -313,7 +326,7 @@ class AttackPart(Part):
     relabelled_images: int | None = None
     share_of_dataset: Number | None = None
     share_of_target_class: Number | None = None
-    samples: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    samples: dict[str, Sample] = Field(default_factory=dict)
 
 
 class Diagnostics(Part):
@@ -334,7 +347,7 @@ class Diagnostics(Part):
     lent: LentImages | None = None
     attack: dict[str, Any] = Field(default_factory=dict)
     scalars: dict[str, Any] = Field(default_factory=dict)
-    samples: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    samples: dict[str, Sample] = Field(default_factory=dict)
     warnings: list[Text] = Field(default_factory=list)
     parts: dict[str, AttackPart] = Field(default_factory=dict)
 

@@ -298,6 +298,13 @@ def test_every_truncation_is_named_and_skipped(record, written):
         ({"provenance": {"plugins": [3]}}, "plugins.0 must be a string, got 3"),
         ({"diagnostics": {"warnings": ["w", 3]}}, "warnings.1 must be a string, got 3"),
         ({"diagnostics": {"lent": {"fit": "many"}}}, "fit must be a valid integer, got str"),
+        ({"diagnostics": {"samples": {"kept": {"tpr": "x"}}}}, "its tpr must be a number, got str"),
+        ({"diagnostics": {"samples": {"kept": {"recall": None}}}}, "kept: its recall must be"),
+        ({"diagnostics": {"samples": {"loss": {"auroc": [1]}}}}, "its auroc must be a number"),
+        (
+            {"diagnostics": {"parts": {"sig_2": {"samples": {"w": {"mean_clean": True}}}}}},
+            "parts.sig_2.samples.w: its mean_clean must be a number, got bool",
+        ),
         ({"diagnostics": math.nan}, "NaN is not a JSON number"),
     ],
 )
