@@ -14,6 +14,7 @@ import sys
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -558,6 +559,27 @@ def test_no_record_makes_a_command_crash(own_folder: Path, at: tuple[Any, ...], 
             with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(errors):
                 assert main(command) in (0, 1, 2)
             assert "\x1b" not in shown.getvalue()
+
+
+ODD_SPECS = (
+    *(("attack", text) for text in ("adaptive", "badnets(poisoning_rate=[1])", "{{7*7}}")),
+    *(("dataset", f"cifar10(train_images={value})") for value in ("'all'", "(1, 2)")),
+    *(("model", ""), ("recipe", "a recipe"), ("recipe", "recipe(epochs='many')")),
+)
+
+
+@pytest.mark.parametrize(("axis", "text"), ODD_SPECS)
+def test_a_spec_that_no_plugin_here_reads_costs_no_table(
+    own_folder: Path, axis: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = builders.make_record("cbd", "badnets", 850, 13)
+    cell = whole.cell.with_(dataset="cifar10", attack="badnets", defense="cbd")
+    odd = replace(whole, cell=cell.with_(**{axis: text}), labels=whole.labels.with_(**{axis: text}))
+    records.write(own_folder / "r", odd)
+    records.write(own_folder / "r", OTHER)
+    for command in ("table", "table --latex", "table 1", "verify", "report"):
+        main([*command.split(), "--results", "r"])
+        assert capsys.readouterr().err == "", command
 
 
 # Plugins and messages

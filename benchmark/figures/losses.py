@@ -24,6 +24,7 @@ from bdbench.figures.epochs import (
 from bdbench.figures.picture import COLOURS, Picture, Place, caption, grid, legend
 from bdbench.figures.selection import SETTING, Selection, agrees
 from bdbench.models.plugins.spec import Spec
+from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import TRAINED, Record
 from bdbench.tables.groups import Group, is_none
 
@@ -81,9 +82,9 @@ def _place(group: Group, groups: list[Group]) -> Place:
     inner = group.records[0].cell.attack.fields.get("attack")
     wrapper, column = [], attack
     if inner is not None:
-        outer = Spec.of(attack)
+        outer = RecordedSpec.of(attack)
         settings = dict(outer.fields)
-        name = settings.pop("attack", Spec.of(inner).name)
+        name = settings.pop("attack", RecordedSpec.of(inner).name)
         wrapper = [str(Spec(outer.name, settings))]
         plain = (g.names["attack"] for g in groups if agrees(inner, g.records[0].cell.attack))
         column = next(plain, name)

@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from numpy.typing import NDArray
 
-from bdbench.models.plugins.spec import Spec
+from bdbench.records.parts import RecordedSpec
 from bdbench.storage.atomic import write_atomically
 from bdbench.tables.groups import EXCLUDED_FLAGS, Group
 from bdbench.tables.text import as_csv
@@ -235,7 +235,7 @@ def _draw_images(axes: Axes, band: ImageRows) -> None:
 
 def stacked(text: str, letters: int) -> str:
     """A spec with each of its fields on a line, or on several if it has more letters."""
-    given = Spec.of(text)
+    given = RecordedSpec.of(text)
     lines = [given.name, *(f"{key}={value!r}" for key, value in given.fields.items())]
     return "\n".join(textwrap.fill(line, letters) for line in lines)
 

@@ -32,6 +32,7 @@ from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
+from bdbench.records.parts import RecordedSpec
 from bdbench.tables.groups import ASR, CA, Group, is_none, name_order
 from bdbench.tables.source import defaults
 
@@ -210,7 +211,7 @@ def _default(axis: str, name: str, field: str) -> Any:
 
 
 def _without(text: str, field: str) -> str:
-    given = Spec.of(text)
+    given = RecordedSpec.of(text)
     return str(Spec(given.name, {k: n for k, n in given.fields.items() if k != field}))
 
 

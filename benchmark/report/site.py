@@ -10,15 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, partial
+from functools import cached_property, partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bdbench.models.plugins.errors import InvalidInput, require
-from bdbench.models.plugins.spec import Spec
+from bdbench.models.plugins.errors import require
 from bdbench.records import files as record_files
 from bdbench.records.consistency import AXES
+from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import Record
 from bdbench.records.rerun import quoted
 from bdbench.report import charts, downloads
@@ -320,29 +320,22 @@ def _baseline(block: LeaderboardBlock, group: Group, record: Record) -> Record |
 def _published(record: Record) -> tuple[list[tuple[str, str, Mapping[str, float]]], dict[str, str]]:
     """Numbers that others published for a cell at its poisoning rate: (source, network, shares in
     percent by metric) of each source, and by metric where these contradict each other."""
-    cell = record.cell.as_dict()
-    try:
-        found, beside = reference(cell), others(cell)
-    except InvalidInput:
-        return [], {}
+    cell = record.cell
+    found, beside = reference(cell), others(cell)
     paper = found.published if found else None
     rows = [(other.source, NETWORK, other.shares) for other in beside]
-    if paper and paper.shares and paper.poisoning_rate in (None, rate_of(Spec.of(cell["attack"]))):
+    if paper and paper.shares and paper.poisoning_rate in (None, rate_of(cell.attack)):
         place = f"CBD paper, Table {paper.table}"
         rows.insert(0, (place, MODELS[paper.dataset], paper.shares))
     return rows, contradictions(cell, paper, beside)
 
 
 Settings = tuple[str, str, list[tuple[str, str, bool]]]
-_read = cache(Spec.of)
 
 
 def _settings(record: Record, axis: str) -> Settings:
     """Axis and name of a plugin, and of each field its name, value and whether that is changed."""
-    try:
-        spec, label = record.cell[axis], _read(record.labels[axis])
-    except InvalidInput:
-        return axis, str(record.cell[axis]), []
+    spec, label = record.cell[axis], RecordedSpec.of(record.labels[axis])
     fields = [(name, repr(value), name in label.fields) for name, value in spec.fields.items()]
     return axis, spec.name, fields
 

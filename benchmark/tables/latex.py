@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from bdbench.models.plugins.errors import require
-from bdbench.models.plugins.spec import Spec
+from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import Record
 from bdbench.tables.groups import Group, is_none
 from bdbench.tables.leaderboard import (
@@ -258,7 +258,7 @@ def _in_words(part: str) -> str:
     """The settings of a recipe; other parts of a title as they are."""
     if not part.startswith("recipe("):
         return part
-    fields = Spec.of(part).fields
+    fields = RecordedSpec.of(part).fields
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fields.items())
 
 

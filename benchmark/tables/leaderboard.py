@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.beside import ALONE, Origins
+from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import CONTROL, REACTIVATED, Record
 from bdbench.tables.groups import (
     ASR,
@@ -314,7 +315,7 @@ class LeaderboardBlock:
         differ between cells."""
         records = [record for group in self.groups for record in group.records]
         recipe = records[0].cell.recipe
-        altered = dict(Spec.of(self.groups[0].names["recipe"]).fields)
+        altered = dict(RecordedSpec.of(self.groups[0].names["recipe"]).fields)
         epochs = recipe.fields.get("epochs")
         # A network that the user brought was trained elsewhere: only its defenses have epochs.
         subject = "" if records[0].given is None else "defenses: "

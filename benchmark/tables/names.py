@@ -39,7 +39,7 @@ def title_of(record: Record, axis: str) -> str:
 def derived(name: str) -> str:
     """The title of a plugin that declares none: `strong_cutout` becomes Strong cutout."""
     words = name.replace("_", " ").strip() or name
-    return words[0].upper() + words[1:]
+    return words[:1].upper() + words[1:]
 
 
 def with_settings(group: Group, axis: str, omitted: Collection[str] = ()) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.tables.groups import ASR, CA, RACC
-from bdbench.tables.published import Published, rate_of
+from bdbench.tables.published import Cell, Published, rate_of, spec_in
 from bdbench.tables.source import defaults
 
 NETWORK = "PreAct-ResNet18"
@@ -63,14 +63,15 @@ class Other:
     shares: Mapping[str, float]
 
 
-def others(cell: Mapping[str, Any]) -> tuple[Other, ...]:
+def others(cell: Cell) -> tuple[Other, ...]:
     """Numbers that others published for the data set, attack, poisoning rate and defense of a
-    record's cell, whatever its other settings. Raises `InvalidInput` for an invalid spec."""
-    attack, dataset = Spec.of(cell["attack"]), Spec.of(cell["dataset"]).name
+    cell, whatever its other settings. Raises `InvalidInput` for an invalid
+    text."""
+    attack, dataset = spec_in(cell, "attack"), spec_in(cell, "dataset").name
     share = _poisoned_share(attack, dataset)
     if share is None:
         return ()
-    place = (dataset, attack.name, share, Spec.of(cell["defense"]).name)
+    place = (dataset, attack.name, share, spec_in(cell, "defense").name)
     return known().get(place, ())
 
 
@@ -91,16 +92,14 @@ def known() -> Mapping[Place, tuple[Other, ...]]:
     return found
 
 
-def contradictions(
-    cell: Mapping[str, Any], paper: Published | None, found: tuple[Other, ...]
-) -> dict[str, str]:
+def contradictions(cell: Cell, paper: Published | None, found: tuple[Other, ...]) -> dict[str, str]:
     """By metric (CA, ASR), the sources that differ by more than `CONTRADICTION` points, as text.
 
     The paper is one of the sources if it uses the cell's poisoning rate. For sig it is not, because
     it does not state what its rate is a share of.
     """
     sides: dict[str, Mapping[str, float]] = {other.source: other.shares for other in found}
-    rate = rate_of(Spec.of(cell["attack"]))
+    rate = rate_of(spec_in(cell, "attack"))
     if paper and paper.poisoning_rate == rate and paper.attack != "sig":
         sides = {"the CBD paper": paper.shares, **sides}
     return {metric: text for metric in (CA, ASR) if (text := _contradiction(metric, sides))}
@@ -120,8 +119,10 @@ def _poisoned_share(attack: Spec, dataset: str) -> float | None:
     of all images.
     """
     rate = rate_of(attack)
+    if not isinstance(rate, float):
+        return None
     basis = defaults("bdbench.attacks", attack.name).get("rate_basis")
     if attack.fields.get("rate_basis", basis) == "target_class":
         classes = CLASSES.get(dataset)
         return None if classes is None else round(rate / classes, 9)
-    return rate if isinstance(rate, float) else None
+    return rate

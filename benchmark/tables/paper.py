@@ -15,6 +15,7 @@ from statistics import median
 from bdbench.cells.suites import ATTACKS, DEFENSES
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
+from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import ALONE, STAGES, Record
 from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes
 from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal, plus_minus
@@ -227,7 +228,7 @@ def _comparison(printed: float, ours: float) -> str:
 
 
 def _printed(group: Group, metric: str, table: int) -> float | None:
-    found = reference(group.records[0].cell.as_dict(), table)
+    found = reference(group.records[0].cell, table)
     value = getattr(found.published, metric) if found else None
     return None if value is None else float(value)
 
@@ -318,7 +319,7 @@ def _with_range(values: Sequence[float]) -> str:
 
 
 def _printed_seconds(group: Group) -> float | None:
-    found = reference(group.records[0].cell.as_dict(), 3)
+    found = reference(group.records[0].cell, 3)
     return found.published.seconds if found else None
 
 
@@ -357,7 +358,7 @@ def _left_out(groups: Sequence[Group], chosen: Sequence[Group]) -> Iterator[str]
 
 def _notes(groups: Sequence[Group], table: int) -> tuple[str, ...]:
     """The marks that occur, the deviations from the paper's setup, and notes on the paper."""
-    found = [reference(group.records[0].cell.as_dict(), table) for group in groups]
+    found = [reference(group.records[0].cell, table) for group in groups]
     departures = dict.fromkeys(d for row in found if row for d in row.departures)
     remarks = dict.fromkeys(
         f"paper, {row.published.defense} on {row.published.attack}: {row.published.note}"
@@ -379,27 +380,29 @@ def _is_adaptive(group: Group) -> bool:
 
 
 def _name_and_rate(group: Group) -> tuple[str, float]:
-    """The name of an attack without its poisoning rate, and the rate."""
-    rate = group.records[0].cell.attack.fields.get("poisoning_rate", 0.0)
-    shown = Spec.of(group.names["attack"])
+    """The name of an attack without its poisoning rate, and the rate; 0 if it has none."""
+    rate = group.records[0].cell.attack.fields.get("poisoning_rate")
+    if not isinstance(rate, int | float):
+        return group.names["attack"], 0.0
+    shown = RecordedSpec.of(group.names["attack"])
     fields = {key: value for key, value in shown.fields.items() if key != "poisoning_rate"}
     return str(Spec(shown.name, fields)), float(rate)
 
 
 def _has_default_rate(group: Group) -> bool:
     # A label has only the fields that differ from their defaults.
-    return "poisoning_rate" not in Spec.of(group.records[0].labels.attack).fields
+    return "poisoning_rate" not in RecordedSpec.of(group.records[0].labels.attack).fields
 
 
 def _plugins(specs: Iterable[str]) -> list[str]:
-    return [Spec.of(text).name for text in specs]
+    return [RecordedSpec.of(text).name for text in specs]
 
 
 def _in_order(names: Iterable[str], known: Sequence[str]) -> list[str]:
     """Sort specs by the position of their plugin in `known`; others follow by name."""
 
     def sort_key(text: str) -> tuple[int, str]:
-        name = Spec.of(text).name
+        name = RecordedSpec.of(text).name
         return (list(known).index(name) if name in known else len(known)), text
 
     return sorted(names, key=sort_key)

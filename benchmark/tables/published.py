@@ -15,6 +15,7 @@ from typing import Any
 
 from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import Spec
+from bdbench.records.parts import Identity, RecordedSpec
 from bdbench.tables.source import defaults
 
 TABLE_1 = {
@@ -107,6 +108,10 @@ RECIPE = {"epochs": 100, "momentum": 0.9, "weight_decay": 1e-4, "updates": 1.0}
 AUGMENTATIONS = {"padding": "random crop", "flip": "horizontal flip", "cutout": "cutout"}
 
 
+Cell = Identity | Mapping[str, Any]
+"""A cell as a record has it, or the text of its specs by axis."""
+
+
 @dataclass(frozen=True)
 class Published:
     """The numbers that the paper prints for one attack and defense.
@@ -146,20 +151,20 @@ class Reference:
     departures: tuple[str, ...]
 
 
-def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | None:
+def reference(cell: Cell, table: int | None = None) -> Reference | None:
     """The numbers that a table of the paper prints for the cell of a record; None without any.
 
     table: 1, 2, 3 or 5; None searches Tables 1, 2 and 5, and prefers the cell's own poisoning rate
 
     In Table 2, which varies the poisoning rate, the rate must match. Raises `InvalidInput` for
-    another table or an invalid spec.
+    another table or an invalid text.
     """
     require(table is None or table in TABLES, f"table must be 1, 2, 3 or 5, got {table}")
-    attack = Spec.of(cell["attack"])
+    dataset, attack, defense = (spec_in(cell, axis) for axis in ("dataset", "attack", "defense"))
     adaptive = attack.name == "adaptive"
-    trigger = Spec.of(attack.fields["attack"]).name if adaptive else attack.name
+    trigger = hardened(attack).name if adaptive else attack.name
     rate = rate_of(attack)
-    wanted = (Spec.of(cell["dataset"]).name, trigger, Spec.of(cell["defense"]).name, adaptive)
+    wanted = (dataset.name, trigger, defense.name, adaptive)
     rows = [
         row
         for row in PLACES.get(wanted, ())
@@ -172,19 +177,20 @@ def reference(cell: Mapping[str, Any], table: int | None = None) -> Reference | 
     return Reference(nearest, tuple(_departures(cell, nearest)))
 
 
-def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
+def _departures(cell: Cell, row: Published) -> Iterator[str]:
     """The deviations of a cell. A field that a spec leaves out is as in the paper."""
-    dataset = Spec.of(cell["dataset"]).name
-    fields = dict(Spec.of(cell["dataset"]).fields)
+    given = spec_in(cell, "dataset")
+    dataset, fields = given.name, dict(given.fields)
     size = defaults("bdbench.datasets", dataset).get("train_size")
     images = fields.pop("train_images", None)
     if images not in (None, size):
-        yield f"{images:,} of {size:,} images" if size else f"{images:,} images, not all"
+        count = f"{images:,}" if isinstance(images, int) else repr(images)
+        yield f"{count} of {size:,} images" if size else f"{count} images, not all"
     yield from _settings("bdbench.datasets", Spec(dataset, fields))
 
-    yield from _difference("model", Spec.of(cell["model"]).name, MODELS[dataset])
+    yield from _difference("model", spec_in(cell, "model").name, MODELS[dataset])
 
-    fields = dict(Spec.of(cell["recipe"]).fields)
+    fields = dict(spec_in(cell, "recipe").fields)
     stated = {**RECIPE, "learning_rate": LEARNING_RATES[dataset]}
     for name, printed in stated.items():
         yield from _difference(name, fields.get(name, printed), printed)
@@ -194,16 +200,17 @@ def _departures(cell: Mapping[str, Any], row: Published) -> Iterator[str]:
     if fields.get("precision", "fp32") != "fp32":
         yield f"precision {fields['precision']}"
 
-    attack = Spec.of(cell["attack"]).name
-    fields = dict(Spec.of(cell["attack"]).fields)
+    attack = spec_in(cell, "attack")
+    fields = dict(attack.fields)
     if row.poisoning_rate is not None:
-        rate = fields.pop("poisoning_rate", default_rate(attack))
+        rate = fields.pop("poisoning_rate", default_rate(attack.name))
         yield from _difference("poisoning_rate", rate, row.poisoning_rate)
         yield from _difference("target", fields.pop("target", TARGETS[dataset]), TARGETS[dataset])
         if row.adaptive:
-            yield from _settings("bdbench.attacks", Spec.of(fields.pop("attack")))
-        yield from _settings("bdbench.attacks", Spec(attack, fields))
-    yield from _settings("bdbench.defenses", Spec.of(cell["defense"]))
+            fields.pop("attack")
+            yield from _settings("bdbench.attacks", hardened(attack))
+        yield from _settings("bdbench.attacks", Spec(attack.name, fields))
+    yield from _settings("bdbench.defenses", spec_in(cell, "defense"))
 
 
 def _difference(name: str, ours: Any, printed: Any) -> Iterator[str]:
@@ -217,6 +224,17 @@ def _settings(package: str, given: Spec) -> Iterator[str]:
     for field, value in given.fields.items():
         if field in ours and value != ours[field]:
             yield f"{given.name}: {field}={value!r} instead of {ours[field]!r}"
+
+
+def spec_in(cell: Cell, axis: str) -> Spec:
+    """Raises `InvalidInput` for an invalid text."""
+    found = cell[axis]
+    return found if isinstance(found, Spec) else Spec.of(found)
+
+
+def hardened(adaptive: Spec) -> Spec:
+    """The attack that `adaptive` hardens; without a name if its spec does not say."""
+    return RecordedSpec.of(str(adaptive.fields.get("attack", "")))
 
 
 def rate_of(attack: Spec) -> Any:

@@ -20,14 +20,13 @@ from typing import Any
 import pandas as pd
 
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.plugins.spec import Spec
 from bdbench.records.parts import Identity
 from bdbench.records.record import Record
 from bdbench.storage.atomic import write_atomically
 from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, collect, is_none
 from bdbench.tables.leaderboard import MISSING, footnote, markdown_table
 from bdbench.tables.others import SOURCES, Other, contradictions, others
-from bdbench.tables.published import TABLES, Published, Reference, reference
+from bdbench.tables.published import TABLES, Published, Reference, hardened, reference
 from bdbench.tables.text import as_csv, as_markdown
 
 COMPARED = (1, 2, 5)
@@ -186,7 +185,7 @@ def verify(records: Iterable[Record]) -> Verification:
     seen: set[Published] = set()
     beyond = 0
     for group in collect(records):
-        cell = group.records[0].cell.as_dict()
+        cell = group.records[0].cell
         if group.records[0].given is not None:
             # There are no published numbers for a network that the user brought.
             beyond += 1
@@ -218,7 +217,7 @@ def _rows(group: Group, found: Reference | None, beside: tuple[Other, ...]) -> I
     """The rows of a cell; empty if none are published. The paper has no R-Acc."""
     if found is None and not beside:
         return
-    cell, published = group.records[0].cell.as_dict(), found.published if found else None
+    cell, published = group.records[0].cell, found.published if found else None
     conflicts = contradictions(cell, published, beside)
     for metric in (CA, ASR, RACC):
         theirs = {other.source: other.shares.get(metric, math.nan) for other in beside}
@@ -274,7 +273,7 @@ def _reasons(cell: Identity, metric: str) -> Iterator[str]:
     trigger = cell.attack
     attacks = {ANY, trigger.name}
     if trigger.name == "adaptive":
-        attacks.add(Spec.of(trigger.fields["attack"]).name)
+        attacks.add(hardened(trigger).name)
     defenses = {ANY, cell.defense.name}
     for (defense, attack, affected), reason in REASONS.items():
         if defense in defenses and attack in attacks and affected in (ANY, metric):

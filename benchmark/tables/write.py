@@ -320,7 +320,7 @@ def _long_form(groups: Sequence[Group], table: int) -> pd.DataFrame:
     undefended = _undefended(groups)
     rows = []
     for group in groups:
-        found = reference(group.records[0].cell.as_dict(), table)
+        found = reference(group.records[0].cell, table)
         row = _row(group, undefended.get(_data_of(group)))
         if table == 3:
             row |= _timing(group, undefended[_data_of(group)])
