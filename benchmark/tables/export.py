@@ -211,7 +211,11 @@ def _common(types: set[type]) -> str:
 
 
 def _text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else repr(value)
+    """With escapes for what is not Unicode, such as parts of the name of a file."""
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else repr(value)
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _number(value: float) -> float | None:

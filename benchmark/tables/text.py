@@ -37,7 +37,7 @@ _LATEX = {
     "°": r"$^\circ$",
     "◊": r"$\diamond$",
 }
-_FORMULA = tuple("=+-@")
+_FORMULA = tuple("=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH COMMERCIAL AT}")
 
 
 def as_markdown(text: str) -> str:

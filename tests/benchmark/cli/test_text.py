@@ -100,7 +100,13 @@ def test_latex_executes_no_command_in_a_text(text: str, expected: str) -> None:
     assert len(re.findall(r"(?<!\\)\{", found)) == len(re.findall(r"(?<!\\)\}", found))
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+cmd", "@SUM(1)", "\t=1", "\r=1", "\n=1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("=1+1", "+1+1", "-1+cmd", "@SUM(1)", "\t=1", "\r=1", "\n=1"),
+        *("\uff1d1+1", "\uff0b1", "\uff20SUM(1)", "\u3000=1"),
+    ],
+)
 def test_a_spreadsheet_evaluates_no_text(text: str) -> None:
     frame = pd.DataFrame({"name": [text, "x=1"], "more": [-0.5, 2.0], "odd": [-1, None]})
     (_, first, second) = csv.reader(io.StringIO(as_csv(frame), newline=""))

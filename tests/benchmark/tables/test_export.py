@@ -121,6 +121,16 @@ def test_csv_escapes_formulas_and_line_breaks(tmp_path: Path) -> None:
     assert not [name for name in read if not name.replace(".", "").isidentifier()]
 
 
+@pytest.mark.parametrize("form", export.FORMS)
+def test_text_that_is_not_unicode_is_escaped(form: str, tmp_path: Path) -> None:
+    record = made("cbd(t1=3)", 900, 20)
+    odd = replace(record, provenance={"device": "\udcff", "versions": {"torch": "2 \ud800"}})
+    path = tmp_path / f"cells.{form}"
+    export.write([odd], path, form, False)
+    read = pd.read_csv(path) if form == "csv" else pd.read_parquet(path)
+    assert (read["device"][0], read["version.torch"][0]) == (r"\udcff", r"2 \ud800")
+
+
 def test_a_number_too_large_for_an_integer_column_becomes_a_float() -> None:
     record = made("cbd(t1=3)", 900, 20)
     large = replace(record, measured=record.measured.with_(peak_memory_bytes=10**90))
