@@ -78,7 +78,8 @@ class Registry(Generic[T]):
     def register(self, name: str, title: str = "") -> Callable[[F], F]:
         """Register a class or function; use it as a decorator. A class or file that is loaded again
         replaces its predecessor. Raises `InvalidInput` if another plugin has the name, for a name
-        that no spec can hold or that is reserved, and for an unprintable or overlong title.
+        that no spec can hold or that is reserved, for an unprintable or overlong title, and for a
+        version that is not an integer.
 
         title: the name in tables and figures, such as "BadNets"
         """
@@ -93,6 +94,12 @@ class Registry(Generic[T]):
             require(
                 inspect.isclass(factory) or inspect.isroutine(factory),
                 f"{self.kind} {name!r} must be a class or function, got {factory!r}",
+            )
+            version = getattr(factory, "version", 1)
+            require(
+                isinstance(version, int),
+                f"the version of {self.kind} {name!r} must be an integer, got {version!r}: it is "
+                "part of every key",
             )
             if not self._is_built_in(factory):
                 self.import_package()

@@ -322,6 +322,11 @@ NAMED = f"{HEAD}@register('mine')\n"
         (NAMED + "class Mine:\n    size = 1\n", "'mine' is not a subclass of bdbench.defenses.Def"),
         (NAMED + CLASS, "defense 'mine' has no fit: every Defense must define it"),
         (NAMED + "class Mine(Defense):\n    size: int = 1\n" + FIT, "'mine' is not a dataclass"),
+        (
+            NAMED + CLASS + FIT + "    version = '2.1'\n",
+            "version of defense 'mine' must be an integer",
+        ),
+        (NAMED + CLASS + FIT + "    version = 1.5\n", "must be an integer, got 1.5: it is part of"),
         (HEAD + "register('mine')(3)\n", "defense 'mine' must be a class or function, got 3"),
         (
             HEAD + "@register('cbd')\n" + CLASS + FIT,
