@@ -1,4 +1,5 @@
-"""What plugins say of themselves before anything runs: their work, and what a data set is."""
+"""What plugins say of themselves before anything runs: their work, the clean images that a defense
+needs, and what a data set is."""
 
 from __future__ import annotations
 
@@ -80,6 +81,19 @@ def undefended(defense: Defense, label: str) -> int:
     return _count(f"undefended of defense {label}", defense, "undefended")
 
 
+def clean_needs(defense: Defense, label: str) -> tuple[float, int]:
+    """Its `clean_fraction` and `clean_images`. Raises `InvalidInput` if asking for one fails, or if
+    it is not a share in [0, 1) or a number of at least 2, of which a share of 0 has no need."""
+    what = f"clean_fraction of defense {label}"
+    share = _told(what, defense, "clean_fraction")
+    valid = isinstance(share, Real) and 0 <= float(share) < 1
+    where = _place(defense, "clean_fraction")
+    require(valid, f"{what} must be at least 0 and below 1, got {share!r}{where}")
+    if not share:
+        return 0.0, 2
+    return float(share), _count(f"clean_images of defense {label}", defense, "clean_images", 2)
+
+
 def num_classes(source: Source) -> int:
     """Of a data set. Raises `InvalidInput` as `undefended` does."""
     return _count(f"num_classes of data set {type(source).__name__}", source, "num_classes")
@@ -101,11 +115,11 @@ def _amount(what: str, plugin: object, member: str, *arguments: Any) -> float:
     return float(value)
 
 
-def _count(what: str, plugin: object, member: str) -> int:
+def _count(what: str, plugin: object, member: str, least: int = 0) -> int:
     value = _told(what, plugin, member)
-    valid = isinstance(value, Integral) and int(value) >= 0
+    valid = isinstance(value, Integral) and int(value) >= least
     where = _place(plugin, member)
-    require(valid, f"{what} must be an integer of at least 0, got {value!r}{where}")
+    require(valid, f"{what} must be an integer of at least {least}, got {value!r}{where}")
     return int(value)
 
 

@@ -84,15 +84,16 @@ def _describe(registry: Registry[Any], name: str) -> str:
         plain(rows, headers=["field", "type", "default"]) if rows else "",
     ]
     if registry.kind == "defense":
-        from bdbench.cells.declared import defense_passes
+        from bdbench.cells.declared import clean_needs, defense_passes
         from bdbench.models.training.recipe import Recipe
 
         recipe, defense, images = Recipe(), registry.build(name), 50_000
         cost = defense_passes(defense, recipe, images, name) / (3 * recipe.epochs)
-        at_least = f", at least {defense.clean_images} of each class"
+        share, least = clean_needs(defense, name)
+        at_least = f", at least {least} of each class"
         parts.append(
-            f"clean images: {100 * defense.clean_fraction:g} % of the training set"
-            f"{at_least if defense.clean_images > 2 else ''}\n"
+            f"clean images: {100 * share:g} % of the training set"
+            f"{at_least if least > 2 else ''}\n"
             f"expected work: {cost:.2f} times a plain training of {recipe.epochs} epochs on "
             f"{images:,} images"
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bdbench.cells.declared import defense_passes, undefended
+from bdbench.cells.declared import clean_needs, defense_passes, undefended
 from bdbench.defenses.base import VALIDATION, Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins import spec
@@ -134,7 +134,7 @@ def _given(names: Sequence[str]) -> str:
     rows = []
     for name in names:
         made: Defense = defenses.build(name)
-        share, many = made.clean_fraction, undefended(made, name)
+        (share, _), many = clean_needs(made, name), undefended(made, name)
         start = "an undefended network" if many == 1 else f"{many} undefended networks"
         plain = 3.0 * RECIPE.epochs
         passes = defense_passes(made, RECIPE, IMAGES, name)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from bdbench.cells.cell import Cell
+from bdbench.cells.declared import clean_needs
 from bdbench.defenses.base import VALIDATION, CleanBudget
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import require
@@ -27,9 +28,10 @@ def size_of(
 
 
 def budget_of(cell: Cell, train_set: ImageSet) -> CleanBudget | None:
-    """What the defense of a cell is lent of the clean training set, see `clean_budget`."""
-    defense = cell.defense
-    return clean_budget(train_set, defense.clean_fraction, cell.seed, defense.clean_images)
+    """What the defense of a cell is lent of the clean training set, see `clean_budget`. Raises
+    `InvalidInput` for a defense that cannot say how much it needs, too."""
+    fraction, least = clean_needs(cell.defense, cell.labels["defense"])
+    return clean_budget(train_set, fraction, cell.seed, least)
 
 
 def clean_budget(

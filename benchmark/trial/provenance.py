@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ import torch
 
 import bdbench.models
 from bdbench.cells.cell import REGISTRIES, Cell
+from bdbench.cells.declared import clean_needs
 from bdbench.datasets.base import Dataset
 from bdbench.machine.system import commit, device_name, versions
 from bdbench.models.plugins.documentation import about_fields, about_module
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import PLUGIN, plugin_files
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
@@ -46,10 +49,17 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "titles": {axis: info.title for axis, info in cell.info.items() if info.title},
         **({"code": {axis: code.text for axis, code in cell.local.items()}} if cell.local else {}),
         **({"plugins": files} if (files := plugins(cell)) else {}),
-        "clean_fraction": cell.defense.clean_fraction,
+        "clean_fraction": _clean_fraction(cell),
         "data_sha256": dataset and dataset.sha256,
         "data_notes": list(dataset.notes) if dataset else [],
     }
+
+
+def _clean_fraction(cell: Cell) -> float | None:
+    """None for a defense that cannot say it, whose cell fails."""
+    with suppress(InvalidInput):
+        return clean_needs(cell.defense, cell.labels["defense"])[0]
+    return None
 
 
 def plugins(cell: Cell) -> list[str]:

@@ -23,12 +23,16 @@ from bdbench.cells.plugins import load_plugin
 from bdbench.cli import main
 from bdbench.defenses.registry import defenses
 from bdbench.models import Recipe
+from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import num_threads
+from bdbench.records.record import decode, encode
 from bdbench.running.worker import Job, Worker
 from bdbench.storage.cache import sha256_of
 from bdbench.trial import provenance
+from bdbench.trial.clean_budget import budget_of
 from bdbench.trial.provenance import plugins
+from bdbench.trial.record import failed_record
 
 SIZES = "toy(train_images=40, test_images=40, image_size=16)"
 FIXED = ["--epochs=1", "--device=cpu", "--precision=fp32", "--seeds=1", "--attack=badnets"]
@@ -161,6 +165,48 @@ def test_other_cells_run_beside_a_defense_that_cannot_tell_its_work(
     assert line.startswith("warning: undefended of defense mine failed at line 18 of ")
     assert line.endswith("mine.py: SystemExit: 0; the expected time is a guess")
     assert statuses() == {"none": "ok", "mine": "failed"}
+
+
+SHARE = "    @property\n    def clean_fraction(self):\n        "
+
+
+@pytest.mark.parametrize(
+    ("body", "complaint"),
+    [
+        (
+            "    clean_fraction = '5%'\n",
+            "clean_fraction of defense mine must be at least 0 and below",
+        ),
+        ("    clean_fraction = 5\n", "must be at least 0 and below 1, got 5"),
+        ("    clean_fraction = -0.1\n", "must be at least 0 and below 1, got -0.1"),
+        (f"{SHARE}return float('nan')\n", "below 1, got nan at line 16 of {file}"),
+        (
+            f"{SHARE}return 1 / 0\n",
+            "of defense mine failed at line 18 of {file}: ZeroDivisionError",
+        ),
+        (f"{SHARE}raise SystemExit(0)\n", "failed at line 18 of {file}: SystemExit: 0"),
+        (
+            "    clean_fraction, clean_images = 0.05, None\n",
+            "clean_images of defense mine must be an integer of at least 2, got None",
+        ),
+        ("    clean_fraction, clean_images = 0.05, 1\n", "integer of at least 2, got 1"),
+    ],
+)
+def test_a_defense_that_cannot_say_what_it_needs_is_lent_nothing_and_has_a_record(
+    body: str, complaint: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = here / "mine.py"
+    file.write_text(DEFENSE + body)
+    bd.load_file(file)
+    made = cell(SIZES, "wrn16_1", "badnets", "mine", Recipe(), 0)
+    images = ImageSet(torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 10, 10)
+    with pytest.raises(InvalidInput) as refusal:
+        budget_of(made, images)
+    assert complaint.format(file=file) in str(refusal.value)
+    assert complaint.format(file=file) in refused(capsys, "describe", "mine")
+    record = failed_record(made, torch.device("cpu"), refusal.value, [])
+    assert record.provenance.clean_fraction is None
+    assert decode(encode(record)) == record
 
 
 STRIPES = '''"""A data set, nobody, 2026."""
