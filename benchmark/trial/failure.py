@@ -30,6 +30,10 @@ ALLOCATORS = ("can't allocate memory", "std::bad_alloc")
 LESS_MEMORY = "out of memory: use fewer --jobs, a smaller batch_size or fewer --train-images"
 
 
+LONGEST = 20_000
+"""Characters of a message or traceback that a record keeps: the message may quote a tensor."""
+
+
 class TimeLimit(BaseException):
     """A cell took longer than --limit. Not an Exception, so that no plugin catches it."""
 
@@ -58,13 +62,20 @@ def worker_died(deaths: Sequence[str]) -> WorkerDied:
 
 
 def error_of(error: BaseException) -> dict[str, str]:
-    """Type, message and traceback. If memory ran out, the message ends with what to change."""
+    """Type, message and traceback, of which long ones lose their middle. If memory ran out, the
+    message ends with what to change."""
     advice = LESS_MEMORY if out_of_memory(error) else ""
     return {
         "type": type(error).__name__,
-        "message": "; ".join(filter(None, (without_folders(str(error)), advice))),
-        "traceback": without_folders("".join(traceback.format_exception(error))),
+        "message": "; ".join(filter(None, (without_folders(_ends(str(error))), advice))),
+        "traceback": without_folders(_ends("".join(traceback.format_exception(error)))),
     }
+
+
+def _ends(text: str) -> str:
+    """The text, or both ends of a long one."""
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 def out_of_memory(error: BaseException) -> bool:

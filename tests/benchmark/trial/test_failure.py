@@ -15,7 +15,7 @@ from builders import ROOT
 import bdbench
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.trial import failure
-from bdbench.trial.failure import LESS_MEMORY, error_of, without_folders, worker_died
+from bdbench.trial.failure import LESS_MEMORY, LONGEST, error_of, without_folders, worker_died
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +145,11 @@ def test_a_worker_that_died_is_told_in_one_line() -> None:
     assert str(worker_died(deaths)) == (
         "worker killed (SIGKILL, possibly out of memory); gave up after 3 attempts"
     )
+
+
+def test_of_a_huge_message_a_record_keeps_both_ends() -> None:
+    error = ValueError(f"first {'/x' * 10**6} last")
+    kept = error_of(error)
+    assert (kept["message"][:6], kept["message"][-5:]) == ("first ", " last")
+    assert kept["traceback"].endswith(" last\n")
+    assert max(map(len, kept.values())) <= LONGEST + 5
