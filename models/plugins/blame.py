@@ -40,11 +40,13 @@ def location(error: BaseException) -> tuple[Path, int] | None:
 
 
 @contextmanager
-def blaming(what: str) -> Iterator[None]:
+def blaming(what: str, source: str = "") -> Iterator[None]:
     """Turn an error that user code raises inside the block into an `InvalidInput` that names the
     file and the line. So does a SystemExit, which would end the command.
 
     what: the work inside the block, as the message begins
+    source: the file of the plugin, for an error without a line of its own, as in the `__init__` of
+        a dataclass; empty for one that is built in
     """
     try:
         yield
@@ -52,8 +54,8 @@ def blaming(what: str) -> Iterator[None]:
         raise
     except (Exception, SystemExit) as error:
         found = location(error)
-        if found is None:
+        if found is None and not source:
             raise
-        file, line = found
-        message = f"{what} failed at line {line} of {file}: {reason(error)}"
+        where = f"at line {found[1]} of {found[0]}" if found else f"in {source}"
+        message = f"{what} failed {where}: {reason(error)}"
         raise InvalidInput(message, of_code=True) from error

@@ -193,7 +193,8 @@ class Registry(Generic[T]):
         factory, complete = self._read(Spec.of(what) if isinstance(what, str) else what)
         fields = spec.fields_of(factory)
         settings = {key: fields[key].from_literal(value) for key, value in complete.fields.items()}
-        with blaming(f"{self.kind} {complete}"):
+        source = "" if self._is_built_in(factory) else _source_file(factory)
+        with blaming(f"{self.kind} {complete}", source):
             return self.make(factory, settings)
 
     def built(self, what: str | T) -> T:

@@ -364,6 +364,27 @@ def test_a_plugin_that_refuses_its_settings_is_one_line(tmp_path: Path, unregist
         defenses.build("mine(size=3)")
 
 
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ("    target: str = 'cat'\n", "TypeError"),
+        ("    @property\n    def target(self): return 0\n", "AttributeError"),
+    ],
+)
+def test_an_error_of_a_plugin_without_a_line_of_its_own_names_its_file(
+    fields: str, reason: str, tmp_path: Path, unregistered: None
+) -> None:
+    file = tmp_path / "mine.py"
+    methods = "".join(f"    def {name}(self, *given): ...\n" for name in ("trigger", "poison"))
+    head = HEAD.replace("defenses import Defense", "attacks import Attack")
+    file.write_text(
+        f"{head}@register('mine')\n@dataclass(frozen=True)\nclass Mine(Attack):\n{fields}{methods}"
+    )
+    load_file(file)
+    with pytest.raises(InvalidInput, match=f"attack mine.* failed in {file}: {reason}"):
+        attacks.build("mine")
+
+
 def test_an_edited_plugin_file_is_loaded_again(tmp_path: Path, unregistered: None) -> None:
     file = tmp_path / "edited.py"
     for size in (1, 2):
