@@ -171,6 +171,24 @@ def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     )
 
 
+def check_goal(goal: object, test: ImageSet, owner: str) -> None:
+    """Raises `InvalidInput` unless `goal` is a class for each test image.
+
+    owner: the attack whose goal it is
+    """
+    fits = (
+        isinstance(goal, Tensor)
+        and goal.dtype == torch.int64
+        and goal.shape == test.labels.shape
+        and bool(((goal >= 0) & (goal < test.num_classes)).all())
+    )
+    require(
+        fits,
+        f"the goal of {owner} must be int64 ({len(test)},), a label in [0, {test.num_classes}) for "
+        "each test image",
+    )
+
+
 def check_victims(attack: Attack, test: ImageSet, owner: str) -> None:
     """Raises `InvalidInput` if no test image is a victim of the attack, or of one of its parts: the
     attack success rate would be undefined."""
@@ -178,6 +196,7 @@ def check_victims(attack: Attack, test: ImageSet, owner: str) -> None:
         check_victims(part, test, f"{name} of {owner}")
     with blaming(owner):
         goal = attack.goal(test.labels.clone(), test.num_classes)
+    check_goal(goal, test, owner)
     counts = test.labels.bincount(minlength=test.num_classes).tolist()
     absent = ", ".join(str(label) for label, count in enumerate(counts) if not count)
     require(

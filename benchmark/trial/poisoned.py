@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bdbench.attacks.base import Poisoned
 from bdbench.attacks.compound import PoisonedInParts, parts_of
 from bdbench.models.data import ImageSet
+from bdbench.models.plugins.errors import require
 from bdbench.models.rng import derive, stream
 from bdbench.storage.cache import CacheEntry, Payload
 from bdbench.storage.checkpoints import discard
@@ -20,6 +22,9 @@ from bdbench.trial.guard import read_only
 from bdbench.trial.monitor import TrainingMonitor
 from bdbench.trial.record import finite
 from bdbench.trial.workspace import Workspace
+
+BATCH = 1024
+"""Images that are compared at once."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,11 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
         with ws.resumable("prepare", key, monitor):
             attack = cell.attack.prepare(clean, training, stream(cell.seed, "poison"))
         made = attack.poison(clean, stream(cell.seed, "poison"))
+        check_poisoned(made, clean, plugin)
         each = parts_of(attack) or {"": attack}
         triggered = {name: part.trigger(test.images.clone()) for name, part in each.items()}
+        for stamped in triggered.values():
+            check_like(stamped, test.images, f"the trigger of {plugin}")
     rows = torch.nonzero(made.mask | made.cover).flatten()
     tensors = {
         "rows": rows,
@@ -106,6 +114,49 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
         tensors["triggered"] = triggered[""]
     meta = {"prepare": ws.stopwatch.seconds["prepare"], "facts": finite(made.facts)}
     return {name: values.cpu() for name, values in tensors.items()}, meta
+
+
+def check_poisoned(made: object, clean: ImageSet, owner: str) -> None:
+    """Raises `InvalidInput` unless `made` is a poisoned set of the images in `clean`, of which only
+    those that it marks differ.
+
+    owner: the attack that returned it
+    """
+    wanted = f"poison of {owner} must return a bdbench.attacks.Poisoned"
+    require(isinstance(made, Poisoned), f"{wanted}, got {_kind(made)}")
+    assert isinstance(made, Poisoned)
+    check_like(made.train.images, clean.images, f"poison of {owner}")
+    for name, rows in (("mask", made.mask), ("cover", made.cover)):
+        fits = isinstance(rows, Tensor) and rows.dtype == torch.bool
+        fits = fits and rows.shape == clean.labels.shape
+        require(fits, f"the {name} of {owner} must be bool ({len(clean)},), got {_kind(rows)}")
+    known = (made.mask | made.cover).to(clean.device)
+    pairs = (made.train.images, clean.images), (made.train.labels, clean.labels)
+    images, labels = (_differing(each.to(clean.device), before) for each, before in pairs)
+    stray = int(((images | labels) & ~known).sum())
+    require(not stray, f"{owner} changed {stray:,} images that it marks in neither mask nor cover")
+
+
+def _differing(one: Tensor, other: Tensor) -> Tensor:
+    """bool (n,), where two tensors (n, ...) differ; part by part, as images fill the memory."""
+    pairs = zip(one.split(BATCH), other.split(BATCH), strict=True)
+    return torch.cat([(a != b).view(len(a), -1).any(1) for a, b in pairs])
+
+
+def check_like(made: object, images: Tensor, owner: str) -> None:
+    """Raises `InvalidInput` unless `made` are images of the number and size of `images`.
+
+    owner: what returned them
+    """
+    fits = isinstance(made, Tensor) and made.dtype == torch.uint8 and made.shape == images.shape
+    wanted = f"{owner} must return images uint8 {tuple(images.shape)}"
+    require(fits, f"{wanted}, got {_kind(made)}")
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _restore(ws: Workspace, entry: CacheEntry) -> PoisonedData:

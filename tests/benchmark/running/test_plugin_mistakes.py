@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from commands import refused
 
 import bdbench as bd
+from bdbench.attacks import Poisoned
 from bdbench.cells.cell import cell
 from bdbench.cells.cost import expected_passes, own, parts
 from bdbench.cells.plugins import load_plugin
@@ -31,6 +33,8 @@ from bdbench.running.worker import Job, Worker
 from bdbench.storage.cache import sha256_of
 from bdbench.trial import provenance
 from bdbench.trial.clean_budget import budget_of
+from bdbench.trial.evaluation import check_goal
+from bdbench.trial.poisoned import check_poisoned
 from bdbench.trial.provenance import plugins
 from bdbench.trial.record import failed_record
 
@@ -207,6 +211,73 @@ def test_a_defense_that_cannot_say_what_it_needs_is_lent_nothing_and_has_a_recor
     record = failed_record(made, torch.device("cpu"), refusal.value, [])
     assert record.provenance.clean_fraction is None
     assert decode(encode(record)) == record
+
+
+IMAGES = ImageSet(
+    torch.full((20, 3, 8, 8), 7, dtype=torch.uint8), torch.arange(20) % 10, num_classes=10
+)
+MASK, NONE = torch.arange(20) < 5, torch.zeros(20, dtype=torch.bool)
+
+
+def turned(rows: torch.Tensor) -> ImageSet:
+    """The images, some of them changed."""
+    images = torch.where(rows[:, None, None, None], 255 - IMAGES.images, IMAGES.images)
+    return replace(IMAGES, images=images)
+
+
+@pytest.mark.parametrize(
+    ("made", "complaint"),
+    [
+        (None, "poison of attack frame must return a bdbench.attacks.Poisoned, got None"),
+        ((IMAGES, MASK), "got a tuple"),
+        (Poisoned(IMAGES[MASK], MASK, NONE), r"got uint8 \(5, 3, 8, 8\)"),
+        (Poisoned(turned(MASK), MASK.long(), NONE), r"must be bool \(20,\), got int64 \(20,\)"),
+        (Poisoned(turned(MASK), MASK, NONE[:3]), r"the cover of attack frame .* got bool \(3,\)"),
+        (Poisoned(turned(MASK), [True] * 20, NONE), "the mask of attack frame .* got a list"),
+        (
+            Poisoned(turned(~MASK), MASK, NONE),
+            "attack frame changed 15 images that it marks in nei",
+        ),
+        (
+            Poisoned(replace(IMAGES, labels=9 - IMAGES.labels), MASK, MASK.flip(0)),
+            "changed 10 images",
+        ),
+    ],
+)
+def test_what_poison_returns_is_checked_at_once(made: object, complaint: str) -> None:
+    check_poisoned(Poisoned(turned(MASK), MASK, NONE), IMAGES, "attack frame")
+    with pytest.raises(InvalidInput, match=complaint):
+        check_poisoned(made, IMAGES, "attack frame")
+
+
+@pytest.mark.parametrize(
+    "goal",
+    [
+        *(None, IMAGES.labels.float(), IMAGES.labels[:1]),
+        *(IMAGES.labels + 1, IMAGES.labels - 1),
+    ],
+)
+def test_the_goal_of_an_attack_is_a_class_for_each_image(goal: torch.Tensor) -> None:
+    check_goal(9 - IMAGES.labels, IMAGES, "attack frame")
+    with pytest.raises(InvalidInput, match="the goal of attack frame must be int64"):
+        check_goal(goal, IMAGES, "attack frame")
+
+
+@pytest.mark.parametrize(
+    "trigger", ["None", "images.float()", "images[1:]", "images[..., 1:]", "images.tolist()"]
+)
+def test_other_cells_run_beside_an_attack_whose_trigger_makes_no_images(
+    trigger: str, here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    method = "    def training_trigger(self, images, rng):\n        return images\n"
+    text = f"{ATTACK}{method}".replace("return 255 - images", f"return {trigger}")
+    (here / "frame.py").write_text(text)
+    words = ["--attack=frame", "--defense=none", "--plugin=frame.py", "--in-process"]
+    assert run(*words) in (1, 2)
+    assert "the trigger of attack frame must return images uint8 (40, 3, 16" in "".join(
+        capsys.readouterr()
+    )
+    assert statuses("attack") == {"badnets": "ok", "frame": "failed"}
 
 
 STRIPES = '''"""A data set, nobody, 2026."""
