@@ -151,6 +151,29 @@ def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixtur
 
 def test_a_budget_leaves_out_what_does_not_fit(
     own_folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("sweep", "named"),
+    [
+        (["--recipe=recipe(cutout=[0, 4])"], ["recipe(cutout=0)", "recipe(cutout=4)"]),
+        (
+            ["--recipe=recipe(batch_size=[32, 64])", "--seeds=2"],
+            [f"seed {seed} · recipe(batch_size={size})" for size in (32, 64) for seed in (0, 1)],
+        ),
+        (["--recipe=recipe(padding=2)", "--dataset=digits"], ["", ""]),
+    ],
+)
+def test_each_line_of_a_run_names_another_cell(
+    sweep: list[str], named: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The recipe is named where cells differ in nothing else."""
+    assert run("--dry-run", "--defense=none", "--engine=ray", *sweep) == 0
+    _, *lines, _ = capsys.readouterr().out.splitlines()
+    names = [line.split("  ", 1)[1].removesuffix(": to be run") for line in lines]
+    assert len({*names}) == len(named)
+    assert all(map(str.endswith, names, named))
+    assert any("recipe" in name for name in names) == any(named)
+
+
 ) -> None:
     assert run("--defense=none", "--budget=0") == 0
     assert "over the budget, so left out: 1 of 1 cells" in capsys.readouterr().out
