@@ -9,11 +9,11 @@ from typing import Any
 from bdbench.attacks.base import Attack
 from bdbench.cells.cell import RECIPE, recipe_fields
 from bdbench.cells.suites import Suite, check_seeds
+from bdbench.datasets import registry
 from bdbench.datasets.base import Source
 from bdbench.defenses.base import Defense
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import require
-from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
 from bdbench.models.training.recipe import Recipe
 
@@ -82,5 +82,7 @@ def _accept(field: str, value: Any) -> Any:
 
 def _subset(dataset: str | Source, train_images: int) -> str | Source:
     if isinstance(dataset, str):
-        return str(Spec.of(dataset).with_(train_images=train_images))
+        given = spec.asked(dataset)
+        registry.datasets.factory(given.name)
+        return str(given.with_(train_images=train_images))
     return replace(dataset, train_images=train_images)

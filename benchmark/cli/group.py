@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 class Commands(click.Group):
-    """A group that suggests the nearest command for an unknown one."""
+    """A group that suggests the nearest command for an unknown one, and names all without one."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not self.invoke_without_command:
+            known = ", ".join(self.list_commands(ctx))
+            raise click.UsageError(f"{ctx.command_path} needs a command; choose one of: {known}")
+        return super().parse_args(ctx, args)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -15,7 +15,7 @@ from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.blame import location
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.registry import Registry, imported_by, load_file
-from bdbench.models.plugins.spec import Spec, did_you_mean
+from bdbench.models.plugins.spec import asked, did_you_mean
 from bdbench.models.registry import models
 from bdbench.storage.folders import expanded
 
@@ -88,7 +88,7 @@ def resolve(what: str) -> list[tuple[str, str]]:
             if registered:
                 return registered
         raise InvalidInput(f"plugin {what!r} registers nothing")
-    wanted = Spec.of(what)
+    wanted = asked(what)
     for registry in REGISTRIES.values():
         if wanted.name in registry.broken:
             registry.factory(wanted.name)

@@ -190,7 +190,7 @@ class Registry(Generic[T]):
 
     def build(self, what: str | Spec) -> T:
         """The plugin of a spec. Raises `InvalidInput`."""
-        factory, complete = self._read(Spec.of(what) if isinstance(what, str) else what)
+        factory, complete = self._read(spec.asked(what) if isinstance(what, str) else what)
         fields = spec.fields_of(factory)
         settings = {key: fields[key].from_literal(value) for key, value in complete.fields.items()}
         source = "" if self._is_built_in(factory) else _source_file(factory)
@@ -213,7 +213,7 @@ class Registry(Generic[T]):
         combination, see `spec.swept`. Raises `InvalidInput`."""
         if not isinstance(what, str):
             return [self.built(what)]
-        given = Spec.of(what)
+        given = spec.asked(what)
         fields = spec.fields_of(self.factory(given.name))
         owner = f"{self.kind} {given.name!r}"
         return [self.build(each) for each in spec.swept(given, fields, owner)]
@@ -297,7 +297,7 @@ class Registry(Generic[T]):
 
     def _configured(self, what: str | T) -> tuple[Callable[..., Any], Spec]:
         if isinstance(what, str):
-            return self._read(Spec.of(what))
+            return self._read(spec.asked(what))
         factory, settings = self.decompose(what)
         return factory, self._checked(factory, Spec(self.name_of(factory), settings))
 
@@ -333,7 +333,7 @@ class Registry(Generic[T]):
 
     def _nested_spec(self, text: str, reserved: Sequence[str], owner: str) -> str:
         """The canonical form of a nested spec, without the fields that the outer plugin sets."""
-        given = Spec.of(text)
+        given = spec.asked(text)
         for key in reserved:
             if key in given.fields:
                 raise InvalidInput(f"{key} is a field of {owner}; remove it from {text!r}")

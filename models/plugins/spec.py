@@ -15,6 +15,7 @@ import inspect
 import itertools
 import math
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -28,6 +29,7 @@ LONGEST = 1_000
 """Characters of a spec."""
 LONGEST_NAME = 60
 """Characters of the name of a plugin."""
+NEARLY_A_NAME = re.compile(rf"\w[\w .+-]{{,{LONGEST_NAME - 1}}}")
 LARGEST_SWEEP = 10_000
 """Specs of one sweep."""
 VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -70,6 +72,17 @@ class Spec:
 
     def __hash__(self) -> int:
         return hash(str(self))
+
+
+def asked(text: str) -> Spec:
+    """The spec in a text, see `Spec.of`. A name that no plugin can have, such as CIFAR-10, is one
+    too: whoever looks it up answers with the nearest that exists."""
+    try:
+        return Spec.of(text)
+    except InvalidInput:
+        if NEARLY_A_NAME.fullmatch(text.strip()) is None:
+            raise
+        return Spec(text.strip())
 
 
 def is_name(text: str) -> bool:
@@ -299,11 +312,24 @@ def located(spec: Spec, fields: Mapping[str, Field]) -> Spec:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'badnets'?"` for the nearest known name; without one, all known names."""
-    known = list(known)
-    near = difflib.get_close_matches(name[:LONGEST], known, n=5, cutoff=0.5)
-    # Of equally near names, prefer a permutation of the letters: cdb means cbd, not dbd.
-    near.sort(key=lambda other: sorted(other) != sorted(name))
+    """`"; did you mean 'badnets'?"` for the nearest known name, whatever its case; without one, all
+    known names. The nearest begins with `name`, contains it or has most of its letters."""
+    folded = {each: each.casefold() for each in known}
+    wanted = name[:LONGEST].casefold()
+    close = difflib.get_close_matches(wanted, folded.values(), n=5, cutoff=0.5)
+    # One or two letters are in many names by chance.
+    word = wanted if len(wanted) > 2 else None
+    near = [each for each, text in folded.items() if text in close or (word and word in text)]
+
+    def sort_key(each: str) -> tuple[float, ...]:
+        text = folded[each]
+        if word and text.startswith(word):
+            return (0, text != wanted)
+        # Of equally near names, prefer a permutation of the letters: cdb means cbd, not dbd.
+        permuted = sorted(text) == sorted(wanted)
+        likeness = difflib.SequenceMatcher(None, text, wanted).ratio()
+        return 1 if word and word in text else 2, text != wanted, not permuted, -likeness
+
     if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; choose one of: {', '.join(known)}" if known else ""
+        return f"; did you mean {min(near, key=sort_key)!r}?"
+    return f"; choose one of: {', '.join(folded)}" if folded else ""

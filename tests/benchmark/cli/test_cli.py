@@ -32,6 +32,8 @@ TINY = [
     [
         (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
         (["data", "sl"], "unknown command 'sl'"),
+        (["data"], "bdbench data needs a command; choose one of: get, ls, prepare, preview"),
+        (["cache"], "bdbench cache needs a command; choose one of: clear, "),
         (["run", "quik"], "unknown suite 'quik'; did you mean 'quick'?"),
         (["run", "--atack", "none"], "--atack"),
         (["run", "--attack", "badnet"], "unknown attack 'badnet'; did you mean 'badnets'?"),
@@ -39,6 +41,14 @@ TINY = [
         (["run", "--model", "wrn16"], "unknown model 'wrn16'; did you mean 'wrn16_1'?"),
         (["run", "--dataset", "cifr10"], "unknown data set 'cifr10'; did you mean 'cifar10'?"),
         (["run", "--defense", "cbd(t2=1)"], "has no field 't2'; did you mean 't1'?"),
+        (["run", "table1"], "unknown suite 'table1'; did you mean 'table1-cifar10'?"),
+        (["run", "--dataset", "CIFAR-10"], "unknown data set 'CIFAR-10'; did you mean 'cifar10'?"),
+        (["run", "--dataset", "CIFAR-10", "--train-images", "50"], "did you mean 'cifar10'?"),
+        (["run", "--model", "wrn-16-1"], "unknown model 'wrn-16-1'; did you mean 'wrn16_1'?"),
+        (["run", "--device", "CPU"], "device 'CPU' does not exist; did you mean 'cpu'?"),
+        (["run", "--threads", "0"], "--threads must be at least 1, got 0"),
+        (["run", "--threads", "99999"], "--threads must be at most 1,024, got 99999"),
+        (["run", "--threads", "9" * 30], "--threads must be at most 1,024, got 999"),
         (["run", "--attack", "badnets(poisoning_rate=2)"], "must be in (0, 1], got 2.0"),
         (["run", "--attack", "badnets(target=10)"], "0 to 9, got 10"),
         (["run", "--device", "cuda:9"], "device 'cuda:9' does not exist"),
@@ -49,6 +59,8 @@ TINY = [
         (["run", "--train-images", "3"], "train_images of digits must be at least 10"),
         (["run", "--plugin", "absent.py"], "plugin 'absent.py' is not a Python file"),
         (["describe", "badnet"], "unknown plugin or suite 'badnet'; did you mean 'badnets'?"),
+        (["describe", "CBD"], "unknown plugin or suite 'CBD'; did you mean 'cbd'?"),
+        (["check", "ft-sam"], "unknown plugin 'ft-sam'; did you mean 'ft_sam'?"),
         (["list", "attack"], "unknown kind 'attack'; did you mean 'attacks'?"),
         (["table", "leaderbord"], "unknown table 'leaderbord'; did you mean 'leaderboard'?"),
         (["table"], "no records in results/quick/records"),
@@ -139,18 +151,6 @@ def test_a_dry_run_for_a_cluster_says_what_is_known(capsys: pytest.CaptureFixtur
     assert last == "1 of 1 cells to run"
 
 
-def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--dry-run", "--defense=none", "--defense=cbd") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert "wrn16_1 · badnets · seed 0" in lines[0]
-    assert [line.split()[1] for line in lines[1:3]] == ["none:", "cbd:"]
-    assert "2 of 2 cells to run" in lines[3]
-    assert not (own_folder / "results").exists()
-
-
-def test_a_budget_leaves_out_what_does_not_fit(
-    own_folder: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("sweep", "named"),
     [
@@ -174,6 +174,18 @@ def test_each_line_of_a_run_names_another_cell(
     assert any("recipe" in name for name in names) == any(named)
 
 
+def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--dry-run", "--defense=none", "--defense=cbd") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert "wrn16_1 · badnets · seed 0" in lines[0]
+    assert [line.split()[1] for line in lines[1:3]] == ["none:", "cbd:"]
+    assert "2 of 2 cells to run" in lines[3]
+    assert not (own_folder / "results").exists()
+
+
+def test_a_budget_leaves_out_what_does_not_fit(
+    own_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("--defense=none", "--budget=0") == 0
     assert "over the budget, so left out: 1 of 1 cells" in capsys.readouterr().out
