@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -48,6 +48,8 @@ EXTRA_COLUMNS = ("floor", "R-Acc", "CA interval", "ASR interval", "TPR", "FPR", 
 """Columns of each attack that are shown on request."""
 PASR, PASR_INTERVAL = "P-ASR", "P-ASR interval"
 """The first is shown where it was measured, the second on request then."""
+SHOWN = ("ASR", "R-Acc", "floor", AT_FLOOR, PASR, "mean", "DER", "seconds")
+"""What of a leaderboard footnotes are about."""
 HIGHER_IS_BETTER = ("CA", "R-Acc", "DER", "TPR", "AUROC")
 """The last words of column titles, without "interval", that sort in descending order."""
 LEGEND = """\
@@ -420,30 +422,56 @@ class LeaderboardBlock:
             return "best"
         return "tied" if tied(best.counts(ASR), group.counts(ASR)) else ""
 
-    def footnotes(self) -> Iterator[str]:
+    def footnotes(self, shown: Collection[str] = SHOWN) -> Iterator[str]:
         """One line per mark, set of missing seeds, warning, number of lent images, mix of devices
-        or code, and other folder."""
+        or code, and other folder.
+
+        shown: which of `SHOWN` the table has; there are no lines about the others
+        """
         yield from self.marked(FOOTNOTES, lambda group: group.flagged)
         yield from self._missing_seeds()
-        if controls := self._controls():
+        yield from self._unpaired(shown)
+        if PASR in shown and (controls := self._controls()):
             yield f"P-ASR of a network trained on clean images: {controls}"
-        if fewer := self._fewer_reactivated():
+        if PASR in shown and (fewer := self._fewer_reactivated()):
             yield f"P-ASR is over fewer seeds than ASR: {fewer}"
-        used = (record for group in self.groups for record in group.used)
-        devices = sorted({str(record.provenance.device) for record in used})
+        used = [record for group in self.groups for record in group.used]
+        names = [name for name in ("ASR", "R-Acc", "floor") if name in shown]
         for attack in self.attacks:
             groups = (g for g in self.groups if g.names["attack"] == attack)
-            if any(record.parts for group in groups for record in group.used):
-                shown = "ASR, R-Acc and floor are those of the part with the highest ASR"
-                yield f"{attack}: {shown}; {AT_FLOOR} holds for every part"
+            if names and any(record.parts for group in groups for record in group.used):
+                which = f"{_listed(names)} {'are those' if len(names) > 1 else 'is that'}"
+                floor = f"; {AT_FLOOR} holds for every part" * (AT_FLOOR in shown)
+                yield f"{attack}: {which} of the part with the highest ASR{floor}"
         for defense, text in self._warnings():
             yield f"{defense}: {text}"
         lines = ((g.names["defense"], lent(r)) for g in self.groups for r in g.used)
         yield from dict.fromkeys(f"{defense} {text}" for defense, text in lines if text)
-        if len(devices) > 1:
+        devices = sorted({str(d) for r in used if (d := r.provenance.device) is not None})
+        if len(devices) > 1 and "seconds" in shown:
             yield f"seconds were measured on several devices: {', '.join(devices)}"
         yield from self._mixed_code()
         yield from self.origins.lines([r for group in self.groups for r in group.records])
+
+    def _unpaired(self, shown: Collection[str]) -> Iterator[str]:
+        """What is over seeds that are not the same, because none is shared."""
+        means, ratings = [], []
+        for defense in self.defenses:
+            shares = self.shares(defense, CA, self.poisoned)
+            if len(shares) > 1 and not common_seeds(shares.values()):
+                means.append(defense)
+            ratings += [
+                f"{defense} on {attack}"
+                for attack in self._ratings(defense)
+                if not common_seeds(
+                    self.cells[name, attack].rates(ASR) for name in (defense, self.undefended)
+                )
+            ]
+        if means and "mean" in shown:
+            yield f"means are over all seeds, as the attacks share none: {', '.join(means)}"
+        if ratings and "DER" in shown:
+            cells = ", ".join(ratings)
+            yield f"DER is over all seeds, as the undefended network shares none: {cells}"
 
     def _controls(self) -> str:
         """The P-ASR of networks without a backdoor, by attack, over the seeds that all P-ASRs of
@@ -565,6 +593,11 @@ def _sort_key(title: str, numbers: Mapping[str, float]) -> float:
         return math.inf
     better = title.removesuffix(" interval").split()[-1]
     return -value if better in HIGHER_IS_BETTER else value
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Such as `ASR, R-Acc and floor`."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _plural(count: int, noun: str) -> str:

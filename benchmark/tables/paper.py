@@ -18,7 +18,7 @@ from bdbench.records.consistency import AXES
 from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import ALONE, STAGES, Record
 from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes
-from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal, plus_minus
+from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal, footnote, plus_minus
 from bdbench.tables.published import reference
 from bdbench.tables.sheet import NOTHING, PaperTable, TableCell
 from bdbench.tables.statistics import Estimate, average, common_seeds
@@ -26,6 +26,8 @@ from bdbench.tables.statistics import Estimate, average, common_seeds
 Selection = Callable[[Sequence[Group]], list[Group]]
 Layout = Callable[[LeaderboardBlock, Sequence[Group]], PaperTable]
 METRICS = {ASR: "ASR", CA: "CA"}
+SHOWN = {1: ("ASR", "mean"), 2: ("ASR",), 3: ("seconds",), 5: ("ASR",)}
+"""What footnotes of a table are about, see `LeaderboardBlock.footnotes`."""
 LEGEND = """\
 In percent, after the last epoch. ASR: share of the triggered test images of other classes that \
 are classified as the target; CA: accuracy on clean test images. ±: half width of the 95 % t \
@@ -253,7 +255,8 @@ def _timing(group: Group | None, undefended: Group, seconds_only: bool) -> list[
     """Seconds; unless `seconds_only`, also their increase and the passes relative to no defense."""
     if group is None or not group.used:
         return [NOTHING] * (1 if seconds_only else 3)
-    marks = "".join(CONTENTION[flag][0] for flag in contention(group))
+    flags = [footnote(flag) for flag in group.flagged]
+    marks = "".join(mark for mark, _ in (*flags, *(CONTENTION[f] for f in contention(group))))
     seconds = list(group.seconds.values())
     first = TableCell(_with_range(seconds), _paper_seconds(group), marks=marks)
     if seconds_only:
@@ -368,7 +371,12 @@ def _notes(groups: Sequence[Group], table: int) -> tuple[str, ...]:
     deviations = "deviations from the paper's setup: " + "; ".join(departures)
     block = LeaderboardBlock(tuple(groups), by_section=False)
     contended = block.marked(CONTENTION, contention) if table == 3 else ()
-    return (*block.footnotes(), *contended, *([deviations] if departures else []), *remarks)
+    return (
+        *block.footnotes(SHOWN[table]),
+        *contended,
+        *([deviations] if departures else []),
+        *remarks,
+    )
 
 
 def _is_undefended(group: Group) -> bool:

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from builders import make_record
+from builders import make_mixed, make_record
 from scipy import stats
 
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.count import Count
 from bdbench.records.files import write
-from bdbench.records.record import ALONE
+from bdbench.records.record import ALONE, CONTROL, REACTIVATED
 from bdbench.tables.groups import collect
 from bdbench.tables.leaderboard import LeaderboardBlock
 from bdbench.tables.paper import CONTENTION, TABLES, TIMING, contention, paper_tables
 from bdbench.tables.sheet import PaperTable, TableCell
-from bdbench.tables.write import leaderboard, write_table
+from bdbench.tables.write import leaderboard, paper_table, write_table
 
 RECIPE = "recipe(epochs=100, learning_rate=0.1, precision='fp32')"
 
@@ -335,3 +336,65 @@ def test_a_mark_of_all_cells_names_none_of_them() -> None:
     block = LeaderboardBlock(tuple(collect([older(records[0]), records[1]])))
     (line,) = block.marked(CONTENTION, contention)
     assert line.endswith(": none on badnets (seed 0)")
+
+
+def test_footnotes_are_about_what_the_table_shows(tmp_path: Path) -> None:
+    """P-ASR, floors and devices are no matter of a table without them; each mark has a cell."""
+    counts = {REACTIVATED: Count(600, 1000), CONTROL: Count(30, 1000)}
+    plain, cbd = (on_cifar10(make_record(name, "badnets", 880, 50)) for name in ("none", "cbd"))
+    plain = replace(plain, metrics=plain.metrics.with_(**counts))
+    cells = [
+        plain,
+        replace(cbd, provenance=cbd.provenance.with_(device="a GPU")),
+        on_cifar10(make_record("cbd", "badnets", seed=1)),
+        on_cifar10(make_mixed("none", badnets_1=(900, 10), blend_2=(800, 10))),
+        on_cifar10(make_record("cbd", "mixed", 120, 30, flags=("at_chance",))),
+    ]
+    cells[3] = replace(cells[3], provenance=cells[3].provenance.with_(device="a CPU"))
+    board = leaderboard(cells).blocks[0]
+    first, third = (paper_table(n, cells, tmp_path).markdown() for n in (1, 3))
+    for said in ("P-ASR of a network", "° holds for every part", "several devices: a CPU, a GPU"):
+        assert said in board
+    assert "mixed: ASR is that of the part with the highest ASR\n" in first
+    assert "P-ASR" not in first + third
+    assert "°" not in first + third
+    assert "several devices" not in first
+    assert "several devices" in third
+    assert "highest ASR" not in third
+    for table in (first, third):
+        rows, notes = (
+            "".join(line for line in table.splitlines() if line.startswith(start))
+            for start in ("|", "- ")
+        )
+        assert all((mark in rows) == (mark in notes) for mark in "¶†")
+        assert "¶" in notes
+
+
+@pytest.mark.parametrize(
+    ("seeds", "means", "ratings"),
+    [
+        (((0, 1), (1, 2)), "", ""),
+        (((0,), (1,)), "cbd", ""),
+        (((5,), (6,)), "cbd", "cbd on badnets, cbd on blend"),
+        (((0,), (6,)), "cbd", "cbd on blend"),
+        (((5,), (5,)), "", "cbd on badnets, cbd on blend"),
+    ],
+)
+def test_a_footnote_names_means_over_seeds_that_nothing_shares(
+    seeds: tuple[tuple[int, ...], ...], means: str, ratings: str, tmp_path: Path
+) -> None:
+    cells = [
+        on_cifar10(make_record("none", attack, 900, 990, seed=seed))
+        for attack, seed in product(("badnets", "blend"), range(3))
+    ]
+    for attack, own in zip(("badnets", "blend"), seeds, strict=True):
+        cells += [on_cifar10(make_record("cbd", attack, 880, 50, seed=seed)) for seed in own]
+    tables = [leaderboard(cells).blocks[0], paper_table(1, cells, tmp_path).markdown()]
+    for number, table in enumerate(tables):
+        lines = [line[2:] for line in table.splitlines() if "over all seeds" in line]
+        expected = [f"means are over all seeds, as the attacks share none: {means}"] * bool(means)
+        if number == 0 and ratings:
+            expected.append(
+                f"DER is over all seeds, as the undefended network shares none: {ratings}"
+            )
+        assert lines == expected
