@@ -121,8 +121,14 @@ class Case:
                 "seed."
             )
         start = "With no defense," if self.defended else "This cell has no defense, and"
-        text = f"{start} the trigger works on {_of(found, 'the test images of other classes')}."
+        images = "the test images of other classes"
         floor = undefended.asr_floor if undefended else None
+        if floor and found.rate >= WORKS and not exceeds(found, floor):
+            return (
+                f"No. {start} {_of(found, images)} get the target label with the trigger, and "
+                f"{_percent(floor)} without it: the trigger has no measurable effect."
+            )
+        text = f"{start} the trigger works on {_of(found, images)}."
         if floor:
             text += f" Without the trigger, {_percent(floor)} of them get the target label."
         return f"{'Yes' if found.rate >= WORKS else 'Hardly'}. {text}"
@@ -131,7 +137,8 @@ class Case:
         before = self.baseline and self.baseline.attack_success_rate
         floor = self.record.asr_floor
         change = f"goes from {_percent(before)} to" if before else "is"
-        worked = not before or before.rate >= WORKS
+        without = self.baseline and self.baseline.asr_floor
+        worked = not before or (before.rate >= WORKS and (not without or exceeds(before, without)))
         text = f"The attack success rate {change} {_percent(asr)}"
         if floor and not exceeds(asr, floor):
             relation = "not above" if asr.rate <= floor.rate else "not separable from"
@@ -181,6 +188,10 @@ class Case:
         if not after or not before:
             return
         points = 100 * (after.rate - before.rate)
+        if decimal(abs(points)) == decimal(0):
+            text = f"Clean accuracy stays at {_percent(after)}."
+            yield Answer("What did the defense cost?", text)
+            return
         separable = proportions_separable(after, before)
         verb = "drops" if points < 0 else "rises"
         text = f"Clean accuracy {verb} by {abs(points):.1f} points, from {_percent(before)} to "

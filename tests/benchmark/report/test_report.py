@@ -22,6 +22,7 @@ from PIL import Image
 from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files as records
+from bdbench.records.count import Count
 from bdbench.report.answers import Case
 from bdbench.report.comparison import compare
 from bdbench.report.format import slug
@@ -479,6 +480,47 @@ def test_a_filter_is_judged_by_its_rates_and_its_scores():
 
 def test_an_attack_that_hardly_works_is_called_so():
     assert said(SOME[2])["Did the attack work?"].startswith("Hardly. This cell has no defense")
+
+
+@pytest.mark.parametrize(
+    ("asr", "floor", "start"),
+    [
+        (1000, 1000, "No. "),  # a network that always predicts the target
+        (700, 690, "No. "),
+        (600, 650, "No. "),
+        (700, 400, "Yes. "),
+        (990, 9, "Yes. "),
+        (300, 9, "Hardly. "),
+        (300, 290, "Hardly. "),
+    ],
+)
+def test_an_attack_works_only_if_its_trigger_has_an_effect(asr, floor, start):
+    plain = make_record("none", "badnets", 930, asr, floor)
+    defended = said(make_record("abl", "badnets", 900, 5, 9), plain)
+    for found in (said(plain), defended):
+        assert found["Did the attack work?"].startswith(start)
+        unmeasurable = found["Did the attack work?"].endswith(
+            "the trigger has no measurable effect."
+        )
+        assert unmeasurable == (start == "No. ")
+    removed = defended["Did the defense remove the backdoor?"]
+    assert removed.startswith("There was hardly a backdoor to remove.") == (start != "Yes. ")
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "text"),
+    [
+        (Count(900, 1000), 900, "Clean accuracy stays at 90.0 %."),
+        (Count(90_003, 100_000), 900, "Clean accuracy stays at 90.0 %."),
+        (Count(901, 1000), 900, "Clean accuracy rises by 0.1 points"),
+        (Count(899, 1000), 900, "Clean accuracy drops by 0.1 points"),
+    ],
+)
+def test_an_accuracy_that_does_not_change_neither_drops_nor_rises(after, before, text):
+    record = make_record("abl", "badnets", 900, 5)
+    record = replace(record, metrics=record.metrics.with_(clean_accuracy=after))
+    found = said(record, make_record("none", "badnets", before, 990))
+    assert found["What did the defense cost?"].startswith(text)
 
 
 def test_a_failed_cell_says_how_far_it_came(results):
