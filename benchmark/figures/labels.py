@@ -6,6 +6,7 @@ panel, in the vertical order of the points, each with a line to its point.
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -67,6 +68,8 @@ class Panel:
     column: Axes | None = None
 
 
+Place = Sequence[float]
+"""x and y, pixels."""
 Build = Callable[[float], tuple[Figure, Sequence[Panel]]]
 """Draws a figure. Its argument is the width of the label columns relative to the panels, 0 for
 none."""
@@ -115,12 +118,21 @@ def _at_points(figure: Figure, panel: Panel, renderer: RendererBase) -> bool:
     frame = panel.axes.get_window_extent(renderer)
     unit = figure.dpi / 72
     points = [(label.x, label.y) for label in panel.labels] + list(panel.others)
+    places = panel.axes.transData.transform(points)
     taken = [
         Bbox.from_extents(x - MARK * unit, y - MARK * unit, x + MARK * unit, y + MARK * unit)
-        for x, y in panel.axes.transData.transform(points)
+        for x, y in places
     ]
-    for label in panel.labels:
-        box = _first_free(panel.axes, label, frame, taken, renderer)
+    labelled_places = places[: len(panel.labels)]
+    for label, own in zip(panel.labels, labelled_places, strict=True):
+
+        def fits(box: Bbox, own: Place = own) -> bool:
+            if any(box.overlaps(other) for other in taken):
+                return False
+            # Its reader takes a label for that of the nearest point.
+            return all(_distance(box, own) <= _distance(box, each) for each in labelled_places)
+
+        box = _first_free(panel.axes, label, frame, fits, renderer)
         if box is None:
             return False
         taken.append(box)
@@ -128,18 +140,25 @@ def _at_points(figure: Figure, panel: Panel, renderer: RendererBase) -> bool:
 
 
 def _first_free(
-    axes: Axes, label: Label, frame: Bbox, taken: Sequence[Bbox], renderer: RendererBase
+    axes: Axes, label: Label, frame: Bbox, fits: Callable[[Bbox], bool], renderer: RendererBase
 ) -> Bbox | None:
-    """Write a label at the first free side of its point. Returns its box in pixels, or None."""
+    """Write a label at the first side of its point where it fits. Returns its box in pixels, or
+    None."""
     for across, up in SIDES:
         text = _write(axes, label, (GAP * across, GAP * up), across, up)
         box = text.get_window_extent(renderer)
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
         inside = inside and frame.y0 <= box.y0 and box.y1 <= frame.y1
-        if inside and not any(box.overlaps(other) for other in taken):
+        if inside and fits(box):
             return box
         text.remove()
     return None
+
+
+def _distance(box: Bbox, place: Place) -> float:
+    """From a point to the nearest point of a box, pixels."""
+    x, y = place
+    return math.hypot(max(box.x0 - x, x - box.x1, 0), max(box.y0 - y, y - box.y1, 0))
 
 
 def _in_a_column(figure: Figure, panel: Panel, renderer: RendererBase) -> None:

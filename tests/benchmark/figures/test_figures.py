@@ -20,7 +20,7 @@ import torch
 from builders import ROOT, make_record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.text import Text
+from matplotlib.text import Annotation, Text
 from PIL import Image
 
 from bdbench import figures
@@ -30,6 +30,7 @@ from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell, cell_of
 from bdbench.cli import main
 from bdbench.figures import curves, losses, pareto, picture, plane, triggers, tsne
+from bdbench.figures.labels import _distance
 from bdbench.figures.selection import Selection, agrees, select
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
@@ -305,6 +306,23 @@ def test_every_panel_has_each_name_once_and_no_names_overlap(
             assert all(0 <= box.x0 < box.x1 <= width for box in boxes)
             assert all(0 <= box.y0 < box.y1 <= height for box in boxes)
             assert not [pair for pair in combinations(boxes, 2) if pair[0].overlaps(pair[1])]
+
+
+@pytest.mark.parametrize("asrs", [(63, 50), (50, 63), (50, 50), (70, 64), (900, 880)])
+def test_a_name_without_a_line_is_nearest_to_its_own_point(asrs: tuple[int, int]) -> None:
+    cells = [made("none", "badnets", 900, 990, seconds=(0.0, 60.0))]
+    for name, asr in zip(("abl", "cbd(t1=2)"), asrs, strict=True):
+        cells.append(made(name, "badnets", 880, asr, seconds=(0.0, 60.0)))
+    figure = pareto.draw(drawn(cells)).figure
+    FigureCanvasAgg(figure).draw()
+    for panel in figure.axes:
+        texts = [text for text in panel.texts if isinstance(text, Annotation)]
+        places = [panel.transData.transform(text.xy) for text in texts]
+        for text, own in zip(texts, places, strict=True):
+            if text.arrow_patch is None:
+                box = Text.get_window_extent(text)
+                distances = [_distance(box, place) for place in places]
+                assert _distance(box, own) == min(distances), text.get_text()
 
 
 def test_only_crowded_names_have_lines_to_their_points() -> None:
