@@ -69,7 +69,12 @@ def table_1(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
             _average(block, name, metric, poisoned) for name in defenses for metric in METRICS
         )
         rows.append((("average",), tuple(averages)))
-    return PaperTable(_title(groups), ("attack",), _under(defenses), tuple(rows), _notes(groups, 1))
+    # Adaptive attacks belong in Table 5.
+    attacked = {g.names["attack"] for g in block.groups if not _is_adaptive(g)}
+    others = sorted(attacked - {*attacks})
+    rates = f"left out, not at its default rate, see Table 2: {', '.join(others)}"
+    notes = (*_notes(groups, 1), *[rates] * bool(others))
+    return PaperTable(_title(groups), ("attack",), _under(defenses), tuple(rows), notes)
 
 
 def table_2(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:

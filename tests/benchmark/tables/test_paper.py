@@ -236,8 +236,11 @@ def test_table_1_shows_the_default_rate_of_an_attack(attack, default):
         record = on_cifar10(make_record("none", attack, 850, 990), whole)
         label = attack if rate == default else whole
         records.append(replace(record, labels=record.labels.with_(attack=label)))
-    ((_, groups),) = paper_tables(1, collect(records))
+    (((table,), groups),) = paper_tables(1, collect(records))
     assert [group.names["attack"] for group in groups] == [attack]
+    others = sorted(str(each.labels.attack) for each in records if each.labels.attack != attack)
+    why = f"left out, not at its default rate, see Table 2: {', '.join(others)}"
+    assert table.notes[-1] == why
 
 
 def test_an_average_uses_the_seeds_that_all_attacks_have(tmp_path):
