@@ -242,10 +242,11 @@ class Plan:
             return f"{self.name}: {self._count}"
         where = f" on {device_name(self.device)} in {self.precision}"
         how = f", {self.at_once} at once" if self.at_once > 1 else ""
-        alone = self.device.type == "cpu" and self.at_once == self.threads == 1 < cores()
-        how += f" (--threads {cores()} is faster for one cell)" if alone else ""
-        here = ", in this process" if self.execution.in_process else ""
-        return f"{self.name}: {self._count}{self._about}{where}{how}{here}"
+        if self.execution.in_process:
+            how += ", in this process"
+        elif self.device.type == "cpu" and self.at_once == self.threads == 1 < cores():
+            how += f" (--threads {cores()} is faster for one cell)"
+        return f"{self.name}: {self._count}{self._about}{where}{how}"
 
     @property
     def nothing_to_do(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import psutil
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from bdbench.cells.suites import Suite
 from bdbench.machine import memory
 from bdbench.machine.memory import KEPT, PROCESS, free_memory, keep_freed, processes_that_fit
+from bdbench.models.scope import num_threads
+from bdbench.running import run
 from bdbench.running.engines import options
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.run import RunOptions, plan
@@ -108,3 +111,25 @@ def test_freed_memory_is_kept_unless_the_user_has_tuned_the_allocator(
     given: dict[str, str], added: dict[str, str]
 ) -> None:
     assert keep_freed(given) == added
+
+
+@pytest.mark.parametrize(
+    ("how", "cells", "said"),
+    [
+        ({}, 1, " (--threads 6 is faster for one cell)"),
+        ({"jobs": 1}, 2, " (--threads 6 is faster for one cell)"),
+        ({"jobs": 2}, 2, ", 2 at once"),
+        ({"threads": 2}, 1, ""),
+        ({"in_process": True}, 1, ", in this process"),
+    ],
+)
+def test_a_run_advises_threads_only_where_it_accepts_them(
+    how: dict[str, Any], cells: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (options, run):
+        monkeypatch.setattr(module, "cores", lambda: 6)
+    monkeypatch.setattr(run.Plan, "expected", None)
+    suite = Suite("", ("toy",), attacks=("none",), defenses=("none",), seeds=cells)
+    with num_threads(1):
+        made = plan("x", suite, ExecutionOptions(**how), RunOptions("cpu", tmp_path))
+        assert made.headline.partition(" in ")[2].removeprefix(made.precision) == said
