@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from bdbench.datasets import register
 from bdbench.datasets.base import Dataset, Source, fingerprint, stratified, stratified_rows
 from bdbench.models.data import ImageSet
+from bdbench.models.plugins.errors import require
 from bdbench.storage.cache import Cache
 
 CLASSES = tuple("0123456789")
@@ -42,6 +43,13 @@ class Digits(Source):
     num_classes: ClassVar[int] = 10
     train_size: ClassVar[int] = 1_200
     flip: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.count <= self.train_size,
+            f"train_images of digits must be at most {self.train_size:,}, got {self.count:,}",
+        )
 
     @property
     def image_size(self) -> int:

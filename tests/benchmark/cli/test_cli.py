@@ -57,6 +57,7 @@ TINY = [
         (["run", "--seeds", "many"], "'many' is not a valid integer"),
         (["run", "--epochs", "0"], "epochs must be at least 1"),
         (["run", "--train-images", "3"], "train_images of digits must be at least 10"),
+        (["run", "--train-images", "5000"], "train_images of digits must be at most 1,200, got"),
         (["run", "--plugin", "absent.py"], "plugin 'absent.py' is not a Python file"),
         (["describe", "badnet"], "unknown plugin or suite 'badnet'; did you mean 'badnets'?"),
         (["describe", "CBD"], "unknown plugin or suite 'CBD'; did you mean 'cbd'?"),
