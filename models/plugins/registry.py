@@ -78,8 +78,7 @@ class Registry(Generic[T]):
     def register(self, name: str, title: str = "") -> Callable[[F], F]:
         """Register a class or function; use it as a decorator. A class or file that is loaded again
         replaces its predecessor. Raises `InvalidInput` if another plugin has the name, for a name
-        that no spec can hold or that is reserved, for an unprintable or overlong title, and for a
-        version that is not an integer.
+        that no spec can hold or that is reserved, and for an unprintable or overlong title.
 
         title: the name in tables and figures, such as "BadNets"
         """
@@ -94,12 +93,6 @@ class Registry(Generic[T]):
             require(
                 inspect.isclass(factory) or inspect.isroutine(factory),
                 f"{self.kind} {name!r} must be a class or function, got {factory!r}",
-            )
-            version = getattr(factory, "version", 1)
-            require(
-                isinstance(version, int),
-                f"the version of {self.kind} {name!r} must be an integer, got {version!r}: it is "
-                "part of every key",
             )
             if not self._is_built_in(factory):
                 self.import_package()
@@ -434,8 +427,16 @@ def _settings_of(factory: Callable[..., Any]) -> list[str]:
 
 def version_of(factory: Callable[..., Any]) -> int:
     """The version of a plugin, which is part of every key. Its author raises it with a change that
-    alters the numbers."""
-    return int(getattr(factory, "version", 1))
+    alters the numbers. Raises `InvalidInput` for one that is not an integer."""
+    stated: Any = getattr(factory, "version", 1)
+    what = f"the version of {factory.__name__}, in {_source_file(factory)}, must be an integer"
+    try:
+        version = int(stated)
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"{what}: {error}") from None
+    # Or else 1.5 would have the records of 1.
+    require(version == stated, f"{what}, got {stated!r}")
+    return version
 
 
 def _nested(factory: Callable[..., Any]) -> Mapping[str, Sequence[str]]:

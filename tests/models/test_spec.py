@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 from bdbench.attacks.registry import attacks
+from bdbench.cells.cell import cell
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.errors import InvalidInput, above, at_least, one_of
 from bdbench.models.plugins.registry import RegistersNothing, Registry, load_file
 from bdbench.models.plugins.spec import Spec, added
 from bdbench.models.registry import models
+from bdbench.models.training.recipe import Recipe
 
 
 def test_a_spec_is_a_name_with_literal_fields() -> None:
@@ -330,11 +332,6 @@ NAMED = f"{HEAD}@register('mine')\n"
         (NAMED + "class Mine:\n    size = 1\n", "'mine' is not a subclass of bdbench.defenses.Def"),
         (NAMED + CLASS, "defense 'mine' has no fit: every Defense must define it"),
         (NAMED + "class Mine(Defense):\n    size: int = 1\n" + FIT, "'mine' is not a dataclass"),
-        (
-            NAMED + CLASS + FIT + "    version = '2.1'\n",
-            "version of defense 'mine' must be an integer",
-        ),
-        (NAMED + CLASS + FIT + "    version = 1.5\n", "must be an integer, got 1.5: it is part of"),
         (HEAD + "register('mine')(3)\n", "defense 'mine' must be a class or function, got 3"),
         (
             HEAD + "@register('cbd')\n" + CLASS + FIT,
@@ -370,6 +367,23 @@ def test_a_plugin_that_refuses_its_settings_is_one_line(tmp_path: Path, unregist
     said = rf"defense mine\(size=3\) failed at line 8 of {file}: ValueError: too small"
     with pytest.raises(InvalidInput, match=said):
         defenses.build("mine(size=3)")
+
+
+@pytest.mark.parametrize(
+    ("stated", "reason"),
+    [("'2.1'", ": invalid literal"), ("None", ": int.. argument must"), ("1.5", ", got 1.5")],
+)
+def test_a_version_that_is_no_integer_is_named_and_never_rounded(
+    stated: str, reason: str, tmp_path: Path, unregistered: None
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(f"{NAMED}{CLASS}{FIT}    version = {stated}\n")
+    load_file(file)
+    complaint = f"version of Mine, in {file}, must be an integer{reason}"
+    with pytest.raises(InvalidInput, match=complaint):
+        defenses.version("mine")
+    with pytest.raises(InvalidInput, match=complaint):
+        cell("toy", "wrn16_1", "none", "mine", Recipe(), 0).key  # noqa: B018
 
 
 @pytest.mark.parametrize(
