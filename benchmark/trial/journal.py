@@ -8,9 +8,7 @@ import torch
 from torch import Tensor
 
 from bdbench.defenses.base import Journal
-
-NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)
-"""What conversions to numbers raise."""
+from bdbench.trial.record import NO_NUMBER, numbers_in
 
 
 def published(journal: Journal, images: int, device: torch.device) -> Journal:
@@ -23,14 +21,9 @@ def published(journal: Journal, images: int, device: torch.device) -> Journal:
     scalars: float by name
     samples: float32 or float64 (n,) by name
     """
-    scalars: dict[str, float] = {}
+    scalars, strange = numbers_in(journal.scalars, "in the journal")
+    warnings = [*map(str, journal.warnings), *strange]
     samples: dict[str, Tensor] = {}
-    warnings = [str(line) for line in journal.warnings]
-    for name, value in journal.scalars.items():
-        try:
-            scalars[str(name)] = float(value)
-        except NO_NUMBER:
-            warnings.append(f"{str(name)!r} in the journal is left out: it is not a number")
     for name, values in journal.samples.items():
         try:
             samples[str(name)] = _numbers(values, images).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -20,7 +21,7 @@ from bdbench.storage.checkpoints import discard
 from bdbench.trial import keys
 from bdbench.trial.guard import read_only
 from bdbench.trial.monitor import TrainingMonitor
-from bdbench.trial.record import finite
+from bdbench.trial.record import finite, numbers_in
 from bdbench.trial.workspace import Workspace
 
 BATCH = 1024
@@ -112,7 +113,10 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
             tensors |= {f"{name}/{what}": values for what, values in vars(part).items()}
     else:
         tensors["triggered"] = triggered[""]
-    meta = {"prepare": ws.stopwatch.seconds["prepare"], "facts": finite(made.facts)}
+    facts, strange = numbers_in(made.facts, f"among the facts of {plugin}")
+    for line in strange:
+        warnings.warn(line, stacklevel=2)
+    meta = {"prepare": ws.stopwatch.seconds["prepare"], "facts": finite(facts)}
     return {name: values.cpu() for name, values in tensors.items()}, meta
 
 

@@ -105,6 +105,25 @@ def measured_of(
     }
 
 
+NO_NUMBER = (TypeError, ValueError, RuntimeError, OverflowError)
+"""What conversions to numbers raise."""
+
+
+def numbers_in(given: Mapping[str, Any], where: str) -> tuple[dict[str, float], list[str]]:
+    """What a plugin says of itself, as floats, and a line for each value that is none: it must not
+    cost the work that it is about.
+
+    where: as in "in the journal"
+    """
+    numbers, lines = {}, []
+    for name, value in given.items():
+        try:
+            numbers[str(name)] = float(value)
+        except NO_NUMBER:
+            lines.append(f"{str(name)!r} {where} is left out: it is not a number")
+    return numbers, lines
+
+
 def finite(numbers: Mapping[str, float]) -> dict[str, float | None]:
     """The same numbers as JSON can hold them: None in place of nan and infinity."""
     return {name: float(n) if math.isfinite(n) else None for name, n in numbers.items()}

@@ -328,7 +328,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         # Of equally near names, prefer a permutation of the letters: cdb means cbd, not dbd.
         permuted = sorted(text) == sorted(wanted)
         likeness = difflib.SequenceMatcher(None, text, wanted).ratio()
-        return 1 if word and word in text else 2, text != wanted, not permuted, -likeness
+        begun = len(os.path.commonprefix([text, wanted]))
+        return 1 if word and word in text else 2, text != wanted, not permuted, -likeness, -begun
 
     if near:
         return f"; did you mean {min(near, key=sort_key)!r}?"

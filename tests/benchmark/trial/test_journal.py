@@ -1,4 +1,4 @@
-"""What a defense publishes never costs the cell its result."""
+"""What an attack or a defense says of itself never costs the cell its result."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ import numpy
 import pytest
 import torch
 
+from bdbench.attacks.badnets import BadNets
+from bdbench.attacks.base import Poisoned
+from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell
 from bdbench.defenses.base import Context, Defense, Journal
 from bdbench.defenses.registry import defenses
@@ -87,6 +90,15 @@ def test_what_is_no_number_is_left_out_and_named() -> None:
 
 
 @dataclass(frozen=True)
+class Boastful(BadNets):
+    """States facts that are no numbers beside one that is."""
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        facts: dict[Any, Any] = dict(enumerate(NO_NUMBERS))
+        return replace(super().poison(clean, rng), facts={**facts, "good": torch.tensor(1.0)})
+
+
+@dataclass(frozen=True)
 class Talkative(Defense):
     """Publishes things that are no numbers beside those that are."""
 
@@ -103,18 +115,25 @@ class Talkative(Defense):
 def talkative() -> Iterator[None]:
     defenses.names()
     defenses.register("talkative")(Talkative)
+    attacks.names()
+    attacks.register("boastful")(Boastful)
     yield
-    del defenses._factories["talkative"]
+    del defenses._factories["talkative"], attacks._factories["boastful"]
 
 
 @pytest.mark.usefixtures("talkative")
 def test_a_cell_outlives_its_journal(cache_folder: Path) -> None:
     data = "toy(train_images=60, test_images=40, image_size=16)"
-    work = cell(data, "wrn16_1", "badnets", "talkative", Recipe(epochs=1), 0)
+    work = cell(data, "wrn16_1", "boastful", "talkative", Recipe(epochs=1), 0)
     harness = replace(Harness(Cache(cache_folder), [], CPU), curves=True)
-    record = harness.run(work)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        record = harness.run(work)
     encode(record)
     assert record.status == "ok", record.error
+    left_out = "among the facts of attack boastful is left out: it is not a number"
+    assert sum(left_out in str(each.message) for each in warned) == len(NO_NUMBERS)
+    assert record.diagnostics["attack"] == {"good": 1.0}
     assert record.diagnostics["scalars"] == {"good": 1.0}
     assert record.diagnostics["samples"].keys() == {"half"}
     assert len(record.diagnostics["warnings"]) == len(NO_NUMBERS) + 1
