@@ -325,10 +325,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         text = folded[each]
         if word and text.startswith(word):
             return (0, text != wanted)
-        # Of equally near names, prefer a permutation of the letters: cdb means cbd, not dbd.
+        # Of equally near names, prefer a permutation of the letters (cdb means cbd, not dbd), then
+        # the one that begins alike.
         permuted = sorted(text) == sorted(wanted)
         likeness = difflib.SequenceMatcher(None, text, wanted).ratio()
-        begun = len(os.path.commonprefix([text, wanted]))
+        alike = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(text, wanted, strict=False)
+        )
+        begun = len(list(alike))
         return 1 if word and word in text else 2, text != wanted, not permuted, -likeness, -begun
 
     if near:
