@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ class NamedSuite:
         self._check_specs(self.lines)
 
     def _check_specs(self, lines: Lines) -> None:
-        from bdbench.cells.cell import REGISTRIES, recipes_of
+        from bdbench.cells.cell import REGISTRIES, check_targets, recipes_of
+        from bdbench.cells.declared import num_classes
         from bdbench.models.training.recipe import Recipe
 
         for axis in AXES:
@@ -71,6 +73,17 @@ class NamedSuite:
                     for plugin in registry.swept(text):
                         other = known.setdefault(registry.canonical(plugin), text)
                         require(other == text, f"{axis} has {text!r} twice: {other!r} is the same")
+        known_sources = []
+        for text in self.suite.datasets:
+            for source in REGISTRIES["dataset"].swept(text):
+                # The classes of a folder are known where its images are.
+                with suppress(InvalidInput):
+                    num_classes(source)
+                    known_sources.append(source)
+        for text in map(str, self.suite.attacks):
+            with lines.named("attacks", text):
+                for attack, source in product(REGISTRIES["attack"].swept(text), known_sources):
+                    check_targets(attack, source)
         for name, text in self.suite.settings.items():
             with lines.named("settings", name):
                 REGISTRIES["defense"].factory(name)

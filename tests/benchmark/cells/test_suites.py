@@ -207,6 +207,14 @@ SPOILED = [
         'datasets = ["digits"]\ndefenses = ["cbd(t1=[3, 3])"]',
         "line 2: the sweep over t1 of defense 'cbd' has 3 tw",
     ),
+    (
+        'datasets = ["digits"]\nattacks = ["none",\n"blend(target=[1, 12])"]',
+        "line 3: target must be a class of the data set, 0 to 9, got 12",
+    ),
+    (
+        "datasets = ['digits']\nattacks = [\"mixed(attacks=['badnets', 'sig(target=10)'])\"]",
+        "line 2: target must be a class of the data set, 0 to 9, got 10",
+    ),
     ('datasets = ["digits"', "wrong.toml is not valid TOML: "),
     ('datasets = ["digits"]\ndatasets = ["toy"]', "(at line 2, the last)"),
     ("x = " + "[" * 5_000, "is not valid TOML"),
