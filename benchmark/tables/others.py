@@ -65,8 +65,7 @@ class Other:
 
 def others(cell: Cell) -> tuple[Other, ...]:
     """Numbers that others published for the data set, attack, poisoning rate and defense of a
-    cell, whatever its other settings. Raises `InvalidInput` for an invalid
-    text."""
+    cell, whatever its other settings. Raises `InvalidInput` for an invalid text."""
     attack, dataset = spec_in(cell, "attack"), spec_in(cell, "dataset").name
     share = _poisoned_share(attack, dataset)
     if share is None:

@@ -19,7 +19,7 @@ from commands import refused
 
 import bdbench as bd
 from bdbench.attacks import Poisoned
-from bdbench.cells.cell import cell
+from bdbench.cells.cell import Cell, cell
 from bdbench.cells.cost import expected_passes, own, parts
 from bdbench.cells.plugins import load_plugin
 from bdbench.cli import main
@@ -100,6 +100,14 @@ def statuses(axis: str = "defense") -> dict[str, str]:
     return {each["labels"][axis]: each["status"] for each in records}
 
 
+def cell_of_mine(here: Path, body: str) -> tuple[Path, Cell]:
+    """The file of a defense with this body, and a cell that uses it."""
+    file = here / "mine.py"
+    file.write_text(DEFENSE + body)
+    bd.load_file(file)
+    return file, cell(SIZES, "wrn16_1", "badnets", "mine", Recipe(), 0)
+
+
 @pytest.mark.parametrize(
     ("body", "complaint"),
     [
@@ -121,10 +129,7 @@ def statuses(axis: str = "defense") -> dict[str, str]:
 def test_work_that_a_defense_cannot_tell_is_guessed_and_said(
     body: str, complaint: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = here / "mine.py"
-    file.write_text(DEFENSE + body)
-    bd.load_file(file)
-    made = cell(SIZES, "wrn16_1", "badnets", "mine", Recipe(), 0)
+    file, made = cell_of_mine(here, body)
     (why,) = made.declared.unknown
     assert complaint.format(file=file) in why
     plain = cell(SIZES, "wrn16_1", "badnets", "none", Recipe(), 0)
@@ -199,10 +204,7 @@ SHARE = "    @property\n    def clean_fraction(self):\n        "
 def test_a_defense_that_cannot_say_what_it_needs_is_lent_nothing_and_has_a_record(
     body: str, complaint: str, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    file = here / "mine.py"
-    file.write_text(DEFENSE + body)
-    bd.load_file(file)
-    made = cell(SIZES, "wrn16_1", "badnets", "mine", Recipe(), 0)
+    file, made = cell_of_mine(here, body)
     images = ImageSet(torch.zeros(20, 3, 8, 8, dtype=torch.uint8), torch.arange(20) % 10, 10)
     with pytest.raises(InvalidInput) as refusal:
         budget_of(made, images)
