@@ -7,11 +7,12 @@ min over delta of sum_i L(M(x_i + r), y_target; theta), with r = delta * g.
 
 Differs: theta is trained on clean data, as in the authors' code; the paper's equation has a network
 trained with the trigger. The loss of the given target is minimised by gradient descent over the
-training set, and the bound on r grows until r changes the answer for enough images; the code adds
-minimal perturbations of 100 images, and then makes the most frequent wrong class the target. The
-filter is the projection onto the lowest frequencies of the DCT, which leaves its own output
-unchanged; M clips to the range of images, and the bound takes the place of the weight lambda. The
-paper's filter and size could not be verified.
+training set, and the bound on r grows until r changes the answer for enough images, or to its end:
+on digits, r changes hardly any answer even then. The code adds minimal perturbations of 100 images,
+and then makes the most frequent wrong class the target. The filter is the projection onto the
+lowest frequencies of the DCT, which leaves its own output unchanged; M clips to the range of
+images, and the bound takes the place of the weight lambda. The paper's filter and size could not be
+verified.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ class LowFrequency(Attack):
     poisoning_rate: share of the training set, in (0, 1] (paper, section 5.3: 0.1)
     target: the label the trigger causes
     fooled: the search ends when the pattern changes the surrogate's answer for this share of the
-        images of other classes, in (0, 1] (authors' code: 0.2)
+        images of other classes, in (0, 1] (authors' code: 0.2, which could not be verified; in
+        universal adversarial perturbations 0.2 is the share that need not change)
     epsilon: largest change of a pixel in grey levels, whole, from 1 to 255 (our choice)
     passes: over the training set, at least 1; the bound grows to epsilon in so many equal parts,
         one after each pass (our choice)

@@ -15,8 +15,7 @@ the squared residual beyond that of a fixed PSNR: a plain L2 loss weakens the tr
 training lasts. It sets in when the decoder reads 95 % of the bits, or after half of the epochs, and
 grows linearly, as StegaStamp's. The decoder reads images that are clipped and rounded to grey
 levels. The networks are smaller, and as deep as the image's sides allow. Residuals depend on the
-image less than the name says: on digits the cosine of two is 0.9, and the residual of another image
-works as well. The record has this cosine.
+image less than the name says: on digits, the cosine of two is 0.9. The record has it.
 """
 
 from __future__ import annotations

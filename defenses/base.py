@@ -19,6 +19,8 @@ from bdbench.models.training.recipe import Recipe, steps_per_epoch
 
 VALIDATION = 0.2
 """Share of the clean images that is for selection and early stopping."""
+KEPT = "kept"
+"""The verdict of a filter in a journal: 0 for the images that it calls poisoned, 1 for the rest."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,7 @@ class Journal:
         suspects: bool (n,), the images that the filter calls poisoned
         """
         self.samples[name] = scores
-        # The rest gets 1, because the harness expects lower values for poisoned images.
-        self.samples["kept"] = (~suspects).float()
+        self.samples[KEPT] = (~suspects).float()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,9 @@ one hidden layer, spectral normalisation by power iteration (Miyato et al., 2018
 and no dropout. Critic and f_C are updated in turn on each batch from one forward pass, not in turn
 over whole epochs. T1 and beta are fixed unless `select="cv"`, the paper's search. Its criterion is
 accuracy on held-out images that may be poisoned themselves, which rewards keeping the backdoor.
+w(x) is computed on the augmented view that f_C is trained on, as in that code. A random crop can
+remove a trigger at the border; f_B then finds the poisoned image hard, and its wrong label gets a
+large weight. Equation 6 can also be read as one f_B loss for each image: `cbd(per_view=False)`.
 
 Elsewhere: f_B and f_C follow the recipe's learning rate, 0.01 on GTSRB (paper); the authors' code
 trains f_C at 0.1 on all data. T1 and beta are the same for all data sets and networks; the paper
@@ -73,6 +76,8 @@ class CBD(Defense):
         5.1)
     folds: folds of the training set in that search, at least 2 (paper: 5)
     t1s: the values of t1 that the search tries, all different (paper: 3, 5 and 8)
+    per_view: take f_B's loss in w(x) on the augmented view that f_C sees (code); False takes it
+        once, on the image without augmentation
     """
 
     t1: int = 5
@@ -84,6 +89,7 @@ class CBD(Defense):
     select: str = "fixed"
     folds: int = 5
     t1s: tuple[int, ...] = added((3, 5, 8))
+    per_view: bool = added(True)
 
     def __post_init__(self) -> None:
         one_of(SELECTIONS, select=self.select)
@@ -168,11 +174,15 @@ class CBD(Defense):
             critic = Critic(f_c.head.in_features + f_b.head.in_features).to(context.device)
         critic_optimizer = Adam(critic.parameters(), lr=self.critic_learning_rate)
         weights = torch.zeros(len(data), device=context.device)
+        once = None if self.per_view else sample_losses(f_b, data)
 
         def step(batch: Batch) -> None:
             with torch.no_grad():
                 r = f_b.features(batch.images)
-                loss_b = cross_entropy(f_b.head(r), batch.labels, reduction="none")
+                if once is None:
+                    loss_b = cross_entropy(f_b.head(r), batch.labels, reduction="none")
+                else:
+                    loss_b = once[batch.index]
             z = f_c.features(batch.images)
             loss_c = cross_entropy(f_c.head(z), batch.labels, reduction="none")
             if self.critic_weight:
@@ -214,12 +224,13 @@ class CBD(Defense):
         return scale * (w * losses).mean()
 
     def cost(self, recipe: Recipe, images: int) -> float:
-        once = 3.0 * self.t1 + 1.0 + 4.0 * recipe.epochs
+        f_c = 4.0 * recipe.epochs + (not self.per_view)
+        last = 3.0 * self.t1 + 1.0 + f_c
         if self.select == "fixed":
-            return once
+            return last
         candidates = len(self.t1s) * len(BETAS)
-        fold = 3.0 * sum(self.t1s) + 4.0 * recipe.epochs * candidates
-        return once + (self.folds - 1) * fold + candidates
+        fold = 3.0 * sum(self.t1s) + f_c * candidates
+        return last + (self.folds - 1) * fold + candidates
 
 
 class Critic(nn.Module):

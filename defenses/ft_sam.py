@@ -39,7 +39,7 @@ class FTSAM(Defense):
     """
     rho: radius of the neighbourhood, with distances relative to the weights; at least 0 (paper: 2)
     updates: updates, each on one batch of the clean images, at least 1 (paper: 100 epochs, which
-        are 800 updates on 2,000 images; 50 on GTSRB)
+        are 800 updates on 2,000 images, and 1,000 on its own 2,500; 50 on GTSRB)
     learning_rate: learning rate, constant, above 0 (paper: 0.01)
     batch_size: images, at least 2 (paper: 256)
     """

@@ -10,18 +10,19 @@ Differs: rounds, learning rate and fixed-point steps are those in the notes of t
 BackdoorBench makes 5 rounds at 1e-4. We could not read the radius, the two inner rates and the
 batch size in the paper, nor did we read that code: "unverified" marks what is said of it. A round
 of the code is a pass over 5,000 clean images in batches of 100 for delta and another for theta,
-hence 50 updates for each. Images outside of [0, 1] are not clipped, as in the paper's H. The radius
-holds for images of 3 x 32 x 32 pixels and grows with the square root of their number (our choice).
-H has no other term; the code is said to subtract a small multiple of the norm of delta in the
-ascent, and to let one image in a hundred carry delta in the loss by which theta is trained; the
-ascent that finds delta, and that the hypergradient differentiates, is on all images. The latter is
-the default, because the printed mean over all images, `i_bau(portion=1.0)`, destroys the network: a
-fifth of CIFAR-10 ends at an accuracy of 15 in place of 74. The paper does not say how normalisation
-layers behave: here they use their running statistics, which stay as they are, so that delta attacks
-the network that is returned. Images are augmented as in the recipe, before delta is added, and the
-method trains on four fifths of the clean images. `i_bau(fixed_point_steps=0)` is the control: the
-hypergradient without its implicit part, which is adversarial training with a universal
-perturbation.
+hence 50 updates for each. These images are not part of the paper's training set, and a tenth as
+many; here a twentieth of the training set is lent. Images outside of [0, 1] are not clipped, as in
+the paper's H. The radius holds for images of 3 x 32 x 32 pixels and grows with the square root of
+their number (our choice). H has no other term; the code is said to subtract a small multiple of the
+norm of delta in the ascent, and to let one image in a hundred carry delta in the loss by which
+theta is trained; the ascent that finds delta, and that the hypergradient differentiates, is on all
+images. The latter is the default, because the printed mean over all images, `i_bau(portion=1.0)`,
+destroys the network: a fifth of CIFAR-10 ends at an accuracy of 15 in place of 74. The paper does
+not say how normalisation layers behave: here they use their running statistics, which stay as they
+are, so that delta attacks the network that is returned. Images are augmented as in the recipe,
+before delta is added, and the method trains on four fifths of the clean images.
+`i_bau(fixed_point_steps=0)` is the control: the hypergradient without its implicit part, which is
+adversarial training with a universal perturbation.
 
 Elsewhere: the same on GTSRB and with other networks. It never compiles the network, because
 torch.compile has no second derivatives.

@@ -11,8 +11,8 @@ of that label's images, 5 or 10 %. Here epsilon is this share, and every label l
 its images, because the target is not known. So epsilon is not an attack's poisoning rate, which is
 a share of all images: of ten classes, `badnets` at 0.01 poisons 9 % of the images with the target
 label, at 0.1 more than half of them. The score assumes that poison is the minority of its label:
-beyond one half, the mean moves to the poison and clean images get the higher scores. The embedding
-is the pooled one that the head reads.
+near one half, the mean lies between clean and poisoned images, and their scores hardly differ,
+unless one of the two groups spreads more. The embedding is the pooled one that the head reads.
 
 Elsewhere: the same epsilon on GTSRB and with other networks. Labels of fewer than 1 / (1.5 epsilon)
 images lose none.

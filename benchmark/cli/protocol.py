@@ -47,11 +47,11 @@ RULES = (
     "row of its tables says so. Only the recipe follows the data set, as in the CBD paper: its "
     "learning rate (0.1, and 0.01 on GTSRB), and whether images are mirrored.",
     f"Stages that train on the poisoned set have lengths for {RECIPE.epochs} epochs, which scale "
-    "with the recipe, except `t1` of `cbd`, the unlearning of `abl` and the copies of `asd`. "
-    "Stages on clean images make a fixed number of updates, the published one where there is one, "
-    "whatever the recipe and the number of images. A suite can shorten them, and the joint "
-    "unlearning of `abl`, by its recipe's `updates`, for all defenses alike, or for one defense by "
-    "a spec, which its row shows: `quick` gives `mcr` three tenths of its updates.",
+    "with the recipe, except `t1` of `cbd`, the unlearning of `abl`, and the copies and "
+    "`interval` of `asd`. Stages on clean images make a fixed number of updates, the published one "
+    "where there is one, whatever the recipe and the number of images. A suite can shorten them, "
+    "and the joint unlearning of `abl`, by its recipe's `updates`, for all defenses alike, or for "
+    "one defense by a spec, which its row shows: `quick` gives `mcr` three tenths of its updates.",
     "Numbers are those of the last epoch. No epoch, network or seed is selected by a test result.",
     "Seeds count from 0, and all of them are shown. With several seeds, the interval is the 95 % t "
     "interval.",

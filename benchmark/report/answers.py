@@ -180,6 +180,14 @@ class Case:
         text += f"attack success rate goes from {_percent(before)} to {_percent(after)}."
         if control:
             text += f" That of a network trained on clean images is {_percent(control)} then."
+        each = []
+        for part in self.record.parts:
+            if own := self.record.count(f"{REACTIVATED}_{part}"):
+                taught = undefended and undefended.count(f"{CONTROL}_{part}")
+                beside = f" (clean network {_percent(taught)})" if taught else ""
+                each.append(f"`{part}` {_percent(own)}{beside}")
+        if each:
+            text += f" By attack: {', '.join(each)}."
         yield Answer("Does the backdoor come back?", text)
 
     def _cost(self) -> Iterator[Answer]:

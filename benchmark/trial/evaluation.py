@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bdbench.attacks.base import Attack
 from bdbench.attacks.compound import parts_of
+from bdbench.defenses.base import KEPT
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
@@ -146,13 +147,14 @@ def worst(parts: Mapping[str, Answers]) -> Answers:
 def flags(ws: Workspace, classifier: Classifier, counts: Mapping[str, Count]) -> tuple[str, ...]:
     """What a reader must know before comparing this cell with others.
 
-    attack_failed: even the undefended network has an ASR below 50 %
+    attack_failed: even the undefended network has an ASR below 50 %, of any part of the attack
     not_finite, at_chance: see these functions; at most one, as nan has no accuracy
     no_op: the defense returned an undefended network unchanged
     """
     poisons = not Spec.of(ws.cell.specs["attack"]).is_none
     found = []
-    if not ws.defends and poisons and counts["attack_success_rate"].rate < 0.5:
+    rates = [count.rate for name, count in counts.items() if "attack_success_rate" in name]
+    if not ws.defends and poisons and min(rates) < 0.5:
         found.append("attack_failed")
     if not_finite(classifier):
         found.append("not_finite")
@@ -282,8 +284,9 @@ def diagnose(
     auroc: probability that a poisoned image has a lower value than a clean one; ties count half
     mean_poisoned, mean_clean: of the values
     by_class: the mean over the clean images of each class, None for a class without one
-    tpr, fpr: if all values are 0 or 1, the shares of poisoned and of clean images with value 0,
-        which calls them poisoned: TP / (TP + FN) and FP / (FP + TN)
+    tpr, fpr: of a verdict, the shares of poisoned and of clean images with value 0, which calls
+        them poisoned: TP / (TP + FN) and FP / (FP + TN). A verdict has the values 0 and 1; one that
+        is all 0 or all 1 is known by its name, as constant scores are none.
     precision, recall: likewise, if any image is called poisoned; recall is the TPR
     not_finite: number of values that are nan or infinite, if any; all the above leave them out
     """
@@ -292,7 +295,8 @@ def diagnose(
         known = values.isfinite()
         poisoned, clean = values[mask & known].double().cpu(), values[~mask & known].double().cpu()
         summary = {"not_finite": float((~known).sum())} if not known.all() else {}
-        verdict = bool(((values == 0) | (values == 1)).all())
+        binary = bool(((values == 0) | (values == 1)).all())
+        verdict = binary and (name == KEPT or bool((values == 0).any() and (values == 1).any()))
         if len(clean):
             summary["mean_clean"] = float(clean.mean())
             if verdict:

@@ -46,10 +46,11 @@ from bdbench.tables.export import frame
 from bdbench.tables.groups import collect, filtered, filtered_parts
 from bdbench.tables.leaderboard import LeaderboardBlock
 from bdbench.trial import provenance
-from bdbench.trial.evaluation import answers, diagnose_parts, worst
+from bdbench.trial.evaluation import answers, diagnose_parts, flags, worst
 from bdbench.trial.harness import Harness
 from bdbench.trial.monitor import TrainingMonitor
 from bdbench.trial.poisoned import PoisonedData, PoisonedPart
+from bdbench.trial.workspace import Workspace
 
 CPU = torch.device("cpu")
 TINY = "toy(train_images=120, test_images=80, image_size=16)"
@@ -412,6 +413,26 @@ def test_the_worst_part_is_the_one_with_the_highest_asr_and_sums_are_its_own() -
     assert len(counts) == 4 + 2 * 3
     equal = worst({"b_1": parts["b_1"], "a_2": parts["b_1"]})
     assert equal.counts()["attack_success_rate"] == Count(2, 4)
+
+
+@pytest.mark.parametrize(("second", "failed"), [(49, True), (51, False)])
+def test_an_attack_fails_if_one_of_its_parts_does(
+    tmp_path: Path, second: int, failed: bool
+) -> None:
+    """The rate of the record is the worst part's, which hides a part that never works."""
+    made = cell(
+        TINY, "wrn16_1", f"mixed(attacks={['badnets', 'blend(target=1)']})", "none", RECIPE, 0
+    )
+    dataset = Harness(Cache(tmp_path), [], CPU).dataset(made.dataset)
+    ws = Workspace(made, dataset, CPU, Cache(tmp_path), Stopwatch(CPU))
+    counts = {
+        "clean_accuracy": Count(80, 80),
+        "attack_success_rate": Count(90, 100),
+        "attack_success_rate_badnets_1": Count(90, 100),
+        "attack_success_rate_blend_2": Count(second, 100),
+    }
+    found = flags(ws, models.build("wrn16_1").build(10, 16), counts)
+    assert ("attack_failed" in found) == failed
 
 
 def test_a_filter_is_judged_by_part() -> None:

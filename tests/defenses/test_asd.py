@@ -99,7 +99,8 @@ def test_the_pool_of_every_stage(data: ImageSet, monkeypatch: pytest.MonkeyPatch
     context = make_context(data, replace(RECIPE, epochs=10))
     defense.fit(data, context)
     seeds = list(range(60, 80))
-    assert context.journal.scalars == {"seeds": 20}
+    mean_fall = float((given[11] - given[12]).mean())
+    assert context.journal.scalars == {"seeds": 20, "mean fall in the virtual copy": mean_fall}
     assert len(pools) == 11
 
     def lowest_rows(values: Tensor, rows: list[int], count: int) -> list[int]:

@@ -111,8 +111,12 @@ def fitted(images: ImageSet, **fields: Any) -> tuple[Classifier, Context]:
     return CBD(**{"t1": 1, **fields}).fit(images, context), context
 
 
-def test_f_c_equals_a_slow_implementation_of_the_equations(images: ImageSet) -> None:
-    """Re-weighting and the l2 term, image by image, with the literal constants."""
+@pytest.mark.parametrize("per_view", [True, False])
+def test_f_c_equals_a_slow_implementation_of_the_equations(
+    images: ImageSet, per_view: bool
+) -> None:
+    """Re-weighting and the l2 term, image by image, with the literal constants. f_B's loss is that
+    of the augmented view, or that of the image itself."""
     context = make_context()
     early = Recipe(epochs=1, batch_size=20, learning_rate=0.05, drops=())
     f_b = train(context.build("f_B"), images, early, context.rng("f_B"))
@@ -124,7 +128,8 @@ def test_f_c_equals_a_slow_implementation_of_the_equations(images: ImageSet) -> 
         z = f_c.features(batch.images)
         total = torch.zeros(())
         with torch.no_grad():
-            theirs = f_b(batch.images)
+            seen = batch.images if per_view else images.images[batch.index] / 255
+            theirs = f_b(seen)
         for n in range(len(z)):
             ours = f_c.head(z[n])
             loss_c = cross_entropy(ours, batch.labels[n])
@@ -137,7 +142,7 @@ def test_f_c_equals_a_slow_implementation_of_the_equations(images: ImageSet) -> 
 
     f_c.train()
     loop(step, images, recipe=RECIPE, rng=context.rng("classifier"), state={"optimizer": optimizer})
-    ours, _ = fitted(images, rescale=False, critic_weight=0.0, beta=0.001)
+    ours, _ = fitted(images, rescale=False, critic_weight=0.0, beta=0.001, per_view=per_view)
     for name, values in f_c.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-3, atol=1e-4)
 
@@ -168,6 +173,7 @@ def test_variants_differ_and_the_published_ones_are_specs(images: ImageSet) -> N
         "literal": {"rescale": False, "critic_weight": 1.0},
         "released": {"critic_weight": 0.0, "beta": 0.0},
         "no weights": {"reweight": False},
+        "weights of images": {"per_view": False},
     }
     heads = {name: fitted(images, **how)[0].head.weight for name, how in variants.items()}
     names = list(heads)
@@ -261,9 +267,10 @@ def test_bad_t1s_are_refused_in_one_line(text: str) -> None:
     assert "\n" not in str(told.value)
 
 
-def test_the_default_t1s_are_not_part_of_a_key() -> None:
-    """So that records from before the field existed keep their keys."""
+def test_defaults_of_later_fields_are_not_part_of_a_key() -> None:
+    """So that records from before a field existed keep their keys."""
     assert "t1s" not in registry.canonical("cbd")
+    assert "per_view" not in registry.canonical("cbd")
     assert registry.canonical("cbd(t1s=(3, 5, 8))") == registry.canonical("cbd")
     assert "t1s=(1, 2)" in registry.canonical("cbd(t1s=(1, 2))")
 
@@ -301,6 +308,8 @@ def test_the_cost_of_the_search(images: ImageSet) -> None:
     assert CBD(t1=5).cost(recipe, 60) == 15 + 1 + 400
     folds = 4 * (3 * (3 + 5 + 8) + 9 * 400)
     assert CBD(t1=5, select="cv").cost(recipe, 60) == 416 + folds + 9
+    assert CBD(t1=5, per_view=False).cost(recipe, 60) == 417
+    assert CBD(select="cv", per_view=False).cost(recipe, 60) == 417 + folds + 9 + 4 * 9
     folds = 4 * (3 * (2 + 9) + 6 * 400)
     assert CBD(t1=5, select="cv", t1s=(2, 9)).cost(recipe, 60) == 416 + folds + 6
 

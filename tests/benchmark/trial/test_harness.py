@@ -110,6 +110,13 @@ def test_diagnostics_by_hand() -> None:
     kept = metrics.diagnose({"kept": torch.tensor([0.0, 0.0, 1.0, 1.0])}, mask)["kept"]
     assert (kept["precision"], kept["recall"]) == (0.5, 0.5)
     all_kept = metrics.diagnose({"kept": torch.ones(4)}, mask)["kept"]
+    for constant in (torch.zeros(4), torch.ones(4)):
+        # Scores of a network that diverged: they judge nothing, and tie.
+        score = metrics.diagnose({"a score": constant}, mask)["a score"]
+        assert score["auroc"] == 0.5
+        assert not score.keys() & {"tpr", "fpr", "precision", "recall"}
+    verdict = metrics.diagnose({"my verdict": torch.tensor([0.0, 1.0, 1.0, 1.0])}, mask)
+    assert verdict["my verdict"]["tpr"] == 0.5
     assert "precision" not in all_kept
     assert (all_kept["tpr"], all_kept["fpr"]) == (0, 0)
 

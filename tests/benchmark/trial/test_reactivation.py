@@ -34,6 +34,7 @@ from bdbench.records.count import Count
 from bdbench.records.files import path_of, read, write
 from bdbench.records.merge import merge
 from bdbench.records.record import CONTROL, REACTIVATED, REACTIVATED_CA, Record, decode, encode
+from bdbench.report.answers import Case
 from bdbench.report.site import write_report
 from bdbench.running.cached_work import cached_work
 from bdbench.running.speed import Speed
@@ -167,6 +168,29 @@ def test_the_parts_of_an_attack_take_turns(
 
     assert drawn(data) == [3, 2]
     assert drawn(data.part("badnets_1")) == [5, 0]
+
+
+def test_each_part_of_an_attack_has_its_own_rate_and_control(
+    tmp_path: Path, workspace: Callable[[Cell], Workspace]
+) -> None:
+    """P-ASR is that of the part that is the worst after the fine-tuning, the control that of the
+    worst part then. These may be different parts, so the record has all of them."""
+    made = tiny(f"mixed(attacks={json.dumps(['badnets', 'blend(target=1)'])})")
+    record = run(tmp_path, made)
+    assert len(record.parts) == 2
+    for metric in (REACTIVATED, CONTROL):
+        rates = [record.counts[f"{metric}_{part}"].rate for part in record.parts]
+        assert record.counts[metric].rate == max(rates)
+    ws = workspace(made)
+    data = ws.poisoned = poison(ws)
+    train_undefended(ws, data.train, 0)
+    images = reactivation.retuning_set(ws, data)
+    retuned = reactivation._retuned(ws, undefended_copy(ws, 0), images, data)
+    for part in record.parts:
+        assert record.counts[f"{REACTIVATED}_{part}"] == retuned[f"attack_success_rate_{part}"]
+    text = " ".join(answer.text for answer in Case(record, None).answers())
+    assert "By attack: `badnets_1`" in text
+    assert text.count("clean network") == 2
 
 
 def test_the_fine_tuning_is_plain_sgd(workspace: Callable[[Cell], Workspace]) -> None:
