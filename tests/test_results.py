@@ -6,6 +6,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from builders import ROOT
 
@@ -103,6 +104,40 @@ def test_the_page_quotes_the_answers_to_each_class() -> None:
         assert f"| accuracy, {defense} | {' | '.join(own)} |" in page
         assert f"| called airplane, {defense} | - | {' | '.join(goal[1:])} |" in page
         assert f"| | airplane (target) | {' | '.join(classes.names[1:])} |" in page
+
+
+def test_the_page_quotes_what_f_b_knows_of_three_classes() -> None:
+    """In fifths of a class by f_B's loss. The last weights are those of clean training images."""
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    folder = ROOT / "results/table1-cifar10"
+    test = pd.read_csv(folder / "cbd-test-images.csv")
+    training = pd.read_csv(folder / "cbd-training-images.csv.gz")
+    (record,) = [
+        r
+        for r in read_all(folder)[0]
+        if r.cell.defense.name == "cbd" and r.cell.attack.name == "badnets" and r.cell.seed == 0
+    ]
+    published = {name: record.diagnostics.samples[name] for name in ("f_B loss", "w")}
+    poisoned, clean = (training[training.poisoned == n] for n in (1, 0))
+    for name, column in (("f_B loss", "f_b_loss"), ("w", "weight")):
+        assert clean[column].mean() == pytest.approx(published[name]["mean_clean"], abs=1e-4)
+        assert poisoned[column].mean() == pytest.approx(published[name]["mean_poisoned"], abs=1e-4)
+    hard = f"{100 * (poisoned.weight > 0.1).mean():.1f} %"
+    assert f"{hard} of the poisoned images end with a weight above 0.1" in " ".join(page.split())
+    assert 0.0014 < poisoned.f_b_loss.max() < 0.0015
+    assert "39.5 % of the crops show none of it" in " ".join(page.split())
+    assert round(1 - (7 / 9) ** 2, 3) == 0.395
+
+    def fifths(images: pd.DataFrame, label: int) -> list[pd.DataFrame]:
+        own = images[images.label == label].sort_values("f_b_loss", kind="stable")
+        return [own.iloc[n * len(own) // 5 : (n + 1) * len(own) // 5] for n in range(5)]
+
+    for name, label in (("automobile", 1), ("truck", 9), ("horse", 7)):
+        lost = [f"{100 * (each.f_c_answer == 0).mean():.1f}" for each in fifths(test, label)]
+        loss = [f"{each.f_b_loss.median():.2g}" for each in fifths(clean, label)]
+        weight = [f"{each.weight.mean():.2f}" for each in fifths(clean, label)]
+        for values in (lost, loss, weight):
+            assert f"| {name} | {' | '.join(values)} |" in page, (name, values)
 
 
 def test_the_page_quotes_the_validation_accuracies_of_fp() -> None:
