@@ -50,7 +50,7 @@ def table(
 
     --sort and --columns change the printed leaderboard, not the files. COLUMN is named by its
     headings: "badnets ASR", "mean CA", DER. NAME is floor, R-Acc, "CA interval", "ASR interval",
-    TPR, FPR, AUROC or all.
+    TPR, FPR, AUROC, or all; "P-ASR interval" where a record has a P-ASR (run --reactivate).
     """
     known = ["leaderboard", "1", "2", "3", "5"]
     require(which in known, f"unknown table {which!r}{spec.did_you_mean(which, known)}")

@@ -224,9 +224,9 @@ def _sentences(block: LeaderboardBlock) -> Iterator[str]:
             "target. R-Acc: share that is classified as the true label."
         )
         yield (
-            "Bold: lowest ASR of a section against an attack; underlined: second lowest; ~: not "
-            "separable from the lowest at 95 %; °: does not exceed the share that is classified as "
-            "the target without the trigger."
+            "Bold: lowest ASR of a section on an attack, if separable from that of no defense; "
+            "underlined: second lowest; ~: not separable from the lowest at 95 %; °: does not "
+            "exceed the share that is classified as the target without the trigger."
         )
         if block.reactivated:
             yield (

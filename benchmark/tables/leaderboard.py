@@ -61,7 +61,8 @@ training.
 - CA: accuracy on clean test images. R-Acc: share of the triggered test images of other classes \
 that are classified as their true label.
 - ASR: share of the triggered test images of other classes that are classified as the target. \
-**Bold**: the lowest ASR of a section against an attack. ~: not separable from it.
+**Bold**: the lowest ASR of a section against an attack, if separable from that of no defense. ~: \
+not separable from the lowest.
 - °: this ASR does not exceed its floor, the share of the same images that the network classifies \
 as the target without the trigger, so the trigger has no measurable effect.
 - ~ and ° are tested at 95 %: two-proportion z-test for one seed, paired t-test for several. ° \
@@ -122,9 +123,12 @@ class LeaderboardBlock:
         """Title, table and footnotes.
 
         order: title of the column that sorts the defenses of a section, DER if empty
-        extra: the `EXTRA_COLUMNS` to add for each attack
+        extra: the `EXTRA_COLUMNS` to add for each attack that has a number in them
         """
-        columns = {attack: self.columns(attack, extra) for attack in self.attacks}
+        columns = {
+            attack: [n for n in self.columns(attack, extra) if self._has_numbers(attack, n)]
+            for attack in self.attacks
+        }
         overall = list(self.overall_titles())[2:]
         means = [title.removeprefix("mean ") for title in overall if title.startswith("mean ")]
         headers = ["defense", "clean", "trainings"]
@@ -249,17 +253,26 @@ class LeaderboardBlock:
 
     @cached_property
     def _competitors(self) -> dict[tuple[str, str], list[Group]]:
-        """By section and attack, the groups that are ranked by ASR.
+        """By section and attack, the groups that are ranked by ASR, if the lowest is separable from
+        the ASR of no defense: among failures, none is the best. No defense itself is not ranked.
 
-        No defense is ranked only if there is no other. The section is "" unless `by_section`.
+        The section is "" unless `by_section`.
         """
-        competing = [g for g in self.groups if not is_none(g.names["defense"])] or self.groups
         found: dict[tuple[str, str], list[Group]] = {}
-        for group in competing:
+        for group in self.groups:
+            if is_none(group.names["defense"]):
+                continue
             attacked = not is_none(group.names["attack"])
             if attacked and group.counts(ASR) and "at_chance" not in group.flagged:
                 found.setdefault(self._competition(group), []).append(group)
-        return found
+        return {place: each for place, each in found.items() if self._lowers(min(each, key=_asr))}
+
+    def _lowers(self, group: Group) -> bool:
+        """Whether its ASR is below that of no defense; true where that is not known."""
+        base = self.cells.get((self.undefended, group.names["attack"]))
+        if base is None or not base.counts(ASR):
+            return True
+        return _asr(group) < _asr(base) and not tied(group.counts(ASR), base.counts(ASR))
 
     @cached_property
     def best(self) -> dict[tuple[str, str], Group]:
@@ -343,6 +356,11 @@ class LeaderboardBlock:
         if self.reactivated:
             return ["CA", "ASR", PASR, *asked, *[PASR_INTERVAL] * (PASR_INTERVAL in extra)]
         return ["CA", "ASR", *asked]
+
+    def _has_numbers(self, attack: str, name: str) -> bool:
+        """Whether a column of an attack is shown always, or has a number for any defense."""
+        values = (numbers[f"{attack} {name}"] for numbers in self.numbers.values())
+        return name in ("CA", "ASR", PASR) or not all(map(math.isnan, values))
 
     @cached_property
     def reactivated(self) -> bool:

@@ -32,10 +32,11 @@ LEGEND = """\
 In percent, after the last epoch. ASR: share of the triggered test images of other classes that \
 are classified as the target; CA: accuracy on clean test images. ±: half width of the 95 % t \
 interval over seeds; for one seed, the CSV file has Wilson intervals. **Bold**: lowest ASR against \
-an attack; ~: not separable from it at 95 %. In parentheses: the printed value and the difference \
-(ours minus paper). The ASR of no attack is the floor, the share that is classified as the target \
-without any trigger; the paper prints 0. Averages are over the attacks that have results (how \
-many, if not all), also for the paper; ours use the seeds that all of these attacks share."""
+an attack, if separable from that of no defense; ~: not separable from the lowest at 95 %. In \
+parentheses: the printed value and the difference (ours minus paper). The ASR of no attack is the \
+floor, the share that is classified as the target without any trigger; the paper prints 0. \
+Averages are over the attacks that have results (how many, if not all), also for the paper; ours \
+use the seeds that all of these attacks share."""
 TIMING = """\
 Seconds: training time, including the undefended network a defense starts from. Loading, \
 poisoning, graph capture and evaluation are recorded separately. Increase: relative to no defense \

@@ -115,7 +115,8 @@ def test_the_caption_says_in_words_what_is_compared_and_how_to_read_it() -> None
     for part in (
         "Backdoor defenses on Toy with WRN-16-1. 30 epochs, fp32, 1 seed.",
         "Attacks as specs: badnets, sig.",
-        "Bold: lowest ASR of a section against an attack; underlined: second lowest",
+        "Bold: lowest ASR of a section on an attack, if separable from that of no defense; "
+        "underlined: second lowest",
         r"\P{} failed, excluded from means: my\_defense on sig (seed 0: RuntimeError).",
     ):
         assert part in caption[1]

@@ -265,12 +265,45 @@ def test_a_seed_counts_once():
         tables.summarise([one, replace(one, key="f" * 16)])
 
 
-def test_no_defense_is_bold_only_if_alone():
+def test_no_defense_is_not_ranked():
     alone = board(make_record("none", "badnets", 930, 998), make_record("none", "none", 940))
-    assert row(alone, "none")["badnets ASR"] == "**99.8**"
-    both = board(make_record("none", "badnets", 930, 5), make_record("ft", "badnets", 880, 200))
+    assert row(alone, "none")["badnets ASR"] == "99.8"
+    both = board(make_record("none", "badnets", 930, 5), make_record("ft", "badnets", 880, 2))
     assert row(both, "none")["badnets ASR"] == "0.5°"
-    assert row(both, "ft")["badnets ASR"] == "**20.0**"
+
+
+@pytest.mark.parametrize(
+    ("undefended", "best", "marked"),
+    [
+        (998, 997, False),
+        (998, 1000, False),
+        (998, 980, True),
+        (5, 2, False),
+        (5, 200, False),
+        (None, 1000, True),
+    ],
+)
+def test_among_failures_none_is_the_best(undefended: int | None, best: int, marked: bool) -> None:
+    """Whether the lowest ASR of a section is marked, with the one that is not separable from it:
+    only if it is separable from that of no defense, or if that is not known."""
+    base = [] if undefended is None else [make_record("none", "badnets", 930, undefended)]
+    defended = [make_record("abl", "badnets", 880, best), make_record("cbd", "badnets", 890, best)]
+    block = board(*base, *defended, make_record("ft", "badnets", 900, 100))
+    shown = f"{best / 10:.1f}"
+    for name in ("abl", "cbd"):
+        cell = row(block, name)["badnets ASR"].rstrip("°")
+        assert cell == (f"**{shown}**" if marked else shown)
+    assert ("**" in row(block, "ft")["badnets ASR"]) == (undefended != 5)
+
+
+def test_with_several_seeds_the_test_is_paired() -> None:
+    """One seed in three fails: the mean is far lower, but that may be chance."""
+    base = [make_record("none", "badnets", 930, 1000, 10, seed) for seed in range(3)]
+    asr = (0, 1000, 950)
+    mixed = [make_record("cbd", "badnets", 880, n, 10, seed) for seed, n in enumerate(asr)]
+    assert "**" not in row(board(*base, *mixed), "cbd")["badnets ASR"]
+    sure = [make_record("cbd", "badnets", 880, n, 10, seed) for seed, n in enumerate((20, 50, 30))]
+    assert "**" in row(board(*base, *sure), "cbd")["badnets ASR"]
 
 
 def test_equally_good_defenses_are_both_bold_and_sorted_by_accuracy():
@@ -433,6 +466,23 @@ def test_rows_are_sorted_by_der_or_by_any_column():
     with pytest.raises(InvalidInput) as raised:
         sorted_by("badnet ASR")
     assert str(raised.value) == "unknown column 'badnet ASR'; did you mean 'badnets ASR'?"
+
+
+def test_a_further_column_without_a_number_is_left_out():
+    """A filter ran against one of two attacks: TPR, FPR and AUROC are columns of that one only."""
+    judged = {"mean_clean": 0.9, "mean_poisoned": 0.25, "tpr": 0.75, "fpr": 0.1}
+    filtering = make_record("abl", "badnets", 880, 20, 15)
+    some = [
+        replace(filtering, diagnostics={"samples": {"kept": judged}}),
+        make_record("abl", "blend", 880, 20, 15),
+        make_record("none", "blend", 930, 998),
+    ]
+    shown = row(tables.leaderboard(some, columns=["TPR", "FPR", "AUROC"]).blocks[0], "abl")
+    assert shown["badnets TPR"] == "75.0"
+    assert {title for title in shown if title.startswith("badnets")} == {
+        *("badnets CA", "badnets ASR", "badnets TPR", "badnets FPR"),
+    }
+    assert {title for title in shown if title.startswith("blend")} == {"blend CA", "blend ASR"}
 
 
 def test_more_columns_are_shown_on_request():
