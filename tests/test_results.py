@@ -30,6 +30,7 @@ PUBLISHED = (
     "digits",
     "digits-second-processor",
     "digits-diagnostics",
+    "digits-reactivation",
     "field-2026-short",
     "field-2026-digits",
 )
