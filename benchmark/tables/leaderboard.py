@@ -353,7 +353,7 @@ class LeaderboardBlock:
         if is_none(attack):
             return ["CA", *(name for name in CLEAN_COLUMNS if name in extra)]
         asked = [name for name in EXTRA_COLUMNS if name in extra]
-        if self.reactivated:
+        if any(g.counts(REACTIVATED) for g in self.groups if g.names["attack"] == attack):
             return ["CA", "ASR", PASR, *asked, *[PASR_INTERVAL] * (PASR_INTERVAL in extra)]
         return ["CA", "ASR", *asked]
 

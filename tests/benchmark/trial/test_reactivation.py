@@ -417,6 +417,8 @@ def test_the_leaderboard_has_a_column_where_it_was_measured() -> None:
     assert found["abl"][4:7] == ["88.0", "2.0 ~", "65.0"]
     assert found["cbd"][6] == "-"
     assert found["none"][6] == "99.7"
+    more = rows(tables.leaderboard([*SOME, make_record("abl", "sig", 880, 20)]).markdown())
+    assert more["no clean images"][3:9] == ["CA", "CA", "ASR", "P-ASR", "CA", "ASR"]
     assert "- P-ASR of a network trained on clean images: 4.5 ± 6.4 on badnets" in board.markdown()
     assert "\n- P-ASR: ASR of a copy" in board.markdown()
     old = tables.leaderboard(OLD).markdown()
