@@ -29,12 +29,14 @@ PUBLISHED = (
     "table1-cifar10",
     "digits",
     "digits-second-processor",
+    "cbd-12-epochs",
     "digits-diagnostics",
     "digits-reactivation",
     "field-2026-short",
     "field-2026-digits",
 )
 FOLDERS = [ROOT / "results" / name for name in PUBLISHED]
+METRICS = ("clean_accuracy", "attack_success_rate", "asr_floor")
 FP32 = "recipe(precision='fp32')"
 
 
@@ -139,6 +141,29 @@ def test_the_page_quotes_what_f_b_knows_of_three_classes() -> None:
         weight = [f"{each.weight.mean():.2f}" for each in fifths(clean, label)]
         for values in (lost, loss, weight):
             assert f"| {name} | {' | '.join(values)} |" in page, (name, values)
+
+
+def test_the_page_quotes_the_test_of_why_a_class_is_lost() -> None:
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    records, _ = read_all(ROOT / "results/cbd-12-epochs")
+    assert len(records) == 2
+    for record in records:
+        spec = "cbd(per_view=False)" if "per_view" in record.cell.defense.fields else "cbd"
+        classes, samples = record.classes, record.diagnostics.samples
+        assert classes is not None
+        car, dog = classes.names.index("automobile"), classes.names.index("dog")
+        rates = [f"{100 * record.counts[m].rate:.1f}" for m in METRICS]
+        answers = [
+            f"{100 * counts[label] / classes.images[label]:.1f}"
+            for label in (car, dog)
+            for counts in (classes.clean_own, classes.clean_goal)
+        ]
+        w = samples["w"]
+        weights = [f"{w['mean_poisoned']:.2f}", f"{w['by_class'][car]:.3f}"]
+        shown = [f"{rates[0]} / {rates[1]} ({rates[2]})", *weights, *answers]
+        assert f"| {spec} | {' | '.join(shown)} |" in page, shown
+        known = sorted(range(10), key=samples["f_B loss"]["by_class"].__getitem__)
+        assert known[:2] == [car, dog]
 
 
 def test_the_page_quotes_the_validation_accuracies_of_fp() -> None:
