@@ -297,7 +297,7 @@ def test_among_failures_none_is_the_best(undefended: int | None, best: int, mark
 
 
 def test_with_several_seeds_the_test_is_paired() -> None:
-    """One seed in three fails: the mean is far lower, but that may be chance."""
+    """It works with one seed of three: the mean is far lower, but that may be chance."""
     base = [make_record("none", "badnets", 930, 1000, 10, seed) for seed in range(3)]
     asr = (0, 1000, 950)
     mixed = [make_record("cbd", "badnets", 880, n, 10, seed) for seed, n in enumerate(asr)]
