@@ -174,15 +174,15 @@ class CBD(Defense):
             critic = Critic(f_c.head.in_features + f_b.head.in_features).to(context.device)
         critic_optimizer = Adam(critic.parameters(), lr=self.critic_learning_rate)
         weights = torch.zeros(len(data), device=context.device)
-        once = None if self.per_view else sample_losses(f_b, data)
+        image_losses = None if self.per_view else sample_losses(f_b, data)
 
         def step(batch: Batch) -> None:
             with torch.no_grad():
                 r = f_b.features(batch.images)
-                if once is None:
+                if image_losses is None:
                     loss_b = cross_entropy(f_b.head(r), batch.labels, reduction="none")
                 else:
-                    loss_b = once[batch.index]
+                    loss_b = image_losses[batch.index]
             z = f_c.features(batch.images)
             loss_c = cross_entropy(f_c.head(z), batch.labels, reduction="none")
             if self.critic_weight:

@@ -360,7 +360,7 @@ class LeaderboardBlock:
     def _has_numbers(self, attack: str, name: str) -> bool:
         """Whether a column of an attack is shown always, or has a number for any defense."""
         values = (numbers[f"{attack} {name}"] for numbers in self.numbers.values())
-        return name in ("CA", "ASR", PASR) or not all(map(math.isnan, values))
+        return name in ("CA", "ASR") or not all(map(math.isnan, values))
 
     @cached_property
     def reactivated(self) -> bool:
