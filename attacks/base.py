@@ -106,9 +106,13 @@ def prepared() -> Any:
     return field(default=None, repr=False, compare=False)
 
 
-def check_target(target: int, num_classes: int) -> None:
-    """Raises `InvalidInput` for a target outside the classes."""
+def check_target(target: int, num_classes: int, part: str = "") -> None:
+    """Raises `InvalidInput` for a target outside the classes.
+
+    part: whose target it is, for an attack of several parts
+    """
+    whose = f" of {part}" if part else ""
     require(
         target < num_classes,
-        f"target must be a class of the data set, 0 to {num_classes - 1}, got {target}",
+        f"target{whose} must be a class of the data set, 0 to {num_classes - 1}, got {target}",
     )

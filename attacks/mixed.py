@@ -53,9 +53,10 @@ class Share:
 @dataclass(frozen=True)
 class Mixed(Compound):
     """
-    attacks: specs of at least two attacks, each with its own poisoning_rate and target, which count
-        as if it were alone; not mixed or none. The same attack may occur twice: with one target the
-        two are one attack at a higher rate, with two they contradict each other (our choice)
+    attacks: specs of at least two attacks, or the attacks themselves, each with its own
+        poisoning_rate and target, which count as if it were alone; not mixed or none. The same
+        attack may occur twice: with one target the two are one attack at a higher rate, with two
+        they contradict each other (our choice)
     shares: what each part gets, once prepared
     """
 
@@ -65,17 +66,17 @@ class Mixed(Compound):
     shares: Mapping[str, Share] | None = prepared()
 
     def __post_init__(self) -> None:
-        require(
-            len(self.attacks) > 1,
-            f"mixed needs at least two attacks, got {len(self.attacks)}: use the attack itself",
-        )
-        for text in self.attacks:
-            name = Spec.of(text).name
-            require(name != "mixed", "mixed cannot contain mixed: name all attacks in one list")
-            require(name != "none", "mixed cannot contain none, which poisons nothing")
+        given = [self.attacks] if isinstance(self.attacks, str) else self.attacks
         # One spelling for each setting, so that equal cells have equal keys.
-        object.__setattr__(self, "attacks", tuple(map(known.label, self.attacks)))
-        assert self.parts
+        attacks = tuple(known.label(known.built(each)) for each in given)
+        require(
+            len(attacks) > 1,
+            f"mixed needs at least two attacks, got {len(attacks)}: use the attack itself",
+        )
+        names = {Spec.of(text).name for text in attacks}
+        require("mixed" not in names, "mixed cannot contain mixed: name all attacks in one list")
+        require("none" not in names, "mixed cannot contain none, which poisons nothing")
+        object.__setattr__(self, "attacks", attacks)
 
     @cached_property
     def parts(self) -> Mapping[str, Attack]:

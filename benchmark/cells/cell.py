@@ -163,8 +163,8 @@ def cell(
 def check_targets(attack: Attack, dataset: Source) -> None:
     """Raises `InvalidInput` for a target outside the classes, also that of a part."""
     classes = num_classes(dataset)
-    for each in (attack, *parts_of(attack).values()):
-        check_target(each.target, classes)
+    for part, each in {"": attack, **parts_of(attack)}.items():
+        check_target(each.target, classes, part)
 
 
 def check_trigger(cell: Cell) -> None:

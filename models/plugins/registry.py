@@ -149,7 +149,13 @@ class Registry(Generic[T]):
             return self._factories[name]
         if name in self.broken:
             raise InvalidInput(f"{self.kind} {name!r} failed to import: {self.broken[name]}")
-        raise InvalidInput(f"unknown {self.kind} {name!r}{spec.did_you_mean(name, self.names())}")
+        hint = f"{self._kind_of(name)}{spec.did_you_mean(name, self.names())}"
+        raise InvalidInput(f"unknown {self.kind} {name!r}{hint}")
+
+    def _kind_of(self, name: str) -> str:
+        """What a name is that belongs to another registry, such as ", which is an attack"."""
+        kinds = sorted(each.kind for each in REGISTRIES if name in each.names())
+        return f", which is {_a(kinds[0])}" if kinds else ""
 
     def registered(self, modules: Collection[str]) -> dict[str, Callable[..., T]]:
         """The classes and functions that these modules have registered, by name."""
@@ -198,7 +204,7 @@ class Registry(Generic[T]):
             module, name = self.base
             fits = isinstance(what, getattr(importlib.import_module(module), name))
             hint = ": write it with parentheses" if isinstance(what, type) else ""
-            require(fits, f"{self.kind} must be a spec or a {name}, got {what!r}{hint}")
+            require(fits, f"{self.kind} must be a spec or {_a(name)}, got {what!r}{hint}")
         return what
 
     def swept(self, what: str | T) -> list[T]:
@@ -399,6 +405,11 @@ class Registry(Generic[T]):
 
 REGISTRIES: WeakSet[Registry[Any]] = WeakSet()
 """All registries."""
+
+
+def _a(noun: str) -> str:
+    """The noun with its article."""
+    return f"{'an' if noun[0] in 'aeiouAEIOU' else 'a'} {noun}"
 
 
 def _source_file(factory: Callable[..., Any]) -> str:

@@ -203,7 +203,7 @@ class Field:
         try:
             return literals.to_literal(self.type, value)
         except literals.Misfit as misfit:
-            advice = hint or self._sweep_advice(value)
+            advice = hint or self._sweep_advice(value) or self._list_advice(value)
             expected = str(misfit) or f"{self.shown}, got {_shown(value)}{advice}"
         known = literals.choices(self.type)
         if known and not hint:
@@ -220,6 +220,10 @@ class Field:
         if not value:
             return "; a sweep needs at least one value"
         return "; a list is a sweep, which only the run of a suite accepts: give one value"
+
+    def _list_advice(self, value: Any) -> str:
+        """What to do about a value that should be a list of one."""
+        return f"; write {[value]!r}" if self.fits([value]) else ""
 
 
 def _shown(value: Any) -> str:

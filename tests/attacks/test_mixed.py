@@ -349,9 +349,12 @@ def test_equal_settings_have_equal_keys_and_a_part_counts_for_them(
         ("mixed(attacks=['badnets', 'blnd'])", "unknown attack 'blnd'; did you mean 'blend'?"),
         ("mixed(attacks=['badnets', 'sig(delt=1)'])", "attack 'sig' has no field 'delt'"),
         ("mixed(attacks=['badnets', 'sig(delta=0)'])", "delta must be in"),
-        ("mixed(attacks='badnets')", "attacks of attack 'mixed' must be tuple"),
+        (
+            "mixed(attacks='badnets')",
+            "attacks of attack 'mixed' must be tuple[str, ...], got 'badnets'; write ['badnets']",
+        ),
         ("mixed(target=1)", "attack 'mixed' has no field 'target'"),
-        ("mixed(attacks=['badnets', 'blend(target=10)'])", "target must be a class of the data"),
+        ("mixed(attacks=['badnets', 'blend(target=10)'])", "target of blend_2 must be a class of"),
         ("adaptive(attack='mixed')", "adaptive cannot harden mixed: name it inside"),
     ],
 )
@@ -362,6 +365,15 @@ def test_what_cannot_be_mixed_is_one_line(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
     with pytest.raises(InvalidInput):
         cells(replace(SUITES["quick"], attacks=(text,)), "fp32")
+
+
+def test_in_python_parts_are_specs_or_attacks() -> None:
+    made = Mixed(attacks=(attacks.build("badnets"), "blend(target=1)"))  # type: ignore[arg-type]
+    assert made == mix("badnets", "blend(target=1)")
+    with pytest.raises(InvalidInput, match="needs at least two attacks, got 1"):
+        Mixed(attacks="badnets")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="attack must be a spec or an Attack, got 3"):
+        Mixed(attacks=("badnets", 3))  # type: ignore[arg-type]
 
 
 def test_the_same_attack_and_target_may_occur_twice() -> None:

@@ -213,7 +213,7 @@ SPOILED = [
     ),
     (
         "datasets = ['digits']\nattacks = [\"mixed(attacks=['badnets', 'sig(target=10)'])\"]",
-        "line 2: target must be a class of the data set, 0 to 9, got 10",
+        "line 2: target of sig_2 must be a class of the data set, 0 to 9, got 10",
     ),
     ('datasets = ["digits"', "wrong.toml is not valid TOML: "),
     ('datasets = ["digits"]\ndatasets = ["toy"]', "(at line 2, the last)"),
