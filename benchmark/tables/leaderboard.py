@@ -461,8 +461,7 @@ class LeaderboardBlock:
                 which = f"{_listed(names)} {'are those' if len(names) > 1 else 'is that'}"
                 floor = f"; {AT_FLOOR} holds for every part" * (AT_FLOOR in shown)
                 yield f"{attack}: {which} of the part with the highest ASR{floor}"
-        for defense, text in self._warnings():
-            yield f"{defense}: {text}"
+        yield from self._warnings()
         lines = ((g.names["defense"], lent(r)) for g in self.groups for r in g.used)
         yield from dict.fromkeys(f"{defense} {text}" for defense, text in lines if text)
         devices = sorted({str(d) for r in used if (d := r.provenance.device) is not None})
@@ -544,16 +543,19 @@ class LeaderboardBlock:
         places = ((defense, attack) for defense in self.defenses for attack in self.attacks)
         return [group for place in places if (group := self.cells.get(place))]
 
-    def _warnings(self) -> list[tuple[str, str]]:
-        """(defense, text) of each distinct warning in the records."""
-        return list(
-            dict.fromkeys(
-                (group.names["defense"], text)
-                for group in self.groups
-                for record in group.used
-                for text in record.diagnostics.warnings
-            )
-        )
+    def _warnings(self) -> Iterator[str]:
+        """One line per distinct warning in the records of a defense, with the attacks on which it
+        has it, unless these are all."""
+        for defense in self.defenses:
+            groups = [group for group in self._ordered if group.names["defense"] == defense]
+            found: dict[str, list[str]] = {}
+            for group in groups:
+                texts = (text for record in group.used for text in record.diagnostics.warnings)
+                for text in dict.fromkeys(texts):
+                    found.setdefault(text, []).append(group.names["attack"])
+            for text, attacks in found.items():
+                where = "" if len(attacks) == len(groups) else f" on {_listed(attacks)}"
+                yield f"{defense}{where}: {text}"
 
     def marked(
         self,

@@ -678,6 +678,26 @@ def summarised(records):
     return dict(zip(frame["defense"], frame["der"], strict=True))
 
 
+def test_a_warning_names_the_attacks_on_which_it_was_given():
+    def warned(defense, attack, *texts, seed=0):
+        made = make_record(defense, attack, 880, 20, 11, seed)
+        return replace(made, diagnostics={"warnings": list(texts)})
+
+    text = board(
+        warned("cbd", "badnets", "f_B sees too much"),
+        warned("cbd", "badnets", "f_B sees too much", seed=1),
+        warned("cbd", "blend", "f_B sees too much"),
+        warned("abl", "badnets", "isolates none", "diverges"),
+        warned("abl", "blend", "diverges"),
+        warned("abl", "sig"),
+    )
+    assert [line for line in text.splitlines() if line.startswith(("- abl", "- cbd"))] == [
+        "- abl on badnets: isolates none",
+        "- abl on badnets and blend: diverges",
+        "- cbd: f_B sees too much",
+    ]
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [
