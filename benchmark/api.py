@@ -184,9 +184,7 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
     if folder is not None and path_of(folder, chosen.key).exists():
         stored = read(path_of(folder, chosen.key))
         has_network = not save or _networks.saved(folder, stored) is not None
-        complete = (stored.curves or not harness.curves) and (
-            stored.is_reactivated or not harness.reactivate
-        )
+        complete = stored.holds(curves=harness.curves, reactivate=harness.reactivate)
         if stored.status == "ok" and complete and has_network:
             return CellRecord(**vars(stored), _results=folder)
         # What the record holds, the one that replaces it shall hold too.

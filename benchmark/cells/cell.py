@@ -84,6 +84,16 @@ class Cell:
         found = {axis: info.spec for axis, info in self.info.items()}
         return {**found, "recipe": recipe_spec(self.recipe)}
 
+    @property
+    def is_attacked(self) -> bool:
+        """False for the attack `none`."""
+        return not Spec.of(self.specs["attack"]).is_none
+
+    @property
+    def is_defended(self) -> bool:
+        """False for the defense `none`, which returns the undefended network."""
+        return not Spec.of(self.specs["defense"]).is_none
+
     @cached_property
     def info(self) -> dict[str, PluginInfo]:
         """What identifies the plugins, by axis; `share_info` finds it once for many cells."""

@@ -15,7 +15,6 @@ from bdbench.attacks.compound import parts_of
 from bdbench.cells.cell import Cell, without_attack
 from bdbench.datasets.base import Source
 from bdbench.models.networks.given import given
-from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.loop import ROUNDS
 
 POINTS = 20
@@ -141,7 +140,7 @@ def curve_work(cell: Cell, there: Mapping[Part, float] = NOTHING) -> float:
     # A stored undefended network has its curve already.
     if networks and networks[0] not in there:
         total += _points(cell, cell.recipe.epochs, UNDEFENDED_SHARE * shared[networks[0]])
-    if not Spec.of(cell.specs["defense"]).is_none:
+    if cell.is_defended:
         defense = parts(cell)[own(cell)]
         epochs = min(math.ceil(defense / cell.dataset.count / 3), cell.recipe.epochs)
         # A defense that starts from an undefended network tunes it for a number of updates.
@@ -167,7 +166,7 @@ training set, and poisoned images."""
 def reactivation_work(cell: Cell) -> float:
     """The forward passes of an attempt to reactivate the backdoor, and of the same for a network
     trained on clean images, see `controls`. Those of the evaluations are left out."""
-    if Spec.of(cell.specs["attack"]).is_none:
+    if not cell.is_attacked:
         return 0.0
     updates, batch, clean, poisoned = RETUNING
     images = min(batch, round(clean * cell.dataset.count) + poisoned)
@@ -181,9 +180,7 @@ def controls(cells: Iterable[Cell]) -> list[Cell]:
     found = (
         without_attack(cell)
         for cell in cells
-        if Spec.of(cell.specs["defense"]).is_none
-        and not Spec.of(cell.specs["attack"]).is_none
-        and given(cell.model) is None
+        if cell.is_attacked and not cell.is_defended and given(cell.model) is None
     )
     return list(dict.fromkeys(found))
 

@@ -57,7 +57,10 @@ def _better(record: Record, other: Record) -> bool:
     """Whether a record takes the place of an earlier one of the same cell."""
     if "failed" in (record.status, other.status):
         return (other.status, record.status) == ("failed", "ok")
-    return _extras(record) > _extras(other) and not record.contradicts(other)
+    # A network that is stored beside the earlier one must stay that of its record.
+    hashes = {each.provenance.network_sha256 for each in (record, other)} - {None}
+    same = len(hashes) < 2 and not record.contradicts(other)
+    return same and _extras(record) > _extras(other)
 
 
 def _extras(record: Record) -> set[str]:

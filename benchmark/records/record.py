@@ -166,6 +166,10 @@ class Record:
         """The count of a metric by name, also of a later version; None where there is none."""
         return self.counts.get(metric)
 
+    def holds(self, *, curves: bool, reactivate: bool) -> bool:
+        """Whether it has what a run with these options measures."""
+        return (bool(self.curves) or not curves) and (self.is_reactivated or not reactivate)
+
     def contradicts(self, other: Record) -> bool:
         """Whether one of the two failed, or a metric that both have differs."""
         ours, theirs = self.counts, other.counts

@@ -12,11 +12,10 @@ import torch
 
 from bdbench.cells.cell import Cell
 from bdbench.cells.cost import Part, own, parts
-from bdbench.models.plugins.spec import Spec
 from bdbench.storage.cache import DAMAGE, Cache
 from bdbench.storage.checkpoints import notes
 from bdbench.storage.maintenance import contents
-from bdbench.trial.keys import attack_key, fit_key, machine, undefended_key
+from bdbench.trial.keys import attack_key, fit_key, machine, undefended_key, with_curve
 from bdbench.trial.undefended import has_curve
 
 
@@ -39,23 +38,24 @@ def cached_work(
     entries, checkpointed = _entries(cache), _checkpointed(cache)
     here = machine(device, threads)
     if curves:
-        undefended = (each for each in cells if Spec.of(each.specs["defense"]).is_none)
+        undefended = (each for each in cells if not each.is_defended)
         shown = {("undefended", _text(undefended_key(each, 0, here))) for each in undefended}
         entries -= shown - _entries(cache, with_curve=True)
     done: dict[Part, float] = {}
     for cell in (*cells, *controls):
         costs = parts(cell)
         keys = {
-            "attack": ("poisoned", "prepare", attack_key(cell, here)),
-            own(cell)[-1]: ("", "fit", fit_key(cell, curves)),
+            "attack": ("poisoned", "prepare", attack_key(cell, here), False),
+            own(cell)[-1]: ("", "fit", fit_key(cell, curves), False),
         }
         for n in range(cell.declared.undefended):
             key = undefended_key(cell, n, here)
-            keys[f"undefended {n}"] = ("undefended", "undefended", key)
+            keys[f"undefended {n}"] = ("undefended", "undefended", key, curves and n == 0)
         for part, cost in costs.items():
-            kind, stage, key = keys[part[-1]]
+            kind, stage, key, curve = keys[part[-1]]
             whole = (kind, _text(key)) in entries
-            begun = checkpointed.get(_text({"stage": stage, **key, **here}), 0.0)
+            work = with_curve(key, curve)
+            begun = checkpointed.get(_text({"stage": stage, **work, **here}), 0.0)
             if whole or begun:
                 done[part] = cost if whole else min(cost, begun)
     return done

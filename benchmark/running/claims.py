@@ -2,41 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from bdbench.records.files import path_of
-from bdbench.storage.atomic import Unusable
+from bdbench.storage.locks import locked
 
 
-@contextmanager
-def claimed(results: Path, key: str) -> Iterator[bool]:
-    """Gives True if this process holds the lock of a cell inside the block, False if another one
-    does. The system releases the lock of a dead process. Raises `Unusable` where files cannot be
-    locked."""
-    path = lock_of(results, key)
-    # A claim may end in another thread than it began.
-    lock = FileLock(path, blocking=False, thread_local=False)
-    try:
-        lock.acquire()
-    except Timeout:
-        yield False
-        return
-    except (OSError, NotImplementedError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise Unusable(f"cannot lock {path.name} in {path.parent}: {reason}") from error
-    try:
-        yield True
-    finally:
-        # Another run that opened this file finds the record once it has the lock. If it cannot be
-        # removed now, the next claim removes it.
-        with suppress(OSError):
-            path.unlink(missing_ok=True)
-        with suppress(OSError):
-            lock.release()
+def claimed(results: Path, key: str) -> AbstractContextManager[bool]:
+    """The lock of a cell, see `locked`."""
+    return locked(lock_of(results, key))
 
 
 def lock_of(results: Path, key: str) -> Path:

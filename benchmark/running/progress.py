@@ -227,7 +227,9 @@ def summary(record: Record) -> str:
     """Metrics, seconds and flags of a cell, in one line."""
     spent = elapsed(record.measured.seconds.total)
     if record.status == "failed":
-        return f"FAILED after {spent}, key {record.key}"
+        # The seconds of a worker that died are not known.
+        after = f" after {spent}" if record.measured.seconds.total else ""
+        return f"FAILED{after}, key {record.key}"
     shares = [
         f"{short} {100 * count.rate:.1f}"
         for short, name in (("CA", "clean_accuracy"), ("ASR", "attack_success_rate"))

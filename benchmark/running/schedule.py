@@ -6,12 +6,14 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 
 from bdbench.cells.cell import Cell
 from bdbench.cells.cost import Part, added_work, expected_passes, parts, shared_work
 from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.scope import num_threads
 from bdbench.records.record import Record
 from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.base import Died, Engine
@@ -56,6 +58,7 @@ class Schedule:
         self._shared = {cell: shared_work(cell).keys() for cell in cells}
         self._before = {cell: stamp(results, cell.key) for cell in cells}
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
+        self._started: dict[Cell, datetime] = {}
         self._waiting = dict.fromkeys(cells)
         self._running: dict[Future[Attempt], Cell] = {}
         self._elsewhere: list[Cell] = []
@@ -102,6 +105,7 @@ class Schedule:
         """Start a cell, unless it would exceed the budget."""
         if self._is_left_out(cell):
             return
+        self._started.setdefault(cell, datetime.now(UTC))
         short = f"{cell.labels['attack']} · {cell.labels['defense']}"
         found = sum(self.speed.done.get(part, 0.0) for part in self._parts[cell])
         self.reporter.begin(cell.key, self._names.of(cell), short, self._work[cell], found)
@@ -161,8 +165,12 @@ class Schedule:
 
     def _failed_attempt(self, cell: Cell, error: BaseException) -> Attempt:
         """Write the record of a cell for which no worker could do so."""
-        before = self._before[cell]
-        record = failed_record(cell, self.speed.device, error, self._deaths[cell])
+        before, started = self._before[cell], self._started[cell]
+        # As many threads as the worker had, with which the cell would run again.
+        with num_threads(self.speed.threads):
+            record = failed_record(
+                cell, self.speed.device, error, self._deaths[cell], started=started
+            )
         # A dead worker's lock is free, but its file remains; the claim removes it.
         return claiming(
             self.results, cell, before, lambda: kept(self.results, record, cell, before)

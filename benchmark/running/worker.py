@@ -106,8 +106,7 @@ class Job:
     def suffices(self, record: Record) -> bool:
         """Whether a record holds what this run asks for; a failed one says why it does not."""
         return record.status == "failed" or (
-            (bool(record.curves) or not self.curves)
-            and (record.is_reactivated or not self.reactivate)
+            record.holds(curves=self.curves, reactivate=self.reactivate)
             and (not self.save or network_of(self.results, record.key).exists())
         )
 

@@ -15,9 +15,10 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -72,7 +73,12 @@ def sha256_of(path: Path) -> str:
 
 
 class Cache:
-    """The store under one folder, which is created on first use."""
+    """The store under one folder, which is created on first use.
+
+    waiting: gives a context in which it waits while another process builds an entry
+    """
+
+    waiting: Callable[[], AbstractContextManager[None]] = staticmethod(nullcontext)
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -117,9 +123,15 @@ class Cache:
         return build()
 
     def put(
-        self, kind: str, key: Mapping[str, Any], arrays: Mapping[str, NDArray[numpy.generic]]
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        arrays: Mapping[str, NDArray[numpy.generic]],
+        meta: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Store arrays under `key`, in place of those stored before.
+
+        meta: JSON values beside them
 
         Warns (`UnwritableCache`) where they cannot be written. Raises `InvalidInput` for a folder
         that is not a cache of bdbench.
@@ -127,7 +139,7 @@ class Cache:
         whole = {name: numpy.ascontiguousarray(array) for name, array in arrays.items()}
         digest = digest_of(key)
         with self._alone(kind, digest):
-            self._keep(kind, digest, dict(key), safetensors.numpy.save(whole), {})
+            self._keep(kind, digest, dict(key), safetensors.numpy.save(whole), dict(meta))
 
     def get(self, kind: str, key: Mapping[str, Any]) -> Arrays | None:
         """The arrays that `put` stored, None where they are missing or corrupt."""
@@ -148,7 +160,8 @@ class Cache:
         with suppress(Unusable, OSError, NotImplementedError):
             mark.claim(self.root)
             (self.root / kind).mkdir(exist_ok=True)
-            lock.acquire()
+            with self.waiting():
+                lock.acquire()
         try:
             yield
         finally:

@@ -27,6 +27,7 @@ from bdbench.models.training.resume import Checkpoint, CheckpointStore, State, s
 from bdbench.storage import mark
 from bdbench.storage.atomic import Unusable, remove_abandoned, write_atomically
 from bdbench.storage.cache import DAMAGE
+from bdbench.storage.locks import alone_in
 
 SHARE = 0.02
 """Largest share of the training time that checkpoints may take."""
@@ -112,12 +113,15 @@ class Checkpoints(CheckpointStore):
 
 
 def discard(folder: Path) -> None:
-    """Remove the checkpoints of finished work, and no other file of the folder."""
-    remove_abandoned(folder)
-    for path in _own(folder):
-        _remove(path)
-    with suppress(OSError):
-        folder.rmdir()
+    """Remove the checkpoints of finished work, and no other file of the folder, unless another
+    process is doing the same work."""
+    if not folder.is_dir():
+        return
+    with alone_in(folder) as alone:
+        if alone:
+            remove_abandoned(folder)
+            for path in _own(folder):
+                _remove(path)
 
 
 def _own(folder: Path) -> Iterator[Path]:

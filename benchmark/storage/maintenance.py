@@ -25,6 +25,7 @@ from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import models
 from bdbench.storage import mark
 from bdbench.storage.cache import DAMAGE, Cache
+from bdbench.storage.locks import alone_in
 
 KINDS = {
     "datasets": "decoded data sets",
@@ -36,7 +37,7 @@ KINDS = {
 REBUILT = tuple(kind for kind in KINDS if kind != "embeddings")
 """What a run rebuilds when it needs it. Embeddings come back only if their cell is run again."""
 RECENT = 3600.0
-"""Seconds. Checkpoints have no lock; those written since may be of a running cell."""
+"""Seconds. Where files cannot be locked, checkpoints written since may be of a running cell."""
 DAY = 24 * 3600.0
 
 
@@ -75,7 +76,8 @@ class Stored:
     def remove(self) -> bool:
         """Remove it unless it is in use. Returns whether it was removed. Raises OSError."""
         if self.kind == "checkpoints":
-            return self.unused_for(RECENT) and self._unlink(*self.paths)
+            with alone_in(self.cache.root / self.kind / self.name) as alone:
+                return alone and self.unused_for(RECENT) and self._unlink(*self.paths)
         lock = self.cache.lock(self.kind, self.name)
         try:
             lock.acquire(blocking=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -15,9 +16,12 @@ from bdbench.models.rng import stream
 from bdbench.models.training.loop import features, sample_losses
 from bdbench.records.count import Count
 from bdbench.records.record import METRICS, STANDS, TESTED, TRAINED
+from bdbench.storage.cache import DAMAGE
+from bdbench.storage.keys import digest_of
 from bdbench.trial.evaluation import evaluate, sample_of_both, sample_with_victim
 from bdbench.trial.monitor import Point
 from bdbench.trial.poisoned import PoisonedData
+from bdbench.trial.provenance import sources
 from bdbench.trial.record import finite
 from bdbench.trial.workspace import Workspace
 
@@ -68,7 +72,8 @@ def keep(ws: Workspace, journal: Journal, data: PoisonedData) -> None:
         its training; z is the network that a defense returns, r is CBD's f_B
     """
     tensors = {f"samples/{name}": values for name, values in journal.samples.items()}
-    if not tensors and not ws.monitor.embedded:
+    if not ws.monitor.embedded and (not tensors or _has_embeddings(ws)):
+        # A repetition without curves, such as that of an export, must not cost those of the cell.
         return
     tensors["mask"] = data.mask
     if ws.monitor.embedded:
@@ -83,7 +88,19 @@ def keep(ws: Workspace, journal: Journal, data: PoisonedData) -> None:
         tensors[f"embedding/{name}/before"] = before
         tensors[f"embedding/{name}/after"] = _embedding(ws, network, data)
     arrays = {name: values.detach().cpu().numpy() for name, values in tensors.items()}
-    ws.cache.put("embeddings", {"cell": ws.cell.key}, arrays)
+    key, meta = {"cell": ws.cell.key}, {"sources": sources(ws.cell)}
+    ws.cache.put("embeddings", key, arrays, meta)
+
+
+def _has_embeddings(ws: Workspace) -> bool:
+    """Whether a run of this cell by the same code has stored embeddings."""
+    key = {"cell": ws.cell.key}
+    with suppress(*DAMAGE):
+        own = sources(ws.cell)
+        meta = ws.cache.meta_of("embeddings", digest_of(key))
+        arrays = ws.cache.get("embeddings", key) or {}
+        return meta.get("sources", own) == own and "rows" in arrays
+    return False
 
 
 def _shares(counts: Mapping[str, Count]) -> Point:

@@ -17,7 +17,6 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import require
-from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.loop import predict
 from bdbench.records.count import Count
 from bdbench.trial.poisoned import PoisonedData
@@ -151,17 +150,16 @@ def flags(ws: Workspace, classifier: Classifier, counts: Mapping[str, Count]) ->
     not_finite, at_chance: see these functions; at most one, as nan has no accuracy
     no_op: the defense returned an undefended network unchanged
     """
-    poisons = not Spec.of(ws.cell.specs["attack"]).is_none
     found = []
     rates = [count.rate for name, count in counts.items() if "attack_success_rate" in name]
-    if not ws.defends and poisons and min(rates) < 0.5:
+    if ws.cell.is_attacked and not ws.cell.is_defended and min(rates) < 0.5:
         found.append("attack_failed")
     if not_finite(classifier):
         found.append("not_finite")
     elif at_chance(counts["clean_accuracy"], ws.dataset.test):
         found.append("at_chance")
     weights = classifier.state_dict()
-    if ws.defends and any(_equal(before, weights) for before in ws.undefended.values()):
+    if ws.cell.is_defended and any(_equal(before, weights) for before in ws.undefended.values()):
         found.append("no_op")
     return tuple(found)
 

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +169,8 @@ class Harness:
             discard(replace(self, curves=curves).checkpoints(cell))
 
     def _workspace(self, cell: Cell, watch: Stopwatch) -> Workspace:
+        # The seconds in which another process makes what a cell needs are not those of its stages.
+        self.cache.waiting = partial(watch.stage, "wait")
         with watch.stage("load"):
             dataset = self.dataset(cell.dataset)
         return Workspace(

@@ -47,6 +47,12 @@ def undefended_key(cell: Cell, n: int, here: Mapping[str, Any]) -> dict[str, Any
     return {"n": n, **_trained_key(cell, here)}
 
 
+def with_curve(key: Mapping[str, Any], curve: bool) -> dict[str, Any]:
+    """Of the checkpoints of a network that is trained with or without a curve. The network is the
+    same, but a curve cannot be continued that was not begun."""
+    return {**key, "curve": True} if curve else dict(key)
+
+
 def _trained_key(cell: Cell, here: Mapping[str, Any]) -> dict[str, Any]:
     """Of what is trained before the defense is known."""
     sources = provenance.sources(cell)

@@ -161,9 +161,10 @@ def kept(results: Path, record: Record) -> Classifier:
 
 
 def saved(results: Path, record: Record) -> Stored | None:
-    """The stored network of a record, None without one. Raises `InvalidInput` for a corrupt one."""
+    """The stored network of a record, None without one. A failed cell has none; what is stored
+    under its name is that of an earlier run. Raises `InvalidInput` for a corrupt one."""
     path = networks.path_of(results, record.key)
-    if not os.path.lexists(path):
+    if record.status != "ok" or not os.path.lexists(path):
         return None
     stored = networks.read(path)
     expected = record.provenance.network_sha256

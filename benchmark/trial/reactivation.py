@@ -35,7 +35,6 @@ from bdbench.machine.clock import Stopwatch
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import Observer, observed_by
-from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import stream
 from bdbench.models.training.loop import train
 from bdbench.records.count import Count
@@ -64,12 +63,12 @@ def reactivated(ws: Workspace, classifier: Classifier, data: PoisonedData) -> di
     control_success_rate: with the defense `none`, the ASR of a network trained on clean images
         after the same fine-tuning; absent for a network that a user brought
     """
-    if Spec.of(ws.cell.specs["attack"]).is_none:
+    if not ws.cell.is_attacked:
         return {}
     images = retuning_set(ws, data)
     counts = _retuned(ws, classifier, images, data)
     found = {**_success_rates(counts, REACTIVATED), REACTIVATED_CA: counts["clean_accuracy"]}
-    if not ws.defends and ws.given is None:
+    if not ws.cell.is_defended and ws.given is None:
         control = _retuned(ws, _clean_network(ws), images, data)
         found |= _success_rates(control, CONTROL)
     return found

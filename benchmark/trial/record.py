@@ -53,10 +53,14 @@ def failed_record(
     error: BaseException,
     retries: Sequence[str],
     isolated: bool = True,
+    started: datetime | None = None,
 ) -> Record:
-    """The record of a cell whose trial did not start, or whose workers died."""
+    """The record of a cell whose trial did not start, or whose workers died.
+
+    started: the first attempt; now by default
+    """
     origin = provenance.of(cell, device, None)
-    measured = measured_of(datetime.now(UTC), retries, isolated=isolated)
+    measured = measured_of(started or datetime.now(UTC), retries, isolated=isolated)
     return record_of(cell, origin, measured, failure_of(error))
 
 

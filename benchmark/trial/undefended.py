@@ -39,30 +39,33 @@ def train_undefended(ws: Workspace, data: ImageSet, n: int, announced: bool = Tr
     work = key if announced and ws.shares else ws.own_key(f"undefended {n}")
     build, suffices = partial(_train, ws, data, n, work), partial(_suffices, ws, n)
     if announced:
-        # Waiting for another worker that trains the same network is not work of this cell.
-        with ws.stage("wait"):
-            entry = ws.cache.fetch("undefended", key, build, suffices, keep=ws.shares)
+        entry = ws.cache.fetch("undefended", key, build, suffices, keep=ws.shares)
     else:
         entry = CacheEntry(*build(), fresh=True)
-    discard(ws.folder("undefended", work))
+    for curve in (False, True):
+        discard(ws.folder("undefended", keys.with_curve(work, curve)))
     if not entry.fresh:
         ws.stopwatch.charge("undefended", entry.meta["seconds"])
         ws.contention.append(entry.meta.get("others"))
-    ws.monitor.add(entry.meta, with_curve=not ws.defends)
+    ws.monitor.add(entry.meta, with_curve=ws.curves and not ws.cell.is_defended)
     ws.undefended[n] = entry.tensors
 
 
 def undefended_copy(ws: Workspace, n: int) -> Classifier:
     """A copy of the n-th undefended network, in eval mode."""
     network = _context(ws, n).build()
-    if not ws.defends:
+    if not ws.cell.is_defended:
         ws.monitor.watch(network)
     network.load_state_dict(ws.undefended[n])
     return network.eval()
 
 
-def _train(ws: Workspace, data: ImageSet, n: int, key: Mapping[str, Any]) -> Payload:
-    """Weights, and the seconds, passes and curve of their training."""
+def _train(ws: Workspace, data: ImageSet, n: int, work: Mapping[str, Any]) -> Payload:
+    """Weights, and the seconds, passes and curve of their training.
+
+    work: the key of its checkpoints, apart from the curve
+    """
+    key = keys.with_curve(work, _has_curve(ws, n))
     context, spent = _context(ws, n), ws.stopwatch.seconds["undefended"]
     # Asking for other processes may take a second, which belongs to no stage.
     with ws.stage("others"):
@@ -98,8 +101,7 @@ def _has_curve(ws: Workspace, n: int) -> bool:
 def _suffices(ws: Workspace, n: int, meta: Mapping[str, Any]) -> bool:
     """Only a cell without a defense publishes the curve, so only there must a stored network have
     one."""
-    needed = not ws.defends and _has_curve(ws, n)
-    return not needed or has_curve(meta)
+    return ws.cell.is_defended or not _has_curve(ws, n) or has_curve(meta)
 
 
 def has_curve(meta: Mapping[str, Any]) -> bool:

@@ -20,13 +20,13 @@ from bdbench.machine.clock import Stopwatch
 from bdbench.models import observer
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import observed_by
-from bdbench.models.plugins.spec import Spec
 from bdbench.models.rng import derive, seeded
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.resume import checkpointed_in
+from bdbench.models.training.resume import CheckpointStore, checkpointed_in
 from bdbench.storage.cache import Cache
 from bdbench.storage.checkpoints import PATIENCE, Checkpoints
 from bdbench.storage.keys import digest_of
+from bdbench.storage.locks import alone_in
 from bdbench.trial import keys
 from bdbench.trial.monitor import TrainingMonitor
 
@@ -104,11 +104,6 @@ class Workspace:
         test = self.dataset.test
         return attack.goal(test.labels.clone(), test.num_classes)
 
-    @property
-    def defends(self) -> bool:
-        """False for the defense `none`, which returns the undefended network."""
-        return not Spec.of(self.cell.specs["defense"]).is_none
-
     def stage(self, name: str) -> AbstractContextManager[None]:
         """Times the block as a stage of the cell."""
         return self.stopwatch.stage(name)
@@ -146,12 +141,15 @@ class Workspace:
     ) -> Iterator[None]:
         """Times a stage and stores checkpoints of its training loops, with counts and seconds. A
         stage that was interrupted resumes from its last checkpoint, and its earlier seconds
-        count."""
-        start = self.stopwatch.own(stage)
+        count. There are none while another process does the same work for another folder."""
+        start = self._seconds(stage)
+
+        def spent() -> dict[str, float]:
+            return {name: now - start[name] for name, now in self._seconds(stage).items()}
 
         def note() -> dict[str, Any]:
             return {
-                "seconds": self.stopwatch.own(stage) - start,
+                "stages": spent(),
                 "resumed": self.resumed,
                 "about": self._about(stage, key),
                 # In a parallel branch, those of the branch.
@@ -159,15 +157,24 @@ class Workspace:
             }
 
         def recall(noted: dict[str, Any]) -> None:
-            spent = self.stopwatch.own(stage) - start
-            self.stopwatch.charge(stage, max(0.0, noted["seconds"] - spent))
+            # A checkpoint of an earlier version has the seconds of the stage alone.
+            before = noted.get("stages", {stage: noted.get("seconds", 0.0)})
+            for name, seconds in spent().items():
+                self.stopwatch.charge(name, max(0.0, before.get(name, 0.0) - seconds))
             self.resumed = max(self.resumed, noted["resumed"] + 1)
             self.contention.append(None)
             observer.current().resume_from(noted)
 
-        store = Checkpoints(self.folder(stage, key), note, recall, self.patience)
-        with observed_by(monitor), self.stage(stage), checkpointed_in(store):
-            yield
+        folder = self.folder(stage, key)
+        with alone_in(folder) as alone, observed_by(monitor), self.stage(stage):
+            store = Checkpoints(folder, note, recall, self.patience) if alone else CheckpointStore()
+            with checkpointed_in(store):
+                yield
+
+    def _seconds(self, stage: str) -> dict[str, float]:
+        """Seconds until now of a stage that is open, and of those that open inside of it."""
+        inside = {name: self.stopwatch.seconds[name] for name in ("evaluate", "capture")}
+        return {stage: self.stopwatch.own(stage), **inside}
 
     def _about(self, stage: str, key: Mapping[str, Any]) -> dict[str, Any]:
         return {"stage": stage, **key, **self.machine}

@@ -472,9 +472,10 @@ def plugin_files(modules: Collection[str]) -> list[Path]:
     return sorted({Path(str(module.__file__)) for module in needed})
 
 
-def load_file(path: Path) -> ModuleType:
+def load_file(path: Path | str) -> ModuleType:
     """Import a plugin file, once, and return it; it registers its plugins. It may import modules of
     its own folder. Raises `InvalidInput`."""
+    path = Path(path)
     complaint = f"plugin {str(path)!r} is not a Python file"
     try:
         require(path.is_file(), complaint)

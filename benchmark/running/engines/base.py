@@ -5,14 +5,18 @@ Progress and warnings go to `WorkerEvents`. The future of a worker that died rai
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from bdbench.cells.cell import Cell
+from bdbench.machine import suspension
 from bdbench.running.worker import Attempt, Job, Worker
 
 
@@ -33,22 +37,42 @@ class WorkerEvents:
 
 
 class Engine(ABC):
-    """A context manager; at its end nothing runs any more.
+    """A context manager; at its end nothing runs any more. Ctrl-Z inside it suspends the clock too,
+    unless another handler is installed.
 
     slots: attempts at the same time
     """
 
     slots = 1
+    _suspends = False
 
     @abstractmethod
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         """See `Worker.attempt`. What it raises ends the attempt, as an error of the future does."""
 
     def __enter__(self) -> Self:
+        self._suspends = _has_default(signal.SIGTSTP)
+        if self._suspends:
+            signal.signal(signal.SIGTSTP, self._suspend)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._suspends:
+            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         self.close(kind is not None)
+
+    def signal_cells(self, number: int) -> None:
+        """Send a signal to the other processes of this machine that run cells; there are none."""
+        return
+
+    def _suspend(self, number: int, frame: Any) -> None:
+        """Ctrl-Z reaches the group of this process only, and the cells may have groups of their
+        own."""
+        self.signal_cells(signal.SIGSTOP)
+        suspension.suspend()
+        os.kill(os.getpid(), signal.SIGSTOP)
+        suspension.resume()
+        self.signal_cells(signal.SIGCONT)
 
     @abstractmethod
     def close(self, broken: bool) -> None:
@@ -73,3 +97,9 @@ class InProcess(Engine):
 
     def close(self, broken: bool) -> None:
         """Nothing runs outside of `submit`."""
+
+
+def _has_default(number: signal.Signals) -> bool:
+    """Whether this thread may handle a signal, and nobody else does or ignores it."""
+    main = threading.current_thread() is threading.main_thread()
+    return main and signal.getsignal(number) is signal.SIG_DFL

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import signal
 import threading
@@ -13,7 +12,6 @@ from functools import partial
 from typing import Any
 
 from bdbench.cells.cell import Cell
-from bdbench.machine import suspension
 from bdbench.running.engines.base import Died, Engine, WorkerEvents
 from bdbench.running.engines.fresh import FreshProcess, last_result, tasks_of
 from bdbench.running.engines.nursery import Task
@@ -41,9 +39,6 @@ class Processes(Engine):
         ]
         for thread in self._threads:
             thread.start()
-        self._suspends = _has_default(signal.SIGTSTP)
-        if self._suspends:
-            signal.signal(signal.SIGTSTP, self._suspend)
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
@@ -52,30 +47,19 @@ class Processes(Engine):
         return future
 
     def close(self, broken: bool) -> None:
-        if self._suspends:
-            signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         with self._lock:
             self._closed = True
             if broken:
-                self._signal(signal.SIGKILL)
+                self.signal_cells(signal.SIGKILL)
         for _ in self._threads:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _signal(self, number: int) -> None:
-        """Send a signal to all cells."""
+    def signal_cells(self, number: int) -> None:
         with self._lock:
             for each in self._cells:
                 each.signal(number)
-
-    def _suspend(self, number: int, frame: Any) -> None:
-        """Ctrl-Z reaches the group of this process only, and the cells have groups of their own."""
-        self._signal(signal.SIGSTOP)
-        suspension.suspend()
-        os.kill(os.getpid(), signal.SIGSTOP)
-        suspension.resume()
-        self._signal(signal.SIGCONT)
 
     def _serve(self, device: str) -> None:
         """Run one task after the other on a device."""
@@ -101,9 +85,3 @@ class Processes(Engine):
             with self._lock:
                 self._cells.discard(process)
             process.close()
-
-
-def _has_default(number: signal.Signals) -> bool:
-    """Whether this thread may handle a signal, and nobody else does or ignores it."""
-    main = threading.current_thread() is threading.main_thread()
-    return main and signal.getsignal(number) is signal.SIG_DFL

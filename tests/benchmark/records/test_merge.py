@@ -46,6 +46,10 @@ CURVES, PASR = "curves", "a P-ASR"
         ([{PASR}, {CURVES}], {PASR}, "has curves, which the one that is kept lacks"),
         ([{CURVES}, {PASR}], {CURVES}, "has a P-ASR, which the one that is kept lacks"),
         ([set(), {CURVES, "other"}], set(), "has another result; the first is kept"),
+        # The network that may be stored beside the first is not that of the second.
+        ([{"a"}, {CURVES, "b"}], set(), "has curves, which the one that is kept lacks"),
+        ([{"a"}, {CURVES, "a"}], {CURVES}, ""),
+        ([set(), {CURVES, "a"}], {CURVES}, ""),
     ],
 )
 def test_a_merge_keeps_what_only_some_runs_measure(folders, kept, said, tmp_path: Path, capsys):
@@ -56,6 +60,9 @@ def test_a_merge_keeps_what_only_some_runs_measure(folders, kept, said, tmp_path
             made = replace(made, curves=[point])
         if PASR in has:
             made = replace(made, metrics=made.metrics.with_(**{REACTIVATED: Count(30, 1000)}))
+        for network in has & {"a", "b"}:
+            named = made.provenance.with_(network_sha256=64 * network)
+            made = replace(made, provenance=named)
         write(tmp_path / str(n), made)
     names = [str(tmp_path / str(n)) for n in range(len(folders))]
     assert main(["merge", *names, "--results", str(tmp_path / "all")]) == 0

@@ -26,15 +26,17 @@ def made(defense: str, attack: str = "badnets", recipe: Recipe = RECIPE) -> Cell
     return cell(sizes, "wrn16_1", attack, defense, recipe, seed=0)
 
 
-def there(folder: Path, *cells: Cell, threads: int = 1) -> dict[cost.Part, float]:
-    return cached_work(cells, Cache(folder), CPU, threads, curves=False)
+def there(
+    folder: Path, *cells: Cell, threads: int = 1, curves: bool = False
+) -> dict[cost.Part, float]:
+    return cached_work(cells, Cache(folder), CPU, threads, curves)
 
 
 class Stopped(BaseException):
     pass
 
 
-def stopped(folder: Path, chosen: Cell, after: int) -> None:
+def stopped(folder: Path, chosen: Cell, after: int, curves: bool = False) -> None:
     """Run a cell and interrupt it after so many steps; every epoch has a checkpoint."""
     steps = iter(range(after))
 
@@ -43,7 +45,7 @@ def stopped(folder: Path, chosen: Cell, after: int) -> None:
             raise Stopped
 
     with pytest.raises(Stopped):
-        Harness(Cache(folder), [], CPU, progress=progress, patience=-1.0).run(chosen)
+        Harness(Cache(folder), [], CPU, curves, progress=progress, patience=-1.0).run(chosen)
 
 
 def test_an_empty_cache_has_no_work(tmp_path: Path) -> None:
@@ -85,20 +87,25 @@ def test_a_network_is_trained_again_for_its_curve(tmp_path: Path) -> None:
     assert left(tuned, plain) == pytest.approx(own)
 
 
+@pytest.mark.parametrize("curves", [False, True])
 @pytest.mark.parametrize(
     ("defense", "epochs"), [("none", 3.0), pytest.param("cbd(t1=2)", 3 + 2 / 3, id="cbd")]
 )
-def test_what_a_checkpoint_holds_is_no_work(defense: str, epochs: float, tmp_path: Path) -> None:
+def test_what_a_checkpoint_holds_is_no_work(
+    defense: str, epochs: float, curves: bool, tmp_path: Path
+) -> None:
     """Of CBD two epochs of f_B and one of f_C, with two forward passes of f_B."""
     chosen = made(defense)
     # Three steps an epoch: three epochs have a checkpoint, the fourth has started.
-    stopped(tmp_path, chosen, after=10)
-    (done,) = there(tmp_path, chosen).values()
+    stopped(tmp_path, chosen, after=10, curves=curves)
+    (done,) = there(tmp_path, chosen, curves=curves).values()
     assert done == pytest.approx(3 * epochs * 96)
     assert (
-        cost.added_work([chosen], there(tmp_path, chosen))[chosen]
+        cost.added_work([chosen], there(tmp_path, chosen, curves=curves))[chosen]
         == cost.expected_passes(chosen) - done
     )
+    # A run that is asked for curves, or for none, does not resume the other's training.
+    assert there(tmp_path, chosen, curves=not curves) == {}
 
 
 def test_an_attack_that_is_prepared_is_no_work(tmp_path: Path) -> None:

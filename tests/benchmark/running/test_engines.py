@@ -237,22 +237,25 @@ def test_a_signal_to_the_group_of_a_cell_ends_no_other(folder: Path, start: Star
     assert all(each["status"] == "ok" for each in others)
 
 
-def test_a_run_that_is_suspended_suspends_its_cells(folder: Path, start: Start) -> None:
+@pytest.mark.parametrize("place", [["--jobs=1", "--limit=60"], ["--in-process"]])
+def test_a_run_that_is_suspended_suspends_its_cells(
+    place: list[str], folder: Path, start: Start
+) -> None:
     """As Ctrl-Z does, which does not reach the groups of the cells. The time does not count."""
-    run = start(*command("--jobs=1", "--limit=60", defenses=("docile(deed='wait')",)))
+    run = start(*command(*place, defenses=("docile(deed='wait')",)))
     while not (folder / "deeds").exists():
         assert run.poll() is None
         time.sleep(0.05)
-    _, _, cell = family(run.pid)
+    processes = [run.pid, *family(run.pid)[-1:]]
 
-    def both(stopped: bool) -> bool:
-        states = [psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in (run.pid, cell)]
-        return states == [stopped, stopped]
+    def all_are(stopped: bool) -> bool:
+        states = [psutil.Process(pid).status() == psutil.STATUS_STOPPED for pid in processes]
+        return set(states) == {stopped}
 
     for number, stopped in ((signal.SIGTSTP, True), (signal.SIGCONT, False)):
         run.send_signal(number)
         limit = time.monotonic() + 20
-        while not both(stopped):
+        while not all_are(stopped):
             assert time.monotonic() < limit
             time.sleep(0.05)
         time.sleep(3.0 if stopped else 0.0)

@@ -18,6 +18,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+from builders import FAILED
 from commands import refused
 from PIL import Image
 from test_docs import ALONE
@@ -37,7 +38,7 @@ from bdbench.records.rerun import command
 from bdbench.storage import networks
 from bdbench.storage.networks import Stored, weights_sha256
 from bdbench.tables.verify import verify
-from bdbench.trial.networks import fitted, given_model
+from bdbench.trial.networks import fitted, given_model, saved
 from bdbench.trial.program import program
 
 TOY = "toy(image_size=16, train_images=100, test_images=50)"
@@ -161,6 +162,8 @@ def test_a_network_that_is_missing_or_another_is_one_line(
     networks.write(file, other, networks.read(file).facts)
     with pytest.raises(bd.InvalidInput, match="is not the network of record"):
         results.network(record.key)
+    failed = replace(record, status="failed", metrics=None, error=FAILED)
+    assert saved(tmp_path / "r", failed) is None
     file.unlink()
     for ask in (lambda: results.network(record.key), lambda: results.records[0].network):  # type: ignore[attr-defined]
         with pytest.raises(bd.InvalidInput, match="network"):

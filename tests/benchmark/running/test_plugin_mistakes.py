@@ -104,7 +104,7 @@ def cell_of_mine(here: Path, body: str) -> tuple[Path, Cell]:
     """The file of a defense with this body, and a cell that uses it."""
     file = here / "mine.py"
     file.write_text(DEFENSE + body)
-    bd.load_file(file)
+    bd.load_file(str(file))  # as `explain` prints it
     return file, cell(SIZES, "wrn16_1", "badnets", "mine", Recipe(), 0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
@@ -86,11 +87,15 @@ class Scripted(Engine):
 
 
 def run(
-    cells: Sequence[Cell], folder: Path, engine: Engine, budget: float | None = None
+    cells: Sequence[Cell],
+    folder: Path,
+    engine: Engine,
+    budget: float | None = None,
+    threads: int | None = None,
 ) -> tuple[int, str]:
     """The exit code and the output."""
     said = StringIO()
-    speed = Speed(CPU)
+    speed = Speed(CPU, threads)
     speed.seconds = lambda chosen: 10.0 * len(list(chosen))  # type: ignore[method-assign]
     with Reporter(len(cells), 1.0, Console(file=said, width=200)) as reporter:
         code = Schedule(cells, folder, speed, budget, reporter).run(engine)
@@ -152,6 +157,23 @@ def test_a_cell_whose_worker_dies_resumes_in_another(tmp_path: Path) -> None:
     assert said.count("worker killed (SIGKILL); resuming in another") == ATTEMPTS - 1
 
 
+def test_the_record_of_a_cell_whose_workers_died_states_what_they_had(tmp_path: Path) -> None:
+    """Threads with which it can be run again, and the start of the first attempt."""
+    (chosen,) = cells_of("none")
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        time.sleep(1.1 * (not retries))
+        raise Died("exited with code 3")
+
+    with num_threads(3):
+        code, said = run([chosen], tmp_path, Scripted(1, answer), threads=1)
+    assert code == 1
+    lost = records.read(records.path_of(tmp_path, chosen.key))
+    assert lost.provenance.threads == 1
+    assert lost.measured.started < lost.measured.ended
+    assert f"FAILED, key {chosen.key}" in said
+
+
 def test_what_cannot_be_kept_begun_or_made_stops_no_other_cell(tmp_path: Path) -> None:
     cells = cells_of("none", "fp", "cbd", "ft", "nad")
     _, full, refused, lost_memory, unlocked = cells
@@ -175,7 +197,7 @@ def test_what_cannot_be_kept_begun_or_made_stops_no_other_cell(tmp_path: Path) -
     assert f"[3/5] cbd: refused, key {refused.key}" in said
     assert "  the data are gone" in said
     assert f"  MemoryError: while images were loaded; {LESS_MEMORY}; bdbench explain" in said
-    assert f"[4/5] ft: FAILED after 0 s, key {lost_memory.key}" in said
+    assert f"[4/5] ft: FAILED, key {lost_memory.key}" in said
     assert f"[5/5] nad: FAILED, key {unlocked.key}" in said
     assert "  cannot lock x: No locks available" in said
     (path,) = (tmp_path / "records").glob("*.json")
@@ -259,7 +281,7 @@ def test_a_failed_addition_leaves_the_results_of_the_same_code(same: bool, tmp_p
 
     code, said = run([chosen], tmp_path, Scripted(1, answer))
     assert code == 1
-    assert "FAILED after 0 s" in said
+    assert "FAILED, key" in said
     line = "FAILED: its record could not be written: it would replace one that has results"
     assert (line in said) == (path.read_bytes() == before) == same
 

@@ -368,7 +368,7 @@ def test_seconds_of_earlier_attempts_count(tmp_path: Path) -> None:
         harness().run(chosen)
     folder = tmp_path / "checkpoints"
     files = list(folder.rglob("*.safetensors"))
-    stored = [decode(path.read_bytes())[0]["note"]["seconds"] for path in files]
+    stored = [decode(path.read_bytes())[0]["note"]["stages"]["fit"] for path in files]
     record = harness().run(chosen)
     assert record.measured.resumed == 1
     assert record.measured.seconds.fit > max(stored) > 0
