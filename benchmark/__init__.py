@@ -59,3 +59,7 @@ HOMES = {
 }
 PACKAGES = ("attacks", "datasets", "defenses", "models")
 __getattr__ = lazy(__name__, HOMES, PACKAGES)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *PACKAGES, *(name for names in HOMES.values() for name in names)])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from bdbench.models import observer
@@ -55,9 +56,22 @@ class Journal:
         name: of the scores
         scores: float32 (n,), lower for images that look more like poison
         suspects: bool (n,), the images that the filter calls poisoned
+
+        Raises `InvalidInput` for suspects that are not such a mask.
         """
+        check_suspects(suspects, len(scores))
         self.samples[name] = scores
         self.samples[KEPT] = (~suspects).float()
+
+
+def check_suspects(suspects: Tensor, count: int) -> None:
+    """Raises `InvalidInput` unless suspects are a mask of so many images. Of integers, `~` would
+    make the positions of other images."""
+    require(
+        suspects.dtype == torch.bool and suspects.shape == (count,),
+        f"suspects must be a mask, bool ({count},), got {str(suspects.dtype).split('.')[-1]} "
+        f"{tuple(suspects.shape)}: compare scores with a threshold, or use `lowest`",
+    )
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bdbench.defenses.base import Context
+from bdbench.defenses.base import Context, check_suspects
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import require
@@ -42,8 +42,9 @@ def lowest(scores: Tensor, count: int) -> Tensor:
 def retrain(data: ImageSet, suspects: Tensor, context: Context) -> Classifier:
     """A fresh network, trained with the recipe on the images that are not suspects, bool (n,).
 
-    Raises `InvalidInput` if no image is left.
+    Raises `InvalidInput` if no image is left, and for suspects that are not a mask.
     """
+    check_suspects(suspects, len(data))
     require(not bool(suspects.all()), "the filter drops every training image; make it keep some")
     network = context.build()
     context.watch(network)

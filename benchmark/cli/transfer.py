@@ -97,15 +97,16 @@ def get(source: Source, data: Path | None = None, url: str | None = None) -> Non
     Raises `InvalidInput` for a data set that cannot be downloaded, and as `download` does.
     """
     downloadable = _downloadable(source)
-    if downloadable.is_complete(roots(data)):
-        say(f"{source.name} is already there: {source.locate(roots(data))}; nothing to download")
+    searched = roots(data, create=True)
+    if downloadable.is_complete(searched):
+        say(f"{source.name} is already there: {source.locate(searched)}; nothing to download")
         return
     addresses = addresses_of(downloadable.archives, url)
     for archive, address in zip(downloadable.archives, addresses, strict=True):
         say(f"downloading {archive.name} from {without_password(address)}")
     if data is None:
         mark.claim(cache_root())
-    folder = roots(data)[0] if data else cache_root() / "data"
+    folder = searched[0] if data else cache_root() / "data"
     with watched() as watcher:
         download(source.name, downloadable.archives, folder, url, watcher)
     where = source.locate([folder])

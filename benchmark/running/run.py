@@ -36,7 +36,7 @@ from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.names import Names
 from bdbench.running.plugin_sources import sources_of
 from bdbench.running.probing import Asking
-from bdbench.running.progress import COLUMNS, Reporter, duration, titled
+from bdbench.running.progress import Reporter, duration
 from bdbench.running.schedule import Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.states import CellState, Kind, state_of
@@ -198,7 +198,7 @@ class Plan:
             if cell in missing:
                 known = self.execution.is_here
                 cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
-            yield f"{cell.key}  {titled(names.of(cell), COLUMNS - len(cell.key) - 2, f': {cost}')}"
+            yield f"{cell.key}  {' · '.join(names.of(cell))}: {cost}"
         yield f"{self._count}{self._about}"
         yield from self.repeats()
         yield from self.unknown()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -187,7 +188,10 @@ class Schedule:
     def _note_failure(self, record: Record, written: bool = True) -> None:
         if record.status == "failed":
             self._failed.append(record)
-            more = f"; bdbench explain {record.key} shows the traceback"
+            # Without --results, `explain` searches the folders in results/.
+            usual = self.results.absolute().parent == Path("results").absolute()
+            where = "" if usual else f" --results {shlex.quote(str(self.results))}"
+            more = f"; bdbench explain {record.key}{where} shows the traceback"
             self.reporter.say(f"  {reason(record)}{more if written else ''}")
 
     def _learn(self, cell: Cell, record: Record) -> None:

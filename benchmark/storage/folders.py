@@ -32,9 +32,17 @@ def cache_root() -> Path:
     return found
 
 
-def roots(data: Path | None = None) -> list[Path]:
-    """Folders to search, in order: `data`, `$BDBENCH_DATA`, `data` in the cache."""
+def roots(data: Path | None = None, create: bool = False) -> list[Path]:
+    """Folders to search, in order: `data`, `$BDBENCH_DATA`, `data` in the cache.
+
+    create: whether `data` may be missing, as a download creates it; else that raises `InvalidInput`
+    """
     named = [data and expanded(data), _named("BDBENCH_DATA")]
+    require(
+        create or named[0] is None or named[0].is_dir(),
+        f"there is no folder {data} with data sets; correct it, or download a data set into it "
+        "with `bdbench data get`",
+    )
     searched = [folder for folder in named if folder is not None]
     return list(dict.fromkeys([*searched, cache_root() / "data"]))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import os
 import pkgutil
 import sys
 import warnings
@@ -478,6 +479,7 @@ def load_file(path: Path | str) -> ModuleType:
     path = Path(path)
     complaint = f"plugin {str(path)!r} is not a Python file"
     try:
+        require(os.path.lexists(path), f"there is no plugin file {str(path)!r}")
         require(path.is_file(), complaint)
         identity = bytes(path.resolve()) + path.read_bytes()
     except OSError:  # a name that is too long, for example

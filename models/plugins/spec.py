@@ -315,15 +315,24 @@ def located(spec: Spec, fields: Mapping[str, Field]) -> Spec:
     return Spec(spec.name, {key: fields[key].absolute(value) for key, value in spec.fields.items()})
 
 
+def _initials(text: str) -> str:
+    """Of a name of several words, as `lr` for `learning_rate`; empty for one word."""
+    words = text.split("_")
+    return "".join(word[:1] for word in words) if len(words) > 1 else ""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'badnets'?"` for the nearest known name, whatever its case; without one, all
-    known names. The nearest begins with `name`, contains it or has most of its letters."""
+    known names. The nearest has these initials, as learning_rate has those of lr, begins with
+    `name`, contains it or has most of its letters."""
     folded = {each: each.casefold() for each in known}
     wanted = name[:LONGEST].casefold()
     close = difflib.get_close_matches(wanted, folded.values(), n=5, cutoff=0.5)
     # One or two letters are in many names by chance.
     word = wanted if len(wanted) > 2 else None
     near = [each for each, text in folded.items() if text in close or (word and word in text)]
+    if wanted not in folded.values():
+        near = [each for each, text in folded.items() if _initials(text) == wanted] or near
 
     def sort_key(each: str) -> tuple[float, ...]:
         text = folded[each]

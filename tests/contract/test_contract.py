@@ -221,7 +221,7 @@ def test_a_broken_promise_is_explained(
 def test_check_needs_an_existing_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for what, complaint in (
         ("badnet", "unknown plugin 'badnet'; did you mean 'badnets'?"),
-        ("nowhere/mine.py", "is not a Python file"),
+        ("nowhere/mine.py", "there is no plugin file 'nowhere/mine.py'"),
     ):
         assert main(["check", what]) == 2
         assert complaint in capsys.readouterr().err

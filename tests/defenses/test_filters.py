@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 from torch.testing import assert_close
 
 from bdbench.contract import scenarios
@@ -56,3 +57,26 @@ def test_a_filter_that_keeps_nothing_is_refused(images: ImageSet) -> None:
     with pytest.raises(InvalidInput) as raised:
         retrain(images, torch.ones(60, dtype=torch.bool), context)
     assert str(raised.value) == "the filter drops every training image; make it keep some"
+
+
+@pytest.mark.parametrize(
+    ("suspects", "got"),
+    [
+        ((torch.arange(60) % 7 == 0).long(), r"int64 \(60,\)"),
+        ((torch.arange(60) % 7 == 0).float(), r"float32 \(60,\)"),
+        (torch.arange(9), r"int64 \(9,\)"),
+        (torch.ones(59, dtype=torch.bool), r"bool \(59,\)"),
+        (torch.zeros(60, 1, dtype=torch.bool), r"bool \(60, 1\)"),
+    ],
+)
+def test_suspects_that_are_no_mask_are_refused(
+    suspects: Tensor, got: str, images: ImageSet
+) -> None:
+    """Of integers, ~ would make the positions of other images, without an error."""
+    context = scenarios.defense_context(images, 0.0)
+    message = rf"suspects must be a mask, bool \(60,\), got {got}: "
+    with pytest.raises(InvalidInput, match=message):
+        retrain(images, suspects, context)
+    with pytest.raises(InvalidInput, match=message):
+        context.journal.filtered("loss", torch.zeros(60), suspects)
+    assert not context.journal.samples

@@ -84,6 +84,7 @@ def test_numbers_are_converted_to_the_type_of_the_field() -> None:
         (defenses, "FT", "unknown defense 'FT'; did you mean 'ft'?"),
         (defenses, "sam", "unknown defense 'sam'; did you mean 'ft_sam'?"),
         (defenses, "nad+ft", "unknown defense 'nad+ft'; did you mean"),
+        (defenses, "ac", "unknown defense 'ac'; did you mean 'activation_clustering'?"),
         (defenses, "badnets", "unknown defense 'badnets', which is an attack; choose one of"),
         (attacks, "cbd", "unknown attack 'cbd', which is a defense; "),
         (models, "fp(prune=0.1)", "unknown model 'fp', which is a defense; "),
@@ -91,6 +92,11 @@ def test_numbers_are_converted_to_the_type_of_the_field() -> None:
         (attacks, "blend(Alpha=0.1)", "no field 'Alpha'; did you mean 'alpha'?"),
         (datasets, "cifar", "unknown data set 'cifar'; did you mean 'cifar10'?"),
         (attacks, "blend(alfa=0.1)", "attack 'blend' has no field 'alfa'; did you mean 'alpha'?"),
+        (
+            attacks,
+            "blend(pr=0.1)",
+            "attack 'blend' has no field 'pr'; did you mean 'poisoning_rate'?",
+        ),
         (attacks, "blend(alpha='a')", "alpha of attack 'blend' must be float, got 'a'"),
         (attacks, "blend(target=True)", "target of attack 'blend' must be int, got True"),
         (attacks, "blend(target=1.5)", "target of attack 'blend' must be int, got 1.5"),
@@ -129,7 +135,7 @@ def test_a_plugin_file_registers_and_a_broken_one_says_where(tmp_path: Path) -> 
     bad.write_text("x = 1\ny = x / 0\n")
     with pytest.raises(InvalidInput, match=r"broken\.py' failed at line 2: ZeroDivisionError"):
         load_file(bad)
-    with pytest.raises(InvalidInput, match="is not a Python file"):
+    with pytest.raises(InvalidInput, match=r"there is no plugin file '.*absent\.py'"):
         load_file(tmp_path / "absent.py")
 
 

@@ -58,7 +58,7 @@ TINY = [
         (["run", "--epochs", "0"], "epochs must be at least 1"),
         (["run", "--train-images", "3"], "train_images of digits must be at least 10"),
         (["run", "--train-images", "5000"], "train_images of digits must be at most 1,200, got"),
-        (["run", "--plugin", "absent.py"], "plugin 'absent.py' is not a Python file"),
+        (["run", "--plugin", "absent.py"], "there is no plugin file 'absent.py'"),
         (["describe", "badnet"], "unknown plugin or suite 'badnet'; did you mean 'badnets'?"),
         (["describe", "CBD"], "unknown plugin or suite 'CBD'; did you mean 'cbd'?"),
         (["check", "ft-sam"], "unknown plugin 'ft-sam'; did you mean 'ft_sam'?"),
@@ -78,7 +78,10 @@ def test_a_mistake_is_answered_in_one_line(
 def test_missing_data_names_folder_and_layouts(
     capsys: pytest.CaptureFixture[str], own_folder: Path
 ) -> None:
-    line = refused(capsys, "run", "--dataset=cifar10", "--data", str(own_folder / "nowhere"))
+    words = ["run", "--dataset=cifar10", "--data", str(own_folder / "nowhere")]
+    assert f"there is no folder {own_folder / 'nowhere'}" in refused(capsys, *words)
+    (own_folder / "nowhere").mkdir()
+    line = refused(capsys, *words)
     assert str(own_folder / "nowhere") in line
     assert "parquet" in line
     assert "cifar-10-batches-py" in line
@@ -173,6 +176,16 @@ def test_each_line_of_a_run_names_another_cell(
     assert len({*names}) == len(named)
     assert all(map(str.endswith, names, named))
     assert any("recipe" in name for name in names) == any(named)
+
+
+def test_a_dry_run_shortens_no_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """The middle of a long one may be all in which two cells differ."""
+    sweep = "cbd(select='cv', folds=[4, 5, 6], t1s=(3, 5), per_view=False, rescale=False)"
+    attack = "badnets(poisoning_rate=0.05, pattern='white', margin=[2, 4])"
+    words = ["--model=wrn16_1", "--model=resnet18", f"--attack={attack}", "--engine=ray"]
+    assert run("--dry-run", f"--defense={sweep}", *words) == 0
+    _, *lines, _ = capsys.readouterr().out.splitlines()
+    assert len({line.split("  ", 1)[1] for line in lines}) == len(lines) == 18
 
 
 def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -561,7 +561,7 @@ def test_a_plugin_may_have_archives(
         (["cifar10", "--url", "http://[x"], "--url must begin with http://HOST"),
         (["cifar10", "--url", "http://host:port/"], "--url must begin with http://HOST"),
         (["cifar10", "--url", "http://host/\x1b[2J"], "--url must begin with http://HOST"),
-        (["cifar10", "--plugin", "none.py"], "plugin 'none.py' is not a Python file"),
+        (["cifar10", "--plugin", "none.py"], "there is no plugin file 'none.py'"),
         (["cifar10", "--data", "/proc/none"], "cannot write in /proc/none"),
         ([], "Missing argument 'NAME'"),
         (["cifar10", "gtsrb"], "unexpected extra argument"),

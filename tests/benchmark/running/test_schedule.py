@@ -109,7 +109,24 @@ def test_every_cell_starts_once_and_a_failed_one_stops_no_other(tmp_path: Path) 
     assert engine.begun == cells
     assert code == 1
     assert said.count("FAILED") == 1
-    assert f"bdbench explain {cells[1].key}" in said
+    assert f"bdbench explain {cells[1].key} --results {tmp_path} shows the traceback" in said
+
+
+def test_the_advice_after_a_failure_names_a_folder_that_explain_does_not_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (chosen,) = cells_of("none")
+    monkeypatch.chdir(tmp_path)
+    for folder, words in (
+        (Path("results/mine"), ""),
+        (tmp_path / "results/mine", ""),
+        (Path("own"), " --results own"),
+        (Path("my own"), " --results 'my own'"),
+        (Path("results/a/b"), " --results results/a/b"),
+    ):
+        engine = Scripted(1, lambda c, _: Attempt(record(c, failed=True), mine=True))
+        _, said = run([chosen], folder, engine)
+        assert f"; bdbench explain {chosen.key}{words} shows the traceback" in said
 
 
 @pytest.mark.parametrize(
