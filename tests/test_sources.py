@@ -367,7 +367,10 @@ def test_a_process_that_was_prepared_states_the_code_that_it_runs(
 FROM_A_USER = "a user types a name, and its plugin is shown and not run in a cell"
 BUILDERS = {
     "attacks/adaptive.py:Adaptive.inner": "a field holds the spec of the attack that is hardened",
-    "attacks/mixed.py:Mixed.parts": "a field holds the specs of the attacks that are mixed",
+    **dict.fromkeys(
+        [f"attacks/mixed.py:Mixed.{name}" for name in ("__post_init__", "parts")],
+        "a field holds the specs of the attacks that are mixed",
+    ),
     **dict.fromkeys(
         [f"benchmark/api.py:{name}" for name in ("attack", "defense", "dataset", "model")],
         "a user makes objects by name",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -9,7 +11,6 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from bdbench.storage.atomic import Unusable
-from bdbench.storage.mark import LOCK
 
 
 @contextmanager
@@ -40,17 +41,24 @@ def locked(path: Path) -> Iterator[bool]:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[bool]:
-    """Gives False if another process is inside such a block for the folder of checkpoints, True
-    otherwise, and where files cannot be locked. The folder is created, and removed if it is empty
-    at the end."""
+    """Gives False if another process is inside such a block for a folder, True otherwise, and where
+    folders cannot be locked. The folder is created, and removed if it is empty at the end. Nothing
+    else is written, so a kill leaves no file behind."""
+    alone = True
     try:
         with ExitStack() as stack:
-            alone = True
-            if not folder.is_symlink():
-                with suppress(OSError, Unusable):
-                    folder.mkdir(parents=True, exist_ok=True)
-                    alone = stack.enter_context(locked(folder / LOCK))
+            with suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                stack.callback(os.close, handle)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # Not by closing it alone, as processes forked meanwhile have it open too.
+                    stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)
+                except BlockingIOError:
+                    alone = False
             yield alone
     finally:
-        with suppress(OSError):
-            folder.rmdir()
+        if alone:
+            with suppress(OSError):
+                folder.rmdir()

@@ -29,15 +29,13 @@ CONTENT = f"""Signature: 8a477f597d28d172789f06886806bc55
 {LINE}
 # About such files: https://bford.info/cachedir/
 """
-LOCK = "lock"
-"""In a folder of checkpoints: locked by the process that writes them."""
 ENTRY = rf"({DIGEST})\.(?:json|safetensors|lock)"
 NAMES = {
     "datasets": ENTRY,
     "poisoned": ENTRY,
     "undefended": ENTRY,
     "embeddings": ENTRY,
-    "checkpoints": rf"{LOCK}|\d+(?:\.\d+)*-\d+-{DIGEST}\.safetensors",
+    "checkpoints": rf"\d+(?:\.\d+)*-\d+-{DIGEST}\.safetensors",
 }
 """Names of the files of each kind. Checkpoints are in folders named by a digest."""
 BESIDE = ("artefacts", "data", "lost+found")

@@ -331,7 +331,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     # One or two letters are in many names by chance.
     word = wanted if len(wanted) > 2 else None
     near = [each for each, text in folded.items() if text in close or (word and word in text)]
-    if wanted not in folded.values():
+    if wanted and wanted not in folded.values():
         near = [each for each, text in folded.items() if _initials(text) == wanted] or near
 
     def sort_key(each: str) -> tuple[float, ...]:

@@ -201,7 +201,7 @@ SPOILED = [
     ('datasets = ["digits"]\n[settings]\nmcr = 3', "line 3: mcr must be a string in quotes, got 3"),
     (
         'datasets = ["digits"]\nplugins = ["absent.py"]',
-        "line 2: plugin 'absent.py' is not a Python",
+        "line 2: there is no plugin file 'absent.py'",
     ),
     (
         'datasets = ["digits"]\ndefenses = ["cbd(t1=[3, 3])"]',

@@ -61,6 +61,7 @@ def test_a_tilde_is_the_home_folder_in_every_path(
     monkeypatch.setenv("BDBENCH_CACHE", "~/cache")
     monkeypatch.setenv("BDBENCH_DATA", "~/sets")
     assert cache_root() == own_folder / "cache"
+    (own_folder / "more").mkdir()
     assert roots(Path("~/more"))[:2] == [own_folder / "more", own_folder / "sets"]
     assert main(["doctor"]) == 0
     assert not Path("~").exists()

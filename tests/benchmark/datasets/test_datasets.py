@@ -325,8 +325,15 @@ def test_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (cache,) = roots()
     assert cache.name == "data"
     monkeypatch.setenv("BDBENCH_DATA", str(tmp_path / "b"))
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        with pytest.raises(InvalidInput, match=f"there is no folder {folder} with data sets"):
+            roots(folder)
+        folder.mkdir()
     assert roots(tmp_path / "a") == [tmp_path / "a", tmp_path / "b", cache]
     assert roots(tmp_path / "b") == [tmp_path / "b", cache]
+    assert roots(tmp_path / "c", create=True) == [tmp_path / "c", tmp_path / "b", cache]
+    (tmp_path / "b").rmdir()
+    assert roots() == [tmp_path / "b", cache], "it may be set before there are any files"
 
 
 def test_the_first_root_wins(tmp_path: Path) -> None:

@@ -302,7 +302,7 @@ def test_many_images_continue_below() -> None:
         (["badnets", "--out=x"], "a picture ends in .png or .pdf or .svg, got 'x'"),
         (["badnets", "--out=blocked/x.png"], "cannot write"),
         (["badnets", "--out=."], "is a directory"),
-        (["badnets", "--dataset=cifar10", "--data=nowhere"], "cifar10 not found in nowhere"),
+        (["badnets", "--dataset=cifar10", "--data=nowhere"], "there is no folder nowhere with"),
         (["badnets", "--dataset=cifr10"], "unknown data set 'cifr10'; did you mean 'cifar10'?"),
         (["badnets", "--model=wrn16"], "unknown model 'wrn16'; did you mean 'wrn16_1'?"),
         (["badnets", "--device=cuda:9"], "device 'cuda:9' does not exist"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from bdbench.cells.cell import Cell, cell
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.record import Record
 from bdbench.storage.cache import Arrays, Cache
+from bdbench.storage.locks import alone_in
 from bdbench.storage.maintenance import clear, contents
 from bdbench.trial import curves
 from bdbench.trial.harness import Harness
@@ -153,19 +152,6 @@ def test_seconds_before_an_interruption_count_in_every_stage(
     assert resumed.seconds.evaluate == whole.evaluate
 
 
-@contextmanager
-def another_process(held: Sequence[Path]) -> Iterator[None]:
-    """Holds the locks of folders of checkpoints inside the block."""
-    locks = [FileLock(folder / "lock") for folder in held]
-    for lock in locks:
-        lock.acquire()
-    try:
-        yield
-    finally:
-        for lock in locks:
-            lock.release()
-
-
 @pytest.mark.parametrize("defense", ["none", "cbd(t1=1)"])
 def test_the_checkpoints_of_a_running_process_are_its_own(defense: str, tmp_path: Path) -> None:
     """Another run of the same cell, into another folder, uses the same cache."""
@@ -175,7 +161,9 @@ def test_the_checkpoints_of_a_running_process_are_its_own(defense: str, tmp_path
     stop(shared, chosen)
     made = checkpoints(shared)
     assert made
-    with another_process(sorted({path.parent for path in made})):
+    (folder,) = {path.parent for path in made}
+    with alone_in(folder) as alone:
+        assert alone
         beside = run(shared, chosen)
         assert clear(Cache(shared), "checkpoints")[0].startswith("kept 1 in use")
         assert checkpoints(shared) == made
