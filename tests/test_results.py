@@ -29,6 +29,7 @@ PUBLISHED = (
     "table1-cifar10",
     "digits",
     "digits-second-processor",
+    "abl-unlearning",
     "cbd-12-epochs",
     "digits-diagnostics",
     "digits-reactivation",
@@ -164,6 +165,39 @@ def test_the_page_quotes_the_test_of_why_a_class_is_lost() -> None:
         assert f"| {spec} | {' | '.join(shown)} |" in page, shown
         known = sorted(range(10), key=samples["f_B loss"]["by_class"].__getitem__)
         assert known[:2] == [car, dog]
+
+
+def test_the_page_quotes_when_abl_loses_the_target_class() -> None:
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    records, _ = read_all(ROOT / "results/abl-unlearning")
+    found = {r.labels.defense: r for r in records}
+    names = {
+        "abl(joint_updates=0)": "none, ",
+        "abl(joint_updates=20)": "20 updates, ",
+        "abl": "80 updates, ",
+        "abl(objective='sequential')": "the ascent of the authors' code, ",
+    }
+    assert found.keys() == names.keys()
+    for label, record in found.items():
+        classes = record.classes
+        assert classes is not None
+        assert classes.names[0] == "airplane"
+        own, images = classes.clean_own, classes.images
+        ca, asr, floor = (f"{100 * record.counts[m].rate:.1f}" for m in METRICS)
+        shown = f"{100 * own[0] / images[0]:.1f} | {100 * sum(own[1:]) / sum(images[1:]):.1f}"
+        assert f"| {names[label]}`{label}` | {ca} | {asr} ({floor}) | {shown} |" in page
+        assert record.diagnostics.scalars["isolated images"] == 100
+        assert record.diagnostics.samples["kept"]["precision"] == 0.99
+    records, _ = read_all(ROOT / "results/table1-cifar10")
+    by_class = {r.cell.defense.name: r.classes for r in records if r.cell.seed == 0}
+    abl, none = by_class["abl"], by_class["none"]
+    assert abl is not None
+    assert none is not None
+    text = " ".join(page.split())
+    own = abl.clean_own[0], none.clean_own[0]
+    assert f"{own[0]} of 1,000 clean airplanes, where `none` has {own[1]}" in text
+    lost = [(a - b) / 100 for a, b in ((own[1], own[0]), (sum(none.clean_own), sum(abl.clean_own)))]
+    assert f"That is {lost[0]:.1f} of the {lost[1]:.1f} points of CA that it loses" in text
 
 
 def test_the_page_quotes_the_validation_accuracies_of_fp() -> None:
