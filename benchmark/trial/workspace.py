@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -167,6 +168,11 @@ class Workspace:
 
         folder = self.folder(stage, key)
         with alone_in(folder) as alone, observed_by(monitor), self.stage(stage):
+            if not alone:
+                warnings.warn(
+                    "continuing without checkpoints: another process does the same work",
+                    stacklevel=3,
+                )
             store = Checkpoints(folder, note, recall, self.patience) if alone else CheckpointStore()
             with checkpointed_in(store):
                 yield
