@@ -77,6 +77,7 @@ class Mixed(Compound):
         require("mixed" not in names, "mixed cannot contain mixed: name all attacks in one list")
         require("none" not in names, "mixed cannot contain none, which poisons nothing")
         object.__setattr__(self, "attacks", attacks)
+        assert self.parts
 
     @cached_property
     def parts(self) -> Mapping[str, Attack]:
