@@ -23,8 +23,13 @@ def replace_files(folder: Path, files: Mapping[str, Callable[[], bytes]]) -> Non
 
     The manifest is written first, so that the next report knows the files of an interrupted one.
     """
+    require(
+        folder.resolve().name != "records",
+        f"{folder} is where records lie, and a report there would be read as damaged ones; "
+        "choose another --out",
+    )
     before = _manifest(folder)
-    for name in files:
+    for name in [*files, *([] if before else [MANIFEST])]:
         free = name in before or not (folder / name).exists()
         require(
             free,
@@ -49,7 +54,7 @@ def replace_files(folder: Path, files: Mapping[str, Callable[[], bytes]]) -> Non
 
 
 def _manifest(folder: Path) -> set[str]:
-    """The files of the report in a folder; empty if the manifest is missing or damaged."""
+    """The files of the report in a folder; empty if there is no manifest of a report."""
     try:
         names = json.loads((folder / MANIFEST).read_bytes())
     except (OSError, ValueError):

@@ -755,6 +755,27 @@ def test_a_folder_without_a_manifest_is_not_overwritten(damaged, results):
     assert files(home) == before
 
 
+@pytest.mark.parametrize("content", ["", '{"name": "my app"}', "[]", '["main.js"]'])
+def test_a_manifest_of_something_else_is_not_overwritten(content, results, tmp_path):
+    other = tmp_path / "app"
+    other.mkdir()
+    (other / "manifest.json").write_text(content)
+    with pytest.raises(InvalidInput, match=r"refusing to overwrite .*manifest\.json: it was not"):
+        write_report(SOME, results, other)
+    assert files(other) == {"manifest.json": content.encode()}
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_a_report_is_not_written_among_records(made, tmp_path):
+    folder = tmp_path / "records"
+    if made:
+        records.write(tmp_path, SOME[0])
+    with pytest.raises(InvalidInput, match="would be read as damaged ones; choose another --out"):
+        write_report(SOME, tmp_path, folder)
+    assert folder.exists() == made
+    assert len(files(folder)) == made
+
+
 def test_an_interrupted_report_is_finished(results, monkeypatch):
     def stop(path, content):
         if path.parent.name == "cells":
