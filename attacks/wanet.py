@@ -78,8 +78,14 @@ class WaNet(Attack):
     def disguise(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """Images warped by the field plus noise of up to half a pixel, drawn for each image."""
         height, width = images.shape[2:]
-        noise = torch.rand(len(images), height, width, 2, dtype=torch.float64, generator=rng)
-        return warp(images, (self.field(height, width) + (2 * noise - 1) / height).clamp(-1, 1))
+        field = self.field(height, width)
+
+        def warped(part: Tensor) -> Tensor:
+            noise = torch.rand(len(part), height, width, 2, dtype=torch.float64, generator=rng)
+            return warp(part, (field + (2 * noise - 1) / height).clamp(-1, 1))
+
+        # The fields of all images at once would take more memory than a large data set.
+        return torch.cat([warped(part) for part in images.split(max(1, CHUNK // field.numel()))])
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
         return dirty_label(self, clean, rng, self.cover_rate)
@@ -112,7 +118,7 @@ def warp(images: Tensor, field: Tensor) -> Tensor:
     left, up = one - right, one - down
     weights = (up * left, up * right, down * left, down * right)
     result = torch.empty_like(images, memory_format=torch.contiguous_format)
-    step = max(1, CHUNK // images[0].numel())
+    step = max(1, CHUNK // (channels * height * width))
     for start in range(0, count, step):
         rows = slice(start, start + step) if len(field) > 1 else slice(0, 1)
         part = images[start : start + step].flatten(2)

@@ -7,7 +7,7 @@ which may be of classes that a notebook defines.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -57,7 +57,7 @@ from bdbench.storage.networks import read as _read_weights
 from bdbench.tables import export
 from bdbench.tables.write import leaderboard, paper_table
 from bdbench.trial import networks as _networks
-from bdbench.trial.harness import Harness
+from bdbench.trial.harness import Finished, Harness
 from bdbench.trial.poisoned import PoisonedData
 
 Folder = str | Path
@@ -179,32 +179,46 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
     _require(
         folder is not None or not save, "save=True needs a folder for the network; pass results"
     )
-    if folder is not None:
-        check_writable(folder)
-    if folder is not None and path_of(folder, chosen.key).exists():
-        stored = read(path_of(folder, chosen.key))
-        has_network = not save or _networks.saved(folder, stored) is not None
-        complete = stored.holds(curves=harness.curves, reactivate=harness.reactivate)
-        if stored.status == "ok" and complete and has_network:
-            return CellRecord(**vars(stored), _results=folder)
-        # What the record holds, the one that replaces it shall hold too.
-        harness.curves |= bool(stored.curves)
-        harness.reactivate |= stored.count(REACTIVATED) is not None
-        save |= _network_of(folder, stored.key).exists()
-    check_network(chosen)
-    before = None if folder is None else stamp(folder, chosen.key)
-    done = harness.finish(chosen)
-    if done.failure is not None:
-        if folder is not None:
-            # Without a record, too, the exception tells the failure.
-            with suppress(Unusable), claimed(folder, chosen.key) as mine:
-                if mine:
+    if folder is None:
+        check_network(chosen)
+        return _fresh(harness, chosen, lambda done: None)
+    check_writable(folder)
+    with claimed(folder, chosen.key) as mine:
+        if path_of(folder, chosen.key).exists():
+            stored = read(path_of(folder, chosen.key))
+            has_network = not save or _networks.saved(folder, stored) is not None
+            complete = stored.holds(curves=harness.curves, reactivate=harness.reactivate)
+            if stored.status == "ok" and complete and has_network:
+                return CellRecord(**vars(stored), _results=folder)
+            # What the record holds, the one that replaces it shall hold too.
+            harness.curves |= bool(stored.curves)
+            harness.reactivate |= stored.count(REACTIVATED) is not None
+            save |= _network_of(folder, stored.key).exists()
+        _require(
+            mine, f"another run is working on cell {chosen.key} of {folder}: wait until it ends"
+        )
+        check_network(chosen)
+        before = stamp(folder, chosen.key)
+
+        def store(done: Finished) -> None:
+            if done.failure is not None:
+                # Without a record, too, the exception tells the failure.
+                with suppress(Unusable):
                     keep(folder, done.record, chosen, before)
+                return
+            if save and done.network is not None:
+                _networks.keep(folder, chosen, done.network)
+            keep(folder, done.record, chosen, before)
+
+        return _fresh(harness, chosen, store)
+
+
+def _fresh(harness: Harness, chosen: Cell, store: Callable[[Finished], None]) -> CellRecord:
+    """Run a cell, and `store` what comes of it. Raises what the cell raises."""
+    done = harness.finish(chosen)
+    store(done)
+    if done.failure is not None:
         raise done.failure
-    if folder is not None:
-        if save and done.network is not None:
-            _networks.keep(folder, chosen, done.network)
-        keep(folder, done.record, chosen, before)
     harness.discard(chosen)
     return CellRecord(**vars(done.record), _network=done.network, _poisoned=done.poisoned)
 

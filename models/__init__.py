@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from bdbench.models.plugins.errors import one_of as one_of
     from bdbench.models.plugins.errors import require as require
     from bdbench.models.plugins.spec import added as added
+    from bdbench.models.plugins.spec import path_field as path_field
     from bdbench.models.registry import models as models
     from bdbench.models.registry import register as register
     from bdbench.models.training.context import TrainingContext as TrainingContext
@@ -43,7 +44,7 @@ HOMES = {
     "networks.classifier": ["HEAD", "Classifier", "has_head", "stage_shapes"],
     "networks.traced": ["Traced"],
     "plugins.errors": ["InvalidInput", "above", "at_least", "one_of", "require"],
-    "plugins.spec": ["added"],
+    "plugins.spec": ["added", "path_field"],
     "registry": ["models", "register"],
     "training.context": ["TrainingContext"],
     "training.loop": [

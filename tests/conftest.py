@@ -20,6 +20,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.rng import stream
 from bdbench.models.scope import num_threads
+from bdbench.trial import company
 
 # The time that a machine takes to draw an example says nothing about the code.
 settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
@@ -50,6 +51,14 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("BDBENCH_CACHE", str(folder))
     monkeypatch.delenv("BDBENCH_DATA", raising=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_company(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test makes does not depend on the plugins of earlier ones in this process."""
+    before = company._imported()
+    monkeypatch.setattr(company, "_ran", set())
+    monkeypatch.setattr(company, "_imported", lambda find=company._imported: find() - before)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -232,6 +232,7 @@ def test_the_commit_is_ours_or_none(tmp_path: Path) -> None:
     for name, changed in (("tests", False), ("attacks", True)):
         (ours / name).mkdir()
         (ours / name / "x.py").touch()
+        assert commit_of(ours / file) == head + ("+" if changed else "")
         git("add", "-A", at=ours)
         assert commit_of(ours / file) == head + ("+" if changed else "")
 

@@ -28,6 +28,7 @@ from bdbench.models.rng import global_seed
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.record import Record, key_of
 from bdbench.records.rerun import line, with_plugins
+from bdbench.storage.cache import sha256_of
 from bdbench.storage.keys import digest_of
 
 RECIPE = "the recipe"
@@ -51,6 +52,7 @@ class PluginInfo:
     versions: see `Cell.versions`
     code: that of a local plugin, which no other process can build; else None
     modules: those of the classes and functions that made it
+    files: hashes of the files that its settings name, but for a data set, which has `content`
     """
 
     spec: str
@@ -60,6 +62,7 @@ class PluginInfo:
     versions: Any
     code: Code | None
     modules: tuple[str, ...]
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +122,8 @@ class Cell:
     def versions(self) -> dict[str, Any]:
         """The versions of the plugins by axis, which authors raise when numbers change. A plugin
         that holds another one has a list of both. The version of a local plugin is a hash of its
-        code. A data set whose name does not identify its images also has the hash of its files."""
+        code. A data set whose name does not identify its images also has the hash of its files,
+        and a plugin with settings that name files has those of these."""
         return {axis: info.versions for axis, info in self.info.items()}
 
     @cached_property
@@ -222,15 +226,17 @@ def share_info(cells: Iterable[Cell]) -> None:
 
 def factories(axis: str, plugin: Any) -> list[Callable[..., Any]]:
     """The classes and functions of a plugin, and those of all plugins that it holds."""
-    parts = parts_of(plugin).values() if axis == "attack" else ()
-    return [each for one in (plugin, *parts) for each in REGISTRIES[axis].factories(one)]
+    return [each for one in _parts(axis, plugin) for each in REGISTRIES[axis].factories(one)]
+
+
+def _parts(axis: str, plugin: Any) -> list[Any]:
+    """A plugin, and the parts of an attack that has some."""
+    return [plugin, *(parts_of(plugin).values() if axis == "attack" else ())]
 
 
 def is_built_in(cell: Cell, axis: str) -> bool:
     """Whether a plugin of a cell, and all that it holds, come with bdbench."""
-    package = REGISTRIES[axis].package
-    parts = factories(axis, getattr(cell, axis))
-    return all(part.__module__.startswith(f"{package}.") for part in parts)
+    return all(map(REGISTRIES[axis].is_built_in, factories(axis, getattr(cell, axis))))
 
 
 def _info(axis: str, plugin: Any) -> PluginInfo:
@@ -240,6 +246,10 @@ def _info(axis: str, plugin: Any) -> PluginInfo:
         digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
         for each in made_by
     ]
+    named = [] if axis == "dataset" else _parts(axis, plugin)
+    files = dict.fromkeys(file for each in named for file in registry.files(each))
+    hashes = tuple(map(sha256_of, files))
+    versions += hashes
     if axis == "dataset" and plugin.content is not None:
         versions.append(plugin.content)
     label, canonical = registry.label(plugin), registry.canonical(plugin)
@@ -252,6 +262,7 @@ def _info(axis: str, plugin: Any) -> PluginInfo:
         versions=versions if len(versions) > 1 else versions[0],
         code=code_of(made_by[0]) if registry.is_local(made_by[0]) else None,
         modules=tuple(each.__module__ for each in made_by),
+        files=hashes,
     )
 
 

@@ -18,8 +18,8 @@ STREAMS = ("stdin", "stdout", "stderr")
 @contextmanager
 def surroundings_kept() -> Iterator[None]:
     """Afterwards these are as before: the working folder, environment variables, umask, handlers
-    of signals and of warnings, standard streams, recursion limit, and torch's threads, default type
-    and gradients. What the block adds to `sys.path` stays, behind everything else."""
+    of signals and of warnings, standard streams, recursion limit, torch's threads and its settings
+    that change numbers. What the block adds to `sys.path` stays, behind everything else."""
     before, path, depth = _state(), list(sys.path), sys.getrecursionlimit()
     try:
         with warnings.catch_warnings():
@@ -28,7 +28,7 @@ def surroundings_kept() -> Iterator[None]:
         sys.setrecursionlimit(depth)  # first, as the rest needs some
         now = _state()
         for restore, value in before.items():
-            if now[restore] != value:
+            if now.get(restore) != value:
                 restore(value)
         sys.path[:] = [*path, *(each for each in sys.path if each not in path)]
 
@@ -51,11 +51,10 @@ def _state() -> dict[Callable[[Any], object], Any]:
         _set_streams: {name: getattr(sys, name) for name in STREAMS},
     }
     if torch := sys.modules.get("torch"):
-        state |= {
-            torch.set_num_threads: torch.get_num_threads(),
-            torch.set_default_dtype: torch.get_default_dtype(),
-            torch.set_grad_enabled: torch.is_grad_enabled(),
-        }
+        # Importing it takes a second.
+        from bdbench.machine import numerics
+
+        state |= {torch.set_num_threads: torch.get_num_threads(), **numerics.state()}
     return state
 
 

@@ -72,7 +72,8 @@ def commit_of(file: Path) -> str | None:
         git("ls-files", "--error-unmatch", "--", file.name)
         prefix, head = git("rev-parse", "--show-prefix"), git("rev-parse", "--short=12", "HEAD")
         folders = [f":/{folder}/*.py" for folder in FOLDERS]
-        changes = git("status", "--porcelain", "--untracked-files=no", "--", *folders)
+        # A new file is code too: it may register a plugin.
+        changes = git("status", "--porcelain", "--untracked-files=all", "--", *folders)
     except (OSError, subprocess.SubprocessError):
         return None
     if prefix != HOME:

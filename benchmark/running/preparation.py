@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from bdbench.cells.cell import Cell, is_built_in
+from bdbench.cells.cell import REGISTRIES, Cell, is_built_in
 from bdbench.cells.cost import controls
 from bdbench.defenses.registry import defenses
 from bdbench.models.networks.given import given
@@ -34,7 +34,7 @@ def preparations(job: Job, cell: Cell) -> list[Step]:
     """The calls that make what a cell shares with others, in their order; each returns how often
     its work resumed. None for a cell whose plugins are all built in, as these leave their process
     as it was."""
-    if all(is_built_in(cell, axis) for axis in ("attack", "defense", "model")):
+    if all(is_built_in(cell, axis) for axis in REGISTRIES):
         return []
     every = [cell, *(controls([cell]) if job.reactivate else [])]
     return [

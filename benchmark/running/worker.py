@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bdbench.cells.cell import REGISTRIES, Cell, cell_of
+from bdbench.cells.cell import Cell, cell_of
 from bdbench.machine.contention import Contention
 from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput
@@ -75,15 +74,10 @@ class Job:
     family: int | None = None
 
     def narrowed(self, cell: Cell) -> Job:
-        """The same without plugin files that only other cells need, so that importing these cannot
-        affect this cell. Files that define no registered plugin stay."""
+        """The same without the plugin files that this cell does not need, so that importing these
+        cannot affect it."""
         needed = {file.resolve() for file in needed_plugin_files(cell)}
-        others = {
-            _file(registry.factory(name))
-            for registry in REGISTRIES.values()
-            for name in registry.names()
-        } - needed
-        return replace(self, plugins=tuple(p for p in self.plugins if p.resolve() not in others))
+        return replace(self, plugins=tuple(p for p in self.plugins if p.resolve() in needed))
 
     def repeated(self, cell: Cell) -> Job:
         """The same, but what the record of a cell already holds, the one that replaces it shall
@@ -302,12 +296,6 @@ def _readable(results: Path, key: str) -> Record | None:
         raise Unusable(str(error)) from error
     except InvalidInput:
         return None
-
-
-def _file(factory: Callable[..., Any]) -> Path | None:
-    """The file that defines a plugin."""
-    file = getattr(sys.modules.get(factory.__module__), "__file__", None)
-    return Path(file).resolve() if file else None
 
 
 @contextmanager

@@ -118,6 +118,15 @@ class Cache:
                 entry = CacheEntry(tensors, meta, fresh=True)
             return entry
 
+    def find(
+        self, kind: str, key: Mapping[str, Any], suffices: Callable[[Mapping[str, Any]], bool]
+    ) -> CacheEntry | None:
+        """The entry that `fetch` would not build; waits while another process builds it."""
+        digest = digest_of(key)
+        with self._alone(kind, digest):
+            entry = self._read(kind, digest)
+        return entry if entry is not None and suffices(entry.meta) else None
+
     def make(self, kind: str, build: Callable[[], Payload]) -> Payload:
         """Build a missing entry."""
         return build()

@@ -13,17 +13,19 @@ from typing import Any
 import torch
 
 from bdbench.cells.cell import Cell
-from bdbench.datasets.base import Dataset, Source
+from bdbench.datasets.base import Dataset, Source, fingerprint
 from bdbench.datasets.registry import datasets
 from bdbench.machine.clock import Stopwatch, peak_memory, reset_peak_memory
 from bdbench.machine.contention import Contention, combine
+from bdbench.machine.surroundings import surroundings_kept
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.blame import blaming
+from bdbench.models.plugins.errors import require
 from bdbench.records.record import Record
 from bdbench.storage.cache import Cache
 from bdbench.storage.checkpoints import PATIENCE, discard
 from bdbench.storage.networks import Stored, weights_sha256
-from bdbench.trial import provenance
+from bdbench.trial import company, provenance
 from bdbench.trial.clean_budget import budget_of
 from bdbench.trial.curves import start_curve
 from bdbench.trial.evaluation import check_victims
@@ -78,6 +80,8 @@ class Harness:
         identity = datasets.located(source), source.content
         if identity not in self._datasets:
             loaded = source.load(self.roots, self.cache)
+            if not all(map(datasets.is_built_in, datasets.factories(source))):
+                _check_hash(loaded, datasets.label(source))
             for note in loaded.notes:
                 warnings.warn(f"data set {datasets.label(source)}: {note}", stacklevel=2)
             self._datasets[identity] = replace(
@@ -129,17 +133,20 @@ class Harness:
         started, watch = datetime.now(UTC), Stopwatch(self.device)
         reset_peak_memory(self.device)
         others = Contention(self.device)
-        ws = self._workspace(cell, watch)
-        ws.given = starting_weights(self.given, cell)
-        check_victims(cell.attack, ws.dataset.test, f"attack {cell.labels['attack']}")
-        budget_of(cell, ws.dataset.train)
         failure = None
-        try:
-            # Before the clock of any stage runs.
-            warm_up(cell, self.device)
-            results = run_trial(ws)
-        except self.failures as error:
-            results, failure = failure_of(error), error
+        with surroundings_kept():
+            ws = self._workspace(cell, watch)
+            ws.given = starting_weights(self.given, cell)
+            check_victims(cell.attack, ws.dataset.test, f"attack {cell.labels['attack']}")
+            budget_of(cell, ws.dataset.train)
+            try:
+                # Before the clock of any stage runs.
+                warm_up(cell, self.device)
+                results = run_trial(ws)
+            except self.failures as error:
+                results, failure = failure_of(error), error
+                # Its attack may have written in the images.
+                self._datasets.clear()
         measured = measured_of(
             started,
             retries,
@@ -173,6 +180,7 @@ class Harness:
         self.cache.waiting = partial(watch.stage, "wait")
         with watch.stage("load"):
             dataset = self.dataset(cell.dataset)
+        company.enter(cell, "dataset", "model")
         return Workspace(
             cell,
             dataset,
@@ -211,6 +219,16 @@ class Finished:
     network: Classifier | None
     poisoned: PoisonedData | None
     failure: BaseException | None
+
+
+def _check_hash(loaded: Dataset, name: str) -> None:
+    """Raises `InvalidInput` if a data set has another hash than it says: others would be found in
+    the cache for its images."""
+    require(
+        loaded.sha256 == fingerprint(loaded.train, loaded.test),
+        f"the sha256 of data set {name} is not that of its images: set it to "
+        "bdbench.datasets.fingerprint(train, test)",
+    )
 
 
 def _example(ws: Workspace) -> dict[str, Any]:

@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from bdbench.cells.cell import Cell
+from bdbench.cells.cell import Cell, is_built_in
+from bdbench.machine.numerics import unusual
 from bdbench.machine.system import device_name
 from bdbench.trial import provenance
+
+TRAINED = ("dataset", "attack", "model")
+"""Axes whose plugins decide about what is trained before the defense is known."""
+MACHINE = ("torch", "device", "threads", "numerics")
 
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
     """What decides the last bits of a number, beside code and data."""
-    return {"torch": torch.__version__, "device": device_name(device), "threads": threads}
+    here = {"torch": torch.__version__, "device": device_name(device), "threads": threads}
+    return {**here, "numerics": found} if (found := unusual(device)) else here
 
 
 def anywhere(key: Mapping[str, Any]) -> dict[str, Any]:
     """A key without its `machine`."""
-    return {name: part for name, part in key.items() if name not in ("torch", "device", "threads")}
+    return {name: part for name, part in key.items() if name not in MACHINE}
+
+
+def attack_axes(cell: Cell) -> tuple[str, ...]:
+    """Axes whose plugins decide about a poisoned set."""
+    return TRAINED if cell.attack.trains else ("dataset", "attack")
 
 
 def attack_key(cell: Cell, here: Mapping[str, Any]) -> dict[str, Any]:
@@ -29,10 +40,9 @@ def attack_key(cell: Cell, here: Mapping[str, Any]) -> dict[str, Any]:
     """
     if cell.attack.trains:
         return _trained_key(cell, here)
-    sources = provenance.sources(cell)
     return {
         # An attack draws and selects images with code of `models/`.
-        "sources": {axis: sources[axis] for axis in ("training", "attack")},
+        **_code(cell, attack_axes(cell)),
         "attack": cell.specs["attack"],
         "seed": cell.seed,
         "torch": here["torch"],
@@ -55,12 +65,23 @@ def with_curve(key: Mapping[str, Any], curve: bool) -> dict[str, Any]:
 
 def _trained_key(cell: Cell, here: Mapping[str, Any]) -> dict[str, Any]:
     """Of what is trained before the defense is known."""
-    sources = provenance.sources(cell)
     return {
-        "sources": {axis: sources[axis] for axis in ("training", "attack", "model")},
+        **_code(cell, TRAINED),
         **{axis: cell.specs[axis] for axis in ("attack", "model", "recipe")},
         "seed": cell.seed,
         **here,
+    }
+
+
+def _code(cell: Cell, axes: Sequence[str]) -> dict[str, Any]:
+    """The code of plugins, and the files that their settings name. The images of a built-in data
+    set say all about its code."""
+    sources = provenance.sources(cell)
+    told = [axis for axis in axes if axis != "dataset" or not is_built_in(cell, axis)]
+    files = {axis: list(cell.info[axis].files) for axis in axes if cell.info[axis].files}
+    return {
+        "sources": {axis: sources[axis] for axis in ("training", *told)},
+        **({"files": files} if files else {}),
     }
 
 

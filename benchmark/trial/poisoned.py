@@ -18,7 +18,7 @@ from bdbench.models.plugins.errors import require
 from bdbench.models.rng import derive, stream
 from bdbench.storage.cache import CacheEntry, Payload
 from bdbench.storage.checkpoints import discard
-from bdbench.trial import keys
+from bdbench.trial import company, keys
 from bdbench.trial.guard import read_only
 from bdbench.trial.monitor import TrainingMonitor
 from bdbench.trial.record import finite, numbers_in
@@ -74,9 +74,11 @@ def poison(ws: Workspace) -> PoisonedData:
     """What the attack makes of the data set, computed once for each data set, attack and seed. The
     seconds of an attack that trains are charged to every cell that uses its poisoned set."""
     key = ws.key(keys.attack_key(ws.cell, ws.machine))
-    work = key if ws.shares else ws.own_key("poisoned")
+    kept = ws.kept(key, keys.attack_axes(ws.cell))
+    work = kept if ws.shares else ws.own_key("poisoned")
+    company.enter(ws.cell, "attack")
     with ws.stage("poison"):
-        entry = ws.cache.fetch("poisoned", key, partial(_make, ws, work), keep=ws.shares)
+        entry = ws.shared("poisoned", key, kept, partial(_make, ws, work))
         discard(ws.folder("prepare", work))
         if not entry.fresh:
             ws.stopwatch.charge("prepare", entry.meta["prepare"])
@@ -122,7 +124,7 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
 
 def check_poisoned(made: object, clean: ImageSet, owner: str) -> None:
     """Raises `InvalidInput` unless `made` is a poisoned set of the images in `clean`, of which only
-    those that it marks differ.
+    those that it marks differ, and those of the cover keep their label.
 
     owner: the attack that returned it
     """
@@ -139,6 +141,10 @@ def check_poisoned(made: object, clean: ImageSet, owner: str) -> None:
     images, labels = (_differing(each.to(clean.device), before) for each, before in pairs)
     stray = int(((images | labels) & ~known).sum())
     require(not stray, f"{owner} changed {stray:,} images that it marks in neither mask nor cover")
+    both = int((made.mask & made.cover).sum())
+    require(not both, f"{owner} marks {both:,} images in both mask and cover")
+    relabelled = int((labels & made.cover.to(clean.device)).sum())
+    require(not relabelled, f"{owner} changed the label of {relabelled:,} cover images")
 
 
 def _differing(one: Tensor, other: Tensor) -> Tensor:

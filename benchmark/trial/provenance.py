@@ -18,6 +18,7 @@ import bdbench.models
 from bdbench.cells.cell import REGISTRIES, Cell
 from bdbench.cells.declared import clean_needs
 from bdbench.datasets.base import Dataset
+from bdbench.machine.numerics import SETTINGS
 from bdbench.machine.system import commit, device_name, versions
 from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.errors import InvalidInput
@@ -41,7 +42,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "versions": versions(),
         "device": device_name(device),
         "precision": cell.recipe.precision,
-        "tf32": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
+        "tf32": device.type == "cuda" and SETTINGS["cudnn tf32"].value() is not False,
         "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
         "threads": torch.get_num_threads(),
         "commit": commit(),
@@ -118,15 +119,21 @@ def sources(cell: Cell) -> dict[str, str]:
     return found
 
 
+def hash_of(module: str) -> str:
+    """The hash of the source of a module and of what it imports, see `files_of`."""
+    return _hash(*_together((module,)))
+
+
 def settle() -> None:
-    """Read the source of all that is built in and of plugin files, so that hashes are those of the
-    code that this process has imported, even if a file is edited later."""
+    """Read the source of all that is built in and of plugin files, and the commit, so that they are
+    those of the code that this process has imported, even if a file is edited later."""
     ours = [name for name in sys.modules if name.partition(".")[0] == "bdbench"]
     imported = [(file, name) for name in ours if _followed(name, "") and (file := _file(name))]
     for source in (*_training(), *imported):
         _content(*source)
     for name in [name for name in sys.modules if name.startswith(PLUGIN)]:
         files_of(name)
+    commit()
 
 
 @functools.cache

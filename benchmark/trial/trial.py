@@ -13,6 +13,7 @@ from bdbench.defenses.base import Context, Journal
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier, check_network
 from bdbench.models.plugins.spec import Spec
+from bdbench.trial import company
 from bdbench.trial.clean_budget import budget_of, size_of
 from bdbench.trial.curves import end_curve, keep, start_curve
 from bdbench.trial.evaluation import Answers, diagnose, diagnose_parts, evaluate, flags
@@ -70,6 +71,7 @@ def lend(ws: Workspace, data: PoisonedData) -> Iterator[Context]:
 
 def fit(ws: Workspace, data: ImageSet, context: Context) -> Classifier:
     """The network that the defense returns, resumed from a checkpoint if there is one."""
+    company.enter(ws.cell, "defense")
     with ws.resumable("fit", ws.fit_key, ws.monitor), ws.seeded("fit"):
         classifier = ws.cell.defense.fit(data, context)
         owner = f"defense {Spec.of(ws.cell.specs['defense']).name!r}"

@@ -36,10 +36,11 @@ def train_undefended(ws: Workspace, data: ImageSet, n: int, announced: bool = Tr
         ws.undefended[n] = dict(ws.given)
         return
     key = ws.key(keys.undefended_key(ws.cell, n, ws.machine))
-    work = key if announced and ws.shares else ws.own_key(f"undefended {n}")
+    kept = ws.kept(key, keys.TRAINED)
+    work = kept if announced and ws.shares else ws.own_key(f"undefended {n}")
     build, suffices = partial(_train, ws, data, n, work), partial(_suffices, ws, n)
     if announced:
-        entry = ws.cache.fetch("undefended", key, build, suffices, keep=ws.shares)
+        entry = ws.shared("undefended", key, kept, build, suffices)
     else:
         entry = CacheEntry(*build(), fresh=True)
     for curve in (False, True):

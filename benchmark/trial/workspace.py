@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -24,11 +24,12 @@ from bdbench.models.observer import observed_by
 from bdbench.models.rng import derive, seeded
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.resume import CheckpointStore, checkpointed_in
-from bdbench.storage.cache import Cache
+from bdbench.storage.cache import Cache, CacheEntry, Payload
 from bdbench.storage.checkpoints import PATIENCE, Checkpoints
 from bdbench.storage.keys import digest_of
 from bdbench.storage.locks import alone_in
 from bdbench.trial import keys
+from bdbench.trial.company import beside
 from bdbench.trial.monitor import TrainingMonitor
 
 if TYPE_CHECKING:
@@ -115,7 +116,29 @@ class Workspace:
 
     def key(self, parts: Mapping[str, Any]) -> dict[str, Any]:
         """What a piece of work depends on: the data set and `parts`, see `keys`."""
-        return {"data": self.dataset.sha256, **parts}
+        data = f"{self.dataset.sha256}, {self.dataset.train.num_classes} classes"
+        return {"data": data, **parts}
+
+    def kept(self, key: Mapping[str, Any], axes: Iterable[str]) -> dict[str, Any]:
+        """The key under which this process stores what cells share: what is made beside other code
+        of users is kept apart, see `company`.
+
+        axes: of the plugins whose code is in `key`
+        """
+        return {**key, **beside(self.cell, axes)}
+
+    def shared(
+        self,
+        kind: str,
+        key: Mapping[str, Any],
+        kept: Mapping[str, Any],
+        build: Callable[[], Payload],
+        suffices: Callable[[Mapping[str, Any]], bool] = lambda meta: True,
+    ) -> CacheEntry:
+        """A cache entry that cells share: that of `key`, or else that of `kept`, which is built
+        unless the cache has it."""
+        entry = self.cache.find(kind, key, suffices) if kept != key else None
+        return entry or self.cache.fetch(kind, kept, build, suffices, keep=self.shares)
 
     @property
     def fit_key(self) -> dict[str, Any]:
@@ -126,9 +149,9 @@ class Workspace:
         """What a part of the work depends on that is for this cell alone."""
         return {**self.fit_key, "part": part}
 
-    @property
+    @cached_property
     def machine(self) -> dict[str, Any]:
-        """See `keys.machine`."""
+        """See `keys.machine`. A plugin may change it."""
         return keys.machine(self.device, torch.get_num_threads())
 
     def folder(self, stage: str, key: Mapping[str, Any]) -> Path:

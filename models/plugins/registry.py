@@ -95,7 +95,7 @@ class Registry(Generic[T]):
                 inspect.isclass(factory) or inspect.isroutine(factory),
                 f"{self.kind} {name!r} must be a class or function, got {factory!r}",
             )
-            if not self._is_built_in(factory):
+            if not self.is_built_in(factory):
                 self.import_package()
             known = self._factories.get(name)
             if known is not None and not _is_redefinition(known, factory):
@@ -193,7 +193,7 @@ class Registry(Generic[T]):
         factory, complete = self._read(spec.asked(what) if isinstance(what, str) else what)
         fields = spec.fields_of(factory)
         settings = {key: fields[key].from_literal(value) for key, value in complete.fields.items()}
-        source = "" if self._is_built_in(factory) else _source_file(factory)
+        source = "" if self.is_built_in(factory) else _source_file(factory)
         with blaming(f"{self.kind} {complete}", source):
             return self.make(factory, settings)
 
@@ -263,6 +263,18 @@ class Registry(Generic[T]):
         inner = [part for key in _nested(factory) for part in self.factories(complete.fields[key])]
         return [factory, *inner]
 
+    def files(self, what: str | T) -> list[Path]:
+        """The files that settings of a plugin name, see `spec.path_field`, and those of the specs
+        in its fields."""
+        factory, complete = self._configured(what)
+        paths = [
+            Path(field.absolute(complete.fields[key]))
+            for key, field in spec.fields_of(factory).items()
+            if field.is_path and complete.fields[key]
+        ]
+        inner = [path for key in _nested(factory) for path in self.files(complete.fields[key])]
+        return [*(path for path in paths if path.is_file()), *inner]
+
     def parts(self, what: str | T) -> list[str]:
         """The name of a spec, and those of the specs in its fields."""
         factory, complete = self._configured(what)
@@ -285,7 +297,7 @@ class Registry(Generic[T]):
     def is_local(self, factory: Callable[..., Any]) -> bool:
         """Whether a class or function belongs to a notebook or a script, or was never registered,
         so that no other process finds it by its name."""
-        if self._is_built_in(factory):
+        if self.is_built_in(factory):
             return False
         if factory not in self._factories.values():
             self._discover()
@@ -344,12 +356,13 @@ class Registry(Generic[T]):
     def origin(self, name: str) -> str:
         """The source of a plugin: `built in`, its module, or its file."""
         factory = self.factory(name)
-        if self._is_built_in(factory):
+        if self.is_built_in(factory):
             return "built in"
         loaded_from_file = factory.__module__.startswith(PLUGIN)
         return inspect.getfile(factory) if loaded_from_file else factory.__module__
 
-    def _is_built_in(self, factory: Callable[..., Any]) -> bool:
+    def is_built_in(self, factory: Callable[..., Any]) -> bool:
+        """Whether a class or function comes with bdbench."""
         return factory.__module__.startswith(f"{self.package}.")
 
     @cached_property
@@ -394,7 +407,7 @@ class Registry(Generic[T]):
             self.broken[point.name], whole = one_line(reason(error)), False
         for registry, names in known.items():
             for name, factory in list(registry._factories.items()):
-                if name in names or registry._is_built_in(factory):
+                if name in names or registry.is_built_in(factory):
                     continue
                 try:
                     registry.check_factory(name, factory)
@@ -467,9 +480,14 @@ def file_of(package: str, name: str) -> Path:
 
 
 def plugin_files(modules: Collection[str]) -> list[Path]:
-    """The loaded plugin files that are one of these modules or import one."""
+    """The loaded plugin files that are one of these modules, import one, or register what it
+    defines."""
     loaded = {name: module for name, module in sys.modules.items() if name.startswith(PLUGIN)}
-    needed = (m for name, m in loaded.items() if {name, *imported_by(m)} & {*modules})
+    needed = (
+        module
+        for name, module in loaded.items()
+        if {name, *imported_by(module), *_registers.get(name, ())} & {*modules}
+    )
     return sorted({Path(str(module.__file__)) for module in needed})
 
 
@@ -492,6 +510,7 @@ def load_file(path: Path | str) -> ModuleType:
         raise InvalidInput(complaint)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
+    known = _registered_modules()
     folder, paths = path.resolve().parent, list(sys.path)
     if str(folder) not in sys.path:
         # Last, so that a file with a common name does not shadow a library.
@@ -500,6 +519,7 @@ def load_file(path: Path | str) -> ModuleType:
         module_spec.loader.exec_module(module)
         _check_helpers(module, folder)
         _check_registered(module, path)
+        _registers[name] = _registered_modules() - known
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         sys.path[:] = paths
@@ -512,6 +532,17 @@ def load_file(path: Path | str) -> ModuleType:
         where += "" if file.resolve() == path.resolve() else f" of {file}"
         raise InvalidInput(f"plugin {str(path)!r} failed{where}: {reason(error)}") from error
     return module
+
+
+_registers: dict[str, set[str]] = {}
+"""The modules of the plugins that were registered while a plugin file was imported, by its
+module."""
+
+
+def _registered_modules() -> set[str]:
+    """The modules of all registered plugins."""
+    every = (factory for registry in REGISTRIES for factory in registry._factories.values())
+    return {factory.__module__ for factory in every}
 
 
 def imported_by(module: ModuleType) -> set[str]:
@@ -549,7 +580,7 @@ def _check_registered(module: ModuleType, path: Path) -> None:
         not any(_is_plugin(value, module.__name__) for value in vars(module).values()),
         f"{complaint}: write @register('name') above its class",
     )
-    warnings.warn(complaint, RegistersNothing, stacklevel=3)
+    warnings.warn(f"{complaint}, so no cell imports it", RegistersNothing, stacklevel=3)
 
 
 def _is_plugin(value: object, module: str) -> bool:

@@ -242,7 +242,8 @@ def added(default: Any) -> Any:
 
 def path_field(default: str = "") -> Any:
     """A dataclass field that holds the path of files. The canonical spec has only the last part of
-    the path: files that were moved are the same, and `content` identifies them."""
+    the path: files that were moved are the same. A file is identified by its content, which is in
+    the key of each cell, and the files of a data set by its `content`."""
     return dataclasses.field(default=default, metadata={"place": True})
 
 

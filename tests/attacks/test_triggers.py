@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bdbench.attacks import wanet
 from bdbench.attacks.blend import Blend
 from bdbench.attacks.registry import attacks
 from bdbench.attacks.sig import Sig
@@ -142,6 +143,22 @@ def test_wanet_moves_by_a_fraction_of_a_pixel() -> None:
         assert 0.05 < float(moved.abs().mean()) < 0.3
     assert not torch.equal(WaNet().field(32, 32), WaNet(grid_seed=1).field(32, 32))
     assert torch.equal(WaNet().field(32, 32), WaNet(target=3).field(32, 32))
+
+
+def test_wanet_covers_images_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fields of all images at once would take gigabytes; no image or draw depends on it."""
+    attack, images = WaNet(cover_rate=0.1), noise(50, 32, 32)
+    found = []
+    for chunk in (1, 3 * 32 * 32 * 2, wanet.CHUNK):
+        monkeypatch.setattr(wanet, "CHUNK", chunk)
+        rng = stream(0, "cover")
+        found.append((attack.disguise(images, rng), torch.rand(1, generator=rng)))
+    for one, draw in found[1:]:
+        assert torch.equal(one, found[0][0])
+        assert torch.equal(draw, found[0][1])
+    none = images[:0]
+    made = attack.trigger(none), attack.disguise(none, stream(0, "cover"))
+    assert all(each.shape == none.shape for each in made)
 
 
 def test_wanet_covers_other_images_with_noise_of_their_own() -> None:

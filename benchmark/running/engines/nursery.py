@@ -39,7 +39,7 @@ import psutil
 
 from bdbench.cells.cell import REGISTRIES
 from bdbench.machine import suspension
-from bdbench.machine.system import commit, versions
+from bdbench.machine.system import versions
 from bdbench.running.worker import Job, Worker, limited
 from bdbench.trial import provenance
 from bdbench.trial.failure import TimeLimit
@@ -217,7 +217,6 @@ def preload() -> None:
         registry.import_package()
     # Cells run the code that was imported here, however long the run takes.
     provenance.settle()
-    commit()
     versions()
     # An optimizer imports it, which takes seconds. If that fails, the cell reports it.
     with suppress(Exception):

@@ -182,6 +182,66 @@ def test_what_a_file_does_when_it_is_imported_is_for_its_own_cells(
     assert lasting(good) == alone
 
 
+SILENT_FILE = f'''"""A file that registers nothing and changes all layers."""
+from torch import nn
+
+{HOOK}
+'''
+GREEDY = '''"""A data set with the images of toy, whose file changes the process that imports it."""
+from dataclasses import dataclass
+
+import torch
+
+from bdbench.datasets import register
+from bdbench.datasets.toy import Toy
+
+torch.backends.mkldnn.enabled = False
+
+
+@register("greedy")
+@dataclass(frozen=True)
+class Greedy(Toy):
+    """As toy has them."""
+
+    name = "greedy"
+'''
+
+
+@pytest.mark.parametrize("where", ["--jobs=1", "--in-process"])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (SILENT_FILE, []),
+        (HOOKED, ["--defense=hooked"]),
+        (GREEDY, [f"--dataset={SIZES.replace('toy', 'greedy')}"]),
+    ],
+    ids=["a file without a plugin", "a defense", "a data set"],
+)
+def test_what_runs_beside_a_file_is_not_found_by_later_runs(
+    text: str,
+    words: list[str],
+    where: str,
+    process: Executor,
+    alone: dict[str, Any],
+    tmp_path: Path,
+) -> None:
+    """Also if both ran in the process of a command, as with `--in-process` and in a notebook."""
+    file = tmp_path / "mine.py"
+    file.write_text(text)
+    axes = [f"--{axis}={good}" for axis, good in GOOD.items()]
+    if where == "--in-process":
+        # One that ends with the command, as later ones would run beside the file too.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as own:
+            assert run(own, tmp_path, *words, *axes, f"--plugin={file}", where) in (0, 1)
+    else:
+        assert run(process, tmp_path, *words, *axes, f"--plugin={file}", where) in (0, 1)
+        usual = [each for each in records(tmp_path) if each["labels"] == alone["labels"]]
+        assert list(map(lasting, usual)) == [alone]
+    shutil.rmtree(tmp_path / "records")
+    assert run(process, tmp_path, *axes) == 0
+    assert list(map(lasting, records(tmp_path))) == [alone]
+
+
 LEAVING = f'''"""An attack that leaves all layers of the process changed."""
 from dataclasses import dataclass
 

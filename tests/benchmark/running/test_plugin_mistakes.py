@@ -244,6 +244,11 @@ def turned(rows: torch.Tensor) -> ImageSet:
             Poisoned(replace(IMAGES, labels=9 - IMAGES.labels), MASK, MASK.flip(0)),
             "changed 10 images",
         ),
+        (Poisoned(turned(MASK), MASK, MASK), "marks 5 images in both mask and cover"),
+        (
+            Poisoned(replace(IMAGES, labels=(IMAGES.labels + MASK) % 10), NONE, MASK),
+            "changed the label of 5 cover images",
+        ),
     ],
 )
 def test_what_poison_returns_is_checked_at_once(made: object, complaint: str) -> None:

@@ -1,0 +1,74 @@
+"""Settings of torch, one for each process, that change the numbers it computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One of them.
+
+    usual: its value unless somebody sets another
+    gpu: whether it is for GPUs only
+    """
+
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+    usual: Any
+    gpu: bool = False
+
+    def value(self) -> Any:
+        """The value now, as JSON; None where torch cannot say, as with two conflicting settings of
+        TF32."""
+        with suppress(RuntimeError):
+            value = self.read()
+            return value if isinstance(value, bool | str) else str(value)
+        return None
+
+
+CUDNN, MATMUL = torch.backends.cudnn, torch.backends.cuda.matmul
+
+
+def _of(module: Any, name: str, usual: Any, gpu: bool = True) -> Setting:
+    return Setting(partial(getattr, module, name), partial(setattr, module, name), usual, gpu)
+
+
+SETTINGS: Mapping[str, Setting] = {
+    "dtype": Setting(torch.get_default_dtype, torch.set_default_dtype, "torch.float32"),
+    "gradients": Setting(torch.is_grad_enabled, torch.set_grad_enabled, True),
+    "deterministic": Setting(
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, False
+    ),
+    "matmul": Setting(
+        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+    ),
+    "onednn": _of(torch.backends.mkldnn, "enabled", True, gpu=False),
+    "cudnn": _of(CUDNN, "enabled", True),
+    "cudnn deterministic": _of(CUDNN, "deterministic", False),
+    "cudnn benchmark": _of(CUDNN, "benchmark", False),
+    "cudnn tf32": _of(CUDNN, "allow_tf32", True),
+    "matmul tf32": _of(MATMUL, "allow_tf32", False),
+}
+
+
+def state() -> dict[Callable[[Any], object], Any]:
+    """What restores each setting, and its value; without those that torch cannot tell."""
+    found = {}
+    for setting in SETTINGS.values():
+        with suppress(RuntimeError):
+            found[setting.write] = setting.read()
+    return found
+
+
+def unusual(device: torch.device) -> dict[str, Any]:
+    """The settings that a device obeys and that have another value than usual."""
+    gpu = device.type != "cpu"
+    found = {name: each.value() for name, each in SETTINGS.items() if gpu or not each.gpu}
+    return {name: value for name, value in found.items() if value != SETTINGS[name].usual}
