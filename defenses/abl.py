@@ -15,6 +15,7 @@ choice. `abl(objective="sequential")` is the gradient ascent of the authors' cod
 images alone. That code carries momentum into the ascent, while every stage here has a new
 optimizer, and the first of its five ascent epochs only tests. It has neither of the two limits that
 end the ascent here: `abl(objective="sequential", loss_limit=1e9, drop_limit=1.0)` disables them.
+The joint unlearning augments its images, as the recipe does; the ascent does not.
 
 Elsewhere: stage 1 and the training on the rest follow the recipe's learning rate, so they start at
 0.01 on GTSRB, as in ABL's paper, which trains networks on GTSRB at that rate. The unlearning has
@@ -40,6 +41,7 @@ from bdbench.models import (
     Recipe,
     above,
     at_least,
+    batch_sizes,
     loop,
     one_of,
     portion,
@@ -114,7 +116,7 @@ class ABL(Defense):
         at_least(1, isolation_epochs=self.isolation_epochs)
         at_least(1, finetuning_epochs=self.finetuning_epochs)
         at_least(0, joint_updates=self.joint_updates)
-        at_least(2, joint_batch_size=self.joint_batch_size)
+        batch_sizes(joint_batch_size=self.joint_batch_size)
         above(0, joint_rate=self.joint_rate)
         above(0, unlearning_rate=self.unlearning_rate, loss_limit=self.loss_limit)
         for name in ("isolation_rate", "isolated_share"):
@@ -245,12 +247,15 @@ class ABL(Defense):
         rate = self.isolation_rate
         finetuning = (1 - rate) * recipe.scaled(self.finetuning_epochs)
         trained = recipe.scaled(self.isolation_epochs) + finetuning
-        # The accuracy after each epoch of the ascent is not counted: it takes few images.
-        unlearned = rate * self.unlearning_epochs
+        unlearned = judged = 0.0
         if self.objective == "joint":
             updates = recipe.shortened(self.joint_updates) if self.joint_updates else 0
             unlearned = updates * self.joint_batch_size / images
-        return 3.0 * (trained + unlearned) + 1
+        elif self.unlearning_epochs:
+            unlearned = rate * self.unlearning_epochs
+            # Accuracy on some of the rest, before the ascent and after each of its epochs.
+            judged = (1 + self.unlearning_epochs) * min(MOST_JUDGES, images) / images
+        return 3.0 * (trained + unlearned) + 1 + judged
 
 
 def joint_objective(losses: Tensor, rest: int, guess: float) -> Tensor:

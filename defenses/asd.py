@@ -50,6 +50,7 @@ from bdbench.models import (
     State,
     above,
     at_least,
+    batch_sizes,
     logits,
     loop,
     portion,
@@ -110,7 +111,7 @@ class ASD(Defense):
         at_least(1, first_epochs=self.first_epochs, second_epochs=self.second_epochs)
         at_least(1, third_epochs=self.third_epochs, virtual_epochs=self.virtual_epochs)
         at_least(1, growth=self.growth, interval=self.interval)
-        at_least(2, semi_batch_size=self.semi_batch_size)
+        batch_sizes(semi_batch_size=self.semi_batch_size)
         above(0, learning_rate=self.learning_rate, virtual_rate=self.virtual_rate)
         above(0, semi_share=self.semi_share, sharpening=self.sharpening, beta=self.beta)
         at_least(0, ce_weight=self.ce_weight, rce_weight=self.rce_weight, lambda_u=self.lambda_u)

@@ -16,7 +16,8 @@ NT-Xent uses all 2b views as anchors, as in SimCLR's paper. The head is trained 
 eval mode: not even its running statistics change. Head and MixMatch use the recipe's augmentation,
 and so do the losses that a split compares, as in the authors' code; the batch size of the head is
 the recipe's. Mixing coefficients are drawn for each pair of images. Label guesses use batch
-statistics, as the training does. Views: `dbd_views.py`.
+statistics, as the training does, and the labelled images and both views of the others pass through
+the network together, so they share these. Views: `dbd_views.py`.
 
 Elsewhere: the same on GTSRB and with other networks, except that views are mirrored only if the
 recipe mirrors images. A share of the training set replaces 1,024 iterations, so an epoch of
@@ -52,6 +53,7 @@ from bdbench.models import (
     State,
     above,
     at_least,
+    batch_sizes,
     has_head,
     logits,
     loop,
@@ -88,7 +90,8 @@ class DBD(Defense):
     beta: both parameters of the Beta distribution of mixing coefficients, above 0 (MixMatch's
         paper)
     lambda_u: weight of the unlabelled loss at the end of its linear ramp, which counts the epochs
-        of the head too: 15 * 10/190 at the start with the paper's lengths (paper: 15; code)
+        of the head too: at the start 15 * 10/190 with the paper's lengths, 3 with the default
+        ones, which reach 15 after four fifths of the epochs (paper: 15; code)
     """
 
     version: ClassVar[int] = 2
@@ -112,7 +115,7 @@ class DBD(Defense):
     def __post_init__(self) -> None:
         at_least(1, ssl_epochs=self.ssl_epochs, head_epochs=self.head_epochs)
         at_least(1, semi_epochs=self.semi_epochs)
-        at_least(2, ssl_batch_size=self.ssl_batch_size, semi_batch_size=self.semi_batch_size)
+        batch_sizes(ssl_batch_size=self.ssl_batch_size, semi_batch_size=self.semi_batch_size)
         above(0, ssl_learning_rate=self.ssl_learning_rate, learning_rate=self.learning_rate)
         above(0, temperature=self.temperature, sharpening=self.sharpening)
         above(0, semi_share=self.semi_share, beta=self.beta)

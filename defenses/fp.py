@@ -32,6 +32,7 @@ from bdbench.models import (
     Recipe,
     above,
     at_least,
+    batch_sizes,
     has_head,
     loop,
     predict,
@@ -65,7 +66,7 @@ class FinePruning(Defense):
     def __post_init__(self) -> None:
         require(0 <= self.max_drop < 1, f"max_drop must be in [0, 1), got {self.max_drop}")
         at_least(0, updates=self.updates)
-        at_least(2, batch_size=self.batch_size)
+        batch_sizes(batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)
 
     def lacks(self, network: Classifier, image_size: int) -> str:

@@ -39,6 +39,7 @@ from bdbench.models import (
     Recipe,
     above,
     at_least,
+    batch_sizes,
     loop,
     one_of,
     predict,
@@ -64,7 +65,8 @@ class MCR(Defense):
     tuning_updates: updates of the fine-tuned end; unused by "two" (our choice)
     learning_rate: initial learning rate of both, above 0; it falls tenfold at 70 % and 90 % of the
         updates (code: 0.01, its notes: 0.015 to 0.03)
-    augment: whether both train on augmented images (code: False)
+    augment: whether both train on augmented images (code: False; paper of CBD: True for all
+        defenses)
     batch_size: images, at least 2 (code: 128)
     tolerance: largest gap of the selected t to the best validation accuracy, in [0, 1) (our choice)
     """
@@ -84,7 +86,7 @@ class MCR(Defense):
     def __post_init__(self) -> None:
         one_of(ENDS, ends=self.ends)
         at_least(1, updates=self.updates, tuning_updates=self.tuning_updates)
-        at_least(2, batch_size=self.batch_size)
+        batch_sizes(batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)
         require(
             0 <= self.tolerance < 1,

@@ -38,6 +38,7 @@ from bdbench.models import (
     Recipe,
     above,
     at_least,
+    batch_sizes,
     has_head,
     loop,
     predict,
@@ -97,7 +98,7 @@ class NAD(Defense):
         )
         at_least(1, p=self.p, teacher_updates=self.teacher_updates)
         at_least(1, updates=self.updates, drop=self.drop)
-        at_least(2, batch_size=self.batch_size)
+        batch_sizes(batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)
 
     def lacks(self, network: Classifier, image_size: int) -> str:

@@ -42,6 +42,7 @@ from bdbench.models import (
     Recipe,
     above,
     at_least,
+    batch_sizes,
     loop,
     portion,
     require,
@@ -105,7 +106,7 @@ class NeuralCleanse(Defense):
         at_least(1, updates=self.updates, unlearning_updates=self.unlearning_updates)
         at_least(1, round_updates=self.round_updates, patience=self.patience)
         at_least(1, idle_rounds=self.idle_rounds)
-        at_least(2, batch_size=self.batch_size, unlearning_batch_size=self.unlearning_batch_size)
+        batch_sizes(batch_size=self.batch_size, unlearning_batch_size=self.unlearning_batch_size)
         for name in ("success", "stamped"):
             share = getattr(self, name)
             require(0 < share <= 1, f"{name} must be above 0 and at most 1, got {share}")

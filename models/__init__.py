@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bdbench.models.plugins.errors import InvalidInput as InvalidInput
     from bdbench.models.plugins.errors import above as above
     from bdbench.models.plugins.errors import at_least as at_least
+    from bdbench.models.plugins.errors import batch_sizes as batch_sizes
     from bdbench.models.plugins.errors import one_of as one_of
     from bdbench.models.plugins.errors import require as require
     from bdbench.models.plugins.spec import added as added
@@ -43,7 +44,7 @@ HOMES = {
     "data": ["ImageSet", "portion"],
     "networks.classifier": ["HEAD", "Classifier", "has_head", "stage_shapes"],
     "networks.traced": ["Traced"],
-    "plugins.errors": ["InvalidInput", "above", "at_least", "one_of", "require"],
+    "plugins.errors": [*("InvalidInput", "above", "at_least", "batch_sizes", "one_of", "require")],
     "plugins.spec": ["added", "path_field"],
     "registry": ["models", "register"],
     "training.context": ["TrainingContext"],

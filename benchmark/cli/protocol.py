@@ -35,17 +35,19 @@ RULES = (
     "networks and, if it asks for clean images, the same clean images, or a part of them if it "
     "asks for fewer. It sees no test image, poison mask, trigger or target.",
     "Clean images are a stratified share of the training set in its clean state; "
-    f"{100 * (1 - VALIDATION):g} % of them are for fitting and {100 * VALIDATION:g} % for "
-    "validation. The undefended network was trained on them or on their poisoned copies, so "
-    "its validation accuracy is measured on images it has seen.",
-    "A default comes from the method's paper, or from its authors' code where the paper is silent "
-    "or where its printed form does not train here; then from what a defender sees (training "
-    "losses, accuracy on clean validation images); and last from us. None is tuned to lower an "
-    "ASR, but some were set when an ASR or the poison mask had been seen: `portion` of `i_bau`, "
-    "and the isolation and the limits of the ascent of `abl` (see DECISIONS.md).",
+    f"about {100 * (1 - VALIDATION):g} % of them, rounded by class, are for fitting and "
+    f"{100 * VALIDATION:g} % for validation. The undefended network was trained on them or on "
+    "their poisoned copies, so its validation accuracy is measured on images it has seen.",
+    "A default comes from the method's paper, or from its authors' code where the paper is silent, "
+    "where its printed form does not train here, or where the code that gave its numbers does "
+    'something else (each method\'s "Differs"); then from what a defender sees (training losses, '
+    "accuracy on clean validation images) or another benchmark; and last from us. None is tuned "
+    "to lower an ASR, but some were set when an ASR or the poison mask had been seen: `portion` of "
+    "`i_bau`, and of `abl` the isolation, the length of the joint unlearning and the limits of the "
+    "ascent (see DECISIONS.md).",
     "Settings are the same for all attacks, data sets and networks; if a suite changes one, the "
     "row of its tables says so. Only the recipe follows the data set, as in the CBD paper: its "
-    "learning rate (0.1, and 0.01 on GTSRB), and whether images are mirrored.",
+    "learning rate (0.1, and 0.01 on GTSRB; `toy` has its own), and whether images are mirrored.",
     f"Stages that train on the poisoned set have lengths for {RECIPE.epochs} epochs, which scale "
     "with the recipe, except `t1` of `cbd`, the unlearning of `abl`, and the copies and "
     "`interval` of `asd`. Stages on clean images make a fixed number of updates, the published one "

@@ -4,6 +4,8 @@ from collections.abc import Collection
 
 LONGEST = 1_000
 """Characters of a message that are shown."""
+LARGEST_BATCH = 2**20
+"""Images."""
 
 
 class InvalidInput(ValueError):
@@ -36,6 +38,14 @@ def above(bound: float, **values: float) -> None:
     """Raise `InvalidInput` unless all of these settings are above `bound`; NaN is not."""
     for name, value in values.items():
         require(value > bound, f"{name} must be above {bound}, got {value}")
+
+
+def batch_sizes(**values: int) -> None:
+    """Raise `InvalidInput` unless all of these settings are sizes of a batch: at least 2, as the
+    statistics of one image say nothing, and at most `LARGEST_BATCH`."""
+    at_least(2, **values)
+    for name, value in values.items():
+        require(value <= LARGEST_BATCH, f"{name} must be at most {LARGEST_BATCH:,}, got {value:,}")
 
 
 def one_of(known: Collection[str], **values: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.optim import SGD
 
-from bdbench.models.plugins.errors import above, at_least, one_of, require
+from bdbench.models.plugins.errors import above, at_least, batch_sizes, one_of, require
 from bdbench.models.plugins.spec import added, fields_of
 from bdbench.models.training.augment import Augmentation
 from bdbench.models.training.feed import BATCH_SOURCES
@@ -15,7 +15,6 @@ from bdbench.models.training.feed import Batch as Batch
 from bdbench.models.training.feed import steps_per_epoch as steps_per_epoch
 
 PRECISIONS = ("fp32", "bf16")
-LARGEST_BATCH = 2**20
 LARGEST_EDGE = 1_000
 
 
@@ -64,8 +63,7 @@ class Recipe:
             # So that a recipe built in Python has the same spec as one parsed from text.
             object.__setattr__(self, name, field.accept(getattr(self, name), "the recipe"))
         at_least(1, epochs=self.epochs)
-        at_least(2, batch_size=self.batch_size)
-        require(self.batch_size <= LARGEST_BATCH, f"batch_size must be at most {LARGEST_BATCH:,}")
+        batch_sizes(batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate, updates=self.updates)
         require(0 <= self.momentum < 1, f"momentum must be in [0, 1), got {self.momentum}")
         at_least(0, weight_decay=self.weight_decay)

@@ -1,0 +1,29 @@
+"""What the settings of all defenses have in common."""
+
+from __future__ import annotations
+
+import pytest
+
+from bdbench.defenses.registry import defenses
+from bdbench.models.plugins.errors import LARGEST_BATCH, InvalidInput
+from bdbench.models.plugins.spec import fields_of
+
+BATCHES = [
+    (name, field)
+    for name in defenses.names()
+    for field in fields_of(defenses.factory(name))
+    if field.endswith("batch_size")
+]
+
+
+@pytest.mark.parametrize(("name", "field"), BATCHES)
+def test_a_batch_that_no_training_can_have_is_refused_before_anything_trains(
+    name: str, field: str
+) -> None:
+    """Within `fit` it would be found after hours, in which an undefended network is trained."""
+    assert len(BATCHES) >= 10
+    for size in (2, LARGEST_BATCH):
+        defenses.build(f"{name}({field}={size})")
+    for size, bound in ((1, "at least 2, got 1"), (2_000_000, "at most 1,048,576, got 2,000,000")):
+        with pytest.raises(InvalidInput, match=f"{field} must be {bound}"):
+            defenses.build(f"{name}({field}={size})")
