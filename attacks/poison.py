@@ -6,10 +6,13 @@ rate are a subset of those of a higher one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from bdbench.attacks.base import Attack, Poisoned, check_target
+from bdbench.attacks.registry import attacks
 from bdbench.models.data import ImageSet, portion
 from bdbench.models.plugins.errors import one_of, require
 
@@ -104,14 +107,44 @@ def apply(
     cover = torch.zeros_like(mask)
     if len(chosen):
         rows = chosen.to(clean.device)
-        images[rows] = attack.training_trigger(clean.images[rows], rng)
+        images[rows] = _stamped(attack, "trigger", attack.training_trigger, clean.images[rows], rng)
         labels[rows] = attack.goal(clean.labels[rows], clean.num_classes)
         mask[rows] = True
     if len(covered):
         rows = covered.to(clean.device)
-        images[rows] = attack.disguise(clean.images[rows], rng)
+        images[rows] = _stamped(attack, "disguise", attack.disguise, clean.images[rows], rng)
         cover[rows] = True
     return Poisoned(ImageSet(images, labels, clean.num_classes), mask, cover)
+
+
+def _stamped(
+    attack: Attack,
+    what: str,
+    stamp: Callable[[Tensor, torch.Generator], Tensor],
+    images: Tensor,
+    rng: torch.Generator,
+) -> Tensor:
+    """What the attack makes of images. Raises `InvalidInput` if it is anything else than images."""
+    made = stamp(images, rng)
+    check_like(made, images, f"the {what} of attack {attacks.name_of(type(attack))}")
+    return made
+
+
+def check_like(made: object, images: Tensor, owner: str) -> None:
+    """Raises `InvalidInput` unless `made` are images of the number and size of `images`.
+
+    owner: what returned them
+    """
+    fits = isinstance(made, Tensor) and made.dtype == torch.uint8 and made.shape == images.shape
+    wanted = f"{owner} must return images uint8 {tuple(images.shape)}"
+    require(fits, f"{wanted}, got {kind_of(made)}")
+
+
+def kind_of(value: object) -> str:
+    """A value in words, such as "float32 (4, 3, 8, 8)" or "None"."""
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def check_cover_rate(cover_rate: float, poisoning_rate: float, name: str = "cover_rate") -> None:

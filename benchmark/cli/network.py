@@ -83,7 +83,8 @@ def evaluate(weights: Path, model: str | None, dataset: str, **options: Any) -> 
     again. The network gets RGB pixels in [0, 1]; if it expects normalised ones, say so in its
     model: --model "resnet18(mean=(0.49, 0.48, 0.45), deviation=(0.25, 0.24, 0.26))".
 
-    Exit codes: 0 success, 1 a cell failed, 2 bad usage, configuration or input, 130 interrupted.
+    Exit codes: 0 success, 1 a cell failed, 2 bad usage, configuration or input, also if a cell
+    failed on it while the others ran, 130 interrupted.
     """
     if not options["in_process"]:
         nursery()

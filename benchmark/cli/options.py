@@ -14,10 +14,13 @@ from bdbench.storage.folders import expanded
 class UserPath(click.Path):
     """A path as users write it: ~ is the home folder.
 
-    Paths with NUL bytes are rejected before anything opens them.
+    An empty path, which would be the current folder, and paths with NUL bytes are rejected before
+    anything opens them.
     """
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not str(value):
+            self.fail("the path is empty; is a variable not set?", param, ctx)
         if "\0" in str(value):
             self.fail(f"{str(value)!r} is not a path: it contains a NUL byte", param, ctx)
         return super().convert(expanded(Path(value)), param, ctx)

@@ -99,7 +99,8 @@ def run(name: str, **options: Any) -> int:
     records of both folders. New records go to --results; if results/SUITE is DIR itself, the
     default is results/SUITE-own.
 
-    Exit codes: 0 success, 1 a cell failed, 2 bad usage, configuration or input, 130 interrupted.
+    Exit codes: 0 success, 1 a cell failed, 2 bad usage, configuration or input, also if a cell
+    failed on it while the others ran, 130 interrupted.
     """
     chosen = find(name)
     if options["engine"] == "local" and not options["in_process"]:

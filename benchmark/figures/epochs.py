@@ -90,7 +90,9 @@ def with_curves(selection: Selection, groups: Sequence[Group], value: str) -> li
         if any(_has(point, [value]) for r in group.used for point in r.curves)
     ]
     if not found:
-        raise selection.missing(f"{selection.results} has no curves of {value.replace('_', ' ')}")
+        cells = ", ".join(dict.fromkeys(group.names["defense"] for group in groups))
+        what = f"{selection.results} has no curves of {value.replace('_', ' ')} of {cells}"
+        raise selection.missing(what, groups)
     return selection.settled(found)
 
 

@@ -71,28 +71,43 @@ class Selection:
             )
         return groups
 
-    def command(self, *options: str) -> str:
-        """The command that runs the selected cells, with further options."""
+    def command(
+        self, *options: str, of: Sequence[Group] | None = None, into: Path | None = None
+    ) -> str:
+        """The command that runs the selected cells, with further options.
+
+        of: those of these groups only
+        into: another results folder
+        """
         name, words = self.results.name, []
         suite = SUITES.get(name, SUITES[DEFAULT_SUITE])
-        axes = [axis for axis in AXES if name not in SUITES or self.wanted.get(axis)]
-        groups = self.settled(self.groups, [axis for axis in SETTING if axis in axes])
+        meant = self.groups if of is None else of
+        axes = [a for a in AXES if name not in SUITES or self.wanted.get(a) or self._some(meant, a)]
+        groups = self.settled(meant, [axis for axis in SETTING if axis in axes])
         for axis in axes:
             specs = dict.fromkeys(_repeatable(group, axis, suite) for group in groups)
             words += [word for text in specs for word in (f"--{axis}", text)]
         records = [record for group in groups for record in group.records]
         usual = suite.each_seed if name in SUITES else range(1)
         words += _seeds({record.cell.seed for record in records}, usual)
-        return _command(self.results, *words, *with_plugins(records), *options)
+        return _command(self.results, *words, *with_plugins(records), *options, into=into)
 
-    def missing(self, what: str) -> InvalidInput:
-        """The error that the selected cells lack something that a run with curves stores."""
-        if not any(group.used for group in self.groups):
+    def missing(self, what: str, groups: Sequence[Group] | None = None) -> InvalidInput:
+        """The error that cells lack something that a run with curves stores.
+
+        groups: their groups, all that are selected by default
+        """
+        meant = self.groups if groups is None else groups
+        if not any(group.used for group in meant):
             return InvalidInput(f"{what}: all these cells failed or are not finite")
         # A run with curves skips every record that already has a curve.
-        finished = any(record.curves for group in self.groups for record in group.used)
-        first = f"remove their records from {self.results / 'records'}, then " * finished
-        return InvalidInput(f"{what}; {first}run {self.command('--curves')}")
+        finished = any(record.curves for group in meant for record in group.used)
+        into = self.results / "again" if finished else None
+        return InvalidInput(f"{what}; run {self.command('--curves', of=meant, into=into)}")
+
+    def _some(self, groups: Sequence[Group], axis: str) -> bool:
+        """Whether the folder has more names on an axis than the groups."""
+        return {g.names[axis] for g in groups} != {g.names[axis] for g in self.every}
 
     def _chosen(self, accepted: Mapping[str, set[str]]) -> list[Group]:
         found = [g for g in self.every if all(g.names[a] in accepted[a] for a in AXES)]
@@ -164,9 +179,9 @@ def _seeds(wanted: set[int], usual: Sequence[int]) -> list[str]:
     return [word for seed in sorted(wanted) for word in ("--seed", str(seed))]
 
 
-def _command(results: Path, *words: str) -> str:
-    name = results.name
+def _command(results: Path, *words: str, into: Path | None = None) -> str:
+    name, folder = results.name, results if into is None else into
     suite = [name] if name in SUITES else []
-    usual = suite and results == Path("results") / name
-    folder = [] if usual else ["--results", str(results)]
-    return f"`{line('bdbench', 'run', *suite, *words, *folder)}`"
+    usual = suite and folder == Path("results") / name
+    option = [] if usual else ["--results", str(folder)]
+    return f"`{line('bdbench', 'run', *suite, *words, *option)}`"

@@ -49,8 +49,9 @@ def path_of(folder: Path, key: str) -> Path:
 
 def find(key: str, results: Path | None) -> Path:
     """The record whose key begins with `key`, in a folder or, without one, in those below
-    `results`. Raises `InvalidInput` for none or several."""
-    folders = [results] if results else sorted(Path("results").glob("*"))
+    `results`. Raises `InvalidInput` for none or several, also if folders have the same cell."""
+    every = [path.parent for path in sorted(Path("results").glob("*/records"))]
+    folders = [results] if results else every
     # A key must not act as a pattern or a path.
     wanted = f"{key}*.json" if key.isascii() and key.isalnum() else ""
     try:
@@ -58,9 +59,12 @@ def find(key: str, results: Path | None) -> Path:
     except OSError as error:
         raise InvalidInput(f"cannot read {results}: {error.strerror or error}") from None
     where = ", ".join(map(str, folders)) or "results"
-    require(bool(paths), f"no record {key!r} in {where}")
+    advice = f"{results / 'records'} shows them" if results else "name its folder with --results"
+    require(bool(paths), f"no record {key!r} in {where}; {advice}")
     names = sorted({path.stem for path in paths})
     require(len(names) == 1, f"{key!r} matches several records: {', '.join(names)}")
+    homes = ", ".join(str(path.parent.parent) for path in paths)
+    require(len(paths) == 1, f"cell {names[0]} has records in {homes}; choose one with --results")
     return paths[0]
 
 

@@ -78,5 +78,5 @@ STEPS, ENOUGH = 8, 1.0
 
 def probe(cell: Cell, device: torch.device) -> float:
     """Forward passes per second of a cell's model, from the fastest of a few training steps."""
-    batch = cell.recipe.batch_size
+    batch = min(cell.recipe.batch_size, cell.dataset.count)
     return 3 * batch / min(steps(cell, device, STEPS, batch, ENOUGH))

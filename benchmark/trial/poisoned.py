@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bdbench.attacks.base import Poisoned
 from bdbench.attacks.compound import PoisonedInParts, parts_of
+from bdbench.attacks.poison import check_like, kind_of
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import require
 from bdbench.models.rng import derive, stream
@@ -129,13 +130,13 @@ def check_poisoned(made: object, clean: ImageSet, owner: str) -> None:
     owner: the attack that returned it
     """
     wanted = f"poison of {owner} must return a bdbench.attacks.Poisoned"
-    require(isinstance(made, Poisoned), f"{wanted}, got {_kind(made)}")
+    require(isinstance(made, Poisoned), f"{wanted}, got {kind_of(made)}")
     assert isinstance(made, Poisoned)
     check_like(made.train.images, clean.images, f"poison of {owner}")
     for name, rows in (("mask", made.mask), ("cover", made.cover)):
         fits = isinstance(rows, Tensor) and rows.dtype == torch.bool
         fits = fits and rows.shape == clean.labels.shape
-        require(fits, f"the {name} of {owner} must be bool ({len(clean)},), got {_kind(rows)}")
+        require(fits, f"the {name} of {owner} must be bool ({len(clean)},), got {kind_of(rows)}")
     known = (made.mask | made.cover).to(clean.device)
     pairs = (made.train.images, clean.images), (made.train.labels, clean.labels)
     images, labels = (_differing(each.to(clean.device), before) for each, before in pairs)
@@ -151,22 +152,6 @@ def _differing(one: Tensor, other: Tensor) -> Tensor:
     """bool (n,), where two tensors (n, ...) differ; part by part, as images fill the memory."""
     pairs = zip(one.split(BATCH), other.split(BATCH), strict=True)
     return torch.cat([(a != b).view(len(a), -1).any(1) for a, b in pairs])
-
-
-def check_like(made: object, images: Tensor, owner: str) -> None:
-    """Raises `InvalidInput` unless `made` are images of the number and size of `images`.
-
-    owner: what returned them
-    """
-    fits = isinstance(made, Tensor) and made.dtype == torch.uint8 and made.shape == images.shape
-    wanted = f"{owner} must return images uint8 {tuple(images.shape)}"
-    require(fits, f"{wanted}, got {_kind(made)}")
-
-
-def _kind(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}".removeprefix("torch.")
-    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _restore(ws: Workspace, entry: CacheEntry) -> PoisonedData:

@@ -27,7 +27,7 @@ def warm_up(cell: Cell, device: torch.device) -> None:
     """Run two training steps, before any clock runs: on a CPU once in a process for each network,
     on a GPU, which goes to sleep, for each cell."""
     if device.type == "cuda":
-        steps(cell, device, 2, cell.recipe.batch_size)
+        steps(cell, device, 2, min(cell.recipe.batch_size, cell.dataset.count))
         return
     images = (cell.dataset.image_size, cell.dataset.num_classes)
     network = (cell.specs["model"], *images, cell.recipe.precision)

@@ -100,6 +100,27 @@ def test_the_home_of_an_unknown_user_is_one_line(
     assert "home folder in ~no-such-user/x" in refused(capsys, "cache", "ls")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(["run", "--dry-run", option, ""] for option in ("--results", "--against", "--data")),
+        *(["run", "--dry-run", option, ""] for option in ("--plugin",)),
+        ["report", "--results", ""],
+        ["report", "--out", ""],
+        ["table", "--results", ""],
+        ["merge", "", "--results", "new"],
+        ["data", "preview", "badnets", "--out", ""],
+    ],
+)
+def test_a_variable_that_is_not_set_is_no_path(
+    arguments: list[str], own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--results "$DIR"` would mean the current folder."""
+    before = sorted(own_folder.rglob("*"))
+    assert "the path is empty; is a variable not set?" in refused(capsys, *arguments)
+    assert sorted(own_folder.rglob("*")) == before
+
+
 # Numbers
 
 

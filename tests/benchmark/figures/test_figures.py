@@ -784,15 +784,30 @@ def test_a_refusal_names_the_suite_of_a_folder(
     folder(Path("results/quick"), made("none", "badnets", 900, 990))
     assert main(["figure", "losses"]) == 2
     assert capsys.readouterr().err == (
-        "bdbench: results/quick has no curves of clean loss; run `bdbench run quick --curves`\n"
+        "bdbench: results/quick has no curves of clean loss of none; "
+        "run `bdbench run quick --curves`\n"
     )
     old = made("none", "badnets", 900, 990)
     short = {"epoch": 1, "clean_accuracy": 0.5, "attack_success_rate": 0.5}
     folder(Path("results/quick"), replace(old, curves=[short]))
     assert main(["figure", "losses", "--attack", "badnets"]) == 2
     assert capsys.readouterr().err == (
-        "bdbench: results/quick has no curves of clean loss; remove their records from "
-        "results/quick/records, then run `bdbench run quick --attack badnets --curves`\n"
+        "bdbench: results/quick has no curves of clean loss of none; run `bdbench run quick "
+        "--attack badnets --curves --results results/quick/again`\n"
+    )
+    # What the figure does not draw needs no curve, and has one.
+    whole = {**short, "clean_loss": 0.1, "poisoned_loss": 0.1}
+    folder(
+        Path("results/quick"),
+        replace(made("cbd", "badnets", 900, 100), curves=[whole]),
+        replace(old, curves=[]),
+    )
+    assert main(["figure", "losses", "--defense", "cbd"]) == 0
+    capsys.readouterr()
+    assert main(["figure", "losses"]) == 2
+    assert capsys.readouterr().err == (
+        "bdbench: results/quick has no curves of clean loss of none; "
+        "run `bdbench run quick --defense none --curves`\n"
     )
 
 
@@ -818,7 +833,7 @@ def test_a_refusal_names_the_suite_of_a_folder(
         (["pareto", "--dataset=gtsrb"], "no records with no defense to compare with"),
         (["pareto", "--dataset=toy", "--attack=none"], "no records with an attack"),
         (["triggers", "--attack=none"], "several has no record of an attack"),
-        (["curves", "--dataset=toy"], "several has no curves of clean accuracy; run `bdbench run "),
+        (["curves", "--dataset=toy"], "several has no curves of clean accuracy of "),
         (["tsne", "--dataset=toy", "--defense=none"], "no embeddings of several in the cache, "),
         (
             ["pareto", "--results=failed"],

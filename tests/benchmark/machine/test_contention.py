@@ -8,6 +8,7 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -398,6 +399,26 @@ def test_a_process_warms_up_once_for_each_network(monkeypatch: pytest.MonkeyPatc
         for defense in ("none", "ft"):
             warm_up(tiny(defense, model), CPU)
     assert made == ["wrn16_1", "resnet18"]
+
+
+def test_a_probe_has_no_more_images_than_a_batch_of_the_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A batch size with a digit too many must not fill the memory in a dry run."""
+    batches: list[int] = []
+
+    def note(
+        cell: Cell, device: torch.device, count: int, batch: int, enough: float
+    ) -> list[float]:
+        batches.append(batch)
+        return [1.0]
+
+    monkeypatch.setattr(speed, "steps", note)
+    made = tiny("none")
+    for size in (4, 1_000_000):
+        recipe = replace(made.recipe, batch_size=size)
+        assert speed.probe(replace(made, recipe=recipe), CPU) == 3 * batches[-1]
+    assert batches == [4, made.dataset.count]
 
 
 @pytest.mark.parametrize(("enough", "made"), [(math.inf, 5), (0.0, 3)])

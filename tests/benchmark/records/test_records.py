@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from builders import ROOT
+from builders import ROOT, make_record
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -455,3 +456,24 @@ def test_reading_results_is_light(module, absent):
         check=True,
     )
     assert shown.stdout.split() == []
+
+
+def test_a_key_names_one_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results of one cell may differ between folders: none of them is taken unasked."""
+    monkeypatch.chdir(tmp_path)
+    one, other = make_record("none", "badnets", 900, 900), make_record("cbd", "badnets", 900, 90)
+    for folder, record in (("a", one), ("a", other), ("b", one)):
+        records.write(Path("results") / folder, record)
+    Path("results/notes.md").touch()
+    assert records.find(other.key[:8], None) == Path(f"results/a/records/{other.key}.json")
+    assert records.find(one.key, Path("results/b")) == Path(f"results/b/records/{one.key}.json")
+    for key, complaint in (
+        (one.key, f"cell {one.key} has records in results/a, results/b; choose one with --res"),
+        ("zz", "no record 'zz' in results/a, results/b; name its folder with --results"),
+        ("../a", "no record '../a' in results/a, results/b; name its folder"),
+    ):
+        with pytest.raises(InvalidInput) as refusal:
+            records.find(key, None)
+        assert str(refusal.value).startswith(complaint)
+    with pytest.raises(InvalidInput, match=r"in results/a; results/a/records shows them"):
+        records.find("zz", Path("results/a"))

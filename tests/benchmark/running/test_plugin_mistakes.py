@@ -19,6 +19,7 @@ from commands import refused
 
 import bdbench as bd
 from bdbench.attacks import Poisoned
+from bdbench.attacks.poison import clean_label, dirty_label
 from bdbench.cells.cell import Cell, cell
 from bdbench.cells.cost import expected_passes, own, parts
 from bdbench.cells.plugins import load_plugin
@@ -27,6 +28,7 @@ from bdbench.defenses.registry import defenses
 from bdbench.models import Recipe
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.rng import stream
 from bdbench.models.scope import num_threads
 from bdbench.records.record import decode, encode
 from bdbench.running.worker import Job, Worker
@@ -285,6 +287,34 @@ def test_other_cells_run_beside_an_attack_whose_trigger_makes_no_images(
         capsys.readouterr()
     )
     assert statuses("attack") == {"badnets": "ok", "frame": "failed"}
+
+
+@pytest.mark.parametrize("poisoning", ["dirty_label", "clean_label"])
+@pytest.mark.parametrize(
+    ("body", "got"),
+    [
+        ("None", "got None"),
+        ("images.float()", "got float32 (2, 3, 8, 8)"),
+        ("images.numpy()", "got a ndarray"),
+        ("images[:, :1]", "got uint8 (2, 1, 8, 8)"),
+        ("images[:1]", "got uint8 (1, 3, 8, 8)"),
+    ],
+)
+def test_a_trigger_that_makes_no_images_is_named_where_it_is_stamped(
+    poisoning: str, body: str, got: str, here: Path
+) -> None:
+    """Or torch would say what it cannot assign, on a line of bdbench."""
+    text = ATTACK.replace("return 255 - images", f"return {body}")
+    (here / "frame.py").write_text(text)
+    bd.load_file(here / "frame.py")
+    attack = bd.attack("frame")
+    select = {"dirty_label": dirty_label, "clean_label": clean_label}[poisoning]
+    rate = 0.1 if poisoning == "dirty_label" else 1.0
+    with pytest.raises(InvalidInput) as refusal:
+        select(replace(attack, poisoning_rate=rate), IMAGES, stream(0, "poison"))
+    assert str(refusal.value) == (
+        f"the trigger of attack frame must return images uint8 (2, 3, 8, 8), {got}"
+    )
 
 
 STRIPES = '''"""A data set, nobody, 2026."""
