@@ -100,7 +100,8 @@ class Harness:
 
     def poisoned(self, cell: Cell) -> PoisonedData:
         """What the attack of a cell makes of its data set, the same as in `run`."""
-        return poison(self._workspace(cell, Stopwatch(self.device)))
+        with surroundings_kept():
+            return poison(self._workspace(cell, Stopwatch(self.device)))
 
     def share(self, cell: Cell, networks: int) -> int:
         """Make the poisoned set of a cell and so many of its undefended networks, unless the cache

@@ -14,7 +14,8 @@ from bdbench.trial import provenance
 
 TRAINED = ("dataset", "attack", "model")
 """Axes whose plugins decide about what is trained before the defense is known."""
-MACHINE = ("torch", "device", "threads", "numerics")
+PLACE = ("torch", "device", "threads", "numerics", "beside")
+"""Parts of a key that say where something was made, see `machine` and `company`."""
 
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
@@ -24,8 +25,8 @@ def machine(device: torch.device, threads: int) -> dict[str, Any]:
 
 
 def anywhere(key: Mapping[str, Any]) -> dict[str, Any]:
-    """A key without its `machine`."""
-    return {name: part for name, part in key.items() if name not in MACHINE}
+    """A key without the machine and the process where something was made."""
+    return {name: part for name, part in key.items() if name not in PLACE}
 
 
 def attack_axes(cell: Cell) -> tuple[str, ...]:

@@ -771,7 +771,9 @@ def test_a_refusal_says_that_no_cell_is_finite(
     folder(tmp_path, made("none", "badnets", 100, 990, flags=("not_finite",)))
     assert main(["figure", "losses", "--results", str(tmp_path)]) == 2
     line = capsys.readouterr().err
-    assert line.endswith("has no curves of clean loss: all these cells failed or are not finite\n")
+    assert line.endswith(
+        "has no curves of clean loss of none: all these cells failed or are not finite\n"
+    )
 
 
 def test_a_refusal_names_the_suite_of_a_folder(

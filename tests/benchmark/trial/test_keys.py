@@ -65,4 +65,5 @@ def test_cells_of_all_recipes_models_and_machines_share_what_is_not_trained() ->
     assert others == [found] * 3
     newer = keys.attack_key(of("badnets"), {**HERE, "torch": "3.0"})
     assert newer != found
-    assert keys.anywhere(newer) == keys.anywhere(found)
+    beside = {**found, "beside": ["0123456789ab"]}
+    assert keys.anywhere(newer) == keys.anywhere(beside) == keys.anywhere(found)
