@@ -257,3 +257,17 @@ def test_the_planning_page_says_what_the_suites_cost() -> None:
         assert f"{sum(shares.values()) / unit:.1f}" == total
         of_dbd = sum(share for cell, share in shares.items() if cell.labels["defense"] == "dbd")
         assert f"{of_dbd / unit:.1f}" == dbd
+
+
+def test_the_page_quotes_the_curve_of_mcr() -> None:
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    folder = ROOT / "results/table1-cifar10"
+    records, _ = read_all(folder)
+    (record,) = (r for r in records if r.cell.defense.name == "mcr")
+    scalars = record.diagnostics.scalars
+    points = [n / 10 for n in range(1, 10)]
+    validated = [scalars[f"validation accuracy at t = {t}"] for t in points]
+    assert min(validated[0] - each for each in validated[1:]) > 0.02, "another t would be chosen"
+    assert scalars["t"] == points[0]
+    shown = " | ".join(f"{100 * each:.1f}" for each in validated)
+    assert f"| validation accuracy | {shown} |" in page
