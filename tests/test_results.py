@@ -269,5 +269,17 @@ def test_the_page_quotes_the_curve_of_mcr() -> None:
     validated = [scalars[f"validation accuracy at t = {t}"] for t in points]
     assert min(validated[0] - each for each in validated[1:]) > 0.02, "another t would be chosen"
     assert scalars["t"] == points[0]
-    shown = " | ".join(f"{100 * each:.1f}" for each in validated)
-    assert f"| validation accuracy | {shown} |" in page
+    curve = pd.read_csv(folder / "mcr-curve.csv")
+    assert curve["t"].tolist() == points
+    rows = {
+        "validation accuracy": validated,
+        "CA": curve["clean_hits"] / curve["clean_of"],
+        "ASR": curve["attacked_hits"] / curve["attacked_of"],
+        "floor": curve["floor_hits"] / curve["attacked_of"],
+    }
+    for name, shares in rows.items():
+        shown = " | ".join(f"{100 * each:.1f}" for each in shares)
+        assert f"| {name} | {shown} |" in page
+    chosen = curve.iloc[0]
+    counts = [record.counts[metric].hits for metric in METRICS]
+    assert counts == [chosen["clean_hits"], chosen["attacked_hits"], chosen["floor_hits"]]
