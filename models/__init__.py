@@ -44,7 +44,7 @@ HOMES = {
     "data": ["ImageSet", "portion"],
     "networks.classifier": ["HEAD", "Classifier", "has_head", "stage_shapes"],
     "networks.traced": ["Traced"],
-    "plugins.errors": [*("InvalidInput", "above", "at_least", "batch_sizes", "one_of", "require")],
+    "plugins.errors": ["InvalidInput", "above", "at_least", "batch_sizes", "one_of", "require"],
     "plugins.spec": ["added", "path_field"],
     "registry": ["models", "register"],
     "training.context": ["TrainingContext"],

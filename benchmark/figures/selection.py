@@ -82,7 +82,7 @@ class Selection:
         name, words = self.results.name, []
         suite = SUITES.get(name, SUITES[DEFAULT_SUITE])
         meant = self.groups if of is None else of
-        axes = [a for a in AXES if name not in SUITES or self.wanted.get(a) or self._some(meant, a)]
+        axes = [a for a in AXES if name not in SUITES or self.wanted.get(a) or self._lack(meant, a)]
         groups = self.settled(meant, [axis for axis in SETTING if axis in axes])
         for axis in axes:
             specs = dict.fromkeys(_repeatable(group, axis, suite) for group in groups)
@@ -105,8 +105,8 @@ class Selection:
         into = self.results / "again" if finished else None
         return InvalidInput(f"{what}; run {self.command('--curves', of=meant, into=into)}")
 
-    def _some(self, groups: Sequence[Group], axis: str) -> bool:
-        """Whether the folder has more names on an axis than the groups."""
+    def _lack(self, groups: Sequence[Group], axis: str) -> bool:
+        """Whether the folder has names on an axis that the groups lack."""
         return {g.names[axis] for g in groups} != {g.names[axis] for g in self.every}
 
     def _chosen(self, accepted: Mapping[str, set[str]]) -> list[Group]:
