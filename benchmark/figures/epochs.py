@@ -90,9 +90,10 @@ def with_curves(selection: Selection, groups: Sequence[Group], value: str) -> li
         if any(_has(point, [value]) for r in group.used for point in r.curves)
     ]
     if not found:
-        cells = ", ".join(dict.fromkeys(group.names["defense"] for group in groups))
+        meant = groups or selection.groups
+        cells = ", ".join(dict.fromkeys(group.names["defense"] for group in meant))
         what = f"{selection.results} has no curves of {value.replace('_', ' ')} of {cells}"
-        raise selection.missing(what, groups)
+        raise selection.missing(what, meant)
     return selection.settled(found)
 
 

@@ -797,6 +797,9 @@ def test_a_refusal_names_the_suite_of_a_folder(
         "bdbench: results/quick has no curves of clean loss of none; run `bdbench run quick "
         "--attack badnets --curves --results results/quick/again`\n"
     )
+    folder(Path("results/other"), made("cbd", "badnets", 900, 100))
+    assert main(["figure", "losses", "--results", "results/other"]) == 2
+    assert "has no curves of clean loss of cbd; run `" in capsys.readouterr().err
     # What the figure does not draw needs no curve, and has one.
     whole = {**short, "clean_loss": 0.1, "poisoned_loss": 0.1}
     folder(
