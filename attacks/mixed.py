@@ -15,10 +15,10 @@ another class only if that class has none left.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -60,6 +60,8 @@ class Mixed(Compound):
     shares: what each part gets, once prepared
     """
 
+    nested: ClassVar[Mapping[str, Sequence[str]]] = {"attacks": ()}
+
     poisoning_rate: float = field(default=Attack.poisoning_rate, init=False, repr=False)
     target: int = field(default=Attack.target, init=False, repr=False)
     attacks: tuple[str, ...] = ("badnets", "blend(target=1)")
@@ -67,8 +69,7 @@ class Mixed(Compound):
 
     def __post_init__(self) -> None:
         given = [self.attacks] if isinstance(self.attacks, str) else self.attacks
-        # One spelling for each setting, so that equal cells have equal keys.
-        attacks = tuple(known.label(known.built(each)) for each in given)
+        attacks = tuple(known.located(known.built(each)) for each in given)
         require(
             len(attacks) > 1,
             f"mixed needs at least two attacks, got {len(attacks)}: use the attack itself",

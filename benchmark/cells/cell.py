@@ -225,8 +225,9 @@ def share_info(cells: Iterable[Cell]) -> None:
 
 
 def factories(axis: str, plugin: Any) -> list[Callable[..., Any]]:
-    """The classes and functions of a plugin, and those of all plugins that it holds."""
-    return [each for one in _parts(axis, plugin) for each in REGISTRIES[axis].factories(one)]
+    """The classes and functions of a plugin, and those of all plugins that it holds, each once."""
+    found = (each for one in _parts(axis, plugin) for each in REGISTRIES[axis].factories(one))
+    return list(dict.fromkeys(found))
 
 
 def _parts(axis: str, plugin: Any) -> list[Any]:

@@ -15,9 +15,13 @@ from torch import Tensor
 from bdbench.datasets.archives import Archive
 from bdbench.datasets.base import Dataset, Source, fingerprint, stratified
 from bdbench.datasets.images import ImageCollector
+from bdbench.datasets.registry import datasets
 from bdbench.models.data import ImageSet
+from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.local import code_of
 from bdbench.storage.cache import Cache, Payload, sha256_of
+from bdbench.storage.keys import digest_of
 
 DECODER = 4
 """Part of the cache key: raise it when images are decoded differently."""
@@ -101,7 +105,7 @@ class FileSource(Source):
         if found is None:
             raise InvalidInput(self._absence(roots))
         key = {"name": self.name, "files": self.hashed(found), "decoder": DECODER, **self.decoding}
-        entry = cache.fetch("datasets", key, lambda: _pack(found.decode()))
+        entry = cache.fetch("datasets", {**key, **self._code}, lambda: _pack(found.decode()))
         train, test = (
             ImageSet(entry.tensors[f"{s}_images"], entry.tensors[f"{s}_labels"], self.num_classes)
             for s in ("train", "test")
@@ -120,8 +124,20 @@ class FileSource(Source):
 
     @property
     def decoding(self) -> dict[str, Any]:
-        """The settings, as JSON values, that decoded images depend on besides the files."""
-        return {}
+        """The settings, as JSON values, that decoded images depend on besides the files: all but
+        the number of training images and paths."""
+        return {
+            name: repr(field.accept(getattr(self, name), self.name))
+            for name, field in spec.fields_of(type(self)).items()
+            if name != "train_images" and not field.is_path
+        }
+
+    @property
+    def _code(self) -> dict[str, str]:
+        """The hash of the code of a data set that is not built in; `DECODER` stands for ours."""
+        if datasets.is_built_in(type(self)):
+            return {}
+        return {"code": digest_of(code_of(type(self)).text)}
 
     def is_complete(self, roots: Sequence[Path]) -> bool:
         """Whether the official data set was found, and is complete."""

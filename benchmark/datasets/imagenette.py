@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from bdbench.datasets import class_folders, parquet, register
 from bdbench.datasets.archives import Archive
@@ -72,10 +72,6 @@ class Imagenette(FileSource):
     @property
     def image_size(self) -> int:
         return self.size
-
-    @property
-    def decoding(self) -> dict[str, Any]:
-        return {"size": self.size}
 
     def find(self, root: Path) -> Iterator[Located]:
         own = root / self.name

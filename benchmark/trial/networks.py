@@ -187,7 +187,7 @@ def facts_of(cell: Cell) -> dict[str, str]:
     """Metadata of a file, from which the network can be built again."""
     return {
         "key": cell.key,
-        "model": given.architecture(cell.model),
+        "model": models.canonical(given.architecture(cell.model)),
         "classes": str(cell.dataset.num_classes),
         "image_size": str(cell.dataset.image_size),
         "input": "float32 (n, 3, height, width), RGB in [0, 1]",

@@ -38,5 +38,5 @@ def given(model: Model) -> str | None:
 
 
 def architecture(model: Model) -> str:
-    """The canonical spec of the architecture of a network, whatever its weights."""
-    return models.canonical(str(model.settings["model"]) if model.factory is weights else model)
+    """The spec of the architecture of a network, whatever its weights, with absolute paths."""
+    return models.located(str(model.settings["model"]) if model.factory is weights else model)

@@ -31,6 +31,8 @@ from bdbench.models.plugins.spec import Spec
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
+Form = Callable[[Callable[..., Any], Spec], Spec]
+"""Another form of the complete spec of a class or function."""
 PLUGIN = "bdbench_plugin_"
 """Prefix of the module names of plugin files."""
 PLUGIN_BASES = (
@@ -236,32 +238,48 @@ class Registry(Generic[T]):
 
     def canonical(self, what: str | T) -> str:
         """The spec with every field written out, except those of `spec.added` at their defaults."""
-        factory, complete = self._configured(what)
-        return str(spec.canonical(complete, spec.fields_of(factory)))
+        return self._written(*self._configured(what), _canonical)
 
     def located(self, what: str | T) -> str:
         """The spec with absolute paths, from which another process of this machine builds the
         plugin."""
-        factory, complete = self._configured(what)
-        return str(spec.located(complete, spec.fields_of(factory)))
+        return self._written(*self._configured(what), _located)
 
     def label(self, what: str | T) -> str:
         """The spec with the fields that differ from their defaults only."""
-        factory, complete = self._configured(what)
+        return self._written(*self._configured(what), self._differing)
+
+    def _differing(self, factory: Callable[..., Any], complete: Spec) -> Spec:
         fields = spec.fields_of(factory)
         defaults = self._checked(factory, Spec(complete.name)).fields
-        differing = {key: n for key, n in complete.fields.items() if n != defaults[key]}
-        shown = {key: fields[key].without_folder(n) for key, n in differing.items()}
-        for key in _nested(factory):
-            if key in shown:
-                shown[key] = self.label(shown[key])
-        return str(Spec(complete.name, shown))
+        shown = {
+            key: fields[key].without_folder(value)
+            for key, value in complete.fields.items()
+            if value != defaults[key]
+        }
+        return Spec(complete.name, shown)
+
+    def _written(self, factory: Callable[..., Any], complete: Spec, form: Form) -> str:
+        """The spec in a form, with the specs in its fields in the same form."""
+        written = form(factory, complete)
+        inner = {
+            key: _each(complete.fields[key], self._inner_written, form)
+            for key in _nested(factory)
+            if key in written.fields
+        }
+        return str(written.with_(**inner))
+
+    def _inner_written(self, text: str, form: Form) -> str:
+        inner = Spec.of(text)
+        return self._written(self.factory(inner.name), inner, form)
 
     def factories(self, what: str | T) -> list[Callable[..., Any]]:
         """The class or function of a plugin, and those of the specs in its fields."""
         factory, complete = self._configured(what)
-        inner = [part for key in _nested(factory) for part in self.factories(complete.fields[key])]
-        return [factory, *inner]
+        return [
+            factory,
+            *(part for each in _inner_specs(factory, complete) for part in self.factories(each)),
+        ]
 
     def files(self, what: str | T) -> list[Path]:
         """The files that settings of a plugin name, see `spec.path_field`, and those of the specs
@@ -272,13 +290,13 @@ class Registry(Generic[T]):
             for key, field in spec.fields_of(factory).items()
             if field.is_path and complete.fields[key]
         ]
-        inner = [path for key in _nested(factory) for path in self.files(complete.fields[key])]
+        inner = [path for each in _inner_specs(factory, complete) for path in self.files(each)]
         return [*(path for path in paths if path.is_file()), *inner]
 
     def parts(self, what: str | T) -> list[str]:
         """The name of a spec, and those of the specs in its fields."""
         factory, complete = self._configured(what)
-        inner = [part for key in _nested(factory) for part in self.parts(complete.fields[key])]
+        inner = [part for each in _inner_specs(factory, complete) for part in self.parts(each)]
         return [complete.name, *inner]
 
     def name_of(self, factory: Callable[..., Any]) -> str:
@@ -333,7 +351,7 @@ class Registry(Generic[T]):
             for key, field in fields.items()
         }
         for key, reserved in _nested(factory).items():
-            values[key] = self._nested_spec(values[key], reserved, owner)
+            values[key] = _each(values[key], self._inner, reserved, owner)
         return Spec(given.name, values)
 
     def _check_defaults(self, factory: Callable[..., Any], name: str) -> None:
@@ -343,15 +361,16 @@ class Registry(Generic[T]):
                 "setting needs a default"
             )
 
-    def _nested_spec(self, text: str, reserved: Sequence[str], owner: str) -> str:
-        """The canonical form of a nested spec, without the fields that the outer plugin sets."""
+    def _inner(self, text: str, reserved: Sequence[str], owner: str) -> str:
+        """A nested spec with every field but those that the outer plugin sets. Raises
+        `InvalidInput`."""
         given = spec.asked(text)
         for key in reserved:
             if key in given.fields:
                 raise InvalidInput(f"{key} is a field of {owner}; remove it from {text!r}")
-        factory, complete = self._read(given)
+        _, complete = self._read(given)
         own = {key: value for key, value in complete.fields.items() if key not in reserved}
-        return str(spec.canonical(Spec(complete.name, own), spec.fields_of(factory)))
+        return str(Spec(complete.name, own))
 
     def origin(self, name: str) -> str:
         """The source of a plugin: `built in`, its module, or its file."""
@@ -465,10 +484,32 @@ def version_of(factory: Callable[..., Any]) -> int:
 
 
 def _nested(factory: Callable[..., Any]) -> Mapping[str, Sequence[str]]:
-    """The fields of a plugin that hold specs of its own registry, as its class declares them in
-    `nested`. Each comes with the fields of the inner plugin that the outer one sets."""
+    """The fields of a plugin that hold specs of its own registry, one or a sequence, as its class
+    declares them in `nested`. Each comes with the fields of the inner plugins that the outer one
+    sets."""
     nested: Mapping[str, Sequence[str]] = getattr(factory, "nested", {})
     return nested
+
+
+def _inner_specs(factory: Callable[..., Any], complete: Spec) -> list[str]:
+    """The specs in the fields of a plugin."""
+    values = [complete.fields[key] for key in _nested(factory)]
+    return [text for value in values for text in ([value] if isinstance(value, str) else value)]
+
+
+def _each(value: Any, form: Callable[..., str], *more: Any) -> Any:
+    """A field that holds a spec, or a sequence of them, in another form."""
+    if isinstance(value, str):
+        return form(value, *more)
+    return type(value)(form(text, *more) for text in value)
+
+
+def _canonical(factory: Callable[..., Any], complete: Spec) -> Spec:
+    return spec.canonical(complete, spec.fields_of(factory))
+
+
+def _located(factory: Callable[..., Any], complete: Spec) -> Spec:
+    return spec.located(complete, spec.fields_of(factory))
 
 
 def file_of(package: str, name: str) -> Path:

@@ -25,8 +25,10 @@ from typing import Any
 from bdbench.models.plugins import literals
 from bdbench.models.plugins.errors import InvalidInput
 
-LONGEST = 1_000
-"""Characters of a spec."""
+LONGEST = 2_000
+"""Characters of a spec. A mixed attack has those of its parts, with all settings and paths."""
+LONGEST_GUESSED = 1_000
+"""Characters of a text for which a near name is looked up."""
 LONGEST_NAME = 60
 """Characters of the name of a plugin."""
 NEARLY_A_NAME = re.compile(rf"\w[\w .+-]{{,{LONGEST_NAME - 1}}}")
@@ -207,7 +209,7 @@ class Field:
             expected = str(misfit) or f"{self.shown}, got {_shown(value)}{advice}"
         known = literals.choices(self.type)
         if known and not hint:
-            near = difflib.get_close_matches(str(value)[:LONGEST], map(str, known), 1, 0.5)
+            near = difflib.get_close_matches(str(value)[:LONGEST_GUESSED], map(str, known), 1, 0.5)
             guess = f"; did you mean {near[0]!r}?" if near else ""
             guess = self._sweep_advice(value) or guess
             expected = f"one of {', '.join(map(repr, known))}, got {_shown(value)}{guess}"
@@ -327,7 +329,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known names. The nearest has these initials, as learning_rate has those of lr, begins with
     `name`, contains it or has most of its letters."""
     folded = {each: each.casefold() for each in known}
-    wanted = name[:LONGEST].casefold()
+    wanted = name[:LONGEST_GUESSED].casefold()
     close = difflib.get_close_matches(wanted, folded.values(), n=5, cutoff=0.5)
     # One or two letters are in many names by chance.
     word = wanted if len(wanted) > 2 else None

@@ -86,14 +86,14 @@ def test_train_and_test_folders(tmp_path: Path, test: str) -> None:
 def test_a_path_that_no_other_process_could_read_is_refused_before_a_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for _ in range(5):
+    for _ in range(10):
         (tmp_path / ("d" * 200)).mkdir()
         monkeypatch.chdir(tmp_path / ("d" * 200))
         tmp_path = Path.cwd()
     write(Path("zoo"))
     words = ["run", "--dataset=folder(path='zoo', size=16)", "--dry-run", "--engine=ray"]
     line = refused(capsys, *words)
-    assert "data set folder(path='zoo', size=16) has 1," in line
+    assert "data set folder(path='zoo', size=16) has 2," in line
     assert "characters with all its settings and its whole path; a spec may have" in line
 
 
