@@ -120,5 +120,5 @@ def _share_x_range(data: pd.DataFrame, panels: Sequence[Axes]) -> None:
 def _sentences(data: pd.DataFrame) -> Iterator[str]:
     yield "The lower right corner is best: high CA, low ASR"
     kinds = {seeds > 1 for seeds in data["seeds"]}
-    several, one = "t interval over seeds", "Wilson interval of one seed"
+    several, one = "interval over seeds", "Wilson interval of one seed"
     yield f"Bars: 95 % {' or '.join([several] * (True in kinds) + [one] * (False in kinds))}"

@@ -451,7 +451,7 @@ def _sentences(data: pd.DataFrame, scale: Scale) -> Iterator[str]:
     means = data[data["seed"].isna()]
     shape = "Bands" if scale.numeric else "Bars"
     drawn = means[means["value"].notna()]["seeds"]
-    several = ["t interval over seeds"] * bool((drawn > 1).any())
+    several = ["interval over seeds"] * bool((drawn > 1).any())
     one = ["Wilson interval of one seed"] * bool((drawn == 1).any())
     yield f"{shape}: 95 % {' or '.join([*several, *one])}"
     if several:

@@ -126,7 +126,7 @@ class Case:
         if floor and found.rate >= WORKS and not exceeds(found, floor):
             return (
                 f"No. {start} {_of(found, images)} get the target label with the trigger, and "
-                f"{_percent(floor)} without it: the trigger has no measurable effect."
+                f"{_percent(floor)} without it: the two are not separable."
             )
         text = f"{start} the trigger works on {_of(found, images)}."
         if floor:
@@ -145,7 +145,7 @@ class Case:
             share = f"the {_percent(floor)} of the same images that get the target label"
             text += f", {relation} {share} without the trigger."
             others = ", ".join(self._parts_above_floor())
-            verdict = "Not of every attack." if others else "Yes, no backdoor can be found."
+            verdict = "Not of every attack." if others else "Yes, as far as the test images tell."
             others = f" Those of other attacks are above their floors: {others}." * bool(others)
             return f"{verdict if worked else NO_BACKDOOR} {text}{others}"
         above = f" Without the trigger it is {_percent(floor)}." if floor else ""
@@ -203,7 +203,7 @@ class Case:
         separable = proportions_separable(after, before)
         verb = "drops" if points < 0 else "rises"
         text = f"Clean accuracy {verb} by {abs(points):.1f} points, from {_percent(before)} to "
-        text += f"{_percent(after)}" + ("." if separable else ", which may be chance.")
+        text += f"{_percent(after)}" + ("." if separable else ", not separable at 95 %.")
         yield Answer("What did the defense cost?", text)
 
     def _classes(self) -> Iterator[Answer]:

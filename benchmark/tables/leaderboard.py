@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.beside import ALONE, Origins
+from bdbench.records.count import Count
 from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import CONTROL, REACTIVATED, Record
 from bdbench.tables.groups import (
@@ -27,7 +28,7 @@ from bdbench.tables.groups import (
     seconds_total,
     trainings,
 )
-from bdbench.tables.statistics import average, common_seeds, half_width, tied
+from bdbench.tables.statistics import average, common_seeds, spread, tied
 from bdbench.tables.text import as_markdown
 
 MISSING = "-"
@@ -63,10 +64,11 @@ that are classified as their true label.
 - ASR: share of the triggered test images of other classes that are classified as the target. \
 **Bold**: the lowest ASR of a section against an attack, if separable from that of no defense. ~: \
 not separable from the lowest.
-- °: this ASR does not exceed its floor, the share of the same images that the network classifies \
-as the target without the trigger, so the trigger has no measurable effect.
-- ~ and ° are tested at 95 %: two-proportion z-test for one seed, paired t-test for several. ° \
-also requires the z-test of every seed.
+- °: not separable from its floor, the share of the same images that the network classifies as \
+the target without the trigger.
+- ~ and ° are tested at 95 %: two-proportion z-test for one seed; for several the paired t-test, \
+and McNemar's for the images of all. ° also requires the z-test of every seed, which misses an \
+effect of the trigger on a few images.
 - Mean: over the attacks that have results (how many, if not all) and the seeds that all of them \
 share. Drops and ratios use the seeds that both sides share.
 - DER: (max(0, drop in ASR) - max(0, drop in CA) + 1) / 2 relative to no defense. It is a \
@@ -425,7 +427,7 @@ class LeaderboardBlock:
             ca=_share(group, CA),
             asr=_share(group, ASR),
             pasr=_share(group, REACTIVATED),
-            floor=_percent([group.estimate(FLOOR)[0]]),
+            floor=decimal(100 * group.estimate(FLOOR)[0]),
             standing=self._standing(group),
             at_floor=group.at_floor,
             marks=tuple(mark for flag in group.flagged if (mark := footnote(flag)[0])),
@@ -500,7 +502,7 @@ class LeaderboardBlock:
                 continue
             measured = (g.counts(REACTIVATED) for g in self.groups if g.names["attack"] == attack)
             seeds = common_seeds([own, *filter(None, measured)]) or sorted(own)
-            text = f"{_percent([own[seed].rate for seed in seeds])} on {attack}"
+            text = f"{_percent([own[seed] for seed in seeds])} on {attack}"
             found.append(text + _some_seeds(group, seeds))
         return ", ".join(found)
 
@@ -629,12 +631,12 @@ def _asr(group: Group) -> float:
 
 
 def _share(group: Group, metric: str) -> str:
-    return _percent([count.rate for count in group.counts(metric).values()])
+    return _percent(list(group.counts(metric).values()))
 
 
-def _percent(rates: Iterable[float]) -> str:
-    rates = list(rates)
-    return plus_minus(100 * mean(rates), 100 * half_width(rates))
+def _percent(counts: Sequence[Count]) -> str:
+    """The mean over seeds with the half width of its interval."""
+    return plus_minus(100 * mean(count.rate for count in counts), 100 * spread(counts))
 
 
 def plus_minus(middle: float, half: float) -> str:

@@ -30,8 +30,9 @@ SHOWN = {1: ("ASR", "mean"), 2: ("ASR",), 3: ("seconds",), 5: ("ASR",)}
 """What footnotes of a table are about, see `LeaderboardBlock.footnotes`."""
 LEGEND = """\
 In percent, after the last epoch. ASR: share of the triggered test images of other classes that \
-are classified as the target; CA: accuracy on clean test images. ±: half width of the 95 % t \
-interval over seeds; for one seed, the CSV file has Wilson intervals. **Bold**: lowest ASR against \
+are classified as the target; CA: accuracy on clean test images. ±: half width of the 95 % \
+interval over seeds (t, and at least Wilson's of all images); for one seed, the CSV file has \
+Wilson's. **Bold**: lowest ASR against \
 an attack, if separable from that of no defense; ~: not separable from the lowest at 95 %. In \
 parentheses: the printed value and the difference (ours minus paper). The ASR of no attack is the \
 floor, the share that is classified as the target without any trigger; the paper prints 0. \

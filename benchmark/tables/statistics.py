@@ -13,7 +13,7 @@ from functools import cache
 
 from scipy import special
 
-from bdbench.records.count import Count, normal_quantile, wilson
+from bdbench.records.count import Count, normal_quantile
 
 Estimate = tuple[float, float, float]
 
@@ -46,10 +46,34 @@ def mean_interval(rates: Sequence[float]) -> Estimate:
 
 
 def estimate(counts: Sequence[Count]) -> Estimate:
-    """(mean, low, high) over seeds: Wilson interval for one, t interval for several, else nan."""
+    """(mean, low, high) over seeds, nan without any.
+
+    For one seed it is the Wilson interval. For several it is the t interval, and at least the
+    Wilson interval of all their images: seeds whose counts agree by chance say nothing of images.
+    """
     if len(counts) == 1:
-        return counts[0].rate, *wilson(counts[0].hits, counts[0].of)
-    return mean_interval([count.rate for count in counts])
+        return counts[0].rate, *counts[0].interval
+    mean, low, high = mean_interval([count.rate for count in counts])
+    if not counts:
+        return mean, low, high
+    least, most = total(counts).interval
+    return mean, min(low, least), max(high, most)
+
+
+def spread(counts: Sequence[Count]) -> float:
+    """Half width of the interval over several seeds, as `estimate` has it but about the mean; nan
+    below two."""
+    half = half_width([count.rate for count in counts])
+    if math.isnan(half):
+        return half
+    low, high = total(counts).interval
+    return max(half, (high - low) / 2)
+
+
+def total(counts: Iterable[Count]) -> Count:
+    """The counts of several seeds as one, of at least one."""
+    counts = list(counts)
+    return Count(sum(count.hits for count in counts), sum(count.of for count in counts))
 
 
 def common_seeds(sides: Iterable[Mapping[int, object]]) -> list[int]:
@@ -100,19 +124,28 @@ def proportions_separable(a: Count, b: Count) -> bool:
 def tied(best: Mapping[int, Count], other: Mapping[int, Count]) -> bool:
     """Whether `other` is not separable from `best`, given counts by seed, at least one in each.
 
-    The test is the paired t-test if two or more seeds are common. Otherwise it is the z-test of two
-    proportions: for the one common seed, or for the sums over all seeds if none is common.
+    If two or more seeds are common, both the paired t-test and `images_separable` must separate
+    them: seeds whose differences agree by chance say nothing of a few images. Otherwise the test is
+    the z-test of two proportions: for the one common seed, or for the sums over all seeds if none
+    is common.
     """
     common = common_seeds((best, other))
-    if len(common) >= 2:
-        return not paired_separable(*([side[s].rate for s in common] for side in (best, other)))
-    return not proportions_separable(*(_total(side, common or side) for side in (best, other)))
+    if len(common) < 2:
+        sums = [total(side[seed] for seed in common or side) for side in (best, other)]
+        return not proportions_separable(*sums)
+    a, b = ([side[seed] for seed in common] for side in (best, other))
+    rates = ([count.rate for count in side] for side in (a, b))
+    return not (images_separable(a, b) and paired_separable(*rates))
+
+
+def images_separable(a: Sequence[Count], b: Sequence[Count]) -> bool:
+    """Whether the sums of counts of the same images differ by McNemar's test at 95 %, with its
+    continuity correction, if no image changed against the net change of its seed. How many did is
+    not known, so this is the most that the counts can show."""
+    changes = [x.of * (x.rate - y.rate) for x, y in zip(a, b, strict=True)]
+    error = math.sqrt(math.fsum(map(abs, changes)))
+    return abs(math.fsum(changes)) - 1 > normal_quantile(0.95) * error
 
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
-
-
-def _total(counts: Mapping[int, Count], seeds: Sequence[int] | Mapping[int, Count]) -> Count:
-    chosen = [counts[seed] for seed in seeds]
-    return Count(sum(count.hits for count in chosen), sum(count.of for count in chosen))

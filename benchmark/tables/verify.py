@@ -58,8 +58,9 @@ REASONS = {
 
 A reason has no semicolon, which separates reasons in the CSV file."""
 LEGEND = """\
-In percent, after the last epoch. Ours: mean over seeds with its 95 % interval: Wilson for one \
-seed, which leaves out the variation between seeds, t interval for several. Paper: the printed \
+In percent, after the last epoch. Ours: mean over seeds with its 95 % interval: Wilson's for one \
+seed, which leaves out the variation between seeds; for several the t interval, and at least \
+Wilson's of all their images. Paper: the printed \
 value; inside: it is in our interval, up to its own rounding. Settings of attacks and defenses are \
 compared with our defaults, because the paper prints few of them. BackdoorBench and FT-SAM: \
 numbers that these published for the same attack, poisoning rate and data set. They use another \

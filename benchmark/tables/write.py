@@ -118,7 +118,7 @@ def summarise(records: Iterable[Record]) -> pd.DataFrame:
     """One row per cell, over its seeds, with the columns `COLUMNS`, and those of `REACTIVATION`
     where one is measured.
 
-    metrics: shares in [0, 1], with the Wilson interval for one seed or the t interval for several
+    metrics: shares in [0, 1] with their interval, see `statistics.estimate`
     at_floor: whether the ASR does not exceed the floor
     der, clean_fraction: shares in [0, 1], see `Group.der`, `clean_fraction`
     tpr, fpr, auroc: shares in [0, 1], see `filtered`

@@ -336,8 +336,8 @@ def test_seeds_of_a_cell_lead_to_one_another(results):
     page = report(results, SEEDS)[f"cells/{SEEDS[1].key}.html"]
     assert {f"{SEEDS[0].key}.html", f"{SEEDS[2].key}.html"} <= set(page.links)
     assert ["1, this page", "93.1", "99.1", "1.0", ""] in page.rows
-    mean = ["mean and 95 % interval", "**93.1** (92.9 to 93.3)", "**99.1** (98.9 to 99.3)"]
-    assert [*mean, "**1.0** (1.0 to 1.0)", ""] in page.rows
+    mean = ["mean and 95 % interval", "**93.1** (92.1 to 94.0)", "**99.1** (98.7 to 99.4)"]
+    assert [*mean, "**1.0** (0.7 to 1.4)", ""] in page.rows
 
 
 def test_a_defense_page_has_its_row_and_its_description(results):
@@ -368,12 +368,12 @@ def test_a_cell_page_answers_in_sentences():
         "of 20). Without the trigger, 10.0 % of them get the target label."
     )
     assert found["Did the defense remove the backdoor?"] == (
-        "Yes, no backdoor can be found. The attack success rate goes from 95.0 % to 40.0 %, not "
-        "separable from the 10.0 % of the same images that get the target label without the "
+        "Yes, as far as the test images tell. The attack success rate goes from 95.0 % to 40.0 %, "
+        "not separable from the 10.0 % of the same images that get the target label without the "
         "trigger."
     )
     assert found["What did the defense cost?"] == (
-        "Clean accuracy drops by 16.7 points, from 90.0 % to 73.3 %, which may be chance."
+        "Clean accuracy drops by 16.7 points, from 90.0 % to 73.3 %, not separable at 95 %."
     )
     suffered = "`dog`: 50.0 % of its clean test images are correct, 90.0 % with no defense."
     assert found["Which class suffers most?"] == suffered
@@ -386,14 +386,14 @@ def test_a_cell_page_answers_in_sentences():
 @pytest.mark.parametrize(
     ("asr", "floor", "before", "start"),
     [
-        (10, 9, 990, "Yes, no backdoor can be found."),
-        (5, 9, 990, "Yes, no backdoor can be found."),
+        (10, 9, 990, "Yes, as far as the test images tell."),
+        (5, 9, 990, "Yes, as far as the test images tell."),
         (100, 9, 990, "Mostly, but not completely."),
         (700, 9, 990, "In part."),
         (985, 9, 990, "No."),
         (995, 9, 990, "No."),
         (700, 9, None, "Not completely."),
-        (9, 9, None, "Yes, no backdoor can be found."),
+        (9, 9, None, "Yes, as far as the test images tell."),
         (9, 9, 300, "There was hardly a backdoor to remove."),
         (290, 9, 300, "There was hardly a backdoor to remove."),
     ],
@@ -409,7 +409,7 @@ def test_a_defense_is_judged_by_statistical_tests(asr, floor, before, start):
 @pytest.mark.parametrize(
     ("parts", "answer"),
     [
-        ({"a_1": (100, 100), "b_2": (50, 45)}, "Yes, no backdoor can be found."),
+        ({"a_1": (100, 100), "b_2": (50, 45)}, "Yes, as far as the test images tell."),
         ({"a_1": (100, 100), "b_2": (50, 10)}, "Not of every attack."),
         ({"a_1": (20, 1), "b_2": (100, 99), "c_3": (90, 5)}, "Not of every attack."),
         ({"a_1": (300, 100), "b_2": (50, 10)}, "Mostly, but not completely."),
@@ -499,9 +499,7 @@ def test_an_attack_works_only_if_its_trigger_has_an_effect(asr, floor, start):
     defended = said(make_record("abl", "badnets", 900, 5, 9), plain)
     for found in (said(plain), defended):
         assert found["Did the attack work?"].startswith(start)
-        unmeasurable = found["Did the attack work?"].endswith(
-            "the trigger has no measurable effect."
-        )
+        unmeasurable = found["Did the attack work?"].endswith("the two are not separable.")
         assert unmeasurable == (start == "No. ")
     removed = defended["Did the defense remove the backdoor?"]
     assert removed.startswith("There was hardly a backdoor to remove.") == (start != "Yes. ")

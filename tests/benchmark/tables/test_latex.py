@@ -176,8 +176,8 @@ def test_several_seeds_have_intervals_in_small_print() -> None:
     text = latex(some)
     check_well_formed(text)
     assert fields(text)["CBD"][3:6] == [
-        r"88.1 {\scriptsize $\pm$ 0.2}",
-        r"\textbf{2.1} {\scriptsize $\pm$ 0.2}",
+        r"88.1 {\scriptsize $\pm$ 1.2}",
+        r"\textbf{2.1} {\scriptsize $\pm$ 0.5}",
         "48.9",
     ]
     assert "in small print the half width of the 95" in text

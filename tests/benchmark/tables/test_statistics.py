@@ -1,6 +1,7 @@
 """Intervals and tests agree with scipy and with numbers worked by hand."""
 
 import math
+import random
 
 import pytest
 from hypothesis import given
@@ -14,9 +15,11 @@ from bdbench.tables.statistics import (
     common_seeds,
     estimate,
     half_width,
+    images_separable,
     mean_interval,
     paired_separable,
     proportions_separable,
+    spread,
     tied,
 )
 
@@ -77,7 +80,7 @@ def test_mean_interval_of_few_or_equal_values():
 
 def test_one_seed_has_a_wilson_interval_and_several_have_a_t_interval():
     assert estimate([Count(81, 263)]) == (81 / 263, *wilson(81, 263))
-    assert estimate([Count(4, 10), Count(6, 10)]) == mean_interval([0.4, 0.6])
+    assert estimate([Count(40, 100), Count(60, 100)]) == mean_interval([0.4, 0.6])
     assert all(map(math.isnan, estimate([])))
 
 
@@ -148,3 +151,44 @@ def test_an_average_is_over_the_seeds_that_all_cells_have():
     assert math.isnan(half)
     assert all(map(math.isnan, average([])))
     assert common_seeds([]) == []
+
+
+def test_seeds_that_agree_by_chance_do_not_narrow_an_interval():
+    """Two equal counts are more evidence than one, and less than none of a deviation."""
+    one, two = estimate([Count(8740, 10_000)]), estimate([Count(8740, 10_000)] * 2)
+    assert one[1] < two[1] < two[0] == one[0] < two[2] < one[2]
+    assert two == (0.874, *wilson(17480, 20_000))
+    assert spread([Count(8740, 10_000)] * 2) == pytest.approx((two[2] - two[1]) / 2)
+    assert math.isnan(spread([Count(8740, 10_000)]))
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=6))
+def test_an_interval_covers_its_mean_seeds_and_images(hits):
+    mean, low, high = estimate([Count(each, 50) for each in hits])
+    assert low <= mean <= high
+    least, most = wilson(sum(hits), 50 * len(hits))
+    assert low <= least <= most <= high
+
+
+@pytest.mark.parametrize(
+    ("changes", "separable"),
+    [([1, 1], False), ([2, 3], False), ([3, 3], True), ([9, -3], False), ([40, -2], True)],
+)
+def test_a_few_images_are_not_separable_however_the_seeds_agree(changes, separable):
+    """The exact sign test of 5 changes has p = 0.0625, and of 6 it has 0.031."""
+    a = [Count(50, 538)] * 2
+    b = [Count(50 + change, 538) for change in changes]
+    assert images_separable(a, b) == images_separable(b, a) == separable
+
+
+def test_equal_networks_are_rarely_called_different():
+    """Two seeds, images that fail independently: the t-test alone errs in about a tenth."""
+    rng = random.Random(0)
+    wrong = 0
+    for _ in range(2_000):
+        sides = [
+            {seed: Count(sum(rng.random() < 0.05 for _ in range(20)), 540) for seed in range(2)}
+            for _ in range(2)
+        ]
+        wrong += not tied(*sides)
+    assert wrong / 2_000 < 0.05

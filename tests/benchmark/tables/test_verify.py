@@ -68,9 +68,9 @@ def test_the_json_has_the_rows_and_the_summary(golden):
     [(85374, "inside"), (85376, "outside"), (85366, "inside"), (85364, "outside")],
 )
 def test_a_printed_number_stands_for_all_that_round_to_it(hits, verdict):
-    """The paper prints 85.37, and the interval of two equal seeds has no width."""
+    """The paper prints 85.37, and the interval of two equal seeds of many images has no width."""
     same = [cell("none", "badnets", 850, 1000, 10, seed) for seed in range(2)]
-    same = [replace(r, metrics=r.metrics.with_(**{CA: Count(hits, 100_000)})) for r in same]
+    same = [replace(r, metrics=r.metrics.with_(**{CA: Count(hits * 10**9, 10**14)})) for r in same]
     found = row(same[0], CA, same[1])
     assert (found.low, found.high) == (hits / 1000, hits / 1000)
     assert found.verdict == verdict
