@@ -30,8 +30,9 @@ def stream(seed: int, *purpose: str) -> torch.Generator:
 
 
 class GlobalGenerators:
-    """The global generators of torch (on all devices), numpy and Python, as one part of a
-    checkpoint. Layers such as dropout draw from them."""
+    """The global generators of torch (on the CPU and on the current GPU, whichever that is when the
+    state is loaded), numpy and Python, as one part of a checkpoint. Layers such as dropout draw
+    from them."""
 
     def state_dict(self) -> dict[str, Any]:
         with _global:
@@ -47,7 +48,7 @@ class GlobalGenerators:
             "python": [version, list(words), gauss],
         }
         if torch.cuda.is_initialized():
-            found["cuda"] = torch.cuda.get_rng_state_all()
+            found["gpu"] = torch.cuda.get_rng_state()
         return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -56,13 +57,13 @@ class GlobalGenerators:
             torch.set_rng_state(state["torch"])
             numpy.random.set_state(tuple(state["numpy"]))
             random.setstate((version, tuple(words), gauss))
-            if "cuda" in state:
-                torch.cuda.set_rng_state_all(state["cuda"])
+            if "gpu" in state:
+                torch.cuda.set_rng_state(state["gpu"])
 
     def fingerprint(self) -> str:
         """A hash that changes with every draw."""
         state = self.state_dict()
-        tensors = [state.pop("torch"), *state.pop("cuda", [])]
+        tensors = [state.pop(name) for name in ("torch", "gpu") if name in state]
         digest = hashlib.sha256(str(state).encode())
         for each in tensors:
             digest.update(each.numpy().tobytes())

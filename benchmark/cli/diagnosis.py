@@ -17,7 +17,8 @@ from bdbench.contract.device import Comparison, bf16, graphs, jobs, weights
 from bdbench.datasets.registry import datasets
 from bdbench.machine.devices import has_bf16
 from bdbench.machine.system import commit, processor, versions
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.blame import reason
+from bdbench.models.plugins.errors import InvalidInput, one_line
 from bdbench.running.engines.fresh import call_in_process
 from bdbench.running.worker import Job, Worker
 from bdbench.storage.atomic import check_writable
@@ -53,13 +54,17 @@ def diagnosis(data: Path | None) -> tuple[list[str], bool]:
     rows.append(("data folders", ", ".join(map(str, searched))))
     for registry in REGISTRIES.values():
         registry.names()
-        for name, reason in registry.broken.items():
+        for name, why in registry.broken.items():
             fine = False
-            rows.append((f"{registry.kind} {name}", f"PROBLEM: failed to import: {reason}"))
+            rows.append((f"{registry.kind} {name}", f"PROBLEM: failed to import: {why}"))
     for index in range(count):
-        for comparison in comparisons(torch.device(f"cuda:{index}")):
-            fine = fine and comparison.safe
-            rows.append((f"cuda:{index} {comparison.what}", str(comparison)))
+        try:
+            for comparison in comparisons(torch.device(f"cuda:{index}")):
+                fine = fine and comparison.safe
+                rows.append((f"cuda:{index} {comparison.what}", str(comparison)))
+        except Exception as error:  # whatever keeps a GPU from work
+            fine = False
+            rows.append((f"cuda:{index}", f"PROBLEM: {one_line(reason(error))}"))
     return plain(rows).splitlines(), fine
 
 

@@ -4,7 +4,9 @@ their effects are undone, and a replay runs them again on the same memory.
 A step that synchronises with the device fails. A step that stores state on the host, or in a new
 tensor each time, gives wrong numbers, as it would on a GPU.
 
-Functions of torch that synchronise on a CPU only, such as `one_hot`, fail here too.
+Functions of torch that synchronise on a CPU only, such as `one_hot`, fail here too. A CPU does not
+dispatch a copy to itself, so calls such as `.cpu()` and `.tolist()` are watched where they are
+made.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 
@@ -32,6 +35,13 @@ SYNCHRONISING = {
     aten._unique2,
 }
 """Operations that read a value from the device or copy a number to it."""
+TO_HOST = {
+    Tensor.cpu: "cpu",
+    Tensor.numpy: "numpy",
+    Tensor.tolist: "tolist",
+    Tensor.__array__: "__array__",
+}
+"""Methods that copy values of a GPU to the host."""
 UNDECLARED = {aten.native_batch_norm: ("running_mean", "running_var")}
 """Arguments that operations modify although their schemas do not say so."""
 
@@ -48,7 +58,7 @@ class HostGraph(Recorder):
     def record(self, work: Work) -> Work:
         log = _Log()
         try:
-            with log:
+            with _HostCalls(), log:
                 work()
         finally:
             log.undo()
@@ -59,6 +69,17 @@ class HostGraph(Recorder):
             log.replay()
 
         return replay
+
+
+class _HostCalls(TorchFunctionMode):
+    """Refuses the calls by which a step reads values on the host."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in TO_HOST:
+            raise RuntimeError(f"Tensor.{TO_HOST[func]} is not permitted while recording")
+        return func(*args, **(kwargs or {}))
 
 
 class _Log(TorchDispatchMode):

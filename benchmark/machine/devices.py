@@ -30,6 +30,14 @@ def devices_of(name: str) -> tuple[torch.device, ...]:
     return tuple(torch.device(f"cuda:{n}") for n in range(torch.cuda.device_count()))
 
 
+def use(device: torch.device) -> None:
+    """Make a GPU the current one of this thread, whose generator and memory torch means where a
+    call names no device, and initialise CUDA, which not every function of torch does."""
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.set_device(device)
+
+
 def precision_of(name: str, device: torch.device) -> str:
     """`auto` is bf16 on a CPU with instructions for it, else fp32."""
     if name == "auto":

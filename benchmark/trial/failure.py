@@ -25,8 +25,8 @@ _QUOTED = re.compile(r"""(?P<quote>['"])/(?P<top>[^/'"\n]+)(?:/[^'"\n]*)?(?P=quo
 _BARE = re.compile(r"""(?<![\w.~/:<-])/(?P<top>[\w.+@~-]+)(?:/[\w.+@~-]+)*/?""")
 
 
-ALLOCATORS = ("can't allocate memory", "std::bad_alloc")
-"""In messages of a RuntimeError of torch's CPU allocator."""
+ALLOCATORS = ("can't allocate memory", "std::bad_alloc", "out of memory", "_STATUS_ALLOC_FAILED")
+"""In messages of a RuntimeError of torch's CPU allocator, and of CUDA, cuBLAS and cuDNN."""
 LESS_MEMORY = "out of memory: use fewer --jobs, a smaller batch_size or fewer --train-images"
 
 

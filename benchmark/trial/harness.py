@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -17,6 +18,7 @@ from bdbench.datasets.base import Dataset, Source, fingerprint
 from bdbench.datasets.registry import datasets
 from bdbench.machine.clock import Stopwatch, peak_memory, reset_peak_memory
 from bdbench.machine.contention import Contention, combine
+from bdbench.machine.devices import use
 from bdbench.machine.surroundings import surroundings_kept
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.blame import blaming
@@ -107,6 +109,7 @@ class Harness:
         """Make the poisoned set of a cell and so many of its undefended networks, unless the cache
         has them. Returns how often that resumed. Raises what the attack raises, and `InvalidInput`
         as `finish` does."""
+        use(self.device)
         ws = self._workspace(cell, Stopwatch(self.device))
         check_victims(cell.attack, ws.dataset.test, f"attack {cell.labels['attack']}")
         if networks or cell.attack.trains:
@@ -132,6 +135,7 @@ class Harness:
         retries: why earlier attempts of the same run ended
         """
         started, watch = datetime.now(UTC), Stopwatch(self.device)
+        use(self.device)
         reset_peak_memory(self.device)
         others = Contention(self.device)
         failure = None
@@ -158,7 +162,15 @@ class Harness:
             resumed=ws.resumed,
             isolated=self.isolated,
         )
-        record = record_of(cell, self._origin(ws), measured, results | {"example": _example(ws)})
+        # Every call to a GPU may fail after an error on it, and the first one is to be told.
+        unreadable = () if failure is None else self.failures
+        with suppress(*unreadable):
+            results |= {"example": _example(ws)}
+        hashes: dict[str, Any] = {}
+        with suppress(*unreadable):
+            hashes = self._hashes(ws)
+        origin = provenance.of(cell, self.device, ws.dataset) | hashes
+        record = record_of(cell, origin, measured, results)
         return Finished(record, ws.network, ws.poisoned, failure)
 
     @property
@@ -196,15 +208,14 @@ class Harness:
             resumed=self.resumed,
         )
 
-    def _origin(self, ws: Workspace) -> dict[str, Any]:
-        """The provenance of a record, with the hashes of the networks it starts from and ends
-        in."""
-        origin = provenance.of(ws.cell, self.device, ws.dataset)
+    def _hashes(self, ws: Workspace) -> dict[str, Any]:
+        """Those of the networks that a cell starts from and ends in, for its provenance."""
+        found: dict[str, Any] = {}
         if self.given is not None and ws.given is not None:
-            origin["given"] = {"file": self.given.file, "sha256": weights_sha256(ws.given)}
+            found["given"] = {"file": self.given.file, "sha256": weights_sha256(ws.given)}
         if ws.network is not None:
-            origin["network_sha256"] = weights_sha256(ws.network.state_dict())
-        return origin
+            found["network_sha256"] = weights_sha256(ws.network.state_dict())
+        return found
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,9 @@ PLACE = ("torch", "device", "threads", "numerics", "beside")
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
     """What decides the last bits of a number, beside code and data."""
-    here = {"torch": torch.__version__, "device": device_name(device), "threads": threads}
+    here: dict[str, Any] = {"torch": torch.__version__, "device": device_name(device)}
+    # On a GPU, the threads of the CPU round nothing.
+    here |= {"threads": threads} if device.type == "cpu" else {}
     return {**here, "numerics": found} if (found := unusual(device)) else here
 
 

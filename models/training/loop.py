@@ -41,7 +41,9 @@ from bdbench.models.training.resume import State, enclosing_round, resumable
 ROUNDS = 20
 """Rounds of a training counted in updates; a round ends with a checkpoint and a curve point."""
 EVALUATION_BATCH = {"cpu": 256, "cuda": 2_000}
-"""Images in one forward pass of an evaluation, by device."""
+"""Images in one forward pass of an evaluation, by device, at most."""
+EVALUATION_PIXELS = 2_000 * 64 * 64
+"""Pixels of the images in one forward pass of an evaluation on a GPU: 163 images of 224 pixels."""
 
 
 Step = Callable[..., Any]
@@ -156,10 +158,18 @@ def features(model: Classifier, images: Tensor) -> Tensor:
 def _evaluate(model: Classifier, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     training = model.training
     model.eval()
-    batches = images.split(EVALUATION_BATCH[images.device.type])
+    batches = images.split(_evaluation_batch(images))
     parts = [function(to_float(batch)) for batch in batches]
     model.train(training)
     return torch.cat(parts)
+
+
+def _evaluation_batch(images: Tensor) -> int:
+    """How many of uint8 (n, 3, height, width) go through a network at a time."""
+    most = EVALUATION_BATCH[images.device.type]
+    if images.device.type == "cpu":
+        return most
+    return max(1, min(most, EVALUATION_PIXELS // (images.shape[2] * images.shape[3])))
 
 
 def predict(model: Classifier, images: Tensor) -> Tensor:

@@ -13,11 +13,10 @@ import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -42,12 +41,13 @@ from bdbench.models.observer import Observer, observed_by
 from bdbench.models.registry import models
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.graphs import CudaRecorder, Recorder, recorded_by
 from bdbench.models.training.loop import steps_per_epoch, train
 from bdbench.models.training.recipe import Recipe
 
 FULL = 100
 """Epochs whose seconds are told."""
+TOGETHER = 120.0
+"""Seconds in which all processes of a row must be warm; after it, those that wait fail."""
 
 
 class Apart(Observer):
@@ -63,6 +63,16 @@ class Apart(Observer):
         yield
         synchronise(self.device)
         self.seconds += time.perf_counter() - begun
+
+
+def restart_memory(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def largest_memory(device: torch.device) -> int | None:
+    """Bytes of the largest allocation since `restart_memory`."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
@@ -116,11 +126,10 @@ class Bench:
             return
         lent, short = self.lend(**fields), self.lend(**{**fields, "epochs": 1})
         fit(short, data[torch.arange(min(len(data), 8 * self.batch_size), device=self.device)])
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
+        restart_memory(self.device)
         with observed_by(apart := Apart(self.device)):
             spent = seconds_of(lambda: fit(lent, data), self.device)
-        memory = torch.cuda.max_memory_allocated(self.device) if torch.cuda.is_available() else None
+        memory = largest_memory(self.device)
         epochs = lent.recipe.epochs
         steps = self.steps(len(data), epochs)
         self.add(Row(name, steps, spent - apart.seconds, epochs, apart.seconds, memory))
@@ -140,26 +149,21 @@ def cbd(lent: Context, data: ImageSet) -> object:
     return CBD().train_f_c(lent.build(), f_b, data, lent)
 
 
-def kernel_by_kernel(device: torch.device) -> Recorder | None:
-    """What never records."""
-    return CudaRecorder(device, sys.maxsize) if device.type == "cuda" else None
-
-
 def in_threads(bench: Bench, many: int, data: ImageSet, epochs: int) -> None:
     """Trainings on streams of their own in one process."""
     lent = [replace(bench.lend(epochs=epochs), seed=seed) for seed in range(many)]
-    if bench.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(bench.device)
+    restart_memory(bench.device)
 
     def all_at_once() -> None:
-        threads = [threading.Thread(target=none, args=(each, data)) for each in lent]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(many) as threads:
+            list(threads.map(lambda each: none(each, data), lent))
 
-    spent = seconds_of(all_at_once, bench.device)
-    memory = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+    try:
+        spent = seconds_of(all_at_once, bench.device)
+    except RuntimeError as error:
+        print(f"{many} at once, threads: a training failed, so there is no row: {error}")
+        return
+    memory = largest_memory(bench.device)
     steps = many * bench.steps(len(data), epochs)
     bench.add(Row(f"{many} at once, threads", steps, spent, epochs, 0.0, memory))
 
@@ -175,7 +179,7 @@ def in_processes(bench: Bench, many: int, epochs: int, name: str) -> None:
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
-        print(f"{name}: a process failed, so there is no row")
+        print(f"{many} at once, {name}: a process failed, so there is no row")
         return
     spans = [answers.get() for _ in workers]
     spent = max(end for _, end in spans) - min(begun for begun, _ in spans)
@@ -191,7 +195,7 @@ def _one_process(
     data = bench.data()
     none(bench.lend(epochs=1), data[torch.arange(min(images, 8 * batch_size), device=data.device)])
     synchronise(bench.device)
-    ready.wait()
+    ready.wait(TOGETHER)
     begun = time.monotonic()
     none(lent, data)
     synchronise(bench.device)
@@ -205,12 +209,13 @@ def mps() -> Iterator[bool]:
     with tempfile.TemporaryDirectory() as folder:
         places = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
         os.environ.update(places)
+        there: object = False
         try:
             there = control and subprocess.run([control, "-d"], check=False).returncode == 0
             yield bool(there)
+        finally:
             if there:
                 subprocess.run([str(control)], input="quit\n", text=True, check=False)
-        finally:
             for place in places:
                 del os.environ[place]
 
@@ -308,9 +313,8 @@ def main(
     bench.measure("none, fp32, graph", none, data, epochs=epochs)
     bench.measure("cbd, fp32, graph", cbd, data, epochs=epochs)
     bench.measure("none, bf16, graph", none, data, epochs=epochs, precision="bf16")
-    with recorded_by(kernel_by_kernel):
-        bench.measure("none, fp32, kernel by kernel", none, data, epochs=few)
-        bench.measure("cbd, fp32, kernel by kernel", cbd, data, epochs=few)
+    bench.measure("none, fp32, kernel by kernel", none, data, epochs=few, graphs=False)
+    bench.measure("cbd, fp32, kernel by kernel", cbd, data, epochs=few, graphs=False)
     for number in many:
         if time.monotonic() - bench.started < budget:
             in_threads(bench, number, data, few)

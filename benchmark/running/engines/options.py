@@ -86,6 +86,12 @@ class ExecutionOptions:
             re.fullmatch(r"cpu|cuda(:\d{1,2})?", chosen) is not None,
             f"device {name!r} does not exist{spec.did_you_mean(name, ('auto', 'cpu', 'cuda'))}",
         )
+        require(
+            bool(self.gpus) == chosen.startswith("cuda"),
+            f"--device {name} needs --gpus, the number of GPUs of each cell"
+            if chosen.startswith("cuda")
+            else f"--gpus is of no use to --device {name}: leave out one of them",
+        )
         return (torch.device(chosen),)
 
     def at_once(self, cells: int, devices: Sequence[torch.device], timed: bool) -> int:

@@ -424,6 +424,8 @@ def test_a_defense_without_enough_images_stops_no_other_in_one_process(folder: P
         (["--option=a=b"], "--option is for --engine ray and slurm"),
         (["--engine=ray", "--option=a"], "--option is written KEY=VALUE, got 'a'"),
         (["--engine=ray", "--gpus=-1"], "--gpus must be at least 0, got -1.0"),
+        (["--engine=slurm", "--device=cuda"], "--device cuda needs --gpus, the number of GPUs of"),
+        (["--engine=ray", "--gpus=1", "--device=cpu"], "--gpus is of no use to --device cpu"),
         (["--engine=ray", "--budget=9"], "--budget is for --engine local"),
         (["--engine=ray", "--device=cud"], "device 'cud' does not exist; did you mean 'cuda'?"),
         (["--engine=slurm", "--device=cuda:x"], "device 'cuda:x' does not exist"),
