@@ -24,7 +24,7 @@ from bdbench.figures.labels import (
 from bdbench.figures.picture import PAGE, Picture, asr_axis, caption, left_out, mark, several
 from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import InvalidInput, require
-from bdbench.tables.groups import ASR, CA, Group, is_none, mean, seconds_total
+from bdbench.tables.groups import ASR, CA, Group, is_none, mean, seconds_total, unlike
 from bdbench.tables.leaderboard import LeaderboardBlock
 from bdbench.tables.names import names
 from bdbench.tables.statistics import half_width
@@ -32,11 +32,12 @@ from bdbench.tables.statistics import half_width
 TIME, LOST = "seconds_ratio", "clean_accuracy_lost"
 VALUES = (TIME, ASR, LOST)
 MEAN = "mean"
-UNPAIRED = "nothing to compare with"
+UNPAIRED = "nothing run alike to compare with"
 
 
 def draw(selection: Selection) -> Picture:
-    """Large markers are means over the attacks, as in the leaderboard; small ones are attacks."""
+    """Large markers are means over the attacks; small ones are attacks. The leaderboard has the
+    same cells in its ratio, and those without an attack."""
     block = LeaderboardBlock(tuple(selection.settled(selection.with_baseline)))
     if not any(map(is_none, block.defenses)):
         raise InvalidInput(
@@ -147,10 +148,15 @@ def _rows(block: LeaderboardBlock) -> Iterator[dict[str, Any]]:
 
 
 def _results(block: LeaderboardBlock) -> pd.DataFrame:
-    """One row per record that enters a mean: defense, attack, seed, seconds and shares."""
+    """One row per record that enters a mean and was run like no defense with its seed: defense,
+    attack, seed, seconds and shares."""
     rows = []
     for group in block.groups:
+        base = block.cells.get((block.undefended, group.names["attack"]))
+        there = base.by_seed if base else {}
         for record in group.used if group.names["attack"] in block.poisoned else ():
+            if unlike(record, there.get(record.cell.seed, record)):
+                continue
             shares = {name: record.count(name) for name in (ASR, CA)}
             row: dict[str, Any] = {axis: group.names[axis] for axis in ("defense", "attack")}
             row |= {"seed": record.cell.seed, "seconds": seconds_total(record)}

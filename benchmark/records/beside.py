@@ -14,7 +14,7 @@ from typing import Any
 
 from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import Spec, did_you_mean
-from bdbench.records.consistency import AXES
+from bdbench.records.consistency import AXES, own_version
 from bdbench.records.files import read_all
 from bdbench.records.parts import Identity
 from bdbench.records.record import Record, key_of
@@ -153,7 +153,8 @@ def join(
     scope = _Scope()
     for record in own:
         scope.add(record.cell, record.versions, record.labels.attack)
-        scope.data.setdefault(_setting(record.cell), record.provenance.data_sha256 or "")
+        if data := record.provenance.data_sha256:  # unknown where a cell failed before it had any
+            scope.data.setdefault(_setting(record.cell), data)
     for cell, versions in asked:
         scope.add(Identity(**cell), versions)
     kept = {_place(record): record for record in own}
@@ -210,7 +211,7 @@ class _Scope:
     attacks: their labels by spec
     data: hash of the images
     versions: of the plugins, by setting and attack
-    defenses: versions, by setting and defense
+    defenses: their own versions, by setting and name
     """
 
     attacks: dict[Place, dict[Spec, str]] = field(default_factory=dict)
@@ -227,7 +228,9 @@ class _Scope:
         self.seeds.setdefault(setting, set()).add(cell.seed)
         if versions:
             self.versions.setdefault((*setting, cell.attack), versions)
-            self.defenses.setdefault((*setting, cell.defense), versions["defense"])
+            self.defenses.setdefault(
+                (*setting, cell.defense.name), own_version(versions["defense"])
+            )
 
     def refusal(self, record: Record) -> tuple[str, str] | None:
         """Why a record is left out: the kind of reason, and the detail of this record."""
@@ -257,8 +260,9 @@ class _Scope:
         if any(stated.get(axis) != known.get(axis) for axis in ("dataset", "model", "attack")):
             return record.labels.attack
         # The first record that states the version of a defense decides.
-        mine = self.defenses.setdefault((*setting, record.cell.defense), stated["defense"])
-        return "" if stated["defense"] == mine else record.labels.defense
+        theirs = own_version(stated["defense"])
+        mine = self.defenses.setdefault((*setting, record.cell.defense.name), theirs)
+        return "" if theirs == mine else record.labels.defense
 
     def lacking(self, folder: Path, taken: Sequence[Record]) -> Iterator[str]:
         """Lines on own attacks and seeds that the other folder has no record of."""

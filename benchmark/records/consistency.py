@@ -54,12 +54,15 @@ def _refuse_mixed_data(ordered: Sequence[Record]) -> None:
 def _refuse_mixed_versions(ordered: Sequence[Record]) -> None:
     """Records that do not state the versions of their plugins are older, and not judged."""
     for axis in AXES:
-        stated = (
-            ((*specs(r)[:3], str(r.cell[axis])), r.versions[axis], r)
-            for r in ordered
-            if axis in r.versions
+        known = [r for r in ordered if axis in r.versions]
+        wholes = (((*specs(r)[:3], str(r.cell[axis])), r.versions[axis], r) for r in known)
+        # Also where settings differ, as in a sweep; a hash stands for the whole code of a notebook.
+        plugins = (
+            ((*specs(r)[:3], r.cell[axis].name), own, r)
+            for r in known
+            if isinstance(own := own_version(r.versions[axis]), int)
         )
-        if pair := _contradiction(stated):
+        if pair := _contradiction(wholes) or _contradiction(plugins):
             (first, other), (version, record) = pair
             noun = "data set" if axis == "dataset" else axis
             raise InvalidInput(
@@ -68,6 +71,11 @@ def _refuse_mixed_versions(ordered: Sequence[Record]) -> None:
                 f"{noun} {record.labels[axis]} and cannot share a table; remove those of one "
                 "version, or give each its own folder with --results"
             )
+
+
+def own_version(stated: Any) -> Any:
+    """The version of a plugin itself, without those of the plugins and files that it holds."""
+    return stated[0] if isinstance(stated, list) else stated
 
 
 Stated = tuple[Any, Record]

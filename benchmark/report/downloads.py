@@ -84,10 +84,14 @@ def leaderboard(block: LeaderboardBlock) -> Grid:
     for attack in block.attacks:
         columns += [f"{attack} {short}" for short in block.columns(attack)]
     rows = [
-        [defense, *(block.numbers[defense].get(column) for column in columns)]
+        [
+            defense,
+            len(block.shares(defense, ASR, block.poisoned)),
+            *(block.numbers[defense].get(column) for column in columns),
+        ]
         for defense in block.defenses
     ]
-    return Grid(f"Leaderboard, {block.title()}", ["defense", *columns], rows)
+    return Grid(f"Leaderboard, {block.title()}", ["defense", "attacks", *columns], rows)
 
 
 def of_plugin(title: str, axis: str, groups: Sequence[Group]) -> Grid:

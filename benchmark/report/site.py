@@ -39,7 +39,7 @@ from bdbench.tables.groups import (
 )
 from bdbench.tables.leaderboard import MISSING, LeaderboardBlock
 from bdbench.tables.others import NETWORK, contradictions, others
-from bdbench.tables.published import MODELS, rate_of, reference
+from bdbench.tables.published import MODELS, reference
 
 VALUES = 4
 """Values that the index shows of each part of the provenance."""
@@ -324,7 +324,7 @@ def _published(record: Record) -> tuple[list[tuple[str, str, Mapping[str, float]
     found, beside = reference(cell), others(cell)
     paper = found.published if found else None
     rows = [(other.source, NETWORK, other.shares) for other in beside]
-    if paper and paper.shares and paper.poisoning_rate in (None, rate_of(cell.attack)):
+    if paper and paper.shares and found and found.same_rate:
         place = f"CBD paper, Table {paper.table}"
         rows.insert(0, (place, MODELS[paper.dataset], paper.shares))
     return rows, contradictions(cell, paper, beside)

@@ -29,6 +29,8 @@ EXCLUDED_FLAGS = {"not_finite", "diverged"}
 and at chance."""
 CODE = ("dataset", "model", "attack", "defense", "training")
 """The parts of the code of a cell, as `Provenance.sources` has them."""
+BEFORE = ("dataset", "model", "attack", "training")
+"""Those that decide what a defense starts from."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class Group:
         return tuple(part for part in CODE if len({s[part] for s in used if part in s}) > 1)
 
     def counts(self, metric: str) -> dict[int, Count]:
-        """By seed, the counts of a metric in the used records that have it."""
+        """By seed, the counts of a metric in the used records that have it. Without an attack there
+        is no ASR and no R-Acc; the floor is what its record says."""
+        if metric in (ASR, RACC) and is_none(self.names["attack"]):
+            return {}
         found = {r.cell.seed: r.count(metric) for r in self.used}
         return {seed: count for seed, count in found.items() if count is not None}
 
@@ -122,6 +127,11 @@ class Group:
         pairs = ((self.counts(ASR + part), self.counts(FLOOR + part)) for part in ("", *parts))
         return all(_at_floor(asr, floor) for asr, floor in pairs)
 
+    @cached_property
+    def by_seed(self) -> dict[int, Record]:
+        """The used records."""
+        return {record.cell.seed: record for record in self.used}
+
     def der(self, undefended: Group | None) -> float:
         """Defense effectiveness rating in [0, 1] (Zhu et al., 2023, arXiv:2304.11823, equation 7).
 
@@ -147,6 +157,19 @@ def _at_floor(asr: Mapping[int, Count], floor: Mapping[int, Count]) -> bool:
 def exceeds(asr: Count, floor: Count) -> bool:
     """Whether the ASR of one network is above its floor at 95 %."""
     return asr.rate > floor.rate and proportions_separable(floor, asr)
+
+
+def unlike(record: Record, base: Record) -> tuple[str, ...]:
+    """In what two cells were run differently, so that their seconds do not compare: "device",
+    "threads", and the parts of `BEFORE` whose code differs. What a record does not say is not
+    judged."""
+    ours, theirs = record.provenance, base.provenance
+    stated = {
+        "device": (ours.device, theirs.device),
+        "threads": (ours.threads, theirs.threads),
+        **{part: (ours.sources.get(part), theirs.sources.get(part)) for part in BEFORE},
+    }
+    return tuple(part for part, (a, b) in stated.items() if None not in (a, b) and a != b)
 
 
 def seconds_own(record: Record) -> float:

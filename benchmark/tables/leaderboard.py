@@ -16,7 +16,9 @@ from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import CONTROL, REACTIVATED, Record
 from bdbench.tables.groups import (
     ASR,
+    BEFORE,
     CA,
+    CODE,
     FLOOR,
     RACC,
     Group,
@@ -27,6 +29,7 @@ from bdbench.tables.groups import (
     name_order,
     seconds_total,
     trainings,
+    unlike,
 )
 from bdbench.tables.statistics import average, common_seeds, spread, tied
 from bdbench.tables.text import as_markdown
@@ -313,7 +316,8 @@ class LeaderboardBlock:
         return {attack: rates for attack, rates in found if rates}
 
     def _time_ratio(self, defense: str) -> float:
-        """Seconds of a defense relative to no defense, over the cells and seeds that both have.
+        """Seconds of a defense relative to no defense, over the cells and seeds that both have and
+        that were run alike, see `unlike`.
 
         nan for a network that the user brought, for which no defense takes no time.
         """
@@ -321,7 +325,8 @@ class LeaderboardBlock:
         for attack in self.attacks:
             group, base = (self.cells.get((name, attack)) for name in (defense, self.undefended))
             if group and base and base.records[0].given is None:
-                seeds = common_seeds((group.seconds, base.seconds))
+                common = common_seeds((group.seconds, base.seconds))
+                seeds = [s for s in common if not unlike(group.by_seed[s], base.by_seed[s])]
                 defended += [mean(group.seconds[seed] for seed in seeds)] * bool(seeds)
                 plain += [mean(base.seconds[seed] for seed in seeds)] * bool(seeds)
         plain_mean = mean(plain)
@@ -466,10 +471,11 @@ class LeaderboardBlock:
         yield from self._warnings()
         lines = ((g.names["defense"], lent(r)) for g in self.groups for r in g.used)
         yield from dict.fromkeys(f"{defense} {text}" for defense, text in lines if text)
-        devices = sorted({str(d) for r in used if (d := r.provenance.device) is not None})
-        if len(devices) > 1 and "seconds" in shown:
-            yield f"seconds were measured on several devices: {', '.join(devices)}"
+        if "seconds" in shown:
+            yield from self._mixed_machines(used)
         yield from self._mixed_code()
+        yield from self._mixed_rows()
+        yield from self._other_undefended(shown)
         yield from self.origins.lines([r for group in self.groups for r in group.records])
 
     def _unpaired(self, shown: Collection[str]) -> Iterator[str]:
@@ -539,6 +545,54 @@ class LeaderboardBlock:
             cells = "all cells" if all_cells else ", ".join(places)
             yield f"seeds were run with different code ({', '.join(parts)}): {cells}"
 
+    def _mixed_machines(self, used: Sequence[Record]) -> Iterator[str]:
+        devices = sorted({str(d) for r in used if (d := r.provenance.device) is not None})
+        if len(devices) > 1:
+            yield f"seconds were measured on several devices: {', '.join(devices)}"
+        threads = sorted({n for r in used if (n := r.provenance.threads) is not None})
+        if len(threads) > 1:
+            yield f"seconds were measured with {_listed(list(map(str, threads)))} threads"
+
+    def _mixed_rows(self) -> Iterator[str]:
+        """One line per set of parts of the code that differ between the attacks of a defense, but
+        for the attack itself."""
+        found: dict[tuple[str, ...], list[str]] = {}
+        for defense in self.defenses:
+            groups = [group for group in self._by_defense[defense] if group.used]
+            inside = {part for group in groups for part in group.mixed_code}
+            sources = [group.used[0].provenance.sources for group in groups]
+            parts = tuple(
+                part
+                for part in CODE
+                if part not in {"attack", *inside}
+                and len({each[part] for each in sources if part in each}) > 1
+            )
+            if parts:
+                found.setdefault(parts, []).append(defense)
+        for parts, defenses in found.items():
+            rows = "all rows" if 1 < len(defenses) == len(self.defenses) else ", ".join(defenses)
+            yield f"attacks were run with different code ({', '.join(parts)}): {rows}"
+
+    def _other_undefended(self, shown: Collection[str]) -> Iterator[str]:
+        """One line per set of what differs between cells and those of no defense that they are
+        compared with."""
+        timed = "seconds" in shown
+        found: dict[str, list[str]] = {}
+        for group in self._ordered:
+            base = self.cells.get((self.undefended, group.names["attack"]))
+            if base is None or base is group:
+                continue
+            seeds = common_seeds((group.by_seed, base.by_seed))
+            parts = [part for s in seeds for part in unlike(group.by_seed[s], base.by_seed[s])]
+            code = ", ".join(part for part in BEFORE if part in parts)
+            words = [word for part, word in MACHINE.items() if part in parts and timed]
+            if words := [*words, *([f"code ({code})"] if code else [])]:
+                place = f"{group.names['defense']} on {group.names['attack']}"
+                found.setdefault(_listed(words), []).append(place)
+        for what, places in found.items():
+            left = ", so not in x none" * timed
+            yield f"no defense was run with another {what}{left}: {', '.join(places)}"
+
     @cached_property
     def _ordered(self) -> list[Group]:
         """The groups in the order of the rows, then of the attacks."""
@@ -584,6 +638,8 @@ class LeaderboardBlock:
 
 
 MEANS = {"CA": CA, "ASR": ASR, "R-Acc": RACC}
+MACHINE = {"device": "device", "threads": "number of threads"}
+"""Parts of `unlike` that decide about seconds only."""
 CLEAN_COLUMNS = ("floor", "CA interval", "FPR")
 """The `EXTRA_COLUMNS` that exist without an attack."""
 SHARES = {

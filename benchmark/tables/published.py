@@ -145,10 +145,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Reference:
-    """The printed numbers for a cell, and how its setup departs from the paper's, as phrases."""
+    """The printed numbers for a cell, and how its setup departs from the paper's, as phrases.
+
+    same_rate: whether they are printed for its poisoning rate, as far as that is a share of all
+        images, as in the paper
+    """
 
     published: Published
     departures: tuple[str, ...]
+    same_rate: bool = True
 
 
 def reference(cell: Cell, table: int | None = None) -> Reference | None:
@@ -174,7 +179,11 @@ def reference(cell: Cell, table: int | None = None) -> Reference | None:
     if not rows:
         return None
     nearest = min(rows, key=lambda row: row.poisoning_rate not in (None, rate))
-    return Reference(nearest, tuple(_departures(cell, nearest)))
+    basis = attack.fields.get(
+        "rate_basis", defaults("bdbench.attacks", attack.name).get("rate_basis")
+    )
+    same_rate = nearest.poisoning_rate in (None, rate) or basis == "target_class"
+    return Reference(nearest, tuple(_departures(cell, nearest)), same_rate)
 
 
 def _departures(cell: Cell, row: Published) -> Iterator[str]:

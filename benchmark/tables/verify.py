@@ -116,8 +116,8 @@ class Verification:
     """Our numbers beside published ones.
 
     rows: for the cells that the paper or another benchmark has
-    missing: by table of the paper, the number of printed cells without a record
-    beyond: number of our cells that are not in the paper
+    missing: by table of the paper, the number of printed cells without a record that has results
+    beyond: number of our cells that are not in the paper, at their poisoning rate
     """
 
     rows: tuple[Row, ...]
@@ -192,9 +192,9 @@ def verify(records: Iterable[Record]) -> Verification:
             beyond += 1
             continue
         found, beside = reference(cell), others(cell)
-        if found is None:
+        if found is None or not found.same_rate:
             beyond += 1
-        else:
+        elif group.used:
             seen.add(found.published)
         rows += _rows(group, found, beside)
     missing = {table: len(set(TABLES[table]) - seen) for table in COMPARED}
@@ -240,7 +240,7 @@ def _row(
     published = found.published.shares.get(metric, math.nan) if found else math.nan
     if not group.used:
         verdict = group.state
-    elif floor or math.isnan(published) or math.isnan(low):
+    elif floor or math.isnan(published) or math.isnan(low) or not (found and found.same_rate):
         verdict = ""
     else:
         inside = low - ROUNDING <= published <= high + ROUNDING

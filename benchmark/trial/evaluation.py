@@ -311,13 +311,13 @@ def diagnose(
                 summary |= {"precision": found / called, "recall": found / len(poisoned)}
         result[name] = {key: round(value, 6) for key, value in summary.items()}
         if labels is not None and len(clean):
-            result[name]["by_class"] = _means(clean, labels[~mask & known])
+            result[name]["by_class"] = _means(clean, labels[~mask & known], int(labels.max()) + 1)
     return result
 
 
-def _means(values: Tensor, labels: Tensor) -> list[float | None]:
-    """The mean of the values (n,) with each label (n,); None for a label that none has."""
-    counts = labels.cpu().bincount()
-    sums = torch.zeros(len(counts), dtype=values.dtype).index_add_(0, labels.cpu(), values)
+def _means(values: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """The mean of the values (n,) with each label (n,); None for a class that none has."""
+    counts = labels.cpu().bincount(minlength=classes)
+    sums = torch.zeros(classes, dtype=values.dtype).index_add_(0, labels.cpu(), values)
     pairs = zip(sums.tolist(), counts.tolist(), strict=True)
     return [round(total / count, 6) if count else None for total, count in pairs]

@@ -216,7 +216,7 @@ def test_pareto_compares_the_seeds_that_both_sides_have() -> None:
         ([("none", 0), ("cbd", 0)], "1 seed. Large markers"),
         (
             [("none", 0), *(("cbd", seed) for seed in range(3))],
-            "Left out, nothing to compare with: cbd on badnets (2 of 3 seeds).",
+            "Left out, nothing run alike to compare with: cbd on badnets (2 of 3 seeds).",
         ),
         ([("none", 0), ("none", 1), ("cbd", 0)], "1 to 2 seeds. Large markers"),
         (
@@ -236,7 +236,10 @@ def test_pareto_names_what_has_no_result_of_no_defense() -> None:
     cells = [*ONE_SEED, made("ft", "sig", 900, 20), made("none", "sig", None)]
     cells.append(made("abl", "sig", 100, 0, flags=("diverged",)))
     (text,) = shown(pareto.draw(drawn(cells)).figure)["caption"]
-    assert "Left out, nothing to compare with: ft on sig. Left out, diverged: abl on sig" in text
+    assert (
+        "Left out, nothing run alike to compare with: ft on sig. Left out, diverged: abl on sig"
+        in text
+    )
 
 
 PLANE_CSV = """\

@@ -19,9 +19,9 @@ from bdbench.figures import picture, sweep
 from bdbench.figures.selection import select
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files
-from bdbench.records.count import wilson
+from bdbench.records.count import Count, wilson
 from bdbench.records.record import Record
-from bdbench.tables.statistics import mean_interval
+from bdbench.tables.statistics import estimate
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_a_defense_is_drawn_against_its_field_with_seeds_and_intervals() -> None
     assert set(data["field"]) == {"defense.t1"}
     assert data["seeds"].tolist() == [1, 2, 2, 2]
     row = data.iloc[1]
-    expected = mean_interval([0.87, 0.869])
+    expected = estimate([Count(870, 1000), Count(869, 1000)])
     assert [row[f"clean_accuracy{end}"] for end in ("", "_low", "_high")] == list(expected)
     bare = data.iloc[0]
     assert (bare["clean_accuracy_low"], bare["clean_accuracy_high"]) == wilson(950, 1000)
@@ -175,11 +175,11 @@ def test_cells_without_numbers_are_left_out_and_named() -> None:
 @pytest.mark.parametrize(
     ("seeds", "said"),
     [
-        ({3: [0, 1], 5: [0, 1]}, "Bands: 95 % t interval over seeds. Dots: seeds. "),
+        ({3: [0, 1], 5: [0, 1]}, "Bands: 95 % interval over seeds. Dots: seeds. "),
         ({3: [0], 5: [0]}, "Bands: 95 % Wilson interval of one seed. Dotted"),
         (
             {3: [0, 1], 5: [1]},
-            "Bands: 95 % t interval over seeds or Wilson interval of one seed. Dots: seeds. ",
+            "Bands: 95 % interval over seeds or Wilson interval of one seed. Dots: seeds. ",
         ),
     ],
 )
