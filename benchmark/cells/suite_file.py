@@ -71,7 +71,7 @@ class NamedSuite:
             for text in getattr(self.suite, axis):
                 with lines.named(axis, text):
                     for plugin in registry.swept(text):
-                        other = known.setdefault(registry.canonical(plugin), text)
+                        other = known.setdefault(registry.located(plugin), text)
                         require(other == text, f"{axis} has {text!r} twice: {other!r} is the same")
         known_sources = []
         for text in self.suite.datasets:

@@ -54,6 +54,8 @@ class Source(ABC):
             f"train_images of {self.name} must be at least {self.num_classes}, one image for"
             f" each class, got {self.count}",
         )
+        if type(self).train_images is None and self.train_images == self.train_size:
+            object.__setattr__(self, "train_images", None)  # the same images, so the same cell
 
     @property
     @abstractmethod

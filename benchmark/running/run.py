@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from bdbench.cells import grid
-from bdbench.cells.cell import Cell
+from bdbench.cells.cell import REGISTRIES, Cell
 from bdbench.cells.cost import added_work, controls
 from bdbench.cells.suites import Suite
 from bdbench.machine.contention import Contention
@@ -277,6 +277,7 @@ def plan(name: str, suite: Suite, execution: ExecutionOptions, options: RunOptio
     precision = precision_of(suite.precision, devices[0])
     with surroundings_kept(), blaming("a plugin"):
         cells = tuple(grid.cells(suite, precision))
+    _check_names(cells)
     execution = _with_local_plugins(execution, cells)
     _check_networks(cells, options.network)
     folder = _folder(name, options)
@@ -396,6 +397,21 @@ def _check_options(
         not options.save or execution.engine != "ray",
         "--save is for --engine local and slurm: nodes of Ray need not share a folder",
     )
+
+
+def _check_names(cells: Sequence[Cell]) -> None:
+    """Raises `InvalidInput` where plugins with one spec differ in their files or code: no table can
+    tell their records apart."""
+    for axis in REGISTRIES:
+        known: dict[str, Cell] = {}
+        for cell in cells:
+            first = known.setdefault(cell.specs[axis], cell)
+            require(
+                first.versions[axis] == cell.versions[axis],
+                f"{first.located[axis]} and {cell.located[axis]} have the same name and other "
+                "content, so no table could tell them apart: rename one of them, or run each into "
+                "a folder of its own with --results",
+            )
 
 
 def _with_local_plugins(execution: ExecutionOptions, cells: Sequence[Cell]) -> ExecutionOptions:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from bdbench.cells.cell import Cell, is_built_in
+from bdbench.cells.cell import Cell, is_built_in, recipe_spec
 from bdbench.machine.numerics import unusual
 from bdbench.machine.system import device_name
+from bdbench.models.training.recipe import Recipe
 from bdbench.trial import provenance
 
 TRAINED = ("dataset", "attack", "model")
@@ -53,11 +55,13 @@ def attack_key(cell: Cell, here: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def undefended_key(cell: Cell, n: int, here: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the n-th undefended network.
+    """Of the n-th undefended network, without the length of stages on lent images, which plain
+    training does not read; an attack that trains may.
 
     here: see `machine`
     """
-    return {"n": n, **_trained_key(cell, here)}
+    recipe = cell.recipe if cell.attack.trains else replace(cell.recipe, updates=Recipe().updates)
+    return {"n": n, **_trained_key(cell, here), "recipe": recipe_spec(recipe)}
 
 
 def with_curve(key: Mapping[str, Any], curve: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ only pools is not a stage.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from itertools import groupby
 from typing import Any
@@ -91,6 +92,23 @@ class _Shapes(fx.Interpreter):
         return result
 
 
+def _is_frozen(node: fx.Node) -> bool:
+    """Whether a node calls a function that acts in training only, such as `F.dropout`: the graph
+    has its argument as it was in eval mode. A share of 0 acts in neither."""
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):  # no signature
+        return False
+    given.apply_defaults()
+    return given.arguments.get("training") is False and given.arguments.get("p", 1) != 0
+
+
+def _name(node: fx.Node | None) -> str:
+    return getattr(node.target, "__name__", str(node.target)) if node else ""
+
+
 class _Trace:
     """The graph of a network in eval mode, with the shapes of a small batch at every node.
 
@@ -109,6 +127,12 @@ class _Trace:
             self.graph = _attempt(lambda: _Tracer().trace(network), f"{owner} cannot be traced")
             shapes = _Shapes(fx.GraphModule(network, self.graph))
             shapes.run(self.images)
+        frozen = next(filter(_is_frozen, self.graph.nodes), None)
+        require(
+            frozen is None,
+            f"{owner} calls {_name(frozen)} with its own mode, which is fixed once it is traced: use "
+            "a layer, such as nn.Dropout",
+        )
         self.shapes: Mapping[fx.Node, torch.Size] = shapes.found
         self.nodes = list(self.graph.nodes)
         self.head, self.embedding = self._head()

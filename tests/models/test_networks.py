@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import refused
 from torch import Tensor, nn
+from torch.nn.functional import dropout
 
 import bdbench as bd
 from bdbench.cells.cell import cell, check_network
@@ -133,9 +134,23 @@ class Rowing(Home):
         return self.head(self.second(self.first(images)).flatten(2).mT)
 
 
+class Dropping(Home):
+    """Its dropout is a function, not a layer."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.second(self.first(images)).mean((2, 3))
+        return self.head(dropout(maps, self.share, self.training))
+
+
 @pytest.mark.parametrize(
     ("network", "complaint"),
     [
+        (Dropping(0.5), "mine calls dropout with its own mode, which is fixed once it is traced"),
+        (Dropping(0.0), None),
         (Branching(), "mine cannot be traced: symbolically traced variables cannot be used"),
         (Skipping(), "mine has no feature map that every path to the logits passes"),
         (Rowing(), "the last layer of mine does not read one vector for each image"),
@@ -146,7 +161,16 @@ class Rowing(Home):
             "mine does not end in a linear layer from an embedding to the classes",
         ),
     ],
-    ids=["control flow", "skip", "rows", "lazy", "width", "no head"],
+    ids=[
+        "functional dropout",
+        "no dropout",
+        "control flow",
+        "skip",
+        "rows",
+        "lazy",
+        "width",
+        "no head",
+    ],
 )
 def test_a_network_that_cannot_be_split_is_refused(
     network: nn.Module, complaint: str | None

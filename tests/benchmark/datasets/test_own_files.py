@@ -101,3 +101,9 @@ def test_an_edit_of_the_code_is_decoded_anew(folder: Path) -> None:
     after = sources(folder)[0].load([folder], shared)
     assert int(before.train.images[0, 1].max()) == 0
     assert int(after.train.images[0, 1].min()) == 1
+
+
+def test_all_images_are_the_same_cell_whether_or_not_they_are_counted() -> None:
+    counted, whole = datasets.build("digits(train_images=1200)"), datasets.build("digits")
+    assert datasets.canonical(counted) == datasets.canonical(whole)
+    assert datasets.label(datasets.build("digits(train_images=1199)")).endswith("1199)")

@@ -67,3 +67,11 @@ def test_cells_of_all_recipes_models_and_machines_share_what_is_not_trained() ->
     assert newer != found
     beside = {**found, "beside": ["0123456789ab"]}
     assert keys.anywhere(newer) == keys.anywhere(beside) == keys.anywhere(found)
+
+
+def test_the_length_of_repair_is_in_the_key_of_no_undefended_network() -> None:
+    """Plain training does not read it; an attack that trains may."""
+    for attack, shared in (("badnets", True), ("none", True), ("dynamic", False)):
+        one, other = (keys.undefended_key(of(attack, updates=n), 0, HERE) for n in (0.1, 1.0))
+        assert (one == other) == shared
+        assert one != keys.undefended_key(of(attack, epochs=7), 0, HERE)
