@@ -7,6 +7,7 @@ which may be of classes that a notebook defines.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -57,6 +58,7 @@ from bdbench.storage.networks import read as _read_weights
 from bdbench.tables import export
 from bdbench.tables.write import leaderboard, paper_table
 from bdbench.trial import networks as _networks
+from bdbench.trial import provenance
 from bdbench.trial.harness import Finished, Harness
 from bdbench.trial.poisoned import PoisonedData
 
@@ -151,7 +153,7 @@ def run_cell(
     recipe: training settings; fields that a spec omits have the data set's defaults
     epochs: number of epochs, in place of the recipe's
     train_images: size of the training set; None for all images
-    curves: evaluate after every epoch
+    curves: evaluate at the ends of up to 20 epochs
     save: store the network with the record
     reactivate: also measure P-ASR: whether the backdoor comes back after fine-tuning
     results: folder for the record; a cell with a record there is not run again
@@ -189,6 +191,12 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
             has_network = not save or _networks.saved(folder, stored) is not None
             complete = stored.holds(curves=harness.curves, reactivate=harness.reactivate)
             if stored.status == "ok" and complete and has_network:
+                if parts := provenance.changed(stored, chosen):
+                    warnings.warn(
+                        f"the record {stored.key} in {folder} is from other code "
+                        f"({', '.join(parts)}); remove it to run its cell again",
+                        stacklevel=3,
+                    )
                 return CellRecord(**vars(stored), _results=folder)
             # What the record holds, the one that replaces it shall hold too.
             harness.curves |= bool(stored.curves)

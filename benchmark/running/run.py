@@ -64,7 +64,7 @@ class RunOptions:
     budget: seconds; no cell starts that would not fit
     limit: seconds that one cell may take
     stale: also run cells whose code has changed
-    curves: evaluate at the ends of epochs
+    curves: evaluate at the ends of up to 20 epochs
     save: store the network of every cell; a cell with a record but no network runs again
     reactivate: measure whether the backdoor comes back; a cell whose record does not say it runs
         again
@@ -195,12 +195,14 @@ class Plan:
         for cell in self.cells:
             cost = f"has its record in {self.there[cell]}" if cell in self.there else ""
             cost = cost or "has its record"
+            cost += ", from other code" * (self.states[cell].kind == "outdated")
             if cell in missing:
                 known = self.execution.is_here
                 cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
             yield f"{cell.key}  {' · '.join(names.of(cell))}: {cost}"
         yield f"{self._count}{self._about}"
         yield from self.repeats()
+        yield from self.outdated()
         yield from self.unknown()
         yield from self.surroundings()
 
@@ -214,6 +216,16 @@ class Plan:
             if count := self.count(kind):
                 records = f"{count} record{'s have' if count > 1 else ' has'}"
                 yield f"{records} no {lacking}, so {option} runs the cells again"
+
+    def outdated(self) -> Iterator[str]:
+        """That other code made some of the records, which share a table with those of this run."""
+        if count := self.count("outdated"):
+            parts = sorted({part for state in self.states.values() for part in state.other_code})
+            records = f"{count} record{'s are' if count > 1 else ' is'}"
+            yield (
+                f"{records} from other code ({', '.join(parts)}): --stale runs the cells again, "
+                "--results DIR keeps these records apart"
+            )
 
     def unknown(self) -> Iterator[str]:
         """Why the work of cells is not known."""
@@ -253,10 +265,7 @@ class Plan:
         """The line for a run without missing cells."""
         folders = [self.results, *(other.folder for other in self.beside)]
         line = f"{self.name}: all {len(self.cells)} cells have records in "
-        line += " or ".join(map(str, folders))
-        if outdated := self.count("outdated"):
-            line += f"; {outdated} of them are from other code, --stale runs these again"
-        return line
+        return line + " or ".join(map(str, folders))
 
     @property
     def _count(self) -> str:
@@ -310,7 +319,8 @@ def execute(plan: Plan, console: Console) -> RunOutcome:
     """
     _tidy(plan)
     if not plan.missing:
-        _say(console, plan.nothing_to_do)
+        for line in (plan.nothing_to_do, *plan.outdated()):
+            _say(console, line)
         return RunOutcome(0)
     others = Contention(plan.device) if plan.suite.timed else None
     _check_places(plan)
@@ -334,6 +344,7 @@ def execute(plan: Plan, console: Console) -> RunOutcome:
 def _announce(plan: Plan, console: Console) -> None:
     for line in (
         *plan.repeats(),
+        *plan.outdated(),
         *plan.unknown(),
         plan.headline,
         *Names(plan.missing).common,

@@ -25,10 +25,12 @@ class CellState:
         without the P-ASR that the run should measure; unsaved, without the network that it should
         save; outdated, with a record that other code made; finished
     folder: of the record, None if missing
+    other_code: the parts of the cell whose code has changed since, of an outdated one
     """
 
     kind: Kind
     folder: Path | None = None
+    other_code: tuple[str, ...] = ()
 
     @property
     def runs(self) -> bool:
@@ -51,30 +53,33 @@ def state_of(
     stale, curves, save, reactivate: see `RunOptions`
     """
     for folder in folders:
-        kind = _kind(cell, folder, stale, curves, save and folder == folders[0], reactivate)
-        if kind != "missing":
-            return CellState(kind, folder)
-    return CellState("missing")
+        state = _state(cell, folder, stale, curves, save and folder == folders[0], reactivate)
+        if state.kind != "missing":
+            return state
+    return MISSING
 
 
-def _kind(
+MISSING = CellState("missing")
+
+
+def _state(
     cell: Cell, folder: Path, stale: bool, curves: bool, save: bool, reactivate: bool
-) -> Kind:
+) -> CellState:
     path = path_of(folder, cell.key)
     if not path.exists():
-        return "missing"
+        return MISSING
     try:
         record = read(path)
     except OtherSchema:
         raise
     except InvalidInput:
-        return "missing"
-    outdated = record.provenance.sources != provenance.sources(cell)
-    accepted = not (stale and outdated) and not (curves and not record.curves)
+        return MISSING
+    other = provenance.changed(record, cell)
+    accepted = not (stale and other) and not (curves and not record.curves)
     if record.status == "failed" or not accepted:
-        return "missing"
+        return MISSING
     if reactivate and not record.is_reactivated:
-        return "unreactivated"
+        return CellState("unreactivated", folder)
     if save and not network_of(folder, cell.key).exists():
-        return "unsaved"
-    return "outdated" if outdated else "finished"
+        return CellState("unsaved", folder)
+    return CellState("outdated" if other else "finished", folder, other)

@@ -23,6 +23,7 @@ from bdbench.machine.system import commit, device_name, versions
 from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import PLUGIN, plugin_files
+from bdbench.records.record import Record
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
 """Packages whose files are part of the source of a plugin that imports them."""
@@ -117,6 +118,12 @@ def sources(cell: Cell) -> dict[str, str]:
         modules = (*info.modules, "bdbench") if info.code else info.modules
         found[axis] = _hash(*_together(modules), text=info.code.text if info.code else "")
     return found
+
+
+def changed(record: Record, cell: Cell) -> tuple[str, ...]:
+    """The parts of a cell whose code has changed since its record was made, sorted."""
+    then, now = record.provenance.sources, sources(cell)
+    return tuple(sorted(p for p in {*then, *now} if then.get(p) != now.get(p)))
 
 
 def hash_of(module: str) -> str:

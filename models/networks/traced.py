@@ -130,8 +130,8 @@ class _Trace:
         frozen = next(filter(_is_frozen, self.graph.nodes), None)
         require(
             frozen is None,
-            f"{owner} calls {_name(frozen)} with its own mode, which is fixed once it is traced: use "
-            "a layer, such as nn.Dropout",
+            f"{owner} calls {_name(frozen)} with its own mode, which is fixed once it is traced: "
+            "use a layer, such as nn.Dropout",
         )
         self.shapes: Mapping[fx.Node, torch.Size] = shapes.found
         self.nodes = list(self.graph.nodes)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -511,7 +512,23 @@ def test_finished_cells_are_seen_with_little_work(
     assert codes == [0]
     shown = capsys.readouterr().out
     assert "all 1000 cells have records" in shown
-    assert "1000 of them are from other code, --stale runs these again" in shown
+    assert "1000 records are from other code (" in shown
+
+
+def test_records_of_other_code_are_named_before_others_join_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usual way of a new defense: a run, an edit, a run with one more attack."""
+    (chosen,) = cells_of("cbd")
+    found = record(chosen)
+    sources = {**provenance.sources(chosen), "defense": "0" * 16}
+    records.write(tmp_path, replace(found, provenance=found.provenance.with_(sources=sources)))
+    words = ["--dataset=toy", "--attack=none", "--defense=cbd", "--defense=none", "--device=cpu"]
+    recipe = ["--precision=fp32", "--recipe=recipe(epochs=1)", "--seeds=1"]
+    assert main(["run", *words, *recipe, f"--results={tmp_path}", "--dry-run"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert sum(line.endswith(": has its record, from other code") for line in said) == 1
+    assert any(line.startswith("1 record is from other code (defense): --stale") for line in said)
 
 
 @pytest.mark.parametrize("jobs", [[], ["--jobs=2"]])
