@@ -519,12 +519,13 @@ def test_records_of_other_code_are_named_before_others_join_them(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The usual way of a new defense: a run, an edit, a run with one more attack."""
-    (chosen,) = cells_of("cbd")
+    small = Suite("", ("toy",), attacks=("none",), defenses=("cbd",), precision="fp32")
+    (chosen,) = grid.cells(small, "fp32")
     found = record(chosen)
     sources = {**provenance.sources(chosen), "defense": "0" * 16}
     records.write(tmp_path, replace(found, provenance=found.provenance.with_(sources=sources)))
     words = ["--dataset=toy", "--attack=none", "--defense=cbd", "--defense=none", "--device=cpu"]
-    recipe = ["--precision=fp32", "--recipe=recipe(epochs=1)", "--seeds=1"]
+    recipe = ["--precision=fp32", "--recipe=recipe()", "--seeds=1"]
     assert main(["run", *words, *recipe, f"--results={tmp_path}", "--dry-run"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert sum(line.endswith(": has its record, from other code") for line in said) == 1
