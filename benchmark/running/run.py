@@ -40,7 +40,7 @@ from bdbench.running.progress import Reporter, duration
 from bdbench.running.schedule import Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.states import CellState, Kind, state_of
-from bdbench.running.worker import Job
+from bdbench.running.worker import Job, setting_of
 from bdbench.storage.atomic import check_writable, remove_abandoned
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, low_disk, roots
@@ -184,6 +184,11 @@ class Plan:
             reactivate=self.options.reactivate,
             network=self.options.network and self.options.network.absolute(),
             limit=self.options.limit,
+            images={
+                setting_of(cell): state.images
+                for cell, state in self.states.items()
+                if state.images and state.folder == self.results
+            },
             threads=self.threads,
             family=os.getpid() if self.execution.is_here else None,
         )

@@ -26,11 +26,13 @@ class CellState:
         save; outdated, with a record that other code made; finished
     folder: of the record, None if missing
     other_code: the parts of the cell whose code has changed since, of an outdated one
+    images: hash of the images that the record was made on, None if there is no record
     """
 
     kind: Kind
     folder: Path | None = None
     other_code: tuple[str, ...] = ()
+    images: str | None = None
 
     @property
     def runs(self) -> bool:
@@ -82,4 +84,5 @@ def _state(
         return CellState("unreactivated", folder)
     if save and not network_of(folder, cell.key).exists():
         return CellState("unsaved", folder)
-    return CellState("outdated" if other else "finished", folder, other)
+    images = record.provenance.data_sha256
+    return CellState("outdated" if other else "finished", folder, other, images)

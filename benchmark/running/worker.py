@@ -15,7 +15,7 @@ import torch
 from bdbench.cells.cell import Cell, cell_of
 from bdbench.machine.contention import Contention
 from bdbench.machine.suspension import now
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.registry import RegistersNothing
 from bdbench.records.files import path_of, read, write
 from bdbench.records.record import REACTIVATED, OtherSchema, Record
@@ -52,6 +52,7 @@ class Job:
     limit: seconds that one attempt at a cell may take, None for no limit
     spent: seconds of the limit that are gone
     shares, resumed: see `Harness`
+    images: by setting, see `setting_of`, the hash of the images of the records in `results`
     threads: of a CPU, None for as many as torch uses
     family: see `Contention`
     """
@@ -70,6 +71,7 @@ class Job:
     spent: float = 0.0
     shares: bool = True
     resumed: int = 0
+    images: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     family: int | None = None
 
@@ -182,6 +184,7 @@ class Worker:
         self.harness.progress = lambda work: self.progress(cell.key, work)
         try:
             with limited(self.job.limit, self.job.spent):
+                self._check_images(cell)
                 finished = self.harness.finish(cell, retries)
         except InvalidInput:
             raise
@@ -194,10 +197,27 @@ class Worker:
             networks.keep(self.job.results, cell, finished.network)
         return finished.record
 
+    def _check_images(self, cell: Cell) -> None:
+        """Raises `InvalidInput` if the records that the cell shall join are of other images."""
+        known = self.job.images.get(setting_of(cell))
+        if known is not None:
+            here = self.harness.dataset(cell.dataset).sha256
+            require(
+                here == known,
+                f"the images of {cell.labels['dataset']} (data {here:.12}) are not those of the "
+                f"records in {self.job.results} (data {known:.12}), with which they cannot share a "
+                "table: name another folder with --results, or the images of these with --data",
+            )
+
     def discard(self, record: Record, cell: Cell) -> None:
         """Remove the checkpoints of a finished cell; a failed one keeps them for the next run."""
         if record.status == "ok":
             self.harness.discard(cell)
+
+
+def setting_of(cell: Cell) -> str:
+    """Data set, model and recipe: a table has one set of images for each."""
+    return " ".join(cell.specs[axis] for axis in ("dataset", "model", "recipe"))
 
 
 def attempted(
