@@ -15,8 +15,9 @@ same batches, four fifths of the clean images, without augmentation. The paper f
 epoch on a tenth of the training set, with the trigger on a fifth of it: on GTSRB, 110 batches of
 32. It gives neither learning rate nor batch size. Here the clean images are fewer and repeat, the
 fifth is fixed, and several flagged labels share it. Augmentation comes before the trigger, and the
-rest follows the recipe. If no label is flagged, the network is returned unchanged. A label that no
-trigger reaches counts with its last mask and is never flagged.
+rest follows the recipe. If no label is flagged, the network is returned unchanged. If no
+trigger reaches the threshold for a label, its last mask still enters the median and it is never
+flagged.
 
 Elsewhere: the same on GTSRB and with other networks. The search grows with the number of labels:
 `cost` assumes 10, and 43 take 4.3 times as long. An outlier needs other labels: with two, none can
