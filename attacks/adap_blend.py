@@ -18,7 +18,13 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.blend import Blend
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import ImageSet, at_least, portion, require
+from bdbench.models import (
+    ImageSet,
+    at_least,
+    portion,
+    require,
+    within,
+)
 
 
 @register("adap_blend", title="Adap-Blend")
@@ -46,10 +52,10 @@ class AdapBlend(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.alpha <= 1, f"alpha must be in (0, 1], got {self.alpha}")
-        require(0 < self.test_alpha <= 1, f"test_alpha must be in (0, 1], got {self.test_alpha}")
+        within("(0, 1]", alpha=self.alpha)
+        within("(0, 1]", test_alpha=self.test_alpha)
         at_least(1, tiles=self.tiles)
-        require(0 <= self.mask_rate < 1, f"mask_rate must be in [0, 1), got {self.mask_rate}")
+        within("[0, 1)", mask_rate=self.mask_rate)
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 
     def trigger(self, images: Tensor) -> Tensor:

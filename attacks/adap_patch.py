@@ -23,7 +23,11 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.patch import cell_pixels, enlarge, place
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import ImageSet, require
+from bdbench.models import (
+    ImageSet,
+    require,
+    within,
+)
 from bdbench.models.rng import stream
 
 PATCHES = 4
@@ -69,9 +73,7 @@ class AdapPatch(Attack):
             f"test_patches must be different numbers from 0 to {PATCHES - 1}, "
             f"got {self.test_patches}",
         )
-        require(
-            0 < self.test_opacity <= 1, f"test_opacity must be in (0, 1], got {self.test_opacity}"
-        )
+        within("(0, 1]", test_opacity=self.test_opacity)
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 
     def cells(self) -> Tensor:

@@ -38,8 +38,8 @@ from bdbench.models import (
     require,
     resumable,
     sample_losses,
+    to_float,
 )
-from bdbench.models.training.augment import to_float
 
 CHUNK = 256
 """Poisoned images whose gradients are computed at a time."""

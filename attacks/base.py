@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import require
+from bdbench.models.plugins.errors import require, within
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe
 
@@ -47,7 +47,7 @@ class Attack(ABC):
 
     def __post_init__(self) -> None:
         rate = self.poisoning_rate
-        require(0 < rate <= 1, f"poisoning_rate must be in (0, 1], got {rate}")
+        within("(0, 1]", poisoning_rate=rate)
         require(self.target >= 0, f"target must be a class of the data set, got {self.target}")
 
     @property

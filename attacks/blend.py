@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
-from bdbench.models import ImageSet, require
+from bdbench.models import (
+    ImageSet,
+    within,
+)
 from bdbench.models.rng import stream
 
 CHUNK = 256
@@ -36,7 +39,7 @@ class Blend(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.alpha <= 1, f"alpha must be in (0, 1], got {self.alpha}")
+        within("(0, 1]", alpha=self.alpha)
 
     def pattern(self, height: int, width: int) -> Tensor:
         """uint8 (1, height, width), grey noise in [0, 255]."""

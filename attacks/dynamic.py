@@ -39,9 +39,10 @@ from bdbench.models import (
     observer,
     portion,
     require,
+    to_float,
+    within,
 )
 from bdbench.models.rng import global_seed
-from bdbench.models.training.augment import to_float
 
 DEVIATION = 0.25
 """Of the pixels of natural images; the networks see (x - 1/2) / 0.25."""
@@ -86,7 +87,7 @@ class Dynamic(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_cover_rate(self.cross_rate, self.poisoning_rate, "cross_rate")
-        require(0 < self.density < 1, f"density must be in (0, 1), got {self.density}")
+        within("(0, 1)", density=self.density)
         at_least(1, mask_epochs=self.mask_epochs, joint_epochs=self.joint_epochs)
 
     @property

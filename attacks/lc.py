@@ -38,6 +38,7 @@ from bdbench.models import (
     require,
     resumable,
     train,
+    within,
 )
 
 CHUNK = 256
@@ -89,7 +90,7 @@ class LabelConsistent(Attack):
         )
         at_least(1, steps=self.steps)
         above(0, step=self.step)
-        require(0 < self.amplitude <= 1, f"amplitude must be in (0, 1], got {self.amplitude}")
+        within("(0, 1]", amplitude=self.amplitude)
         one_of(RATE_BASES, rate_basis=self.rate_basis)
 
     @property

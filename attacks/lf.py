@@ -42,6 +42,7 @@ from bdbench.models import (
     predict,
     require,
     train,
+    within,
 )
 
 
@@ -109,9 +110,9 @@ class LowFrequency(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 < self.fooled <= 1, f"fooled must be in (0, 1], got {self.fooled}")
+        within("(0, 1]", fooled=self.fooled)
         check_bound(self.epsilon)
-        require(0 < self.band <= 1, f"band must be in (0, 1], got {self.band}")
+        within("(0, 1]", band=self.band)
         above(0, step=self.step)
         at_least(1, passes=self.passes)
 

@@ -29,10 +29,10 @@ from bdbench.models import (
     has_head,
     one_of,
     require,
+    to_float,
     train,
 )
 from bdbench.models.rng import stream
-from bdbench.models.training.augment import to_float
 
 MODES = ("add", "overwrite", "inverted")
 NEURONS = 2

@@ -19,7 +19,13 @@ from torch.nn.functional import interpolate
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import ImageSet, above, at_least, require
+from bdbench.models import (
+    ImageSet,
+    above,
+    at_least,
+    require,
+    within,
+)
 from bdbench.models.rng import stream
 
 BITS = 11
@@ -52,7 +58,7 @@ class WaNet(Attack):
         super().__post_init__()
         above(0, strength=self.strength)
         at_least(2, grid=self.grid)
-        require(0 < self.rescale <= 1, f"rescale must be in (0, 1], got {self.rescale}")
+        within("(0, 1]", rescale=self.rescale)
         check_cover_rate(self.cover_rate, self.poisoning_rate)
 
     def field(self, height: int, width: int) -> Tensor:

@@ -40,12 +40,12 @@ from bdbench.models import (
     ImageSet,
     Recipe,
     above,
+    accuracy,
     at_least,
     batch_sizes,
     loop,
     one_of,
     portion,
-    predict,
     require,
     sample_losses,
     train,
@@ -282,10 +282,6 @@ def sample(data: ImageSet, most: int, rng: torch.Generator) -> ImageSet:
 
 def mean_loss(network: Classifier, data: ImageSet) -> float:
     return float(sample_losses(network, data).mean())
-
-
-def accuracy(network: Classifier, data: ImageSet) -> float:
-    return float((predict(network, data.images) == data.labels).double().mean())
 
 
 def copy_state(network: Classifier) -> dict[str, Tensor]:

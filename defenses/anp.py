@@ -28,7 +28,16 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import Context, Defense, register
-from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, loop, require
+from bdbench.models import (
+    Batch,
+    Classifier,
+    ImageSet,
+    Recipe,
+    at_least,
+    loop,
+    require,
+    within,
+)
 
 Norms = Mapping[str, nn.BatchNorm2d]
 MASKED = "a BatchNorm2d that has weights"
@@ -61,7 +70,7 @@ class ANP(Defense):
 
     def __post_init__(self) -> None:
         limit = self.threshold
-        require(0 <= limit < 1, f"threshold must be at least 0 and below 1, got {limit}")
+        within("[0, 1)", threshold=limit)
         at_least(0, epsilon=self.epsilon)
         require(0 <= self.alpha <= 1, f"alpha must be from 0 to 1, got {self.alpha}")
         at_least(1, updates=self.updates)

@@ -11,8 +11,8 @@ default has fewer and shorter epochs, half as many, and an epoch is a share of t
 plain trainings. The paper's lengths are `asd(first_epochs=60, second_epochs=30, third_epochs=30,
 semi_share=1.31072)` for 50,000 images and a recipe of 100 epochs; all lengths scale with the
 recipe, but not `interval`, so the pool of stage 1 ends with fewer images of a class: 110 at the
-paper's lengths, 50 at these, 10 in 30 epochs. Lengths, growth, shares and the learning rate of the
-virtual copy were not checked against the text of the paper. Open in what was read, and our choice:
+paper's lengths, 50 at these, 10 in 30 epochs. "Unverified" marks what was not checked against the
+text of the paper. Open in what was read, and our choice:
 the pool of stage 1 is chosen anew before every epoch and has at most `alpha` of a class; the
 virtual copy trains all its layers, with cross entropy, the recipe's augmentation and batch size and
 an Adam of its own; losses that a split compares are of images without augmentation, in eval mode;
@@ -54,8 +54,8 @@ from bdbench.models import (
     logits,
     loop,
     portion,
-    require,
     resumable,
+    within,
 )
 
 
@@ -64,21 +64,22 @@ from bdbench.models import (
 class ASD(Defense):
     """Lengths are given for a recipe of 100 epochs and scaled to that of the cell.
 
-    first_epochs: epochs of stage 1, the class-aware split (paper: 60; reduced)
-    second_epochs: epochs of stage 2, the class-agnostic split (paper: 30; reduced)
-    third_epochs: epochs of stage 3, the meta-split (paper: 30; reduced)
+    first_epochs: epochs of stage 1, the class-aware split (paper, unverified: 60; reduced)
+    second_epochs: epochs of stage 2, the class-agnostic split (paper, unverified: 30; reduced)
+    third_epochs: epochs of stage 3, the meta-split (paper, unverified: 30; reduced)
     growth: images of each class that join the pool of stage 1 every `interval` epochs, at least 1
-        (paper: 10)
-    interval: epochs, not scaled with the recipe (paper: 5)
+        (paper, unverified: 10)
+    interval: epochs, not scaled with the recipe (paper, unverified: 5)
     alpha: share of all images in the pool of stage 2, and largest share of a class in that of
-        stage 1, in (0, 1) (paper: 0.5; the limit is our choice)
-    gamma: share of all images in the pool of stage 3, in (0, 1) (paper: 0.5)
-    virtual_epochs: epochs of the virtual copy, not scaled with the recipe (paper: 1)
-    virtual_rate: learning rate of its Adam, above 0 (paper: 0.015)
-    learning_rate: rate of the one Adam for MixMatch, constant (paper: 0.002)
+        stage 1, in (0, 1) (paper, unverified: 0.5; the limit is our choice)
+    gamma: share of all images in the pool of stage 3, in (0, 1) (paper, unverified: 0.5)
+    virtual_epochs: epochs of the virtual copy, not scaled with the recipe (paper, unverified: 1)
+    virtual_rate: learning rate of its Adam, above 0 (paper, unverified: 0.015)
+    learning_rate: rate of the one Adam for MixMatch, constant (paper, unverified: 0.002)
     ce_weight, rce_weight: weights of the two terms of the symmetric cross entropy (paper of DBD)
     semi_share: labelled images in an epoch, as a share of all images, above 0; it has as many
-        unlabelled ones (paper: 1,024 batches, which is 1.31 on CIFAR-10; reduced)
+        unlabelled ones (paper, unverified: 1,024 batches, which is 1.31 on CIFAR-10;
+        reduced)
     semi_batch_size: labelled images in a batch, and unlabelled ones (paper: 64)
     sharpening: T of MixMatch, which raises guesses to the power 1/T, above 0 (paper: 0.5)
     beta: both parameters of the Beta distribution of mixing coefficients, above 0 (MixMatch's
@@ -117,7 +118,7 @@ class ASD(Defense):
         at_least(0, ce_weight=self.ce_weight, rce_weight=self.rce_weight, lambda_u=self.lambda_u)
         for name in ("alpha", "gamma"):
             share = getattr(self, name)
-            require(0 < share < 1, f"{name} must be between 0 and 1, got {share}")
+            within("(0, 1)", **{name: share})
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         seeds = context.trusted()

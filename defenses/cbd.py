@@ -41,12 +41,12 @@ from bdbench.models import (
     Classifier,
     ImageSet,
     Recipe,
+    accuracy,
     added,
     at_least,
     has_head,
     loop,
     one_of,
-    predict,
     require,
     sample_losses,
     train,
@@ -141,8 +141,7 @@ class CBD(Defense):
             for beta in BETAS:
                 f_c = own.build()
                 replace(self, beta=beta).train_f_c(f_c, f_b, rest, own)
-                hits = predict(f_c, data.images[held_out]) == data.labels[held_out]
-                counts.append(int(hits.sum()))
+                counts.append(round(accuracy(f_c, data[held_out]) * len(held_out)))
             return counts
 
         pairs = list(product(range(self.folds), self.t1s))

@@ -60,6 +60,7 @@ from bdbench.models import (
     portion,
     require,
     resumable,
+    within,
 )
 from bdbench.models.rng import global_seed
 
@@ -120,7 +121,7 @@ class DBD(Defense):
         above(0, temperature=self.temperature, sharpening=self.sharpening)
         above(0, semi_share=self.semi_share, beta=self.beta)
         at_least(0, ce_weight=self.ce_weight, rce_weight=self.rce_weight, lambda_u=self.lambda_u)
-        require(0 < self.alpha < 1, f"alpha must be between 0 and 1, got {self.alpha}")
+        within("(0, 1)", alpha=self.alpha)
 
     def lacks(self, network: Classifier, image_size: int) -> str:
         return "" if has_head(network) else HEAD

@@ -31,14 +31,14 @@ from bdbench.models import (
     ImageSet,
     Recipe,
     above,
+    accuracy,
     at_least,
     batch_sizes,
+    features,
     has_head,
     loop,
-    predict,
-    require,
+    within,
 )
-from bdbench.models.training.augment import to_float
 
 
 @register("fp", title="FP")
@@ -64,7 +64,7 @@ class FinePruning(Defense):
     batch_size: int = 64
 
     def __post_init__(self) -> None:
-        require(0 <= self.max_drop < 1, f"max_drop must be in [0, 1), got {self.max_drop}")
+        within("[0, 1)", max_drop=self.max_drop)
         at_least(0, updates=self.updates)
         batch_sizes(batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)
@@ -77,8 +77,8 @@ class FinePruning(Defense):
         fit, validation = clean.fit, clean.validation
         network = deepcopy(context.undefended())
 
-        order = embed(network, fit.images).mean(0).argsort(stable=True)
-        z = embed(network, validation.images)
+        order = features(network, fit.images).mean(0).argsort(stable=True)
+        z = features(network, validation.images)
         hits = sweep(network.head, z, validation.labels, order)
         count = level(hits, self.max_drop * len(validation))
         pruned = torch.zeros_like(order, dtype=torch.bool)
@@ -90,7 +90,7 @@ class FinePruning(Defense):
         after = hits[count]
         if self.updates:
             self.tune(network, pruned, fit, context)
-            after = int((predict(network, validation.images) == validation.labels).sum())
+            after = round(accuracy(network, validation) * len(validation))
         context.journal.scalars |= {
             "channels": len(order),
             "pruned channels": count,
@@ -139,12 +139,6 @@ class FinePruning(Defense):
             tuned = self.tuning_passes(recipe, images, self.updates, self.batch_size)
             own += 3.0 * tuned + validation
         return 3.0 * recipe.epochs + own
-
-
-@torch.no_grad()
-def embed(network: Classifier, images: Tensor) -> Tensor:
-    """uint8 (n, 3, height, width) -> the embeddings, float32 (n, channels), not augmented."""
-    return torch.cat([network.features(to_float(part)) for part in images.split(500)])
 
 
 @torch.no_grad()

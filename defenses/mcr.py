@@ -38,13 +38,13 @@ from bdbench.models import (
     ImageSet,
     Recipe,
     above,
+    accuracy,
     at_least,
     batch_sizes,
     loop,
     one_of,
-    predict,
-    require,
     train,
+    within,
 )
 
 ENDS = ("single", "two")
@@ -88,10 +88,7 @@ class MCR(Defense):
         at_least(1, updates=self.updates, tuning_updates=self.tuning_updates)
         batch_sizes(batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)
-        require(
-            0 <= self.tolerance < 1,
-            f"tolerance must be at least 0 and below 1, got {self.tolerance}",
-        )
+        within("[0, 1)", tolerance=self.tolerance)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean, scalars = context.trusted(), context.journal.scalars
@@ -111,8 +108,7 @@ class MCR(Defense):
 
         for t in POINTS:
             move_to(t)
-            hits = predict(network, clean.validation.images) == clean.validation.labels
-            accuracies[t] = float(hits.double().mean())
+            accuracies[t] = accuracy(network, clean.validation)
             scalars[f"validation accuracy at t = {t}"] = accuracies[t]
         scalars["t"] = selected = self.select(accuracies)
         move_to(selected)

@@ -24,12 +24,15 @@ if TYPE_CHECKING:
     from bdbench.models.plugins.errors import batch_sizes as batch_sizes
     from bdbench.models.plugins.errors import one_of as one_of
     from bdbench.models.plugins.errors import require as require
+    from bdbench.models.plugins.errors import within as within
     from bdbench.models.plugins.spec import added as added
     from bdbench.models.plugins.spec import path_field as path_field
     from bdbench.models.registry import models as models
     from bdbench.models.registry import register as register
+    from bdbench.models.training.augment import to_float as to_float
     from bdbench.models.training.context import TrainingContext as TrainingContext
     from bdbench.models.training.loop import Batch as Batch
+    from bdbench.models.training.loop import accuracy as accuracy
     from bdbench.models.training.loop import features as features
     from bdbench.models.training.loop import logits as logits
     from bdbench.models.training.loop import loop as loop
@@ -44,12 +47,31 @@ HOMES = {
     "data": ["ImageSet", "portion"],
     "networks.classifier": ["HEAD", "Classifier", "has_head", "stage_shapes"],
     "networks.traced": ["Traced"],
-    "plugins.errors": ["InvalidInput", "above", "at_least", "batch_sizes", "one_of", "require"],
+    "plugins.errors": [
+        "InvalidInput",
+        "above",
+        "at_least",
+        "batch_sizes",
+        "one_of",
+        "require",
+        "within",
+    ],
     "plugins.spec": ["added", "path_field"],
     "registry": ["models", "register"],
+    "training.augment": ["to_float"],
     "training.context": ["TrainingContext"],
     "training.loop": [
-        *("Batch", "Recipe", "features", "logits", "loop", "predict", "sample_losses", "train")
+        *(
+            "Batch",
+            "Recipe",
+            "accuracy",
+            "features",
+            "logits",
+            "loop",
+            "predict",
+            "sample_losses",
+            "train",
+        )
     ],
     "training.resume": ["State", "resumable"],
 }

@@ -26,7 +26,7 @@ IMAGES = 50_000
 RECIPE = Recipe()
 EPOCH = 3.0
 """Passes per image of an epoch of training."""
-SOURCES = ("paper", "code", "choice", "validation", "BackdoorBench")
+SOURCES = re.compile(r"\b(paper|code|choice|validation|BackdoorBench)\b")
 """A source in brackets contains one of these words."""
 CONDITION = re.compile(r"Only for .+:")
 """The first line of a paragraph of a docstring whose fields matter only then."""
@@ -125,7 +125,7 @@ def _split(text: str) -> tuple[str, str]:
     """Split a line into meaning and source, the brackets that contain one of `SOURCES`. Where a
     line has several, each belongs to the value before it and stays there; the first is that of the
     default."""
-    sources = [s for s in re.findall(r"\(([^()]*)\)", text) if any(word in s for word in SOURCES)]
+    sources = [each for each in re.findall(r"\(([^()]*)\)", text) if SOURCES.search(each)]
     if len(sources) == 1:
         text = text.replace(f"({sources[0]})", "")
     return re.sub(r"\s+([;,.:]|$)", r"\1", " ".join(text.split())), "".join(sources[:1])

@@ -40,6 +40,17 @@ def above(bound: float, **values: float) -> None:
         require(value > bound, f"{name} must be above {bound}, got {value}")
 
 
+def within(interval: str, **values: float) -> None:
+    """Raise `InvalidInput` unless all of these settings are in `interval`, written as `[0, 1)`, of
+    which a round bracket excludes its end; NaN is in none."""
+    low, high = map(float, interval[1:-1].split(","))
+    for name, value in values.items():
+        inside = (low < value if interval[0] == "(" else low <= value) and (
+            value < high if interval[-1] == ")" else value <= high
+        )
+        require(inside, f"{name} must be in {interval}, got {value}")
+
+
 def batch_sizes(**values: int) -> None:
     """Raise `InvalidInput` unless all of these settings are sizes of a batch: at least 2, as the
     statistics of one image say nothing, and at most `LARGEST_BATCH`."""

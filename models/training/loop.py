@@ -177,6 +177,11 @@ def predict(model: Classifier, images: Tensor) -> Tensor:
     return logits(model, images).argmax(1)
 
 
+def accuracy(model: Classifier, data: ImageSet) -> float:
+    """The share of the images that get their label, in [0, 1]."""
+    return float((predict(model, data.images) == data.labels).double().mean())
+
+
 def sample_losses(model: Classifier, data: ImageSet) -> Tensor:
     """float32 (n,): the cross entropy of every image, in eval mode and without augmentation."""
     return cross_entropy(logits(model, data.images), data.labels, reduction="none")

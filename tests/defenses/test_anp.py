@@ -261,8 +261,8 @@ def test_without_clean_images_the_error_says_so(images: ImageSet) -> None:
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ("anp(threshold=-0.1)", "threshold must be at least 0 and below 1, got -0.1"),
-        ("anp(threshold=1.0)", "threshold must be at least 0 and below 1, got 1.0"),
+        ("anp(threshold=-0.1)", r"threshold must be in \[0, 1\), got -0.1"),
+        ("anp(threshold=1.0)", r"threshold must be in \[0, 1\), got 1.0"),
         ("anp(epsilon=-0.1)", "epsilon must be at least 0, got -0.1"),
         ("anp(alpha=1.1)", "alpha must be from 0 to 1, got 1.1"),
         ("anp(updates=0)", "updates must be at least 1, got 0"),

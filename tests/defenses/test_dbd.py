@@ -475,8 +475,8 @@ def test_the_result_depends_on_the_seed_only(precision: str, images: ImageSet) -
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"alpha": 0.0}, "alpha must be between 0 and 1"),
-        ({"alpha": 1.0}, "alpha must be between 0 and 1"),
+        ({"alpha": 0.0}, r"alpha must be in \(0, 1\)"),
+        ({"alpha": 1.0}, r"alpha must be in \(0, 1\)"),
         ({"ssl_epochs": 0}, "ssl_epochs must be at least 1"),
         ({"semi_batch_size": 1}, "semi_batch_size must be at least 2"),
         ({"temperature": 0.0}, "temperature must be above 0"),

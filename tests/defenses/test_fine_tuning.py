@@ -17,7 +17,7 @@ from bdbench.cells.cell import cell
 from bdbench.contract import scenarios
 from bdbench.defenses import nad
 from bdbench.defenses.base import Context, Defense
-from bdbench.defenses.fp import FinePruning, embed, level, sweep
+from bdbench.defenses.fp import FinePruning, level, sweep
 from bdbench.defenses.ft import FineTuning
 from bdbench.defenses.nad import NAD
 from bdbench.defenses.registry import defenses
@@ -29,7 +29,7 @@ from bdbench.models.registry import models
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Batch, logits, loop, predict, train
+from bdbench.models.training.loop import Batch, features, logits, loop, predict, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
 from bdbench.trial.clean_budget import clean_budget
@@ -193,7 +193,7 @@ def test_pruned_channels_stay_pruned(
     order = ranked(undefended, fit)
     assert set(pruned.nonzero().flatten().tolist()) == set(order[: int(pruned.sum())])
 
-    z = embed(made, validation.images)
+    z = features(made, validation.images)
     disturbed = z.clone()
     disturbed[:, pruned] += 1e3 * torch.randn(len(z), int(pruned.sum()), generator=stream(0, "z"))
     assert torch.equal(made.head(z), made.head(disturbed))
@@ -316,7 +316,7 @@ def no_drop(undefended: Classifier, striped: ImageSet) -> Classifier:
     with torch.no_grad():
         # Without the channel, a large bias makes every prediction class 9.
         network.head.bias[9] += 1e4
-        typical = embed(network, validation.images)[:, weakest].mean()
+        typical = features(network, validation.images)[:, weakest].mean()
         network.head.weight[9, weakest] -= 2e4 / typical
     return network
 

@@ -456,8 +456,8 @@ def test_rates_fall_twice_and_have_the_sum_of_the_codes_rates() -> None:
         ({"tuning_updates": 0}, "tuning_updates must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
         ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
-        ({"tolerance": 1.0}, "tolerance must be at least 0 and below 1, got 1.0"),
-        ({"tolerance": -0.1}, "tolerance must be at least 0 and below 1, got -0.1"),
+        ({"tolerance": 1.0}, r"tolerance must be in \[0, 1\), got 1.0"),
+        ({"tolerance": -0.1}, r"tolerance must be in \[0, 1\), got -0.1"),
     ],
 )
 def test_a_bad_setting_is_refused(fields: dict[str, Any], complaint: str) -> None:
