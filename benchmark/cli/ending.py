@@ -52,19 +52,25 @@ def show_leaderboard(
     origins: Origins,
     board: Leaderboard | None = None,
     label: str | None = None,
+    ending: str = "",
 ) -> None:
     """Print the leaderboard of some records, then write it below a folder. Raises as
     `leaderboard_files` and `write_files` do.
 
     board: the one to print, if it is another
     label: of the table in LaTeX, which is then written too
+    ending: see `show_table`
     """
     files = leaderboard_files(records, folder, origins, label)
-    show_table(files, folder, board.markdown() if board else "")
+    show_table(files, folder, board.markdown() if board else "", ending)
 
 
-def show_table(files: Mapping[str, str], folder: Path, text: str = "") -> None:
+def show_table(files: Mapping[str, str], folder: Path, text: str = "", ending: str = "") -> None:
     """Print a table, or `text` in its place, then write its files, given by name. Raises as
-    `write_files` does."""
+    `write_files` does.
+
+    ending: of their names, before the dot
+    """
     say(text or next(files[name] for name in files if name.endswith(".md")))
+    files = {name.replace(".", f"{ending}."): content for name, content in files.items()}
     say(f"written: {', '.join(map(str, write_files(files, folder)))}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,14 @@ class Jobs(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(f"{value!r} is neither a number nor auto", param, ctx)
 
 
+def selection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds an option for each of `AXES`, by which a command shows some of the cells only."""
+    for axis, nouns in reversed(AXES.items()):
+        text = f"Show only these {nouns}; repeatable."
+        command = click.option(f"--{axis}", multiple=True, metavar="SPEC", help=text)(command)
+    return command
+
+
 ANY_PATH = UserPath(path_type=Path)
 FOLDER = UserPath(path_type=Path, file_okay=False)
 FILE = UserPath(path_type=Path, dir_okay=False)
@@ -51,6 +60,14 @@ DATA = click.option(
     show_default="$BDBENCH_DATA",
     help="Look for data sets in DIR first.",
 )
+AXES = {
+    "attack": "attacks",
+    "defense": "defenses",
+    "dataset": "data sets",
+    "model": "models",
+    "recipe": "recipes",
+}
+"""Options that select cells, and what they name."""
 PLUGIN = click.option(
     "--plugin",
     type=FILE,

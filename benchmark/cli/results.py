@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from bdbench.cli.group import cli, load_plugins, neighbours_of, records_in, say
-from bdbench.cli.options import DATA, FOLDER, PLUGIN, RESULTS
+from bdbench.cli.options import DATA, FOLDER, PLUGIN, RESULTS, selection
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import require
 
@@ -15,6 +15,7 @@ from bdbench.models.plugins.errors import require
 @cli.command()
 @click.argument("which", metavar="[leaderboard|1|2|3|5]", default="leaderboard")
 @RESULTS
+@selection
 @click.option(
     "--against",
     type=FOLDER,
@@ -38,12 +39,17 @@ def table(
     label: str,
     sort: str,
     columns: tuple[str, ...],
+    **wanted: tuple[str, ...],
 ) -> int:
     """Make a table from records and print it.
 
     It is also written as CSV and Markdown. Making a table never trains.
 
     1, 2, 3 and 5 are the tables of the paper in its layout, with the printed numbers beside ours.
+
+    A SPEC is a name with or without fields, and selects every plugin that agrees with it. No
+    defense stays, as the others are compared with it. The files of a selection have names of their
+    own, such as leaderboard-selection.tex.
 
     --against adds to the leaderboard what DIR has of the same data sets, models, recipes, attacks
     and seeds. Lines below the table say what was left out.
@@ -67,11 +73,17 @@ def table(
     own, damaged = records_in(results)
     others, more = neighbours_of(against, results)
     records, origins = join(own, others, results)
+    ending = ""
+    if any(wanted.values()):
+        from bdbench.figures.selection import select
+
+        groups = select(records, results, wanted).with_baseline
+        records, ending = [record for group in groups for record in group.records], "-selection"
     if which == "leaderboard":
         board = leaderboard(records, sort, columns, origins) if own_layout else None
-        show_leaderboard(records, results, origins, board, label if latex else None)
+        show_leaderboard(records, results, origins, board, label if latex else None, ending)
     else:
-        show_table(table_files(int(which), records, results, latex), results)
+        show_table(table_files(int(which), records, results, latex), results, ending=ending)
     return 1 if damaged or more else 0
 
 
@@ -133,13 +145,7 @@ def merge(folders: tuple[Path, ...], results: Path) -> int:
 @cli.command()
 @click.argument("which", metavar="tsne|losses|curves|pareto|plane|sweep|triggers")
 @RESULTS
-@click.option("--attack", multiple=True, metavar="SPEC", help="Draw only this attack; repeatable.")
-@click.option(
-    "--defense", multiple=True, metavar="SPEC", help="Draw only this defense; repeatable."
-)
-@click.option("--dataset", multiple=True, metavar="SPEC", help="Choose one of several data sets.")
-@click.option("--model", multiple=True, metavar="SPEC", help="Choose one of several models.")
-@click.option("--recipe", multiple=True, metavar="SPEC", help="Choose one of several recipes.")
+@selection
 @click.option(
     "--format",
     "formats",

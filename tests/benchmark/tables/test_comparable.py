@@ -13,9 +13,11 @@ import torch
 from builders import make_record
 
 from bdbench.cells.cell import cell
+from bdbench.cli import main
 from bdbench.figures.pareto import points
 from bdbench.models import Recipe
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records import files
 from bdbench.records.beside import Neighbour, join
 from bdbench.records.record import Record
 from bdbench.tables.groups import CODE, collect, unlike
@@ -152,3 +154,23 @@ def test_counts_of_a_class_without_clean_images_are_none() -> None:
     labels, mask = torch.tensor([0, 1, 2]), torch.tensor([False, False, True])
     found = diagnose({"weight": torch.tensor([0.1, 0.2, 0.9])}, mask, labels)
     assert found["weight"]["by_class"] == [0.1, 0.2, None]
+
+
+def test_a_table_of_some_cells_has_files_of_its_own_and_no_defense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for defense in ("none", "cbd", "ft"):
+        for attack in ("badnets", "blend"):
+            files.write(tmp_path, made(defense, attack))
+    options = ["--defense=cbd", "--attack=blend", f"--results={tmp_path}"]
+    assert main(["table", *options, "--latex", "--columns=floor"]) == 0
+    assert " ft " not in (shown := capsys.readouterr().out)
+    assert "badnets" not in shown
+    found = {path.name: path.read_text() for path in (tmp_path / "tables").iterdir()}
+    assert found.keys() == {f"leaderboard-selection.{kind}" for kind in ("csv", "md", "tex")}
+    lines = found["leaderboard-selection.csv"].splitlines()
+    assert [line.split(",")[2:4] for line in lines[1:]] == [["blend", "none"], ["blend", "cbd"]]
+    assert main(["table", "--results", str(tmp_path)]) == 0
+    assert "ft" in (tmp_path / "tables/leaderboard.csv").read_text()
+    assert main(["table", "--defense=cbx", f"--results={tmp_path}"]) == 2
+    assert "has no defense 'cbx'; did you mean 'cbd'?" in capsys.readouterr().err
