@@ -18,6 +18,7 @@ from bdbench.defenses import Defense
 from bdbench.models import Classifier, Recipe
 from bdbench.models.rng import GlobalGenerators
 from bdbench.models.training.loop import EVALUATION_BATCH, _evaluation_batch
+from bdbench.running import run as running
 from bdbench.storage.cache import Cache
 from bdbench.trial import harness, keys
 from bdbench.trial.failure import out_of_memory
@@ -156,3 +157,21 @@ def test_threads_of_the_cpu_are_in_no_key_of_a_gpu(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(keys, "unusual", lambda device: {})
     assert keys.machine(GPU, 1) == keys.machine(GPU, 16)
     assert keys.machine(torch.device("cpu"), 1) != keys.machine(torch.device("cpu"), 16)
+
+
+def test_the_process_of_a_run_leaves_the_gpu_to_its_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hold memory there, and a GPU in exclusive mode would refuse every cell."""
+    asked: list[object] = []
+
+    def in_process(job: object, work: object) -> float:
+        asked.append(work)
+        return 2.0
+
+    monkeypatch.setattr(running, "call_in_process", in_process)
+    monkeypatch.setattr(torch.cuda, "synchronize", None)
+    alone = SimpleNamespace(in_process=False)
+    planned: Any = SimpleNamespace(device=GPU, execution=alone, job=None)
+    assert running._others(planned)() == 2.0
+    assert asked == [running._others_beside]

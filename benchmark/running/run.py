@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -40,7 +41,7 @@ from bdbench.running.progress import Reporter, duration
 from bdbench.running.schedule import Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.states import CellState, Kind, state_of
-from bdbench.running.worker import Job, setting_of
+from bdbench.running.worker import Job, Worker, setting_of
 from bdbench.storage.atomic import check_writable, remove_abandoned
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, low_disk, roots
@@ -327,13 +328,13 @@ def execute(plan: Plan, console: Console) -> RunOutcome:
         for line in (plan.nothing_to_do, *plan.outdated()):
             _say(console, line)
         return RunOutcome(0)
-    others = Contention(plan.device) if plan.suite.timed else None
+    others = _others(plan) if plan.suite.timed else None
     _check_places(plan)
     _announce(plan, console)
     work = sum(added_work(plan.missing, plan.speed.done).values())
     with Reporter(len(plan.missing), work, console) as reporter:
         if others is not None:
-            _warn_of_others(others, plan.device, reporter)
+            _warn_of_others(others(), plan.device, reporter)
         if plan.execution.is_here and (scarce := low_disk(plan.results, plan.job.cache)):
             reporter.say(f"warning: {scarce}")
         results, budget = plan.job.results, plan.options.budget
@@ -358,9 +359,20 @@ def _announce(plan: Plan, console: Console) -> None:
         _say(console, line)
 
 
-def _warn_of_others(others: Contention, device: torch.device, reporter: Reporter) -> None:
-    taken = others.meanwhile() or 0
-    if taken > ALONE:
+def _others(plan: Plan) -> Callable[[], float | None]:
+    """Tells how much other processes use the device, from now on. A GPU is left to the processes
+    of cells, so one of its own asks there."""
+    if plan.device.type == "cuda" and not plan.execution.in_process:
+        return partial(call_in_process, plan.job, _others_beside)
+    return Contention(plan.device).meanwhile
+
+
+def _others_beside(worker: Worker) -> float | None:
+    return Contention(worker.harness.device).meanwhile()
+
+
+def _warn_of_others(taken: float | None, device: torch.device, reporter: Reporter) -> None:
+    if taken is not None and taken > ALONE:
         unit = "cores" if device.type == "cpu" else "processes"
         reporter.say(
             f"warning: other processes use the device ({taken:.2g} {unit}), which distorts seconds"
@@ -483,10 +495,17 @@ def _tidy(plan: Plan) -> None:
         if cell in missing or not lock_of(job.results, cell.key).exists():
             continue
         with suppress(InvalidInput), claimed(job.results, cell.key) as mine:
-            if mine and plan.execution.is_here:
-                harness = Harness(Cache(job.cache), job.roots, plan.device)
+            if not mine or not plan.execution.is_here:
+                continue
+            if plan.device.type == "cuda" and not plan.execution.in_process:
+                call_in_process(job, partial(_discard, cell.located))
+            else:
                 with num_threads(job.threads):
-                    harness.discard(cell)
+                    Harness(Cache(job.cache), job.roots, plan.device).discard(cell)
+
+
+def _discard(identity: Mapping[str, Any], worker: Worker) -> None:
+    worker.harness.discard(worker.cell(identity))
 
 
 def _remove_temporary(results: Path) -> None:
