@@ -238,6 +238,12 @@ def test_the_pages_say_what_a_search_of_neural_cleanse_costs() -> None:
     assert "the 31,000 batches of 32 that its authors allow would take two." in decisions
 
 
+def test_no_run_writes_among_the_published_records_by_default() -> None:
+    for name in PUBLISHED:
+        marked = (ROOT / "results" / name / "PUBLISHED").is_file()
+        assert marked or name not in SUITES, f"add the file results/{name}/PUBLISHED"
+
+
 def test_the_planning_page_says_what_the_suites_cost() -> None:
     """It counts plain trainings for one seed, and those of DBD."""
     rows = re.findall(

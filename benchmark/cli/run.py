@@ -96,8 +96,8 @@ def run(name: str, **options: Any) -> int:
     sweep: "cbd(t1=[3, 5, 8])" is three defenses.
 
     With --against DIR, a cell that has a record in DIR is not run, and the leaderboard shows the
-    records of both folders. New records go to --results; if results/SUITE is DIR itself, the
-    default is results/SUITE-own.
+    records of both folders. New records go to --results; if results/SUITE is DIR itself, or holds a
+    file PUBLISHED, the default is results/SUITE-own.
 
     Exit codes: 0 success, 1 a cell failed, 2 bad usage, configuration or input, also if a cell
     failed on it while the others ran, 130 interrupted.

@@ -49,6 +49,8 @@ from bdbench.storage.networks import FOLDER as NETWORKS
 from bdbench.trial.harness import Harness
 from bdbench.trial.networks import NEEDS_FILE, check_starts
 
+PUBLISHED = "PUBLISHED"
+"""A file of this name marks a folder that no run writes to unless `--results` names it."""
 LONGEST = 1e9
 """Seconds, about thirty years: a system timer can be set to this."""
 
@@ -245,7 +247,10 @@ class Plan:
 
     def surroundings(self) -> Iterator[str]:
         """Lines on the other folders of records, for a reader of the common table."""
+        usual = Path("results") / self.name
         if not self.beside:
+            if self.results == usual.with_name(f"{self.name}-own"):
+                yield f"the records in {usual} are published, so new ones go to {self.results}"
             return
         for other in self.beside:
             count = list(self.there.values()).count(other.folder)
@@ -480,10 +485,10 @@ def _states(
 
 def _folder(name: str, options: RunOptions) -> Path:
     """The folder of the records: by default that with the name of the suite, or one beside it if
-    `--against` names that folder."""
+    `--against` names that folder, or if its records are published."""
     usual = Path("results") / name
-    published = any(same(usual, folder) for folder in options.against)
-    return options.results or (usual.with_name(f"{name}-own") if published else usual)
+    kept = (usual / PUBLISHED).exists() or any(same(usual, each) for each in options.against)
+    return options.results or (usual.with_name(f"{name}-own") if kept else usual)
 
 
 def _tidy(plan: Plan) -> None:

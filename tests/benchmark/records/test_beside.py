@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -445,6 +446,22 @@ def test_the_folder_of_a_suite_that_is_published_stays_as_it_is(
     assert "written: results/quick-own/tables/leaderboard.csv" in shown
     assert "none ◊" in rows(shown)
     assert not Path("results/quick-own/records").exists()
+
+
+def test_a_run_writes_among_published_records_only_if_it_is_told_to(
+    published: Path, own_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path("results/quick")
+    shutil.copytree(published, folder)
+    assert main(["run", *TINY, "--defense=none", "--dry-run"]) == 0
+    assert "has its record" in capsys.readouterr().out
+    (folder / "PUBLISHED").touch()
+    assert main(["run", *TINY, "--defense=none", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "has its record" not in shown
+    assert f"the records in {folder} are published, so new ones go to {folder}-own" in shown
+    assert main(["run", *TINY, "--defense=none", "--dry-run", f"--results={folder}"]) == 0
+    assert "has its record" in capsys.readouterr().out
 
 
 def test_python_compares_as_the_command_does(published: Path, tmp_path: Path) -> None:
