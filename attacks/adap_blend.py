@@ -18,13 +18,7 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.blend import Blend
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import (
-    ImageSet,
-    at_least,
-    portion,
-    require,
-    within,
-)
+from bdbench.models import ImageSet, at_least, portion, require, within
 
 
 @register("adap_blend", title="Adap-Blend")

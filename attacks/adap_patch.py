@@ -23,11 +23,7 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.patch import cell_pixels, enlarge, place
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import (
-    ImageSet,
-    require,
-    within,
-)
+from bdbench.models import ImageSet, require, within
 from bdbench.models.rng import stream
 
 PATCHES = 4

@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
-from bdbench.models import (
-    ImageSet,
-    within,
-)
+from bdbench.models import ImageSet, within
 from bdbench.models.rng import stream
 
 CHUNK = 256

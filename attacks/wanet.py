@@ -19,13 +19,7 @@ from torch.nn.functional import interpolate
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.poison import check_cover_rate
-from bdbench.models import (
-    ImageSet,
-    above,
-    at_least,
-    require,
-    within,
-)
+from bdbench.models import ImageSet, above, at_least, require, within
 from bdbench.models.rng import stream
 
 BITS = 11

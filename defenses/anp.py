@@ -28,16 +28,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import Context, Defense, register
-from bdbench.models import (
-    Batch,
-    Classifier,
-    ImageSet,
-    Recipe,
-    at_least,
-    loop,
-    require,
-    within,
-)
+from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, loop, require, within
 
 Norms = Mapping[str, nn.BatchNorm2d]
 MASKED = "a BatchNorm2d that has weights"

@@ -48,30 +48,15 @@ HOMES = {
     "networks.classifier": ["HEAD", "Classifier", "has_head", "stage_shapes"],
     "networks.traced": ["Traced"],
     "plugins.errors": [
-        "InvalidInput",
-        "above",
-        "at_least",
-        "batch_sizes",
-        "one_of",
-        "require",
-        "within",
+        *("InvalidInput", "above", "at_least", "batch_sizes", "one_of", "require", "within")
     ],
     "plugins.spec": ["added", "path_field"],
     "registry": ["models", "register"],
     "training.augment": ["to_float"],
     "training.context": ["TrainingContext"],
     "training.loop": [
-        *(
-            "Batch",
-            "Recipe",
-            "accuracy",
-            "features",
-            "logits",
-            "loop",
-            "predict",
-            "sample_losses",
-            "train",
-        )
+        *("Batch", "Recipe", "accuracy", "features"),
+        *("logits", "loop", "predict", "sample_losses", "train"),
     ],
     "training.resume": ["State", "resumable"],
 }

@@ -20,6 +20,8 @@ from torch.nn.functional import interpolate
 from bdbench.models.networks.classifier import Channels, Classifier
 from bdbench.models.plugins.errors import InvalidInput, require
 
+DROPPED = ("p", "dropout", "attention_dropout")
+"""Names of arguments that are shares of what a dropout leaves out."""
 PROBES = 2
 """Images that pass through a network to find its feature maps."""
 
@@ -102,7 +104,8 @@ def _is_frozen(node: fx.Node) -> bool:
     except (TypeError, ValueError):  # no signature
         return False
     given.apply_defaults()
-    return given.arguments.get("training") is False and given.arguments.get("p", 1) != 0
+    shares = [value for name, value in given.arguments.items() if name in DROPPED]
+    return given.arguments.get("training") is False and (not shares or any(shares))
 
 
 def _name(node: fx.Node | None) -> str:
