@@ -312,7 +312,7 @@ def empty(folder: Path) -> Path:
     return folder / "empty.py"
 
 
-DROPS = tuple(round(0.001 * n, 3) for n in range(100, 230))
+DROPS = tuple(round(0.001 * n, 3) for n in range(100, 370))
 """Its text is short enough for a spec, but not with all other fields of a recipe."""
 
 
@@ -339,9 +339,9 @@ DROPS = tuple(round(0.001 * n, 3) for n in range(100, 230))
         (lambda: bd.run_cell(recipe=3), "a recipe is written recipe("),
         (lambda: bd.poison("blend", recipe=["recipe(epochs=1)"]), "a recipe is written recipe("),
         (lambda: bd.run(recipe=bd.Recipe(epochs=1)), "a recipe is written recipe("),
-        (lambda: bd.run_cell(recipe=bd.Recipe(drops=DROPS)), "the recipe has 1,"),
-        (lambda: bd.run_cell(recipe=f"recipe(drops={DROPS})"), "the recipe has 1,"),
-        (lambda: bd.run(recipe=f"recipe(drops={DROPS})"), "the recipe has 1,"),
+        (lambda: bd.run_cell(recipe=bd.Recipe(drops=DROPS)), "the recipe has 2,"),
+        (lambda: bd.run_cell(recipe=f"recipe(drops={DROPS})"), "the recipe has 2,"),
+        (lambda: bd.run(recipe=f"recipe(drops={DROPS})"), "the recipe has 2,"),
         (lambda: bd.run_cell(seed=-1), "a seed must be a whole number from 0 to"),
         (lambda: bd.run_cell(seed=2**63), "a seed must be a whole number from 0 to"),
         (lambda: bd.poison("blend", seed=1.0), "a seed must be a whole number from 0 to"),

@@ -24,7 +24,7 @@ from bdbench.attacks.blend import Blend
 from bdbench.attacks.bpp import Bpp
 from bdbench.attacks.registry import attacks
 from bdbench.attacks.trojan import Trojan
-from bdbench.defenses import anp, clp, dbd, fp, ft_sam, mcr, nad
+from bdbench.defenses import anp, clp, dbd, ft_sam, mcr, nad
 from bdbench.defenses.abl import ABL
 from bdbench.defenses.anp import ANP
 from bdbench.defenses.base import Context
@@ -101,7 +101,7 @@ def as_floats(monkeypatch: pytest.MonkeyPatch, values: Tensor) -> None:
     def to_float(images: Tensor) -> Tensor:
         return values[images[:, 0, 0, 0].long()]
 
-    for module in (feed, loop, fp):
+    for module in (feed, loop):
         monkeypatch.setattr(module, "to_float", to_float)
 
 
@@ -368,7 +368,7 @@ def abl_lga(expected: Any, _: pytest.MonkeyPatch) -> None:
 def fp_ranking(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     as_floats(monkeypatch, waves(2.1, 4, 6, 3, 3))
     network = Stub(nn.ReLU(), nn.Linear(6, 2))
-    mean = fp.embed(network, labelled(torch.zeros(4, dtype=torch.int64)).images).mean(0)
+    mean = loop.features(network, labelled(torch.zeros(4, dtype=torch.int64)).images).mean(0)
     close(mean, expected["means"], 1e-6)
     assert mean.argsort(stable=True).tolist() == expected["order"]
 

@@ -433,11 +433,11 @@ def _check_options(
 
 
 def _check_names(cells: Sequence[Cell]) -> None:
-    """Raises `InvalidInput` where plugins with one spec differ in their files or code: no table can
-    tell their records apart."""
+    """Raises `InvalidInput` where plugins with one spec differ in their files: no table can tell
+    their records apart."""
     for axis in REGISTRIES:
         known: dict[str, Cell] = {}
-        for cell in cells:
+        for cell in (each for each in cells if axis not in each.local):
             first = known.setdefault(cell.specs[axis], cell)
             require(
                 first.versions[axis] == cell.versions[axis],

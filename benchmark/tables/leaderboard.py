@@ -590,7 +590,7 @@ class LeaderboardBlock:
                 place = f"{group.names['defense']} on {group.names['attack']}"
                 found.setdefault(_listed(words), []).append(place)
         for what, places in found.items():
-            left = ", so not in x none" * timed
+            left = ", so seconds are not compared" * timed
             yield f"no defense was run with another {what}{left}: {', '.join(places)}"
 
     @cached_property

@@ -349,11 +349,11 @@ def test_a_search_takes_the_first_within_two_points_of_the_teacher(
     judged: list[Classifier] = []
     told = iter([teacher, *students])
 
-    def judge(network: Classifier, clean: CleanBudget) -> float:
+    def judge(network: Classifier, images: ImageSet) -> float:
         judged.append(network)
         return next(told)
 
-    monkeypatch.setattr(bdbench.defenses.nad, "validation_accuracy", judge)
+    monkeypatch.setattr(bdbench.defenses.nad, "accuracy", judge)
     context = make_context(images)
     made = NAD(betas="search", **SHORT).fit(images, context)
     assert list(told) == [], "all are used"
@@ -393,7 +393,7 @@ def test_a_search_judges_by_validation_images(images: ImageSet) -> None:
 def test_the_cost_is_the_largest_of_a_search(
     images: ImageSet, work: Callable[[Callable[[], object]], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    defense, accuracy = NAD(betas="search", **SHORT), bdbench.defenses.nad.validation_accuracy
+    defense, accuracy = NAD(betas="search", **SHORT), bdbench.defenses.nad.accuracy
     own = 1_000 * (defense.cost(RECIPE, 1_000) - 3 * RECIPE.epochs)
     by_hand = 3 * 4 * 20 + 4 * (4 * 6 * 20) + 5 * 10
     assert own == pytest.approx(by_hand)
@@ -401,7 +401,7 @@ def test_the_cost_is_the_largest_of_a_search(
         told = iter(judge)
         monkeypatch.setattr(
             bdbench.defenses.nad,
-            "validation_accuracy",
+            "accuracy",
             lambda *given, told=told: 0 * accuracy(*given) + next(told),
         )
         done = work(lambda: defense.fit(images, make_context(images)))

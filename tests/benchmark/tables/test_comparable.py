@@ -58,7 +58,7 @@ def test_seconds_are_compared_only_with_a_cell_that_was_run_alike(what: str) -> 
     block = board(plain, made("cbd"), made("ft", **OTHERWISE[what]))
     assert block.numbers["cbd"]["x none"] == 1.0
     assert math.isnan(block.numbers["ft"]["x none"])
-    said = f"no defense was run with another {what}, so not in x none: ft on badnets"
+    said = f"no defense was run with another {what}, so seconds are not compared: ft on badnets"
     assert said in list(block.footnotes())
     untimed = f"no defense was run with another {what}: ft on badnets"
     assert (untimed in list(block.footnotes(["ASR"]))) == what.startswith("code")

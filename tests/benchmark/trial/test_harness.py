@@ -323,7 +323,7 @@ def test_a_curve_is_that_of_the_network_that_is_returned(
     """A search tries several students one after the other, whose curves are not one."""
     monkeypatch.setattr("bdbench.trial.monitor.sample", every)
     told = iter([0.9, 0.1, 0.2, 0.95] * 2)
-    monkeypatch.setattr("bdbench.defenses.nad.validation_accuracy", lambda *_: next(told))
+    monkeypatch.setattr("bdbench.defenses.nad.accuracy", lambda *_: next(told))
     harness = Harness(Cache(cache_folder), [], CPU, curves=True)
     searched = harness.run(tiny(defense="nad(betas='search', updates=1000)"))
     assert searched.diagnostics.scalars["betas times"] == 0.01
