@@ -249,7 +249,7 @@ class Plan:
         """Lines on the other folders of records, for a reader of the common table."""
         usual = Path("results") / self.name
         if not self.beside:
-            if self.results == usual.with_name(f"{self.name}-own"):
+            if self.options.results is None and self.results != usual:
                 yield f"the records in {usual} are published, so new ones go to {self.results}"
             return
         for other in self.beside:

@@ -17,6 +17,7 @@ from bdbench.machine.contention import Contention
 from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.registry import RegistersNothing
+from bdbench.records.beside import SETTING
 from bdbench.records.files import path_of, read, write
 from bdbench.records.record import REACTIVATED, OtherSchema, Record
 from bdbench.running.claims import claimed, stamp
@@ -217,7 +218,7 @@ class Worker:
 
 def setting_of(cell: Cell) -> str:
     """Data set, model and recipe: a table has one set of images for each."""
-    return " ".join(cell.specs[axis] for axis in ("dataset", "model", "recipe"))
+    return " ".join(cell.specs[axis] for axis in SETTING)
 
 
 def attempted(

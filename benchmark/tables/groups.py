@@ -132,6 +132,11 @@ class Group:
         """The used records."""
         return {record.cell.seed: record for record in self.used}
 
+    def seeds_alike(self, base: Group) -> list[int]:
+        """The seeds that both groups have, and whose cells were run alike, see `unlike`."""
+        seeds = common_seeds((self.by_seed, base.by_seed))
+        return [seed for seed in seeds if not unlike(self.by_seed[seed], base.by_seed[seed])]
+
     def der(self, undefended: Group | None) -> float:
         """Defense effectiveness rating in [0, 1] (Zhu et al., 2023, arXiv:2304.11823, equation 7).
 

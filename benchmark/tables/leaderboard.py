@@ -325,8 +325,7 @@ class LeaderboardBlock:
         for attack in self.attacks:
             group, base = (self.cells.get((name, attack)) for name in (defense, self.undefended))
             if group and base and base.records[0].given is None:
-                common = common_seeds((group.seconds, base.seconds))
-                seeds = [s for s in common if not unlike(group.by_seed[s], base.by_seed[s])]
+                seeds = group.seeds_alike(base)
                 defended += [mean(group.seconds[seed] for seed in seeds)] * bool(seeds)
                 plain += [mean(base.seconds[seed] for seed in seeds)] * bool(seeds)
         plain_mean = mean(plain)

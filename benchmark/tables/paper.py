@@ -17,7 +17,7 @@ from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import ALONE, STAGES, Record
-from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes, unlike
+from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes
 from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal, footnote, plus_minus
 from bdbench.tables.published import reference
 from bdbench.tables.sheet import NOTHING, PaperTable, TableCell
@@ -289,12 +289,8 @@ def overhead(group: Group, undefended: Group) -> list[float]:
     """Increase in training time over no defense, percent, for each seed that both have and that was
     run alike, see `unlike`."""
     seconds, base = group.seconds, undefended.seconds
-    alike = [
-        seed
-        for seed in common_seeds((seconds, base))
-        if not unlike(group.by_seed[seed], undefended.by_seed[seed])
-    ]
-    return [100 * (seconds[seed] / base[seed] - 1) for seed in alike if base[seed]]
+    seeds = group.seeds_alike(undefended)
+    return [100 * (seconds[seed] / base[seed] - 1) for seed in seeds if base[seed]]
 
 
 def passes_ratios(group: Group, undefended: Group) -> list[float]:
