@@ -75,7 +75,7 @@ def table(
     records, origins = join(own, others, results)
     ending = ""
     if any(wanted.values()):
-        from bdbench.figures.selection import select
+        from bdbench.tables.selection import select
 
         groups = select(records, results, wanted).with_baseline
         records, ending = [record for group in groups for record in group.records], "-selection"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from bdbench.figures.picture import FORMATS as FORMATS
 from bdbench.figures.picture import Picture, look
-from bdbench.figures.selection import Selection, select
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import require
 from bdbench.records.record import Record
+from bdbench.tables.selection import Selection, select
 
 FIGURES = ("curves", "losses", "pareto", "plane", "sweep", "triggers", "tsne")
 

@@ -14,8 +14,8 @@ from bdbench.figures.epochs import (
     without_curve,
 )
 from bdbench.figures.picture import COLOURS, DASHES, MARKERS, Picture, caption, grid, legend
-from bdbench.figures.selection import Selection
 from bdbench.tables.groups import is_none
+from bdbench.tables.selection import Selection
 
 ROWS = {"clean_accuracy": "CA (%)", "attack_success_rate": "ASR (%)"}
 

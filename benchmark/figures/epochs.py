@@ -9,9 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from bdbench.figures.picture import left_out
-from bdbench.figures.selection import SETTING, Selection
 from bdbench.records.record import TESTED
 from bdbench.tables.groups import Group, is_none
+from bdbench.tables.selection import SETTING, Selection
 
 BAND = "Bands: range over seeds"
 

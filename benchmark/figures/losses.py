@@ -22,11 +22,11 @@ from bdbench.figures.epochs import (
     without_curve,
 )
 from bdbench.figures.picture import COLOURS, Picture, Place, caption, grid, legend
-from bdbench.figures.selection import SETTING, Selection, agrees
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import TRAINED, Record
 from bdbench.tables.groups import Group, is_none
+from bdbench.tables.selection import SETTING, Selection, agrees
 
 STYLES: dict[str, dict[str, Any]] = {
     "clean": {"color": COLOURS[1], "linestyle": "-"},

@@ -20,10 +20,10 @@ from bdbench.figures.labels import (
     relative_width,
 )
 from bdbench.figures.picture import COLUMN, PAGE, Picture, asr_axis, caption, mark
-from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.tables.groups import ASR, CA, Group, is_none
 from bdbench.tables.names import names
+from bdbench.tables.selection import Selection
 
 PER_ROW = 2
 """Panels in a row."""

@@ -27,13 +27,13 @@ from bdbench.figures.picture import (
     grid,
     legend,
 )
-from bdbench.figures.selection import SETTING, Selection
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.parts import RecordedSpec
 from bdbench.tables.groups import ASR, CA, Group, is_none, name_order
+from bdbench.tables.selection import SETTING, Selection
 from bdbench.tables.source import defaults
 
 ROWS = {CA: "CA (%)", ASR: "ASR (%)"}

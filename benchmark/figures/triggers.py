@@ -20,12 +20,12 @@ from bdbench.cells.cell import Cell, cell_of_record
 from bdbench.figures.distortion import distortion
 from bdbench.figures.picture import ImageRows, Picture, image_grid, stacked, write_caption
 from bdbench.figures.preview import amplified
-from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import require
 from bdbench.storage.cache import DAMAGE, Cache, CacheEntry, Payload
 from bdbench.storage.folders import cache_root, roots
 from bdbench.storage.maintenance import contents
 from bdbench.tables.groups import is_none
+from bdbench.tables.selection import Selection
 from bdbench.trial.harness import Harness
 from bdbench.trial.keys import anywhere
 

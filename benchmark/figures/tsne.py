@@ -19,12 +19,12 @@ from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from bdbench.figures.picture import COLOURS, COLUMN, PAGE, Picture, caption, legend
-from bdbench.figures.selection import Selection
 from bdbench.models.plugins.errors import require
 from bdbench.records.consistency import AXES
 from bdbench.storage.cache import Arrays, Cache
 from bdbench.storage.folders import cache_root
 from bdbench.tables.groups import Group
+from bdbench.tables.selection import Selection
 
 POINTS = 2_000
 """Largest number of points in a panel."""

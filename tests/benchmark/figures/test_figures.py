@@ -31,7 +31,6 @@ from bdbench.cells.cell import cell, cell_of
 from bdbench.cli import main
 from bdbench.figures import curves, losses, pareto, picture, plane, triggers, tsne
 from bdbench.figures.labels import _distance
-from bdbench.figures.selection import Selection, agrees, select
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.spec import Spec
@@ -42,6 +41,7 @@ from bdbench.records import files as records
 from bdbench.records.record import Record
 from bdbench.running import speed
 from bdbench.storage.cache import Arrays, Cache
+from bdbench.tables.selection import Selection, agrees, select
 from bdbench.trial.harness import Harness
 
 CANONICAL = {

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 
 from bdbench.cli import main
 from bdbench.figures import picture, sweep
-from bdbench.figures.selection import select
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files
 from bdbench.records.count import Count, wilson
 from bdbench.records.record import Record
+from bdbench.tables.selection import select
 from bdbench.tables.statistics import estimate
 
 

@@ -1,4 +1,4 @@
-"""The records that a figure shows: those of a folder that match what the user selects."""
+"""The records that a figure or table shows: those of a folder that match what the user selects."""
 
 from __future__ import annotations
 
