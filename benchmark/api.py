@@ -41,19 +41,19 @@ from bdbench.models.plugins.errors import require as _require
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
 from bdbench.models.registry import models as _models
-from bdbench.records.beside import Known, Neighbour, join, neighbours
-from bdbench.records.files import find, path_of, read, read_all
+from bdbench.records.beside import Neighbour, join, neighbours
+from bdbench.records.claims import claimed
+from bdbench.records.consistency import Known
+from bdbench.records.files import find, network_of, path_of, read, read_all
 from bdbench.records.record import REACTIVATED, Record
 from bdbench.records.rerun import call
-from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.run import RunOptions, execute, plan
-from bdbench.running.worker import keep
+from bdbench.running.worker import check_images, keep, readable
 from bdbench.storage.atomic import Unusable, check_writable
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
 from bdbench.storage.networks import Stored
-from bdbench.storage.networks import path_of as _network_of
 from bdbench.storage.networks import read as _read_weights
 from bdbench.tables import export
 from bdbench.tables.write import leaderboard, paper_table
@@ -186,8 +186,7 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
         return _fresh(harness, chosen, lambda done: None)
     check_writable(folder)
     with claimed(folder, chosen.key) as mine:
-        if path_of(folder, chosen.key).exists():
-            stored = read(path_of(folder, chosen.key))
+        if (stored := readable(folder, chosen.key)) is not None:
             has_network = not save or _networks.saved(folder, stored) is not None
             complete = stored.holds(curves=harness.curves, reactivate=harness.reactivate)
             if stored.status == "ok" and complete and has_network:
@@ -201,22 +200,22 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
             # What the record holds, the one that replaces it shall hold too.
             harness.curves |= bool(stored.curves)
             harness.reactivate |= stored.count(REACTIVATED) is not None
-            save |= _network_of(folder, stored.key).exists()
+            save |= network_of(folder, stored.key).exists()
+            check_images(harness, chosen, stored.provenance.data_sha256, folder)
         _require(
             mine, f"another run is working on cell {chosen.key} of {folder}: wait until it ends"
         )
         check_network(chosen)
-        before = stamp(folder, chosen.key)
 
         def store(done: Finished) -> None:
             if done.failure is not None:
                 # Without a record, too, the exception tells the failure.
                 with suppress(Unusable):
-                    keep(folder, done.record, chosen, before)
+                    keep(folder, done.record, chosen)
                 return
             if save and done.network is not None:
                 _networks.keep(folder, chosen, done.network)
-            keep(folder, done.record, chosen, before)
+            keep(folder, done.record, chosen)
 
         return _fresh(harness, chosen, store)
 

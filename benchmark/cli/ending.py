@@ -26,6 +26,7 @@ def carry_out(plan: Plan, dry_run: bool, columns: Sequence[str] = ()) -> int:
     from bdbench.machine.terminal import Terminal
     from bdbench.running.run import execute
 
+    plan.check_table()
     if dry_run:
         say("\n".join(plan.lines()))
         return 0

@@ -14,7 +14,7 @@ from typing import Any
 
 from bdbench.models.plugins.errors import require
 from bdbench.models.plugins.spec import Spec, did_you_mean
-from bdbench.records.consistency import AXES, own_version
+from bdbench.records.consistency import AXES, Known, own_version
 from bdbench.records.files import read_all
 from bdbench.records.parts import Identity
 from bdbench.records.record import Record, key_of
@@ -28,8 +28,6 @@ MOST = 4
 LATEST_VERSION = 20
 """The highest version of a defense that is tried for an older record, which does not state it."""
 
-Known = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""A cell: its specs and seed, and the versions of its plugins, which may be empty."""
 Place = tuple[Any, ...]
 
 

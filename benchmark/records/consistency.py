@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.parts import Identity
 from bdbench.records.record import Record
 
 AXES = ("dataset", "model", "recipe", "attack", "defense")
+Known = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""A cell: its specs and seed, and the versions of its plugins, which may be empty."""
 
 
 def specs(record: Record) -> tuple[str, ...]:
@@ -54,23 +58,64 @@ def _refuse_mixed_data(ordered: Sequence[Record]) -> None:
 def _refuse_mixed_versions(ordered: Sequence[Record]) -> None:
     """Records that do not state the versions of their plugins are older, and not judged."""
     for axis in AXES:
-        known = [r for r in ordered if axis in r.versions]
-        wholes = (((*specs(r)[:3], str(r.cell[axis])), r.versions[axis], r) for r in known)
-        # Also where settings differ, as in a sweep; a hash stands for the whole code of a notebook.
-        plugins = (
-            ((*specs(r)[:3], r.cell[axis].name), own, r)
-            for r in known
-            if isinstance(own := own_version(r.versions[axis]), int)
+        stated = (
+            (place, version, record)
+            for record in ordered
+            for place, version in _versions(record.cell, record.versions, axis)
         )
-        if pair := _contradiction(wholes) or _contradiction(plugins):
+        if pair := _contradiction(stated):
             (first, other), (version, record) = pair
-            noun = "data set" if axis == "dataset" else axis
             raise InvalidInput(
                 f"records {other.key} ({_title(other)}, version {_shown(first)}) and {record.key} "
                 f"({_title(record)}, version {_shown(version)}) are of different versions of the "
-                f"{noun} {record.labels[axis]} and cannot share a table; remove those of one "
-                "version, or give each its own folder with --results"
+                f"{_noun(axis)} {record.labels[axis]} and cannot share a table; remove those of "
+                "one version, or give each its own folder with --results"
             )
+
+
+def refuse_versions(records: Iterable[Record], asked: Iterable[Known], folder: Path) -> None:
+    """Raises `InvalidInput` if plugins of the records of a folder have other versions than those of
+    the cells that are asked for: after the run, they could not share a table."""
+    now = {
+        (axis, *place): version
+        for cell, versions in asked
+        for axis in AXES
+        for place, version in _versions(Identity(**cell), versions, axis)
+    }
+    other = [
+        (record, axis, version, now[axis, *place])
+        for record in records
+        for axis in AXES
+        for place, version in _versions(record.cell, record.versions, axis)
+        if now.get((axis, *place), version) != version
+    ]
+    if other:
+        record, axis, version, current = other[0]
+        keys = sorted({each.key for each, *_ in other})
+        more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        raise InvalidInput(
+            f"record {record.key} ({_title(record)}){more} in {folder} is of version "
+            f"{_shown(version)} of the {_noun(axis)} {record.labels[axis]}, and the cells to run "
+            f"are of version {_shown(current)}, so they could not share a table: remove the old "
+            "records, or name another folder with --results"
+        )
+
+
+def _versions(
+    cell: Identity, stated: Mapping[str, Any], axis: str
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What may have one version only, and that version: the plugin with these settings and all that
+    it holds, and the plugin itself, whatever its settings, as in a sweep."""
+    if axis in stated:
+        setting = tuple(str(cell[each]) for each in AXES[:3])
+        yield (*setting, str(cell[axis])), stated[axis]
+        # A hash stands for the whole code of a notebook.
+        if isinstance(own := own_version(stated[axis]), int):
+            yield (*setting, cell[axis].name, "itself"), own
+
+
+def _noun(axis: str) -> str:
+    return "data set" if axis == "dataset" else axis
 
 
 def own_version(stated: Any) -> Any:

@@ -20,6 +20,8 @@ from bdbench.storage.atomic import write_atomically
 LARGEST_FILE = 2**24
 LARGEST_NUMBER = 1e100
 DEEPEST = 50
+NETWORKS = "networks"
+"""The folder of saved networks, beside that of the records."""
 
 
 def write(folder: Path, record: Record) -> Path:
@@ -45,6 +47,11 @@ def content(record: Record) -> bytes:
 def path_of(folder: Path, key: str) -> Path:
     """The path of the record of a cell, whether it exists or not."""
     return folder / "records" / f"{key}.json"
+
+
+def network_of(folder: Path, key: str) -> Path:
+    """The path of the saved network of a cell, whether it exists or not."""
+    return folder / NETWORKS / f"{key}.safetensors"
 
 
 def find(key: str, results: Path | None) -> Path:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 
-from bdbench.models.plugins.errors import require
+from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.records.claims import claimed
 from bdbench.records.consistency import consistent
-from bdbench.records.files import read_all, write
+from bdbench.records.files import network_of, path_of, read, read_all, write
 from bdbench.records.record import Record
+from bdbench.storage.atomic import Unusable
 
 
 def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
@@ -18,12 +21,15 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
 
     Of several records of one cell, the first that did not fail is kept, or one that agrees with it
     and adds a P-ASR or curves; those of `into` come first, then those of the folders in their
-    order. Returns
-    lines that say what was done, and whether all records could be read. Raises `InvalidInput`,
-    before anything is written, for a folder without records, for records of another version, and
-    for records that are not `consistent`.
+    order. Only what is added is written, as a run may be writing there. Saved networks stay where
+    they are.
+
+    Returns lines that say what was done, and whether all records could be read and added. Raises
+    `InvalidInput`, before anything is written, for a folder without records, for records of another
+    version, and for records that are not `consistent`.
     """
     kept: dict[str, Record] = {}
+    added: dict[str, Record] = {}
     lines: list[str] = []
     whole = True
     for folder in dict.fromkeys([into, *folders]):
@@ -37,6 +43,8 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
             if other is None or _better(record, other):
                 kept[record.key] = record
                 taken += 1
+                if folder != into:
+                    added[record.key] = record
             elif other.contradicts(record):
                 lines.append(f"{folder}: {record.key} has another result; the first is kept")
             elif lost := sorted(_extras(record) - _extras(other)):
@@ -44,13 +52,31 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
                 lines.append(f"{folder}: {record.key} has {what}, which the one that is kept lacks")
         if folder != into or records:
             lines.append(f"{folder}: {taken} of {len(records)} records taken")
+        networks = sum(network_of(folder, record.key).exists() for record in records)
+        if folder != into and networks:
+            lines.append(f"{folder}: {networks} saved network{'s' * (networks > 1)} not copied")
     consistent(kept.values())
     # Writing waits for the disk, so threads speed it up.
     with ThreadPoolExecutor(8) as pool:
-        for _ in pool.map(partial(write, into), kept.values()):
-            pass
-    lines.append(f"{into}: {len(kept)} records")
-    return lines, whole
+        left = [line for line in pool.map(partial(_add, into), added.values()) if line]
+    there = sum(path_of(into, key).exists() for key in kept)
+    lines += [*left, f"{into}: {there} records"]
+    return lines, whole and not left
+
+
+def _add(into: Path, record: Record) -> str:
+    """Write a record, or say that a run is at its cell. It is not written if the run has just ended
+    with one that is as good."""
+    with ExitStack() as opened:
+        # Where files cannot be locked, no run is at work.
+        with suppress(Unusable):
+            if not opened.enter_context(claimed(into, record.key)):
+                return f"{into}: a run is working on {record.key}; merge again when it has ended"
+        with suppress(InvalidInput):
+            if not _better(record, read(path_of(into, record.key))):
+                return ""
+        write(into, record)
+        return ""
 
 
 def _better(record: Record, other: Record) -> bool:

@@ -94,7 +94,7 @@ class _Running:
 
 def has_bar(console: Console) -> bool:
     """Whether a bar can be drawn: on a terminal, or in a notebook with widgets."""
-    return console.is_terminal or (
+    return (console.is_terminal and not console.is_dumb_terminal) or (
         console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
     )
 

@@ -27,10 +27,12 @@ from bdbench.models.networks.given import given
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.scope import num_threads
-from bdbench.records.beside import Known, Neighbour, join, neighbours, same
+from bdbench.records.beside import Neighbour, join, neighbours, same
+from bdbench.records.claims import claimed, lock_of
+from bdbench.records.consistency import Known, refuse_versions
+from bdbench.records.files import NETWORKS, read_all
 from bdbench.records.record import ALONE, Record
 from bdbench.running.cached_work import cached_work
-from bdbench.running.claims import claimed, lock_of
 from bdbench.running.engines.base import Engine, WorkerEvents
 from bdbench.running.engines.fresh import call_in_process
 from bdbench.running.engines.options import ExecutionOptions
@@ -45,7 +47,6 @@ from bdbench.running.worker import Job, Worker, setting_of
 from bdbench.storage.atomic import check_writable, remove_abandoned
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, low_disk, roots
-from bdbench.storage.networks import FOLDER as NETWORKS
 from bdbench.trial.harness import Harness
 from bdbench.trial.networks import NEEDS_FILE, check_starts
 
@@ -245,6 +246,12 @@ class Plan:
         """The cells in the form that `join` takes."""
         return [(cell.identity, cell.versions) for cell in self.cells]
 
+    def check_table(self) -> None:
+        """Raises `InvalidInput` if what this run makes could not share a table with the records
+        that its folder has."""
+        if self.missing:
+            refuse_versions(read_all(self.results)[0], self.asked, self.results)
+
     def surroundings(self) -> Iterator[str]:
         """Lines on the other folders of records, for a reader of the common table."""
         usual = Path("results") / self.name
@@ -343,7 +350,8 @@ def execute(plan: Plan, console: Console) -> RunOutcome:
         if plan.execution.is_here and (scarce := low_disk(plan.results, plan.job.cache)):
             reporter.say(f"warning: {scarce}")
         results, budget = plan.job.results, plan.options.budget
-        schedule = Schedule(plan.missing, results, plan.speed, budget, reporter)
+        before = {cell: plan.states[cell].before for cell in plan.missing}
+        schedule = Schedule(before, results, plan.speed, budget, reporter)
         try:
             with _engine(plan, reporter) as engine:
                 code = schedule.run(engine)

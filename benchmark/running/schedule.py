@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -15,13 +15,13 @@ from bdbench.cells.cost import Part, added_work, expected_passes, parts, shared_
 from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import num_threads
+from bdbench.records.claims import claimed
 from bdbench.records.record import Record
-from bdbench.running.claims import claimed, stamp
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.names import Names
 from bdbench.running.progress import Reporter, reason, summary
 from bdbench.running.speed import Speed
-from bdbench.running.worker import Attempt, claiming, kept
+from bdbench.running.worker import Attempt, claiming, written
 from bdbench.storage.atomic import Unusable
 from bdbench.trial.failure import worker_died
 from bdbench.trial.record import failed_record
@@ -35,6 +35,7 @@ PAUSE = 1.0
 class Schedule:
     """Runs each cell once with an engine, also while other runs write into the same folder.
 
+    before: the cells, and `stamp` of the record of each when they were chosen
     results: folder of the records
     speed: for the budget; learns from cells that ran
     budget: seconds; no cell starts that would not fit
@@ -46,18 +47,19 @@ class Schedule:
 
     def __init__(
         self,
-        cells: Sequence[Cell],
+        before: Mapping[Cell, int | None],
         results: Path,
         speed: Speed,
         budget: float | None,
         reporter: Reporter,
     ) -> None:
         self.results, self.speed, self.budget, self.reporter = results, speed, budget, reporter
+        cells = tuple(before)
         self._names = Names(cells)
         self._work = added_work(cells, speed.done)
         self._parts = {cell: parts(cell) for cell in cells}
         self._shared = {cell: shared_work(cell).keys() for cell in cells}
-        self._before = {cell: stamp(results, cell.key) for cell in cells}
+        self._before = dict(before)
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
         self._started: dict[Cell, datetime] = {}
         self._waiting = dict.fromkeys(cells)
@@ -166,15 +168,14 @@ class Schedule:
 
     def _failed_attempt(self, cell: Cell, error: BaseException) -> Attempt:
         """Write the record of a cell for which no worker could do so."""
-        before, started = self._before[cell], self._started[cell]
+        started = self._started[cell]
         # As many threads as the worker had, with which the cell would run again.
         with num_threads(self.speed.threads):
             record = failed_record(
                 cell, self.speed.device, error, self._deaths[cell], started=started
             )
-        # A dead worker's lock is free, but its file remains; the claim removes it.
         return claiming(
-            self.results, cell, before, lambda: kept(self.results, record, cell, before)
+            self.results, cell.key, self._before[cell], lambda: written(self.results, record, cell)
         )
 
     def _report(self, cell: Cell, record: Record, unwritten: str | None) -> None:

@@ -9,9 +9,9 @@ from typing import Literal
 
 from bdbench.cells.cell import Cell
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.records.files import path_of, read
-from bdbench.records.record import OtherSchema
-from bdbench.storage.networks import path_of as network_of
+from bdbench.records.claims import stamp
+from bdbench.records.files import network_of, path_of, read
+from bdbench.records.record import OtherSchema, Record
 from bdbench.trial import provenance
 
 Kind = Literal["missing", "unreactivated", "unsaved", "outdated", "finished"]
@@ -24,15 +24,17 @@ class CellState:
     kind: missing, without a record that the run accepts; unreactivated, with such a record but
         without the P-ASR that the run should measure; unsaved, without the network that it should
         save; outdated, with a record that other code made; finished
-    folder: of the record, None if missing
-    other_code: the parts of the cell whose code has changed since, of an outdated one
-    images: hash of the images that the record was made on, None if there is no record
+    folder: of the record that tables show, None if no folder has one
+    other_code: the parts of the cell whose code has changed since that record
+    images: hash of the images that it was made on
+    before: `stamp` of the record in the folder of the run, which another run may replace
     """
 
     kind: Kind
     folder: Path | None = None
     other_code: tuple[str, ...] = ()
     images: str | None = None
+    before: int | None = None
 
     @property
     def runs(self) -> bool:
@@ -49,40 +51,39 @@ def state_of(
     save: bool,
     reactivate: bool = False,
 ) -> CellState:
-    """The state of a cell by the first folder that has a record of it, which tables show. Networks
-    are saved in the first folder only. Raises `OtherSchema`.
+    """The state of a cell by the first folder that has results of it, which tables show. The first
+    folder is that of the run; networks are saved there only. Raises `OtherSchema`.
 
     stale, curves, save, reactivate: see `RunOptions`
     """
+    own = folders[0]
+    # Taken first: what another run writes from now on counts as new.
+    before = stamp(own, cell.key)
     for folder in folders:
-        state = _state(cell, folder, stale, curves, save and folder == folders[0], reactivate)
-        if state.kind != "missing":
-            return state
-    return MISSING
+        record = _results(folder, cell)
+        if record is None:
+            continue
+        other = provenance.changed(record, cell)
+        kind: Kind = "outdated" if other else "finished"
+        if (stale and other) or (curves and not record.curves):
+            kind = "missing"
+        elif reactivate and not record.is_reactivated:
+            kind = "unreactivated"
+        elif save and folder == own and not network_of(folder, cell.key).exists():
+            kind = "unsaved"
+        return CellState(kind, folder, other, record.provenance.data_sha256, before)
+    return CellState("missing", before=before)
 
 
-MISSING = CellState("missing")
-
-
-def _state(
-    cell: Cell, folder: Path, stale: bool, curves: bool, save: bool, reactivate: bool
-) -> CellState:
+def _results(folder: Path, cell: Cell) -> Record | None:
+    """The record of a cell in a folder; None for one that is missing, damaged or failed."""
     path = path_of(folder, cell.key)
     if not path.exists():
-        return MISSING
+        return None
     try:
         record = read(path)
     except OtherSchema:
         raise
     except InvalidInput:
-        return MISSING
-    other = provenance.changed(record, cell)
-    accepted = not (stale and other) and not (curves and not record.curves)
-    if record.status == "failed" or not accepted:
-        return MISSING
-    if reactivate and not record.is_reactivated:
-        return CellState("unreactivated", folder)
-    if save and not network_of(folder, cell.key).exists():
-        return CellState("unsaved", folder)
-    images = record.provenance.data_sha256
-    return CellState("outdated" if other else "finished", folder, other, images)
+        return None
+    return record if record.status == "ok" else None

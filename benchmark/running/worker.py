@@ -18,16 +18,15 @@ from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.registry import RegistersNothing
 from bdbench.records.beside import SETTING
-from bdbench.records.files import path_of, read, write
+from bdbench.records.claims import claimed, stamp
+from bdbench.records.files import network_of, path_of, read, write
 from bdbench.records.record import REACTIVATED, OtherSchema, Record
-from bdbench.running.claims import claimed, stamp
 from bdbench.running.plugin_sources import Sources, load_unchanged
 from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
-from bdbench.storage.networks import path_of as network_of
 from bdbench.storage.networks import read as read_network
 from bdbench.trial import networks
-from bdbench.trial.failure import over_limit
+from bdbench.trial.failure import TimeLimit, over_limit
 from bdbench.trial.harness import Harness
 from bdbench.trial.provenance import needed_plugin_files
 from bdbench.trial.record import failed_record
@@ -87,7 +86,7 @@ class Job:
         hold too."""
         found = None
         with suppress(Unusable):
-            found = _readable(self.results, cell.key)
+            found = readable(self.results, cell.key)
         if found is None:
             return self
         return replace(
@@ -156,21 +155,19 @@ class Worker:
             resumed=job.resumed,
         )
 
-    def attempt(self, cell: Cell, before: int | None, retries: Sequence[str] = ()) -> Attempt:
-        """Run a cell and write its record, unless another run is doing so or has done so.
+    def attempt(self, cell: Cell, retries: Sequence[str] = ()) -> Attempt:
+        """Run a cell and write its record. The caller has the claim of the cell, see `claiming`.
 
-        before: `stamp` of the cell's record when this run started
         retries: why earlier attempts of this run ended
         """
-
-        def work() -> Attempt:
+        try:
             record = self.run(cell, retries)
-            made = kept(self.job.results, record, cell, before)
-            if made.unwritten is None:
-                self.discard(record, cell)
-            return made
-
-        return claiming(self.job.results, cell, before, work, self.job.suffices)
+        except Unusable as error:
+            return Attempt(None, mine=True, unwritten=str(error))
+        made = written(self.job.results, record, cell)
+        if made.unwritten is None:
+            self.discard(record, cell)
+        return made
 
     def cell(self, identity: Mapping[str, Any]) -> Cell:
         """The cell that another process described by its specs, with plugins of this process."""
@@ -185,7 +182,8 @@ class Worker:
         self.harness.progress = lambda work: self.progress(cell.key, work)
         try:
             with limited(self.job.limit, self.job.spent):
-                self._check_images(cell)
+                known = self.job.images.get(setting_of(cell))
+                check_images(self.harness, cell, known, self.job.results)
                 finished = self.harness.finish(cell, retries)
         except InvalidInput:
             raise
@@ -198,22 +196,25 @@ class Worker:
             networks.keep(self.job.results, cell, finished.network)
         return finished.record
 
-    def _check_images(self, cell: Cell) -> None:
-        """Raises `InvalidInput` if the records that the cell shall join are of other images."""
-        known = self.job.images.get(setting_of(cell))
-        if known is not None:
-            here = self.harness.dataset(cell.dataset).sha256
-            require(
-                here == known,
-                f"the images of {cell.labels['dataset']} (data {here:.12}) are not those of the "
-                f"records in {self.job.results} (data {known:.12}), with which they cannot share a "
-                "table: name another folder with --results, or the images of these with --data",
-            )
-
     def discard(self, record: Record, cell: Cell) -> None:
         """Remove the checkpoints of a finished cell; a failed one keeps them for the next run."""
         if record.status == "ok":
             self.harness.discard(cell)
+
+
+def check_images(harness: Harness, cell: Cell, known: str | None, results: Path) -> None:
+    """Raises `InvalidInput` if the records that the cell shall join are of other images.
+
+    known: hash of their images, None if it is not known
+    """
+    if known is not None:
+        here = harness.dataset(cell.dataset).sha256
+        require(
+            here == known,
+            f"the images of {cell.labels['dataset']} (data {here:.12}) are not those of the "
+            f"records in {results} (data {known:.12}), with which they cannot share a "
+            "table: name another folder with --results, or the images of these with --data",
+        )
 
 
 def setting_of(cell: Cell) -> str:
@@ -221,36 +222,48 @@ def setting_of(cell: Cell) -> str:
     return " ".join(cell.specs[axis] for axis in SETTING)
 
 
-def attempted(
-    worker: Worker, identity: Mapping[str, Any], before: int | None, retries: Sequence[str]
-) -> Attempt:
+def attempted(worker: Worker, identity: Mapping[str, Any], retries: Sequence[str]) -> Attempt:
     """`Worker.attempt` for a cell that is described by its specs."""
-    return worker.attempt(worker.cell(identity), before, retries)
+    return worker.attempt(worker.cell(identity), retries)
 
 
 def claiming(
     results: Path,
-    cell: Cell,
+    key: str,
     before: int | None,
     work: Callable[[], Attempt],
     suffices: Callable[[Record], bool] = lambda record: True,
 ) -> Attempt:
     """What `work` returns, under the claim of a cell, unless another run is working on the cell or
-    has written its record.
+    has written its record. `work` may run in other processes.
 
-    before: see `Worker.attempt`
+    key: of the cell
+    before: `stamp` of its record when this run chose it
     suffices: see `Job.suffices`
     """
     try:
-        with claimed(results, cell.key) as mine:
-            return by_another(results, cell, before, mine, suffices) or work()
+        with claimed(results, key) as mine:
+            other = by_another(results, key, before, mine, suffices)
+            return other or _or_record(results, key, work)
     except Unusable as error:
         return Attempt(None, mine=True, unwritten=str(error))
 
 
+def _or_record(results: Path, key: str, work: Callable[[], Attempt]) -> Attempt:
+    """What `work` returns; the record, if its process died after it had written that."""
+    start = stamp(results, key)
+    try:
+        return work()
+    except (Exception, TimeLimit):
+        record = None if stamp(results, key) == start else readable(results, key)
+        if record is None:
+            raise
+        return Attempt(record, mine=True)
+
+
 def by_another(
     results: Path,
-    cell: Cell,
+    key: str,
     before: int | None,
     mine: bool,
     suffices: Callable[[Record], bool],
@@ -262,31 +275,29 @@ def by_another(
     """
     if not mine:
         return Attempt(None)
-    if stamp(results, cell.key) == before:
+    if stamp(results, key) == before:
         return None
-    found = _readable(results, cell.key)
+    found = readable(results, key)
     return None if found is None or not suffices(found) else Attempt(found)
 
 
-def kept(results: Path, record: Record, cell: Cell, before: int | None) -> Attempt:
+def written(results: Path, record: Record, cell: Cell) -> Attempt:
     """The attempt that made a record, which is written, see `keep`."""
     try:
-        keep(results, record, cell, before)
+        keep(results, record, cell)
     except Unusable as error:
         return Attempt(record, mine=True, unwritten=str(error))
     return Attempt(record, mine=True)
 
 
-def keep(results: Path, record: Record, cell: Cell, before: int | None) -> None:
+def keep(results: Path, record: Record, cell: Cell) -> None:
     """Write a record, unless the code of one of its plugins is not completely known: after a change
     of that code, the record would still count as its result.
 
-    before: `stamp` of the cell's record before the attempt
-
-    Raises `Unusable` if it cannot be written, and for a failure that would replace a record with
-    results of the same code, or of another run meanwhile. The caller has the claim of the cell.
+    Raises `Unusable` if it cannot be written, and for a failure that would replace results, also
+    those of other code. The caller has the claim of the cell.
     """
-    if record.status == "failed" and _has_results(results, record, before):
+    if record.status == "failed" and has_results(results, cell.key):
         raise Unusable("it would replace one that has results")
     unknown = [cell.labels[axis] for axis, code in cell.local.items() if not code.whole]
     if unknown:
@@ -299,16 +310,13 @@ def keep(results: Path, record: Record, cell: Cell, before: int | None) -> None:
         write(results, record)
 
 
-def _has_results(results: Path, failed: Record, before: int | None) -> bool:
-    """Whether the folder has results of a failed cell that are still valid."""
-    found = _readable(results, failed.key)
-    if found is None or found.status != "ok":
-        return False
-    same = found.provenance.sources == failed.provenance.sources
-    return same or stamp(results, failed.key) != before
+def has_results(results: Path, key: str) -> bool:
+    """Whether the record of a cell is there and did not fail. Raises `Unusable` as `keep` does."""
+    found = readable(results, key)
+    return found is not None and found.status == "ok"
 
 
-def _readable(results: Path, key: str) -> Record | None:
+def readable(results: Path, key: str) -> Record | None:
     """The record of a cell, None for one that is missing or damaged. Raises `Unusable` for one of
     another version, which must not be replaced."""
     try:

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from bdbench.storage import mark
 from bdbench.storage.atomic import Unusable, check_writable, is_regular, write_atomically
 from bdbench.storage.keys import digest_of
+from bdbench.storage.locks import lock_on
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -179,7 +180,7 @@ class Cache:
 
     def lock(self, kind: str, digest: str) -> FileLock:
         """The lock that a process holds while it builds, reads or removes an entry."""
-        return FileLock(self.root / kind / f"{digest}.lock")
+        return lock_on(self.root / kind / f"{digest}.lock")
 
     def load(self, kind: str, digest: str) -> CacheEntry:
         """An entry. Raises one of `DAMAGE` if it is missing or corrupt."""

@@ -13,15 +13,21 @@ from filelock import FileLock, Timeout
 from bdbench.storage.atomic import Unusable
 
 
+def lock_on(path: Path) -> FileLock:
+    """The lock of a file, which the system releases when its process dies."""
+    # It may be released in another thread. Where the system has no locks, the library would take a
+    # file for one, which a dead process leaves behind.
+    return FileLock(path, thread_local=False, fallback_to_soft=False)
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[bool]:
     """Gives True if this process holds the lock of a file inside the block, False if another one
     does. The system releases the lock of a dead process. The file exists while it is locked, and
     after a kill. Raises `Unusable` where files cannot be locked."""
-    # A block may end in another thread than it began.
-    lock = FileLock(path, blocking=False, thread_local=False)
+    lock = lock_on(path)
     try:
-        lock.acquire()
+        lock.acquire(blocking=False)
     except Timeout:
         yield False
         return

@@ -51,6 +51,11 @@ class Stored:
     name: str
     paths: tuple[Path, ...]
 
+    @property
+    def is_entry(self) -> bool:
+        """Whether there is more than the lock of what is being made, or was looked for."""
+        return any(path.suffix != ".lock" for path in self.paths)
+
     @cached_property
     def size(self) -> int:
         """Bytes."""
@@ -101,7 +106,8 @@ class Stored:
 
 
 def contents(cache: Cache, kind: str) -> list[Stored]:
-    """Everything of a kind that bdbench stored, also what is corrupt, last used first."""
+    """Everything of a kind that bdbench stored, also what is corrupt or a lock alone, last used
+    first."""
     groups: dict[str, list[Path]] = defaultdict(list)
     for name, path in mark.own_files(cache.root, kind):
         groups[name].append(path)
@@ -113,7 +119,10 @@ def listing(cache: Cache, kind: str | None = None) -> str:
     """Number and size of the entries of all kinds, or a line for each entry of one kind. Raises
     `InvalidInput` for an unknown kind, and for a folder that is not a cache of bdbench."""
     mark.check_ours(cache.root)
-    found = {each: contents(cache, each) for each in _chosen(kind, KINDS)}
+    found = {
+        each: [stored for stored in contents(cache, each) if stored.is_entry]
+        for each in _chosen(kind, KINDS)
+    }
     sizes = {each: sum(stored.size for stored in entries) for each, entries in found.items()}
     if kind is None:
         headers = ["kind", "entries", "size", ""]
@@ -140,14 +149,15 @@ def clear(cache: Cache, kind: str | None = None, older_than: float = 0.0) -> lis
     if mark.listed(cache.root):
         mark.claim(cache.root)
     old = [s for each in chosen for s in contents(cache, each) if s.unused_for(older_than * DAY)]
-    removed, freed = Counter[str](), 0
+    removed, freed, in_use = Counter[str](), 0, 0
     for stored in old:
         size = stored.size
-        if stored.remove():
+        if not stored.remove():
+            in_use += 1
+        elif stored.is_entry:
             removed[stored.kind] += 1
             freed += size
     lines = [f"removed {count} of {each}" for each, count in removed.items()]
-    in_use = len(old) - removed.total()
     lines += [f"kept {in_use} in use"] * bool(in_use)
     left = sum(stored.size for each in KINDS for stored in contents(cache, each))
     return [*lines, f"{decimal(freed)} removed, {decimal(left)} left in {cache.root}"]

@@ -19,7 +19,6 @@ from torch import Tensor
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.storage.atomic import is_regular, write_atomically
 
-FOLDER = "networks"
 PICKLES = (b"PK\x03\x04", *(bytes([0x80, n]) for n in range(2, 6)))
 """First bytes of files that `torch.save` wrote."""
 CONVERT = (
@@ -52,11 +51,6 @@ def weights_sha256(weights: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def path_of(results: Path, key: str) -> Path:
-    """The path of the network of a cell, whether it exists or not."""
-    return results / FOLDER / f"{key}.safetensors"
 
 
 def write(path: Path, weights: Mapping[str, Tensor], facts: Mapping[str, str]) -> None:

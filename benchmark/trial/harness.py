@@ -178,15 +178,16 @@ class Harness:
         """Exceptions that fail a cell. In a process that runs more than one, Ctrl-C is not one."""
         return (BaseException,) if self.isolated else (Exception, SystemExit, TimeLimit)
 
-    def checkpoints(self, cell: Cell) -> Path:
-        """The folder of the checkpoints of a cell."""
+    def checkpoints(self, cell: Cell) -> list[Path]:
+        """The folders of the checkpoints of a cell, without curves and with them."""
         ws = self._workspace(cell, Stopwatch(self.device))
-        return ws.folder("fit", ws.fit_key)
+        both = (replace(ws, curves=curves) for curves in (False, True))
+        return [each.folder("fit", each.fit_key) for each in both]
 
     def discard(self, cell: Cell) -> None:
-        """Remove the checkpoints of a cell, also those of a run with or without curves."""
-        for curves in (False, True):
-            discard(replace(self, curves=curves).checkpoints(cell))
+        """Remove the checkpoints of a cell."""
+        for folder in self.checkpoints(cell):
+            discard(folder)
 
     def _workspace(self, cell: Cell, watch: Stopwatch) -> Workspace:
         # The seconds in which another process makes what a cell needs are not those of its stages.

@@ -19,6 +19,7 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model, models
+from bdbench.records.files import NETWORKS, network_of
 from bdbench.records.record import Record
 from bdbench.storage import networks
 from bdbench.storage.networks import Stored, weights_sha256
@@ -153,7 +154,7 @@ def kept(results: Path, record: Record) -> Classifier:
     stored = saved(results, record)
     require(
         stored is not None,
-        f"{results / networks.FOLDER} has no network of cell {record.key}: run it again with "
+        f"{results / NETWORKS} has no network of cell {record.key}: run it again with "
         "`bdbench run --save`",
     )
     assert stored is not None
@@ -163,7 +164,7 @@ def kept(results: Path, record: Record) -> Classifier:
 def saved(results: Path, record: Record) -> Stored | None:
     """The stored network of a record, None without one. A failed cell has none; what is stored
     under its name is that of an earlier run. Raises `InvalidInput` for a corrupt one."""
-    path = networks.path_of(results, record.key)
+    path = network_of(results, record.key)
     if record.status != "ok" or not os.path.lexists(path):
         return None
     stored = networks.read(path)
@@ -178,7 +179,7 @@ def saved(results: Path, record: Record) -> Stored | None:
 
 def keep(results: Path, cell: Cell, classifier: Classifier) -> Path:
     """Write the network that a defense returned; gives the path. Raises `Unusable`."""
-    path = networks.path_of(results, cell.key)
+    path = network_of(results, cell.key)
     networks.write(path, classifier.state_dict(), facts_of(cell))
     return path
 

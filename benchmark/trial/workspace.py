@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bdbench.attacks.base import Attack
 from bdbench.attacks.compound import parts_of
-from bdbench.cells.cell import Cell
+from bdbench.cells.cell import REGISTRIES, Cell
 from bdbench.datasets.base import Dataset
 from bdbench.machine.clock import Stopwatch
 from bdbench.models import observer
@@ -206,4 +206,4 @@ class Workspace:
         return {stage: self.stopwatch.own(stage), **inside}
 
     def _about(self, stage: str, key: Mapping[str, Any]) -> dict[str, Any]:
-        return {"stage": stage, **key, **self.machine}
+        return {**beside(self.cell, REGISTRIES), "stage": stage, **key, **self.machine}

@@ -13,11 +13,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Self
 
 from bdbench.cells.cell import Cell
 from bdbench.machine import suspension
-from bdbench.running.worker import Attempt, Job, Worker
+from bdbench.running.worker import Attempt, Job, Worker, claiming
 
 
 class Died(Exception):
@@ -48,7 +49,8 @@ class Engine(ABC):
 
     @abstractmethod
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
-        """See `Worker.attempt`. What it raises ends the attempt, as an error of the future does."""
+        """Attempt a cell under its claim: `claiming` says what `before` is, `Worker.attempt` what
+        `retries` are. What this raises ends the attempt, as an error of the future does."""
 
     def __enter__(self) -> Self:
         self._suspends = _has_default(signal.SIGTSTP)
@@ -86,13 +88,15 @@ class InProcess(Engine):
     """Runs cells in this process; an attempt is over when `submit` returns."""
 
     def __init__(self, job: Job, events: WorkerEvents) -> None:
-        self._worker, self._events = Worker(job, events.progress), events
+        self._job, self._events = job, events
+        self._worker = Worker(job, events.progress)
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
+        job, work = self._job, partial(self._worker.attempt, cell, retries)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *where: self._events.warning(str(message))
-            future.set_result(self._worker.attempt(cell, before, retries))
+            future.set_result(claiming(job.results, cell.key, before, work, job.suffices))
         return future
 
     def close(self, broken: bool) -> None:

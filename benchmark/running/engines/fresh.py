@@ -109,7 +109,7 @@ class FreshProcess:
         try:
             self._control, self._from_cell = _forked(nursery())
         except OSError as error:
-            raise Died("lost at its start") from error
+            raise Died(f"lost at its start: {error.strerror or error}") from error
 
     def run(self, task: Task, events: WorkerEvents) -> Any:
         """The result of a task. Raises `Died`, `TimeLimit`, or what the task raised."""

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,17 @@ from bdbench.running.engines.fresh import FreshProcess, last_result, tasks_of
 from bdbench.running.engines.nursery import Task
 from bdbench.running.engines.own_nursery import nursery
 from bdbench.running.preparation import steps
-from bdbench.running.worker import Attempt, Job, attempted
+from bdbench.running.worker import Attempt, Job, attempted, claiming
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    """An attempt that waits for its turn; key, before: see `claiming`."""
+
+    future: Future[Attempt]
+    key: str
+    before: int | None
+    tasks: Sequence[Task]
 
 
 class Processes(Engine):
@@ -25,7 +35,7 @@ class Processes(Engine):
 
     def __init__(self, job: Job, events: WorkerEvents, slots: int, devices: Sequence[str]) -> None:
         self.slots, self._events = slots, events
-        self._tasks: queue.SimpleQueue[tuple[Future[Attempt], list[Task]] | None]
+        self._tasks: queue.SimpleQueue[_Submitted | None]
         self._tasks = queue.SimpleQueue()
         # Reentrant, as a signal may come while this thread holds it.
         self._lock, self._closed = threading.RLock(), False
@@ -42,8 +52,9 @@ class Processes(Engine):
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-        work = partial(attempted, identity=cell.located, before=before, retries=list(retries))
-        self._tasks.put((future, tasks_of(steps(self._job, cell, work))))
+        work = partial(attempted, identity=cell.located, retries=list(retries))
+        tasks = tasks_of(steps(self._job, cell, work))
+        self._tasks.put(_Submitted(future, cell.key, before, tasks))
         return future
 
     def close(self, broken: bool) -> None:
@@ -63,14 +74,16 @@ class Processes(Engine):
 
     def _serve(self, device: str) -> None:
         """Run one task after the other on a device."""
-        while (submitted := self._tasks.get()) is not None:
-            future, tasks = submitted
+        results, suffices = self._job.results, self._job.suffices
+        while (each := self._tasks.get()) is not None:
+            # The claim covers what is made before the cell, too.
+            work = partial(last_result, each.tasks, partial(self._run, device=device))
             try:
-                attempt = last_result(tasks, partial(self._run, device=device))
+                attempt = claiming(results, each.key, each.before, work, suffices)
             except BaseException as error:
-                future.set_exception(error)
+                each.future.set_exception(error)
             else:
-                future.set_result(attempt)
+                each.future.set_result(attempt)
 
     def _run(self, task: Task, device: str) -> Any:
         """The result of a task on a device. Raises as `FreshProcess.run` does."""

@@ -6,11 +6,15 @@ A job may outlive the run that submitted it, so it locks its cell and writes the
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from stat import S_ISDIR
 from typing import Any
 
 import submitit
@@ -20,8 +24,10 @@ from bdbench.cells.cell import Cell
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.engines.fresh import Outcome, attempt_here
-from bdbench.running.preparation import steps
-from bdbench.running.worker import Attempt, Job, attempted
+from bdbench.running.preparation import Step, steps
+from bdbench.running.worker import Attempt, Job, attempted, claiming
+from bdbench.storage.atomic import Unusable
+from bdbench.trial.failure import TimeLimit
 
 PAUSE = 1.0
 """Seconds between two checks of the jobs."""
@@ -56,7 +62,7 @@ class Slurm(Engine):
         found = cluster != "slurm" or shutil.which("sbatch") is not None
         require(found, "--engine slurm needs the command sbatch: run it on a login node")
         self.job, self.slots = job, slots or MANY
-        self._executor = submitit.AutoExecutor(job.results / "slurm", cluster=cluster)
+        self._executor = submitit.AutoExecutor(_private(job.results / "slurm"), cluster=cluster)
         asked = {"cpus_per_task": cores, "gpus_per_node": int(gpus), "name": "bdbench"}
         try:
             self._executor.update_parameters(**{**asked, **options})
@@ -70,8 +76,9 @@ class Slurm(Engine):
 
     def submit(self, cell: Cell, before: int | None, retries: Sequence[str]) -> Future[Attempt]:
         future: Future[Attempt] = Future()
-        work = partial(attempted, identity=cell.located, before=before, retries=list(retries))
-        self._open[future] = self._executor.submit(attempt_here, steps(self.job, cell, work))
+        work = partial(attempted, identity=cell.located, retries=list(retries))
+        parts = steps(self.job, cell, work)
+        self._open[future] = self._executor.submit(_claimed, self.job, cell.key, before, parts)
         return future
 
     def close(self, broken: bool) -> None:
@@ -84,6 +91,27 @@ class Slurm(Engine):
             for future, job in list(self._open.items()):
                 if _settled(future, job):
                     del self._open[future]
+                    _remove_pickles(job)
+
+
+def _private(folder: Path) -> Path:
+    """A folder for what submitit pickles: nobody else may write there, as whoever can may run code.
+    Raises `InvalidInput` for a folder where that is not so."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.lstat()
+    except OSError as error:
+        raise Unusable(f"cannot create {folder}: {error.strerror or error}") from error
+    ours = S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
+    require(ours, f"others may write to {folder}, where jobs are stored: chmod go-w it, or move it")
+    return folder
+
+
+def _remove_pickles(job: submitit.Job[Outcome]) -> None:
+    """Of a job that has ended; its logs stay."""
+    for path in (job.paths.submitted_pickle, job.paths.result_pickle):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def _minutes(limit: float | None) -> int:
@@ -98,6 +126,20 @@ def _minutes(limit: float | None) -> int:
     )
     assert limit is not None
     return math.ceil((limit + BESIDE) / 60)
+
+
+def _claimed(job: Job, key: str, before: int | None, steps: Sequence[Step]) -> Outcome:
+    """In the job: an attempt under the claim of its cell, see `claiming`."""
+    work = partial(_attempt, steps)
+    try:
+        return Outcome(claiming(job.results, key, before, work, job.suffices))
+    except (Exception, TimeLimit) as error:
+        return Outcome(error=error)
+
+
+def _attempt(steps: Sequence[Step]) -> Attempt:
+    made: Attempt = attempt_here(steps).get()
+    return made
 
 
 def _settled(future: Future[Attempt], job: submitit.Job[Outcome]) -> bool:

@@ -7,8 +7,10 @@ import pytest
 from builders import make_record
 
 from bdbench.cli import main
+from bdbench.records import merge
+from bdbench.records.claims import claimed, stamp
 from bdbench.records.count import Count
-from bdbench.records.files import read_all, write
+from bdbench.records.files import network_of, read_all, write
 from bdbench.records.record import REACTIVATED
 
 
@@ -90,3 +92,38 @@ def test_a_merge_refuses_records_that_do_not_belong_together(tmp_path: Path, cap
     write(tmp_path / "b", make_record("abl", "badnets", 850, 990))
     assert main(["merge", str(tmp_path / "a"), str(tmp_path / "b"), "--results", str(into)]) == 1
     assert "damaged record" in capsys.readouterr().out
+
+
+def test_a_merge_leaves_what_a_run_writes(tmp_path: Path, capsys, monkeypatch):
+    """It writes what it adds, and nothing else."""
+    own, ours, theirs = (make_record(name, "badnets", 850, 20) for name in ("none", "cbd", "abl"))
+    into, other = tmp_path / "all", tmp_path / "other"
+    before = write(into, own).stat().st_mtime_ns
+    for each in (ours, theirs):
+        write(other, each)
+    network = network_of(other, ours.key)
+    network.parent.mkdir()
+    network.touch()
+    with claimed(into, theirs.key):
+        assert main(["merge", str(other), "--results", str(into)]) == 1
+    said = capsys.readouterr().out
+    assert f"a run is working on {theirs.key}; merge again when it has ended" in said
+    assert f"{other}: 1 saved network not copied" in said
+    assert f"{into}: 2 records" in said
+    assert stamp(into, own.key) == before
+    assert {each.key for each in read_all(into)[0]} == {own.key, ours.key}
+
+    # A run ends while the merge is at work.
+    newer = make_record("abl", "badnets", 700, 10)
+    read_first = merge.read_all
+
+    def ends(folder: Path):
+        found = read_first(folder)
+        if folder == other:
+            write(into, newer)
+        return found
+
+    monkeypatch.setattr(merge, "read_all", ends)
+    assert main(["merge", str(other), "--results", str(into)]) == 0
+    found = {each.key: each for each in read_all(into)[0]}
+    assert found[newer.key] == newer

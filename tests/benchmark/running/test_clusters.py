@@ -21,9 +21,9 @@ from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import load_file
 from bdbench.models.training.recipe import Recipe
+from bdbench.records.claims import claimed
 from bdbench.records.files import path_of, read
 from bdbench.records.record import Record
-from bdbench.running.claims import claimed
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.engines.fresh import attempt_here
 from bdbench.running.engines.options import ExecutionOptions
@@ -102,7 +102,7 @@ def test_a_node_goes_and_all_records_arrive(
     killer.start()
     events = WorkerEvents(lambda key, work: None, lambda line: None)
     with Reporter(6, 1.0, Console(file=StringIO())) as reporter:
-        schedule = Schedule(wanted, results, Speed(CPU), None, reporter)
+        schedule = Schedule(dict.fromkeys(wanted), results, Speed(CPU), None, reporter)
         with ExecutionOptions("ray", cores=1).start(job(tmp_path), events, 1, [CPU]) as engine:
             assert schedule.run(engine) == 0
     killer.join(60)
@@ -257,7 +257,7 @@ def test_a_cell_that_ignores_its_limit_is_stopped_on_its_node(
     asked = replace(job(tmp_path), plugins=(harmful,), limit=10.0)
     (plain,) = cells(1)
     chosen = replace(plain, defense=defenses.build("harmful(deed='outlast')"))
-    work = partial(attempted, identity=chosen.located, before=None, retries=[])
+    work = partial(attempted, identity=chosen.located, retries=[])
     start = time.monotonic()
     with pytest.raises(TimeLimit, match="stopped at --limit 10 s"):
         attempt_here(steps(asked, chosen, work)).get()

@@ -33,7 +33,7 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.loop import logits
-from bdbench.records.files import read, read_all
+from bdbench.records.files import network_of, read, read_all
 from bdbench.records.rerun import command
 from bdbench.storage import networks
 from bdbench.storage.networks import Stored, weights_sha256
@@ -60,7 +60,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, bd.Ce
 @pytest.fixture
 def network(kept: tuple[Path, bd.CellRecord]) -> Path:
     folder, record = kept
-    return networks.path_of(folder, record.key)
+    return network_of(folder, record.key)
 
 
 @pytest.fixture
@@ -157,7 +157,7 @@ def test_a_network_that_is_missing_or_another_is_one_line(
 ) -> None:
     folder, record = kept
     shutil.copytree(folder, tmp_path / "r")
-    results, file = bd.load(tmp_path / "r"), networks.path_of(tmp_path / "r", record.key)
+    results, file = bd.load(tmp_path / "r"), network_of(tmp_path / "r", record.key)
     other = {name: values + 1 for name, values in networks.read(file).weights.items()}
     networks.write(file, other, networks.read(file).facts)
     with pytest.raises(bd.InvalidInput, match="is not the network of record"):
@@ -185,7 +185,7 @@ def test_save_runs_a_cell_again_that_has_a_record_and_no_network(
     assert "2 records have no saved network, so --save runs the cells again" in told
     after = records_of(own_folder / "results/quick")
     for defense, record in after.items():
-        saved = networks.read(networks.path_of(own_folder / "results/quick", record.key))
+        saved = networks.read(network_of(own_folder / "results/quick", record.key))
         assert saved.facts["sha256"] == record.provenance.network_sha256
         assert before[defense].provenance == record.provenance
         assert before[defense].metrics == record.metrics

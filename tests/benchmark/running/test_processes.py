@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import resource
@@ -29,9 +30,9 @@ from bdbench.machine import devices, threads
 from bdbench.machine.threads import cores, short_spin
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.training.recipe import Recipe
-from bdbench.records.files import path_of, read, write
+from bdbench.records.claims import claimed, stamp
+from bdbench.records.files import network_of, path_of, read, write
 from bdbench.records.record import REACTIVATED, Record
-from bdbench.running.claims import stamp
 from bdbench.running.engines import fresh, options, processes
 from bdbench.running.engines.base import Died, WorkerEvents
 from bdbench.running.engines.fresh import call_in_process, last_result
@@ -39,7 +40,7 @@ from bdbench.running.engines.nursery import Task
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.engines.own_nursery import Nursery, nursery
 from bdbench.running.engines.processes import Processes
-from bdbench.running.worker import Attempt, Job, Worker
+from bdbench.running.worker import Attempt, Job, Worker, claiming
 from bdbench.storage import networks
 from bdbench.storage.cache import Cache
 from bdbench.trial.record import failed_record
@@ -243,7 +244,8 @@ def test_a_callback_that_fails_ends_its_attempt(job: Job, error: BaseException) 
     engine = Processes(job, WorkerEvents(lambda key, work: None, fail), 1, ["cpu"])
     with engine:
         future: Future[Attempt] = Future()
-        engine._tasks.put((future, [fresh._task(job, warn)]))
+        tasks = [fresh._task(job, warn)]
+        engine._tasks.put(processes._Submitted(future, 16 * "0", None, tasks))
         assert future.exception(60) is error
 
 
@@ -467,7 +469,9 @@ def small() -> Cell:
 
 
 def attempt(job: Job, before: int | None, **asked: bool) -> Attempt:
-    return Worker(replace(job, **asked), lambda key, work: None).attempt(small(), before)  # type: ignore[arg-type]
+    changed = replace(job, **asked)  # type: ignore[arg-type]
+    work = partial(Worker(changed, lambda key, work: None).attempt, small())
+    return claiming(job.results, small().key, before, work, changed.suffices)
 
 
 def held(job: Job, record: Record) -> set[str]:
@@ -476,7 +480,7 @@ def held(job: Job, record: Record) -> set[str]:
     found |= {"reactivate"} if record.count(REACTIVATED) else set()
     arrays = Cache(job.cache).get("embeddings", {"cell": record.key})
     assert ("embedding/z/after" in (arrays or {})) == bool(record.curves)
-    if (path := networks.path_of(job.results, record.key)).exists():
+    if (path := network_of(job.results, record.key)).exists():
         found.add("save")
         assert networks.read(path).facts["sha256"] == record.provenance.network_sha256
     return found
@@ -508,3 +512,23 @@ def test_what_another_run_was_not_asked_for_is_added(asked: str, job: Job) -> No
     failed = failed_record(small(), CPU, RuntimeError("no such luck"), [])
     write(job.results, failed)
     assert attempt(job, None, **{asked: True}) == Attempt(failed)
+
+
+def test_nothing_is_made_for_a_cell_that_another_run_has(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither its poisoned set nor the networks that it starts from."""
+    chosen = cell("toy(train_images=20)", "wrn16_1", "none", "none", Recipe(epochs=1), 0)
+    monkeypatch.setattr(processes, "FreshProcess", lambda: pytest.fail("it began"))
+    with claimed(job.results, chosen.key), Processes(job, QUIET, 1, ["cpu"]) as engine:
+        attempt = engine.submit(chosen, None, []).result(60)
+    assert attempt == Attempt(None)
+
+
+def test_why_a_process_cannot_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> Any:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(fresh, "_forked", full)
+    with pytest.raises(Died, match=r"^lost at its start: Too many open files$"):
+        fresh.FreshProcess()

@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from bdbench.running import progress
-from bdbench.running.progress import COLUMNS, Reporter, elapsed, shortened, titled
+from bdbench.running.progress import COLUMNS, Reporter, elapsed, has_bar, shortened, titled
 
 
 @pytest.fixture
@@ -185,3 +185,9 @@ def test_what_an_earlier_run_has_done_takes_no_time_of_this_one(clock: list[floa
     assert console.file.getvalue().splitlines()[0] == (  # type: ignore[attr-defined]
         "[1/1] cell: 53%, 53,100 images, 100 images/s, about 8 min left in all"
     )
+
+
+@pytest.mark.parametrize(("kind", "drawn"), [("xterm", True), ("dumb", False)])
+def test_a_terminal_that_cannot_draw_a_bar_gets_lines(kind: str, drawn: bool) -> None:
+    console = Console(file=StringIO(), force_terminal=True, _environ={"TERM": kind})
+    assert has_bar(console) == drawn

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import resource
 import shutil
 import subprocess
@@ -31,7 +32,7 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.storage.atomic import write_atomically
 from bdbench.storage.cache import Cache, DamagedCache, UnwritableCache, sha256_of
 from bdbench.storage.keys import digest_of
-from bdbench.storage.maintenance import KINDS, clear, contents
+from bdbench.storage.maintenance import KINDS, clear, contents, listing
 from bdbench.storage.mark import TAG
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -429,7 +430,7 @@ def test_everything_but_the_data_of_figures_is_cleared(tmp_path: Path) -> None:
     assert lines[:-1] == [
         "removed 1 of datasets",
         "removed 1 of poisoned",
-        "removed 3 of undefended",
+        "removed 2 of undefended",
         "removed 1 of checkpoints",
     ]
     left = sum(path.stat().st_size for path in (tmp_path / "embeddings").iterdir())
@@ -578,3 +579,12 @@ def test_a_mistake_is_one_line_and_removes_nothing(
     assert len(lines) == 1
     assert complaint in lines[0]
     assert names(cache_folder) == before
+
+
+def test_a_lock_alone_is_no_entry(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    cache.fetch("poisoned", {"a": 1}, lambda: ({}, {}))
+    assert cache.find("poisoned", {"a": 2}, lambda meta: True) is None
+    (cache.root / "poisoned" / f"{digest_of(3)}.lock").touch()
+    assert "corrupt" not in listing(cache, "poisoned")
+    assert re.search(r"poisoned +1 ", listing(cache))

@@ -22,7 +22,7 @@ from torch import Tensor
 from bdbench.cells.cell import cell
 from bdbench.cli import main
 from bdbench.models.training.recipe import Recipe
-from bdbench.running.claims import claimed, lock_of, stamp
+from bdbench.records.claims import claimed, lock_of, stamp
 from bdbench.storage import folders
 from bdbench.storage.atomic import Unusable, write_atomically
 from bdbench.storage.cache import Cache, UnwritableCache
@@ -141,12 +141,12 @@ def test_an_entry_is_made_where_nothing_can_be_opened(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("error", [failing("ENOLCK"), failing("EIO"), failing("ENOSYS")])
+@pytest.mark.parametrize("error", ["ENOLCK", "EIO", "ENOSYS"])
 def test_a_cache_without_locks_is_a_cache(
-    error: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Cache(tmp_path)
-    monkeypatch.setattr(type(cache.lock("poisoned", "x")), "_acquire", error)
+    monkeypatch.setattr(fcntl, "flock", failing(error))
     assert cache.fetch("poisoned", KEY, build).fresh
     assert not cache.fetch("poisoned", KEY, build).fresh
 
@@ -299,10 +299,12 @@ def test_a_claim_that_cannot_be_is_one_line(
         pytest.fail("nobody may be in it")
 
 
+@pytest.mark.parametrize("name", ["ENOLCK", "ENOSYS"])
 def test_the_lock_of_the_system_is_what_fails(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fcntl, "flock", failing("ENOLCK"))
+    """And no file stands in for it, which a dead process would leave behind."""
+    monkeypatch.setattr(fcntl, "flock", failing(name))
     assert Cache(tmp_path).fetch("poisoned", KEY, build).fresh
     with pytest.raises(Unusable, match="cannot lock"), claimed(tmp_path, CELL):
         pytest.fail("nobody may be in it")

@@ -25,7 +25,7 @@ from bdbench.models import Classifier, ImageSet, path_field
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import load_file
 from bdbench.models.training.recipe import Recipe
-from bdbench.running.claims import claimed
+from bdbench.records.claims import claimed
 from bdbench.storage.cache import Cache
 from bdbench.trial import company, keys, provenance
 from bdbench.trial.harness import Harness
