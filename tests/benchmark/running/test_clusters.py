@@ -128,7 +128,7 @@ def test_a_ray_of_ours_listens_to_this_machine_only_and_ends_a_process_with_its_
     from bdbench.running.engines import ray as engine
 
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr(engine, "attempt_here", lambda: os.getpid())
+    monkeypatch.setattr(engine, "_on_node", lambda: os.getpid())
     before = listening()
     made = engine.Ray(job(tmp_path), 1, 1, 0.0, {"num_cpus": 1})
     try:
