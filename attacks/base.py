@@ -103,7 +103,7 @@ class Attack(ABC):
 
 def prepared() -> Any:
     """A dataclass field for the result of `prepare`. It is not a setting and not part of a spec."""
-    return field(default=None, repr=False, compare=False)
+    return field(default=None, repr=False, compare=False, metadata={"filled": True})
 
 
 def check_target(target: int, num_classes: int, part: str = "") -> None:

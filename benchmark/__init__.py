@@ -5,7 +5,11 @@ The names are imported on first use, so that the command line starts without tor
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
+
+if os.name != "posix":
+    raise ImportError("bdbench runs on Linux and macOS; on Windows, use it in WSL")
 
 from bdbench.models.plugins.faces import lazy
 

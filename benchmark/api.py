@@ -7,6 +7,7 @@ which may be of classes that a notebook defines.
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -52,7 +53,7 @@ from bdbench.running.run import RunOptions, execute, plan
 from bdbench.running.worker import check_images, keep, readable
 from bdbench.storage.atomic import Unusable, check_writable
 from bdbench.storage.cache import Cache
-from bdbench.storage.folders import cache_root, roots
+from bdbench.storage.folders import cache_root, expanded, roots
 from bdbench.storage.networks import Stored
 from bdbench.storage.networks import read as _read_weights
 from bdbench.tables import export
@@ -153,6 +154,8 @@ def run_cell(
     recipe: training settings; fields that a spec omits have the data set's defaults
     epochs: number of epochs, in place of the recipe's
     train_images: size of the training set; None for all images
+    precision: fp32, as in the built-in suites, unless this or a `Recipe` says otherwise; auto is
+        the fastest of the device
     curves: evaluate at the ends of up to 20 epochs
     save: store the network with the record
     reactivate: also measure P-ASR: whether the backdoor comes back after fine-tuning
@@ -170,10 +173,10 @@ def run_cell(
         train_images=train_images,
         precision=precision,
     )
-    target = device_of(device)
+    target = device_of(str(device))
     chosen = _cell(overrides, recipe, target, seed)
     harness = Harness(Cache(cache_root()), _data_roots(data), target, curves, reactivate=reactivate)
-    return _finished(harness, chosen, None if results is None else Path(results), save)
+    return _finished(harness, chosen, None if results is None else _path(results), save)
 
 
 def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -> CellRecord:
@@ -242,7 +245,7 @@ def evaluate(
     seed: int = 0,
     train_images: int | None = None,
     device: str = "auto",
-    precision: str | None = "fp32",
+    precision: str | None = None,
     save: bool = False,
     reactivate: bool = False,
     results: Folder | None = None,
@@ -257,7 +260,7 @@ def evaluate(
     The other arguments and errors are those of `run_cell`. Also raises `InvalidInput` for weights
     that do not fit the model and the data set, and for a defense that cannot start from a network.
     """
-    target, stored = device_of(device), _stored(weights)
+    target, stored = device_of(str(device)), _stored(weights)
     overrides = SuiteOverrides(
         dataset=[dataset],
         model=[_networks.given_model(stored, model, _datasets.built(dataset))],
@@ -272,12 +275,12 @@ def evaluate(
     harness = Harness(
         Cache(cache_root()), _data_roots(data), target, given=stored, reactivate=reactivate
     )
-    return _finished(harness, chosen, None if results is None else Path(results), save)
+    return _finished(harness, chosen, None if results is None else _path(results), save)
 
 
 def _stored(weights: Folder | Mapping[str, Tensor] | nn.Module) -> Stored:
     if isinstance(weights, str | Path):
-        return _read_weights(Path(weights))
+        return _read_weights(_path(weights))
     state = weights.state_dict() if isinstance(weights, nn.Module) else dict(weights)
     valid = all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items())
     _require(valid, "weights must be a file, a module or a state dict of tensors by name")
@@ -291,7 +294,7 @@ def _cell(
     """The only cell of a suite with these overrides."""
     check_seeds([seed])
     given = replace(overrides, recipe=None if isinstance(recipe, Recipe) else recipe)
-    suite = given.applied_to(Suite("", ("digits",), seeds=1))
+    suite = given.applied_to(Suite("", ("digits",), seeds=1, precision="fp32"))
     source = _datasets.built(suite.datasets[0])
     if isinstance(recipe, Recipe):
         precision = precision_of(overrides.precision or recipe.precision, target)
@@ -356,7 +359,7 @@ def run(
     """
     for path in _paths(plugins):
         load_plugin(path)
-    chosen = suite_file.find(str(name))
+    chosen = suite_file.find(os.path.expanduser(name))
     chosen.prepare()
     overrides = SuiteOverrides(
         dataset=_listed(datasets),
@@ -373,10 +376,10 @@ def run(
         graphs=graphs,
     )
     options = RunOptions(
-        device=device,
-        results=None if results is None else Path(results),
+        device=str(device),
+        results=None if results is None else _path(results),
         against=_paths(against),
-        data=None if data is None else Path(data),
+        data=None if data is None else _path(data),
         plugin=[*_paths(plugins), *chosen.plugins],
         budget=budget,
         limit=limit,
@@ -405,15 +408,15 @@ def run(
 
 def load(folder: Folder) -> Results:
     """Load the records in `<folder>/records`. Raises `InvalidInput` if there are none."""
-    records, damaged = read_all(Path(folder))
-    place = Path(folder) / "records"
+    place = _path(folder) / "records"
+    records, damaged = read_all(place.parent)
     _require(bool(records or damaged), f"no records in {place}; create some with `bdbench run`")
     _require(bool(records), f"all records in {place} are damaged: {'; '.join(damaged[:1])}")
-    return Results(Path(folder), _with_networks(records, Path(folder)), tuple(damaged))
+    return Results(place.parent, _with_networks(records, place.parent), tuple(damaged))
 
 
 def _data_roots(data: Folder | None) -> list[Path]:
-    return roots(None if data is None else Path(data))
+    return roots(None if data is None else _path(data))
 
 
 def _with_networks(records: Sequence[Record], folder: Path) -> tuple[CellRecord, ...]:
@@ -430,11 +433,12 @@ def poison(
     epochs: int | None = None,
     seed: int = 0,
     device: str = "auto",
+    precision: str | None = None,
     data: Folder | None = None,
 ) -> PoisonedData:
     """Poison a data set, as in a run with this seed.
 
-    model, recipe, epochs: for an attack that trains a network
+    model, recipe, epochs, precision: for an attack that trains a network, see `run_cell`
 
     Raises `InvalidInput` for an invalid argument, and what the attack raises.
     """
@@ -444,8 +448,9 @@ def poison(
         attack=[attack],
         defense=["none"],
         epochs=epochs,
+        precision=precision,
     )
-    target = device_of(device)
+    target = device_of(str(device))
     chosen = _cell(overrides, recipe, target, seed)
     if chosen.attack.trains:
         check_network(chosen)
@@ -471,7 +476,12 @@ def check(what: Folder) -> list[Promise]:
 
     Raises `InvalidInput` for an unknown plugin.
     """
-    plugins = resolve(str(what))
+    _require(
+        isinstance(what, str | Path),
+        f"check takes a plugin file, or the name or spec of a plugin, got {what!r}: register its "
+        "class with @register('name'), and pass that name",
+    )
+    plugins = resolve(os.path.expanduser(what))
     return [
         Promise(f"{kind} {name}: {each.promise.sentence}", each.kept, each.why)
         for kind, name in plugins
@@ -525,7 +535,7 @@ class Results:
     """
 
     folder: Path
-    records: tuple[Record, ...]
+    records: tuple[CellRecord, ...]
     damaged: tuple[str, ...] = ()
     beside: tuple[Neighbour, ...] = ()
     asked: tuple[Known, ...] = ()
@@ -533,7 +543,7 @@ class Results:
     def __len__(self) -> int:
         return len(self.records)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[CellRecord]:
         return iter(self.records)
 
     def __repr__(self) -> str:
@@ -549,7 +559,7 @@ class Results:
         return _networks.kept(self.folder, read(find(str(key), self.folder)))
 
     @property
-    def failed(self) -> list[Record]:
+    def failed(self) -> list[CellRecord]:
         """The records of failed cells; `error` has the exception."""
         return [record for record in self.records if record.status == "failed"]
 
@@ -594,8 +604,12 @@ class Results:
         return self._board._repr_html_()
 
 
+def _path(folder: Folder) -> Path:
+    return expanded(Path(folder))
+
+
 def _paths(folders: Folders) -> list[Path]:
-    return [Path(each) for each in _listed(folders)]
+    return [_path(each) for each in _listed(folders)]
 
 
 def _listed(given: Any) -> list[Any]:

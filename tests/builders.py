@@ -76,19 +76,23 @@ def make_mixed(defense, seed=0, /, **parts):
     return replace(made, metrics=made.metrics.with_(**counts), diagnostics={"parts": named})
 
 
-def make_classified(defense, attack, own, sent, names=("cat", "dog", "ship"), aimed=1, **given):
-    """A record with counts by class, whose metrics are their sums; the first class is the target.
+def make_classified(
+    defense, attack, own, sent, names=("cat", "dog", "ship"), aimed=1, goals=None, **given
+):
+    """A record with counts by class, whose metrics are their sums.
 
     own: clean images of each class that are right
     sent: for each class, how many triggered images get which label
-    aimed: clean images of each other class that are taken for the first
+    aimed: clean images of each attacked class that get its goal
+    goals: of the classes, all the first one by default
     """
+    goals = goals or [0] * len(names)
     classes = {
         "names": list(names),
         "images": [sum(row) for row in sent],
         "clean_own": list(own),
-        "clean_goal": [own[0], *[aimed] * (len(names) - 1)],
-        "goals": [0] * len(names),
+        "clean_goal": [own[n] if goal == n else aimed for n, goal in enumerate(goals)],
+        "goals": goals,
         "triggered": [{str(n): count for n, count in enumerate(row) if count} for row in sent],
     }
     sums = ByClass(**classes).sums()

@@ -23,7 +23,12 @@ from bdbench.models.scope import num_threads
 from bdbench.trial import company
 
 # The time that a machine takes to draw an example says nothing about the code.
-settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "any machine",
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("any machine")
 
 

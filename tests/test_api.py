@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import inspect
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
 from typing import Any
@@ -663,7 +667,8 @@ def test_code_with_a_value_that_has_no_text_is_never_the_same(
     source = SCRIPT.replace(name, f"{name.partition(' = ')[0]} = {value}")
     first, other = (script(source) for _ in range(2))
     assert not code_of(first.Mine).whole
-    assert code_of(first.Mine) == code_of(first.Mine)
+    # What it reads may have changed between two calls.
+    assert code_of(first.Mine) != code_of(first.Mine)
     assert key_of(first) != key_of(other)
 
 
@@ -961,3 +966,112 @@ def test_results_that_cannot_be_written_are_refused_before_training(
 def test_an_unknown_name_is_not_an_attribute() -> None:
     with pytest.raises(AttributeError, match="module 'bdbench' has no attribute 'run_cells'"):
         bd.run_cells  # noqa: B018
+
+
+HIDDEN = """
+from dataclasses import dataclass, field
+import bdbench as bd
+
+@dataclass(frozen=True)
+class Stamp(bd.Attack):
+    level: object = field(default=None, repr=False)
+    found: object = field(init=False, default=None, repr=False)
+
+    def trigger(self, images):
+        images = images.clone()
+        images[:, :, :4, :4] = self.level or 0
+        return images
+
+    def poison(self, clean, rng):
+        return bd.dirty_label(self, clean, rng)
+
+@dataclass(frozen=True)
+class Reads(Stamp):
+    def trigger(self, images):
+        images = images.clone()
+        images[:, :, :4, :4] = LEVEL[0]
+        return images
+
+LEVEL = __import__("torch").tensor([0])
+"""
+
+
+def test_an_object_with_more_than_its_settings_is_refused(
+    script: Callable[..., ModuleType],
+) -> None:
+    """Or else the cache would give it the images of another one."""
+    made = script(HIDDEN)
+    assert bd.poison(made.Stamp(), dataset=TOY, device="cpu").mask.any()
+    with pytest.raises(bd.InvalidInput, match=r"^level of attack Stamp is no setting, so nothing"):
+        bd.poison(made.Stamp(level=255), dataset=TOY, device="cpu")
+
+
+def test_a_class_that_reads_a_tensor_is_poisoned_anew(script: Callable[..., ModuleType]) -> None:
+    """The same object, too: nobody sees that the tensor has changed."""
+    made = script(HIDDEN)
+    attack = made.Reads()
+    corners = []
+    for level in (0, 255):
+        made.LEVEL[0] = level
+        found = bd.poison(attack, dataset=TOY, device="cpu")
+        corners.append(found.train.images[found.mask][:, 0, 0, 0].unique().tolist())
+    assert corners == [[0], [255]]
+
+
+def test_a_method_that_python_gives_to_a_class_is_not_its_code(
+    script: Callable[..., ModuleType],
+) -> None:
+    """As `__replace__` of dataclasses since Python 3.13."""
+    kind = script(HIDDEN).Stamp
+    before = code_of(kind)
+    kind.__replace__ = dataclasses.replace
+    assert before.whole
+    assert code_of(kind).whole
+
+
+def test_calls_have_the_precision_of_the_suites(planned: Callable[..., Any]) -> None:
+    for call in (bd.run_cell, partial(bd.evaluate, {})):
+        assert inspect.signature(call).parameters["precision"].default is None
+    attack = "trojan(mode='inverted')"
+    assert planned(dataset=TOY, attack=attack, device="cpu").recipe.precision == "fp32"
+
+
+def test_a_home_folder_is_found_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine", make_record("none", "badnets", 850, 990))
+    assert bd.load("~/mine").folder == tmp_path / "mine"
+    (tmp_path / "file").touch()
+    with pytest.raises(bd.InvalidInput, match=re.escape(str(tmp_path / "file"))):
+        bd.run_cell(results="~/file/inside", **TINY)
+    assert not (tmp_path / "~").exists()
+
+
+class Forgets(bd.Defense):
+    def __init__(self, k: int = 1) -> None:
+        self._k = k
+
+    def fit(self, data: bd.ImageSet, context: bd.Context) -> bd.Classifier:
+        return context.build()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: bd.check(Forgets()), "check takes a plugin file, or the name or spec"),
+        (lambda: bd.run_cell(defense=Forgets(), **TINY), "does not keep its setting k"),
+        (
+            lambda: bd.run_cell(model=bd.Model(partial(print), {}), **TINY),
+            "has no name to call the model by",
+        ),
+        (
+            lambda: bd.run_cell(**{**TINY, "device": torch.device("cuda:99")}),
+            "device 'cuda:99' does not exist",
+        ),
+    ],
+)
+def test_a_natural_mistake_is_one_line(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(bd.InvalidInput, match=said):
+        call()

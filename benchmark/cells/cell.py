@@ -51,6 +51,7 @@ class PluginInfo:
     title: the name for tables and figures, empty if it has none
     versions: see `Cell.versions`
     code: that of a local plugin, which no other process can build; else None
+    codes: those of all local classes and functions that made it
     modules: those of the classes and functions that made it
     files: hashes of the files that its settings name, but for a data set, which has `content`
     """
@@ -61,6 +62,7 @@ class PluginInfo:
     title: str
     versions: Any
     code: Code | None
+    codes: Mapping[Callable[..., Any], Code]
     modules: tuple[str, ...]
     files: tuple[str, ...]
 
@@ -243,9 +245,9 @@ def is_built_in(cell: Cell, axis: str) -> bool:
 def _info(axis: str, plugin: Any) -> PluginInfo:
     registry = REGISTRIES[axis]
     made_by = factories(axis, plugin)
+    codes = {each: code_of(each) for each in made_by if registry.is_local(each)}
     versions: list[Any] = [
-        digest_of(code_of(each).text) if registry.is_local(each) else version_of(each)
-        for each in made_by
+        digest_of(codes[each].text) if each in codes else version_of(each) for each in made_by
     ]
     named = [] if axis == "dataset" else _parts(axis, plugin)
     files = dict.fromkeys(file for each in named for file in registry.files(each))
@@ -261,7 +263,8 @@ def _info(axis: str, plugin: Any) -> PluginInfo:
         title=registry.title(Spec.of(canonical).name),
         label=label,
         versions=versions if len(versions) > 1 else versions[0],
-        code=code_of(made_by[0]) if registry.is_local(made_by[0]) else None,
+        code=codes.get(made_by[0]),
+        codes=codes,
         modules=tuple(each.__module__ for each in made_by),
         files=hashes,
     )

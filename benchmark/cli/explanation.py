@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from bdbench.cli.columns import plain
+from bdbench.records.by_class import ByClass
 from bdbench.records.files import find, read
 from bdbench.records.record import Record, encode
 from bdbench.records.rerun import again
 from bdbench.tables.groups import lent
+
+SHOWN = {"schema", "key", "status", "cell", "metrics", "flags", "error", "classes"}
+"""Parts of a record that have lines of their own, or need none."""
+LONG = {"diagnostics", "curves", "measured", "provenance"}
+"""Parts that come last."""
 
 
 def explanation(key: str, results: Path | None) -> str:
@@ -21,13 +28,24 @@ def explanation(key: str, results: Path | None) -> str:
     return _explain(read(path), path)
 
 
+def _by_class(classes: ByClass) -> Iterator[tuple[str, ...]]:
+    """By class: clean images that get their label, and triggered ones that get the goal."""
+    yield "class", "test images", "correct", "with the trigger, as the attack wants"
+    for n, name in enumerate(classes.names):
+        own = classes.own(n)
+        turned = classes.turned(n) if n in classes.victims else None
+        shares = (f"{100 * each.rate:.1f} %" if each else "-" for each in (own, turned))
+        yield name, f"{classes.images[n]:,}", *shares
+
+
 def _explain(record: Record, path: Path) -> str:
     parts = [f"cell {record.key}, {record.status}, {path}"]
     parts.append(plain((name, str(part)) for name, part in sorted(record.cell)))
     if record.metrics is not None:
         rows = [
             (name, f"{100 * count.rate:.2f} %", f"{count.hits:,} of {count.of:,}")
-            for name, count in record.counts.items()
+            for name in record.counts
+            if (count := record.count(name))
         ]
         parts.append(plain(rows))
     if record.worst_part:
@@ -37,8 +55,12 @@ def _explain(record: Record, path: Path) -> str:
     parts += [f"the defense {text}" for text in [lent(record)] if text]
     if record.flags:
         parts.append(f"flags: {', '.join(record.flags)}")
+    if record.classes:
+        parts.append(plain(_by_class(record.classes)))
     document = encode(record)
-    for title in ("passes", "diagnostics", "curves", "measured", "provenance"):
+    if record.example:
+        document["example"] = {**document["example"], "png": "a picture, which the report shows"}
+    for title in sorted(document.keys() - SHOWN, key=lambda name: (name in LONG, name)):
         if content := document[title]:
             text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True)
             parts.append(f"{title}\n{text}")

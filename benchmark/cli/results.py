@@ -77,8 +77,9 @@ def table(
     if any(wanted.values()):
         from bdbench.tables.selection import select
 
-        groups = select(records, results, wanted).with_baseline
-        records, ending = [record for group in groups for record in group.records], "-selection"
+        selection = select(records, results, wanted)
+        records = [record for group in selection.with_baseline for record in group.records]
+        ending = selection.ending
     if which == "leaderboard":
         board = leaderboard(records, sort, columns, origins) if own_layout else None
         show_leaderboard(records, results, origins, board, label if latex else None, ending)
@@ -181,7 +182,8 @@ def figure(
     tsne      embeddings before and after training
     triggers  an image with the trigger of each attack
 
-    A SPEC is a name with or without fields, and selects every plugin that agrees with it.
+    A SPEC is a name with or without fields, and selects every plugin that agrees with it. The
+    files of a selection have names of their own, such as plane-selection.png.
     """
     from bdbench.figures import FORMATS, make
 

@@ -30,7 +30,8 @@ def make(
 ) -> list[str]:
     """Draw one of `FIGURES` into `<results>/figures`, with its data as CSV.
 
-    wanted: specs by axis that select the cells to draw; all cells if empty
+    wanted: specs by axis that select the cells to draw; all cells if empty. The files of a
+        selection have names of their own.
     data: folder of data sets, for `triggers`
     field: the field on the horizontal axis of `sweep`, if several are swept
 
@@ -46,5 +47,5 @@ def make(
     selection = select(records, results, wanted, data, field)
     with look():
         picture = draw(selection)
-        paths = picture.write(results / "figures", which, formats)
+        paths = picture.write(results / "figures", f"{which}{selection.ending}", formats)
     return [*picture.remarks, *map(str, paths)]

@@ -36,8 +36,8 @@ UNPAIRED = "nothing run alike to compare with"
 
 
 def draw(selection: Selection) -> Picture:
-    """Large markers are means over the attacks; small ones are attacks. The leaderboard has the
-    same cells in its ratio, and those without an attack."""
+    """Large markers are means over the attacks that all defenses have; small ones are attacks. The
+    leaderboard has the same cells in its ratio, and those without an attack."""
     block = LeaderboardBlock(tuple(selection.settled(selection.with_baseline)))
     if not any(map(is_none, block.defenses)):
         raise InvalidInput(
@@ -79,7 +79,7 @@ def _figure(
     panels[1].axes.set_ylabel("loss of CA (points)")
     # A point without a common seed stands on all seeds of both sides; the sentences name it.
     paired = data.loc[data["seeds"] > 0, "seeds"]
-    sentences = _sentences(data, len(block.poisoned))
+    sentences = _sentences(data, block, titles)
     caption(figure, block.groups, paired, *sentences, *left_out(UNPAIRED, _unpaired(block)))
     return figure, panels
 
@@ -96,7 +96,8 @@ def _labels(
 
 
 def points(block: LeaderboardBlock) -> pd.DataFrame:
-    """One row per defense and attack, and one per defense with the mean over attacks.
+    """One row per defense and attack, and one per defense with the mean over the attacks that all
+    have, see `_shared`; a defense without one of these has no mean.
 
     seconds_ratio: training time, including the undefended network, relative to no defense; averaged
         as logarithms, so that its interval never reaches 0
@@ -105,15 +106,16 @@ def points(block: LeaderboardBlock) -> pd.DataFrame:
     seeds: number of seeds that a defense and no defense share, for a mean on every attack; values
         and intervals are paired over them. Without one, values use all seeds and have no interval
     front_*: for means, whether no other defense is at least as good in time and in this value, and
-        better in one of them
+        better in one of them. A defense whose accuracy is at chance is in none.
     """
     data = pd.DataFrame(_rows(block))
     if data.empty:
         return data
     means = data[data["attack"] == MEAN]
+    able = means[~means["defense"].isin(_at_chance(block))]
     for value in (ASR, LOST):
-        found = front(list(means[TIME]), list(means[value]))
-        data[f"front_{value}"] = pd.Series(found, means.index, dtype=object)
+        found = pd.Series(front(list(able[TIME]), list(able[value])), able.index, dtype=object)
+        data[f"front_{value}"] = found.reindex(means.index, fill_value=False)
     return data
 
 
@@ -126,14 +128,15 @@ def front(x: Sequence[float], y: Sequence[float]) -> list[bool]:
 def _rows(block: LeaderboardBlock) -> Iterator[dict[str, Any]]:
     results = _results(block)
     undefended = results[results["defense"].map(is_none).astype(bool)].drop(columns="defense")
+    shared = _shared(results)
     for defense in block.defenses:
         own = results[results["defense"] == defense].drop(columns="defense")
         pairs = own.merge(undefended, on=["attack", "seed"], suffixes=("", "_none"))
         sides = (side.drop(columns="seed").groupby("attack").mean() for side in (own, undefended))
         cells = next(sides).merge(next(sides), on="attack", suffixes=("", "_none"))
         attacks = list(cells.index)
-        for name, chosen in [*((attack, [attack]) for attack in attacks), (MEAN, attacks)]:
-            if chosen:
+        for name, chosen in [*((attack, [attack]) for attack in attacks), (MEAN, shared)]:
+            if chosen and {*chosen} <= {*attacks}:
                 seeds = [
                     _compare(pair)
                     for _, pair in pairs[pairs["attack"].isin(chosen)].groupby("seed")
@@ -147,6 +150,20 @@ def _rows(block: LeaderboardBlock) -> Iterator[dict[str, Any]]:
                 }
 
 
+def _shared(results: pd.DataFrame) -> list[str]:
+    """The attacks of all means: those that all defenses have, or the one that most have."""
+    attacks = list(dict.fromkeys(results["attack"]))
+    holders = results.groupby("attack")["defense"].nunique()
+    everywhere = [attack for attack in attacks if holders[attack] == results["defense"].nunique()]
+    return everywhere or sorted(attacks, key=lambda attack: -holders[attack])[:1]
+
+
+def _at_chance(block: LeaderboardBlock) -> list[str]:
+    """The defenses that are not ranked."""
+    bad = (g.names["defense"] for g in block.groups if g.counts(ASR) and not g.is_ranked)
+    return list(dict.fromkeys(bad))
+
+
 def _results(block: LeaderboardBlock) -> pd.DataFrame:
     """One row per record that enters a mean and was run like no defense with its seed: defense,
     attack, seed, seconds and shares."""
@@ -155,11 +172,13 @@ def _results(block: LeaderboardBlock) -> pd.DataFrame:
         base = block.cells.get((block.undefended, group.names["attack"]))
         there = base.by_seed if base else {}
         for record in group.used if group.names["attack"] in block.poisoned else ():
-            if unlike(record, there.get(record.cell.seed, record)):
+            seed = record.cell.seed
+            bases = [there[seed]] if seed in there else list(there.values())
+            if any(unlike(record, each) for each in bases):
                 continue
             shares = {name: record.count(name) for name in (ASR, CA)}
             row: dict[str, Any] = {axis: group.names[axis] for axis in ("defense", "attack")}
-            row |= {"seed": record.cell.seed, "seconds": seconds_total(record)}
+            row |= {"seed": seed, "seconds": seconds_total(record)}
             rows.append(row | {name: count and count.rate for name, count in shares.items()})
     found = pd.DataFrame(rows, columns=["defense", "attack", "seed", "seconds", ASR, CA]).dropna()
     # The time axis is logarithmic.
@@ -218,26 +237,37 @@ def _draw_panel(axes: Axes, data: pd.DataFrame, value: str, ranks: Mapping[str, 
             axes.plot(ends[0], y * 2, color=style["color"], linewidth=0.9, zorder=3)
             axes.plot(x * 2, 100 * np.array(ends[1]), color=style["color"], linewidth=0.9, zorder=3)
     axes.set_xscale("log")
-    axes.set_xlim(data[TIME].min() / 1.15, data[TIME].max() * 1.15)
+    # The bars are those of means over several seeds.
+    barred = means[means["seeds"] > 1]
+    low, high = (pd.concat([data[TIME], barred[f"{TIME}_{end}"]]) for end in ("low", "high"))
+    axes.set_xlim(low.min() / 1.15, high.max() * 1.15)
     steps = means[means[f"front_{value}"].astype(bool)].sort_values(TIME)
-    xs = [*steps[TIME], 10 * data[TIME].max()]
-    ys = 100 * steps[value]
-    axes.plot(xs, [*ys, ys.iloc[-1]], "--", color="#999999", drawstyle="steps-post", linewidth=1)
+    if len(steps):
+        xs, ys = [*steps[TIME], 10 * high.max()], 100 * steps[value]
+        style = {"color": "#999999", "drawstyle": "steps-post", "linewidth": 1}
+        axes.plot(xs, [*ys, ys.iloc[-1]], "--", **style)
     axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("training time (no defense = 1)")
 
 
-def _sentences(data: pd.DataFrame, attacks: int) -> Iterator[str]:
+def _sentences(
+    data: pd.DataFrame, block: LeaderboardBlock, titles: Mapping[str, str]
+) -> Iterator[str]:
     means = data[data["attack"] == MEAN]
-    yield f"Large markers: mean over {several(attacks, 'attack')}; small: each attack"
+    shared = _shared(_results(block))
+    which = several(len(shared), "attack")
+    if len(shared) < len(block.poisoned):
+        shown = names(block.groups, "attack")
+        which = f"the attacks that all have, {', '.join(shown[attack] for attack in shared)}"
+    yield f"Large markers: mean over {which}; small: each attack"
     yield "Dashed: Pareto front"
     if (means["seeds"] > 1).any():
         yield "Bars: 95 % t interval over seeds"
-    if names := list(dict.fromkeys(data.loc[data["seeds"] == 0, "defense"])):
-        yield f"Over all seeds, without a common one: {', '.join(names)}"
-    fewer = means[means["attacks"] < attacks]
-    if len(fewer):
-        counts = (f"{row.defense} {row.attacks}" for row in fewer.itertuples())
-        yield f"Means over fewer attacks: {', '.join(counts)}"
+    if unpaired := list(dict.fromkeys(data.loc[data["seeds"] == 0, "defense"])):
+        yield f"Over all seeds, without a common one: {', '.join(unpaired)}"
+    if bare := [d for d in dict.fromkeys(data["defense"]) if d not in {*means["defense"]}]:
+        yield f"No mean without these attacks: {', '.join(titles[d] for d in bare)}"
+    if lost := _at_chance(block):
+        yield f"Not in the front, as accuracy is at chance: {', '.join(titles[d] for d in lost)}"

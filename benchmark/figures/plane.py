@@ -19,7 +19,7 @@ from bdbench.figures.labels import (
     labelled,
     relative_width,
 )
-from bdbench.figures.picture import COLUMN, PAGE, Picture, asr_axis, caption, mark
+from bdbench.figures.picture import COLUMN, PAGE, Picture, asr_axis, caption, mark, stacked
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.tables.groups import ASR, CA, Group, is_none
 from bdbench.tables.names import names
@@ -29,6 +29,8 @@ PER_ROW = 2
 """Panels in a row."""
 HEIGHT = 2.3
 """Smallest height of a panel, inches."""
+LETTERS = 11
+"""Letters of a title on an inch."""
 
 
 def draw(selection: Selection) -> Picture:
@@ -82,7 +84,7 @@ def _figure(
     for (attack, title), (axes, column) in zip(attacks.items(), places, strict=False):
         own = data[data["attack"] == attack]
         _draw_panel(axes, own, ranks)
-        axes.set_title(title)
+        axes.set_title(stacked(title, int(size[0] / per_row * LETTERS)))
         labels = [
             Label(defenses[d], 100 * ca, 100 * asr, mark(ranks[d])["color"])
             for d, ca, asr in zip(own["defense"], own[CA], own[ASR], strict=True)

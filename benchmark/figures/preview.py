@@ -71,7 +71,7 @@ def preview(
     place = device_of(device)
     check_seeds([seed])
     source = datasets.build(dataset)
-    recipe = grid.recipe_for(source, {"epochs": epochs}, precision_of("auto", place))
+    recipe = grid.recipe_for(source, {"epochs": epochs}, precision_of("fp32", place))
     asked = cell(source, model, attack, "none", recipe, seed)
     with blaming("the trigger of the attack"):
         check_trigger(asked)

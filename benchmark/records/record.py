@@ -163,8 +163,10 @@ class Record:
         return self.cell.attack.is_none or self.count(REACTIVATED) is not None
 
     def count(self, metric: str) -> Count | None:
-        """The count of a metric by name, also of a later version; None where there is none."""
-        return self.counts.get(metric)
+        """The count of a metric by name, also of a later version; None where there is none. Without
+        an attack there is no ASR and no R-Acc."""
+        triggered = metric in ("attack_success_rate", "robust_accuracy")
+        return None if triggered and self.cell.attack.is_none else self.counts.get(metric)
 
     def holds(self, *, curves: bool, reactivate: bool) -> bool:
         """Whether it has what a run with these options measures."""
@@ -179,7 +181,7 @@ class Record:
 
     @property
     def counts(self) -> dict[str, Count]:
-        """The counts by name, sorted; none if the cell failed."""
+        """All counts by name, sorted, also those that mean nothing; none if the cell failed."""
         return self.metrics.counts() if self.metrics else {}
 
 

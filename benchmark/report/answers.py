@@ -9,13 +9,15 @@ from functools import cached_property
 
 from bdbench.records.by_class import ByClass
 from bdbench.records.count import Count
-from bdbench.records.record import CONTROL, REACTIVATED, STAGES, Record
+from bdbench.records.record import CONTROL, LATER_STAGES, REACTIVATED, STAGES, Record
 from bdbench.tables.groups import ASR, FLOOR, exceeds, filtered, filtered_parts, is_none, lent
 from bdbench.tables.leaderboard import decimal
 from bdbench.tables.statistics import proportions_separable
 
 WORKS = 0.5
 """The least ASR with no defense of an attack that works, see the flag `attack_failed`."""
+MOST_NAMES = 3
+"""Classes that a sentence names."""
 NO_BACKDOOR = "There was hardly a backdoor to remove."
 STAGE_WORDS = {
     "load": "loading the data",
@@ -105,24 +107,65 @@ class Case:
     def _asr(self) -> Count | None:
         return self.record.attack_success_rate
 
+    @cached_property
+    def _before(self) -> Count | None:
+        """The ASR of the baseline; of the part that the record's ASR is about."""
+        return self.without(ASR)
+
+    def without(self, metric: str) -> Count | None:
+        """A count of the baseline; of the part that the record's is about."""
+        return self._of_same_part(self.baseline, metric) if self.baseline else None
+
+    def _of_same_part(self, other: Record, metric: str) -> Count | None:
+        """A count of another record of the same attack; of the part that this record's is about."""
+        part = other.parts.get(self.record.worst_part, {})
+        return part.get(metric) or other.count(metric)
+
+    @cached_property
+    def _victims(self) -> str:
+        """The test images that the trigger should turn, in words."""
+        found = self.classes or (self.baseline.classes if self.baseline else None)
+        if not found:
+            return "the test images that it should turn"
+        victims, names = found.victims, [f"`{found.names[n]}`" for n in found.victims]
+        if len(victims) == len(found.names):
+            return "the test images of all classes"
+        if self._target is not None and len(victims) == len(found.names) - 1:
+            return "the test images of other classes"
+        if len(names) <= MOST_NAMES:
+            return f"the test images of {' and '.join(names)}"
+        return f"the test images of {len(victims)} of {len(found.names)} classes"
+
+    @cached_property
+    def _target(self) -> int | None:
+        """The label that the trigger should cause; None for several, and where it is unknown."""
+        found = self.classes or (self.baseline.classes if self.baseline else None)
+        goals = {found.goals[label] for label in found.victims} if found else set()
+        return goals.pop() if len(goals) == 1 else None
+
     def _failure(self) -> str:
         spent = self.record.measured.seconds
-        reached = [stage for stage in STAGES[:-1] if spent[stage]]
-        where = f" The last stage reached is {STAGE_WORDS[reached[-1]]}." if reached else ""
+        # Evaluation comes last, and with curves also in between.
+        *stages, last = STAGES
+        reached = [stage for stage in stages if spent[stage]]
+        words = [STAGE_WORDS[stage] for stage in (*reached[-1:], *[last] * bool(spent[last]))]
+        if any(self.record.measured.seconds.as_dict().get(stage) for stage in LATER_STAGES):
+            words = [STAGE_WORDS[LATER_STAGES[-1]]]
+        where = f" The last stage reached is {' or '.join(words)}." if words else ""
         name = self.record.error.type if self.record.error else ""
         return f"The cell failed after {spent.total:,.0f} s: {name}.{where} The reason is below."
 
     def _attack(self) -> str:
         undefended = self.baseline if self.defended else self.record
-        found = undefended and undefended.attack_success_rate
-        if not found:
+        found = undefended and self._of_same_part(undefended, ASR)
+        if not undefended or not found:
             return (
                 "Unknown: these results have no cell with the defense `none`, this attack and this "
                 "seed."
             )
         start = "With no defense," if self.defended else "This cell has no defense, and"
-        images = "the test images of other classes"
-        floor = undefended.asr_floor if undefended else None
+        images = self._victims
+        floor = self._of_same_part(undefended, FLOOR)
         if floor and found.rate >= WORKS and not exceeds(found, floor):
             return (
                 f"No. {start} {_of(found, images)} get the target label with the trigger, and "
@@ -134,10 +177,9 @@ class Case:
         return f"{'Yes' if found.rate >= WORKS else 'Hardly'}. {text}"
 
     def _defense(self, asr: Count) -> str:
-        before = self.baseline and self.baseline.attack_success_rate
-        floor = self.record.asr_floor
+        before, floor = self._before, self.record.asr_floor
         change = f"goes from {_percent(before)} to" if before else "is"
-        without = self.baseline and self.baseline.asr_floor
+        without = self.without(FLOOR)
         worked = not before or (before.rate >= WORKS and (not without or exceeds(before, without)))
         text = f"The attack success rate {change} {_percent(asr)}"
         if floor and not exceeds(asr, floor):
@@ -145,15 +187,40 @@ class Case:
             share = f"the {_percent(floor)} of the same images that get the target label"
             text += f", {relation} {share} without the trigger."
             others = ", ".join(self._parts_above_floor())
-            verdict = "Not of every attack." if others else "Yes, as far as the test images tell."
+            doubts = list(self._doubts(before))
+            verdict = "Not clearly." if doubts else "Yes, as far as the test images tell."
+            verdict = "Not of every attack." if others else verdict
             others = f" Those of other attacks are above their floors: {others}." * bool(others)
-            return f"{verdict if worked else NO_BACKDOOR} {text}{others}"
+            doubt = "".join(f" {each}" for each in doubts)
+            return f"{verdict if worked else NO_BACKDOOR} {text}{others}{doubt}"
         above = f" Without the trigger it is {_percent(floor)}." if floor else ""
         if before and asr.rate < before.rate and proportions_separable(asr, before):
             verdict = "Mostly, but not completely." if asr.rate < before.rate / 2 else "In part."
         else:
             verdict = "No." if before else "Not completely."
         return f"{verdict if worked else NO_BACKDOOR} {text}.{above}"
+
+    def _doubts(self, before: Count | None) -> Iterator[str]:
+        """Why an ASR at its floor does not show that the backdoor is gone.
+
+        before: the ASR without a defense
+        """
+        if not before:
+            yield "How high it is without a defense is unknown."
+        if self._target is not None and self.classes and self.classes_without:
+            own, usual = (c.own(self._target) for c in (self.classes, self.classes_without))
+            if own and usual and own.rate < usual.rate / 2 and proportions_separable(own, usual):
+                name = f"`{self.classes.names[self._target]}`"
+                yield (
+                    f"But the network hardly answers {name} any more, so a low rate says little: "
+                    f"it recognises {_percent(own)} of the clean test images of that class, "
+                    f"{_percent(usual)} with no defense."
+                )
+        after, control = self._reactivated()
+        if after and control and self._asr:
+            more = after.rate > max(control.rate, self._asr.rate)
+            if more and all(proportions_separable(after, c) for c in (control, self._asr)):
+                yield "But fine-tuning brings a part of it back, see below."
 
     def _parts_above_floor(self) -> Iterator[str]:
         """The parts of the attack whose ASR is above their floor, with both."""
@@ -171,11 +238,10 @@ class Case:
             yield Answer("What is the success rate of each attack?", text)
 
     def _reactivation(self) -> Iterator[Answer]:
-        after, before = self.record.count(REACTIVATED), self._asr
+        (after, control), before = self._reactivated(), self._asr
         if not after or not before:
             return
         undefended = self.baseline if self.defended else self.record
-        control = undefended and undefended.count(CONTROL)
         text = "After fine-tuning on 2 % of the clean training images and five poisoned ones, the "
         text += f"attack success rate goes from {_percent(before)} to {_percent(after)}."
         if control:
@@ -189,6 +255,11 @@ class Case:
         if each:
             text += f" By attack: {', '.join(each)}."
         yield Answer("Does the backdoor come back?", text)
+
+    def _reactivated(self) -> tuple[Count | None, Count | None]:
+        """P-ASR, and that of a network trained on clean images."""
+        undefended = self.baseline if self.defended else self.record
+        return self.record.count(REACTIVATED), undefended.count(CONTROL) if undefended else None
 
     def _cost(self) -> Iterator[Answer]:
         after = self.record.clean_accuracy
@@ -236,8 +307,8 @@ class Case:
             return
         asr, of = found.sums()["attack_success_rate"]
         kept = found.sums()["robust_accuracy"][0]
-        goals = {found.goals[label] for label in found.victims}
-        target = f"`{found.names[min(goals)]}`" if len(goals) == 1 else "the attack's target"
+        one = self._target
+        target = "the target of their class" if one is None else f"`{found.names[one]}`"
         counts = [f"{asr:,} are classified as {target}", f"{kept:,} as their true class"]
         rest = {
             to: count
@@ -253,7 +324,7 @@ class Case:
                 f"{sum(rest.values()):,} as another class, most often `{found.names[most]}` "
                 f"({rest[most]:,})"
             )
-        text = f"Of {of:,} triggered images of other classes, {', '.join(counts)}."
+        text = f"Of {of:,} triggered images, {', '.join(counts)}."
         yield Answer("How are triggered images classified?", text)
 
     def _filter(self) -> Iterator[Answer]:

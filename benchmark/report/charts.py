@@ -78,12 +78,18 @@ def charts(curves: Sequence[Mapping[str, Any]]) -> Iterator[Chart]:
         elif name not in STANDS:
             losses.append(name)
     for part, own in shares.items():
+        own.sort(key=_metric)
         if _values(curves, own):
             title = "Shares of test images by epoch" + f", {part}" * bool(part)
             yield _chart(title, "percent", curves, own, _value_ticks(0.0, 1.0), 100)
     if values := _values(curves, losses):
         ticks = _value_ticks(min(0.0, *values), max(0.0, *values) or 1.0)
         yield _chart("Mean losses by epoch", "mean loss", curves, losses, ticks, 1)
+
+
+def _metric(name: str) -> int:
+    """The number of a metric, of an attack or of a part of it; its style in all charts."""
+    return next(n for n, metric in enumerate(METRICS) if name.startswith(metric))
 
 
 def _values(curves: Sequence[Mapping[str, Any]], own: Sequence[str]) -> list[float]:
@@ -112,7 +118,9 @@ def _chart(
         return round(BOTTOM - y_scale * (value - ticks[0]), 1)
 
     lines = []
-    for style, name in enumerate(metrics):
+    for n, name in enumerate(metrics):
+        shares = name.startswith(METRICS)
+        style, words = (_metric(name), WORDS[METRICS[_metric(name)]]) if shares else (n, name)
         path, pen, points, value = [], "M", [], None
         for point in curves:
             found = point.get(name)
@@ -123,7 +131,8 @@ def _chart(
             pen = "L" if _known(found) else "M"
         if value is not None:
             last_value = f"{unit * value:.3g}"
-            lines.append(Line(WORDS.get(name, name), style, "".join(path), points, last_value))
+            words = WORDS.get(name, words)
+            lines.append(Line(words, style, "".join(path), points, last_value))
     return Chart(
         title=title,
         y_title=y_title,

@@ -258,6 +258,7 @@ class Site:
             record=record,
             seeds=self._seeds(group),
             baseline=baseline,
+            without=case.without,
             answers=list(case.answers()),
             classes=case.classes,
             classes_without=case.classes_without,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ import torch
 from rich.console import Console
 
 from bdbench.cells import grid
-from bdbench.cells.cell import REGISTRIES, Cell
+from bdbench.cells.cell import REGISTRIES, Cell, factories
 from bdbench.cells.cost import added_work, controls
 from bdbench.cells.suites import Suite
 from bdbench.machine.contention import Contention
@@ -306,6 +307,8 @@ def plan(name: str, suite: Suite, execution: ExecutionOptions, options: RunOptio
         cells = tuple(grid.cells(suite, precision))
     _check_names(cells)
     execution = _with_local_plugins(execution, cells)
+    if not execution.in_process:
+        _check_found(cells)
     _check_networks(cells, options.network)
     folder = _folder(name, options)
     beside = neighbours(options.against, folder)
@@ -468,6 +471,18 @@ def _with_local_plugins(execution: ExecutionOptions, cells: Sequence[Cell]) -> E
         "out jobs and engine, or move it to a file and name that as a plugin",
     )
     return replace(execution, in_process=True)
+
+
+def _check_found(cells: Sequence[Cell]) -> None:
+    """Raises `InvalidInput` for a plugin that this process has imported and a worker would not."""
+    for cell in cells:
+        for axis, registry in REGISTRIES.items():
+            for each in factories(axis, getattr(cell, axis)):
+                require(
+                    registry.is_found_by_workers(each),
+                    f"{axis} {cell.labels[axis]} is defined in the module {each.__module__}, which "
+                    f"workers do not import: name its file, {inspect.getfile(each)}, as a plugin",
+                )
 
 
 def _check_networks(cells: Sequence[Cell], file: Path | None) -> None:

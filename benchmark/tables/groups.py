@@ -71,11 +71,13 @@ class Group:
         used = [record.provenance.sources for record in self.used]
         return tuple(part for part in CODE if len({s[part] for s in used if part in s}) > 1)
 
+    @property
+    def is_ranked(self) -> bool:
+        """Whether its ASR may be the best: it has one, and an accuracy above chance."""
+        return bool(self.counts(ASR)) and "at_chance" not in self.flagged
+
     def counts(self, metric: str) -> dict[int, Count]:
-        """By seed, the counts of a metric in the used records that have it. Without an attack there
-        is no ASR and no R-Acc; the floor is what its record says."""
-        if metric in (ASR, RACC) and is_none(self.names["attack"]):
-            return {}
+        """By seed, the counts of a metric in the used records that have it."""
         found = {r.cell.seed: r.count(metric) for r in self.used}
         return {seed: count for seed, count in found.items() if count is not None}
 

@@ -267,8 +267,7 @@ class LeaderboardBlock:
         for group in self.groups:
             if is_none(group.names["defense"]):
                 continue
-            attacked = not is_none(group.names["attack"])
-            if attacked and group.counts(ASR) and "at_chance" not in group.flagged:
+            if not is_none(group.names["attack"]) and group.is_ranked:
                 found.setdefault(self._competition(group), []).append(group)
         return {place: each for place, each in found.items() if self._lowers(min(each, key=_asr))}
 

@@ -19,6 +19,8 @@ from bdbench.tables.groups import Group, collect, is_none, name_order
 SETTING = AXES[:3]
 """The axes that all cells of a figure share."""
 DEFAULT_SUITE = "quick"
+SELECTED = "-selection"
+"""Ends the names of files that show a part of a folder."""
 NOUNS = dict(zip(AXES, ("data set", "model", "recipe", "attack", "defense"), strict=True))
 
 
@@ -38,6 +40,11 @@ class Selection:
     wanted: Mapping[str, Sequence[str]]
     data: Path | None = None
     field: str = ""
+
+    @property
+    def ending(self) -> str:
+        """Of the names of files: those of a part of a folder do not replace those of all."""
+        return SELECTED if any(self.wanted.values()) else ""
 
     @cached_property
     def groups(self) -> list[Group]:

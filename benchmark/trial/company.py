@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bdbench.cells.cell import REGISTRIES, Cell, factories
-from bdbench.models.plugins.local import code_of
 from bdbench.models.plugins.registry import PLUGIN
 from bdbench.storage.keys import digest_of
 from bdbench.trial import provenance
@@ -44,7 +43,7 @@ def _hashes(cell: Cell, axes: Iterable[str]) -> set[str]:
         registry = REGISTRIES[axis]
         for factory in factories(axis, getattr(cell, axis)):
             if registry.is_local(factory):
-                found.add(digest_of(code_of(factory).text))
+                found.add(digest_of(cell.info[axis].codes[factory].text))
             elif not registry.is_built_in(factory):
                 found.add(provenance.hash_of(factory.__module__))
     return found

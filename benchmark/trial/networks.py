@@ -46,11 +46,16 @@ def given_model(stored: Stored, model: str | Model | None, source: Source) -> Mo
     named = stored.facts.get("model") if model is None else model
     require(
         named is not None,
-        f"{stored.origin} does not name the model of its weights: add --model, one of "
+        f"{stored.origin} does not name the model of its weights: name it (--model), one of "
         f"{', '.join(name for name in models.names() if name != given.NAME)}",
     )
     assert named is not None
     inner = models.built(named)
+    require(
+        not models.is_local(inner.factory),
+        f"the model {inner.factory.__name__} is not registered, so no spec of a cell can name it: "
+        "write @register('name') of bdbench.models above it",
+    )
     weights = fitted(stored, inner, source)
     bad = [name for name, values in weights.items() if not values.isfinite().all()]
     require(

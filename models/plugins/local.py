@@ -22,7 +22,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
-from weakref import WeakKeyDictionary
 
 GENERATED_FILE = "<string>"
 """The file name of the methods that a dataclass generates, and of all code without a source."""
@@ -34,15 +33,13 @@ GLOBAL_READS = ("LOAD_GLOBAL", "LOAD_NAME")
 """Bytecode instructions that read a variable of the module, not an attribute of that name."""
 PLAIN = (int, float, str, bytes, bool, complex, types.NoneType, PurePath, re.Pattern)
 
-_unknown: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
-
 
 @dataclass(frozen=True)
 class Code:
     """The code of a local plugin.
 
     text: its source, and the source of everything that it uses
-    whole: whether that is complete; if not, no two classes have the same text
+    whole: whether that is complete; if not, no two calls give the same text
     """
 
     text: str
@@ -54,7 +51,8 @@ def code_of(factory: Callable[..., Any]) -> Code:
     try:
         return Code("\n".join(_Reader().read(factory)), True)
     except _NoSource:
-        return Code(_unknown.setdefault(factory, f"unknown, {uuid.uuid4().hex}"), False)
+        # Also of one class: a value that it reads may have changed since.
+        return Code(f"unknown, {uuid.uuid4().hex}", False)
 
 
 class _NoSource(Exception):
@@ -90,8 +88,11 @@ class _Reader:
         for name, value in vars(kind).items():
             for part in _unwrapped(value):
                 if isinstance(part, types.FunctionType):
-                    if not _is_generated(kind, name, part):
-                        yield from self._function(part)
+                    if _is_generated(kind, name, part):
+                        continue
+                    # Such as a method that a later Python gives to dataclasses.
+                    own = part.__module__ == kind.__module__ or is_user_code(part.__module__)
+                    yield from self._function(part) if own else [self._value(name, part)]
                 elif not _is_internal(name, part):
                     yield self._value(name, part)
 

@@ -8,6 +8,8 @@ reason.
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -208,7 +210,22 @@ class Registry(Generic[T]):
             fits = isinstance(what, getattr(importlib.import_module(module), name))
             hint = ": write it with parentheses" if isinstance(what, type) else ""
             require(fits, f"{self.kind} must be a spec or {_a(name)}, got {what!r}{hint}")
+        self._check_hidden(what)
         return what
+
+    def _check_hidden(self, plugin: T) -> None:
+        """Raises `InvalidInput` for an object that was given more than its settings: the cache and
+        the records would take it for another one with the same settings."""
+        kind = type(plugin)
+        hidden = spec.hidden_of(kind) if dataclasses.is_dataclass(kind) else {}
+        for name, default in hidden.items():
+            require(
+                getattr(plugin, name) is default,
+                f"{name} of {self.kind} {kind.__name__} is no setting, so nothing tells this "
+                f"{self.kind} from others in the cache and in records: make it a field of text or "
+                "numbers, name a file with path_field(), or, if the object fills it itself, write "
+                "field(init=False, repr=False)",
+            )
 
     def swept(self, what: str | T) -> list[T]:
         """The plugins of a sweep, which is a spec with lists in place of values: one for each
@@ -229,6 +246,12 @@ class Registry(Generic[T]):
         """The inverse of `make`: the class or function, and the settings."""
         kind: Callable[..., Any] = type(plugin)
         self._check_defaults(kind, kind.__name__)
+        for name in spec.fields_of(kind):
+            require(
+                hasattr(plugin, name),
+                f"{self.kind} {kind.__name__} does not keep its setting {name}: store it as "
+                f"self.{name}",
+            )
         return kind, {name: getattr(plugin, name) for name in spec.fields_of(kind)}
 
     def complete(self, what: str | T) -> Spec:
@@ -302,7 +325,12 @@ class Registry(Generic[T]):
     def name_of(self, factory: Callable[..., Any]) -> str:
         """The name under which a class or function is registered, or else its own name. Raises
         `InvalidInput` if that name belongs to another plugin."""
-        own: str = factory.__name__
+        own = getattr(factory, "__name__", None)
+        require(
+            isinstance(own, str),
+            f"{factory!r} has no name to call the {self.kind} by: write a function or a class",
+        )
+        assert isinstance(own, str)
         self.import_package()
         for name, other in self._factories.items():
             if other is factory:
@@ -320,6 +348,17 @@ class Registry(Generic[T]):
         if factory not in self._factories.values():
             self._discover()
         return factory.__module__ == "__main__" or factory not in self._factories.values()
+
+    def is_found_by_workers(self, factory: Callable[..., Any]) -> bool:
+        """Whether another process finds a registered class or function: it is built in, installed,
+        or comes with a plugin file."""
+        module = factory.__module__
+        return (
+            self.is_built_in(factory)
+            or module.startswith(PLUGIN)
+            or module.partition(".")[0] in installed_packages
+            or any(module in modules for modules in _registers.values())
+        )
 
     def version(self, name: str) -> int:
         """See `version_of`."""
@@ -343,7 +382,11 @@ class Registry(Generic[T]):
         for key in given.fields:
             if key not in fields:
                 guess = spec.did_you_mean(key, fields)
-                raise InvalidInput(f"{owner} has no field {key!r}{guess}")
+                bare = inspect.isclass(factory) and not callable(getattr(factory, key, len))
+                advice = (
+                    f": write `{key}: TYPE = ...`, as a field needs its type" if bare else guess
+                )
+                raise InvalidInput(f"{owner} has no field {key!r}{advice}")
         values = {
             key: field.accept(given.fields[key], owner)
             if key in given.fields
@@ -454,12 +497,12 @@ def _source_file(factory: Callable[..., Any]) -> str:
 
 
 def _is_redefinition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether the second is the first, defined again in its module or in an edited plugin file."""
+    """Whether the second is the first, defined again in its module, or in its file, which may have
+    been imported under another name."""
     if one.__qualname__ != other.__qualname__:
         return False
-    files = _source_file(one), _source_file(other)
-    loaded = one.__module__.startswith(PLUGIN) and other.__module__.startswith(PLUGIN)
-    return one.__module__ == other.__module__ or (loaded and files[0] == files[1])
+    files = (Path(_source_file(each)).resolve() for each in (one, other))
+    return one.__module__ == other.__module__ or len({*files}) == 1
 
 
 def _settings_of(factory: Callable[..., Any]) -> list[str]:
@@ -551,6 +594,7 @@ def load_file(path: Path | str) -> ModuleType:
         raise InvalidInput(complaint)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[name] = module
+    withdrawn = _withdrawn(path)
     known = _registered_modules()
     folder, paths = path.resolve().parent, list(sys.path)
     if str(folder) not in sys.path:
@@ -566,6 +610,7 @@ def load_file(path: Path | str) -> ModuleType:
         sys.path[:] = paths
         for registry in REGISTRIES:
             registry.unregister(registry.registered([name]))
+            registry._factories.update(withdrawn.get(registry, {}))
         file, line = location(error) or (path, 0)
         if isinstance(error, InvalidInput) and not line:
             raise
@@ -573,6 +618,19 @@ def load_file(path: Path | str) -> ModuleType:
         where += "" if file.resolve() == path.resolve() else f" of {file}"
         raise InvalidInput(f"plugin {str(path)!r} failed{where}: {reason(error)}") from error
     return module
+
+
+def _withdrawn(path: Path) -> dict[Registry[Any], dict[str, Callable[..., Any]]]:
+    """What earlier contents of a plugin file have registered, which is taken back."""
+    earlier = [
+        name
+        for name, module in sys.modules.items()
+        if name.startswith(PLUGIN) and Path(str(module.__file__)).resolve() == path.resolve()
+    ]
+    found = {registry: registry.registered(earlier) for registry in REGISTRIES}
+    for registry, plugins in found.items():
+        registry.unregister(plugins)
+    return found
 
 
 _registers: dict[str, set[str]] = {}
@@ -597,13 +655,30 @@ def imported_by(module: ModuleType) -> set[str]:
 
 
 def _check_helpers(module: ModuleType, folder: Path) -> None:
-    """Raises `InvalidInput` if a file imports a module that shadows one of its own folder, such as
-    the helper of a plugin in another folder."""
-    for name in {each.partition(".")[0] for each in imported_by(module)}:
-        own = folder / f"{name}.py"
+    """Raises `InvalidInput` if a file imports, at once or later, a module that shadows one of its
+    own folder, such as the helper of a plugin in another folder."""
+    for name in sorted(_imports_in(Path(str(module.__file__)))):
+        places = (folder / f"{name}.py", folder / name / "__init__.py")
+        own = next((place for place in places if place.is_file()), None)
+        if own is None:
+            continue
         file = getattr(sys.modules.get(name), "__file__", None)
-        if own.is_file() and file is not None and Path(file).resolve() != own.resolve():
+        if file is None:
+            found = importlib.util.find_spec(name)
+            file = found.origin if found else None
+        if file is not None and Path(file).resolve() != own.resolve():
             raise InvalidInput(f"module {name!r} is {file}, not {own}; rename the latter")
+
+
+def _imports_in(path: Path) -> set[str]:
+    """The modules that a file imports anywhere, without those below them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+    return found
 
 
 def _check_registered(module: ModuleType, path: Path) -> None:

@@ -277,6 +277,16 @@ def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
     return MappingProxyType(found)
 
 
+def hidden_of(kind: type) -> Mapping[str, Any]:
+    """The fields of a dataclass that are given like settings and are none, with their defaults;
+    without those that say that they are filled later."""
+    fields = dataclasses.fields(kind)
+    hidden = (f for f in fields if f.init and not f.repr and not f.metadata.get("filled"))
+    return {
+        field.name: field.default for field in hidden if field.default is not dataclasses.MISSING
+    }
+
+
 def required(factory: Callable[..., Any], skipped: int = 0) -> list[str]:
     """The parameters of a class or function without a default, after the first `skipped` ones."""
     parameters = list(inspect.signature(factory).parameters.values())[skipped:]

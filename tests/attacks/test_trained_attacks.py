@@ -6,19 +6,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from bdbench.attacks import adaptive as adaptive_attack
+from bdbench.attacks import dynamic as dynamic_attack
 from bdbench.attacks import dynamic as module
 from bdbench.attacks import trojan
+from bdbench.attacks import trojan as trojan_attack
 from bdbench.attacks.adaptive import Adaptive
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.dynamic import Dynamic, Generator, binary, blend, diversity
 from bdbench.attacks.registry import attacks
 from bdbench.attacks.trojan import Trojan
 from bdbench.cells.cell import cell
+from bdbench.contract.scenarios import random_images
 from bdbench.datasets.registry import datasets
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
@@ -467,3 +472,90 @@ def test_a_prepared_attack_is_cached_with_its_seconds(cache_folder: Path) -> Non
     assert "mask_density" in records[0].diagnostics.attack
     other = replace(made, seed=1)
     assert Harness(Cache(cache_folder), [], CPU).run(other).metrics is not None
+
+
+def grey(count: int) -> ImageSet:
+    """Image n has the grey level n, and all labels are 1."""
+    levels = torch.arange(count, dtype=torch.uint8)[:, None, None, None]
+    return ImageSet(levels.expand(-1, 3, 16, 16).contiguous(), torch.ones(count).long(), 10)
+
+
+def test_the_joint_stage_of_dynamic_gives_images_their_own_goal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without masks, the classifier sees every image once: a tenth with the goal."""
+    labels: list[Tensor] = []
+    inputs: list[Tensor] = []
+    plain, forward = dynamic_attack.cross_entropy, Classifier.forward
+
+    def watched(outputs: Tensor, goal: Tensor) -> Tensor:
+        labels.append(goal)
+        return plain(outputs, goal)
+
+    def seeing(network: Classifier, images: Tensor) -> Tensor:
+        if network.training:
+            inputs.append((255 * images[:, 0, 0, 0]).round().detach())
+        return forward(network, images)
+
+    monkeypatch.setattr(dynamic_attack, "cross_entropy", watched)
+    monkeypatch.setattr(dynamic_attack, "train_mask", lambda *_: None)
+    monkeypatch.setattr(dynamic_attack, "binary", lambda soft: 0 * soft)
+    monkeypatch.setattr(Classifier, "forward", seeing)
+    recipe = Recipe(1, batch_size=60, padding=0, flip=False, cutout=0)
+    context = TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 16), 0)
+    Dynamic(target=7, mask_epochs=1, joint_epochs=1).prepare(grey(60), context, stream(0, "p"))
+    assert labels[0].tolist() == [7] * 6 + [1] * 54
+    assert sorted(inputs[0].tolist()) == list(range(60))
+
+
+def test_the_surrogate_learns_the_images_with_the_noise_of_the_last_round(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[ImageSet] = []
+    deltas: list[Tensor] = []
+    plain, ascend = adaptive_attack.loop, Adaptive.ascend
+
+    def watched(step: Any, data: ImageSet, **how: Any) -> None:
+        seen.append(data)
+        plain(step, data, **how)
+
+    def remember(self: Adaptive, surrogate: Classifier, *given: Any) -> Tensor:
+        assert not surrogate.training
+        deltas.append(ascend(self, surrogate, *given))
+        return deltas[-1]
+
+    monkeypatch.setattr(adaptive_attack, "loop", watched)
+    monkeypatch.setattr(Adaptive, "ascend", remember)
+    context = TrainingContext(
+        Recipe(epochs=2, batch_size=20), CPU, partial(models.build("wrn16_1").build, 10, 16), 0
+    )
+    attack = Adaptive(rounds=3, steps=2)
+    attack.prepare(images, context, stream(0, "poison"))
+    plain_set = attack.inner().poison(images, stream(0, "poison"))
+    mask = plain_set.mask
+    for before, after in zip(deltas, seen[1:], strict=False):
+        noise = after.images[mask].float() - plain_set.train.images[mask].float()
+        torch.testing.assert_close(noise, before.round())
+        assert bool(noise.any())
+
+
+def test_the_neurons_of_an_inverted_patch_have_the_largest_absolute_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trojan_attack, "ITERATIONS", 1)
+    data = random_images(20, 16, 10)
+    context = TrainingContext(
+        Recipe(epochs=2, batch_size=20), CPU, partial(models.build("wrn16_1").build, 10, 16), 0
+    )
+    network = context.build().eval()
+    with torch.no_grad():
+        network.head.weight[:, 5], network.head.weight[:, 9] = -3.0, -2.0
+    plain = Classifier.features
+
+    def features(self: Classifier, images: Tensor) -> Tensor:
+        return 0 * plain(self, images) + torch.arange(64.0)
+
+    monkeypatch.setattr(Classifier, "features", features)
+    made = trojan_attack.Trojan(mode="inverted").invert(network, data, context)
+    # The mean of neurons 5 and 9.
+    assert made.before == pytest.approx(7.0)

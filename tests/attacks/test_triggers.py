@@ -272,3 +272,14 @@ def test_blend_per_image_gives_each_image_noise_of_its_own() -> None:
     assert float((alike - torch.eye(20)).abs().max()) < 0.2
     assert torch.equal(attack.trigger(grey[7:9]), stamped[7:9])
     assert not torch.equal(stamped, Blend().trigger(grey))
+
+
+def test_wanets_noise_is_at_most_half_a_pixel() -> None:
+    ramp = (7 * torch.arange(32)).to(torch.uint8).expand(4, 3, 32, 32)
+    attack = WaNet(strength=1e-6)
+    moved = attack.disguise(ramp, stream(0, "noise")).float() - ramp
+    assert 2 < float(moved.abs().max()) <= 7 / 2 + 1
+
+
+def test_wanets_field_is_scaled_as_its_setting_says() -> None:
+    assert not torch.equal(WaNet().field(32, 32), WaNet(rescale=0.9).field(32, 32))

@@ -321,3 +321,26 @@ def test_it_needs_clean_images(data: ImageSet) -> None:
 def test_a_bad_setting_is_refused(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         ASD(**fields)
+
+
+def test_the_virtual_copy_starts_from_the_network(
+    data: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged: list[dict[str, Tensor]] = []
+    starts: list[bool] = []
+    losses, learn = ASD.losses, ASD.learn
+
+    def remember(self: ASD, network: Classifier, images: ImageSet) -> Tensor:
+        judged.append({name: values.clone() for name, values in network.state_dict().items()})
+        return losses(self, network, images)
+
+    def watched(self: ASD, virtual: Classifier, *rest: Any) -> None:
+        state = virtual.state_dict()
+        starts.append(all(torch.equal(values, state[n]) for n, values in judged[-1].items()))
+        learn(self, virtual, *rest)
+
+    monkeypatch.setattr(ASD, "losses", remember)
+    monkeypatch.setattr(ASD, "learn", watched)
+    context = make_context(data)
+    ASD(third_epochs=100, semi_batch_size=10, semi_share=0.3).fit(data, context)
+    assert starts == [True, True]

@@ -11,18 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.optim import Adam
 
 import bdbench.defenses.cbd
 from bdbench.attacks.badnets import BadNets
 from bdbench.defenses.base import Context
-from bdbench.defenses.cbd import CBD, Critic, dependence, sample_weights
+from bdbench.defenses.cbd import BETAS, CBD, Critic, dependence, sample_weights
 from bdbench.defenses.registry import defenses as registry
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
-from bdbench.models.training.loop import train
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import loop, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.trial.evaluation import diagnose
 
@@ -343,3 +345,62 @@ def test_it_starves_poisoned_images_when_f_b_knows_the_trigger() -> None:
 def test_a_bad_setting_is_refused(fields: dict[str, Any], complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         CBD(**fields)
+
+
+def test_critic_and_f_c_in_turn_equal_a_slow_implementation(images: ImageSet) -> None:
+    context = make_context()
+    early = Recipe(epochs=1, batch_size=20, learning_rate=0.05, drops=())
+    f_b = train(context.build("f_B"), images, early, context.rng("f_B"))
+    f_c = context.build().train()
+    with global_seed(context.seed, "weights", "critic"):
+        critic = Critic(128)
+    optimizer, adam = RECIPE.sgd(f_c), Adam(critic.parameters(), lr=0.02)
+
+    def step(batch: Batch) -> None:
+        r, z = f_b.features(batch.images).detach(), f_c.features(batch.images)
+
+        def bracket(z: Tensor) -> Tensor:
+            joint = critic(z, r).mean()
+            return joint - critic(torch.stack([z[n - 1] for n in range(len(z))]), r).mean()
+
+        adam.zero_grad()
+        (-bracket(z.detach())).backward()
+        adam.step()
+        optimizer.zero_grad()
+        (cross_entropy(f_c.head(z), batch.labels) + 5.0 * bracket(z)).backward()
+        optimizer.step()
+
+    state = {"optimizer": optimizer, "adam": adam}
+    loop(step, images, recipe=RECIPE, rng=context.rng("classifier"), state=state)
+    own = CBD(t1=1, reweight=False, beta=0.0, critic_weight=5.0, critic_learning_rate=0.02)
+    ours = own.fit(images, make_context())
+    for name, values in f_c.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], values, rtol=1e-3, atol=1e-4)
+
+
+def pictures(data: ImageSet) -> set[bytes]:
+    return {image.numpy().tobytes() for image in data.images}
+
+
+def test_each_candidate_is_judged_on_the_fold_that_it_did_not_see(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, set[bytes]]] = []
+    judged: list[set[bytes]] = []
+
+    def remember(self: CBD, f_c: Any, f_b: Any, data: ImageSet, context: Context) -> Tensor:
+        seen.append((self.beta, pictures(data)))
+        return torch.zeros(len(data))
+
+    def judge(network: Any, data: ImageSet) -> float:
+        judged.append(pictures(data))
+        return 0.5
+
+    monkeypatch.setattr(CBD, "train_f_b", lambda *_: None)
+    monkeypatch.setattr(CBD, "train_f_c", remember)
+    monkeypatch.setattr(bdbench.defenses.cbd, "accuracy", judge)
+    CBD(select="cv", folds=3, t1s=(1, 2)).search(images, make_context())
+    assert [beta for beta, _ in seen] == [*BETAS] * 6
+    for (_, trained), held_out in zip(seen, judged, strict=True):
+        assert (len(trained), len(held_out)) == (40, 20)
+        assert trained | held_out == pictures(images)

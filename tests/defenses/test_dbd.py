@@ -20,6 +20,7 @@ import bdbench.defenses.mixmatch
 from bdbench.defenses.base import Context
 from bdbench.defenses.dbd import DBD, nt_xent, split
 from bdbench.defenses.mixmatch import (
+    MixMatch,
     augmented,
     draw_rows,
     mix,
@@ -495,3 +496,52 @@ def test_a_bad_setting_is_refused(fields: dict[str, Any], complaint: str) -> Non
 def test_a_split_that_keeps_nothing_is_refused(images: ImageSet) -> None:
     with pytest.raises(InvalidInput, match="of 60 images leaves no image"):
         DBD(alpha=0.01).fit(images, make_context())
+
+
+def test_both_views_of_an_image_differ(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Tensor] = []
+    plain = bdbench.defenses.dbd.make_views
+
+    def remember(*given: Any) -> Tensor:
+        made.append(plain(*given))
+        return made[-1]
+
+    monkeypatch.setattr(bdbench.defenses.dbd, "make_views", remember)
+    context = make_context()
+    SHORT.learn_features(context.build(), images, context)
+    for one, other in zip(made[::2], made[1::2], strict=True):
+        assert bool((one != other).flatten(1).any(1).all())
+
+
+def test_mixmatch_sees_two_views_in_training_mode(
+    images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def remember(self: DBD, network: Classifier, images: Tensor, *rest: Tensor) -> Tensor:
+        one, other = images[12:].split(12)
+        seen.append(bool((one != other).flatten(1).any(1).float().mean() > 0.8))
+        assert network.training
+        return network(images).sum() * 0
+
+    monkeypatch.setattr(DBD, "mixmatch", remember)
+    monkeypatch.setattr(DBD, "learn_features", lambda *_: None)
+    SHORT.fit(images, make_context())
+    assert seen == [True] * 10
+
+
+def test_mixing_coefficients_have_the_moments_of_beta(images: ImageSet) -> None:
+    training = MixMatch(
+        make_context().build(),
+        None,
+        make_context(),
+        None,
+        None,  # type: ignore[arg-type]
+        steps=200,
+        batch_size=10,
+        beta=0.3,
+    )
+    rows = torch.arange(60)
+    training.draw(images, rows[:30], rows[30:])
+    assert float(training.coefficients.mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(training.coefficients.var()) == pytest.approx(1 / (4 * 1.6), rel=0.05)

@@ -407,3 +407,9 @@ def test_the_cost_is_the_largest_of_a_search(
         done = work(lambda: defense.fit(images, make_context(images)))
         assert (done == pytest.approx(own)) == most
         assert done <= own + 1e-6
+
+
+def test_the_power_of_the_attention_is_that_of_the_setting() -> None:
+    maps = [random_maps(seed) for seed in range(2)]
+    found = [float(NAD(p=p).distillation((1.0,) * 3, *maps)) for p in (1.0, 2.0)]
+    assert found[0] != pytest.approx(found[1], rel=1e-3)

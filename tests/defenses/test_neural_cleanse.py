@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from bdbench.contract import scenarios
+from bdbench.contract.scenarios import defense_context, random_images, resumes
 from bdbench.defenses.base import CleanBudget, Context
 from bdbench.defenses.neural_cleanse import (
     Found,
@@ -460,3 +461,15 @@ def test_without_clean_images_the_error_says_so() -> None:
 def test_a_bad_setting_is_refused(spec: str, complaint: str) -> None:
     with pytest.raises(InvalidInput, match=complaint):
         defenses.build(f"neural_cleanse({spec})")
+
+
+def test_unlearning_of_neural_cleanse_resumes_and_trains_its_norms() -> None:
+    flags_all = "neural_cleanse(threshold=0.001, success=0.01, unlearning_updates=4000)"
+    assert resumes("badnets", flags_all) > 0
+    data = random_images(60, 16, 10)
+    context = defense_context(data, 0.5)
+    network = context.undefended()
+    triggers = torch.zeros(1, 4, 16, 16)
+    NeuralCleanse(unlearning_updates=400).unlearn(network, triggers, data, context)
+    counts = {int(n.num_batches_tracked) for n in network.modules() if hasattr(n, "running_var")}
+    assert counts == {2}

@@ -57,3 +57,11 @@ def test_threads_that_train_in_parallel_are_independent(images: ImageSet) -> Non
         together = list(threads.map(one, range(3)))
     assert all(map(torch.equal, alone, together))
     assert not torch.equal(alone[0], alone[1])
+
+
+def test_purposes_have_streams_of_their_own() -> None:
+    context = TrainingContext(
+        Recipe(), torch.device("cpu"), partial(models.build("wrn16_1").build, 10, 16), 0
+    )
+    one, other = (torch.rand(8, generator=context.rng(name)) for name in ("a", "b"))
+    assert not torch.equal(one, other)

@@ -171,8 +171,16 @@ def wait(cell: int, control: Connection) -> bool:
                 suspension.resume()
             with suppress(OSError):
                 os.killpg(cell, number)
-        elif ready or os.waitid(os.P_PID, cell, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+        elif ready or has_ended(cell):
             return True
+
+
+def has_ended(cell: int) -> bool:
+    """Whether a child has ended; its exit code stays to be read."""
+    with suppress(psutil.NoSuchProcess):
+        status: str = psutil.Process(cell).status()
+        return status == psutil.STATUS_ZOMBIE
+    return True
 
 
 def received(control: Connection) -> int:

@@ -378,7 +378,7 @@ def test_a_cell_page_answers_in_sentences():
     suffered = "`dog`: 50.0 % of its clean test images are correct, 90.0 % with no defense."
     assert found["Which class suffers most?"] == suffered
     assert found["How are triggered images classified?"] == (
-        "Of 20 triggered images of other classes, 8 are classified as `cat`, 11 as their true "
+        "Of 20 triggered images, 8 are classified as `cat`, 11 as their true "
         "class, 1 as another class, most often `ship` (1)."
     )
 
@@ -393,7 +393,7 @@ def test_a_cell_page_answers_in_sentences():
         (985, 9, 990, "No."),
         (995, 9, 990, "No."),
         (700, 9, None, "Not completely."),
-        (9, 9, None, "Yes, as far as the test images tell."),
+        (9, 9, None, "Not clearly."),
         (9, 9, 300, "There was hardly a backdoor to remove."),
         (290, 9, 300, "There was hardly a backdoor to remove."),
     ],
@@ -916,3 +916,54 @@ def test_the_work_grows_with_the_number_of_records_and_no_faster(count, tmp_path
         pages = (tmp_path / str(part) / "report/cells").glob("*.html")
         assert len(list(pages)) == part
     assert called[1] < 4.3 * called[0]
+
+
+def test_a_network_that_does_not_answer_the_target_has_no_backdoor_to_show():
+    """A low rate then says nothing."""
+    lost = make_classified("abl", "badnets", [1, 9, 9], [[1, 5, 4], [0, 9, 1], [0, 1, 9]])
+    text = said(lost, BARE)["Did the defense remove the backdoor?"]
+    assert text.startswith("Not clearly. The attack success rate goes from 95.0 % to 0.0 %")
+    assert "But the network hardly answers `cat` any more, so a low rate says little" in text
+    assert "recognises 10.0 % of the clean test images of that class, 90.0 % with no" in text
+
+
+@pytest.mark.parametrize(("after", "control", "hidden"), [(140, 30, True), (35, 30, False)])
+def test_a_backdoor_that_comes_back_was_not_removed(after, control, hidden):
+    def with_(record, name, hits):
+        return replace(record, metrics=record.metrics.with_(**{name: Count(hits, 1000)}))
+
+    bare = with_(make_record("none", "badnets", 930, 990), "control_success_rate", control)
+    found = with_(make_record("abl", "badnets", 900, 19, 18), "reactivated_success_rate", after)
+    text = said(found, bare)["Did the defense remove the backdoor?"]
+    start = "Not clearly." if hidden else "Yes, as far as the test images tell."
+    assert text.startswith(start)
+    assert ("But fine-tuning brings a part of it back, see below." in text) == hidden
+
+
+def test_the_rates_before_and_after_are_of_one_part():
+    bare = make_mixed("none", a_1=(1000, 9), b_2=(600, 9))
+    text = said(make_mixed("abl", a_1=(36, 9), b_2=(600, 9)), bare)
+    assert text["Did the defense remove the backdoor?"].startswith(
+        "No. The attack success rate goes from 60.0 % to 60.0 %."
+    )
+
+
+def test_the_images_that_a_trigger_should_turn_are_named():
+    rows = [[10, 0, 0], [10, 0, 0], [0, 0, 10]]
+    chosen = make_classified("none", "tact", [9, 9, 9], rows, goals=[0, 0, 2])
+    assert (
+        "the trigger works on 100.0 % of the test images of `dog`"
+        in (said(chosen)["Did the attack work?"])
+    )
+    turned = [[0, 10, 0], [0, 0, 10], [10, 0, 0]]
+    every = make_classified("none", "all_to_all", [9, 9, 9], turned, goals=[1, 2, 0])
+    assert "of the test images of all classes (30 of 30)" in said(every)["Did the attack work?"]
+
+
+def test_a_cell_without_an_attack_has_no_success_rate(results):
+    clean = make_record("none", "none", 930, 24)
+    pages = report(results, [clean])
+    assert not [row for row in pages[f"cells/{clean.key}.html"].rows if "2.4" in row[1:2]]
+    assert clean.attack_success_rate is None
+    assert clean.robust_accuracy is None
+    assert clean.asr_floor is not None

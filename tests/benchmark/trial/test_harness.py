@@ -44,8 +44,10 @@ from bdbench.trial import provenance
 from bdbench.trial.clean_budget import clean_budget
 from bdbench.trial.curves import POINT
 from bdbench.trial.harness import Harness
-from bdbench.trial.poisoned import PoisonedData
+from bdbench.trial.poisoned import PoisonedData, poison
 from bdbench.trial.record import finite
+from bdbench.trial.undefended import train_undefended
+from bdbench.trial.workspace import Workspace
 
 DATASET = "toy(train_images=120, test_images=80, image_size=16)"
 RECIPE = Recipe(epochs=1, batch_size=32, learning_rate=0.02, updates=0.005)
@@ -726,3 +728,35 @@ def test_suites_are_sound_and_bring_the_settings_of_their_data_set() -> None:
     assert (recipe.learning_rate, recipe.flip) == (0.01, False)
     with pytest.raises(InvalidInput, match="seeds must be at least 1"):
         grid.cells(replace(suite("quick"), seeds=0), "fp32")
+
+
+SMALLEST = "toy(train_images=60, test_images=40, image_size=16)"
+
+
+def workspace(tmp_path: Path) -> Workspace:
+    made = cell(SMALLEST, "wrn16_1", "badnets", "none", Recipe(epochs=1, batch_size=20), 0)
+    cache = Cache(tmp_path)
+    data = Harness(cache, [], CPU).dataset(made.dataset)
+    return Workspace(made, data, CPU, cache, Stopwatch(CPU))
+
+
+def test_undefended_networks_of_one_cell_are_two(tmp_path: Path) -> None:
+    ws = workspace(tmp_path)
+    data = poison(ws)
+    for n in range(2):
+        train_undefended(ws, data.train, n)
+    one, other = (ws.undefended[n]["head.weight"] for n in range(2))
+    assert float((one - other).norm()) > 0.5 * float(one.norm())
+
+
+def test_other_seeds_lend_other_images(images: ImageSet) -> None:
+    one, other = (clean_budget(images, 0.5, seed) for seed in (0, 1))
+    assert one is not None
+    assert other is not None
+    assert not torch.equal(one.fit.images, other.fit.images)
+    assert not torch.equal(one.validation.images, other.validation.images)
+
+
+def test_a_cell_without_an_attack_has_no_failed_one(cache_folder: Path) -> None:
+    made = cell(SMALLEST, "wrn16_1", "none", "none", Recipe(epochs=1, batch_size=20), 0)
+    assert "attack_failed" not in Harness(Cache(cache_folder), [], CPU).run(made).flags

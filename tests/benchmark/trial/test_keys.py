@@ -75,3 +75,22 @@ def test_the_length_of_repair_is_in_the_key_of_no_undefended_network() -> None:
         one, other = (keys.undefended_key(of(attack, updates=n), 0, HERE) for n in (0.1, 1.0))
         assert (one == other) == shared
         assert one != keys.undefended_key(of(attack, epochs=7), 0, HERE)
+
+
+@pytest.mark.parametrize(
+    ("attack", "other"),
+    [("badnets", "badnets(poisoning_rate=0.2)"), ("dynamic", "dynamic(density=0.1)")],
+)
+def test_another_seed_setting_or_number_is_another_piece_of_work(attack: str, other: str) -> None:
+    def of(text: str, seed: int = 0) -> Cell:
+        return cell("toy", "wrn16_1", text, "none", Recipe(), seed)
+
+    cells = of(attack), of(other), of(attack, 1)
+
+    def of_a_network(cell: Cell, here: Any) -> dict[str, Any]:
+        return keys.undefended_key(cell, 0, here)
+
+    for key in (keys.attack_key, of_a_network):
+        found = [key(each, HERE) for each in cells]
+        assert all(one not in found[:n] for n, one in enumerate(found))
+    assert keys.undefended_key(cells[0], 0, HERE) != keys.undefended_key(cells[0], 1, HERE)
