@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import math
 import sys
 from collections.abc import Callable
@@ -31,6 +33,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import Registry
+from bdbench.models.plugins.spec import fields_of
 from bdbench.models.registry import Models, models
 from bdbench.models.training.feed import Batch
 from bdbench.models.training.loop import loop
@@ -437,3 +440,30 @@ def test_promises_that_need_a_broken_one_are_not_tested(
     assert {verdicts[name].why for name in left} == {
         "not tested until it stamps its trigger and poisons a training set"
     }
+
+
+ELSEWHERE = {"flip", "sha256"}
+"""Of a data set, for the recipe; of a network that a user brings, for the key."""
+
+
+def names_read(kind: Callable[..., Any]) -> set[str]:
+    """Attributes and variables that the files of a plugin and of its base classes read."""
+    found: set[str] = set()
+    for each in kind.__mro__ if inspect.isclass(kind) else (kind,):
+        if each.__module__.startswith("bdbench."):
+            for node in ast.walk(ast.parse(Path(inspect.getfile(each)).read_text())):
+                read = isinstance(getattr(node, "ctx", None), ast.Load)
+                if read and isinstance(node, ast.Attribute | ast.Name):
+                    found.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    return found
+
+
+@pytest.mark.parametrize("axis", sorted(REGISTRIES))
+def test_every_setting_is_read(axis: str) -> None:
+    """A sweep over one that is not would draw a flat line."""
+    registry = REGISTRIES[axis]
+    built_in = [name for name in registry.names() if registry.is_built_in(registry.factory(name))]
+    assert built_in
+    for name in built_in:
+        factory = registry.factory(name)
+        assert fields_of(factory).keys() - ELSEWHERE <= names_read(factory), name

@@ -330,3 +330,36 @@ def test_a_job_of_slurm_without_a_time_is_refused(
     complaint = "add --option timeout_min=MINUTES, or --limit SECONDS for each cell"
     with pytest.raises(InvalidInput, match=complaint):
         Slurm(job(tmp_path), 1, 1, 0, options, cluster="local")
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_checkpoints_on_a_node_go_after_the_record_is_written(
+    full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or else a disk that is full where the run was started costs a training."""
+    pytest.importorskip("ray")
+    from bdbench.running.engines import ray as engine
+    from bdbench.running.engines.fresh import Outcome
+
+    order: list[str] = []
+
+    def written(results: Path, record: Record, chosen: Cell) -> Attempt:
+        order.append("written")
+        return Attempt(record, mine=True, unwritten="disk full" if full else None)
+
+    class Removal:
+        def options(self, **named: object) -> Removal:
+            return self
+
+        def remote(self, folders: object) -> None:
+            order.append("removed")
+
+    monkeypatch.setattr(engine, "written", written)
+    monkeypatch.setattr(engine.ray, "remote", lambda call: Removal())
+    (chosen,) = cells(1)
+    made: Future[engine._OfNode] = Future()
+    made.set_result(engine._OfNode(Outcome((alone(chosen, tmp_path), [tmp_path])), 56 * "0"))
+    driver = object.__new__(engine.Ray)
+    driver.job, driver._discards = job(tmp_path), []
+    assert driver._written(made, chosen).mine
+    assert order == ["written"] + ["removed"] * (not full)

@@ -246,6 +246,7 @@ def test_a_run_that_is_suspended_suspends_its_cells(
     while not (folder / "deeds").exists():
         assert run.poll() is None
         time.sleep(0.05)
+    begun = time.monotonic()
     processes = [run.pid, *family(run.pid)[-1:]]
 
     def all_are(stopped: bool) -> bool:
@@ -263,7 +264,8 @@ def test_a_run_that_is_suspended_suspends_its_cells(
     run.communicate(timeout=60)
     assert run.returncode == 0
     (record,) = results(folder).values()
-    assert record["measured"]["seconds"]["fit"] < 3.0
+    # It was suspended for three seconds of these.
+    assert record["measured"]["seconds"]["fit"] < time.monotonic() - begun - 2.0
 
 
 @pytest.mark.parametrize("output", ["/dev/full", "a closed pipe"])

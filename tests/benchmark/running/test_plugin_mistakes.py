@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -606,3 +607,62 @@ def test_a_field_may_be_final(
     if complaint:
         with pytest.raises(InvalidInput, match=complaint):
             defenses.build("mine(size='x')")
+
+
+@pytest.mark.parametrize("package", [False, True])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_helper_of_another_folder_is_refused(late: bool, package: bool, here: Path) -> None:
+    """Whether it is imported at once or in a method, and is a file or a package."""
+    name = f"my_helper_{late:d}{package:d}"
+    for folder in ("one", "two"):
+        home = here / folder / name if package else here / folder
+        home.mkdir(parents=True)
+        (home / ("__init__.py" if package else f"{name}.py")).write_text(f"WHERE = {folder!r}\n")
+        line = f"import {name}\n"
+        body = DEFENSE.replace('"mine"', f'"{folder}{name}"')
+        body = body.replace("        return train", f"        {line}        return train")
+        text = body if late else line + DEFENSE.replace('"mine"', f'"{folder}{name}"')
+        (here / folder / "my_defense.py").write_text(text)
+    load_plugin(here / "one" / "my_defense.py")
+    builtins.__import__(name)
+    with pytest.raises(InvalidInput, match=f"module '{name}' is .*one.*, not .*two.*rename"):
+        load_plugin(here / "two" / "my_defense.py")
+
+
+def test_an_edited_file_takes_back_what_it_has_registered(here: Path) -> None:
+    """Its class may have another name, or its plugin; and a broken edit takes nothing back."""
+    file = here / "my_defense.py"
+    file.write_text(DEFENSE)
+    load_plugin(file)
+    file.write_text(DEFENSE.replace("class Mine", "class Other"))
+    load_plugin(file)
+    assert defenses.factory("mine").__name__ == "Other"
+    file.write_text(DEFENSE.replace('"mine"', '"yours"') + "1 / 0\n")
+    with pytest.raises(InvalidInput, match="failed at line"):
+        load_plugin(file)
+    assert defenses.factory("mine").__name__ == "Other"
+    file.write_text(DEFENSE.replace('"mine"', '"yours"'))
+    load_plugin(file)
+    assert "mine" not in defenses.names()
+    assert "yours" in defenses.names()
+
+
+def test_a_plugin_of_an_imported_module_needs_its_file_where_workers_run(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "my_methods.py").write_text(DEFENSE)
+    monkeypatch.syspath_prepend(str(here))
+    imported = __import__("my_methods")
+    how: dict[str, Any] = {"epochs": 1, "device": "cpu", "seeds": 1, "progress": False}
+    how |= {"datasets": SIZES, "attacks": "badnets", "results": here / "out"}
+    with pytest.raises(InvalidInput, match=r"module my_methods, which workers do not import: name"):
+        bd.run(defenses=imported.Mine(), **how)
+    found = bd.run(defenses="mine", plugins=here / "my_methods.py", **how)
+    assert [record.status for record in found] == ["ok"]
+
+
+def test_a_field_without_a_type_is_told_apart_from_an_unknown_one(here: Path) -> None:
+    (here / "my_defense.py").write_text(DEFENSE.replace('"""Nothing."""', "side = 8"))
+    load_plugin(here / "my_defense.py")
+    with pytest.raises(InvalidInput, match=r"no field 'side': write `side: TYPE = \.\.\.`"):
+        defenses.build("mine(side=4)")

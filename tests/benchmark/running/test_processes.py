@@ -36,7 +36,7 @@ from bdbench.records.record import REACTIVATED, Record
 from bdbench.running.engines import fresh, options, processes
 from bdbench.running.engines.base import Died, WorkerEvents
 from bdbench.running.engines.fresh import call_in_process, last_result
-from bdbench.running.engines.nursery import Task
+from bdbench.running.engines.nursery import Task, has_ended
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.engines.own_nursery import Nursery, nursery
 from bdbench.running.engines.processes import Processes
@@ -532,3 +532,13 @@ def test_why_a_process_cannot_start_is_told(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(fresh, "_forked", full)
     with pytest.raises(Died, match=r"^lost at its start: Too many open files$"):
         fresh.FreshProcess()
+
+
+def test_the_end_of_a_child_is_seen_on_systems_without_pidfd() -> None:
+    """And its exit code can still be read."""
+    child = subprocess.Popen([sys.executable, "-c", "input(); raise SystemExit(3)"], stdin=-1)
+    assert not has_ended(child.pid)
+    child.stdin.close()  # type: ignore[union-attr]
+    while not has_ended(child.pid):
+        time.sleep(0.01)
+    assert child.wait() != 0

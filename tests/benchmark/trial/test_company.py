@@ -307,3 +307,14 @@ def test_the_commit_is_that_of_the_code_that_is_imported(monkeypatch: pytest.Mon
         assert len(asked) == 1
     finally:
         system.commit.cache_clear()
+
+
+def test_a_training_that_began_beside_other_code_is_not_resumed_without_it(
+    cache_folder: Path, no_company: None, hooks: Callable[[], None]
+) -> None:
+    """What that code left behind may have changed it."""
+    harness = Harness(Cache(cache_folder), [], torch.device("cpu"))
+    plain = cell(DATASET, "wrn16_1", "badnets", "cbd", Recipe(), 0)
+    before = harness.checkpoints(plain)
+    company.enter(cell(DATASET, "wrn16_1", "badnets", Leaving(), Recipe(), 0), "defense")
+    assert not {*before} & {*harness.checkpoints(plain)}
