@@ -36,7 +36,7 @@ UNPAIRED = "nothing run alike to compare with"
 
 
 def draw(selection: Selection) -> Picture:
-    """Large markers are means over the attacks that all defenses have; small ones are attacks. The
+    """Large markers are means over the attacks that defenses share; small ones are attacks. The
     leaderboard has the same cells in its ratio, and those without an attack."""
     block = LeaderboardBlock(tuple(selection.settled(selection.with_baseline)))
     if not any(map(is_none, block.defenses)):
@@ -87,17 +87,19 @@ def _figure(
 def _labels(
     data: pd.DataFrame, value: str, titles: Mapping[str, str], ranks: Mapping[str, int]
 ) -> list[Label]:
-    """Labels at the means over the attacks."""
-    means = data[data["attack"] == MEAN]
+    """Labels at the means over the attacks; of a defense without one, at its first attack."""
+    last = data["attack"] == MEAN
+    named = data.assign(last=last).sort_values("last", kind="stable", ascending=False)
+    named = named.drop_duplicates("defense").sort_index()
     return [
         Label(titles[defense], x, 100 * y, mark(ranks[defense])["color"])
-        for defense, x, y in zip(means["defense"], means[TIME], means[value], strict=True)
+        for defense, x, y in zip(named["defense"], named[TIME], named[value], strict=True)
     ]
 
 
 def points(block: LeaderboardBlock) -> pd.DataFrame:
-    """One row per defense and attack, and one per defense with the mean over the attacks that all
-    have, see `_shared`; a defense without one of these has no mean.
+    """One row per defense and attack, and one per defense with the mean over the attacks of
+    `_shared`; a defense without one of these has no mean.
 
     seconds_ratio: training time, including the undefended network, relative to no defense; averaged
         as logarithms, so that its interval never reaches 0
@@ -151,11 +153,19 @@ def _rows(block: LeaderboardBlock) -> Iterator[dict[str, Any]]:
 
 
 def _shared(results: pd.DataFrame) -> list[str]:
-    """The attacks of all means: those that all defenses have, or the one that most have."""
-    attacks = list(dict.fromkeys(results["attack"]))
-    holders = results.groupby("attack")["defense"].nunique()
-    everywhere = [attack for attack in attacks if holders[attack] == results["defense"].nunique()]
-    return everywhere or sorted(attacks, key=lambda attack: -holders[attack])[:1]
+    """The attacks of all means: of those that two defenses share, the set with the most results of
+    defenses that have all of it."""
+    defended = results[~results["defense"].map(is_none).astype(bool)]
+    own = [frozenset(attacks) for _, attacks in defended.groupby("defense")["attack"]]
+    every = list(dict.fromkeys(results["attack"]))
+    candidates = {one & other for one in own for other in own} - {frozenset()}
+
+    def worth(attacks: frozenset[str]) -> tuple[int, int, list[int]]:
+        holders = sum(attacks <= each for each in own)
+        return holders * len(attacks), len(attacks), [-every.index(a) for a in sorted(attacks)]
+
+    best = max(candidates, key=worth, default=frozenset[str]())
+    return [attack for attack in every if attack in best]
 
 
 def _at_chance(block: LeaderboardBlock) -> list[str]:
@@ -260,7 +270,7 @@ def _sentences(
     which = several(len(shared), "attack")
     if len(shared) < len(block.poisoned):
         shown = names(block.groups, "attack")
-        which = f"the attacks that all have, {', '.join(shown[attack] for attack in shared)}"
+        which = f"{several(len(shared), 'attack')}, {', '.join(shown[a] for a in shared)}"
     yield f"Large markers: mean over {which}; small: each attack"
     yield "Dashed: Pareto front"
     if (means["seeds"] > 1).any():
@@ -268,6 +278,6 @@ def _sentences(
     if unpaired := list(dict.fromkeys(data.loc[data["seeds"] == 0, "defense"])):
         yield f"Over all seeds, without a common one: {', '.join(unpaired)}"
     if bare := [d for d in dict.fromkeys(data["defense"]) if d not in {*means["defense"]}]:
-        yield f"No mean without these attacks: {', '.join(titles[d] for d in bare)}"
+        yield f"Without all of these, so without a mean: {', '.join(titles[d] for d in bare)}"
     if lost := _at_chance(block):
         yield f"Not in the front, as accuracy is at chance: {', '.join(titles[d] for d in lost)}"

@@ -156,7 +156,7 @@ def shown(figure: Figure) -> dict[str, list[str]]:
     }
 
 
-def test_pareto_compares_over_the_attacks_that_all_have() -> None:
+def test_pareto_compares_over_the_attacks_that_defenses_share() -> None:
     made_picture = pareto.draw(drawn(ONE_SEED))
     data = made_picture.data
     ends = [name for name in data if name.endswith(("_low", "_high"))]
@@ -164,7 +164,7 @@ def test_pareto_compares_over_the_attacks_that_all_have() -> None:
     assert data[ends].isna().all(axis=None)
     (text,) = shown(made_picture.figure)["caption"]
     assert text == (
-        "toy, wrn16_1, 30 epochs, 1 seed. Large markers: mean over the attacks that all have, "
+        "toy, wrn16_1, 30 epochs, 1 seed. Large markers: mean over 1 attack, "
         "BadNets 10 %; small: each attack. Dashed: Pareto front. "
         "Left out, not finite: ft on blend. Left out, failed: abl on blend."
     )
@@ -931,9 +931,8 @@ def test_a_network_at_chance_is_in_no_pareto_front() -> None:
     picture_of = pareto.draw(drawn(cells))
     means = picture_of.data[picture_of.data["attack"] == "mean"].set_index("defense")
     assert dict(means["front_attack_success_rate"]) == {"none": True, "cbd": True, "ft": False}
-    assert (
-        "Not in the front, as accuracy is at chance: ft" in shown(picture_of.figure)["caption"][0]
-    )
+    (text,) = shown(picture_of.figure)["caption"]
+    assert "Not in the front, as accuracy is at chance: FT." in text
 
 
 def test_pareto_compares_no_seconds_of_other_machines_without_a_common_seed() -> None:
