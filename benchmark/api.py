@@ -151,7 +151,8 @@ def run_cell(
 ) -> CellRecord:
     """Run one cell in this process: poison, train, defend and evaluate.
 
-    recipe: training settings; fields that a spec omits have the data set's defaults
+    recipe: training settings; fields that a spec omits have the data set's defaults, while a
+        `Recipe` is taken as it is (GTSRB trains at 0.01 and is not mirrored by default)
     epochs: number of epochs, in place of the recipe's
     train_images: size of the training set; None for all images
     precision: fp32, as in the built-in suites, unless this or a `Recipe` says otherwise; auto is

@@ -497,10 +497,11 @@ def _source_file(factory: Callable[..., Any]) -> str:
 
 
 def _is_redefinition(one: Callable[..., Any], other: Callable[..., Any]) -> bool:
-    """Whether the second is the first, defined again in its module, or in its file, which may have
-    been imported under another name."""
+    """Whether the second is the first, defined again: in its module, in its file, which may have
+    been imported under another name, or in a notebook, also with another name of its class."""
     if one.__qualname__ != other.__qualname__:
-        return False
+        interactive = not hasattr(sys.modules["__main__"], "__file__")
+        return interactive and one.__module__ == other.__module__ == "__main__"
     files = (Path(_source_file(each)).resolve() for each in (one, other))
     return one.__module__ == other.__module__ or len({*files}) == 1
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from bdbench.attacks import adaptive as adaptive_attack
-from bdbench.attacks import dynamic as dynamic_attack
 from bdbench.attacks import dynamic as module
 from bdbench.attacks import trojan
-from bdbench.attacks import trojan as trojan_attack
 from bdbench.attacks.adaptive import Adaptive
 from bdbench.attacks.badnets import BadNets
 from bdbench.attacks.dynamic import Dynamic, Generator, binary, blend, diversity
@@ -486,7 +485,7 @@ def test_the_joint_stage_of_dynamic_gives_images_their_own_goal(
     """Without masks, the classifier sees every image once: a tenth with the goal."""
     labels: list[Tensor] = []
     inputs: list[Tensor] = []
-    plain, forward = dynamic_attack.cross_entropy, Classifier.forward
+    plain, forward = module.cross_entropy, Classifier.forward
 
     def watched(outputs: Tensor, goal: Tensor) -> Tensor:
         labels.append(goal)
@@ -497,9 +496,9 @@ def test_the_joint_stage_of_dynamic_gives_images_their_own_goal(
             inputs.append((255 * images[:, 0, 0, 0]).round().detach())
         return forward(network, images)
 
-    monkeypatch.setattr(dynamic_attack, "cross_entropy", watched)
-    monkeypatch.setattr(dynamic_attack, "train_mask", lambda *_: None)
-    monkeypatch.setattr(dynamic_attack, "binary", lambda soft: 0 * soft)
+    monkeypatch.setattr(module, "cross_entropy", watched)
+    monkeypatch.setattr(module, "train_mask", lambda *_: None)
+    monkeypatch.setattr(module, "binary", lambda soft: 0 * soft)
     monkeypatch.setattr(Classifier, "forward", seeing)
     recipe = Recipe(1, batch_size=60, padding=0, flip=False, cutout=0)
     context = TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 16), 0)
@@ -542,7 +541,7 @@ def test_the_surrogate_learns_the_images_with_the_noise_of_the_last_round(
 def test_the_neurons_of_an_inverted_patch_have_the_largest_absolute_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trojan_attack, "ITERATIONS", 1)
+    monkeypatch.setattr(trojan, "ITERATIONS", 1)
     data = random_images(20, 16, 10)
     context = TrainingContext(
         Recipe(epochs=2, batch_size=20), CPU, partial(models.build("wrn16_1").build, 10, 16), 0
@@ -556,6 +555,47 @@ def test_the_neurons_of_an_inverted_patch_have_the_largest_absolute_weights(
         return 0 * plain(self, images) + torch.arange(64.0)
 
     monkeypatch.setattr(Classifier, "features", features)
-    made = trojan_attack.Trojan(mode="inverted").invert(network, data, context)
+    made = trojan.Trojan(mode="inverted").invert(network, data, context)
     # The mean of neurons 5 and 9.
     assert made.before == pytest.approx(7.0)
+
+
+def test_dynamic_judges_success_on_images_of_other_classes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By hand: one of three, where two of four images get the target."""
+    answers = iter(([0, 1, 1, 1], [0, 0, 1, 1], [0, 1, 1, 0]))
+    monkeypatch.setattr(
+        module, "logits", lambda *_: nn.functional.one_hot(torch.tensor(next(answers)), 10)
+    )
+    attack = SimpleNamespace(
+        networks=SimpleNamespace(mask=lambda images: torch.zeros(1)),
+        goal=lambda labels, classes: 0 * labels,
+        trigger=lambda images: images,
+        disguise=lambda images, rng: images,
+    )
+    labels = torch.tensor([0, 1, 1, 1])
+    found = module.evaluate(attack, None, replace(grey(4), labels=labels))  # type: ignore[arg-type]
+    assert found["surrogate_accuracy"] == 1.0
+    assert found["surrogate_success"] == pytest.approx(1 / 3, abs=1e-6)
+    assert found["surrogate_cross_accuracy"] == 0.75
+
+
+def test_the_diversity_loss_of_dynamic_is_minimised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a loss that is the mean of the patterns, training lowers the patterns."""
+    means: list[float] = []
+
+    def level(own: Tensor, other: Tensor, patterns: Tensor, partners: Tensor) -> Tensor:
+        means.append(float(patterns.mean()))
+        return 1000 * patterns.mean()
+
+    monkeypatch.setattr(module, "diversity", level)
+    monkeypatch.setattr(module, "train_mask", lambda *_: None)
+    monkeypatch.setattr(module, "cross_entropy", lambda outputs, goal: 0 * outputs.sum())
+    facts = dict.fromkeys(("surrogate_success", "surrogate_accuracy"), 0.0)
+    monkeypatch.setattr(module, "evaluate", lambda *_: {**facts, "surrogate_cross_accuracy": 0.0})
+    recipe = Recipe(epochs=8, batch_size=30, padding=0, flip=False, cutout=0)
+    context = TrainingContext(recipe, CPU, partial(models.build("wrn16_1").build, 10, 16), 0)
+    Dynamic(mask_epochs=1, joint_epochs=8).prepare(grey(60), context, stream(0, "p"))
+    assert len(means) > 3
+    assert means[-1] < means[0] - 0.01

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
+from bdbench.models.training.augment import to_float
 from bdbench.models.training.feed import Batch
 from bdbench.models.training.loop import loop, train
 from bdbench.models.training.recipe import Recipe
@@ -404,3 +406,20 @@ def test_each_candidate_is_judged_on_the_fold_that_it_did_not_see(
     for (_, trained), held_out in zip(seen, judged, strict=True):
         assert (len(trained), len(held_out)) == (40, 20)
         assert trained | held_out == pictures(images)
+
+
+def test_the_weight_of_an_image_is_its_own(images: ImageSet) -> None:
+    """Those of one step on all images, in the order of the images and not of the batch."""
+    plain = Recipe(epochs=1, batch_size=len(images), padding=0, flip=False, cutout=0)
+    context = make_context(plain)
+    f_b, f_c = context.build("f_B").eval(), context.build()
+    with torch.no_grad():
+        inputs = to_float(images.images)
+        losses = [
+            cross_entropy(network(inputs), images.labels, reduction="none")
+            for network in (f_b, deepcopy(f_c).train())
+        ]
+    found = CBD(critic_weight=0.0).train_f_c(f_c, f_b, images, context)
+    expected = sample_weights(*losses)
+    assert expected.std() > 0.001
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)

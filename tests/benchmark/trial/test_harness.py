@@ -18,6 +18,8 @@ from builders import FirstPixel, first_pixels
 from scipy.stats import mannwhitneyu
 from torch import Tensor, nn
 
+from bdbench.attacks.base import Attack, Poisoned
+from bdbench.attacks.poison import dirty_label
 from bdbench.cells import cost, grid
 from bdbench.cells.cell import Cell, cell, check_trigger, recipe_of
 from bdbench.cells.cost import Sample
@@ -760,3 +762,53 @@ def test_other_seeds_lend_other_images(images: ImageSet) -> None:
 def test_a_cell_without_an_attack_has_no_failed_one(cache_folder: Path) -> None:
     made = cell(SMALLEST, "wrn16_1", "none", "none", Recipe(epochs=1, batch_size=20), 0)
     assert "attack_failed" not in Harness(Cache(cache_folder), [], CPU).run(made).flags
+
+
+def test_the_extent_of_an_attack_is_counted_by_hand() -> None:
+    """Six images, of which three are poisoned, two of these relabelled and one of the target
+    class."""
+    images = torch.zeros(6, 3, 4, 4, dtype=torch.uint8)
+    clean = ImageSet(images, torch.tensor([0, 0, 1, 1, 1, 2]), 3)
+    made = PoisonedData(
+        train=ImageSet(images, torch.tensor([0, 0, 0, 0, 1, 2]), 3),
+        mask=torch.tensor([True, False, True, True, False, False]),
+        cover=torch.tensor([False, False, False, False, False, True]),
+        triggered=images,
+        facts={},
+    )
+    assert made.extent(clean, 0) == {
+        "poisoned_images": 3,
+        "cover_images": 1,
+        "relabelled_images": 2,
+        "share_of_dataset": 0.5,
+        "share_of_target_class": 0.5,
+    }
+
+
+@dataclass(frozen=True)
+class Seeing(Attack):
+    """Keeps the seed that its networks would have."""
+
+    def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Attack:
+        SEEN.append(context.seed)
+        return self
+
+    def trigger(self, images: torch.Tensor) -> torch.Tensor:
+        return 255 - images
+
+    def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        return dirty_label(self, clean, rng)
+
+
+SEEN: list[int] = []
+
+
+def test_the_networks_of_an_attack_have_a_seed_of_their_own(tmp_path: Path) -> None:
+    """Or else a defense could draw their initial weights."""
+    made = cell(SMALLEST, "wrn16_1", Seeing(), "none", Recipe(epochs=1, batch_size=20), 0)
+    cache = Cache(tmp_path)
+    data = Harness(cache, [], CPU).dataset(made.dataset)
+    ws = Workspace(made, data, CPU, cache, Stopwatch(CPU))
+    poison(ws)
+    (seed,) = SEEN
+    assert seed not in (ws.training.seed, made.seed)
