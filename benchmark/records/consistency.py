@@ -93,11 +93,15 @@ def refuse_versions(records: Iterable[Record], asked: Iterable[Known], folder: P
         record, axis, version, current = other[0]
         keys = sorted({each.key for each, *_ in other})
         more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        plugin = f"the {_noun(axis)} {record.labels[axis]}"
+        if own_version(version) == own_version(current):
+            differ = f"was made with other files of {plugin} than the cells to run would be"
+        else:
+            differ = f"is of version {_shown(version)} of {plugin}, the cells to run are of "
+            differ += f"version {_shown(current)}"
         raise InvalidInput(
-            f"record {record.key} ({_title(record)}){more} in {folder} is of version "
-            f"{_shown(version)} of the {_noun(axis)} {record.labels[axis]}, and the cells to run "
-            f"are of version {_shown(current)}, so they could not share a table: remove the old "
-            "records, or name another folder with --results"
+            f"record {record.key} ({_title(record)}){more} in {folder} {differ}, so they could not "
+            "share a table: remove the old records, or name another folder with --results"
         )
 
 

@@ -586,7 +586,7 @@ def test_the_diversity_loss_of_dynamic_is_minimised(monkeypatch: pytest.MonkeyPa
     means: list[float] = []
 
     def level(own: Tensor, other: Tensor, patterns: Tensor, partners: Tensor) -> Tensor:
-        means.append(float(patterns.mean()))
+        means.append(float(patterns.detach().mean()))
         return 1000 * patterns.mean()
 
     monkeypatch.setattr(module, "diversity", level)

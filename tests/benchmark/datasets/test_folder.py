@@ -382,8 +382,10 @@ def test_a_run_and_what_its_records_say(
     assert "all 1 cells have records" in capsys.readouterr().out
     picture(own_folder / "away/zoo/train/ant/0.png", 255)
     assert main([*command, "--dataset", spec("away/zoo", size=16)]) == 2
-    assert "were trained on different data and cannot share a table" in capsys.readouterr().err
-    assert len(read_all(own_folder / "out")[0]) == 2
+    said = capsys.readouterr().err
+    assert "was made with other files of the data set folder" in said
+    assert "could not share a table: remove the old records, or name another folder" in said
+    assert len(read_all(own_folder / "out")[0]) == 1, "nothing was trained"
 
 
 def unreadable(base: Path) -> None:
