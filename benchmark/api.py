@@ -205,10 +205,11 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
             harness.curves |= bool(stored.curves)
             harness.reactivate |= stored.count(REACTIVATED) is not None
             save |= network_of(folder, stored.key).exists()
-            check_images(harness, chosen, stored.provenance.data_sha256, folder)
         _require(
             mine, f"another run is working on cell {chosen.key} of {folder}: wait until it ends"
         )
+        if stored is not None and stored.status == "ok":
+            check_images(harness, chosen, stored.provenance.data_sha256, folder)
         check_network(chosen)
 
         def store(done: Finished) -> None:

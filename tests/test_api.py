@@ -24,13 +24,16 @@ import torch
 from builders import ROOT, make_record
 
 import bdbench as bd
+from bdbench.attacks.registry import attacks as bd_attacks
 from bdbench.cells.cell import cell, recipe_of
 from bdbench.datasets.toy import Toy
+from bdbench.machine import devices
 from bdbench.models import predict
 from bdbench.models.plugins.local import code_of
 from bdbench.records.files import write
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root
+from bdbench.trial import provenance
 from bdbench.trial.harness import Finished, Harness
 
 TOY = "toy(image_size=16, train_images=100, test_images=50)"
@@ -975,6 +978,7 @@ import bdbench as bd
 @dataclass(frozen=True)
 class Stamp(bd.Attack):
     level: object = field(default=None, repr=False)
+    levels: list = field(default_factory=list, repr=False)
     found: object = field(init=False, default=None, repr=False)
 
     def trigger(self, images):
@@ -1004,6 +1008,9 @@ def test_an_object_with_more_than_its_settings_is_refused(
     assert bd.poison(made.Stamp(), dataset=TOY, device="cpu").mask.any()
     with pytest.raises(bd.InvalidInput, match=r"^level of attack Stamp is no setting, so nothing"):
         bd.poison(made.Stamp(level=255), dataset=TOY, device="cpu")
+    for levels in ([255], torch.ones(2)):
+        with pytest.raises(bd.InvalidInput, match=r"^levels of attack Stamp is no setting"):
+            bd.poison(made.Stamp(levels=levels), dataset=TOY, device="cpu")
 
 
 def test_a_class_that_reads_a_tensor_is_poisoned_anew(script: Callable[..., ModuleType]) -> None:
@@ -1029,10 +1036,15 @@ def test_a_method_that_python_gives_to_a_class_is_not_its_code(
     assert code_of(kind).whole
 
 
-def test_calls_have_the_precision_of_the_suites(planned: Callable[..., Any]) -> None:
+def test_calls_have_the_precision_of_the_suites(
+    planned: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for call in (bd.run_cell, partial(bd.evaluate, {})):
         assert inspect.signature(call).parameters["precision"].default is None
+    # A processor on which `auto` is bf16.
+    monkeypatch.setattr(devices, "has_bf16", lambda: True)
     attack = "trojan(mode='inverted')"
+    assert planned(dataset=TOY, attack=attack, precision="auto").recipe.precision == "bf16"
     assert planned(dataset=TOY, attack=attack, device="cpu").recipe.precision == "fp32"
 
 
@@ -1075,3 +1087,44 @@ class Forgets(bd.Defense):
 def test_a_natural_mistake_is_one_line(call: Callable[[], Any], said: str) -> None:
     with pytest.raises(bd.InvalidInput, match=said):
         call()
+
+
+def test_a_failed_record_does_not_say_which_images_are_meant(
+    tmp_path: Path, trained: list[str]
+) -> None:
+    """They may be why the cell failed."""
+    made = bd.run_cell(attack="badnets", results=tmp_path, **TINY)
+    failed = make_record("none", "badnets")
+    other = made.provenance.with_(data_sha256="cd" * 32)
+    write(
+        tmp_path,
+        dataclasses.replace(
+            bd.Record(**{f.name: getattr(made, f.name) for f in dataclasses.fields(bd.Record)}),
+            status="failed",
+            metrics=None,
+            error=failed.error,
+            classes=None,
+            provenance=other,
+        ),
+    )
+    assert bd.run_cell(attack="badnets", results=tmp_path, **TINY).status == "ok"
+    assert len(trained) == 2
+
+
+def test_a_part_that_a_notebook_defines_is_code_of_the_whole(
+    script: Callable[..., ModuleType],
+) -> None:
+    text = HIDDEN.replace("class Stamp", "class Inner").replace("(Stamp)", "(Inner)")
+    keys = []
+    for level in (0, 1):
+        made = script(text.replace("self.level or 0", f"self.level or {level}"))
+        bd_attacks.unregister([name for name in ("inner",) if name in bd_attacks.names()])
+        bd_attacks.register("inner")(made.Inner)
+        made.Inner.__module__ = "__main__"
+        mixed = cell(
+            TOY, "wrn16_1", "mixed(attacks=('badnets','inner'))", "none", bd.Recipe(epochs=1), 0
+        )
+        assert "attack" in mixed.local
+        keys.append(provenance.sources(mixed)["attack"])
+    bd_attacks.unregister(["inner"])
+    assert len({*keys}) == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -50,8 +50,8 @@ class PluginInfo:
     label: the spec with only the fields that differ from their defaults
     title: the name for tables and figures, empty if it has none
     versions: see `Cell.versions`
-    code: that of a local plugin, which no other process can build; else None
-    codes: those of all local classes and functions that made it
+    code: of all local parts of the plugin, which no other process can build; None without any
+    codes: of each of these classes and functions
     modules: those of the classes and functions that made it
     files: hashes of the files that its settings name, but for a data set, which has `content`
     """
@@ -263,11 +263,17 @@ def _info(axis: str, plugin: Any) -> PluginInfo:
         title=registry.title(Spec.of(canonical).name),
         label=label,
         versions=versions if len(versions) > 1 else versions[0],
-        code=codes.get(made_by[0]),
+        code=_joined(codes.values()),
         codes=codes,
         modules=tuple(each.__module__ for each in made_by),
         files=hashes,
     )
+
+
+def _joined(codes: Collection[Code]) -> Code | None:
+    """The code of all local parts of a plugin; None without any."""
+    text = "\n".join(code.text for code in codes)
+    return Code(text, all(code.whole for code in codes)) if codes else None
 
 
 def cell_of(identity: Mapping[str, Any]) -> Cell:

@@ -28,14 +28,17 @@ def explanation(key: str, results: Path | None) -> str:
     return _explain(read(path), path)
 
 
-def _by_class(classes: ByClass) -> Iterator[tuple[str, ...]]:
-    """By class: clean images that get their label, and triggered ones that get the goal."""
-    yield "class", "test images", "correct", "with the trigger, as the attack wants"
+def _by_class(classes: ByClass, bare: bool) -> Iterator[tuple[str, ...]]:
+    """By class: clean images that get their label, and triggered ones that get the goal.
+
+    bare: whether there is no attack
+    """
+    yield "class", "test images", "correct", *["with the trigger, as the attack wants"] * (not bare)
     for n, name in enumerate(classes.names):
         own = classes.own(n)
         turned = classes.turned(n) if n in classes.victims else None
         shares = (f"{100 * each.rate:.1f} %" if each else "-" for each in (own, turned))
-        yield name, f"{classes.images[n]:,}", *shares
+        yield name, f"{classes.images[n]:,}", *list(shares)[: 1 if bare else 2]
 
 
 def _explain(record: Record, path: Path) -> str:
@@ -56,7 +59,7 @@ def _explain(record: Record, path: Path) -> str:
     if record.flags:
         parts.append(f"flags: {', '.join(record.flags)}")
     if record.classes:
-        parts.append(plain(_by_class(record.classes)))
+        parts.append(plain(_by_class(record.classes, record.cell.attack.is_none)))
     document = encode(record)
     if record.example:
         document["example"] = {**document["example"], "png": "a picture, which the report shows"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -153,18 +154,19 @@ def _rows(block: LeaderboardBlock) -> Iterator[dict[str, Any]]:
 
 
 def _shared(results: pd.DataFrame) -> list[str]:
-    """The attacks of all means: of those that two defenses share, the set with the most results of
-    defenses that have all of it."""
-    defended = results[~results["defense"].map(is_none).astype(bool)]
+    """The attacks of all means, each with results of no defense: of those that two defenses share,
+    the set with the most results of defenses that have all of it; of a single defense, its own."""
+    bare = results["defense"].map(is_none).astype(bool)
+    every = list(dict.fromkeys(results.loc[bare, "attack"]))
+    defended = results[~bare & results["attack"].isin(every)]
     own = [frozenset(attacks) for _, attacks in defended.groupby("defense")["attack"]]
-    every = list(dict.fromkeys(results["attack"]))
-    candidates = {one & other for one in own for other in own} - {frozenset()}
+    pairs = {one & other for one, other in combinations(own, 2)} - {frozenset()}
 
     def worth(attacks: frozenset[str]) -> tuple[int, int, list[int]]:
         holders = sum(attacks <= each for each in own)
         return holders * len(attacks), len(attacks), [-every.index(a) for a in sorted(attacks)]
 
-    best = max(candidates, key=worth, default=frozenset[str]())
+    best = max(pairs or own, key=worth, default=frozenset[str]())
     return [attack for attack in every if attack in best]
 
 

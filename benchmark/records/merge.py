@@ -65,8 +65,8 @@ def merge(folders: Sequence[Path], into: Path) -> tuple[list[str], bool]:
 
 
 def _add(into: Path, record: Record) -> str:
-    """Write a record, or say that a run is at its cell. It is not written if the run has just ended
-    with one that is as good."""
+    """Write a record, or say why not: a run is at its cell, or has just ended with one that is as
+    good."""
     with ExitStack() as opened:
         # Where files cannot be locked, no run is at work.
         with suppress(Unusable):
@@ -74,7 +74,7 @@ def _add(into: Path, record: Record) -> str:
                 return f"{into}: a run is working on {record.key}; merge again when it has ended"
         with suppress(InvalidInput):
             if not _better(record, read(path_of(into, record.key))):
-                return ""
+                return f"{into}: a run has just written {record.key}, which is kept"
         write(into, record)
         return ""
 

@@ -44,6 +44,8 @@ METRICS = tuple(Metrics.model_fields)
 STANDS = TESTED, TRAINED = "test_images", "training_images"
 """Names of the numbers of images behind a point of a curve: for its shares, and for its losses."""
 FLAGS = ("attack_failed", "not_finite", "at_chance", "no_op")
+TRIGGERED = ("attack_success_rate", "robust_accuracy")
+"""Metrics of triggered images."""
 STAGES = tuple(Seconds.model_fields)
 LATER_STAGES = ("reactivate",)
 """Stages that only some records have."""
@@ -126,12 +128,13 @@ class Record:
 
     @property
     def attack_success_rate(self) -> Count | None:
-        """Triggered test images that get the label that the attack wants."""
+        """Triggered test images that get the label that the attack wants; None without an
+        attack."""
         return self.count("attack_success_rate")
 
     @property
     def robust_accuracy(self) -> Count | None:
-        """Triggered test images that get their own label."""
+        """Triggered test images that get their own label; None without an attack."""
         return self.count("robust_accuracy")
 
     @property
@@ -165,8 +168,17 @@ class Record:
     def count(self, metric: str) -> Count | None:
         """The count of a metric by name, also of a later version; None where there is none. Without
         an attack there is no ASR and no R-Acc."""
-        triggered = metric in ("attack_success_rate", "robust_accuracy")
-        return None if triggered and self.cell.attack.is_none else self.counts.get(metric)
+        bare = self.cell.attack.is_none and metric.startswith(TRIGGERED)
+        return None if bare else self.counts.get(metric)
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """The points of its curves as JSON values, without what means nothing, see `count`."""
+        bare = self.cell.attack.is_none
+        return [
+            {name: n for name, n in point.items() if not (bare and name.startswith(TRIGGERED))}
+            for point in self.curves
+        ]
 
     def holds(self, *, curves: bool, reactivate: bool) -> bool:
         """Whether it has what a run with these options measures."""

@@ -159,7 +159,7 @@ def _everything(record: Record) -> Iterator[list[Value]]:
                 yield ["classes", name, part, classes[part][label]]
             for to, n in sorted((int(to), n) for to, n in classes.triggered[label].items()):
                 yield ["triggered", name, classes.names[to], n]
-    for point in record.curves:
+    for point in record.points:
         for name, share in sorted(point.items()):
             if name != "epoch":
                 yield ["curves", f"epoch {point['epoch']}", name, share]

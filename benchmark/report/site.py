@@ -268,8 +268,8 @@ class Site:
             published=_published(record),
             changed=list(_only(configuration, changed=True)),
             unchanged=list(_only(configuration, changed=False)),
-            charts=list(charts.charts(record.curves)),
-            curves=charts.names(record.curves),
+            charts=list(charts.charts(record.points)),
+            curves=charts.names(record.points),
             diagnostics=list(_flat(record.diagnostics.as_dict())),
             provenance=[
                 ("record", f"records/{record.key}.json"),

@@ -61,4 +61,6 @@ def _make(worker: Worker, identity: Mapping[str, Any], key: str, networks: int) 
     """
     worker.harness.progress = lambda work: worker.progress(key, work)
     with limited(worker.job.limit, worker.job.spent):
-        return worker.harness.share(worker.cell(identity), networks)
+        cell = worker.cell(identity)
+        worker.check_images(cell)
+        return worker.harness.share(cell, networks)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -28,7 +27,7 @@ from bdbench.models.networks.given import given
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.scope import num_threads
-from bdbench.records.beside import Neighbour, join, neighbours, same
+from bdbench.records.beside import SETTING, Neighbour, join, neighbours, same
 from bdbench.records.claims import claimed, lock_of
 from bdbench.records.consistency import Known, refuse_versions
 from bdbench.records.files import NETWORKS, read_all
@@ -44,7 +43,7 @@ from bdbench.running.progress import Reporter, duration
 from bdbench.running.schedule import Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.states import CellState, Kind, state_of
-from bdbench.running.worker import Job, Worker, setting_of
+from bdbench.running.worker import Job, Worker
 from bdbench.storage.atomic import check_writable, remove_abandoned
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, low_disk, roots
@@ -189,14 +188,24 @@ class Plan:
             reactivate=self.options.reactivate,
             network=self.options.network and self.options.network.absolute(),
             limit=self.options.limit,
-            images={
-                setting_of(cell): state.images
-                for cell, state in self.states.items()
-                if state.images and state.folder == self.results
-            },
+            images=self.images,
             threads=self.threads,
             family=os.getpid() if self.execution.is_here else None,
         )
+
+    @cached_property
+    def _own(self) -> list[Record]:
+        """The records in the folder of the run."""
+        return read_all(self.results)[0]
+
+    @cached_property
+    def images(self) -> dict[str, str]:
+        """By setting, see `setting_of`, the hash of the images of the records in the folder."""
+        return {
+            " ".join(str(record.cell[axis]) for axis in SETTING): record.provenance.data_sha256
+            for record in (self._own if self.missing else ())
+            if record.status == "ok" and record.provenance.data_sha256
+        }
 
     def lines(self) -> Iterator[str]:
         """What is the same for all cells, one for each cell, and the sum with its time."""
@@ -230,7 +239,8 @@ class Plan:
     def outdated(self) -> Iterator[str]:
         """That other code made some of the records, which share a table with those of this run."""
         if count := self.count("outdated"):
-            parts = sorted({part for state in self.states.values() for part in state.other_code})
+            old = [state for state in self.states.values() if state.kind == "outdated"]
+            parts = sorted({part for state in old for part in state.other_code})
             records = f"{count} record{'s are' if count > 1 else ' is'}"
             yield (
                 f"{records} from other code ({', '.join(parts)}): --stale runs the cells again, "
@@ -251,7 +261,7 @@ class Plan:
         """Raises `InvalidInput` if what this run makes could not share a table with the records
         that its folder has."""
         if self.missing:
-            refuse_versions(read_all(self.results)[0], self.asked, self.results)
+            refuse_versions(self._own, self.asked, self.results)
 
     def surroundings(self) -> Iterator[str]:
         """Lines on the other folders of records, for a reader of the common table."""
@@ -308,7 +318,7 @@ def plan(name: str, suite: Suite, execution: ExecutionOptions, options: RunOptio
     _check_names(cells)
     execution = _with_local_plugins(execution, cells)
     if not execution.in_process:
-        _check_found(cells)
+        _check_found(cells, options.plugin)
     _check_networks(cells, options.network)
     folder = _folder(name, options)
     beside = neighbours(options.against, folder)
@@ -473,15 +483,19 @@ def _with_local_plugins(execution: ExecutionOptions, cells: Sequence[Cell]) -> E
     return replace(execution, in_process=True)
 
 
-def _check_found(cells: Sequence[Cell]) -> None:
-    """Raises `InvalidInput` for a plugin that this process has imported and a worker would not."""
+def _check_found(cells: Sequence[Cell], files: Sequence[Path]) -> None:
+    """Raises `InvalidInput` for a plugin that this process has imported and a worker would not.
+
+    files: of the plugins of the run
+    """
     for cell in cells:
         for axis, registry in REGISTRIES.items():
             for each in factories(axis, getattr(cell, axis)):
+                label = cell.labels[axis]
                 require(
-                    registry.is_found_by_workers(each),
-                    f"{axis} {cell.labels[axis]} is defined in the module {each.__module__}, which "
-                    f"workers do not import: name its file, {inspect.getfile(each)}, as a plugin",
+                    registry.is_found_by_workers(each, files),
+                    f"{axis} {label} is defined in the module {each.__module__}, which workers do "
+                    f"not import: name its file as a plugin, and ask for {label!r}",
                 )
 
 
@@ -525,8 +539,9 @@ def _tidy(plan: Plan) -> None:
         with suppress(InvalidInput), claimed(job.results, cell.key) as mine:
             if not mine or not plan.execution.is_here:
                 continue
-            if plan.device.type == "cuda" and not plan.execution.in_process:
-                call_in_process(job, partial(_discard, cell.located))
+            if not plan.execution.in_process:
+                # It finds the folder that the cell's own process had, beside no other plugin.
+                call_in_process(job.narrowed(cell), partial(_discard, cell.located))
             else:
                 with num_threads(job.threads):
                     Harness(Cache(job.cache), job.roots, plan.device).discard(cell)

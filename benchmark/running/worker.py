@@ -182,8 +182,7 @@ class Worker:
         self.harness.progress = lambda work: self.progress(cell.key, work)
         try:
             with limited(self.job.limit, self.job.spent):
-                known = self.job.images.get(setting_of(cell))
-                check_images(self.harness, cell, known, self.job.results)
+                self.check_images(cell)
                 finished = self.harness.finish(cell, retries)
         except InvalidInput:
             raise
@@ -195,6 +194,11 @@ class Worker:
         if done and finished.network is not None and job.saves(cell):
             networks.keep(self.job.results, cell, finished.network)
         return finished.record
+
+    def check_images(self, cell: Cell) -> None:
+        """See `check_images`."""
+        known = self.job.images.get(setting_of(cell))
+        check_images(self.harness, cell, known, self.job.results)
 
     def discard(self, record: Record, cell: Cell) -> None:
         """Remove the checkpoints of a finished cell; a failed one keeps them for the next run."""

@@ -52,7 +52,7 @@ def given_model(stored: Stored, model: str | Model | None, source: Source) -> Mo
     assert named is not None
     inner = models.built(named)
     require(
-        not models.is_local(inner.factory),
+        models.is_registered(inner.factory),
         f"the model {inner.factory.__name__} is not registered, so no spec of a cell can name it: "
         "write @register('name') of bdbench.models above it",
     )

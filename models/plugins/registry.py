@@ -220,7 +220,7 @@ class Registry(Generic[T]):
         hidden = spec.hidden_of(kind) if dataclasses.is_dataclass(kind) else {}
         for name, default in hidden.items():
             require(
-                getattr(plugin, name) is default,
+                _is_same(getattr(plugin, name), default),
                 f"{name} of {self.kind} {kind.__name__} is no setting, so nothing tells this "
                 f"{self.kind} from others in the cache and in records: make it a field of text or "
                 "numbers, name a file with path_field(), or, if the object fills it itself, write "
@@ -349,15 +349,22 @@ class Registry(Generic[T]):
             self._discover()
         return factory.__module__ == "__main__" or factory not in self._factories.values()
 
-    def is_found_by_workers(self, factory: Callable[..., Any]) -> bool:
+    def is_registered(self, factory: Callable[..., Any]) -> bool:
+        """Whether a spec can name a class or function."""
+        self._discover()
+        return factory in self._factories.values()
+
+    def is_found_by_workers(self, factory: Callable[..., Any], files: Collection[Path]) -> bool:
         """Whether another process finds a registered class or function: it is built in, installed,
-        or comes with a plugin file."""
+        or comes with one of these plugin files."""
         module = factory.__module__
-        return (
-            self.is_built_in(factory)
-            or module.startswith(PLUGIN)
-            or module.partition(".")[0] in installed_packages
-            or any(module in modules for modules in _registers.values())
+        if self.is_built_in(factory) or _is_installed(self, factory):
+            return True
+        wanted = {file.resolve() for file in files}
+        return any(
+            module in (name, *_registers.get(name, ()))
+            for name, loaded in sys.modules.items()
+            if name.startswith(PLUGIN) and Path(str(loaded.__file__)).resolve() in wanted
         )
 
     def version(self, name: str) -> int:
@@ -382,10 +389,8 @@ class Registry(Generic[T]):
         for key in given.fields:
             if key not in fields:
                 guess = spec.did_you_mean(key, fields)
-                bare = inspect.isclass(factory) and not callable(getattr(factory, key, len))
-                advice = (
-                    f": write `{key}: TYPE = ...`, as a field needs its type" if bare else guess
-                )
+                bare = not self.is_built_in(factory) and _is_bare(factory, key)
+                advice = f": write `{key}: TYPE = ...`, as fields have types" if bare else guess
                 raise InvalidInput(f"{owner} has no field {key!r}{advice}")
         values = {
             key: field.accept(given.fields[key], owner)
@@ -427,12 +432,17 @@ class Registry(Generic[T]):
         """Whether a class or function comes with bdbench."""
         return factory.__module__.startswith(f"{self.package}.")
 
+    @property
+    def group(self) -> str:
+        """The group of entry points of other distributions."""
+        return f"bdbench.{self.kind.replace(' ', '')}s"
+
     @cached_property
     def _installed(self) -> dict[str, dict[str, EntryPoint]]:
         """Plugins of other distributions that are not imported yet, by name and by what is to be
         imported."""
         found: dict[str, dict[str, EntryPoint]] = {}
-        for point in entry_points(group=f"bdbench.{self.kind.replace(' ', '')}s"):
+        for point in entry_points(group=self.group):
             found.setdefault(point.name, {})[point.value] = point
         return found
 
@@ -481,6 +491,32 @@ class Registry(Generic[T]):
 
 REGISTRIES: WeakSet[Registry[Any]] = WeakSet()
 """All registries."""
+
+
+def _is_installed(registry: Registry[Any], factory: Callable[..., Any]) -> bool:
+    """Whether a class or function is in a package with an entry point, or one names it."""
+    points = entry_points(group=registry.group)
+    names = {name for name, each in registry._factories.items() if each is factory}
+    return any(
+        point.name in names
+        or point.module.partition(".")[0] == factory.__module__.partition(".")[0]
+        for point in points
+    )
+
+
+def _is_same(value: Any, default: Any) -> bool:
+    """Whether a value is its default; of arrays, which have no single answer, it is not."""
+    try:
+        return value is default or bool(value == default)
+    except (TypeError, ValueError, RuntimeError):
+        return False
+
+
+def _is_bare(factory: Callable[..., Any], name: str) -> bool:
+    """Whether a class has a value that its author may have meant for a field, without a type."""
+    found = vars(factory).get(name) if inspect.isclass(factory) else None
+    plain = isinstance(found, int | float | str | tuple | list | dict)
+    return plain and name not in ("version", "nested", *inspect.get_annotations(factory))
 
 
 def _a(noun: str) -> str:
@@ -589,13 +625,17 @@ def load_file(path: Path | str) -> ModuleType:
         raise InvalidInput(complaint) from None
     name = f"{PLUGIN}{path.stem}_{zlib.crc32(identity):08x}"
     if name in sys.modules:
+        if name in _edited:
+            # An edit was undone.
+            _withdraw(path)
+            _give_back(name)
         return sys.modules[name]
     module_spec = importlib.util.spec_from_file_location(name, path)
     if module_spec is None or module_spec.loader is None:
         raise InvalidInput(complaint)
     module = importlib.util.module_from_spec(module_spec)
+    withdrawn = _withdraw(path)
     sys.modules[name] = module
-    withdrawn = _withdrawn(path)
     known = _registered_modules()
     folder, paths = path.resolve().parent, list(sys.path)
     if str(folder) not in sys.path:
@@ -611,7 +651,8 @@ def load_file(path: Path | str) -> ModuleType:
         sys.path[:] = paths
         for registry in REGISTRIES:
             registry.unregister(registry.registered([name]))
-            registry._factories.update(withdrawn.get(registry, {}))
+        for earlier in withdrawn:
+            _give_back(earlier)
         file, line = location(error) or (path, 0)
         if isinstance(error, InvalidInput) and not line:
             raise
@@ -621,17 +662,33 @@ def load_file(path: Path | str) -> ModuleType:
     return module
 
 
-def _withdrawn(path: Path) -> dict[Registry[Any], dict[str, Callable[..., Any]]]:
-    """What earlier contents of a plugin file have registered, which is taken back."""
+_edited: dict[str, dict[Registry[Any], dict[str, Callable[..., Any]]]] = {}
+"""By module, what plugin files have registered with a content that has been edited since."""
+
+
+def _withdraw(path: Path) -> list[str]:
+    """Take back what a plugin file has registered with another content. Returns the modules that
+    it was registered by."""
     earlier = [
         name
         for name, module in sys.modules.items()
         if name.startswith(PLUGIN) and Path(str(module.__file__)).resolve() == path.resolve()
     ]
-    found = {registry: registry.registered(earlier) for registry in REGISTRIES}
-    for registry, plugins in found.items():
-        registry.unregister(plugins)
-    return found
+    taken = []
+    for name in earlier:
+        plugins = {registry: registry.registered([name]) for registry in REGISTRIES}
+        if any(plugins.values()):
+            _edited[name] = plugins
+            taken.append(name)
+        for registry, found in plugins.items():
+            registry.unregister(found)
+    return taken
+
+
+def _give_back(name: str) -> None:
+    """Register again what was taken back of a module."""
+    for registry, plugins in _edited.pop(name, {}).items():
+        registry._factories.update(plugins)
 
 
 _registers: dict[str, set[str]] = {}

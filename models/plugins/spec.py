@@ -283,7 +283,11 @@ def hidden_of(kind: type) -> Mapping[str, Any]:
     fields = dataclasses.fields(kind)
     hidden = (f for f in fields if f.init and not f.repr and not f.metadata.get("filled"))
     return {
-        field.name: field.default for field in hidden if field.default is not dataclasses.MISSING
+        field.name: field.default
+        if field.default_factory is dataclasses.MISSING
+        else field.default_factory()
+        for field in hidden
+        if field.default is not field.default_factory
     }
 
 

@@ -96,7 +96,7 @@ class Ray(Engine):
         done = _result(made)
         record, folders = done.outcome.get()
         attempt = written(self.job.results, record, cell)
-        if attempt.unwritten is None and record.status == "ok":
+        if attempt.unwritten is None and folders:
             there = NodeAffinitySchedulingStrategy(done.node, soft=True)
             task = ray.remote(_discard).options(num_cpus=0, scheduling_strategy=there)
             self._discards.append(task.remote(folders))
@@ -154,6 +154,8 @@ def _start(options: Mapping[str, Any]) -> None:
 def _recorded(
     worker: Worker, identity: dict[str, Any], retries: list[str]
 ) -> tuple[Record, list[Path]]:
-    """On a node, in the cell's process: the record, and the folders of its checkpoints."""
+    """On a node, in the cell's process: the record, and the folders of its checkpoints. A failed
+    cell keeps these, and asks nothing more of its device and its data."""
     cell = worker.cell(identity)
-    return worker.run(cell, retries), worker.harness.checkpoints(cell)
+    record = worker.run(cell, retries)
+    return record, worker.harness.checkpoints(cell) if record.status == "ok" else []

@@ -85,13 +85,13 @@ class Slurm(Engine):
         self._stopped.set()
         for job in list(self._open.values()):
             job.cancel()
+            _remove_pickles(job)
 
     def _watch(self) -> None:
         while not self._stopped.wait(PAUSE):
             for future, job in list(self._open.items()):
                 if _settled(future, job):
                     del self._open[future]
-                    _remove_pickles(job)
 
 
 def _private(folder: Path) -> Path:
@@ -102,8 +102,9 @@ def _private(folder: Path) -> Path:
         status = folder.lstat()
     except OSError as error:
         raise Unusable(f"cannot create {folder}: {error.strerror or error}") from error
-    ours = S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o022
-    require(ours, f"others may write to {folder}, where jobs are stored: chmod go-w it, or move it")
+    ours = S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+    require(ours, f"{folder}, where jobs are stored, is not a folder of yours: move it away")
+    folder.chmod(0o700)
     return folder
 
 
@@ -147,7 +148,9 @@ def _settled(future: Future[Attempt], job: submitit.Job[Outcome]) -> bool:
     try:
         if not job.done():
             return False
-        future.set_result(job.result().get())
+        outcome = job.result()
+        _remove_pickles(job)
+        future.set_result(outcome.get())
     except (UncompletedJobError, FailedJobError) as error:
         future.set_exception(Died(f"lost ({type(error).__name__}, job {job.job_id})"))
     except BaseException as error:

@@ -959,3 +959,21 @@ def test_the_bars_of_pareto_end_inside_its_axes() -> None:
     ends = picture_of.data[["seconds_ratio_low", "seconds_ratio_high"]].stack()
     assert low < ends.min()
     assert ends.max() < high
+
+
+def test_an_attack_without_a_baseline_is_in_no_mean() -> None:
+    """And one defense alone with many attacks does not take the means of the others."""
+    cells = [made("none", "badnets", 900, 1000), made("none", "blend", None)]
+    cells += [
+        made(name, attack, 880, 20) for name in ("cbd", "abl") for attack in ("badnets", "blend")
+    ]
+    data = pareto.draw(drawn(cells)).data
+    means = data[data["attack"] == "mean"]
+    assert set(means["defense"]) == {"none", "cbd", "abl"}
+    assert set(means["attacks"]) == {1}
+    many = [f"attack_{n}" for n in range(5)]
+    cells = [made("none", name, 900, 1000) for name in ("badnets", *many)]
+    cells += [made("cbd", name, 880, 20) for name in ("badnets", *many)]
+    cells += [made("abl", "badnets", 880, 20)]
+    data = pareto.draw(drawn(cells)).data
+    assert set(data[data["attack"] == "mean"]["defense"]) == {"none", "cbd", "abl"}

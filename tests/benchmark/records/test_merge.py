@@ -124,6 +124,7 @@ def test_a_merge_leaves_what_a_run_writes(tmp_path: Path, capsys, monkeypatch):
         return found
 
     monkeypatch.setattr(merge, "read_all", ends)
-    assert main(["merge", str(other), "--results", str(into)]) == 0
+    assert main(["merge", str(other), "--results", str(into)]) == 1
+    assert f"a run has just written {newer.key}, which is kept" in capsys.readouterr().out
     found = {each.key: each for each in read_all(into)[0]}
     assert found[newer.key] == newer

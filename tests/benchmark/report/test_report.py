@@ -964,6 +964,11 @@ def test_a_cell_without_an_attack_has_no_success_rate(results):
     clean = make_record("none", "none", 930, 24)
     pages = report(results, [clean])
     assert not [row for row in pages[f"cells/{clean.key}.html"].rows if "2.4" in row[1:2]]
+    point = {"epoch": 1, "clean_accuracy": 0.9, "attack_success_rate": 0.024}
+    curved = replace(clean, curves=[point])
+    assert curved.points == [{"epoch": 1, "clean_accuracy": 0.9}]
+    page = report(results, [curved])[f"cells/{clean.key}.html"]
+    assert "attack success rate, ASR" not in page.text
     assert clean.attack_success_rate is None
     assert clean.robust_accuracy is None
     assert clean.asr_floor is not None

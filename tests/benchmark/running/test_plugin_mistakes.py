@@ -645,6 +645,11 @@ def test_an_edited_file_takes_back_what_it_has_registered(here: Path) -> None:
     load_plugin(file)
     assert "mine" not in defenses.names()
     assert "yours" in defenses.names()
+    # The edits are undone.
+    file.write_text(DEFENSE)
+    load_plugin(file)
+    assert "yours" not in defenses.names()
+    assert defenses.factory("mine").__name__ == "Mine"
 
 
 def test_a_plugin_of_an_imported_module_needs_its_file_where_workers_run(
@@ -655,10 +660,14 @@ def test_a_plugin_of_an_imported_module_needs_its_file_where_workers_run(
     imported = __import__("my_methods")
     how: dict[str, Any] = {"epochs": 1, "device": "cpu", "seeds": 1, "progress": False}
     how |= {"datasets": SIZES, "attacks": "badnets", "results": here / "out"}
-    with pytest.raises(InvalidInput, match=r"module my_methods, which workers do not import: name"):
+    said = r"module my_methods, which workers do not import: name its file as a plugin, and ask for"
+    with pytest.raises(InvalidInput, match=said):
         bd.run(defenses=imported.Mine(), **how)
     found = bd.run(defenses="mine", plugins=here / "my_methods.py", **how)
     assert [record.status for record in found] == ["ok"]
+    # It is loaded now, but not a plugin of this run.
+    with pytest.raises(InvalidInput, match="name its file as a plugin"):
+        bd.run(defenses="mine", **{**how, "results": here / "again"})
 
 
 def test_a_field_without_a_type_is_told_apart_from_an_unknown_one(here: Path) -> None:
@@ -666,3 +675,25 @@ def test_a_field_without_a_type_is_told_apart_from_an_unknown_one(here: Path) ->
     load_plugin(here / "my_defense.py")
     with pytest.raises(InvalidInput, match=r"no field 'side': write `side: TYPE = \.\.\.`"):
         defenses.build("mine(side=4)")
+    for text in ("mine(version=2)", "mine(fit=1)", "cbd(undefended=3)"):
+        with pytest.raises(InvalidInput, match="has no field") as refusal:
+            defenses.build(text)
+        assert "write" not in str(refusal.value)
+
+
+def test_an_installed_plugin_that_a_script_imports_is_found_by_workers(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was registered by the import, before its entry point was looked at."""
+    from importlib.metadata import EntryPoint
+
+    (here / "my_installed.py").write_text(DEFENSE.replace('"mine"', '"installed"'))
+    monkeypatch.syspath_prepend(str(here))
+    imported = __import__("my_installed")
+    assert not defenses.is_found_by_workers(imported.Mine, [])
+    point = EntryPoint("installed", "my_installed:Mine", defenses.group)
+    monkeypatch.setattr(
+        "bdbench.models.plugins.registry.entry_points",
+        lambda group: [point] if group == defenses.group else [],
+    )
+    assert defenses.is_found_by_workers(imported.Mine, [])

@@ -623,8 +623,8 @@ def test_a_record_that_is_to_be_replaced_says_which_images_are_meant(
     records.write(tmp_path, finished(chosen, sources={"defense": "0" * 12}))
     again = toy_plan(tmp_path, *([option] if option else []))
     assert bool(again.missing) == bool(option)
-    assert again.job.images == {setting_of(chosen): 64 * "a"}
     if option:
+        assert again.job.images == {setting_of(chosen): 64 * "a"}
         worker = Worker(again.job, lambda key, work: None)
         with pytest.raises(InvalidInput, match="are not those of the records in"):
             worker.run(chosen, ())
@@ -681,3 +681,23 @@ def test_records_of_another_version_are_refused_before_anything_runs(
             assert "remove the old records, or name another folder with --results" in said
     assert main([*words, "--defense=none", "--dry-run"]) == 0
     assert path.exists()
+
+
+def test_records_of_other_cells_say_which_images_a_folder_is_of(tmp_path: Path) -> None:
+    """Of the same data set, model and recipe, as these share a table."""
+    (chosen,) = toy_plan(tmp_path).cells
+    other = replace(chosen, seed=7)
+    records.write(tmp_path, finished(other))
+    made = toy_plan(tmp_path)
+    assert made.missing == (chosen,)
+    assert made.job.images == {setting_of(chosen): 64 * "a"}
+    with pytest.raises(InvalidInput, match="are not those of the records in"):
+        Worker(made.job, lambda key, work: None).check_images(chosen)
+
+
+def test_the_code_of_cells_that_run_again_is_not_told(tmp_path: Path) -> None:
+    """What differs is said of the records that stay."""
+    (chosen,) = toy_plan(tmp_path).cells
+    records.write(tmp_path, finished(chosen, sources={"defense": "0" * 12}))
+    assert "from other code" in " ".join(toy_plan(tmp_path).outdated())
+    assert list(toy_plan(tmp_path, "save").outdated()) == []
