@@ -76,7 +76,7 @@ def rows(records: Iterable[Record], epochs: bool = False) -> list[dict[str, Any]
     fields = _fields(records)
     more = sorted({name for r in records if r.metrics for name, _ in r.metrics} - {*METRICS})
     libraries = sorted({name for r in records for name in _names(r.provenance.versions)})
-    points = sorted({name for r in records for p in r.curves for name in _names(p)})
+    points = sorted({name for r in records for p in r.points for name in _names(p)})
     points = [*POINTS, *(name for name in points if name not in (*POINTS, "epoch"))]
     found = []
     for record in records:
@@ -84,7 +84,7 @@ def rows(records: Iterable[Record], epochs: bool = False) -> list[dict[str, Any]
         if epochs:
             found += [
                 {**cell, "epoch": point["epoch"], **{name: point.get(name) for name in points}}
-                for point in record.curves
+                for point in record.points
             ]
         else:
             found.append({**cell, **_result(record, (*METRICS, *more), libraries)})
