@@ -296,7 +296,7 @@ def _cell(
     """The only cell of a suite with these overrides."""
     check_seeds([seed])
     given = replace(overrides, recipe=None if isinstance(recipe, Recipe) else recipe)
-    suite = given.applied_to(Suite("", ("digits",), seeds=1, precision="fp32"))
+    suite = given.applied_to(Suite("", ("digits",), seeds=1))
     source = _datasets.built(suite.datasets[0])
     if isinstance(recipe, Recipe):
         precision = precision_of(overrides.precision or recipe.precision, target)

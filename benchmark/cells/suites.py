@@ -48,7 +48,7 @@ class Suite:
     settings: Mapping[str, str] = field(default_factory=dict)
     seeds: int | tuple[int, ...] = 1
     recipe: Mapping[str, Any] = field(default_factory=dict)
-    precision: str = "auto"
+    precision: str = "fp32"
     timed: bool = False
 
     @property
@@ -84,7 +84,7 @@ def _is_integer(value: object) -> TypeGuard[int]:
 
 def of_paper(description: str, dataset: str, attacks: Sequence[str], **fields: Any) -> Suite:
     """The suite of a table of the paper: the default recipe, in fp32, usually with three seeds."""
-    settings = {"defenses": DEFENSES, "seeds": 3, "precision": "fp32", **fields}
+    settings = {"defenses": DEFENSES, "seeds": 3, **fields}
     return Suite(description, (dataset,), attacks=tuple(attacks), **settings)
 
 
@@ -120,7 +120,6 @@ SUITES = {
         # 30 % of the published updates, which would take longer than all other cells together.
         settings={"mcr": "mcr(updates=2370)"},
         # So that every machine runs the same cells.
-        precision="fp32",
     ),
     "table1-cifar10": of_paper("Table 1 of the paper, CIFAR-10", "cifar10", ATTACKS),
     "table1-gtsrb": of_paper("Table 1 of the paper, GTSRB", "gtsrb", with_target(ATTACKS, 1)),

@@ -21,7 +21,7 @@ NAME = "evaluate"
 def suite_of(overrides: SuiteOverrides) -> Suite:
     """The suite of an evaluation, without its model; the network as it is comes first. Raises
     `InvalidInput`."""
-    empty = Suite("a user's network", datasets=(), defenses=(), precision="fp32")
+    empty = Suite("a user's network", datasets=(), defenses=())
     suite = overrides.applied_to(empty)
     return replace(suite, defenses=tuple(dict.fromkeys(("none", *suite.defenses))))
 

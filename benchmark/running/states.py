@@ -26,14 +26,12 @@ class CellState:
         save; outdated, with a record that other code made; finished
     folder: of the record that tables show, None if no folder has one
     other_code: the parts of the cell whose code has changed since that record
-    images: hash of the images that it was made on
     before: `stamp` of the record in the folder of the run, which another run may replace
     """
 
     kind: Kind
     folder: Path | None = None
     other_code: tuple[str, ...] = ()
-    images: str | None = None
     before: int | None = None
 
     @property
@@ -71,7 +69,7 @@ def state_of(
             kind = "unreactivated"
         elif save and folder == own and not network_of(folder, cell.key).exists():
             kind = "unsaved"
-        return CellState(kind, folder, other, record.provenance.data_sha256, before)
+        return CellState(kind, folder, other, before)
     return CellState("missing", before=before)
 
 
