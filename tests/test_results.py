@@ -31,6 +31,7 @@ PUBLISHED = (
     "digits-second-processor",
     "abl-unlearning",
     "cbd-12-epochs",
+    "cbd-first-stage",
     "digits-diagnostics",
     "digits-reactivation",
     "field-2026-short",
@@ -165,6 +166,35 @@ def test_the_page_quotes_the_test_of_why_a_class_is_lost() -> None:
         assert f"| {spec} | {' | '.join(shown)} |" in page, shown
         known = sorted(range(10), key=samples["f_B loss"]["by_class"].__getitem__)
         assert known[:2] == [car, dog]
+
+
+def test_the_page_quotes_when_f_b_knows_the_trigger() -> None:
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    records, _ = read_all(ROOT / "results/cbd-first-stage")
+    cbd = diagnostics("table1-cifar10", "cbd", "badnets")
+    assert sorted(record.cell.seed for record in records) == [0, 1, 2]
+    for record in records:
+        seed, classes = record.cell.seed, record.classes
+        assert classes is not None
+        found = [
+            record.diagnostics.samples[f"f_B loss after {epochs} epochs"] for epochs in range(1, 9)
+        ]
+        poisoned = [each["mean_poisoned"] for each in found]
+        known = [min(range(10), key=each["by_class"].__getitem__) for each in found]
+        rows = {
+            f"{seed} | loss, poisoned": [f"{n:.2f}" if n >= 0.1 else f"{n:.4f}" for n in poisoned],
+            " | loss, clean": [f"{each['mean_clean']:.2f}" for each in found],
+            " | AUROC": [f"{each['auroc']:.3f}" for each in found],
+            " | class with the lowest loss": [classes.names[label] for label in known],
+        }
+        lines = [f"| {name} | {' | '.join(values)} |" for name, values in rows.items()]
+        assert "\n".join(lines).replace("|  |", "| |") in page
+        assert max(each["auroc"] for each in found[1:3]) < 0.5
+        assert 0.9 < found[4]["auroc"] <= found[7]["auroc"]
+        if seed in cbd:
+            whole = cbd[seed].samples["f_B loss"]
+            for name in ("mean_clean", "mean_poisoned", "auroc"):
+                assert found[4][name] == whole[name]
 
 
 def test_the_page_quotes_when_abl_loses_the_target_class() -> None:
