@@ -449,3 +449,20 @@ def builders(path: Path) -> set[str]:
 def test_only_these_functions_build_plugins_from_text() -> None:
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
     assert set().union(*map(builders, files)) == BUILDERS.keys()
+
+
+def test_a_plugin_file_may_be_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also to a folder that comes after ours in the alphabet."""
+
+    def order(home: str, digits: str) -> list[str]:
+        module = f"bdbench_plugin_mine_{digits}"
+        files = {
+            module: Path(f"{home}/mine.py"),
+            "its_helper": Path(f"{home}/its_helper.py"),
+            "bdbench.defenses.base": Path("/m/bdbench/defenses/base.py"),
+            "bdbench.defenses": Path("/m/bdbench/defenses/__init__.py"),
+        }
+        monkeypatch.setattr(provenance, "files_of", lambda name: files)
+        return [file.name for file, _ in provenance._together((module,))]
+
+    assert order("/a", "ffffffff") == order("/z", "00000000")

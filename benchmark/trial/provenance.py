@@ -156,7 +156,17 @@ def _training() -> tuple[Source, ...]:
 def _together(modules: tuple[str, ...]) -> tuple[Source, ...]:
     """The sources of several modules, see `files_of`."""
     found = {file: name for module in modules for name, file in files_of(module).items()}
-    return tuple(sorted(found.items()))
+    return tuple(sorted(found.items(), key=_place))
+
+
+def _place(source: Source) -> tuple[bool, str]:
+    """The order of sources in a hash: those of users by name, so that their files may lie anywhere,
+    then ours."""
+    file, module = source
+    ours = module.partition(".")[0] == "bdbench"
+    # The name of a plugin file's module ends in a hash of its path.
+    name = module.rpartition("_")[0] if module.startswith(PLUGIN) else module
+    return ours, str(file) if ours else name
 
 
 @functools.cache
