@@ -47,8 +47,7 @@ def _explain(record: Record, path: Path) -> str:
     if record.metrics is not None:
         rows = [
             (name, f"{100 * count.rate:.2f} %", f"{count.hits:,} of {count.of:,}")
-            for name in record.counts
-            if (count := record.count(name))
+            for name, count in record.meaningful.items()
         ]
         parts.append(plain(rows))
     if record.worst_part:

@@ -272,7 +272,7 @@ def _sentences(
     which = several(len(shared), "attack")
     if len(shared) < len(block.poisoned):
         shown = names(block.groups, "attack")
-        which = f"{several(len(shared), 'attack')}, {', '.join(shown[a] for a in shared)}"
+        which += f", {', '.join(shown[attack] for attack in shared)}"
     yield f"Large markers: mean over {which}; small: each attack"
     yield "Dashed: Pareto front"
     if (means["seeds"] > 1).any():

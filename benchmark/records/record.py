@@ -172,6 +172,11 @@ class Record:
         return None if bare else self.counts.get(metric)
 
     @property
+    def meaningful(self) -> dict[str, Count]:
+        """The counts by name, sorted, without those that mean nothing, see `count`."""
+        return {name: count for name in self.counts if (count := self.count(name))}
+
+    @property
     def points(self) -> list[dict[str, Any]]:
         """The points of its curves as JSON values, without what means nothing, see `count`."""
         bare = self.cell.attack.is_none

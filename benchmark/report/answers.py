@@ -107,11 +107,6 @@ class Case:
     def _asr(self) -> Count | None:
         return self.record.attack_success_rate
 
-    @cached_property
-    def _before(self) -> Count | None:
-        """The ASR of the baseline; of the part that the record's ASR is about."""
-        return self.without(ASR)
-
     def without(self, metric: str) -> Count | None:
         """A count of the baseline; of the part that the record's is about."""
         return self._of_same_part(self.baseline, metric) if self.baseline else None
@@ -121,10 +116,15 @@ class Case:
         part = other.parts.get(self.record.worst_part, {})
         return part.get(metric) or other.count(metric)
 
+    @property
+    def _any_classes(self) -> ByClass | None:
+        """Numbers by class of the same attack: the record's, or else the baseline's."""
+        return self.classes or (self.baseline.classes if self.baseline else None)
+
     @cached_property
     def _victims(self) -> str:
         """The test images that the trigger should turn, in words."""
-        found = self.classes or (self.baseline.classes if self.baseline else None)
+        found = self._any_classes
         if not found:
             return "the test images that it should turn"
         victims, names = found.victims, [f"`{found.names[n]}`" for n in found.victims]
@@ -139,7 +139,7 @@ class Case:
     @cached_property
     def _target(self) -> int | None:
         """The label that the trigger should cause; None for several, and where it is unknown."""
-        found = self.classes or (self.baseline.classes if self.baseline else None)
+        found = self._any_classes
         goals = {found.goals[label] for label in found.victims} if found else set()
         return goals.pop() if len(goals) == 1 else None
 
@@ -149,7 +149,7 @@ class Case:
         *stages, last = STAGES
         reached = [stage for stage in stages if spent[stage]]
         words = [STAGE_WORDS[stage] for stage in (*reached[-1:], *[last] * bool(spent[last]))]
-        if any(self.record.measured.seconds.as_dict().get(stage) for stage in LATER_STAGES):
+        if any(spent.as_dict().get(stage) for stage in LATER_STAGES):
             words = [STAGE_WORDS[LATER_STAGES[-1]]]
         where = f" The last stage reached is {' or '.join(words)}." if words else ""
         name = self.record.error.type if self.record.error else ""
@@ -177,7 +177,7 @@ class Case:
         return f"{'Yes' if found.rate >= WORKS else 'Hardly'}. {text}"
 
     def _defense(self, asr: Count) -> str:
-        before, floor = self._before, self.record.asr_floor
+        before, floor = self.without(ASR), self.record.asr_floor
         change = f"goes from {_percent(before)} to" if before else "is"
         without = self.without(FLOOR)
         worked = not before or (before.rate >= WORKS and (not without or exceeds(before, without)))

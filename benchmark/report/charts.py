@@ -119,8 +119,8 @@ def _chart(
 
     lines = []
     for n, name in enumerate(metrics):
-        shares = name.startswith(METRICS)
-        style, words = (_metric(name), WORDS[METRICS[_metric(name)]]) if shares else (n, name)
+        style = _metric(name) if name.startswith(METRICS) else n
+        metric = METRICS[style] if name.startswith(METRICS) else name
         path, pen, points, value = [], "M", [], None
         for point in curves:
             found = point.get(name)
@@ -131,7 +131,7 @@ def _chart(
             pen = "L" if _known(found) else "M"
         if value is not None:
             last_value = f"{unit * value:.3g}"
-            words = WORDS.get(name, words)
+            words = WORDS.get(metric, metric)
             lines.append(Line(words, style, "".join(path), points, last_value))
     return Chart(
         title=title,

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bdbench.records.count import Count, wilson
+from bdbench.records.count import wilson
 from bdbench.records.record import Record
 from bdbench.report.comparison import Section
 from bdbench.tables import latex
@@ -132,17 +132,10 @@ _AXES = ("dataset", "model", "recipe", "attack", "defense")
 def metrics(title: str, record: Record) -> Grid:
     """The metrics of one cell, in percent, with Wilson's interval."""
     rows: list[list[Value]] = []
-    for name, count in _counts(record):
+    for name, count in record.meaningful.items():
         low, high = wilson(count.hits, count.of)
         rows.append([name, *(100 * n for n in (count.rate, low, high)), count.hits, count.of])
     return Grid(title, ["metric", "percent", "low", "high", "hits", "of"], rows)
-
-
-def _counts(record: Record) -> Iterator[tuple[str, Count]]:
-    """Those that mean something."""
-    for name in record.counts:
-        if count := record.count(name):
-            yield name, count
 
 
 def everything(record: Record) -> Grid:
@@ -151,7 +144,7 @@ def everything(record: Record) -> Grid:
 
 
 def _everything(record: Record) -> Iterator[list[Value]]:
-    for name, count in _counts(record):
+    for name, count in record.meaningful.items():
         yield from (["metrics", name, part, n] for part, n in vars(count).items())
     if classes := record.classes:
         for label, name in enumerate(classes.names):

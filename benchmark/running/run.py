@@ -27,7 +27,7 @@ from bdbench.models.networks.given import given
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.scope import num_threads
-from bdbench.records.beside import SETTING, Neighbour, join, neighbours, same
+from bdbench.records.beside import Neighbour, join, neighbours, same
 from bdbench.records.claims import claimed, lock_of
 from bdbench.records.consistency import Known, refuse_versions
 from bdbench.records.files import NETWORKS, read_all
@@ -43,7 +43,7 @@ from bdbench.running.progress import Reporter, duration
 from bdbench.running.schedule import Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.states import CellState, Kind, state_of
-from bdbench.running.worker import Job, Worker
+from bdbench.running.worker import Job, Worker, setting_of
 from bdbench.storage.atomic import check_writable, remove_abandoned
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, low_disk, roots
@@ -188,7 +188,7 @@ class Plan:
             reactivate=self.options.reactivate,
             network=self.options.network and self.options.network.absolute(),
             limit=self.options.limit,
-            images=self.images,
+            images=self._images,
             threads=self.threads,
             family=os.getpid() if self.execution.is_here else None,
         )
@@ -199,10 +199,10 @@ class Plan:
         return read_all(self.results)[0]
 
     @cached_property
-    def images(self) -> dict[str, str]:
+    def _images(self) -> dict[str, str]:
         """By setting, see `setting_of`, the hash of the images of the records in the folder."""
         return {
-            " ".join(str(record.cell[axis]) for axis in SETTING): record.provenance.data_sha256
+            setting_of(record.cell): record.provenance.data_sha256
             for record in (self._own if self.missing else ())
             if record.status == "ok" and record.provenance.data_sha256
         }

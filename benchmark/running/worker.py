@@ -20,6 +20,7 @@ from bdbench.models.plugins.registry import RegistersNothing
 from bdbench.records.beside import SETTING
 from bdbench.records.claims import claimed, stamp
 from bdbench.records.files import network_of, path_of, read, write
+from bdbench.records.parts import Identity
 from bdbench.records.record import REACTIVATED, OtherSchema, Record
 from bdbench.running.plugin_sources import Sources, load_unchanged
 from bdbench.storage.atomic import Unusable
@@ -197,7 +198,7 @@ class Worker:
 
     def check_images(self, cell: Cell) -> None:
         """See `check_images`."""
-        known = self.job.images.get(setting_of(cell))
+        known = self.job.images.get(setting_of(cell.specs))
         check_images(self.harness, cell, known, self.job.results)
 
     def discard(self, record: Record, cell: Cell) -> None:
@@ -221,9 +222,9 @@ def check_images(harness: Harness, cell: Cell, known: str | None, results: Path)
         )
 
 
-def setting_of(cell: Cell) -> str:
-    """Data set, model and recipe: a table has one set of images for each."""
-    return " ".join(cell.specs[axis] for axis in SETTING)
+def setting_of(specs: Mapping[str, Any] | Identity) -> str:
+    """Data set, model and recipe of a cell: a table has one set of images for each."""
+    return " ".join(str(specs[axis]) for axis in SETTING)
 
 
 def attempted(worker: Worker, identity: Mapping[str, Any], retries: Sequence[str]) -> Attempt:
@@ -301,7 +302,7 @@ def keep(results: Path, record: Record, cell: Cell) -> None:
     Raises `Unusable` if it cannot be written, and for a failure that would replace results, also
     those of other code. The caller has the claim of the cell.
     """
-    if record.status == "failed" and has_results(results, cell.key):
+    if record.status == "failed" and _has_results(results, cell.key):
         raise Unusable("it would replace one that has results")
     unknown = [cell.labels[axis] for axis, code in cell.local.items() if not code.whole]
     if unknown:
@@ -314,7 +315,7 @@ def keep(results: Path, record: Record, cell: Cell) -> None:
         write(results, record)
 
 
-def has_results(results: Path, key: str) -> bool:
+def _has_results(results: Path, key: str) -> bool:
     """Whether the record of a cell is there and did not fail. Raises `Unusable` as `keep` does."""
     found = readable(results, key)
     return found is not None and found.status == "ok"
