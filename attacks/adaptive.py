@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from bdbench.attacks import Attack, Poisoned, prepared, register
 from bdbench.attacks.pixels import add, check_bound
-from bdbench.attacks.poison import poisoned_share
+from bdbench.attacks.poison import check_prepared, poisoned_share
 from bdbench.attacks.registry import attacks
 from bdbench.models import (
     Batch,
@@ -123,6 +123,7 @@ class Adaptive(Attack):
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         state = rng.get_state()
         attack = self.inner().prepare(clean, context, rng)
+        check_prepared(attack, self.attack)
         poisoned = attack.poison(clean, rng.set_state(state))
         rng.set_state(state)
         noise, facts = self.harden(poisoned, context)

@@ -172,10 +172,7 @@ class Generator(nn.Sequential):
         maps = (images - 0.5) / DEVIATION
         for layer in self:
             maps = layer(maps)
-        count, current = len(images), observer.current()
-        current.forward(count)
-        if maps.requires_grad:
-            maps.register_hook(lambda gradient: current.backward(count))
+        observer.count_passes(len(images), maps)
         return maps.float().tanh() / 2 + 0.5
 
 

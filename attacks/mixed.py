@@ -25,6 +25,7 @@ from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, prepared, register
 from bdbench.attacks.compound import Compound, PoisonedInParts
+from bdbench.attacks.poison import check_prepared
 from bdbench.attacks.registry import attacks as known
 from bdbench.models import Classifier, ImageSet, Recipe, TrainingContext, require
 from bdbench.models.plugins.errors import InvalidInput
@@ -78,7 +79,7 @@ class Mixed(Compound):
         require("mixed" not in names, "mixed cannot contain mixed: name all attacks in one list")
         require("none" not in names, "mixed cannot contain none, which poisons nothing")
         object.__setattr__(self, "attacks", attacks)
-        assert self.parts
+        self.parts  # noqa: B018, builds them, so that a wrong spec is refused here
 
     @cached_property
     def parts(self) -> Mapping[str, Attack]:
@@ -167,6 +168,7 @@ def settle(
             assert context is not None
             own = replace(context, seed=derive(context.seed, name))
             ready = part.prepare(seen, own, stream(seed, name))
+            check_prepared(ready, name)
             rows = changed(ready.poison(seen, stream(seed, name)))
         assert rows is not None
         if not (rows & taken[order]).any():

@@ -140,6 +140,18 @@ def check_like(made: object, images: Tensor, owner: str) -> None:
     require(fits, f"{wanted}, got {kind_of(made)}")
 
 
+def check_prepared(made: object, owner: str) -> None:
+    """Raises `InvalidInput` unless `made` is an attack.
+
+    owner: the attack whose `prepare` returned it
+    """
+    hint = "; is a `return` missing?" if made is None else ""
+    require(
+        isinstance(made, Attack),
+        f"prepare of {owner} must return the prepared attack, got {kind_of(made)}{hint}",
+    )
+
+
 def kind_of(value: object) -> str:
     """A value in words, such as "float32 (4, 3, 8, 8)" or "None"."""
     if isinstance(value, Tensor):

@@ -212,10 +212,7 @@ class Decoder(nn.Sequential):
 
 def counted(outputs: Tensor) -> Tensor:
     """The outputs of a network, reported to the observer, in at least single precision."""
-    count, current = len(outputs), observer.current()
-    current.forward(count)
-    if outputs.requires_grad:
-        outputs.register_hook(lambda gradient: current.backward(count))
+    observer.count_passes(len(outputs), outputs)
     return outputs if outputs.dtype == torch.float64 else outputs.float()
 
 

@@ -20,13 +20,12 @@ from torch import Tensor
 from bdbench.attacks import Attack, Poisoned, dirty_count, dirty_label, prepared, register
 from bdbench.attacks.patch import enlarge, place
 from bdbench.models import (
-    HEAD,
     Classifier,
     ImageSet,
     Recipe,
     TrainingContext,
     at_least,
-    has_head,
+    lacks_head,
     one_of,
     require,
     to_float,
@@ -91,7 +90,7 @@ class Trojan(Attack):
         return 3.0 * recipe.epochs + batches * recipe.batch_size / images
 
     def lacks(self, network: Classifier, image_size: int) -> str:
-        return HEAD if self.trains and not has_head(network) else ""
+        return lacks_head(network) if self.trains else ""
 
     def prepare(self, clean: ImageSet, context: TrainingContext, rng: torch.Generator) -> Self:
         if self.mode != "inverted":

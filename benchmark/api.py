@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import pandas as pd
 import torch
@@ -39,19 +38,20 @@ from bdbench.models import Classifier, Recipe
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.errors import require as _require
+from bdbench.models.plugins.notices import notify
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.registry import Model
 from bdbench.models.registry import models as _models
 from bdbench.records.beside import Neighbour, join, neighbours
 from bdbench.records.claims import claimed
 from bdbench.records.consistency import Known
-from bdbench.records.files import find, network_of, path_of, read, read_all
+from bdbench.records.files import check_folder, find, network_of, path_of, read, read_all
 from bdbench.records.record import REACTIVATED, Record
 from bdbench.records.rerun import call
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.run import RunOptions, execute, plan
 from bdbench.running.worker import check_images, keep, readable
-from bdbench.storage.atomic import Unusable, check_writable
+from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, expanded, roots
 from bdbench.storage.networks import Stored
@@ -70,22 +70,32 @@ Folders = Folder | Sequence[Folder]
 
 def attack(name: str, /, **fields: Any) -> Attack:
     """Build an attack by name. Raises `InvalidInput` for an invalid name, field or value."""
-    return _attacks.build(Spec(name, fields))
+    return _attacks.build(_spec("attack", name, fields))
 
 
 def defense(name: str, /, **fields: Any) -> Defense:
     """Build a defense by name, as `attack` does."""
-    return _defenses.build(Spec(name, fields))
+    return _defenses.build(_spec("defense", name, fields))
 
 
 def dataset(name: str, /, **fields: Any) -> Source:
     """Build a data set by name, as `attack` does. It is not loaded yet."""
-    return _datasets.build(Spec(name, fields))
+    return _datasets.build(_spec("dataset", name, fields))
 
 
 def model(name: str, /, **fields: Any) -> Model:
     """Build a model by name, as `attack` does. Its `build` creates networks."""
-    return _models.build(Spec(name, fields))
+    return _models.build(_spec("model", name, fields))
+
+
+def _spec(kind: str, name: Any, fields: Mapping[str, Any]) -> Spec:
+    _require(isinstance(name, str), f"the name of a plugin must be text, got {name!r}")
+    if "(" in name:
+        given = Spec.of(name).with_(**fields)
+        written = ", ".join(f"{field}={value!r}" for field, value in given.fields.items())
+        call = f"bd.{kind}({', '.join(filter(None, [repr(given.name), written]))})"
+        raise InvalidInput(f"the fields of {name!r} must be keywords: write {call}")
+    return Spec(name, fields)
 
 
 @dataclass(frozen=True)
@@ -156,7 +166,7 @@ def run_cell(
     epochs: number of epochs, in place of the recipe's
     train_images: size of the training set; None for all images
     precision: fp32, as in the built-in suites, unless this or a `Recipe` says otherwise; auto is
-        the fastest of the device
+        bf16 on a CPU with bf16 instructions, and fp32 elsewhere
     curves: evaluate at the ends of up to 20 epochs
     save: store the network with the record
     reactivate: also measure P-ASR: whether the backdoor comes back after fine-tuning
@@ -174,10 +184,11 @@ def run_cell(
         train_images=train_images,
         precision=precision,
     )
-    target = device_of(str(device))
+    how = _options(device, results, data, curves=curves, save=save, reactivate=reactivate)
+    target = device_of(how.device)
     chosen = _cell(overrides, recipe, target, seed)
-    harness = Harness(Cache(cache_root()), _data_roots(data), target, curves, reactivate=reactivate)
-    return _finished(harness, chosen, None if results is None else _path(results), save)
+    harness = Harness(Cache(cache_root()), roots(how.data), target, curves, reactivate=reactivate)
+    return _finished(harness, chosen, how.results, save)
 
 
 def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -> CellRecord:
@@ -188,14 +199,14 @@ def _finished(harness: Harness, chosen: Cell, folder: Path | None, save: bool) -
     if folder is None:
         check_network(chosen)
         return _fresh(harness, chosen, lambda done: None)
-    check_writable(folder)
+    check_folder(folder, save)
     with claimed(folder, chosen.key) as mine:
         if (stored := readable(folder, chosen.key)) is not None:
             has_network = not save or _networks.saved(folder, stored) is not None
             complete = stored.holds(curves=harness.curves, reactivate=harness.reactivate)
             if stored.status == "ok" and complete and has_network:
                 if parts := provenance.changed(stored, chosen):
-                    warnings.warn(
+                    notify(
                         f"the record {stored.key} in {folder} is from other code "
                         f"({', '.join(parts)}); remove it to run its cell again",
                         stacklevel=3,
@@ -262,7 +273,8 @@ def evaluate(
     The other arguments and errors are those of `run_cell`. Also raises `InvalidInput` for weights
     that do not fit the model and the data set, and for a defense that cannot start from a network.
     """
-    target, stored = device_of(str(device)), _stored(weights)
+    how = _options(device, results, data, save=save, reactivate=reactivate)
+    target, stored = device_of(how.device), _stored(weights)
     overrides = SuiteOverrides(
         dataset=[dataset],
         model=[_networks.given_model(stored, model, _datasets.built(dataset))],
@@ -275,16 +287,18 @@ def evaluate(
     chosen = _cell(overrides, recipe, target, seed)
     _networks.check_starts([chosen])
     harness = Harness(
-        Cache(cache_root()), _data_roots(data), target, given=stored, reactivate=reactivate
+        Cache(cache_root()), roots(how.data), target, given=stored, reactivate=reactivate
     )
-    return _finished(harness, chosen, None if results is None else _path(results), save)
+    return _finished(harness, chosen, how.results, save)
 
 
 def _stored(weights: Folder | Mapping[str, Tensor] | nn.Module) -> Stored:
     if isinstance(weights, str | Path):
         return _read_weights(_path(weights))
-    state = weights.state_dict() if isinstance(weights, nn.Module) else dict(weights)
-    valid = all(isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items())
+    state: Any = weights.state_dict() if isinstance(weights, nn.Module) else weights
+    valid = isinstance(state, Mapping) and all(
+        isinstance(n, str) and isinstance(v, Tensor) for n, v in state.items()
+    )
     _require(valid, "weights must be a file, a module or a state dict of tensors by name")
     copies = {name: values.detach().cpu().clone() for name, values in state.items()}
     return Stored(copies, origin=f"the {type(weights).__name__}")
@@ -318,7 +332,7 @@ def run(
     attacks: str | Attack | Sequence[str | Attack] = (),
     defenses: str | Defense | Sequence[str | Defense] = (),
     seeds: int | None = None,
-    seed: int | Sequence[int] = (),
+    seed: int | Sequence[int] | None = None,
     recipe: str | None = None,
     epochs: int | None = None,
     train_images: int | None = None,
@@ -326,7 +340,7 @@ def run(
     precision: str | None = None,
     graphs: bool = False,
     device: str = "auto",
-    jobs: int | None = None,
+    jobs: int | Literal["auto"] | None = None,
     threads: int | None = None,
     in_process: bool = False,
     results: Folder | None = None,
@@ -361,7 +375,7 @@ def run(
     """
     for path in _paths(plugins):
         load_plugin(path)
-    chosen = suite_file.find(os.path.expanduser(name))
+    chosen = suite_file.find(str(_path(name)))
     chosen.prepare()
     overrides = SuiteOverrides(
         dataset=_listed(datasets),
@@ -369,7 +383,7 @@ def run(
         attack=_listed(attacks),
         defense=_listed(defenses),
         seeds=seeds,
-        seed=_listed(seed),
+        seed=() if seed is None else _listed(seed),
         recipe=recipe,
         epochs=epochs,
         train_images=train_images,
@@ -377,11 +391,12 @@ def run(
         precision=precision,
         graphs=graphs,
     )
-    options = RunOptions(
-        device=str(device),
-        results=None if results is None else _path(results),
+    _require(seed is None or bool(overrides.seed), "seed has no seed in it: leave it out")
+    options = _options(
+        device,
+        results,
+        data,
         against=_paths(against),
-        data=None if data is None else _path(data),
         plugin=[*_paths(plugins), *chosen.plugins],
         budget=budget,
         limit=limit,
@@ -390,7 +405,9 @@ def run(
         save=save,
         reactivate=reactivate,
     )
-    execution_options = ExecutionOptions(jobs=jobs, threads=threads, in_process=in_process)
+    execution_options = ExecutionOptions(
+        jobs=None if jobs == "auto" else jobs, threads=threads, in_process=in_process
+    )
     work = plan(chosen.name, overrides.applied_to(chosen.suite), execution_options, options)
     execution = execute(work, Terminal(quiet=not progress))
     _require(not execution.refused, "; ".join(dict.fromkeys(execution.refused)))
@@ -417,8 +434,14 @@ def load(folder: Folder) -> Results:
     return Results(place.parent, _with_networks(records, place.parent), tuple(damaged))
 
 
-def _data_roots(data: Folder | None) -> list[Path]:
-    return roots(None if data is None else _path(data))
+def _options(device: Any, results: Folder | None, data: Folder | None, **others: Any) -> RunOptions:
+    """The options of a call. Raises `InvalidInput` for a value of the wrong type."""
+    return RunOptions(
+        device=str(device),
+        results=None if results is None else _path(results),
+        data=None if data is None else _path(data),
+        **others,
+    )
 
 
 def _with_networks(records: Sequence[Record], folder: Path) -> tuple[CellRecord, ...]:
@@ -452,11 +475,12 @@ def poison(
         epochs=epochs,
         precision=precision,
     )
-    target = device_of(str(device))
+    how = _options(device, None, data)
+    target = device_of(how.device)
     chosen = _cell(overrides, recipe, target, seed)
     if chosen.attack.trains:
         check_network(chosen)
-    return Harness(Cache(cache_root()), _data_roots(data), target).poisoned(chosen)
+    return Harness(Cache(cache_root()), roots(how.data), target).poisoned(chosen)
 
 
 class Promise(NamedTuple):
@@ -595,7 +619,8 @@ class Results:
 
         Raises `InvalidInput` for another number, and if no record belongs in the table.
         """
-        _require(number in (1, 2, 3, 5), f"table must be 1, 2, 3 or 5, got {number!r}")
+        known = type(number) is int and number in (1, 2, 3, 5)
+        _require(known, f"table must be 1, 2, 3 or 5, got {number!r}")
         return Table(paper_table(number, self.records, self.folder))
 
     @cached_property
@@ -607,6 +632,8 @@ class Results:
 
 
 def _path(folder: Folder) -> Path:
+    valid = isinstance(folder, str | os.PathLike)
+    _require(valid, f"a name or path must be text or a Path, got {folder!r}")
     return expanded(Path(folder))
 
 

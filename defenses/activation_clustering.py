@@ -30,9 +30,9 @@ from numpy.random import RandomState
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from bdbench.defenses import HEAD, Context, Defense, register
+from bdbench.defenses import Context, Defense, register
 from bdbench.defenses.filters import by_label, embeddings, retrain
-from bdbench.models import Classifier, ImageSet, Recipe, at_least, has_head, require
+from bdbench.models import Classifier, ImageSet, Recipe, at_least, lacks_head, require
 
 STARTS = 100
 """Random starts of 2-means, of which the best counts; with few, it often misses a small cluster."""
@@ -64,7 +64,7 @@ class ActivationClustering(Defense):
         require(0 < most <= 0.5, f"max_share must be above 0 and at most 0.5, got {most}")
 
     def lacks(self, network: Classifier, image_size: int) -> str:
-        return "" if has_head(network) else HEAD
+        return lacks_head(network)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         scores = torch.zeros(len(data), dtype=torch.float64)

@@ -41,7 +41,7 @@ from torch.optim import Adam
 
 from bdbench.defenses import Context, Defense, register
 from bdbench.defenses.filters import by_label, lowest
-from bdbench.defenses.mixmatch import MixMatch, mixmatch_loss, symmetric_cross_entropy
+from bdbench.defenses.mixmatch import MixMatch, symmetric_cross_entropy
 from bdbench.models import (
     Batch,
     Classifier,
@@ -116,9 +116,7 @@ class ASD(Defense):
         above(0, learning_rate=self.learning_rate, virtual_rate=self.virtual_rate)
         above(0, semi_share=self.semi_share, sharpening=self.sharpening, beta=self.beta)
         at_least(0, ce_weight=self.ce_weight, rce_weight=self.rce_weight, lambda_u=self.lambda_u)
-        for name in ("alpha", "gamma"):
-            share = getattr(self, name)
-            within("(0, 1)", **{name: share})
+        within("(0, 1)", alpha=self.alpha, gamma=self.gamma)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         seeds = context.trusted()
@@ -141,11 +139,11 @@ class ASD(Defense):
             network,
             Adam(network.parameters(), lr=self.learning_rate),
             context,
-            partial(mixmatch_loss, network, sharpening=self.sharpening),
             weight,
             steps=self.steps(len(data)),
             batch_size=self.semi_batch_size,
             beta=self.beta,
+            sharpening=self.sharpening,
         )
         recipe, rng, state = training.recipe, training.rng, training.state
         virtual_rng = context.rng("virtual")

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
-from bdbench.models.networks.classifier import HEAD as HEAD
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import require
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.recipe import Recipe, steps_per_epoch
+from bdbench.models.training.feed import steps_per_epoch
+from bdbench.models.training.recipe import Recipe
 
 VALIDATION = 0.2
 """Share of the clean images that is for selection and early stopping."""

@@ -27,7 +27,6 @@ MixMatch is shorter on smaller sets.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -36,12 +35,11 @@ from torch.nn.functional import cross_entropy, normalize
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from bdbench.defenses import HEAD, Context, Defense, register
+from bdbench.defenses import Context, Defense, register
 from bdbench.defenses.dbd_views import draw_views, make_views
 from bdbench.defenses.mixmatch import (
     MixMatch,
     augmented,
-    mixmatch_loss,
     symmetric_cross_entropy,
     without_labels,
 )
@@ -54,7 +52,7 @@ from bdbench.models import (
     above,
     at_least,
     batch_sizes,
-    has_head,
+    lacks_head,
     logits,
     loop,
     portion,
@@ -124,7 +122,7 @@ class DBD(Defense):
         within("(0, 1)", alpha=self.alpha)
 
     def lacks(self, network: Classifier, image_size: int) -> str:
-        return "" if has_head(network) else HEAD
+        return lacks_head(network)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         kept = portion(self.alpha, len(data))
@@ -224,11 +222,11 @@ class DBD(Defense):
             network,
             optimizer,
             context,
-            partial(self.mixmatch, network),
             weight,
             steps=max(1, round(self.semi_share * len(data) / self.semi_batch_size)),
             batch_size=self.semi_batch_size,
             beta=self.beta,
+            sharpening=self.sharpening,
         )
         recipe, rng, state = training.recipe, training.rng, training.state
         losses, labels_kept = torch.zeros(2, len(data), device=context.device)
@@ -241,20 +239,6 @@ class DBD(Defense):
             network.train()
             loop(training.step, labelled, unlabelled, recipe=recipe, rng=rng, state=state)
         context.journal.filtered("label fit", -losses, labels_kept == 0)
-
-    def mixmatch(
-        self,
-        network: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        coefficients: Tensor,
-        partners: Tensor,
-        weight: Tensor,
-    ) -> Tensor:
-        """L of MixMatch's equation 5, see `mixmatch_loss`."""
-        return mixmatch_loss(
-            network, images, labels, coefficients, partners, weight, self.sharpening
-        )
 
     def losses(self, output: Tensor, labels: Tensor) -> Tensor:
         """Symmetric cross entropy, (b,)."""

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
-from bdbench.defenses import HEAD, Context, Defense, register
+from bdbench.defenses import Context, Defense, register
 from bdbench.models import (
     Batch,
     Classifier,
@@ -35,7 +35,7 @@ from bdbench.models import (
     at_least,
     batch_sizes,
     features,
-    has_head,
+    lacks_head,
     loop,
     within,
 )
@@ -70,7 +70,7 @@ class FinePruning(Defense):
         above(0, learning_rate=self.learning_rate)
 
     def lacks(self, network: Classifier, image_size: int) -> str:
-        return "" if has_head(network) else HEAD
+        return lacks_head(network)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean = context.trusted()

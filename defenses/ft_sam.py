@@ -30,7 +30,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import Context, Defense, register
-from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, loop
+from bdbench.models import Batch, Classifier, ImageSet, Recipe, at_least, loop, trainable
 
 
 @register("ft_sam", title="FT-SAM")
@@ -73,11 +73,13 @@ class FTSAM(Defense):
         context.watch(network)
         recipe = self.schedule(context.recipe)
         optimizer = recipe.sgd(network)
-        names, w = zip(*network.named_parameters(), strict=True)
+        names, w = zip(*trainable(network).items(), strict=True)
 
         def step(batch: Batch) -> None:
             loss = cross_entropy(network(batch.images), batch.labels)
-            epsilon = ascent(w, torch.autograd.grad(loss, w), self.rho)
+            # A network may have a parameter that it does not use.
+            gradients = torch.autograd.grad(loss, w, materialize_grads=True)
+            epsilon = ascent(w, gradients, self.rho)
             worst = {name: p + e for name, p, e in zip(names, w, epsilon, strict=True)}
             # Copies, because a forward pass in training mode updates the running statistics.
             scratch = {name: values.clone() for name, values in network.named_buffers()}

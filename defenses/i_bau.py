@@ -53,6 +53,7 @@ from bdbench.models import (
     loop,
     require,
     resumable,
+    trainable,
 )
 
 PIXELS = 3 * 32 * 32
@@ -119,7 +120,7 @@ class IBAU(Defense):
         context.watch(network)
         compiled, network.compiled = network.compiled, False
         recipe, updates = self.schedule(context.recipe), context.updates(self.updates)
-        theta = list(network.parameters())
+        theta = list(trainable(network).values())
         delta = torch.zeros(1, *clean.images.shape[1:], device=context.device, requires_grad=True)
         radius = self.radius * math.sqrt(delta.numel() / PIXELS)
         optimizer = Adam(theta, lr=self.learning_rate)

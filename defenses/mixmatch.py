@@ -17,10 +17,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from bdbench.defenses.base import Context
-from bdbench.models import Batch, Classifier, ImageSet, Recipe, State
+from bdbench.models import Batch, Classifier, ImageSet, State
 from bdbench.models.training.augment import (
     Augmentation,
-    AugmentationDraws,
     augment,
     draw_augmentation,
     to_float,
@@ -44,22 +43,23 @@ class MixMatch:
         network: Classifier,
         optimizer: Optimizer,
         context: Context,
-        loss: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
         weight: Callable[[Tensor], Tensor],
         *,
         steps: int,
         batch_size: int,
         beta: float,
+        sharpening: float,
     ) -> None:
         """
-        loss: of images, labels, coefficients, partners and weight, see `mixmatch_loss`
         weight: lambda_U after so many epochs, float32 (1,) -> (1,)
         steps: batches of an epoch
         batch_size: images with labels in a batch, and images without
         beta: both parameters of the Beta distribution of mixing coefficients
+        sharpening: T, see `sharpen`
         """
-        self.optimizer, self.loss, self.weight = optimizer, loss, weight
-        self.steps, self.batch_size, self.beta = steps, batch_size, beta
+        self.network, self.optimizer, self.weight = network, optimizer, weight
+        self.steps, self.batch_size = steps, batch_size
+        self.beta, self.sharpening = beta, sharpening
         self.recipe = replace(context.recipe, epochs=1, batch_size=batch_size, drops=())
         self.rng = context.rng("classifier")
         self.mixing = numpy.random.default_rng(context.rng("mixing").initial_seed())
@@ -89,15 +89,18 @@ class MixMatch:
         return with_labels, self.unlabelled
 
     def step(self, with_labels: Batch, without: Batch) -> None:
-        second = second_view(self.unlabelled, self.draws, without.index, self.recipe)
-        images = torch.cat([with_labels.images, without.images, second])
+        rows, augmentation = without.index, self.recipe.augmentation
+        view = to_float(augment(self.unlabelled.images[rows], self.draws[rows], augmentation))
+        images = torch.cat([with_labels.images, without.images, view])
         now = self.clock % self.steps
-        loss = self.loss(
+        loss = mixmatch_loss(
+            self.network,
             images,
             with_labels.labels,
             self.coefficients[now].squeeze(0),
             self.partners[now].squeeze(0),
             self.weight(self.clock / self.steps).squeeze(),
+            self.sharpening,
         )
         self.optimizer.zero_grad()
         loss.backward()
@@ -168,11 +171,6 @@ def draw_rows(rows: Tensor, count: int, rng: torch.Generator) -> Tensor:
     """`count` random elements of `rows`; the numbers of their occurrences differ by at most one."""
     order = torch.randperm(len(rows), generator=rng)
     return rows[order[torch.arange(count) % len(rows)].to(rows.device)]
-
-
-def second_view(data: ImageSet, draws: AugmentationDraws, rows: Tensor, recipe: Recipe) -> Tensor:
-    """The images at `rows` as a batch, each augmented with its own entry of `draws`."""
-    return to_float(augment(data.images[rows], draws[rows], recipe.augmentation))
 
 
 def sharpen(p: Tensor, temperature: float) -> Tensor:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, mse_loss, normalize
 
-from bdbench.defenses import HEAD, CleanBudget, Context, Defense, register
+from bdbench.defenses import CleanBudget, Context, Defense, register
 from bdbench.models import (
     Batch,
     Classifier,
@@ -40,7 +40,7 @@ from bdbench.models import (
     accuracy,
     at_least,
     batch_sizes,
-    has_head,
+    lacks_head,
     loop,
     require,
     stage_shapes,
@@ -107,7 +107,7 @@ class NAD(Defense):
             return f"{STAGES} stages (it has {len(shapes)})"
         if any(shape[2:].numel() == 1 for shape in shapes[-STAGES:]):
             return LARGER_MAPS
-        return "" if has_head(network) else HEAD
+        return lacks_head(network)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean, undefended = context.trusted(), context.undefended()

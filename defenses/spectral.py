@@ -25,9 +25,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bdbench.defenses import HEAD, Context, Defense, register
+from bdbench.defenses import Context, Defense, register
 from bdbench.defenses.filters import by_label, embeddings, lowest, retrain
-from bdbench.models import Classifier, ImageSet, Recipe, has_head, portion, require
+from bdbench.models import Classifier, ImageSet, Recipe, lacks_head, portion, require
 
 MARGIN = 1.5
 """Images dropped for each image that is assumed to be poisoned (paper)."""
@@ -53,7 +53,7 @@ class Spectral(Defense):
         )
 
     def lacks(self, network: Classifier, image_size: int) -> str:
-        return "" if has_head(network) else HEAD
+        return lacks_head(network)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         scores = torch.zeros(len(data), dtype=torch.float64)

@@ -13,10 +13,10 @@ from bdbench.models.plugins.faces import lazy
 if TYPE_CHECKING:
     from bdbench.models.data import ImageSet as ImageSet
     from bdbench.models.data import portion as portion
-    from bdbench.models.networks.classifier import HEAD as HEAD
     from bdbench.models.networks.classifier import Classifier as Classifier
-    from bdbench.models.networks.classifier import has_head as has_head
+    from bdbench.models.networks.classifier import lacks_head as lacks_head
     from bdbench.models.networks.classifier import stage_shapes as stage_shapes
+    from bdbench.models.networks.classifier import trainable as trainable
     from bdbench.models.networks.traced import Traced as Traced
     from bdbench.models.plugins.errors import InvalidInput as InvalidInput
     from bdbench.models.plugins.errors import above as above
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bdbench.models.registry import register as register
     from bdbench.models.training.augment import to_float as to_float
     from bdbench.models.training.context import TrainingContext as TrainingContext
-    from bdbench.models.training.loop import Batch as Batch
+    from bdbench.models.training.feed import Batch as Batch
     from bdbench.models.training.loop import accuracy as accuracy
     from bdbench.models.training.loop import features as features
     from bdbench.models.training.loop import logits as logits
@@ -45,19 +45,32 @@ if TYPE_CHECKING:
 
 HOMES = {
     "data": ["ImageSet", "portion"],
-    "networks.classifier": ["HEAD", "Classifier", "has_head", "stage_shapes"],
+    "networks.classifier": ["Classifier", "lacks_head", "stage_shapes", "trainable"],
     "networks.traced": ["Traced"],
     "plugins.errors": [
-        *("InvalidInput", "above", "at_least", "batch_sizes", "one_of", "require", "within")
+        "InvalidInput",
+        "above",
+        "at_least",
+        "batch_sizes",
+        "one_of",
+        "require",
+        "within",
     ],
     "plugins.spec": ["added", "path_field"],
     "registry": ["models", "register"],
     "training.augment": ["to_float"],
     "training.context": ["TrainingContext"],
+    "training.feed": ["Batch"],
     "training.loop": [
-        *("Batch", "Recipe", "accuracy", "features"),
-        *("logits", "loop", "predict", "sample_losses", "train"),
+        "accuracy",
+        "features",
+        "logits",
+        "loop",
+        "predict",
+        "sample_losses",
+        "train",
     ],
+    "training.recipe": ["Recipe"],
     "training.resume": ["State", "resumable"],
 }
 __getattr__ = lazy(__name__, HOMES)

@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bdbench.models.scope import set_in_context
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Observer:
@@ -65,6 +68,17 @@ _current: ContextVar[Observer] = ContextVar("observer", default=_default)
 def current() -> Observer:
     """The installed observer, or one that records nothing."""
     return _current.get()
+
+
+def count_passes(images: int, outputs: Tensor) -> None:
+    """Report the forward pass of so many images, and the backward pass if there will be one.
+
+    outputs: what the network made of them, of any shape
+    """
+    observer = current()
+    observer.forward(images)
+    if outputs.requires_grad:
+        outputs.register_hook(lambda gradient: observer.backward(images))
 
 
 def observed_by(observer: Observer) -> AbstractContextManager[None]:

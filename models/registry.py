@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.blame import blaming
@@ -29,14 +31,26 @@ class Model:
 
     def build(self, num_classes: int, image_size: int) -> Classifier:
         """A network with new random weights. Raises `InvalidInput` if the function returns anything
-        but a `Classifier` of so many classes."""
+        but a `Classifier` of so many classes, or one that it has returned before."""
         from bdbench.models.networks.classifier import check_network
 
-        owner = f"model {models.name_of(self.factory)!r}"
+        owner, start = f"model {models.name_of(self.factory)!r}", next(_clock)
+        settings = {**spec.marked(self.factory), **self.settings}
         with blaming(owner):
-            network = self.factory(num_classes, image_size, **self.settings)
-        check_network(network, num_classes, owner, self.factory.__name__)
+            network = self.factory(num_classes, image_size, **settings)
+        check_network(network, num_classes, image_size, owner, self.factory.__name__)
+        require(
+            _returned.get(network, start) >= start,
+            f"{owner} returned a network that it had returned before: {self.factory.__name__} must "
+            "make a new one in each call",
+        )
+        _returned[network] = next(_clock)
         return network
+
+
+_clock = itertools.count()
+_returned: WeakKeyDictionary[Classifier, int] = WeakKeyDictionary()
+"""When a model returned each living network last. One model may call another."""
 
 
 class Models(Registry[Model]):

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from hypothesis import HealthCheck, settings
 from bdbench.cells.cell import REGISTRIES
 from bdbench.models.data import ImageSet
 from bdbench.models.observer import Observer, observed_by
+from bdbench.models.plugins import notices
 from bdbench.models.rng import stream
 from bdbench.models.scope import num_threads
 from bdbench.trial import company
@@ -56,6 +59,16 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
     monkeypatch.setenv("BDBENCH_CACHE", str(folder))
     monkeypatch.delenv("BDBENCH_DATA", raising=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def no_notice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning of ours that a test does not expect is an error, too."""
+
+    def refuse(message: str, kind: type[Warning], stacklevel: int) -> None:
+        raise kind(message)
+
+    monkeypatch.setattr(notices, "_show", refuse)
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +156,31 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder, where commands write their files."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def remove_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes the current folder one that was removed, to all that asks for its path."""
+
+    def remove() -> None:
+        monkeypatch.setattr(os, "getcwd", Mock(side_effect=FileNotFoundError(2, "No such file")))
+
+    return remove
+
+
+@pytest.fixture
+def close_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Makes a folder one that may not be entered, also for the superuser."""
+
+    def close(folder: Path, stat: Callable[..., Any] = Path.stat) -> None:
+        def guarded(self: Path, **how: Any) -> Any:
+            if folder in self.parents:
+                raise PermissionError(13, "Permission denied", str(self))
+            return stat(self, **how)
+
+        monkeypatch.setattr(Path, "stat", guarded)
+
+    return close
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -29,6 +29,7 @@ from bdbench.cells.cell import cell, recipe_of
 from bdbench.datasets.toy import Toy
 from bdbench.machine import devices
 from bdbench.models import predict
+from bdbench.models.plugins.errors import Signal
 from bdbench.models.plugins.local import code_of
 from bdbench.records.files import write
 from bdbench.storage.cache import Cache
@@ -72,7 +73,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return keys
 
 
-class Planned(BaseException):
+class Planned(Signal):
     """A cell is about to be run."""
 
 
@@ -550,6 +551,7 @@ def script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable
 SCRIPT = """
 import functools
 import operator
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -565,6 +567,7 @@ ROUNDS, SHOWN, START = 3, 30, 300
 NAMES = ("one", "two")
 FILE = Path("five")
 TIMES = functools.partial(operator.mul, 6)
+LONG = re.compile("b" * 300)
 
 def deepest(x):
     return x + 8
@@ -590,7 +593,7 @@ class Mine(Base):
 
     def fit(self, data, context):
         inner = lambda: [SHOWN + each for each in range(ROUNDS)]
-        helper(5), FILE, NAMES, TIMES(1), inner()
+        helper(5), FILE, NAMES, TIMES(1), LONG, inner()
         return context.build().eval()
 
     @property
@@ -644,6 +647,7 @@ class Mine(Base):
         pytest.param("3, 30, 300", "3, 30, 400", id="constant as the default of a parameter"),
         pytest.param('Path("five")', 'Path("six")', id="path"),
         pytest.param("mul, 6", "mul, 7", id="partial"),
+        pytest.param('"b" * 300', '"b" * 301', id="long pattern"),
         pytest.param("add, 15", "add, 16", id="partial method"),
     ],
 )
@@ -673,6 +677,38 @@ def test_code_with_a_value_that_has_no_text_is_never_the_same(
     # What it reads may have changed between two calls.
     assert code_of(first.Mine) != code_of(first.Mine)
     assert key_of(first) != key_of(other)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("return 18", "return globals()['START']"),
+        ("return 18", "return eval('START')"),
+        ("return 18", "return [exec('START') for _ in range(3)]"),
+        ("return 18", "return __import__('script').START"),
+        ("return 18", "import importlib; return importlib.import_module('script')"),
+        ("return 18", "from importlib import import_module; return import_module('script')"),
+        ("return x + 8", "return globals()['START']"),
+        ("ROUNDS, SHOWN, START = 3, 30, 300", "ROUNDS, SHOWN, START = 3, 30, []; START += [START]"),
+    ],
+)
+def test_code_that_is_found_at_run_time_is_never_the_same(
+    before: str, after: str, script: Callable[..., ModuleType]
+) -> None:
+    assert SCRIPT.count(before) == 1
+    made = script(SCRIPT.replace(before, after)).Mine
+    assert not code_of(made).whole
+    assert code_of(made) != code_of(made)
+
+
+def test_code_whose_variable_has_no_value_yet_is_never_the_same() -> None:
+    @dataclass(frozen=True)
+    class Early(Untrained):
+        def fit(self, data: bd.ImageSet, context: bd.Context) -> bd.Classifier:
+            return later
+
+    assert not code_of(Early).whole
+    later = bd.model("wrn16_1").build(10, 16)
 
 
 def key_of(module: ModuleType) -> str:
@@ -997,6 +1033,23 @@ class Reads(Stamp):
         return images
 
 LEVEL = __import__("torch").tensor([0])
+
+class Plain(bd.Defense):
+    undefended = 0
+
+    def __init__(self, size=3, *, depth: int = 1):
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "depth", depth)
+        vars(self).update(parts=[size] * depth, scale=LEVEL + size, head=Layer())
+
+    def fit(self, data, context):
+        return context.build().eval()
+
+class Layer: ...
+
+class Options(Plain):
+    def __init__(self, **options):
+        object.__setattr__(self, "options", options)
 """
 
 
@@ -1011,6 +1064,57 @@ def test_an_object_with_more_than_its_settings_is_refused(
     for levels in ([255], torch.ones(2)):
         with pytest.raises(bd.InvalidInput, match=r"^levels of attack Stamp is no setting"):
             bd.poison(made.Stamp(levels=levels), dataset=TOY, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("Plain()", None),
+        ("Plain(4, depth=2)", None),
+        ("Options()", "**options of defense 'Options' is no setting that a spec can write"),
+        ("later(alpha=1)", "alpha of defense Plain is no setting"),
+        ("later(parts=[4])", "parts of defense Plain is no setting"),
+        ("later(scale=LEVEL)", "scale of defense Plain is no setting"),
+        ("later(head=None)", "head of defense Plain is no setting"),
+    ],
+)
+def test_an_object_with_an_attribute_that_its_settings_do_not_give_is_refused(
+    how: str, said: str | None, script: Callable[..., ModuleType]
+) -> None:
+    module = script(HIDDEN)
+
+    def later(**attributes: Any) -> Any:
+        made = module.Plain()
+        vars(made).update(attributes)
+        return made
+
+    made = eval(how, {**vars(module), "later": later})
+    if said is None:
+        assert cell(TOY, "wrn16_1", "none", made, bd.Recipe(), 0).defense is made
+    else:
+        line = refused(lambda: cell(TOY, "wrn16_1", "none", made, bd.Recipe(), 0))
+        assert line.startswith(said)
+
+
+@dataclass(frozen=True)
+class Used(bd.Defense):
+    """Keeps what it has fitted, as estimators of scikit-learn do, and uses up a setting."""
+
+    seeds: list[int] = field(default_factory=lambda: [1, 2])
+    cache: dict[str, bd.Classifier] = field(default_factory=dict, init=False, repr=False)
+
+    def fit(self, data: bd.ImageSet, context: bd.Context) -> bd.Classifier:
+        context.journal.scalars |= {"seed": self.seeds.pop(0), "cached": len(self.cache)}
+        return self.cache.setdefault("network", context.build().eval())
+
+
+def test_what_a_cell_leaves_in_a_plugin_is_in_no_other_cell(tmp_path: Path) -> None:
+    used = Used()
+    changes: Mapping[str, Any] = {"defenses": [used], "seed": [0, 1]}
+    records = list(bd.run("quick", results=tmp_path, **{**SMALL, **changes}))
+    assert [dict(each.diagnostics.scalars) for each in records] == [{"seed": 1, "cached": 0}] * 2
+    assert len({each.provenance.network_sha256 for each in records}) == 2
+    assert used == Used()
 
 
 def test_a_class_that_reads_a_tensor_is_poisoned_anew(script: Callable[..., ModuleType]) -> None:
@@ -1067,6 +1171,44 @@ class Forgets(bd.Defense):
 
     def fit(self, data: bd.ImageSet, context: bd.Context) -> bd.Classifier:
         return context.build()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: bd.attack("badnets(target=1)"), "write bd.attack('badnets', target=1)"),
+        (lambda: bd.defense("cbd()", t1=3), "write bd.defense('cbd', t1=3)"),
+        (lambda: bd.attack(None), "the name of a plugin must be text, got None"),
+        (lambda: bd.load(3), "a name or path must be text or a Path, got 3"),
+        (lambda: bd.run(None), "a name or path must be text or a Path, got None"),
+        (lambda: bd.run(plugins=3), "a name or path must be text or a Path, got 3"),
+        (lambda: bd.run_cell(data=3, **TINY), "a name or path must be text or a Path, got 3"),
+        (lambda: bd.evaluate(3, dataset=TOY, attack="blend"), "weights must be a file, a module"),
+        (lambda: bd.run(jobs="all"), "jobs must be a whole number or None, got 'all'"),
+        (lambda: bd.run(jobs=1.5), "jobs must be a whole number or None, got 1.5"),
+        (lambda: bd.run(jobs=True), "jobs must be a whole number or None, got True"),
+        (lambda: bd.run(jobs="auto", seeds=0), "seeds must be at least 1, got 0"),
+        (lambda: bd.run(threads="2"), "threads must be a whole number or None, got '2'"),
+        (lambda: bd.run(limit="5"), "limit must be a number or None, got '5'"),
+        (lambda: bd.run(budget="5"), "budget must be a number or None, got '5'"),
+        (lambda: bd.run(graphs="x"), "graphs must be True or False, got 'x'"),
+        (lambda: bd.run(stale=1), "stale must be True or False, got 1"),
+        (lambda: bd.run(seed=range(0)), "seed has no seed in it: leave it out"),
+        (lambda: bd.run_cell(curves="no", **TINY), "curves must be True or False, got 'no'"),
+        (lambda: bd.run_cell(**{**TINY, "precision": 16}), "precision must be text or None, got"),
+    ],
+)
+def test_an_argument_of_the_wrong_type_is_one_line(
+    call: Callable[[], Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert said in refused(call)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_true_is_no_table() -> None:
+    with pytest.raises(bd.InvalidInput, match="table must be 1, 2, 3 or 5, got True"):
+        bd.Results(Path(), ()).paper_table(True)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ from bdbench.defenses.anp import ANP
 from bdbench.defenses.base import Context
 from bdbench.defenses.cbd import CBD, Critic, dependence, sample_weights
 from bdbench.defenses.dbd import DBD
+from bdbench.defenses.mixmatch import mixmatch_loss
 from bdbench.defenses.nad import NAD
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
@@ -306,13 +307,14 @@ def mixmatch(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         return images, torch.cat([mixed.double(), targets[3:].double()])
 
     monkeypatch.setattr("bdbench.defenses.mixmatch.mix", mix)
-    found = DBD().mixmatch(
+    found = mixmatch_loss(
         lambda images: next(answers),  # type: ignore[arg-type]
         torch.zeros(9, 3, 4, 4),
         torch.tensor([1, 0, 3]),
         torch.ones(9),
         torch.arange(9),
         torch.tensor(15 * 0.25),
+        DBD().sharpening,
     )
     close(kept[0], expected["q"] * 2, 1e-6)
     close(found, expected["total"], 1e-6)
@@ -328,11 +330,11 @@ def dbd_rates(expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Enough(Exception):
         pass
 
-    def first(self: DBD, *args: Tensor) -> Tensor:
-        weights.append(float(args[-1]))
+    def first(*args: Any) -> Tensor:
+        weights.append(float(args[-2]))
         raise Enough
 
-    monkeypatch.setattr(DBD, "mixmatch", first)
+    monkeypatch.setattr("bdbench.defenses.mixmatch.mixmatch_loss", first)
     data = ImageSet(pixels(20, 16), torch.arange(20) % 10, 10)
     defense = DBD(ssl_epochs=10, ssl_learning_rate=0.4, ssl_batch_size=20, semi_epochs=190)
     context = Context(**vars(lent(Recipe(batch_size=20), side=16)))

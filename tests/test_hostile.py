@@ -499,6 +499,37 @@ def test_an_unreadable_record_is_named_in_one_line(
     assert records.read_all(path.parent.parent) == ([OTHER], said)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["table", "--results=results/a"],
+        ["verify", "--results=results/a"],
+        ["explain", "aa", "--results=results/a"],
+        ["explain", "aa"],
+        ["merge", "results/a", "--results=b"],
+        ["table", "--results=b", "--against=results/a"],
+    ],
+)
+def test_an_unreadable_folder_of_records_is_not_empty(
+    arguments: list[str],
+    own_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    records.write(Path("b"), RECORD)
+    Path("results/a/records").mkdir(parents=True)
+    scandir = os.scandir
+
+    def guarded(folder: Any = ".") -> Any:
+        if str(folder) == "results/a/records":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", guarded)
+    said = refused(capsys, *arguments)
+    assert said == "bdbench: cannot read results/a/records: Permission denied"
+
+
 def test_a_link_to_a_record_is_read(own_folder: Path, path: Path) -> None:
     path.rename(own_folder / "elsewhere")
     path.symlink_to(own_folder / "elsewhere")

@@ -204,8 +204,9 @@ def test_a_wheel_that_is_installed_elsewhere_runs_makes_tables_and_draws(tmp_pat
     assert [Path(path) for path in paths] == [site / "bdbench", site / "bdbench/attacks"]
 
 
-def test_the_commit_is_ours_or_none(tmp_path: Path) -> None:
-    """It is not the commit of a project whose environment or folders contain bdbench."""
+def test_the_commit_is_ours_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not the commit of a project whose environment or folders contain bdbench, nor of one
+    whose git hook runs it."""
 
     def git(*words: str, at: Path) -> str:
         who = ["-c", "user.name=a", "-c", "user.email=a@b.invalid"]
@@ -229,6 +230,10 @@ def test_the_commit_is_ours_or_none(tmp_path: Path) -> None:
     assert commit_of(ours / file) == head
     assert commit_of(thesis / "vendored" / file) is None
     assert commit_of(thesis / ".venv" / file) is None
+    with monkeypatch.context() as hook:
+        hook.setenv("GIT_DIR", str(thesis / ".git"))
+        hook.setenv("GIT_INDEX_FILE", str(tmp_path / "no index"))
+        assert commit_of(ours / file) == head
     for name, changed in (("tests", False), ("attacks", True)):
         (ours / name).mkdir()
         (ours / name / "x.py").touch()

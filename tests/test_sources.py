@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import bdbench.attacks
 from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell
 from bdbench.models import Recipe
+from bdbench.models.plugins.local import is_user_code
 from bdbench.models.plugins.registry import load_file
 from bdbench.running.engines.nursery import preload
 from bdbench.trial import provenance
@@ -296,6 +298,50 @@ def test_every_form_of_import_is_followed(
     assert {tmp_path / name for name, text in texts.items() if text} <= found
     assert not [path for path in found if "models" in path.relative_to(path.anchor).parts[-3:]]
     assert not [path for path in found if "site-packages" in path.parts]
+
+
+def test_finding_the_source_of_a_module_executes_nothing(
+    files_of: Callable[[str, dict[str, str]], Set[Path]], tmp_path: Path
+) -> None:
+    fails = "raise AssertionError\n"
+    texts = {
+        "mine.py": "def f():\n    import package.deep.helper\n    import tools.deep.helper\n",
+        "package/__init__.py": fails,
+        "package/deep/__init__.py": fails,
+        "package/deep/helper.py": f"{FACE}{fails}",
+        "tools/deep/helper.py": fails,
+    }
+    found = files_of("mine", texts)
+    assert {tmp_path / name for name in texts} <= found
+    assert Path(bdbench.attacks.__path__[0]) / "poison.py" in found
+    assert not {"package", "tools"} & {name.partition(".")[0] for name in sys.modules}
+
+
+@pytest.mark.parametrize("text", ["print 'Python 2'\n", "x = '\0'\n", "from . import helper\n"])
+def test_a_file_whose_imports_cannot_be_read_is_a_source(
+    text: str, files_of: Callable[[str, dict[str, str]], Set[Path]], tmp_path: Path
+) -> None:
+    found = files_of("mine", {"mine.py": "import helper\n", "helper.py": text})
+    assert found == {tmp_path / "mine.py", tmp_path / "helper.py"}
+
+
+def test_a_library_is_installed_wherever_its_distribution_lies(
+    files_of: Callable[[str, dict[str, str]], Set[Path]], tmp_path: Path
+) -> None:
+    """As after `pip install --target`. A module beside it is not a part of it."""
+    about = "tools-1.0.dist-info"
+    texts = {
+        "mine.py": "import tools.helper\nimport helper\n",
+        "helper.py": "",
+        "tools/__init__.py": "",
+        "tools/helper.py": "",
+        f"{about}/METADATA": "Metadata-Version: 2.1\nName: tools\n",
+        f"{about}/RECORD": f"tools/__init__.py,,\ntools/helper.py,,\n{about}/RECORD,,\n",
+    }
+    assert files_of("mine", texts) == {tmp_path / "mine.py", tmp_path / "helper.py"}
+    for name, own in (("tools", False), ("tools.helper", False), ("helper", True)):
+        module = importlib.import_module(name)
+        assert is_user_code(name) is own, module
 
 
 PLUGIN = """

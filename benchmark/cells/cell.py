@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from bdbench.attacks.compound import parts_of
 from bdbench.attacks.registry import attacks
 from bdbench.cells.declared import DeclaredWork, declared_work, num_classes
 from bdbench.datasets.base import Source
+from bdbench.datasets.files import hash_of
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.base import Defense
 from bdbench.defenses.registry import defenses
@@ -53,7 +55,8 @@ class PluginInfo:
     code: of all local parts of the plugin, which no other process can build; None without any
     codes: of each of these classes and functions
     modules: those of the classes and functions that made it
-    files: hashes of the files that its settings name, but for a data set, which has `content`
+    files: hashes of the files and folders that its settings name, but for a data set that has a
+        `content`
     """
 
     spec: str
@@ -176,6 +179,15 @@ def cell(
     return made
 
 
+def rebuilt(cell: Cell) -> Cell:
+    """The same cell with plugins that are built anew, as another process has them: a run of a cell
+    may change its plugins, which other cells hold too. Raises `InvalidInput`."""
+    plugins = {axis: each.rebuilt(getattr(cell, axis)) for axis, each in REGISTRIES.items()}
+    made = replace(cell, **plugins)
+    vars(made)["info"] = cell.info
+    return made
+
+
 def check_targets(attack: Attack, dataset: Source) -> None:
     """Raises `InvalidInput` for a target outside the classes, also that of a part."""
     classes = num_classes(dataset)
@@ -249,12 +261,13 @@ def _info(axis: str, plugin: Any) -> PluginInfo:
     versions: list[Any] = [
         digest_of(codes[each].text) if each in codes else version_of(each) for each in made_by
     ]
-    named = [] if axis == "dataset" else _parts(axis, plugin)
+    content = plugin.content if axis == "dataset" else None
+    named = _parts(axis, plugin) if content is None else []
     files = dict.fromkeys(file for each in named for file in registry.files(each))
-    hashes = tuple(map(sha256_of, files))
+    hashes = tuple(map(_hash, files))
     versions += hashes
-    if axis == "dataset" and plugin.content is not None:
-        versions.append(plugin.content)
+    if content is not None:
+        versions.append(content)
     label, canonical = registry.label(plugin), registry.canonical(plugin)
     owner = f"{registry.kind} {label}"
     return PluginInfo(
@@ -268,6 +281,13 @@ def _info(axis: str, plugin: Any) -> PluginInfo:
         modules=tuple(each.__module__ for each in made_by),
         files=hashes,
     )
+
+
+def _hash(path: Path) -> str:
+    """Of a file, or of the names and bytes of all files below a folder."""
+    if path.is_file():
+        return sha256_of(path)
+    return hash_of(path, (each for each in path.rglob("*") if each.is_file()))
 
 
 def _joined(codes: Collection[Code]) -> Code | None:

@@ -14,7 +14,7 @@ from bdbench.attacks.base import Attack
 from bdbench.datasets.base import Source
 from bdbench.defenses.base import Defense
 from bdbench.models.plugins.blame import location, reason
-from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.errors import SIGNALS, InvalidInput, require
 from bdbench.models.training.recipe import Recipe
 
 T = TypeVar("T")
@@ -129,9 +129,9 @@ def _told(what: str, plugin: object, member: str, *arguments: Any) -> Any:
     try:
         value = getattr(plugin, member)
         return value(*arguments) if arguments else value
-    except InvalidInput:
+    except (InvalidInput, *SIGNALS):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         found = location(error)
         where = f" at line {found[1]} of {found[0]}" if found else _place(plugin, member)
         raise InvalidInput(f"{what} failed{where}: {reason(error)}", of_code=True) from error

@@ -13,7 +13,7 @@ from bdbench.datasets import registry
 from bdbench.datasets.base import Source
 from bdbench.defenses.base import Defense
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import require
+from bdbench.models.plugins.errors import of_types, require
 from bdbench.models.registry import Model
 from bdbench.models.training.recipe import Recipe
 
@@ -44,6 +44,9 @@ class SuiteOverrides:
     precision: str | None = None
     graphs: bool = False
 
+    def __post_init__(self) -> None:
+        of_types(self, "recipe")
+
     def applied_to(self, suite: Suite) -> Suite:
         """The suite with these overrides. Raises `InvalidInput`."""
         require(
@@ -73,6 +76,25 @@ class SuiteOverrides:
             recipe=fields,
             precision=self.precision or stated,
         )
+
+    def note(self, name: str, suite: Suite) -> str:
+        """That other data sets get a recipe which was chosen for those of a suite; empty if none
+        does.
+
+        name: of the suite
+        """
+        own = [_name(each) for each in suite.datasets]
+        if not suite.recipe or self.recipe is not None or {*map(_name, self.dataset)} <= {*own}:
+            return ""
+        more = " and the settings of defenses are those" if suite.settings else " is that"
+        return (
+            f"note: the recipe{more} of the suite {name}, made for {', '.join(own)}: name a suite "
+            "or --recipe"
+        )
+
+
+def _name(dataset: str | Source) -> str:
+    return spec.asked(dataset).name if isinstance(dataset, str) else dataset.name
 
 
 def _accept(field: str, value: Any) -> Any:

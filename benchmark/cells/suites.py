@@ -119,7 +119,6 @@ SUITES = {
         recipe={"epochs": 30, "batch_size": 64, "drops": (0.6, 0.85), "padding": 2, "cutout": 0},
         # 30 % of the published updates, which would take longer than all other cells together.
         settings={"mcr": "mcr(updates=2370)"},
-        # So that every machine runs the same cells.
     ),
     "table1-cifar10": of_paper("Table 1 of the paper, CIFAR-10", "cifar10", ATTACKS),
     "table1-gtsrb": of_paper("Table 1 of the paper, GTSRB", "gtsrb", with_target(ATTACKS, 1)),

@@ -20,6 +20,7 @@ from bdbench.cli import plugins as plugins
 from bdbench.cli import results as results
 from bdbench.cli import run as run
 from bdbench.cli.group import cli, say
+from bdbench.machine.surroundings import FOLDER_REMOVED, working_folder
 from bdbench.machine.threads import short_spin
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import InvalidInput, one_line
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidInput as error:
         return _refuse(str(error))
     except OSError as error:
+        if working_folder() is None:
+            return _refuse(FOLDER_REMOVED)
         # From the surroundings of a command: folders, disks, limits.
         where = f"{error.filename}: " if error.filename else ""
         return _refuse(f"{where}{error.strerror or error}")

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from bdbench.cells.cell import REGISTRIES
 from bdbench.cli.columns import plain
-from bdbench.cli.transfer import whereabouts
+from bdbench.cli.transfer import PROBLEM, whereabouts
 from bdbench.contract.device import Comparison, bf16, graphs, jobs, weights
 from bdbench.datasets.registry import datasets
 from bdbench.machine.devices import has_bf16
 from bdbench.machine.system import commit, processor, versions
+from bdbench.machine.threads import cores
 from bdbench.models.plugins.blame import reason
 from bdbench.models.plugins.errors import InvalidInput, one_line
 from bdbench.running.engines.fresh import call_in_process
@@ -34,7 +35,7 @@ def diagnosis(data: Path | None) -> tuple[list[str], bool]:
     fine = True
     rows = [*versions().items(), ("commit", commit() or "not a git checkout")]
     rows.append(("processor", processor()))
-    rows.append(("threads", str(torch.get_num_threads())))
+    rows.append(("threads", str(min(torch.get_num_threads(), cores()))))
     rows.append(("bf16 on cpu", "in hardware" if has_bf16() else "not in hardware; auto is fp32"))
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     gpus = [torch.cuda.get_device_name(index) for index in range(count)]
@@ -50,7 +51,9 @@ def diagnosis(data: Path | None) -> tuple[list[str], bool]:
             rows.append((label, f"{folder}, PROBLEM: {error}"))
     searched = roots(data)
     for name in datasets.names():
-        rows.append((f"data {name}", whereabouts(datasets.build(name), searched)))
+        where = whereabouts(datasets.build(name), searched)
+        fine = fine and not where.startswith(PROBLEM)
+        rows.append((f"data {name}", where))
     rows.append(("data folders", ", ".join(map(str, searched))))
     for registry in REGISTRIES.values():
         registry.names()

@@ -11,7 +11,7 @@ from bdbench.cli import options as shared
 from bdbench.cli.group import cli, load_plugins, records_in, say
 from bdbench.cli.options import ANY_PATH, FOLDER, pop_fields
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import require
+from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.running.engines.own_nursery import nursery
 
 
@@ -151,7 +151,7 @@ def _refuse(names: set[str], why: str) -> None:
     """Raises `InvalidInput` for options of the other form of a command."""
     for name in sorted(names):
         option = {"form": "format"}.get(name, name.replace("_", "-"))
-        require(False, f"--{option} {why}")
+        raise InvalidInput(f"--{option} {why}")
 
 
 def _export_table(form: str | None, epochs: bool, results: Path | None, out: Path | None) -> int:

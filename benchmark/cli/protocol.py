@@ -55,8 +55,8 @@ RULES = (
     "and the joint unlearning of `abl`, by its recipe's `updates`, for all defenses alike, or for "
     "one defense by a spec, which its row shows: `quick` gives `mcr` three tenths of its updates.",
     "Numbers are those of the last epoch. No epoch, network or seed is selected by a test result.",
-    "Seeds count from 0, and all of them are shown. With several seeds, the interval is the 95 % t "
-    "interval.",
+    "Seeds are 0 to N-1 unless `--seed` or a suite names others, and all of them are shown. With "
+    "several seeds, the interval is the 95 % t interval, and at least Wilson's of all images.",
     "Work and seconds count everything that a defense needs, including the undefended networks.",
 )
 """They hold for all defenses."""

@@ -107,11 +107,12 @@ def verify(results: Path, as_json: bool) -> int:
     published numbers that contradict each other. All of it is written to tables/verify.md and
     verify.csv. Comparing never trains.
     """
-    from bdbench.tables.verify import write_verification
+    from bdbench.tables.verify import verified
 
     records, damaged = records_in(results)
-    made = write_verification(records, results)
+    made = verified(records, results)
     say(made.json() if as_json else made.markdown())
+    made.write(results)
     return 1 if damaged else 0
 
 

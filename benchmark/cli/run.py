@@ -116,9 +116,11 @@ def run(name: str, **options: Any) -> int:
     load_plugins(options["plugin"])
     chosen.prepare()
     options["plugin"] += chosen.plugins
-    suite = SuiteOverrides(**pop_fields(SuiteOverrides, options)).applied_to(chosen.suite)
+    overrides = SuiteOverrides(**pop_fields(SuiteOverrides, options))
+    suite = overrides.applied_to(chosen.suite)
     how = RunOptions(**pop_fields(RunOptions, options))
-    made = plan(chosen.name, suite, execution, how)
+    note = overrides.note(chosen.name, chosen.suite)
+    made = plan(chosen.name, suite, execution, how, note)
     if execution.is_here and not options["dry_run"]:
         from bdbench.cli.transfer import offer
 

@@ -25,11 +25,14 @@ from bdbench.datasets.download import Watcher, addresses_of, download, without_p
 from bdbench.datasets.files import FileSource
 from bdbench.machine.terminal import Terminal
 from bdbench.models.plugins.errors import InvalidInput, require, shown
+from bdbench.running.progress import has_bar
 from bdbench.storage import mark
 from bdbench.storage.folders import cache_root, roots
 
 STEPS = 10
 """Progress lines of a file of known size, without a terminal."""
+PROBLEM = "PROBLEM"
+"""The first word about a data set whose folder cannot be read."""
 UNKNOWN = 2**24
 """Bytes between the progress lines of a file of unknown size."""
 
@@ -74,7 +77,7 @@ class ProgressBars(ProgressLines):
 def watched() -> Iterator[Watcher]:
     """Progress bars if standard output is a terminal, else progress lines."""
     console = Terminal()
-    if not console.is_terminal:
+    if not has_bar(console):
         yield ProgressLines()
         return
     columns = (
@@ -136,8 +139,12 @@ def _at_terminal() -> bool:
 
 
 def whereabouts(source: Source, searched: Sequence[Path]) -> str:
-    """Where the images of a data set were found or, if nowhere, how to get them."""
-    found = source.locate(searched)
+    """Where the images of a data set were found or, if nowhere, how to get them. It begins with
+    PROBLEM where that cannot be known."""
+    try:
+        found = source.locate(searched)
+    except InvalidInput as error:
+        return f"{PROBLEM}: {error}"
     if found is not None or not isinstance(source, FileSource):
         return found or "not found"
     if source.archives:

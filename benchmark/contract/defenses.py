@@ -75,7 +75,7 @@ def run_fit(registry: Registry[Any], name: str, factory: Any) -> FitRun:
 @promise("defense", "fit returns a classifier", can_be_built)
 def gives_classifier(registry: Registry[Any], name: str) -> None:
     run = run_fit(registry, name, factory_of(registry, name))
-    check_network(run.result, run.data.num_classes, "it", "fit")
+    check_network(run.result, run.data.num_classes, run.data.size[0], "it", "fit")
     outputs = logits(run.result, run.data.images)
     shape = tuple(outputs.shape)
     expect(shape == (60, 10), f"the logits of its network have the shape {shape}, not (60, 10)")

@@ -13,7 +13,7 @@ from bdbench.contract.scenarios import Broken, Untested, settings_kept
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.blame import location
-from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.errors import SIGNALS, InvalidInput, require
 from bdbench.models.plugins.registry import Registry, imported_by, load_file
 from bdbench.models.plugins.spec import asked, did_you_mean
 from bdbench.models.registry import models
@@ -103,7 +103,9 @@ def _label(registry: Registry[Any], what: str) -> str:
     """That of the plugin, which may spell the specs in its fields anew; else that of the text."""
     try:
         return registry.label(registry.build(what))
-    except (Exception, SystemExit):  # a promise will say why
+    except SIGNALS:
+        raise
+    except BaseException:  # a promise will say why
         return registry.label(what)
 
 
@@ -133,7 +135,9 @@ def _verdict(each: Promise, kind: str, name: str) -> Verdict:
         return Verdict(each, None, f"not tested: {reason}")
     except (Broken, InvalidInput) as error:
         return Verdict(each, False, str(error))
-    except (Exception, SystemExit) as error:
+    except SIGNALS:
+        raise
+    except BaseException as error:
         where = inspect.trace()[-1]
         file, line = location(error) or (Path(where.filename), where.lineno)
         return Verdict(each, False, f"{type(error).__name__} in {file.name}, line {line}: {error}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
 from functools import partial
@@ -21,6 +21,8 @@ from bdbench.cells.cell import cell
 from bdbench.contract.host_graph import HostGraph
 from bdbench.defenses.base import Context
 from bdbench.defenses.registry import defenses
+from bdbench.machine import numerics
+from bdbench.machine.numerics import Setting
 from bdbench.models.data import ImageSet
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
@@ -81,32 +83,35 @@ def no_global_draws(subject: str, but_torch: bool = False) -> Iterator[None]:
             )
 
 
-SETTINGS: dict[str, tuple[Callable[[], Any], Callable[[Any], object]]] = {
-    "torch.is_grad_enabled()": (torch.is_grad_enabled, torch.set_grad_enabled),
-    "torch's default dtype": (torch.get_default_dtype, torch.set_default_dtype),
-    "the number of torch's threads": (torch.get_num_threads, torch.set_num_threads),
+SETTINGS: Mapping[str, Setting] = {
+    **numerics.SETTINGS,
+    "number of threads": Setting(torch.get_num_threads, torch.set_num_threads, None),
 }
-"""What a plugin may not leave changed, because the code after it depends on it: how it is read and
-set."""
+"""What a plugin may not leave changed, because the code after it depends on it."""
 
 
 @contextmanager
 def settings_kept() -> Iterator[None]:
     """Restores `SETTINGS` after the block, and raises `Broken` if one was changed and the block
     raises nothing."""
-    before = {which: read() for which, (read, _) in SETTINGS.items()}
-    changed = {}
+    before, values = numerics.state(SETTINGS), _values()
     try:
         yield
     finally:
-        for which, (read, restore) in SETTINGS.items():
-            if (now := read()) != before[which]:
-                changed[which] = now
-                restore(before[which])
-    for which, now in changed.items():
-        raise Broken(
-            f"it leaves {which} changed, from {before[which]} to {now}: restore it, as `with` does"
+        after, now = _values(), numerics.state(SETTINGS)
+        for restore, setting in before.items():
+            if now.get(restore) != setting:
+                restore(setting)
+    for which, value in values.items():
+        expect(
+            after[which] == value,
+            f"it leaves torch's {which} changed, from {value} to {after[which]}: restore it, as "
+            "`with` does",
         )
+
+
+def _values() -> dict[str, Any]:
+    return {which: setting.value() for which, setting in SETTINGS.items()}
 
 
 def random_images(count: int, size: int, classes: int) -> ImageSet:

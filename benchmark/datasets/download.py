@@ -10,19 +10,19 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
 from bdbench.datasets.archives import Archive, unpack
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.storage.atomic import Unusable, check_writable
+from bdbench.storage.locks import locked
 
 if TYPE_CHECKING:
     from requests import Response
@@ -96,7 +96,7 @@ def download(
         f"refusing to overwrite {place}, which is not empty: move or remove it",
     )
     check_writable(staging)
-    with _locked(staging, name):
+    with _alone_in(staging, name):
         files = [
             fetch(archive, address, staging, watcher)
             for archive, address in zip(archives, addresses, strict=True)
@@ -296,21 +296,15 @@ def _is_empty(folder: Path) -> bool:
 
 
 @contextmanager
-def _locked(staging: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a staging folder, if the file system has locks; then remove the folder if it
+def _alone_in(staging: Path, name: str) -> Iterator[None]:
+    """Hold the lock of a staging folder, if files can be locked there; then remove the folder if it
     is empty. Raises `InvalidInput` while another command holds it."""
-    file = staging / "lock"
-    lock = FileLock(file, blocking=False)
     try:
-        lock.acquire()
-    except Timeout:
-        raise InvalidInput(f"another command is downloading {name}: wait for it") from None
-    except (OSError, NotImplementedError):
-        pass
-    try:
-        yield
+        with ExitStack() as stack:
+            with suppress(Unusable):
+                alone = stack.enter_context(locked(staging / "lock"))
+                require(alone, f"another command is downloading {name}: wait for it")
+            yield
     finally:
-        file.unlink(missing_ok=True)
-        lock.release()
         with suppress(OSError):
             staging.rmdir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -92,9 +92,17 @@ class FileSource(Source):
         """The layouts found below `root`, the preferred one first."""
 
     def candidates(self, roots: Sequence[Path]) -> Iterator[Located]:
-        """The layouts found, folder by folder."""
+        """The layouts found, folder by folder. A folder that cannot be read matters only where the
+        others have none: then this raises `InvalidInput`."""
+        unread, found = "", False
         for root in roots:
-            yield from self.find(root)
+            try:
+                for each in self.find(root):
+                    found = True
+                    yield each
+            except OSError as error:
+                unread = unread or f"cannot read {error.filename or root}: {error.strerror}"
+        require(found or not unread, unread)
 
     def hashed(self, found: Located) -> str:
         """The hash of the files, see `content_of`."""
@@ -160,13 +168,19 @@ class FileSource(Source):
 
 
 def content_of(found: Located) -> str:
-    """The sha256 of names and bytes of all files. Raises `InvalidInput` for an unreadable file."""
+    """See `hash_of`."""
+    return hash_of(found.folder, found.files)
+
+
+def hash_of(folder: Path, files: Iterable[Path]) -> str:
+    """The sha256 of names and bytes of files in a folder. Raises `InvalidInput` for an unreadable
+    file."""
     digest = hashlib.sha256()
-    for path in sorted(found.files):
+    for path in sorted(files):
         # Opening a FIFO would block.
         require(path.is_file() or path.is_dir() or not path.exists(), f"{path} is not a file")
         try:
-            line = f"{path.relative_to(found.folder).as_posix()}\0{sha256_of(path)}\n"
+            line = f"{path.relative_to(folder).as_posix()}\0{sha256_of(path)}\n"
         except OSError as error:
             raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from None
         # File names need not be valid text.

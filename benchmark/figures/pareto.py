@@ -11,7 +11,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
+from matplotlib.ticker import (
+    Locator,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+    StrMethodFormatter,
+)
 
 from bdbench.figures.labels import (
     Label,
@@ -258,10 +264,17 @@ def _draw_panel(axes: Axes, data: pd.DataFrame, value: str, ranks: Mapping[str, 
         xs, ys = [*steps[TIME], 10 * high.max()], 100 * steps[value]
         style = {"color": "#999999", "drawstyle": "steps-post", "linewidth": 1}
         axes.plot(xs, [*ys, ys.iloc[-1]], "--", **style)
-    axes.xaxis.set_major_locator(LogLocator(base=2, subs=(1, 1.5)))
+    axes.xaxis.set_major_locator(_ticks(*axes.get_xlim()))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("training time (no defense = 1)")
+
+
+def _ticks(low: float, high: float) -> Locator:
+    """The ticks of the time axis: powers of two and one between, if three are in its range."""
+    powers = LogLocator(base=2, subs=(1, 1.5))
+    inside = [tick for tick in powers.tick_values(low, high) if low <= tick <= high]
+    return powers if len(inside) >= 3 else MaxNLocator(5)
 
 
 def _sentences(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from textwrap import fill
+from textwrap import fill, wrap
 from typing import Any
 
 import pandas as pd
@@ -42,6 +42,8 @@ LOG_RATIO = 20
 TICK_DISTANCE = 0.15
 """Smallest distance between two tick labels, as a share of the axis."""
 MOST_LABELS, LONGEST_LABEL = 10, 24
+CHARACTER = 0.065
+"""Width of a character of a tick label, inches."""
 LINE_HEIGHT = 9.5
 """Height of a label beside a panel, in percent on the vertical axis."""
 
@@ -258,11 +260,27 @@ class Scale:
         if self.logarithmic:
             axes.set_xscale("log")
         ticks = self._ticks()
-        texts = [f"{value:g}" if self.numeric else fill(value, 12) for value in ticks]
-        axes.set_xticks([self.place(value) for value in ticks], texts)
-        axes.xaxis.set_minor_locator(NullLocator())
-        if not self.numeric:
+        axes.set_xticks([self.place(value) for value in ticks])
+        if self.numeric:
+            axes.set_xticklabels([f"{value:g}" for value in ticks])
+        else:
+            self._name(axes)
             axes.set_xlim(-0.5, len(self.shown) - 0.5)
+        axes.xaxis.set_minor_locator(NullLocator())
+
+    def _name(self, axes: Axes) -> None:
+        """Label the categories; upright if a word is wider than the place of its category."""
+        short = [_short(value) for value in self.shown]
+        texts = short if len({*short}) == len(short) else self.shown
+        inches = axes.get_window_extent().width / axes.figure.dpi
+        width = int(inches / CHARACTER / len(texts)) - 1
+        broken = {text: wrap(text, max(width, 1), break_long_words=False) for text in texts}
+        fits = all(len(line) <= width for lines in broken.values() for line in lines)
+        upright = [fill(text, LONGEST_LABEL) for text in texts]
+        flat = ["\n".join(broken[text]) for text in texts]
+        axes.set_xticklabels(flat if fits else upright)
+        for panel in axes.get_shared_x_axes().get_siblings(axes):
+            panel.tick_params(axis="x", labelrotation=0 if fits else 90)
 
     def _ticks(self) -> list[Any]:
         """The first value, the last, and those in between that have room for their labels."""
@@ -275,6 +293,14 @@ class Scale:
             if place - places[kept[-1]] >= gap and places[-1] - place >= gap:
                 kept.append(number)
         return [self.shown[number] for number in dict.fromkeys([*kept, len(places) - 1])]
+
+
+def _short(text: str) -> str:
+    """A value; of the spec of an attack, only what differs from its defaults."""
+    given = RecordedSpec.of(text)
+    usual = defaults("bdbench.attacks", given.name)
+    fields = {name: value for name, value in given.fields.items() if usual.get(name, ()) != value}
+    return str(Spec(given.name, fields)) if len(fields) < len(given.fields) else text
 
 
 def _is_number(value: Any) -> bool:

@@ -13,6 +13,12 @@ from bdbench.machine.cgroup import groups
 PROCESS = 2 * 10**9
 """Bytes that a process which runs cells is taken to need."""
 
+LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
+"""Files of a control group with its limit and its use, in versions 2 and 1."""
+
 _SIZES = {"trim_threshold": 1 << 40, "mmap_threshold": 32 << 20, "top_pad": 64 << 20}
 KEPT = ":".join(f"glibc.malloc.{name}={size}" for name, size in _SIZES.items())
 """GNU's allocator: never return the top of the heap to the system; serve from the heap what is
@@ -38,14 +44,15 @@ def free_memory(system: Path = Path("/")) -> int:
 
     system: the folder above `proc` and `sys`
     """
-    limits = [left for group in groups(system) if (left := _left_in(group)) is not None]
+    found = (_left_in(group, *files) for group in groups(system) for files in LIMITS)
+    limits = [left for left in found if left is not None]
     return min([psutil.virtual_memory().available, *limits])
 
 
-def _left_in(group: Path) -> int | None:
+def _left_in(group: Path, *files: str) -> int | None:
     """Bytes that a control group may still take, None where it has no limit."""
     try:
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        limit, used = (int((group / file).read_text()) for file in files)
         pages = re.search(
             r"^inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE
         )

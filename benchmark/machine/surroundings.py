@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+FOLDER_REMOVED = "the working folder was removed; change to another one"
 STREAMS = ("stdin", "stdout", "stderr")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import os
 import platform
 import subprocess
 from pathlib import Path
@@ -57,11 +58,15 @@ def commit_of(file: Path) -> str | None:
     """The commit of the repository whose `HOME` holds a file; None for a file that git does not
     track, or that belongs to another project."""
 
+    # Variables of a git hook name another repository or index.
+    environment = {name: text for name, text in os.environ.items() if not name.startswith("GIT_")}
+
     def git(*words: str) -> str:
         return subprocess.run(
             # Without locks, as the repository may be in use.
             ["git", "--no-optional-locks", *words],
             cwd=file.parent,
+            env=environment,
             capture_output=True,
             text=True,
             check=True,

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 
 from bdbench.machine.cgroup import groups
@@ -13,6 +14,9 @@ from bdbench.machine.cgroup import groups
 SPIN = "5000"
 """Rounds that a thread of OpenMP spins at a barrier before it sleeps. The default is milliseconds,
 in which it keeps a core from a thread that waits for one."""
+
+QUOTAS = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))
+"""Files of a control group with its quota and period, in versions 2 and 1."""
 
 
 def short_spin(environment: Mapping[str, str]) -> dict[str, str]:
@@ -31,8 +35,10 @@ def cores(system: Path = Path("/")) -> int:
     found = [os.cpu_count() or 1]
     if hasattr(os, "sched_getaffinity"):
         found.append(len(os.sched_getaffinity(0)))
-    for group in groups(system):
+    for group, files in product(groups(system), QUOTAS):
         with suppress(OSError, ValueError):
-            quota, period = map(int, (group / "cpu.max").read_text().split())
-            found.append(math.ceil(quota / period))
+            text = " ".join((group / file).read_text() for file in files)
+            quota, period = map(int, text.split())
+            if quota > 0:
+                found.append(math.ceil(quota / period))
     return max(1, min(found))

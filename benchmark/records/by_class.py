@@ -59,6 +59,13 @@ class ByClass(Part):
         """The classes that are attacked."""
         return [label for label, goal in enumerate(self.goals) if goal != label]
 
+    @property
+    def target(self) -> int | None:
+        """The label that the attack wants for all classes that it attacks; None for several, and
+        without victims."""
+        wanted = {self.goals[label] for label in self.victims}
+        return wanted.pop() if len(wanted) == 1 else None
+
     def sent(self, label: int, to: int) -> int:
         """How many triggered images of a class get this label."""
         return self.triggered[label].get(str(to), 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, NoReturn
@@ -15,13 +16,16 @@ from typing import Any, NoReturn
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.records.record import OtherSchema, Record, decode, encode
-from bdbench.storage.atomic import write_atomically
+from bdbench.storage.atomic import check_writable, write_atomically
+from bdbench.storage.mark import listed
 
 LARGEST_FILE = 2**24
 LARGEST_NUMBER = 1e100
 DEEPEST = 50
 NETWORKS = "networks"
 """The folder of saved networks, beside that of the records."""
+PUBLISHED = "PUBLISHED"
+"""A file of this name marks a folder that no run writes to unless `--results` names it."""
 
 
 def write(folder: Path, record: Record) -> Path:
@@ -44,6 +48,12 @@ def content(record: Record) -> bytes:
     return f"{text}\n".encode()
 
 
+def check_folder(folder: Path, save: bool) -> None:
+    """Raises `Unusable` unless tables, records and, to save them, networks can be written there."""
+    for place in (folder, folder / "records", *([folder / NETWORKS] if save else [])):
+        check_writable(place)
+
+
 def path_of(folder: Path, key: str) -> Path:
     """The path of the record of a cell, whether it exists or not."""
     return folder / "records" / f"{key}.json"
@@ -57,15 +67,11 @@ def network_of(folder: Path, key: str) -> Path:
 def find(key: str, results: Path | None) -> Path:
     """The record whose key begins with `key`, in a folder or, without one, in those below
     `results`. Raises `InvalidInput` for none or several, also if folders have the same cell."""
-    every = [path.parent for path in sorted(Path("results").glob("*/records"))]
-    folders = [results] if results else every
-    # A key must not act as a pattern or a path.
-    wanted = f"{key}*.json" if key.isascii() and key.isalnum() else ""
-    try:
-        paths = [p for folder in folders if wanted for p in (folder / "records").glob(wanted)]
-    except OSError as error:
-        raise InvalidInput(f"cannot read {results}: {error.strerror or error}") from None
-    where = ", ".join(map(str, folders)) or "results"
+    folders = [results] if results else listed(Path("results"))
+    every = [path for folder in folders for path in _paths(folder)]
+    paths = [path for path in every if key and path.stem.startswith(key)]
+    known = [folder for folder in folders if results or os.path.isdir(folder / "records")]
+    where = ", ".join(map(str, known)) or "results"
     advice = f"{results / 'records'} shows them" if results else "name its folder with --results"
     require(bool(paths), f"no record {key!r} in {where}; {advice}")
     names = sorted({path.stem for path in paths})
@@ -111,11 +117,7 @@ def read_all(folder: Path) -> tuple[list[Record], list[str]]:
     opened.
     """
     whole, damaged = [], []
-    try:
-        paths = sorted((folder / "records").glob("[!.]*.json"), key=str)
-    except OSError as error:
-        raise InvalidInput(f"cannot read {folder}: {error.strerror or error}") from None
-    for path in paths:
+    for path in _paths(folder):
         try:
             whole.append(read(path))
         except OtherSchema:
@@ -123,6 +125,13 @@ def read_all(folder: Path) -> tuple[list[Record], list[str]]:
         except InvalidInput as error:
             damaged.append(str(error))
     return whole, damaged
+
+
+def _paths(folder: Path) -> list[Path]:
+    """The files of records, by name. Raises `Unusable` where they cannot be listed: a pattern of
+    pathlib would match nothing there."""
+    shown = (path for path in listed(folder / "records") if not path.name.startswith("."))
+    return [path for path in shown if path.suffix == ".json"]
 
 
 def _checksum(document: dict[str, Any]) -> str:

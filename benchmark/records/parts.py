@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Annotated, Any, Self
 
@@ -243,6 +244,16 @@ class Measured(NamedPart):
     images: int | None = None
     others: Number | None = None
 
+    @property
+    def wall(self) -> float | None:
+        """Seconds from start to end; None where these are no times. `seconds` also has what earlier
+        cells spent on shared work."""
+        try:
+            began, ended = map(datetime.fromisoformat, (self.started, self.ended))
+            return max(0.0, (ended - began).total_seconds())
+        except (TypeError, ValueError):
+            return None
+
 
 class Given(Part):
     """A network that a user brought.
@@ -302,6 +313,19 @@ class LentImages(Part):
     least: int | None = None
 
 
+class RetuningImages(Part):
+    """On how many images a network was fine-tuned to reactivate its backdoor.
+
+    of: clean images of the training set
+    classes: of the training set
+    """
+
+    clean: int = 0
+    poisoned: int = 0
+    of: int = 0
+    classes: int = 0
+
+
 def _check_sample(found: dict[str, Any]) -> dict[str, Any]:
     for name in SAMPLE_NUMBERS:
         value = found.get(name, 0)
@@ -345,6 +369,7 @@ class Diagnostics(Part):
     share_of_dataset: Number | None = None
     share_of_target_class: Number | None = None
     lent: LentImages | None = None
+    retuned: RetuningImages | None = None
     attack: dict[str, Any] = Field(default_factory=dict)
     scalars: dict[str, Any] = Field(default_factory=dict)
     samples: dict[str, Sample] = Field(default_factory=dict)

@@ -10,14 +10,21 @@ from functools import cached_property
 from bdbench.records.by_class import ByClass
 from bdbench.records.count import Count
 from bdbench.records.record import CONTROL, LATER_STAGES, REACTIVATED, STAGES, Record
-from bdbench.tables.groups import ASR, FLOOR, exceeds, filtered, filtered_parts, is_none, lent
+from bdbench.tables.groups import (
+    ASR,
+    FLOOR,
+    attacked,
+    exceeds,
+    filtered,
+    filtered_parts,
+    is_none,
+    lent,
+)
 from bdbench.tables.leaderboard import decimal
 from bdbench.tables.statistics import proportions_separable
 
 WORKS = 0.5
 """The least ASR with no defense of an attack that works, see the flag `attack_failed`."""
-MOST_NAMES = 3
-"""Classes that a sentence names."""
 NO_BACKDOOR = "There was hardly a backdoor to remove."
 STAGE_WORDS = {
     "load": "loading the data",
@@ -127,24 +134,16 @@ class Case:
         found = self._any_classes
         if not found:
             return "the test images that it should turn"
-        victims, names = found.victims, [f"`{found.names[n]}`" for n in found.victims]
-        if len(victims) == len(found.names):
-            return "the test images of all classes"
-        if self._target is not None and len(victims) == len(found.names) - 1:
-            return "the test images of other classes"
-        if len(names) <= MOST_NAMES:
-            return f"the test images of {' and '.join(names)}"
-        return f"the test images of {len(victims)} of {len(found.names)} classes"
+        return f"the test images of {attacked(found, quote='`')}"
 
     @cached_property
     def _target(self) -> int | None:
         """The label that the trigger should cause; None for several, and where it is unknown."""
         found = self._any_classes
-        goals = {found.goals[label] for label in found.victims} if found else set()
-        return goals.pop() if len(goals) == 1 else None
+        return found.target if found else None
 
     def _failure(self) -> str:
-        spent = self.record.measured.seconds
+        spent, wall = self.record.measured.seconds, self.record.measured.wall
         # Evaluation comes last, and with curves also in between.
         *stages, last = STAGES
         reached = [stage for stage in stages if spent[stage]]
@@ -153,7 +152,8 @@ class Case:
             words = [STAGE_WORDS[LATER_STAGES[-1]]]
         where = f" The last stage reached is {' or '.join(words)}." if words else ""
         name = self.record.error.type if self.record.error else ""
-        return f"The cell failed after {spent.total:,.0f} s: {name}.{where} The reason is below."
+        after = "" if wall is None else f" after {wall:,.0f} s"
+        return f"The cell failed{after}: {name}.{where} The reason is below."
 
     def _attack(self) -> str:
         undefended = self.baseline if self.defended else self.record
@@ -267,7 +267,7 @@ class Case:
         if not after or not before:
             return
         points = 100 * (after.rate - before.rate)
-        if decimal(abs(points)) == decimal(0):
+        if decimal(points) == decimal(0) or _percent(after) == _percent(before):
             text = f"Clean accuracy stays at {_percent(after)}."
             yield Answer("What did the defense cost?", text)
             return

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from bdbench.records.count import wilson
 from bdbench.records.record import Record
 from bdbench.report.comparison import Section
 from bdbench.tables import latex
@@ -133,8 +132,8 @@ def metrics(title: str, record: Record) -> Grid:
     """The metrics of one cell, in percent, with Wilson's interval."""
     rows: list[list[Value]] = []
     for name, count in record.meaningful.items():
-        low, high = wilson(count.hits, count.of)
-        rows.append([name, *(100 * n for n in (count.rate, low, high)), count.hits, count.of])
+        shares = (count.rate, *count.interval)
+        rows.append([name, *(100 * n for n in shares), count.hits, count.of])
     return Grid(title, ["metric", "percent", "low", "high", "hits", "of"], rows)
 
 

@@ -15,7 +15,6 @@ from markupsafe import Markup, escape
 
 from bdbench.models.plugins.errors import shown
 from bdbench.records.by_class import ByClass
-from bdbench.records.count import wilson
 from bdbench.records.record import CONTROL, METRICS, REACTIVATED, REACTIVATED_CA
 from bdbench.records.rerun import again
 from bdbench.report import charts
@@ -147,7 +146,6 @@ def templates() -> Environment:
         "seconds_total": seconds_total,
         "sent": sent,
         "stage_words": STAGE_WORDS,
-        "wilson": wilson,
         "zip": zip,
         "frame": charts,
     }

@@ -376,7 +376,7 @@ def _threat_model(axis: str, records: Sequence[Record]) -> list[str]:
         changes.append("changes no labels" if relabelled == "0" else f"changes {relabelled} labels")
     sentences = [f"{' and '.join(changes)}."]
     if cover not in ("", "0"):
-        sentences.append(f"Another {cover} cover images have the trigger but keep their labels.")
+        sentences.append(f"Another {cover} are changed and keep their labels (cover images).")
     return sentences
 
 

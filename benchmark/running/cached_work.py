@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -16,7 +16,7 @@ from bdbench.storage.cache import DAMAGE, Cache
 from bdbench.storage.checkpoints import notes
 from bdbench.storage.maintenance import contents
 from bdbench.trial.keys import attack_key, fit_key, machine, undefended_key, with_curve
-from bdbench.trial.undefended import has_curve
+from bdbench.trial.undefended import has_curve, is_timed
 
 
 def cached_work(
@@ -26,12 +26,14 @@ def cached_work(
     threads: int,
     curves: bool,
     controls: Iterable[Cell] = (),
+    timed: bool = False,
 ) -> dict[Part, float]:
     """Forward passes that are done of each part of the cells; a backward pass counts two.
 
     curves: whether the cells need curves; an undefended network without one is trained again if
         its curve is that of a cell
     controls: cells that need none
+    timed: see `Harness`
 
     Data sets are assumed to be unchanged, as hashing them would take reading them all.
     """
@@ -40,7 +42,10 @@ def cached_work(
     if curves:
         undefended = (each for each in cells if not each.is_defended)
         shown = {("undefended", _text(undefended_key(each, 0, here))) for each in undefended}
-        entries -= shown - _entries(cache, with_curve=True)
+        entries -= shown - _entries(cache, has_curve)
+    if timed:
+        alone = _entries(cache, is_timed)
+        entries = {entry for entry in entries if entry[0] == "poisoned" or entry in alone}
     done: dict[Part, float] = {}
     for cell in (*cells, *controls):
         costs = parts(cell)
@@ -61,13 +66,15 @@ def cached_work(
     return done
 
 
-def _entries(cache: Cache, with_curve: bool = False) -> set[tuple[str, str]]:
-    """Kind and key of each cache entry, or of those that have a curve."""
+def _entries(
+    cache: Cache, suits: Callable[[Mapping[str, Any]], bool] | None = None
+) -> set[tuple[str, str]]:
+    """Kind and key of each cache entry, or of those whose meta suits."""
     found = set()
     for kind in ("poisoned", "undefended"):
         for stored in contents(cache, kind):
             with suppress(*DAMAGE):
-                if not with_curve or has_curve(stored.meta()):
+                if suits is None or suits(stored.meta()):
                     found.add((kind, _text(stored.key())))
     return found
 

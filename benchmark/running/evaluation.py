@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from pathlib import Path
 
 from bdbench.cells.overrides import SuiteOverrides
 from bdbench.cells.suites import Suite
 from bdbench.datasets.registry import datasets
+from bdbench.models.plugins.notices import notify
 from bdbench.models.registry import Model
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.run import Plan, RunOptions, plan
@@ -44,5 +44,5 @@ def evaluation(
     suite, stored = suite_of(overrides), networks.read(file)
     chosen = given_model(stored, model, datasets.built(suite.datasets[0]))
     if warning := converted(stored):
-        warnings.warn(warning, stacklevel=2)
+        notify(warning, stacklevel=2)
     return plan(NAME, replace(suite, models=(chosen,)), execution, replace(options, network=file))

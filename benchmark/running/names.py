@@ -29,6 +29,8 @@ class Names:
         self._differing = [part for part, found in values.items() if len(found) > 1] or ALONE
         same = [found for part, found in values.items() if part not in self._differing]
         self._same = [text for found in same for text in found]
+        if len({cell.specs["recipe"] for cell in cells}) == 1:
+            self._same += _recipe_label(cells[0])
         self._swept: list[str] = []
         if len({*map(tuple, map(self.of, cells))}) < len(cells):
             self._swept = _swept(list(map(_recipe, cells)))
@@ -54,6 +56,16 @@ def whole(cell: Cell) -> list[str]:
 
 def _recipe(cell: Cell) -> Mapping[str, Any]:
     return Spec.of(cell.specs["recipe"]).fields
+
+
+def _recipe_label(cell: Cell) -> list[str]:
+    """Epochs, and what else differs from the default recipe; the precision depends on the
+    device."""
+    count = cell.recipe.epochs
+    changed = Spec.of(cell.labels["recipe"]).fields
+    others = {name: changed[name] for name in changed if name not in ("epochs", "precision")}
+    rest = [str(Spec("recipe", others))] if others else []
+    return [f"{count} epoch{'s' * (count != 1)}", *rest]
 
 
 def _swept(recipes: Sequence[Mapping[str, Any]]) -> list[str]:

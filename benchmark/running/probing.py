@@ -13,7 +13,8 @@ import torch
 
 from bdbench.attacks.base import Attack
 from bdbench.cells.cell import Cell, check_network, check_trigger, is_built_in
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.errors import SIGNALS, InvalidInput
+from bdbench.running.engines.base import Died
 from bdbench.running.speed import probe
 from bdbench.running.worker import Job, Worker
 
@@ -45,11 +46,16 @@ class Asking:
                 self._refuse(cell, partial(check_network, axes=(axis,)), "model", axis)
 
     def speed(self, cell: Cell, device: torch.device) -> float:
-        """See `probe`; infinite for a network that cannot be trained. Built-in models run in a
-        fresh process too, where torch's optimizers are already loaded."""
+        """See `probe`; infinite for a network that cannot be trained, NaN, which fits no budget, if
+        the process died. Built-in models run in a fresh process too, where torch's optimizers are
+        already loaded."""
         try:
             return self._made(cell, partial(probe, device=device))
-        except (Exception, SystemExit):
+        except SIGNALS:
+            raise
+        except Died:
+            return math.nan
+        except BaseException:
             return math.inf
 
     def _refuse(self, cell: Cell, question: Callable[[Cell], None], *axes: str) -> None:
@@ -60,7 +66,9 @@ class Asking:
         except InvalidInput as error:
             if not error.of_code:
                 raise
-        except (Exception, SystemExit):
+        except SIGNALS:
+            raise
+        except BaseException:
             return
 
     def _ask(self, cell: Cell, question: Callable[[Cell], T], *axes: str) -> T:

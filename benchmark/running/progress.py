@@ -94,9 +94,9 @@ class _Running:
 
 def has_bar(console: Console) -> bool:
     """Whether a bar can be drawn: on a terminal, or in a notebook with widgets."""
-    return (console.is_terminal and not console.is_dumb_terminal) or (
-        console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
-    )
+    # Where FORCE_COLOR is set, rich takes a file for a terminal.
+    drawable = console.is_terminal and console.file.isatty() and not console.is_dumb_terminal
+    return drawable or (console.is_jupyter and importlib.util.find_spec("ipywidgets") is not None)
 
 
 class Reporter:
@@ -224,24 +224,24 @@ class Reporter:
 
 
 def summary(record: Record) -> str:
-    """Metrics, seconds and flags of a cell, in one line."""
-    spent = elapsed(record.measured.seconds.total)
+    """Metrics, time from start to end and flags of a cell, in one line."""
+    wall = record.measured.wall
+    spent = [] if wall is None else [elapsed(wall)]
     if record.status == "failed":
-        # The seconds of a worker that died are not known.
-        after = f" after {spent}" if record.measured.seconds.total else ""
+        # A trial that did not start, or whose worker died, has no seconds.
+        after = f" after {spent[0]}" if spent and record.measured.seconds.total else ""
         return f"FAILED{after}, key {record.key}"
     shares = [
         f"{short} {100 * count.rate:.1f}"
         for short, name in (("CA", "clean_accuracy"), ("ASR", "attack_success_rate"))
         if (count := record.count(name)) is not None
     ]
-    return ", ".join([*shares, spent, *record.flags])
+    return ", ".join([*shares, *spent, *record.flags])
 
 
 def reason(record: Record) -> str:
     """Why a cell failed, in one line."""
-    if record.error is None:
-        return "?: "
+    assert record.error is not None
     first = (record.error.message.splitlines() or [""])[0]
     return f"{record.error.type}: {first}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -20,17 +21,17 @@ from bdbench.cells.suites import Suite
 from bdbench.machine.contention import Contention
 from bdbench.machine.devices import precision_of
 from bdbench.machine.memory import processes_that_fit
-from bdbench.machine.surroundings import surroundings_kept
+from bdbench.machine.surroundings import FOLDER_REMOVED, surroundings_kept, working_folder
 from bdbench.machine.system import device_name
 from bdbench.machine.threads import cores
 from bdbench.models.networks.given import given
 from bdbench.models.plugins.blame import blaming
-from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.errors import InvalidInput, of_types, require
 from bdbench.models.scope import num_threads
 from bdbench.records.beside import Neighbour, join, neighbours, same
 from bdbench.records.claims import claimed, lock_of
 from bdbench.records.consistency import Known, refuse_versions
-from bdbench.records.files import NETWORKS, read_all
+from bdbench.records.files import NETWORKS, PUBLISHED, check_folder, read_all
 from bdbench.records.record import ALONE, Record
 from bdbench.running.cached_work import cached_work
 from bdbench.running.engines.base import Engine, WorkerEvents
@@ -44,21 +45,19 @@ from bdbench.running.schedule import Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.states import CellState, Kind, state_of
 from bdbench.running.worker import Job, Worker, setting_of
-from bdbench.storage.atomic import check_writable, remove_abandoned
+from bdbench.storage.atomic import remove_abandoned
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, low_disk, roots
 from bdbench.trial.harness import Harness
 from bdbench.trial.networks import NEEDS_FILE, check_starts
 
-PUBLISHED = "PUBLISHED"
-"""A file of this name marks a folder that no run writes to unless `--results` names it."""
 LONGEST = 1e9
 """Seconds, about thirty years: a system timer can be set to this."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a run does, beside the cells.
+    """What a run does, beside the cells. Raises `InvalidInput` for a value of another type.
 
     device: auto, cpu, cuda or cuda:1
     results: folder of the records, None for the one with the name of the suite
@@ -88,6 +87,9 @@ class RunOptions:
     reactivate: bool = False
     network: Path | None = None
 
+    def __post_init__(self) -> None:
+        of_types(self)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -97,6 +99,7 @@ class Plan:
     results: folder of the records
     beside: other folders of records
     states: the cells of the suite, and which of them have a record
+    note: what a reader should know of the choice of cells; empty for nothing
     """
 
     name: str
@@ -108,6 +111,7 @@ class Plan:
     results: Path
     beside: tuple[Neighbour, ...]
     states: Mapping[Cell, CellState]
+    note: str = ""
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -136,9 +140,10 @@ class Plan:
     def speed(self) -> Speed:
         """The speed of this machine. It trains each network for a few steps at the first use."""
         cache, curves = Cache(self.job.cache), self.options.curves
-        reactivate = self.options.reactivate
+        reactivate, timed = self.options.reactivate, self.suite.timed
         others = controls(self.missing) if reactivate else ()
-        done = cached_work(self.missing, cache, self.device, self.threads, curves, others)
+        here = self.device, self.threads
+        done = cached_work(self.missing, cache, *here, curves, others, timed)
         return Speed(self.device, self.threads, done, curves, self.asking.speed, reactivate)
 
     @property
@@ -167,10 +172,15 @@ class Plan:
 
     @cached_property
     def expected(self) -> float | None:
-        """Seconds of the run; None on a cluster, whose machines are not known here."""
-        if not self.execution.is_here:
-            return None
-        return self.speed.seconds(self.missing) / self.at_once
+        """Seconds of the run; None if they are not known, see `_seconds`."""
+        seconds = self._seconds(self.missing)
+        return seconds and seconds / self.at_once
+
+    def _seconds(self, cells: Sequence[Cell]) -> float | None:
+        """Of cells one after the other; None on a cluster, whose machines are not known here, and
+        where the speed of this one is not."""
+        seconds = self.speed.seconds(cells) if self.execution.is_here else math.nan
+        return None if math.isnan(seconds) else seconds
 
     @cached_property
     def job(self) -> Job:
@@ -188,6 +198,7 @@ class Plan:
             reactivate=self.options.reactivate,
             network=self.options.network and self.options.network.absolute(),
             limit=self.options.limit,
+            timed=self.suite.timed,
             images=self._images,
             threads=self.threads,
             family=os.getpid() if self.execution.is_here else None,
@@ -210,14 +221,15 @@ class Plan:
     def lines(self) -> Iterator[str]:
         """What is the same for all cells, one for each cell, and the sum with its time."""
         missing, names = set(self.missing), Names(self.cells)
+        yield from filter(None, [self.note])
         yield from names.common
         for cell in self.cells:
             cost = f"has its record in {self.there[cell]}" if cell in self.there else ""
             cost = cost or "has its record"
             cost += ", from other code" * (self.states[cell].kind == "outdated")
             if cell in missing:
-                known = self.execution.is_here
-                cost = f"about {duration(self.speed.seconds([cell]))}" if known else "to be run"
+                seconds = self._seconds([cell])
+                cost = "to be run" if seconds is None else f"about {duration(seconds)}"
             yield f"{cell.key}  {' · '.join(names.of(cell))}: {cost}"
         yield f"{self._count}{self._about}"
         yield from self.repeats()
@@ -305,11 +317,14 @@ class Plan:
         return "" if self.expected is None else f", about {duration(self.expected)}"
 
 
-def plan(name: str, suite: Suite, execution: ExecutionOptions, options: RunOptions) -> Plan:
-    """Compare a suite with the records on disk; trains and writes nothing.
+def plan(
+    name: str, suite: Suite, execution: ExecutionOptions, options: RunOptions, note: str = ""
+) -> Plan:
+    """Compare a suite with the records on disk; trains and writes nothing. For `note` see `Plan`.
 
     Raises `InvalidInput` for a suite or options that cannot be run.
     """
+    require(working_folder() is not None, FOLDER_REMOVED)
     _check_options(name, suite, execution, options)
     devices = execution.devices(options.device)
     precision = precision_of(suite.precision, devices[0])
@@ -323,7 +338,9 @@ def plan(name: str, suite: Suite, execution: ExecutionOptions, options: RunOptio
     folder = _folder(name, options)
     beside = neighbours(options.against, folder)
     states = _states(cells, [folder, *(other.folder for other in beside)], options)
-    planned = Plan(name, suite, execution, options, devices, precision, folder, beside, states)
+    planned = Plan(
+        name, suite, execution, options, devices, precision, folder, beside, states, note
+    )
     planned.asking.triggers(cells)
     planned.asking.networks(planned.missing)
     return planned
@@ -375,6 +392,7 @@ def execute(plan: Plan, console: Console) -> RunOutcome:
 
 def _announce(plan: Plan, console: Console) -> None:
     for line in (
+        *filter(None, [plan.note]),
         *plan.repeats(),
         *plan.outdated(),
         *plan.unknown(),
@@ -422,7 +440,7 @@ def _engine(plan: Plan, reporter: Reporter) -> Engine:
 
 def _check_places(plan: Plan) -> None:
     """Raises `InvalidInput` where a folder or data are missing."""
-    check_writable(plan.results)
+    check_folder(plan.results, plan.options.save)
     if plan.execution.is_here:
         Cache(plan.job.cache).prepare()
         Harness(Cache(plan.job.cache), plan.job.roots, plan.device).check_data(plan.missing)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bdbench.cells.cell import Cell
 from bdbench.cells.cost import Part, added_work, expected_passes, parts, shared_work
+from bdbench.machine.surroundings import working_folder
 from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import num_threads
@@ -190,7 +191,8 @@ class Schedule:
         if record.status == "failed":
             self._failed.append(record)
             # Without --results, `explain` searches the folders in results/.
-            usual = self.results.absolute().parent == Path("results").absolute()
+            here = working_folder() or Path()
+            usual = self.results.parent in (Path("results"), here / "results")
             where = "" if usual else f" --results {shlex.quote(str(self.results))}"
             more = f"; bdbench explain {record.key}{where} shows the traceback"
             self.reporter.say(f"  {reason(record)}{more if written else ''}")

@@ -14,8 +14,10 @@ import torch
 
 from bdbench.cells.cell import Cell, cell_of
 from bdbench.machine.contention import Contention
+from bdbench.machine.surroundings import surroundings_kept
 from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.notices import notify
 from bdbench.models.plugins.registry import RegistersNothing
 from bdbench.records.beside import SETTING
 from bdbench.records.claims import claimed, stamp
@@ -52,7 +54,7 @@ class Job:
     network: the file of the network that defenses start from, see `Harness.given`
     limit: seconds that one attempt at a cell may take, None for no limit
     spent: seconds of the limit that are gone
-    shares, resumed: see `Harness`
+    shares, timed, resumed: see `Harness`
     images: by setting, see `setting_of`, the hash of the images of the records in `results`
     threads: of a CPU, None for as many as torch uses
     family: see `Contention`
@@ -71,6 +73,7 @@ class Job:
     limit: float | None = None
     spent: float = 0.0
     shares: bool = True
+    timed: bool = False
     resumed: int = 0
     images: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
@@ -134,7 +137,8 @@ class Worker:
     def __init__(
         self, job: Job, progress: Callable[[str, int], None], isolated: bool = False
     ) -> None:
-        with warnings.catch_warnings():
+        # What a file leaves changed is restored, as where it is imported in this process.
+        with surroundings_kept(), warnings.catch_warnings():
             # The process that started the run has shown this warning.
             warnings.simplefilter("ignore", RegistersNothing)
             for path in job.plugins:
@@ -153,6 +157,7 @@ class Worker:
             given=None if job.network is None else read_network(job.network),
             reactivate=job.reactivate,
             shares=job.shares,
+            timed=job.timed,
             resumed=job.resumed,
         )
 
@@ -187,7 +192,9 @@ class Worker:
                 finished = self.harness.finish(cell, retries)
         except InvalidInput:
             raise
-        except self.harness.failures as error:
+        except BaseException as error:
+            if not self.harness.fails(error):
+                raise
             # It was raised outside of the trial, such as while images were loaded.
             isolated = self.harness.isolated
             return failed_record(cell, self.harness.device, error, retries, isolated)
@@ -306,7 +313,7 @@ def keep(results: Path, record: Record, cell: Cell) -> None:
         raise Unusable("it would replace one that has results")
     unknown = [cell.labels[axis] for axis, code in cell.local.items() if not code.whole]
     if unknown:
-        warnings.warn(
+        notify(
             f"the record of {', '.join(unknown)} is not kept: the class uses something whose source"
             " cannot be read; move it to a plugin file, or into the class",
             stacklevel=2,

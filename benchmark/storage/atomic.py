@@ -60,11 +60,6 @@ def check_writable(folder: Path) -> None:
         raise Unusable(f"cannot write in {folder}: {error.strerror or error}") from error
 
 
-def is_regular(path: Path) -> bool:
-    """Whether a path leads to a regular file. Opening a FIFO would block."""
-    return path.is_file()
-
-
 def remove_abandoned(folder: Path, name: str | None = None) -> None:
     """Remove temporary files whose writers died from a folder. Errors are ignored.
 

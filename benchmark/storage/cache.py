@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -27,8 +26,9 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from bdbench.models.plugins.notices import notify
 from bdbench.storage import mark
-from bdbench.storage.atomic import Unusable, check_writable, is_regular, write_atomically
+from bdbench.storage.atomic import Unusable, check_writable, write_atomically
 from bdbench.storage.keys import digest_of
 from bdbench.storage.locks import lock_on
 
@@ -202,7 +202,8 @@ class Cache:
         """The path of the payload, whose hash is that in the description. Raises one of `DAMAGE`
         otherwise."""
         payload = self.root / kind / f"{digest}.safetensors"
-        if not is_regular(payload) or sha256_of(payload) != document["sha256"]:
+        # A FIFO, which would block, is no file.
+        if not payload.is_file() or sha256_of(payload) != document["sha256"]:
             raise ValueError(f"{payload.name} is missing or does not match its hash")
         return payload
 
@@ -210,7 +211,7 @@ class Cache:
         """The JSON of an entry. Raises one of `DAMAGE` if it is missing, corrupt or of another
         entry."""
         path = self.root / kind / f"{digest}.json"
-        if not is_regular(path):
+        if not path.is_file():
             raise ValueError(f"{path.name} is missing")
         document: dict[str, Any] = json.loads(path.read_bytes())
         stated = document.pop("digest")
@@ -225,7 +226,7 @@ class Cache:
         try:
             entry = self.load(kind, digest)
         except DAMAGE:
-            warnings.warn(
+            notify(
                 f"cache entry {kind}/{digest} is corrupt; rebuilding it",
                 DamagedCache,
                 stacklevel=3,
@@ -247,7 +248,7 @@ class Cache:
             mark.claim(self.root)
             self._write(self.root / kind, digest, key, content, meta)
         except Unusable as error:
-            warnings.warn(f"{kind}/{digest} is not cached: {error}", UnwritableCache, stacklevel=3)
+            notify(f"{kind}/{digest} is not cached: {error}", UnwritableCache, stacklevel=3)
 
     def _write(
         self, folder: Path, digest: str, key: dict[str, Any], content: bytes, meta: dict[str, Any]

@@ -13,7 +13,6 @@ import json
 import math
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +22,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from bdbench.models.plugins.notices import notify
 from bdbench.models.training.resume import Checkpoint, CheckpointStore, State, snapshot
 from bdbench.storage import mark
 from bdbench.storage.atomic import Unusable, remove_abandoned, write_atomically
@@ -89,7 +89,7 @@ class Checkpoints(CheckpointStore):
                 raise Unusable(f"{self.folder} is a link")
             write_atomically(path, content)
         except Unusable as error:
-            warnings.warn(f"continuing without checkpoints: {error}", stacklevel=2)
+            notify(f"continuing without checkpoints: {error}", stacklevel=2)
             self._next = math.inf
             return
         old, self._found[loop] = self._found.get(loop), path

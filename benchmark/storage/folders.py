@@ -81,6 +81,15 @@ def low_disk(*folders: Path) -> str | None:
 
 
 def _named(variable: str) -> Path | None:
-    """The folder that an environment variable names."""
+    """The folder that an environment variable names. Raises `InvalidInput` for text that a shell
+    would have changed, as a file of variables for a container keeps it."""
     text = os.environ.get(variable)
-    return expanded(Path(text)) if text else None
+    if not text:
+        return None
+    bare = text == text.strip() and text[0] not in "'\"$" and text[-1] not in "'\""
+    require(
+        bare and text.isprintable(),
+        f"{variable} is {text!r}: write the plain path, without quotes, $, and white space around "
+        "it",
+    )
+    return expanded(Path(text))

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bdbench.models.plugins.errors import InvalidInput, require
-from bdbench.storage.atomic import is_regular, write_atomically
+from bdbench.storage.atomic import write_atomically
 
 PICKLES = (b"PK\x03\x04", *(bytes([0x80, n]) for n in range(2, 6)))
 """First bytes of files that `torch.save` wrote."""
@@ -68,7 +68,7 @@ def read(path: Path) -> Stored:
     """Read the weights in a file, which is never unpickled. Raises `InvalidInput` for a file that
     is not complete safetensors, and for weights that do not match the hash in the file."""
     try:
-        require(not path.exists() or is_regular(path), f"{path} is not a file of weights")
+        require(not path.exists() or path.is_file(), f"{path} is not a file of weights")
         content = path.read_bytes()
     except OSError as error:
         raise InvalidInput(f"cannot read {path}: {error.strerror or error}") from None

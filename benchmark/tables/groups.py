@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from bdbench.models.plugins.registry import file_of
+from bdbench.records.by_class import ByClass
 from bdbench.records.consistency import AXES, consistent, specs
 from bdbench.records.count import Count
 from bdbench.records.record import CONTROL, METRICS, REACTIVATED, REACTIVATED_CA, Record
@@ -31,6 +32,13 @@ CODE = ("dataset", "model", "attack", "defense", "training")
 """The parts of the code of a cell, as `Provenance.sources` has them."""
 BEFORE = ("dataset", "model", "attack", "training")
 """Those that decide what a defense starts from."""
+
+
+RETUNED = 0.02, 5
+"""What P-ASR is said to stand on: a share of the clean training set, and poisoned images."""
+OTHER_CLASSES = "other classes"
+MOST_NAMES = 3
+"""Classes that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +174,22 @@ def exceeds(asr: Count, floor: Count) -> bool:
     return asr.rate > floor.rate and proportions_separable(floor, asr)
 
 
+def attacked(found: ByClass, quote: str = "") -> str:
+    """The classes whose images a trigger should turn, in words: `OTHER_CLASSES` than the target,
+    all, up to `MOST_NAMES` of them by name, or their number.
+
+    quote: before and after a name
+    """
+    victims, names = found.victims, found.names
+    if len(victims) == len(names):
+        return "all classes"
+    if found.target is not None and len(victims) == len(names) - 1:
+        return OTHER_CLASSES
+    if len(victims) <= MOST_NAMES:
+        return " and ".join(f"{quote}{names[label]}{quote}" for label in victims)
+    return f"{len(victims)} of {len(names)} classes"
+
+
 def unlike(record: Record, base: Record) -> tuple[str, ...]:
     """In what two cells were run differently, so that their seconds do not compare: "device",
     "threads", and the parts of `BEFORE` whose code differs. What a record does not say is not
@@ -225,6 +249,20 @@ def lent(record: Record) -> str:
     return (
         f"was lent {given:,} of {found.of:,} clean images ({share}) instead of the "
         f"declared {100 * declared:.3g} %{reason}"
+    )
+
+
+def retuned(record: Record) -> str:
+    """On how many images the P-ASR stands, in words, if these are not `RETUNED` up to rounding,
+    which is half an image per class; empty also if the record does not say it."""
+    found, (share, few) = record.diagnostics.retuned, RETUNED
+    if found is None or not found.of:
+        return ""
+    if abs(found.clean - share * found.of) <= found.classes / 2 and found.poisoned == few:
+        return ""
+    return (
+        f"{found.clean:,} of {found.of:,} clean images ({100 * found.clean / found.of:.3g} %) and "
+        f"{found.poisoned} poisoned ones"
     )
 
 

@@ -20,18 +20,21 @@ from bdbench.tables.groups import (
     CA,
     CODE,
     FLOOR,
+    OTHER_CLASSES,
     RACC,
     Group,
+    attacked,
     filtered,
     is_none,
     lent,
     mean,
     name_order,
+    retuned,
     seconds_total,
     trainings,
     unlike,
 )
-from bdbench.tables.statistics import average, common_seeds, spread, tied
+from bdbench.tables.statistics import average, common_seeds, separably_lower, spread
 from bdbench.tables.text import as_markdown
 
 MISSING = "-"
@@ -258,10 +261,11 @@ class LeaderboardBlock:
 
     @cached_property
     def _competitors(self) -> dict[tuple[str, str], list[Group]]:
-        """By section and attack, the groups that are ranked by ASR, if the lowest is separable from
-        the ASR of no defense: among failures, none is the best. No defense itself is not ranked.
+        """By section and attack, the groups that are ranked by ASR. No defense itself is not.
 
-        The section is "" unless `by_section`.
+        There are none if the lowest is not separable from the ASR of no defense, as among failures
+        none is the best, or if another is separably lower over the seeds that both have. The
+        section is "" unless `by_section`.
         """
         found: dict[tuple[str, str], list[Group]] = {}
         for group in self.groups:
@@ -269,21 +273,27 @@ class LeaderboardBlock:
                 continue
             if not is_none(group.names["attack"]) and group.is_ranked:
                 found.setdefault(self._competition(group), []).append(group)
-        return {place: each for place, each in found.items() if self._lowers(min(each, key=_asr))}
+        return {place: each for place, each in found.items() if self._has_best(each)}
+
+    def _has_best(self, groups: Sequence[Group]) -> bool:
+        """Whether the lowest ASR of some groups may be called the best."""
+        best = min(groups, key=_asr)
+        lower = (separably_lower(each.counts(ASR), best.counts(ASR)) for each in groups)
+        return self._lowers(best) and not any(lower)
 
     def _lowers(self, group: Group) -> bool:
         """Whether its ASR is below that of no defense; true where that is not known."""
         base = self.cells.get((self.undefended, group.names["attack"]))
         if base is None or not base.counts(ASR):
             return True
-        return _asr(group) < _asr(base) and not tied(group.counts(ASR), base.counts(ASR))
+        return _asr(group) < _asr(base) and separably_lower(group.counts(ASR), base.counts(ASR))
 
     @cached_property
     def best(self) -> dict[tuple[str, str], Group]:
         """By section and attack, the group with the lowest ASR.
 
-        It is the lowest of the means that are shown, each over all seeds of its own cell; `tied`
-        compares the seeds that two cells share.
+        It is the lowest of the means that are shown, each over all seeds of its own cell;
+        `separably_lower` compares the seeds that two cells share.
         """
         return {place: min(groups, key=_asr) for place, groups in self._competitors.items()}
 
@@ -308,11 +318,11 @@ class LeaderboardBlock:
 
     def shares(
         self, defense: str, metric: str, attacks: Iterable[str]
-    ) -> dict[str, dict[int, float]]:
-        """By attack and seed, a metric of a defense as a share in [0, 1], where it has one."""
+    ) -> dict[str, dict[int, Count]]:
+        """By attack and seed, the counts of a metric of a defense, where it has one."""
         groups = ((attack, self.cells.get((defense, attack))) for attack in attacks)
-        found = ((attack, group.rates(metric)) for attack, group in groups if group)
-        return {attack: rates for attack, rates in found if rates}
+        found = ((attack, group.counts(metric)) for attack, group in groups if group)
+        return {attack: counts for attack, counts in found if counts}
 
     def _time_ratio(self, defense: str) -> float:
         """Seconds of a defense relative to no defense, over the cells and seeds that both have and
@@ -320,15 +330,21 @@ class LeaderboardBlock:
 
         nan for a network that the user brought, for which no defense takes no time.
         """
-        defended, plain = [], []
+        pairs = self._timed_pairs(defense)
+        plain = mean(base for _, base in pairs)
+        return mean(own for own, _ in pairs) / plain if plain else math.nan
+
+    def _timed_pairs(self, defense: str) -> list[tuple[float, float]]:
+        """Mean seconds of a defense and of no defense, for each attack with seeds to compare."""
+        pairs = []
         for attack in self.attacks:
             group, base = (self.cells.get((name, attack)) for name in (defense, self.undefended))
-            if group and base and base.records[0].given is None:
-                seeds = group.seeds_alike(base)
-                defended += [mean(group.seconds[seed] for seed in seeds)] * bool(seeds)
-                plain += [mean(base.seconds[seed] for seed in seeds)] * bool(seeds)
-        plain_mean = mean(plain)
-        return mean(defended) / plain_mean if plain_mean else math.nan
+            if group is None or base is None or base.records[0].given is not None:
+                continue
+            if seeds := group.seeds_alike(base):
+                own, plain = (mean(g.seconds[seed] for seed in seeds) for g in (group, base))
+                pairs.append((own, plain))
+        return pairs
 
     def title(self) -> str:
         """Data set, model, epochs, other recipe settings, precision and number of seeds, which may
@@ -384,21 +400,29 @@ class LeaderboardBlock:
 
         A mean over some of the attacks states how many, unless the column before it does.
         """
-        numbers = self.numbers[defense]
-        counts = {
-            f"mean {n}": len(self.shares(defense, m, self.poisoned)) for n, m in MEANS.items()
-        }
-        counts["DER"] = len(self._ratings(defense))
-        stated = len(self.poisoned)
+        numbers, extents = self.numbers[defense], self._extents(defense)
+        stated = whole = (0, 0)
         for title in self.overall_titles():
             text = decimal(numbers[title])
             if title == "clean":
                 text = MISSING if text == MISSING else f"{numbers[title]:g} %"
-            count = counts.get(title, 0)
-            if count not in (0, stated):
-                text += f" ({count} of {len(self.poisoned)})"
-                stated = count
+            count, of = extents.get(title, whole)
+            if count and text != MISSING:
+                own = (count, of) if count < of else whole
+                text += f" ({count} of {of})" * (own != stated)
+                stated = own
             yield text
+
+    def _extents(self, defense: str) -> dict[str, tuple[int, int]]:
+        """By title of a mean that says it, over how many attacks it is, and how many there are."""
+        poisoned, every = len(self.poisoned), len(self.attacks)
+        shares = {n: self.shares(defense, metric, self.poisoned) for n, metric in MEANS.items()}
+        return {
+            **{f"mean {name}": (len(found), poisoned) for name, found in shares.items()},
+            "DER": (len(self._ratings(defense)), poisoned),
+            "seconds": (len(self._seconds(defense)), every),
+            "x none": (len(self._timed_pairs(defense)), every),
+        }
 
     def _seconds(self, defense: str) -> dict[str, float]:
         """By attack, the mean training time of a defense."""
@@ -443,7 +467,7 @@ class LeaderboardBlock:
         best = self.best[self._competition(group)]
         if _asr(group) == _asr(best):
             return "best"
-        return "tied" if tied(best.counts(ASR), group.counts(ASR)) else ""
+        return "" if separably_lower(best.counts(ASR), group.counts(ASR)) else "tied"
 
     def footnotes(self, shown: Collection[str] = SHOWN) -> Iterator[str]:
         """One line per mark, set of missing seeds, warning, number of lent images, mix of devices
@@ -458,6 +482,10 @@ class LeaderboardBlock:
             yield f"P-ASR of a network trained on clean images: {controls}"
         if PASR in shown and (fewer := self._fewer_reactivated()):
             yield f"P-ASR is over fewer seeds than ASR: {fewer}"
+        if PASR in shown:
+            sizes = ((g.names["attack"], retuned(r)) for g in self._ordered for r in g.used)
+            found = (f"P-ASR on {attack} is with {size}" for attack, size in sizes if size)
+            yield from dict.fromkeys(found)
         used = [record for group in self.groups for record in group.used]
         names = [name for name in ("ASR", "R-Acc", "floor") if name in shown]
         for attack in self.attacks:
@@ -466,6 +494,9 @@ class LeaderboardBlock:
                 which = f"{_listed(names)} {'are those' if len(names) > 1 else 'is that'}"
                 floor = f"; {AT_FLOOR} holds for every part" * (AT_FLOOR in shown)
                 yield f"{attack}: {which} of the part with the highest ASR{floor}"
+        if names:
+            which = f"{_listed(names)} {'are those' if len(names) > 1 else 'is that'}"
+            yield from (f"{attack}: {which} of {whose}" for attack, whose in self._victims())
         yield from self._warnings()
         lines = ((g.names["defense"], lent(r)) for g in self.groups for r in g.used)
         yield from dict.fromkeys(f"{defense} {text}" for defense, text in lines if text)
@@ -475,6 +506,18 @@ class LeaderboardBlock:
         yield from self._mixed_rows()
         yield from self._other_undefended(shown)
         yield from self.origins.lines([r for group in self.groups for r in group.records])
+
+    def _victims(self) -> Iterator[tuple[str, str]]:
+        """By attack, whose test images it should turn, in words, unless that is those of all other
+        classes than the target, or not known."""
+        for attack in self.poisoned:
+            groups = (group for group in self.groups if group.names["attack"] == attack)
+            records = (r for group in groups for r in group.used if not r.diagnostics.parts)
+            if (found := next(filter(None, (r.classes for r in records)), None)) is None:
+                continue
+            if (whose := attacked(found)) != OTHER_CLASSES:
+                own = ", which have several targets" * (found.target is None)
+                yield attack, f"the triggered test images of {whose}{own}"
 
     def _unpaired(self, shown: Collection[str]) -> Iterator[str]:
         """What is over seeds that are not the same, because none is shared."""
@@ -668,7 +711,7 @@ def _sort_key(title: str, numbers: Mapping[str, float]) -> float:
     if math.isnan(value):
         return math.inf
     better = title.removesuffix(" interval").split()[-1]
-    return -value if better in HIGHER_IS_BETTER else value
+    return _rounded(-value if better in HIGHER_IS_BETTER else value)
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -681,7 +724,13 @@ def _plural(count: int, noun: str) -> str:
 
 
 def _asr(group: Group) -> float:
-    return group.estimate(ASR)[0]
+    """The mean that is ranked, a share in [0, 1]."""
+    return _rounded(group.estimate(ASR)[0])
+
+
+def _rounded(number: float) -> float:
+    """A number to rank by: means of the same hits may differ in the last bits."""
+    return round(number, 10)
 
 
 def _share(group: Group, metric: str) -> str:
@@ -709,8 +758,8 @@ def markdown_table(
 
 
 def decimal(value: float) -> str:
-    """A number with one decimal; `MISSING` for nan."""
-    return MISSING if math.isnan(value) else f"{value:.1f}"
+    """A number with one decimal, without the sign of a zero; `MISSING` for nan."""
+    return MISSING if math.isnan(value) else f"{value:z.1f}"
 
 
 def _some_seeds(group: Group, seeds: Sequence[int]) -> str:

@@ -19,7 +19,8 @@ from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import ALONE, STAGES, Record
 from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes
 from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal, footnote, plus_minus
-from bdbench.tables.published import reference
+from bdbench.tables.published import AVERAGES, hardened, reference
+from bdbench.tables.published import TABLES as PRINTED
 from bdbench.tables.sheet import NOTHING, PaperTable, TableCell
 from bdbench.tables.statistics import Estimate, average, common_seeds
 
@@ -36,8 +37,8 @@ Wilson's. **Bold**: lowest ASR against \
 an attack, if separable from that of no defense; ~: not separable from the lowest at 95 %. In \
 parentheses: the printed value and the difference (ours minus paper). The ASR of no attack is the \
 floor, the share that is classified as the target without any trigger; the paper prints 0. \
-Averages are over the attacks that have results (how many, if not all), also for the paper; ours \
-use the seeds that all of these attacks share."""
+Averages are over the attacks that have results (how many, if not all), and use the seeds that all \
+of these attacks share; in parentheses, the mean of the paper's cells for these attacks."""
 TIMING = """\
 Seconds: training time, including the undefended network a defense starts from. Loading, \
 poisoning, graph capture and evaluation are recorded separately. Increase: relative to no defense \
@@ -71,11 +72,8 @@ def table_1(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
             _average(block, name, metric, poisoned) for name in defenses for metric in METRICS
         )
         rows.append((("average",), tuple(averages)))
-    # Adaptive attacks belong in Table 5.
-    attacked = {g.names["attack"] for g in block.groups if not _is_adaptive(g)}
-    others = sorted(attacked - {*attacks})
-    rates = f"left out, not at its default rate, see Table 2: {', '.join(others)}"
-    notes = (*_notes(groups, 1), *[rates] * bool(others))
+    remarks = (*_other_rates(block.groups, groups), *_other_averages(block, defenses, poisoned))
+    notes = (*_notes(groups, 1), *remarks)
     return PaperTable(_title(groups), ("attack",), _under(defenses), tuple(rows), notes)
 
 
@@ -92,7 +90,8 @@ def table_2(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
                 cells = [(defense, group.names["attack"] if group else "") for group in found]
                 rows.append(((f"{100 * rate:g} %", defense), _pairs(block, cells, 2)))
     corner = ("rate", "defense")
-    return PaperTable(_title(groups), corner, _under(attacks), tuple(rows), _notes(groups, 2))
+    notes = (*_notes(groups, 2), *_shares_of_a_class(groups))
+    return PaperTable(_title(groups), corner, _under(attacks), tuple(rows), notes)
 
 
 def table_3(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
@@ -139,31 +138,36 @@ def stage_table(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
 
 def table_5(block: LeaderboardBlock, groups: Sequence[Group]) -> PaperTable:
     """Defenses by attacks."""
-    attacks = _in_order({g.names["attack"] for g in groups}, ["adaptive"])
+    inner = {g.names["attack"]: hardened(g.records[0].cell.attack).name for g in groups}
+    order = _in_order(set(inner.values()), _plugins(ATTACKS))
+    attacks = sorted(inner, key=lambda name: (order.index(inner[name]), name))
     defenses = _in_order({g.names["defense"] for g in groups}, DEFENSES)
     rows = [
         ((defense,), _pairs(block, [(defense, attack) for attack in attacks], 5))
         for defense in defenses
     ]
-    return PaperTable(_title(groups), ("defense",), _under(attacks), tuple(rows), _notes(groups, 5))
+    columns = _under(_without_adaptive(name, inner[name]) for name in attacks)
+    notes = ("all attacks are hardened by adaptive", *_notes(groups, 5))
+    return PaperTable(_title(groups), ("defense",), columns, tuple(rows), notes)
 
 
 def select_table_1(groups: Sequence[Group]) -> list[Group]:
-    """For Table 1: no adaptive attacks, and attacks at several rates at their default rate only."""
-    swept = set(map(_name_and_rate, select_table_2(groups)))
-    return [
-        group
-        for group in groups
-        if not _is_adaptive(group)
-        and (_name_and_rate(group) not in swept or _has_default_rate(group))
-    ]
+    """For Table 1: no adaptive attacks, and of several rates of an attack one: that of the suites
+    of Table 1, else the default, else the highest."""
+    swept: dict[str, list[Group]] = {}
+    for group in select_table_2(groups):
+        swept.setdefault(_name_and_rate(group)[0], []).append(group)
+    taken = {name: _name_and_rate(max(each, key=_preference))[1] for name, each in swept.items()}
+    places = ((group, *_name_and_rate(group)) for group in groups if not _is_adaptive(group))
+    return [group for group, name, rate in places if taken.get(name, rate) == rate]
 
 
 def select_table_2(groups: Sequence[Group]) -> list[Group]:
-    """For Table 2: attacks that occur at several rates and differ only in their rate."""
+    """For Table 2: attacks that occur at several rates and differ only in their rate, and those at
+    a rate that is neither that of the suites of Table 1 nor the default."""
     poisoned = [g for g in groups if not _is_adaptive(g) and not is_none(g.names["attack"])]
     rates = Counter(name for name, _ in set(map(_name_and_rate, poisoned)))
-    return [group for group in poisoned if rates[_name_and_rate(group)[0]] > 1]
+    return [g for g in poisoned if rates[_name_and_rate(g)[0]] > 1 or not any(_preference(g)[:2])]
 
 
 def select_table_3(groups: Sequence[Group]) -> list[Group]:
@@ -237,9 +241,9 @@ def _comparison(printed: float, ours: float) -> str:
 
 
 def _printed(group: Group, metric: str, table: int) -> float | None:
+    """The printed value, percent; None also if it is of another poisoning rate."""
     found = reference(group.records[0].cell, table)
-    value = getattr(found.published, metric) if found else None
-    return None if value is None else float(value)
+    return found.printed(metric) if found else None
 
 
 def _average(
@@ -405,9 +409,68 @@ def _name_and_rate(group: Group) -> tuple[str, float]:
     return str(Spec(shown.name, fields)), float(rate)
 
 
-def _has_default_rate(group: Group) -> bool:
-    # A label has only the fields that differ from their defaults.
-    return "poisoning_rate" not in RecordedSpec.of(group.records[0].labels.attack).fields
+def _preference(group: Group) -> tuple[bool, bool, float]:
+    """The larger, the rather Table 1 has this rate of an attack."""
+    # A label has only the fields that differ from their defaults, as an entry of a suite.
+    shown = RecordedSpec.of(group.records[0].labels.attack)
+    fields = {key: value for key, value in shown.fields.items() if key != "target"}
+    in_suites = str(Spec(shown.name, fields)) in ATTACKS
+    return in_suites, "poisoning_rate" not in fields, _name_and_rate(group)[1]
+
+
+def _other_rates(groups: Sequence[Group], chosen: Sequence[Group]) -> Iterator[str]:
+    """One line per attack at several rates: which of them Table 1 has, and which not."""
+    found: dict[str, list[str]] = {}
+    shown = {_name_and_rate(group)[0]: group.names["attack"] for group in chosen}
+    for group in groups:
+        name = group.names["attack"]
+        # Adaptive attacks belong in Table 5.
+        taken = name if _is_adaptive(group) else shown[_name_and_rate(group)[0]]
+        if taken != name and name not in found.setdefault(taken, []):
+            found[taken].append(name)
+    for taken, others in found.items():
+        yield f"of several rates this has {taken}; left out, see Table 2: {', '.join(others)}"
+
+
+def _other_averages(
+    block: LeaderboardBlock, defenses: Sequence[str], attacks: Sequence[str]
+) -> Iterator[str]:
+    """One line per defense whose average in the paper is not that of the paper's cells, if the
+    average here is over all of these."""
+    for name in defenses:
+        groups = [block.cells[name, attack] for attack in block.shares(name, ASR, attacks)]
+        found = [reference(group.records[0].cell, 1) for group in groups]
+        rows = [each.published for each in found if each and each.same_rate]
+        for last in AVERAGES if rows else ():
+            place = (last.dataset, last.defense)
+            every = {row.attack for row in PRINTED[1] if (row.dataset, row.defense) == place}
+            alike = place == (rows[0].dataset, rows[0].defense)
+            if last.note and alike and {row.attack for row in rows} == every - {"none"}:
+                printed = " and ".join(
+                    f"{heading} {getattr(last, metric):g}"
+                    for metric, heading in METRICS.items()
+                    if heading in last.note
+                )
+                yield f"paper, {name} on average: {last.note}, the printed average is {printed}"
+
+
+def _without_adaptive(name: str, inner: str) -> str:
+    """A spec of `adaptive` as the attack that it hardens; unchanged if it has other settings."""
+    fields = dict(RecordedSpec.of(name).fields)
+    shown = str(fields.pop("attack", inner))
+    return name if fields else shown
+
+
+def _shares_of_a_class(groups: Sequence[Group]) -> Iterator[str]:
+    """One line about the attacks whose rate is a share of the target class."""
+    of_class = {
+        _name_and_rate(group)[0]
+        for group in groups
+        if group.records[0].cell.attack.fields.get("rate_basis") == "target_class"
+    }
+    if of_class:
+        names = ", ".join(sorted(of_class))
+        yield f"rates are shares of the target class, not of all images: {names}"
 
 
 def _plugins(specs: Iterable[str]) -> list[str]:

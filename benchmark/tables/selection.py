@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from bdbench.cells.suites import SUITES, Suite
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
+from bdbench.records.files import PUBLISHED
+from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import Record
 from bdbench.records.rerun import line, with_plugins
 from bdbench.tables.groups import Group, collect, is_none, name_order
+from bdbench.tables.names import PACKAGES
+from bdbench.tables.published import default_rate
+from bdbench.tables.source import defaults
 
 SETTING = AXES[:3]
 """The axes that all cells of a figure share."""
 DEFAULT_SUITE = "quick"
+OF_DATA: dict[str, Any] = {"learning_rate": 0.1, "flip": True}
+"""The defaults of a recipe that a data set may change. Importing the recipe imports torch."""
 SELECTED = "-selection"
 """Ends the names of files that show a part of a folder."""
 NOUNS = dict(zip(AXES, ("data set", "model", "recipe", "attack", "defense"), strict=True))
@@ -89,7 +97,7 @@ class Selection:
         name, words = self.results.name, []
         suite = SUITES.get(name, SUITES[DEFAULT_SUITE])
         meant = self.groups if of is None else of
-        axes = [a for a in AXES if name not in SUITES or self.wanted.get(a) or self._lack(meant, a)]
+        axes = [a for a in AXES if name not in SUITES or not _covers(suite, meant, a)]
         groups = self.settled(meant, [axis for axis in SETTING if axis in axes])
         for axis in axes:
             specs = dict.fromkeys(_repeatable(group, axis, suite) for group in groups)
@@ -111,10 +119,6 @@ class Selection:
         finished = any(record.curves for group in meant for record in group.used)
         into = self.results / "again" if finished else None
         return InvalidInput(f"{what}; run {self.command('--curves', of=meant, into=into)}")
-
-    def _lack(self, groups: Sequence[Group], axis: str) -> bool:
-        """Whether the folder has names on an axis that the groups lack."""
-        return {g.names[axis] for g in groups} != {g.names[axis] for g in self.every}
 
     def _chosen(self, accepted: Mapping[str, set[str]]) -> list[Group]:
         found = [g for g in self.every if all(g.names[a] in accepted[a] for a in AXES)]
@@ -166,6 +170,36 @@ def agrees(text: str, full: Spec) -> bool:
     )
 
 
+def _covers(suite: Suite, groups: Iterable[Group], axis: str) -> bool:
+    """Whether the groups have all that a built-in suite has on an axis, and nothing else."""
+    own = {RecordedSpec.of(group.records[0].labels[axis]) for group in groups}
+    return {_changed(axis, each) for each in own} == {
+        _changed(axis, each) for each in _entries(suite, axis)
+    }
+
+
+def _entries(suite: Suite, axis: str) -> Iterator[Spec]:
+    """The specs of a built-in suite on an axis; of the recipe, one for each data set."""
+    for text in getattr(suite, "datasets" if axis == "recipe" else f"{axis}s"):
+        given = Spec.of(suite.settings.get(text, text))
+        if axis == "recipe":
+            stated = defaults(PACKAGES["dataset"], given.name)
+            own = {name: stated[name] for name in OF_DATA if name in stated}
+            given = Spec("recipe", {**own, **suite.recipe})
+        yield given
+
+
+def _changed(axis: str, given: Spec) -> str:
+    """A spec as text, with only the fields that differ from their defaults, in alphabetical
+    order."""
+    usual = OF_DATA if axis == "recipe" else {**defaults(PACKAGES[axis], given.name)}
+    if axis == "attack":
+        usual.setdefault("poisoning_rate", default_rate(given.name))
+    # A label writes a list as a tuple.
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in sorted(given.fields.items())}
+    return str(Spec(given.name, {k: v for k, v in fields.items() if usual.get(k, ...) != v}))
+
+
 def _repeatable(group: Group, axis: str, suite: Suite) -> str:
     """A spec that reproduces this cell: its label.
 
@@ -178,8 +212,8 @@ def _repeatable(group: Group, axis: str, suite: Suite) -> str:
 
 
 def _seeds(wanted: set[int], usual: Sequence[int]) -> list[str]:
-    """Options for these seeds; none if a run without options includes them."""
-    if wanted <= {*usual}:
+    """Options for these seeds; none if these are the seeds of a run without options."""
+    if wanted == {*usual}:
         return []
     if wanted == {*range(len(wanted))}:
         return ["--seeds", str(len(wanted))]
@@ -189,6 +223,6 @@ def _seeds(wanted: set[int], usual: Sequence[int]) -> list[str]:
 def _command(results: Path, *words: str, into: Path | None = None) -> str:
     name, folder = results.name, results if into is None else into
     suite = [name] if name in SUITES else []
-    usual = suite and folder == Path("results") / name
+    usual = suite and folder == Path("results") / name and not (folder / PUBLISHED).exists()
     option = [] if usual else ["--results", str(folder)]
     return f"`{line('bdbench', 'run', *suite, *words, *option)}`"

@@ -34,8 +34,7 @@ class TableCell:
 
     def latex(self) -> str:
         """The cell in LaTeX."""
-        ours = as_latex(self.ours)
-        rest = re.sub(r"(?<=; )-(?=\d)", "$-$", as_latex(self._joined("")))
+        ours, rest = map(_with_minus, (as_latex(self.ours), as_latex(self._joined(""))))
         return " ".join(filter(None, (f"\\textbf{{{ours}}}" if self.best else ours, rest)))
 
     def _joined(self, ours: str) -> str:
@@ -74,8 +73,11 @@ class PaperTable:
         title = f"## {as_markdown(self.title)}"
         return "\n\n".join(part for part in (title, table, notes) if part)
 
-    def latex(self) -> str:
-        """A table environment, which requires the packages booktabs and multirow."""
+    def latex(self, legend: str = "") -> str:
+        """A table environment.
+
+        legend: how to read it, at the end of the caption; its markup for bold is left out
+        """
         frame = pd.DataFrame(
             [[cell.latex() for cell in cells] for _, cells in self.rows],
             index=_labels([labels for labels, _ in self.rows], self.corner),
@@ -83,7 +85,8 @@ class PaperTable:
                 [(as_latex(above), as_latex(below)) for above, below in self.columns]
             ),
         )
-        caption = as_latex(". ".join([self.title, *self.notes]))
+        sentences = [*(f"{part}." for part in (self.title, *self.notes)), legend.replace("**", "")]
+        caption = as_latex(" ".join(sentences))
         text: str = frame.style.to_latex(
             hrules=True,
             caption=caption,
@@ -91,7 +94,12 @@ class PaperTable:
             multicol_align="c",
             position_float="centering",
         )
-        return text
+        return f"% Needs \\usepackage{{booktabs}} and \\usepackage{{multirow}}.\n{text}"
+
+
+def _with_minus(latex: str) -> str:
+    """LaTeX whose negative numbers have a minus and no hyphen."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "$-$", latex)
 
 
 def _labels(rows: Sequence[tuple[str, ...]], corner: tuple[str, ...]) -> pd.Index[str]:

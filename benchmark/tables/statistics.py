@@ -82,19 +82,38 @@ def common_seeds(sides: Iterable[Mapping[int, object]]) -> list[int]:
     return sorted(set.intersection(*seeds)) if seeds else []
 
 
-def average(sides: Sequence[Mapping[int, float]]) -> tuple[float, float]:
+def average(sides: Sequence[Mapping[int, Count]]) -> tuple[float, float]:
     """Mean over several cells, each given by seed, and the half width of its 95 % interval.
 
-    Both use the seeds that all cells have: averages over the cells first, then over the seeds.
-    Without a common seed it is the mean of the cells' means, without interval (nan); without cells
-    both are nan.
+    Both use the seeds that all cells have: averages over the cells first, then over the seeds. The
+    half width is that of the t interval over seeds, and at least that of Wilson's of all images,
+    whose squares add up over the cells; nan below two seeds. Without a common seed it is the mean
+    of the cells' means, without interval; without cells both are nan.
     """
     seeds = common_seeds(sides)
     if seeds:
-        rates = [_mean([side[seed] for side in sides]) for seed in seeds]
-        return _mean(rates), half_width(rates)
-    means = [_mean(list(side.values())) for side in sides if side]
+        rates = [_mean([side[seed].rate for side in sides]) for seed in seeds]
+        half = half_width(rates)
+        sums = [total(side[seed] for seed in seeds).interval for side in sides]
+        images = math.hypot(*((high - low) / 2 for low, high in sums)) / len(sides)
+        return _mean(rates), half if math.isnan(half) else max(half, images)
+    means = [_mean([count.rate for count in side.values()]) for side in sides if side]
     return (_mean(means) if means else math.nan), math.nan
+
+
+def difference(a: Sequence[Count], b: Sequence[Count]) -> Estimate:
+    """(mean, low, high) of `a` minus `b` in pairs of the same images, nan without any.
+
+    It is the paired t interval, and at least that of McNemar's test, see `images_separable`. One
+    pair has no interval (nan).
+    """
+    differences = [x.rate - y.rate for x, y in zip(a, b, strict=True)]
+    if not differences:
+        return math.nan, math.nan, math.nan
+    middle, half = _mean(differences), half_width(differences)
+    if not math.isnan(half):
+        half = max(half, _least_change(_changes(a, b)) / sum(x.of for x in a))
+    return middle, middle - half, middle + half
 
 
 def paired_separable(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -142,9 +161,26 @@ def images_separable(a: Sequence[Count], b: Sequence[Count]) -> bool:
     """Whether the sums of counts of the same images differ by McNemar's test at 95 %, with its
     continuity correction, if no image changed against the net change of its seed. How many did is
     not known, so this is the most that the counts can show."""
-    changes = [x.of * (x.rate - y.rate) for x, y in zip(a, b, strict=True)]
-    error = math.sqrt(math.fsum(map(abs, changes)))
-    return abs(math.fsum(changes)) - 1 > normal_quantile(0.95) * error
+    changes = _changes(a, b)
+    return abs(math.fsum(changes)) > _least_change(changes)
+
+
+def separably_lower(low: Mapping[int, Count], high: Mapping[int, Count]) -> bool:
+    """Whether a share is lower than another and not `tied` with it, both over the seeds that the
+    test is about: means over all seeds of each side may say the opposite."""
+    common = common_seeds((low, high))
+    means = [_mean([side[seed].rate for seed in common or side]) for side in (low, high)]
+    return means[0] < means[1] and not tied(low, high)
+
+
+def _changes(a: Sequence[Count], b: Sequence[Count]) -> list[float]:
+    """By pair, how many images more `a` has."""
+    return [x.of * (x.rate - y.rate) for x, y in zip(a, b, strict=True)]
+
+
+def _least_change(changes: Sequence[float]) -> float:
+    """Images by which sums must differ at least to be separable, see `images_separable`."""
+    return 1 + normal_quantile(0.95) * math.sqrt(math.fsum(map(abs, changes)))
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,6 +7,8 @@ literally. Templates escape HTML, and `visible` escapes terminal control sequenc
 from __future__ import annotations
 
 import re
+import unicodedata
+from functools import cache
 from typing import TYPE_CHECKING
 
 from bdbench.models.plugins.errors import visible
@@ -36,7 +38,30 @@ _LATEX = {
     "·": r"$\cdot$",
     "°": r"$^\circ$",
     "◊": r"$\diamond$",
+    "\N{MINUS SIGN}": "$-$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≠": r"$\neq$",
+    "≈": r"$\approx$",
+    "→": r"$\to$",
+    "←": r"$\leftarrow$",
+    "∞": r"$\infty$",
+    "∈": r"$\in$",
 }
+_GREEK = (
+    "alpha beta gamma delta varepsilon zeta eta theta iota kappa lambda mu nu xi o pi rho "
+    "varsigma sigma tau upsilon varphi chi psi omega",
+    "A B Gamma Delta E Z H Theta I K Lambda M N Xi O Pi P - Sigma T Upsilon Phi X Psi Omega",
+)
+"""The small and the capital letters in the order of Unicode; LaTeX has no names for those that are
+Latin letters."""
+_LATEX |= {
+    chr(first + place): name if len(name) == 1 else f"$\\{name}$"
+    for first, letters in zip((0x3B1, 0x391), _GREEK, strict=True)
+    for place, name in enumerate(letters.split())
+}
+_LATIN = 0x180
+"""The first character that pdflatex does not know without a package, but for those above."""
 _FORMULA = tuple("=+-@\N{FULLWIDTH EQUALS SIGN}\N{FULLWIDTH PLUS SIGN}\N{FULLWIDTH COMMERCIAL AT}")
 
 
@@ -46,8 +71,21 @@ def as_markdown(text: str) -> str:
 
 
 def as_latex(text: str) -> str:
-    """Text as one line of LaTeX without commands."""
-    return "".join(_LATEX.get(character, character) for character in _line(text))
+    """Text as one line of LaTeX without commands. Letters of other scripts than Latin and Greek
+    stay, and need a LaTeX that reads them."""
+    return "".join(map(_latex, unicodedata.normalize("NFC", _line(text))))
+
+
+@cache
+def _latex(character: str) -> str:
+    """A character in LaTeX. For one that pdflatex does not know, those that it stands for, without
+    accents; it stays if they are not known either."""
+    if character in _LATEX or ord(character) < _LATIN:
+        return _LATEX.get(character, character)
+    parts = unicodedata.normalize("NFKD", character)
+    plain = [part for part in parts if not unicodedata.combining(part)]
+    known = all(part in _LATEX or part.isascii() for part in plain)
+    return "".join(map(_latex, plain)) if known else character
 
 
 def as_csv(frame: pd.DataFrame) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -20,6 +19,7 @@ from typing import Any
 import pandas as pd
 
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.records.consistency import AXES
 from bdbench.records.parts import Identity
 from bdbench.records.record import Record
 from bdbench.storage.atomic import write_atomically
@@ -108,7 +108,8 @@ class Row:
     @property
     def cell(self) -> tuple[str, ...]:
         """The names that identify the cell."""
-        return self.dataset, self.model, self.recipe, self.attack, self.defense
+        found: tuple[str, ...] = tuple(getattr(self, axis) for axis in AXES)
+        return found
 
 
 @dataclass(frozen=True)
@@ -117,25 +118,33 @@ class Verification:
 
     rows: for the cells that the paper or another benchmark has
     missing: by table of the paper, the number of printed cells without a record that has results
+        and the paper's data, model and recipe
+    compared: by the names of our cells with the paper's data, model and recipe, what it prints
+    elsewhere: number of our cells that the paper has for other data, model or recipe
     beyond: number of our cells that are not in the paper, at their poisoning rate
     """
 
     rows: tuple[Row, ...]
     missing: Mapping[int, int]
+    compared: Mapping[tuple[str, ...], Published]
+    elsewhere: int
     beyond: int
 
     def summary(self) -> dict[str, Any]:
-        """The counts as JSON values. A cell is inside if all of its compared values are."""
-        verdicts = defaultdict(list)
+        """The counts as JSON values, of the paper's cells. A value is inside if it is for each of
+        our cells that are compared with it, and a cell if all of its values are."""
+        verdicts: dict[Published, dict[str, bool]] = {}
         for row in self.rows:
-            if row.verdict in ("inside", "outside"):
-                verdicts[row.cell].append(row.verdict == "inside")
+            if row.verdict in ("inside", "outside") and row.cell in self.compared:
+                values = verdicts.setdefault(self.compared[row.cell], {})
+                values[row.metric] = values.get(row.metric, True) and row.verdict == "inside"
         return {
             "cells": len(verdicts),
-            "cells_inside": sum(map(all, verdicts.values())),
+            "cells_inside": sum(all(values.values()) for values in verdicts.values()),
             "values": sum(map(len, verdicts.values())),
-            "values_inside": sum(map(sum, verdicts.values())),
+            "values_inside": sum(sum(values.values()) for values in verdicts.values()),
             "without_record": {str(table): count for table, count in self.missing.items()},
+            "other_setting": self.elsewhere,
             "not_in_the_paper": self.beyond,
         }
 
@@ -147,6 +156,8 @@ class Verification:
             f"Inside our interval: {counts['cells_inside']} of {counts['cells']} cells, "
             f"{counts['values_inside']} of {counts['values']} values. The paper's cells without a "
             f"record: {', '.join(gaps)}. Our cells that are not in the paper: {self.beyond}."
+            + f" With other data, model or recipe, and not counted: {self.elsewhere}."
+            * bool(self.elsewhere)
         )
 
     def markdown(self) -> str:
@@ -167,6 +178,12 @@ class Verification:
         frame = pd.DataFrame(lines, columns=[field.name for field in fields(Row)])
         return as_csv(frame)
 
+    def write(self, folder: Path) -> None:
+        """Write `verify.md` and `verify.csv` to `<folder>/tables`. Raises `InvalidInput` for an
+        unwritable folder."""
+        for name, text in (("verify.md", self.markdown()), ("verify.csv", self.csv())):
+            write_atomically(folder / "tables" / name, text.encode())
+
     def json(self) -> str:
         """Rows and summary as JSON, null for nan."""
         rows = [
@@ -183,8 +200,8 @@ def verify(records: Iterable[Record]) -> Verification:
     Raises `InvalidInput` for records that do not belong in one table, see `collect`.
     """
     rows: list[Row] = []
-    seen: set[Published] = set()
-    beyond = 0
+    compared: dict[tuple[str, ...], Published] = {}
+    elsewhere = beyond = 0
     for group in collect(records):
         cell = group.records[0].cell
         if group.records[0].given is not None:
@@ -194,24 +211,28 @@ def verify(records: Iterable[Record]) -> Verification:
         found, beside = reference(cell), others(cell)
         if found is None or not found.same_rate:
             beyond += 1
+        elif not found.same_setting:
+            elsewhere += 1
         elif group.used:
-            seen.add(found.published)
+            compared[tuple(group.names[axis] for axis in AXES)] = found.published
         rows += _rows(group, found, beside)
-    missing = {table: len(set(TABLES[table]) - seen) for table in COMPARED}
-    return Verification(tuple(rows), missing, beyond)
+    missing = {table: len({*TABLES[table]} - {*compared.values()}) for table in COMPARED}
+    return Verification(tuple(rows), missing, compared, elsewhere, beyond)
 
 
 def write_verification(records: Sequence[Record], folder: Path) -> Verification:
-    """Write `verify.md` and `verify.csv` to `<folder>/tables`.
+    """Write `verify.md` and `verify.csv` to `<folder>/tables`. Raises as `verified` does, and
+    `InvalidInput` for an unwritable folder."""
+    made = verified(records, folder)
+    made.write(folder)
+    return made
 
-    Raises `InvalidInput` for no records, for an unwritable folder, and as `verify` does.
-    """
+
+def verified(records: Sequence[Record], folder: Path) -> Verification:
+    """`verify` the records of a folder. Raises as it does, and `InvalidInput` for no records."""
     if not records:
         raise InvalidInput(f"no records in {folder / 'records'}; create some with `bdbench run`")
-    made = verify(records)
-    for name, text in (("verify.md", made.markdown()), ("verify.csv", made.csv())):
-        write_atomically(folder / "tables" / name, text.encode())
-    return made
+    return verify(records)
 
 
 def _rows(group: Group, found: Reference | None, beside: tuple[Other, ...]) -> Iterator[Row]:

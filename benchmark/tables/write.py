@@ -25,7 +25,6 @@ from bdbench.tables.groups import (
     collect,
     filtered,
     is_none,
-    mean,
     seconds_own,
     seconds_total,
     trainings,
@@ -50,7 +49,7 @@ from bdbench.tables.paper import (
 )
 from bdbench.tables.published import reference
 from bdbench.tables.sheet import PaperTable
-from bdbench.tables.statistics import half_width, tied
+from bdbench.tables.statistics import difference, tied
 from bdbench.tables.text import as_csv, as_markdown
 
 INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
@@ -213,12 +212,15 @@ class NumberedTable:
 
     def markdown(self) -> str:
         """Markdown in the paper's layout, with a legend."""
-        legend = TIMING if self.number == 3 else PAPER_LEGEND
-        return "\n\n".join([*(part.markdown() for part in self.parts), legend]) + "\n"
+        return "\n\n".join([*(part.markdown() for part in self.parts), self._legend]) + "\n"
 
     def latex(self) -> str:
-        """LaTeX in the paper's layout."""
-        return "\n".join(part.latex() for part in self.parts)
+        """LaTeX in the paper's layout, with the legend in each caption."""
+        return "\n".join(part.latex(self._legend) for part in self.parts)
+
+    @property
+    def _legend(self) -> str:
+        return TIMING if self.number == 3 else PAPER_LEGEND
 
     def csv(self) -> str:
         """CSV in long form, with the printed numbers."""
@@ -327,7 +329,7 @@ def _long_form(groups: Sequence[Group], table: int) -> pd.DataFrame:
             row["paper_seconds"] = found.published.seconds if found else None
         else:
             for metric in INTERVALS[:2]:
-                printed = getattr(found.published, metric) if found else None
+                printed = found.printed(metric) if found else None
                 row[f"paper_{metric}"] = math.nan if printed is None else printed / 100
                 row[f"{metric}_difference"] = row[metric] - row[f"paper_{metric}"]
         rows.append(row | {"departures": "; ".join(found.departures) if found else ""})
@@ -368,8 +370,8 @@ def _data_of(group: Group) -> tuple[str, ...]:
 def _differences(groups: Sequence[Group]) -> pd.DataFrame:
     """For each attack and pair of defenses, `other` minus `defense`.
 
-    It is the mean over the seeds that both have, with its paired 95 % t interval. The two are
-    separable if they are not `tied`.
+    It is the mean over the seeds that both have, with its 95 % interval, see
+    `statistics.difference`. The two are separable if they are not `tied`.
     """
     rows = []
     for _, members in groupby(groups, key=_data_of):
@@ -379,8 +381,8 @@ def _differences(groups: Sequence[Group]) -> pd.DataFrame:
                 common = sorted(a.keys() & b.keys())
                 if not common:
                     continue
-                differences = [b[seed].rate - a[seed].rate for seed in common]
-                half = half_width(differences)
+                sides = ([side[seed] for seed in common] for side in (b, a))
+                interval = zip(("difference", "low", "high"), difference(*sides), strict=True)
                 rows.append(
                     {
                         **{axis: one.names[axis] for axis in AXES if axis != "defense"},
@@ -388,9 +390,7 @@ def _differences(groups: Sequence[Group]) -> pd.DataFrame:
                         "defense": one.names["defense"],
                         "other": two.names["defense"],
                         "seeds": len(common),
-                        "difference": mean(differences),
-                        "low": mean(differences) - half,
-                        "high": mean(differences) + half,
+                        **dict(interval),
                         "separable": not tied(a, b),
                     }
                 )

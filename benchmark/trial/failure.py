@@ -19,6 +19,8 @@ import torch
 import bdbench.attacks
 import bdbench.defenses
 import bdbench.models
+from bdbench.machine.surroundings import working_folder
+from bdbench.models.plugins.errors import Signal
 
 _PACKAGES = (bdbench, bdbench.attacks, bdbench.defenses, bdbench.models)
 _QUOTED = re.compile(r"""(?P<quote>['"])/(?P<top>[^/'"\n]+)(?:/[^'"\n]*)?(?P=quote)""")
@@ -34,8 +36,8 @@ LONGEST = 20_000
 """Characters of a message or traceback that a record keeps: the message may quote a tensor."""
 
 
-class TimeLimit(BaseException):
-    """A cell took longer than --limit. Not an Exception, so that no plugin catches it."""
+class TimeLimit(Signal):
+    """A cell took longer than --limit."""
 
 
 def over_limit(seconds: float) -> TimeLimit:
@@ -99,9 +101,11 @@ def without_folders(text: str) -> str:
 def _folders() -> list[tuple[str, str]]:
     """Folders and what replaces them, inner folders first."""
     names = {os.path.expanduser("~"): "~"}
-    names |= dict.fromkeys([*sysconfig.get_paths().values(), *sys.path, os.getcwd()], "")
+    here = str(working_folder() or "")
+    names |= dict.fromkeys([*sysconfig.get_paths().values(), *sys.path, here], "")
     names |= {each.__path__[0]: each.__name__.replace(".", "/") for each in _PACKAGES}
-    both = {each: short for path, short in names.items() for each in (path, os.path.realpath(path))}
+    known = [path for path in names if here or os.path.isabs(path)]
+    both = {each: names[path] for path in known for each in (path, os.path.realpath(path))}
     found = [(path.rstrip("/"), short) for path, short in both.items() if os.path.isabs(path)]
     return sorted((pair for pair in found if pair[0]), key=lambda pair: -len(pair[0]))
 

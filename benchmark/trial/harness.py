@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -13,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bdbench.cells.cell import Cell
+from bdbench.cells.cell import Cell, rebuilt
 from bdbench.datasets.base import Dataset, Source, fingerprint
 from bdbench.datasets.registry import datasets
 from bdbench.machine.clock import Stopwatch, peak_memory, reset_peak_memory
@@ -22,7 +21,8 @@ from bdbench.machine.devices import use
 from bdbench.machine.surroundings import surroundings_kept
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.blame import blaming
-from bdbench.models.plugins.errors import require
+from bdbench.models.plugins.errors import SIGNALS, require
+from bdbench.models.plugins.notices import notify
 from bdbench.records.record import Record
 from bdbench.storage.cache import Cache
 from bdbench.storage.checkpoints import PATIENCE, discard
@@ -57,6 +57,8 @@ class Harness:
     reactivate: also measure whether the backdoor comes back, see `reactivated`
     shares: whether other cells may use what is made here; else what the cache lacks is made for one
         cell alone
+    timed: whether seconds are compared, so that no other cell runs meanwhile; then an undefended
+        network of a run that was not timed is trained again
     resumed: how often the processes resumed that made what the cell shares
     """
 
@@ -70,6 +72,7 @@ class Harness:
     given: Stored | None = None
     reactivate: bool = False
     shares: bool = True
+    timed: bool = False
     resumed: int = 0
     _datasets: dict[tuple[str, str | None], Dataset] = field(default_factory=dict)
 
@@ -85,7 +88,7 @@ class Harness:
             if not all(map(datasets.is_built_in, datasets.factories(source))):
                 _check_hash(loaded, datasets.label(source))
             for note in loaded.notes:
-                warnings.warn(f"data set {datasets.label(source)}: {note}", stacklevel=2)
+                notify(f"data set {datasets.label(source)}: {note}", stacklevel=2)
             self._datasets[identity] = replace(
                 loaded, train=loaded.train.to(self.device), test=loaded.test.to(self.device)
             )
@@ -103,13 +106,14 @@ class Harness:
     def poisoned(self, cell: Cell) -> PoisonedData:
         """What the attack of a cell makes of its data set, the same as in `run`."""
         with surroundings_kept():
-            return poison(self._workspace(cell, Stopwatch(self.device)))
+            return poison(self._workspace(rebuilt(cell), Stopwatch(self.device)))
 
     def share(self, cell: Cell, networks: int) -> int:
         """Make the poisoned set of a cell and so many of its undefended networks, unless the cache
         has them. Returns how often that resumed. Raises what the attack raises, and `InvalidInput`
         as `finish` does."""
         use(self.device)
+        cell = rebuilt(cell)
         ws = self._workspace(cell, Stopwatch(self.device))
         check_victims(cell.attack, ws.dataset.test, f"attack {cell.labels['attack']}")
         if networks or cell.attack.trains:
@@ -140,6 +144,7 @@ class Harness:
         others = Contention(self.device)
         failure = None
         with surroundings_kept():
+            cell = rebuilt(cell)
             ws = self._workspace(cell, watch)
             ws.given = starting_weights(self.given, cell)
             check_victims(cell.attack, ws.dataset.test, f"attack {cell.labels['attack']}")
@@ -148,7 +153,9 @@ class Harness:
                 # Before the clock of any stage runs.
                 warm_up(cell, self.device)
                 results = run_trial(ws)
-            except self.failures as error:
+            except BaseException as error:
+                if not self.fails(error):
+                    raise
                 results, failure = failure_of(error), error
                 # Its attack may have written in the images.
                 self._datasets.clear()
@@ -156,14 +163,14 @@ class Harness:
             started,
             retries,
             seconds=watch.seconds,
-            memory=peak_memory(self.device),
+            memory=max(peak_memory(self.device), ws.peak),
             work=ws.monitor.work,
             others=combine([others.meanwhile(), *ws.contention]),
             resumed=ws.resumed,
             isolated=self.isolated,
         )
         # Every call to a GPU may fail after an error on it, and the first one is to be told.
-        unreadable = () if failure is None else self.failures
+        unreadable = () if failure is None else (Exception, TimeLimit)
         with suppress(*unreadable):
             results |= {"example": _example(ws)}
         hashes: dict[str, Any] = {}
@@ -173,10 +180,10 @@ class Harness:
         record = record_of(cell, origin, measured, results)
         return Finished(record, ws.network, ws.poisoned, failure)
 
-    @property
-    def failures(self) -> tuple[type[BaseException], ...]:
-        """Exceptions that fail a cell. In a process that runs more than one, Ctrl-C is not one."""
-        return (BaseException,) if self.isolated else (Exception, SystemExit, TimeLimit)
+    def fails(self, error: BaseException) -> bool:
+        """Whether an exception fails its cell. In a process that runs more than one, Ctrl-C does
+        not."""
+        return self.isolated or isinstance(error, TimeLimit) or not isinstance(error, SIGNALS)
 
     def checkpoints(self, cell: Cell) -> list[Path]:
         """The folders of the checkpoints of a cell, without curves and with them."""
@@ -206,6 +213,7 @@ class Harness:
             self.patience,
             reactivate=self.reactivate,
             shares=self.shares,
+            timed=self.timed,
             resumed=self.resumed,
         )
 

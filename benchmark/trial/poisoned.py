@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,9 +12,12 @@ from torch import Tensor
 
 from bdbench.attacks.base import Poisoned
 from bdbench.attacks.compound import PoisonedInParts, parts_of
-from bdbench.attacks.poison import check_like, kind_of
+from bdbench.attacks.poison import check_like, check_prepared, kind_of
+from bdbench.machine.clock import peak_memory
+from bdbench.machine.surroundings import surroundings_kept
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import require
+from bdbench.models.plugins.notices import notify
 from bdbench.models.rng import derive, stream
 from bdbench.storage.cache import CacheEntry, Payload
 from bdbench.storage.checkpoints import discard
@@ -83,6 +85,7 @@ def poison(ws: Workspace) -> PoisonedData:
         discard(ws.folder("prepare", work))
         if not entry.fresh:
             ws.stopwatch.charge("prepare", entry.meta["prepare"])
+            ws.peak = max(ws.peak, entry.meta.get("peak", 0))
         return _restore(ws, entry)
 
 
@@ -93,9 +96,11 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
     training = replace(ws.training, seed=derive(cell.seed, "attack"))
     monitor = TrainingMonitor(ws.progress, ws.stopwatch)
     plugin = f"attack {cell.labels['attack']}"
-    with read_only(plugin, "the clean images", clean, test), ws.seeded("attack"):
+    changes = read_only(plugin, "the clean images", clean, test)
+    with changes, surroundings_kept(), ws.seeded("attack"):
         with ws.resumable("prepare", key, monitor):
             attack = cell.attack.prepare(clean, training, stream(cell.seed, "poison"))
+        check_prepared(attack, plugin)
         made = attack.poison(clean, stream(cell.seed, "poison"))
         check_poisoned(made, clean, plugin)
         each = parts_of(attack) or {"": attack}
@@ -118,8 +123,12 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
         tensors["triggered"] = triggered[""]
     facts, strange = numbers_in(made.facts, f"among the facts of {plugin}")
     for line in strange:
-        warnings.warn(line, stacklevel=2)
-    meta = {"prepare": ws.stopwatch.seconds["prepare"], "facts": finite(facts)}
+        notify(line, stacklevel=2)
+    meta = {
+        "prepare": ws.stopwatch.seconds["prepare"],
+        "peak": peak_memory(ws.device),
+        "facts": finite(facts),
+    }
     return {name: values.cpu() for name, values in tensors.items()}, meta
 
 

@@ -7,8 +7,10 @@ import functools
 import hashlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,12 @@ from bdbench.machine.numerics import SETTINGS
 from bdbench.machine.system import commit, device_name, versions
 from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.installed import is_installed
 from bdbench.models.plugins.registry import PLUGIN, plugin_files
 from bdbench.records.record import Record
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")
 """Packages whose files are part of the source of a plugin that imports them."""
-INSTALLED = {"site-packages", "dist-packages"}
 Source = tuple[Path, str]
 """A file and the module that was imported from it; "" for all of `models/`."""
 LONGEST = 20_000
@@ -199,31 +201,40 @@ def _is_installed(package: str) -> bool:
     """Whether a package is part of Python, a library, or cannot be found."""
     if package in sys.stdlib_module_names:
         return True
-    try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return True
+    spec = _spec(package)
     # A folder without __init__.py has search locations and no origin.
     places = spec and (list(spec.submodule_search_locations or []) or [spec.origin or ""])
-    return not places or any(INSTALLED & {*Path(place).parts} for place in places)
+    return not places or any(is_installed(package, Path(place)) for place in places)
 
 
 def _file(name: str) -> Path | None:
     """The Python file of a module; None without such a file or module."""
-    loaded = sys.modules.get(name)
-    try:
-        spec = loaded.__spec__ if loaded is not None else importlib.util.find_spec(name)
-    except (ImportError, ValueError, AttributeError):
-        return None
+    spec = _spec(name)
     origin = spec and spec.origin
     return Path(origin) if origin and origin.endswith(".py") else None
 
 
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module is, None if nowhere. Unlike `importlib.util.find_spec`, this does not import
+    the packages around it, whose code may do anything."""
+    if (loaded := sys.modules.get(name)) is not None:
+        return getattr(loaded, "__spec__", None)
+    package, _, last = name.rpartition(".")
+    with suppress(ImportError, ValueError):
+        if not package:
+            return importlib.util.find_spec(name)
+        if (around := _spec(package)) is not None:
+            path = getattr(sys.modules.get(package), "__path__", None)
+            # By its last name: a folder without __init__.py asks for the package around it.
+            return PathFinder.find_spec(last, [*(path or around.submodule_search_locations or ())])
+    return None
+
+
 def _imports(name: str, file: Path) -> Iterator[str]:
-    """The modules that a file imports, and the packages around them. `from a import b` gives a and
-    a.b, which may be a module."""
+    """The modules that a file imports, and the packages around them; none if it does not parse.
+    `from a import b` gives a and a.b, which may be a module."""
     package = name if file.name == "__init__.py" else name.rpartition(".")[0]
-    for node in ast.walk(ast.parse(_content(file, name))):
+    for node in _nodes(_content(file, name)):
         named = []
         if isinstance(node, ast.Import):
             named = [alias.name for alias in node.names]
@@ -231,13 +242,25 @@ def _imports(name: str, file: Path) -> Iterator[str]:
             base = node.module or ""
             if node.level:
                 dots = "." * node.level
-                base = importlib.util.resolve_name(f"{dots}{base}", package)
+                try:
+                    base = importlib.util.resolve_name(f"{dots}{base}", package)
+                except ImportError:  # it is outside any package, so this import fails
+                    continue
             named = [base, *(f"{base}.{alias.name}" for alias in node.names)]
         for each in named:
             parts = each.split(".")
             # bdbench itself is left out: it holds everything, and no part of it needs all others.
             first = min(2 if parts[0] == "bdbench" else 1, len(parts))
             yield from (".".join(parts[:n]) for n in range(first, len(parts) + 1))
+
+
+def _nodes(source: bytes) -> Iterator[ast.AST]:
+    """The parts of a program; none if it does not parse."""
+    with suppress(SyntaxError, ValueError, RecursionError), warnings.catch_warnings():
+        # Such as one of an escape sequence, which may have been made an error.
+        warnings.simplefilter("ignore")
+        return ast.walk(ast.parse(source))
+    return iter(())
 
 
 @functools.cache

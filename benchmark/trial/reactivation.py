@@ -86,8 +86,8 @@ def retuning_set(ws: Workspace, data: PoisonedData) -> ImageSet:
     rng, chosen = stream(ws.cell.seed, "reactivation", "clean"), []
     for label in labels.unique():
         members = torch.nonzero(labels == label).flatten()
-        count = max(1, round(CLEAN * len(members)))
-        chosen.append(members[torch.randperm(len(members), generator=rng)[:count]])
+        order = torch.randperm(len(members), generator=rng)
+        chosen.append(members[order[: _clean_share(len(members))]])
     rows = torch.cat(chosen).sort().values.to(ws.device)
     rng = stream(ws.cell.seed, "reactivation", "poisoned")
     poisoned = torch.nonzero(data.mask.cpu()).flatten()
@@ -103,6 +103,24 @@ def retuning_set(ws: Workspace, data: PoisonedData) -> ImageSet:
         torch.cat([clean.labels[rows], data.train.labels[few]]),
         clean.num_classes,
     )
+
+
+def retuning_size(ws: Workspace, data: PoisonedData) -> dict[str, int]:
+    """How many images `retuning_set` has, as diagnostics have it; empty without an attack."""
+    if not ws.cell.is_attacked:
+        return {}
+    sizes = [size for size in ws.dataset.train.labels.bincount().tolist() if size]
+    return {
+        "clean": sum(map(_clean_share, sizes)),
+        "poisoned": min(POISONED, int(data.mask.sum())),
+        "of": sum(sizes),
+        "classes": len(sizes),
+    }
+
+
+def _clean_share(images: int) -> int:
+    """How many of the clean images of a class are taken."""
+    return max(1, round(CLEAN * images))
 
 
 def _retuned(
@@ -132,7 +150,9 @@ def _clean_network(ws: Workspace) -> Classifier:
         undefended={},
         resumed=0,
         contention=[],
+        timed=False,
     )
     with ws.stage("control"):
         train_undefended(own, ws.dataset.train, 0)
+        ws.peak = max(ws.peak, own.peak)
         return undefended_copy(own, 0)

@@ -10,6 +10,7 @@ from typing import Any
 from bdbench.attacks.compound import parts_of
 from bdbench.attacks.registry import attacks
 from bdbench.defenses.base import Context, Journal
+from bdbench.machine.surroundings import surroundings_kept
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier, check_network
 from bdbench.models.plugins.spec import Spec
@@ -20,7 +21,7 @@ from bdbench.trial.evaluation import Answers, diagnose, diagnose_parts, evaluate
 from bdbench.trial.guard import read_only
 from bdbench.trial.journal import published
 from bdbench.trial.poisoned import PoisonedData, poison
-from bdbench.trial.reactivation import reactivated
+from bdbench.trial.reactivation import reactivated, retuning_size
 from bdbench.trial.record import finite
 from bdbench.trial.undefended import train_undefended, undefended_copy
 from bdbench.trial.workspace import Workspace
@@ -41,6 +42,8 @@ def run_trial(ws: Workspace) -> dict[str, Any]:
     found = results(ws, data, context, answers)
     if ws.reactivate:
         found["metrics"] = {**found["metrics"], **reactivated(ws, classifier, data)}
+        if size := retuning_size(ws, data):
+            found["diagnostics"] = {**found["diagnostics"], "retuned": size}
     return found
 
 
@@ -70,12 +73,13 @@ def lend(ws: Workspace, data: PoisonedData) -> Iterator[Context]:
 
 
 def fit(ws: Workspace, data: ImageSet, context: Context) -> Classifier:
-    """The network that the defense returns, resumed from a checkpoint if there is one."""
+    """The network that the defense returns, resumed from a checkpoint if there is one. It is
+    evaluated in the surroundings in which the defense began."""
     company.enter(ws.cell, "defense")
-    with ws.resumable("fit", ws.fit_key, ws.monitor), ws.seeded("fit"):
+    with surroundings_kept(), ws.resumable("fit", ws.fit_key, ws.monitor), ws.seeded("fit"):
         classifier = ws.cell.defense.fit(data, context)
         owner = f"defense {Spec.of(ws.cell.specs['defense']).name!r}"
-        check_network(classifier, data.num_classes, owner, "fit")
+        check_network(classifier, data.num_classes, data.size[0], owner, "fit")
     return classifier
 
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from bdbench.cells.cost import UNDEFENDED_SHARE
+from bdbench.machine.clock import peak_memory
 from bdbench.machine.contention import Contention, combine
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
@@ -48,6 +49,7 @@ def train_undefended(ws: Workspace, data: ImageSet, n: int, announced: bool = Tr
     if not entry.fresh:
         ws.stopwatch.charge("undefended", entry.meta["seconds"])
         ws.contention.append(entry.meta.get("others"))
+        ws.peak = max(ws.peak, entry.meta.get("peak", 0))
     ws.monitor.add(entry.meta, with_curve=ws.curves and not ws.cell.is_defended)
     ws.undefended[n] = entry.tensors
 
@@ -62,7 +64,7 @@ def undefended_copy(ws: Workspace, n: int) -> Classifier:
 
 
 def _train(ws: Workspace, data: ImageSet, n: int, work: Mapping[str, Any]) -> Payload:
-    """Weights, and the seconds, passes and curve of their training.
+    """Weights, and the seconds, memory, passes and curve of their training.
 
     work: the key of its checkpoints, apart from the curve
     """
@@ -82,6 +84,8 @@ def _train(ws: Workspace, data: ImageSet, n: int, work: Mapping[str, Any]) -> Pa
     meta = {
         "seconds": ws.stopwatch.seconds["undefended"] - spent,
         "others": contention,
+        "peak": peak_memory(ws.device),
+        "timed": ws.timed,
         "points": POINT if _has_curve(ws, n) else (),
         **monitor.counts(),
     }
@@ -101,8 +105,14 @@ def _has_curve(ws: Workspace, n: int) -> bool:
 
 def _suffices(ws: Workspace, n: int, meta: Mapping[str, Any]) -> bool:
     """Only a cell without a defense publishes the curve, so only there must a stored network have
-    one."""
-    return ws.cell.is_defended or not _has_curve(ws, n) or has_curve(meta)
+    one. Where seconds are compared, they must be those of a run in which no other cell trained."""
+    curve = ws.cell.is_defended or not _has_curve(ws, n) or has_curve(meta)
+    return curve and (not ws.timed or is_timed(meta))
+
+
+def is_timed(meta: Mapping[str, Any]) -> bool:
+    """Whether a stored network was trained in a run whose cells follow each other."""
+    return meta.get("timed") is True
 
 
 def has_curve(meta: Mapping[str, Any]) -> bool:

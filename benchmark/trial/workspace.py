@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from bdbench.machine.clock import Stopwatch
 from bdbench.models import observer
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import observed_by
+from bdbench.models.plugins.notices import notify
 from bdbench.models.rng import derive, seeded
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.resume import CheckpointStore, checkpointed_in
@@ -42,7 +42,7 @@ class Workspace:
 
     dataset: images on the device
     stopwatch: seconds of each stage
-    curves, progress, patience, reactivate, shares: see `Harness`
+    curves, progress, patience, reactivate, shares, timed: see `Harness`
     given: weights of the undefended network that a user brought, None where it is trained
     poisoned: what the attack made, None until then
     network: what the defense returned, None until then
@@ -50,6 +50,7 @@ class Workspace:
     resumed: how often a stage resumed from a checkpoint
     contention: what other processes took of the device while seconds were spent that this cell is
         charged with and an earlier trial measured; None where that is not known
+    peak: bytes of memory that earlier trials needed to make what this cell found in the cache
     """
 
     cell: Cell
@@ -68,6 +69,8 @@ class Workspace:
     contention: list[float | None] = field(default_factory=list)
     reactivate: bool = False
     shares: bool = True
+    timed: bool = False
+    peak: int = 0
 
     @cached_property
     def monitor(self) -> TrainingMonitor:
@@ -192,7 +195,7 @@ class Workspace:
         folder = self.folder(stage, key)
         with alone_in(folder) as alone, observed_by(monitor), self.stage(stage):
             if not alone:
-                warnings.warn(
+                notify(
                     "continuing without checkpoints: another process does the same work",
                     stacklevel=3,
                 )

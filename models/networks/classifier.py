@@ -5,24 +5,26 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
-from torch.nn.modules.dropout import _DropoutNd
 
 from bdbench.models import observer
 from bdbench.models.plugins.errors import require
+from bdbench.models.rng import global_seed
 
 TINY = 1e-6
 """The smallest divisor of pixels in [0, 1], so that no number overflows."""
 
-HEAD = "a linear layer `head` that reads its features"
-"""Needed by methods that use the embedding of a network."""
-
 Channels = float | tuple[float, float, float]
 """One number for all channels, or one each for red, green and blue."""
 
+DROPOUTS = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
+    *(nn.AlphaDropout, nn.FeatureAlphaDropout),
+)
 RANDOM = ("StochasticDepth", "DropPath")
 """Layers of torchvision and timm that draw random numbers."""
 
@@ -80,10 +82,7 @@ class Classifier(nn.Module, ABC):
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             maps = compiled(type(self))(self, images) if self.compiled else self.body(images)
         # Not `len`, which is a constant when a network is exported for batches of any size.
-        count, current = images.shape[0], observer.current()
-        current.forward(count)
-        if maps[-1].requires_grad:
-            maps[-1].register_hook(lambda gradient: current.backward(count))
+        observer.count_passes(images.shape[0], maps[-1])
         return maps
 
     def pool(self, last: Tensor) -> Tensor:
@@ -107,8 +106,11 @@ def _by_channel(value: Channels) -> Tensor:
     return torch.tensor(value, dtype=torch.float32).view(shape)
 
 
-def check_network(network: object, num_classes: int, owner: str, function: str) -> None:
-    """Raises `InvalidInput` unless `network` is a `Classifier` of so many classes.
+def check_network(
+    network: object, num_classes: int, image_size: int, owner: str, function: str
+) -> None:
+    """Raises `InvalidInput` unless `network` is a `Classifier` of so many classes, for images of so
+    many pixels a side.
 
     owner, function: the plugin that returned it, and the function that must return a classifier
     """
@@ -122,7 +124,14 @@ def check_network(network: object, num_classes: int, owner: str, function: str) 
         f"{owner} returned {given}: {function} must return a bdbench.models.Classifier{hint}",
     )
     assert isinstance(network, Classifier)
+    strange = [name for name, v in network.state_dict().items() if not isinstance(v, Tensor)]
+    require(
+        not strange,
+        f"{owner} returned a {type(network).__name__} with {' and '.join(strange)} in its state "
+        "dict, which is no tensor: remove get_extra_state, and use buffers for tensors",
+    )
     if type(network).forward is not Classifier.forward:
+        _check_logits(network, num_classes, image_size, owner)
         return
     head = getattr(network, "head", None)
     require(
@@ -138,9 +147,37 @@ def check_network(network: object, num_classes: int, owner: str, function: str) 
     )
 
 
-def has_head(network: Classifier) -> bool:
-    """Whether a network has a linear head. A network with its own `forward` may have none."""
-    return isinstance(getattr(network, "head", None), nn.Linear)
+def _check_logits(network: Classifier, num_classes: int, image_size: int, owner: str) -> None:
+    """Raises `InvalidInput` unless a network with its own `forward` gives one number per class."""
+    try:
+        # A pass may leave something in the network, such as a tensor of this device.
+        copy = deepcopy(network).eval()
+    except Exception:
+        return  # the evaluation will tell
+    copy.compiled = False
+    images = torch.zeros(2, 3, image_size, image_size, device=network.mean.device)
+    with observer.observed_by(observer.Observer()), global_seed(0, "look"), torch.no_grad():
+        logits = copy(images)
+    found, expected = f"a {type(logits).__name__}", (len(images), num_classes)
+    if isinstance(logits, Tensor):
+        found = f"{str(logits.dtype).removeprefix('torch.')} {tuple(logits.shape)}"
+    require(
+        isinstance(logits, Tensor) and logits.is_floating_point() and logits.shape == expected,
+        f"{owner} returned a {type(network).__name__} whose forward gives {found} for two images: "
+        f"it must give logits, float {expected}",
+    )
+
+
+def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a network that are not frozen, by name."""
+    return {name: values for name, values in network.named_parameters() if values.requires_grad}
+
+
+def lacks_head(network: Classifier) -> str:
+    """For `lacks` of a plugin that reads or replaces the linear head: its name if a network has
+    none, as one with its own `forward` may, and "" otherwise."""
+    found = isinstance(getattr(network, "head", None), nn.Linear)
+    return "" if found else "a linear layer `head` that reads its features"
 
 
 @torch.no_grad()
@@ -160,6 +197,6 @@ def compiled(kind: type[Classifier]) -> Callable[[Classifier, Tensor], list[Tens
 def draws(network: nn.Module) -> bool:
     """Whether layers of a network draw from the global generators during training."""
     return any(
-        isinstance(layer, (_DropoutNd, nn.RReLU)) or type(layer).__name__ in RANDOM
+        isinstance(layer, (*DROPOUTS, nn.RReLU)) or type(layer).__name__ in RANDOM
         for layer in network.modules()
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.errors import SIGNALS, InvalidInput
 from bdbench.models.plugins.local import is_user_code
 
 installed_packages: set[str] = set()
@@ -42,7 +42,8 @@ def location(error: BaseException) -> tuple[Path, int] | None:
 @contextmanager
 def blaming(what: str, source: str = "") -> Iterator[None]:
     """Turn an error that user code raises inside the block into an `InvalidInput` that names the
-    file and the line. So does a SystemExit, which would end the command.
+    file and the line. So does what is no Exception, such as a SystemExit, which would end the
+    command.
 
     what: the work inside the block, as the message begins
     source: the file of the plugin, for an error without a line of its own, as in the `__init__` of
@@ -50,9 +51,9 @@ def blaming(what: str, source: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except InvalidInput:
+    except (InvalidInput, *SIGNALS):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         found = location(error)
         if found is None and not source:
             raise

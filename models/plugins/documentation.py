@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import inspect
+import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -22,5 +25,15 @@ def about_fields(factory: Callable[..., Any]) -> str:
     return "" if generated else text
 
 
-def _text(documented: object) -> str:
-    return inspect.getdoc(documented) or ""
+def _text(documented: Any) -> str:
+    # With -OO, Python drops docstrings.
+    return _in_file(documented) if sys.flags.optimize > 1 else inspect.getdoc(documented) or ""
+
+
+def _in_file(documented: Any) -> str:
+    """The docstring in the source file of a module, class or function."""
+    try:
+        tree: Any = ast.parse(textwrap.dedent(inspect.getsource(documented)))
+    except (OSError, TypeError, SyntaxError):
+        return ""
+    return ast.get_docstring(tree if inspect.ismodule(documented) else tree.body[0]) or ""

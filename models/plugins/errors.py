@@ -1,11 +1,22 @@
 """The one exception for errors that a user can cause and fix, and the checks that raise it."""
 
 from collections.abc import Collection
+from dataclasses import fields
+from numbers import Integral, Real
+from typing import Any
 
 LONGEST = 1_000
 """Characters of a message that are shown."""
 LARGEST_BATCH = 2**20
 """Images."""
+PLAIN: dict[str, tuple[Any, str]] = {
+    "bool": (bool, "True or False"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "str": (str, "text"),
+    "None": (type(None), "None"),
+}
+"""By annotation, the type of a plain value and its name in words."""
 
 
 class InvalidInput(ValueError):
@@ -20,6 +31,14 @@ class InvalidInput(ValueError):
     def __init__(self, message: str, of_code: bool = False) -> None:
         super().__init__(one_line(message))
         self.of_code = of_code
+
+
+class Signal(BaseException):
+    """Ends work from outside. It is not an Exception, so that no plugin catches it."""
+
+
+SIGNALS = (KeyboardInterrupt, GeneratorExit, Signal)
+"""What a plugin may pass on and has not raised itself."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -49,6 +68,23 @@ def within(interval: str, **values: float) -> None:
             value < high if interval[-1] == ")" else value <= high
         )
         require(inside, f"{name} must be in {interval}, got {value}")
+
+
+def of_types(options: Any, *others: str) -> None:
+    """Raise `InvalidInput` unless the plain fields of a dataclass have the types that it declares.
+    Its module must have its annotations as text.
+
+    others: fields that something else checks
+    """
+    for field in fields(options):
+        kinds, value = str(field.type).split(" | "), getattr(options, field.name)
+        if field.name in others or not {*kinds} <= PLAIN.keys():
+            continue
+        fits = any(isinstance(value, PLAIN[kind][0]) for kind in kinds)
+        # True is a number for Python, and a mistake here.
+        fits = fits and (not isinstance(value, bool) or "bool" in kinds)
+        words = " or ".join(PLAIN[kind][1] for kind in kinds)
+        require(fits, f"{field.name} must be {words}, got {value!r}")
 
 
 def batch_sizes(**values: int) -> None:

@@ -107,6 +107,29 @@ def unsupported(kind: Any) -> Any:
     return kind
 
 
+def ambiguous(kind: Any) -> enum.Enum | None:
+    """A member of an Enum that a type accepts and that does not come back from its literal, as in
+    `str | Mode`; None without one."""
+    kind = _plain(kind)
+    origin, parts = typing.get_origin(kind), typing.get_args(kind)
+    if origin in UNIONS:
+        members = (member for part in map(_plain, parts) for member in _members(part))
+        lost = (m for m in members if from_literal(kind, to_literal(kind, m)) is not m)
+        if (found := next(lost, None)) is not None:
+            return found
+    inner = () if origin is typing.Literal else parts
+    return next((found for part in inner if (found := ambiguous(part)) is not None), None)
+
+
+def _members(kind: Any) -> list[enum.Enum]:
+    """The members of an Enum that a type lists."""
+    if _is_enum(kind):
+        return list(kind)
+    literal = typing.get_origin(kind) is typing.Literal
+    choices = typing.get_args(kind) if literal else ()
+    return [choice for choice in choices if isinstance(choice, enum.Enum)]
+
+
 def choices(kind: Any) -> list[Any]:
     """The literals that a type consists of; empty for a type with arbitrary values."""
     kind = _plain(kind)

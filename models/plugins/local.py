@@ -23,15 +23,19 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
+from bdbench.models.plugins.installed import is_installed
+
 GENERATED_FILE = "<string>"
 """The file name of the methods that a dataclass generates, and of all code without a source."""
 DATACLASS_METHODS = {
     *("__init__", "__repr__", "__eq__", "__lt__", "__le__", "__gt__", "__ge__", "__hash__"),
     *("__setattr__", "__delattr__", "__replace__", "__getstate__", "__setstate__"),
 }
+BY_NAME = ("globals", "eval", "exec", "__import__", "import_module")
+"""Functions that read what no name in the code stands for."""
 GLOBAL_READS = ("LOAD_GLOBAL", "LOAD_NAME")
 """Bytecode instructions that read a variable of the module, not an attribute of that name."""
-PLAIN = (int, float, str, bytes, bool, complex, types.NoneType, PurePath, re.Pattern)
+PLAIN = (int, float, str, bytes, bool, complex, types.NoneType, PurePath)
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ def code_of(factory: Callable[..., Any]) -> Code:
     """The current code of a local class or function."""
     try:
         return Code("\n".join(_Reader().read(factory)), True)
-    except _NoSource:
-        # Also of one class: a value that it reads may have changed since.
+    except Exception:
+        # `_NoSource`, or what a reader does not foresee, such as a list that contains itself. Also
+        # of one class: a value that it reads may have changed since.
         return Code(f"unknown, {uuid.uuid4().hex}", False)
 
 
@@ -105,6 +110,8 @@ class _Reader:
         # The file may have changed since it was loaded.
         digest = hashlib.sha256(_compiled(function.__code__).encode()).hexdigest()
         yield f"# compiled {digest[:16]}"
+        if _reads_by_name(function):
+            raise _NoSource
         for name, value in sorted(_outer_values(function).items()):
             yield self._value(name, value)
         for name in _imported(function):
@@ -127,6 +134,8 @@ class _Reader:
         return f"{name} = {self._text(value)}"
 
     def _text(self, value: Any) -> str:
+        if isinstance(value, re.Pattern):
+            return self._text(("pattern", value.pattern, value.flags))  # the repr cuts a long one
         if isinstance(value, PLAIN):
             return repr(value)
         if isinstance(value, tuple | list | set | frozenset):
@@ -189,6 +198,15 @@ def _outer_values(function: types.FunctionType) -> dict[str, Any]:
     return outside | {n: function.__globals__[n] for n in read if n in function.__globals__}
 
 
+def _reads_by_name(function: types.FunctionType) -> bool:
+    """Whether a function may read what its code does not name."""
+    return any(
+        step.argval in (BY_NAME if step.opname in GLOBAL_READS else ("import_module",))
+        for step in _instructions(function)
+        if isinstance(step.argval, str) and step.opname != "LOAD_CONST"
+    )
+
+
 def _imported(function: types.FunctionType) -> list[str]:
     """The modules that a function imports when it is called."""
     steps = _instructions(function)
@@ -237,4 +255,4 @@ def is_user_code(module: str | None, file: Path | None = None) -> bool:
     if module.partition(".")[0] in {"bdbench", "builtins"} | sys.stdlib_module_names:
         return False
     path = file or getattr(sys.modules.get(module), "__file__", None)
-    return path is not None and not {"site-packages", "dist-packages"} & {*Path(path).parts}
+    return path is not None and not is_installed(module, Path(path))

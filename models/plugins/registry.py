@@ -9,14 +9,12 @@ reason.
 from __future__ import annotations
 
 import ast
-import dataclasses
 import importlib
 import importlib.util
 import inspect
 import os
 import pkgutil
 import sys
-import warnings
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -28,7 +26,8 @@ from weakref import WeakSet
 
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.blame import blaming, installed_packages, location, reason
-from bdbench.models.plugins.errors import InvalidInput, one_line, require
+from bdbench.models.plugins.errors import SIGNALS, InvalidInput, one_line, require
+from bdbench.models.plugins.notices import notify
 from bdbench.models.plugins.spec import Spec
 
 T = TypeVar("T")
@@ -195,11 +194,37 @@ class Registry(Generic[T]):
     def build(self, what: str | Spec) -> T:
         """The plugin of a spec. Raises `InvalidInput`."""
         factory, complete = self._read(spec.asked(what) if isinstance(what, str) else what)
+        plugin = self._made(factory, complete)
+        found = self._configured(plugin)[1]
+        if found != complete:
+            self._check_settled(factory, found)
+        return plugin
+
+    def rebuilt(self, plugin: T) -> T:
+        """A plugin built anew from its settings, as another process has it. Raises
+        `InvalidInput`."""
+        return self._made(*self._configured(plugin))
+
+    def _made(self, factory: Callable[..., Any], complete: Spec) -> T:
+        """The plugin of a spec with all fields. Raises `InvalidInput`."""
         fields = spec.fields_of(factory)
         settings = {key: fields[key].from_literal(value) for key, value in complete.fields.items()}
         source = "" if self.is_built_in(factory) else _source_file(factory)
         with blaming(f"{self.kind} {complete}", source):
             return self.make(factory, settings)
+
+    def _check_settled(self, factory: Callable[..., Any], found: Spec) -> T:
+        """The plugin that is built from the settings of another one. Raises `InvalidInput` if it
+        has other settings: each process would have others, and look for another record."""
+        plugin = self._made(factory, found)
+        again = self._configured(plugin)[1].fields
+        for name, value in found.fields.items():
+            require(
+                spec.is_same(again[name], value),
+                f"building {self.kind} {found.name!r} changes {name} from {value!r} to "
+                f"{again[name]!r}: keep the setting as it is, and convert it where it is used",
+            )
+        return plugin
 
     def built(self, what: str | T) -> T:
         """A plugin as it is, or the plugin of a spec. Raises `InvalidInput`."""
@@ -210,22 +235,16 @@ class Registry(Generic[T]):
             fits = isinstance(what, getattr(importlib.import_module(module), name))
             hint = ": write it with parentheses" if isinstance(what, type) else ""
             require(fits, f"{self.kind} must be a spec or {_a(name)}, got {what!r}{hint}")
-        self._check_hidden(what)
-        return what
-
-    def _check_hidden(self, plugin: T) -> None:
-        """Raises `InvalidInput` for an object that was given more than its settings: the cache and
-        the records would take it for another one with the same settings."""
-        kind = type(plugin)
-        hidden = spec.hidden_of(kind) if dataclasses.is_dataclass(kind) else {}
-        for name, default in hidden.items():
-            require(
-                _is_same(getattr(plugin, name), default),
-                f"{name} of {self.kind} {kind.__name__} is no setting, so nothing tells this "
+        factory, complete = self._configured(what)
+        settled = self._check_settled(factory, complete)
+        for name in _hidden_in(what, settled) if type(what) is factory else ():
+            raise InvalidInput(
+                f"{name} of {self.kind} {type(what).__name__} is no setting, so nothing tells this "
                 f"{self.kind} from others in the cache and in records: make it a field of text or "
                 "numbers, name a file with path_field(), or, if the object fills it itself, write "
-                "field(init=False, repr=False)",
+                "field(init=False, repr=False)"
             )
+        return what
 
     def swept(self, what: str | T) -> list[T]:
         """The plugins of a sweep, which is a spec with lists in place of values: one for each
@@ -278,7 +297,7 @@ class Registry(Generic[T]):
         shown = {
             key: fields[key].without_folder(value)
             for key, value in complete.fields.items()
-            if value != defaults[key]
+            if not spec.is_same(value, defaults[key])
         }
         return Spec(complete.name, shown)
 
@@ -305,8 +324,8 @@ class Registry(Generic[T]):
         ]
 
     def files(self, what: str | T) -> list[Path]:
-        """The files that settings of a plugin name, see `spec.path_field`, and those of the specs
-        in its fields."""
+        """The files and folders that settings of a plugin name, see `spec.path_field`, and those of
+        the specs in its fields."""
         factory, complete = self._configured(what)
         paths = [
             Path(field.absolute(complete.fields[key]))
@@ -314,7 +333,7 @@ class Registry(Generic[T]):
             if field.is_path and complete.fields[key]
         ]
         inner = [path for each in _inner_specs(factory, complete) for path in self.files(each)]
-        return [*(path for path in paths if path.is_file()), *inner]
+        return [*(path for path in paths if path.is_file() or path.is_dir()), *inner]
 
     def parts(self, what: str | T) -> list[str]:
         """The name of a spec, and those of the specs in its fields."""
@@ -403,6 +422,12 @@ class Registry(Generic[T]):
         return Spec(given.name, values)
 
     def _check_defaults(self, factory: Callable[..., Any], name: str) -> None:
+        """Raises `InvalidInput` for a parameter without a default, or without a name."""
+        for star in spec.variable(factory) if not self.runtime_parameters else ():
+            raise InvalidInput(
+                f"{star} of {self.kind} {name!r} is no setting that a spec can write: give each "
+                "setting a parameter with a default"
+            )
         for field in spec.required(factory, self.runtime_parameters):
             raise InvalidInput(
                 f"{field} of {self.kind} {name!r} has no default: give it one, because every "
@@ -475,7 +500,9 @@ class Registry(Generic[T]):
         whole = True
         try:
             self.register(point.name)(point.load())
-        except (Exception, SystemExit) as error:
+        except SIGNALS:
+            raise
+        except BaseException as error:
             self.broken[point.name], whole = one_line(reason(error)), False
         for registry, names in known.items():
             for name, factory in list(registry._factories.items()):
@@ -504,10 +531,35 @@ def _is_installed(registry: Registry[Any], factory: Callable[..., Any]) -> bool:
     )
 
 
-def _is_same(value: Any, default: Any) -> bool:
-    """Whether a value is its default; of arrays, which have no single answer, it is not."""
+def _hidden_in(plugin: object, settled: object) -> list[str]:
+    """The attributes that tell a plugin from one with the same settings: the cache and the records
+    would take one for the other.
+
+    settled: the plugin that is built from the same settings
+    """
+    kind: Any = type(plugin)
+    built = vars(settled)
+    known = {*spec.fields_of(kind), *spec.filled_by(kind)}
+    return [
+        name
+        for name, value in vars(plugin).items()
+        if name not in known
+        and not isinstance(getattr(kind, name, None), cached_property)
+        and not (name in built and _is_same(value, built[name]))
+    ]
+
+
+def _is_same(value: Any, other: Any) -> bool:
+    """Whether two values are equal, as far as they can tell: two objects of a class that does not
+    compare them may be."""
+    identity: Any = object.__eq__
+    if type(value) is not type(other):
+        return False
+    if value is other or type(value).__eq__ is identity:
+        return True
     try:
-        return value is default or bool(value == default)
+        same = value == other
+        return bool(same.all() if hasattr(same, "all") else same)
     except (TypeError, ValueError, RuntimeError):
         return False
 
@@ -646,7 +698,7 @@ def load_file(path: Path | str) -> ModuleType:
         _check_helpers(module, folder)
         _check_registered(module, path)
         _registers[name] = _registered_modules() - known
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         del sys.modules[name]
         sys.path[:] = paths
         for registry in REGISTRIES:
@@ -654,7 +706,7 @@ def load_file(path: Path | str) -> ModuleType:
         for earlier in withdrawn:
             _give_back(earlier)
         file, line = location(error) or (path, 0)
-        if isinstance(error, InvalidInput) and not line:
+        if isinstance(error, SIGNALS) or (isinstance(error, InvalidInput) and not line):
             raise
         where = f" at line {line}" if line else ""
         where += "" if file.resolve() == path.resolve() else f" of {file}"
@@ -754,7 +806,7 @@ def _check_registered(module: ModuleType, path: Path) -> None:
         not any(_is_plugin(value, module.__name__) for value in vars(module).values()),
         f"{complaint}: write @register('name') above its class",
     )
-    warnings.warn(f"{complaint}, so no cell imports it", RegistersNothing, stacklevel=3)
+    notify(f"{complaint}, so no cell imports it", RegistersNothing, stacklevel=3)
 
 
 def _is_plugin(value: object, module: str) -> bool:

@@ -202,6 +202,11 @@ class Field:
                 f"{what} has the type {self.shown}{inner}, which no spec can write; "
                 f"use {literals.SUPPORTED}"
             )
+        if (member := literals.ambiguous(self.type)) is not None:
+            raise InvalidInput(
+                f"{what} has the type {self.shown}, in which {member.name!r} does not stand for "
+                f"{member}: name the Enum first"
+            )
         try:
             return literals.to_literal(self.type, value)
         except literals.Misfit as misfit:
@@ -236,16 +241,17 @@ def _shown(value: Any) -> str:
 
 
 def added(default: Any) -> Any:
-    """A dataclass field that was added after records were made. The canonical spec omits it at its
-    default, so that these records keep their keys. The default must do what the plugin did before
-    it had the field."""
+    """A dataclass field, or the default of a parameter of a model, that was added after records
+    were made. The canonical spec omits it at its default, so that these records keep their keys.
+    The default must do what the plugin did before it had the field."""
     return dataclasses.field(default=default, metadata={"added": True})
 
 
 def path_field(default: str = "") -> Any:
-    """A dataclass field that holds the path of files. The canonical spec has only the last part of
-    the path: files that were moved are the same. A file is identified by its content, which is in
-    the key of each cell, and the files of a data set by its `content`."""
+    """A dataclass field, or the default of a parameter of a model, that holds the path of a file or
+    folder. The canonical spec has only the last part of the path: files that were moved are the
+    same. They are identified by their content, which is in the key of each cell; those of a data
+    set that has a `content` by that."""
     return dataclasses.field(default=default, metadata={"place": True})
 
 
@@ -264,6 +270,9 @@ def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
     found = {}
     for name, parameter in inspect.signature(factory).parameters.items():
         field, default = declared.get(name), parameter.default
+        if isinstance(default, dataclasses.Field):
+            # Of a function, such as `path_field()`.
+            field, default = default, default.default
         if default is parameter.empty or (field is not None and not field.repr):
             continue
         if field is not None and field.default_factory is not dataclasses.MISSING:
@@ -277,18 +286,28 @@ def fields_of(factory: Callable[..., Any]) -> Mapping[str, Field]:
     return MappingProxyType(found)
 
 
-def hidden_of(kind: type) -> Mapping[str, Any]:
-    """The fields of a dataclass that are given like settings and are none, with their defaults;
-    without those that say that they are filled later."""
-    fields = dataclasses.fields(kind)
-    hidden = (f for f in fields if f.init and not f.repr and not f.metadata.get("filled"))
-    return {
-        field.name: field.default
-        if field.default_factory is dataclasses.MISSING
-        else field.default_factory()
-        for field in hidden
-        if field.default is not field.default_factory
-    }
+def marked(factory: Callable[..., Any]) -> dict[str, Any]:
+    """The defaults of the parameters of a function that have a mark, as `path_field` gives one."""
+    fields, parameters = fields_of(factory), inspect.signature(factory).parameters
+    marks = (name for name in fields if isinstance(parameters[name].default, dataclasses.Field))
+    return {name: fields[name].from_literal(fields[name].default) for name in marks}
+
+
+def filled_by(kind: type) -> set[str]:
+    """The fields of a class that its objects fill themselves."""
+    fields = dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ()
+    return {field.name for field in fields if not field.init or field.metadata.get("filled")}
+
+
+def variable(factory: Callable[..., Any]) -> list[str]:
+    """The parameters of a class or function that take any number of values, such as `**options`."""
+    parameters = inspect.signature(factory).parameters.values()
+    return [str(p).partition(":")[0] for p in parameters if p.kind in VARIABLE]
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether a spec writes two literals alike: True is not 1."""
+    return repr(one) == repr(other)
 
 
 def required(factory: Callable[..., Any], skipped: int = 0) -> list[str]:
@@ -303,7 +322,7 @@ def canonical(spec: Spec, fields: Mapping[str, Field]) -> Spec:
     written = {
         key: fields[key].without_folder(value)
         for key, value in spec.fields.items()
-        if not (fields[key].added and value == fields[key].default)
+        if not (fields[key].added and is_same(value, fields[key].default))
     }
     return Spec(spec.name, written)
 

@@ -31,9 +31,7 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import require
 from bdbench.models.training.augment import to_float
-from bdbench.models.training.feed import BATCH_SOURCES
-from bdbench.models.training.feed import Batch as Batch
-from bdbench.models.training.feed import steps_per_epoch as steps_per_epoch
+from bdbench.models.training.feed import BATCH_SOURCES, Batch
 from bdbench.models.training.graphs import LearningRates, StepRunner, recorder_for
 from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.resume import State, enclosing_round, resumable
@@ -154,7 +152,8 @@ def features(model: Classifier, images: Tensor) -> Tensor:
     return _evaluate(model, model.features, images)
 
 
-@torch.inference_mode()
+# Not in inference mode: a network may need the gradient of its input, or keep a tensor.
+@torch.no_grad()
 def _evaluate(model: Classifier, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     training = model.training
     model.eval()

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from bdbench.models import observer
+from bdbench.models.plugins.errors import Signal
 from bdbench.models.rng import GENERATORS
 from bdbench.models.scope import num_threads
 from bdbench.models.training.resume import branched
@@ -73,9 +74,8 @@ def run_parallel(tasks: Sequence[Callable[[], T]], together: bool = True) -> lis
     return results
 
 
-class Stopped(BaseException):
-    """Another branch has failed, or the run is to end. It is not an Exception, so that no method
-    catches it."""
+class Stopped(Signal):
+    """Another branch has failed, or the run is to end."""
 
 
 class _Branch(observer.Observer):

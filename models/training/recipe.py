@@ -11,8 +11,6 @@ from bdbench.models.plugins.errors import above, at_least, batch_sizes, one_of, 
 from bdbench.models.plugins.spec import added, fields_of
 from bdbench.models.training.augment import Augmentation
 from bdbench.models.training.feed import BATCH_SOURCES
-from bdbench.models.training.feed import Batch as Batch
-from bdbench.models.training.feed import steps_per_epoch as steps_per_epoch
 
 PRECISIONS = ("fp32", "bf16")
 LARGEST_EDGE = 1_000

@@ -3,6 +3,7 @@
 It is slow on purpose: with it, the overhead of a defense relative to plain training is comparable
 to that in papers whose time went into loading. Given the same draws, it gives the same images as
 `augment.py`. As in public code, every pass starts new workers and does not use pinned memory.
+Workers send arrays: torch would send tensors through sockets and /dev/shm, which may be small.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import importlib
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -62,6 +65,7 @@ def batches(
         loader = DataLoader(
             AugmentedImages(images, labels, augmentation),
             batch_sampler=image_draws(draws, spans),
+            collate_fn=stacked,
             num_workers=workers,
             # Other start methods would send all images to every worker in every pass.
             multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
@@ -69,7 +73,15 @@ def batches(
             generator=torch.Generator(),
         )
         iterator = iter(loader)
-    yield from map(tuple, iterator)
+    for pixels, targets, positions in iterator:
+        yield torch.from_numpy(pixels), torch.from_numpy(targets), torch.from_numpy(positions)
+
+
+def stacked(samples: Sequence[tuple[Tensor, int, int]]) -> tuple[NDArray[Any], ...]:
+    """A batch as arrays: images float32 (b, 3, height, width), labels and positions int64 (b,)."""
+    images, labels, positions = zip(*samples, strict=True)
+    pixels = numpy.stack([image.numpy() for image in images])
+    return pixels, numpy.array(labels, numpy.int64), numpy.array(positions, numpy.int64)
 
 
 def image_draws(

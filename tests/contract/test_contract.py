@@ -191,7 +191,17 @@ def test_a_plugin_that_keeps_all_promises_is_ok(
         (
             "return network",
             "torch.set_default_dtype(torch.float64); return network",
-            "it leaves torch's default dtype changed, from torch.float32 to torch.float64",
+            "it leaves torch's dtype changed, from torch.float32 to torch.float64",
+        ),
+        (
+            "return network",
+            "torch.set_default_device('meta'); return network",
+            "it leaves torch's default device changed, from cpu to meta",
+        ),
+        (
+            "return network",
+            "torch.use_deterministic_algorithms(True); return network",
+            "it leaves torch's deterministic changed, from False to True",
         ),
         ("return network", "torch.set_num_threads(2); return network", "changed, from 1 to 2"),
         ("return network", "return network.train()", "is in training mode; call eval()"),

@@ -30,7 +30,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.loop import Batch, loop, sample_losses, train
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import loop, sample_losses, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.trial.evaluation import diagnose
 

@@ -23,7 +23,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.loop import Batch, loop
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import loop
 from bdbench.models.training.recipe import Recipe
 
 SHORT = ANP(updates=6, batch_size=20, learning_rate=1.0)

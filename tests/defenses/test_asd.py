@@ -203,12 +203,13 @@ def test_the_meta_split_finds_what_is_learned_fast() -> None:
 def test_lambda_u_rises_over_all_epochs(data: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     weights: list[float] = []
 
-    def remember(network: Classifier, *batch: Tensor, sharpening: float) -> Tensor:
-        weights.append(float(batch[-1]))
+    def remember(network: Classifier, *batch: Tensor) -> Tensor:
+        *_, weight, sharpening = batch
+        weights.append(float(weight))
         assert sharpening == 0.5
         return network(batch[0]).sum() * 0
 
-    monkeypatch.setattr(bdbench.defenses.asd, "mixmatch_loss", remember)
+    monkeypatch.setattr("bdbench.defenses.mixmatch.mixmatch_loss", remember)
     SHORT.fit(data, make_context(data))
     # 3 epochs of 3 steps.
     assert weights == pytest.approx([15 * n / 9 for n in range(9)])

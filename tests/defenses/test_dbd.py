@@ -24,6 +24,7 @@ from bdbench.defenses.mixmatch import (
     augmented,
     draw_rows,
     mix,
+    mixmatch_loss,
     sharpen,
     symmetric_cross_entropy,
 )
@@ -174,7 +175,8 @@ def test_mixmatch_is_its_equations_image_by_image() -> None:
             known -= sum(float(target[c]) * math.log(float(q[c])) for c in range(10)) / b
         else:
             other += sum(float(target[c] - q[c]) ** 2 for c in range(10)) / (2 * b * 10)
-    loss = DBD().mixmatch(network, images, labels, shares, partners, torch.tensor(3.0))
+    weight = torch.tensor(3.0)
+    loss = mixmatch_loss(network, images, labels, shares, partners, weight, DBD().sharpening)
     assert other > 1e-4
     assert float(loss.detach()) == pytest.approx(known + 3.0 * other, rel=1e-4)
 
@@ -245,13 +247,13 @@ def test_every_epoch_has_its_own_split(images: ImageSet, monkeypatch: pytest.Mon
 
 
 def test_schedules(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls, weights, plain = spy(monkeypatch), [], DBD.mixmatch
+    calls, weights = spy(monkeypatch), []
 
-    def remember(self: DBD, *arguments: Any) -> Tensor:
-        weights.append(float(arguments[-1]))
-        return plain(self, *arguments)
+    def remember(*arguments: Any) -> Tensor:
+        weights.append(float(arguments[-2]))
+        return mixmatch_loss(*arguments)
 
-    monkeypatch.setattr(DBD, "mixmatch", remember)
+    monkeypatch.setattr("bdbench.defenses.mixmatch.mixmatch_loss", remember)
     SHORT.fit(images, make_context())
     assert [rate for _, rate in calls] == pytest.approx([0.1, 0.05, 2e-3, 2e-3, 2e-3])
     # 2 epochs of 5 steps, after one of the head.
@@ -267,11 +269,11 @@ def test_the_weight_of_guesses_counts_the_epochs_of_the_head(
     """1, 2 or 4 epochs of the head before 4 of MixMatch; the weight never exceeds its end value."""
     weights: list[float] = []
 
-    def remember(self: DBD, network: Classifier, *arguments: Any) -> Tensor:
-        weights.append(float(arguments[-1]))
+    def remember(network: Classifier, *arguments: Any) -> Tensor:
+        weights.append(float(arguments[-2]))
         return network(arguments[0]).sum() * 0
 
-    monkeypatch.setattr(DBD, "mixmatch", remember)
+    monkeypatch.setattr("bdbench.defenses.mixmatch.mixmatch_loss", remember)
     monkeypatch.setattr(DBD, "learn_features", lambda *_: None)
     monkeypatch.setattr(DBD, "train_head", lambda *_: None)
     context, lambda_u = make_context(replace(RECIPE, epochs=4)), 15.0
@@ -518,13 +520,13 @@ def test_mixmatch_sees_two_views_in_training_mode(
 ) -> None:
     seen: list[bool] = []
 
-    def remember(self: DBD, network: Classifier, images: Tensor, *rest: Tensor) -> Tensor:
+    def remember(network: Classifier, images: Tensor, *rest: Any) -> Tensor:
         one, other = images[12:].split(12)
         seen.append(bool((one != other).flatten(1).any(1).float().mean() > 0.8))
         assert network.training
         return network(images).sum() * 0
 
-    monkeypatch.setattr(DBD, "mixmatch", remember)
+    monkeypatch.setattr("bdbench.defenses.mixmatch.mixmatch_loss", remember)
     monkeypatch.setattr(DBD, "learn_features", lambda *_: None)
     SHORT.fit(images, make_context())
     assert seen == [True] * 10
@@ -535,11 +537,11 @@ def test_mixing_coefficients_have_the_moments_of_beta(images: ImageSet) -> None:
         make_context().build(),
         None,
         make_context(),
-        None,
         None,  # type: ignore[arg-type]
         steps=200,
         batch_size=10,
         beta=0.3,
+        sharpening=0.5,
     )
     rows = torch.arange(60)
     training.draw(images, rows[:30], rows[30:])

@@ -29,7 +29,8 @@ from bdbench.models.registry import models
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Batch, features, logits, loop, predict, train
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import features, logits, loop, predict, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.storage.cache import Cache
 from bdbench.trial.clean_budget import clean_budget

@@ -22,7 +22,8 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
-from bdbench.models.training.loop import Batch, loop
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import loop
 from bdbench.models.training.recipe import Recipe
 
 SHORT = FTSAM(updates=4, batch_size=20)

@@ -26,7 +26,8 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
-from bdbench.models.training.loop import Batch, loop
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import loop
 from bdbench.models.training.recipe import Recipe
 
 SHORT = IBAU(rounds=1, updates=3, batch_size=20, portion=1.0)

@@ -24,7 +24,8 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import Batch, logits, loop, train
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import logits, loop, train
 from bdbench.models.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=20, learning_rate=0.05, weight_decay=0.01)

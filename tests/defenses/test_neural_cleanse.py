@@ -29,7 +29,8 @@ from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
-from bdbench.models.training.loop import Batch, loop, predict
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import loop, predict
 from bdbench.models.training.recipe import Recipe
 
 SIDE, LABELS = 6, 5

@@ -21,6 +21,7 @@ from bdbench.defenses import Context, Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models import Classifier, ImageSet, train
 from bdbench.models.networks.wide_resnet import PreActivationResNet
+from bdbench.models.plugins.errors import Signal
 from bdbench.models.registry import models
 from bdbench.models.rng import GENERATORS, global_seed, seeded
 from bdbench.models.training.context import TrainingContext
@@ -114,7 +115,7 @@ def record_of(
     return {**encode(record), "measured": None}
 
 
-class Stopped(BaseException):
+class Stopped(Signal):
     pass
 
 

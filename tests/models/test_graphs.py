@@ -21,8 +21,9 @@ from bdbench.models.observer import Observer, observed_by
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
 from bdbench.models.training import graphs
+from bdbench.models.training.feed import Batch
 from bdbench.models.training.graphs import Work, by_device, recorded_by
-from bdbench.models.training.loop import Batch, logits, loop, train
+from bdbench.models.training.loop import logits, loop, train
 from bdbench.models.training.recipe import Recipe
 
 RECIPE = Recipe(epochs=3, batch_size=16, learning_rate=0.05, drops=(0.7,))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,14 @@ from bdbench.cells.cell import cell, check_network
 from bdbench.cells.suites import Suite
 from bdbench.cli import main
 from bdbench.contract.promises import check_plugin, promises, resolve
+from bdbench.contract.scenarios import SIDE, defense_context, random_images
+from bdbench.defenses.registry import defenses
 from bdbench.models.networks.classifier import Classifier, draws, stage_shapes
 from bdbench.models.networks.traced import Traced
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
-from bdbench.models.rng import global_seed, stream
+from bdbench.models.rng import GENERATORS, global_seed, seeded, stream
+from bdbench.models.training.loop import logits
 from bdbench.models.training.recipe import Recipe
 from bdbench.running import run
 from bdbench.running.engines.options import ExecutionOptions
@@ -269,6 +273,104 @@ def test_an_attack_is_refused_a_network_before_anything_trains(attack: str, tmp_
 @pytest.mark.parametrize("defense", ["none", "ft", "ft_sam", "mcr", "abl", "asd"])
 def test_defenses_without_needs_accept_any_network(defense: str) -> None:
     check_network(cell(TINY, bd.Model(bare, {}), "badnets", defense, Recipe(epochs=1), 0))
+
+
+class Own(Classifier):
+    """A network with its own forward, which gives `of(logits)` and keeps what it was given."""
+
+    of: Callable[[Tensor], object] = staticmethod(lambda logits: logits)
+
+    def __init__(self, classes: int) -> None:
+        super().__init__(0.0, 1.0)
+        self.layers = nn.Sequential(nn.Conv2d(3, classes, 3), nn.BatchNorm2d(classes), nn.Dropout())
+        self.layers[1].eval()
+        self.seen: Tensor | None = None
+
+    def body(self, images: Tensor) -> list[Tensor]:
+        return [self.layers(images)]
+
+    def embed(self, last: Tensor) -> Tensor:
+        return last
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = images
+        torch.rand(1)
+        return self.of(self.features(images))  # type: ignore[return-value]
+
+
+def own(classes: int, size: int) -> Own:
+    return Own(classes)
+
+
+def test_to_check_a_network_changes_nothing(work: Callable[[Callable[[], object]], int]) -> None:
+    model, before = bd.Model(own, {}), GENERATORS.fingerprint()
+    with seeded(0, "test"):
+        plain, after = own(10, 16), torch.get_rng_state()
+    with seeded(0, "test"):
+        made: list[Classifier] = []
+        assert work(lambda: made.append(model.build(10, 16))) == 0
+        assert torch.equal(torch.get_rng_state(), after)
+    (found,) = made
+    assert GENERATORS.fingerprint() == before
+    assert found.seen is None
+    for one, other in zip(plain.modules(), found.modules(), strict=True):
+        assert one.training is other.training
+    weights = found.state_dict()
+    assert all(torch.equal(values, weights[name]) for name, values in plain.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("of", "got"),
+    [
+        (lambda logits: logits[:, :5], "float32 (2, 5)"),
+        (lambda logits: logits.long(), "int64 (2, 10)"),
+        (lambda logits: [logits], "a list"),
+        (lambda logits: None, "a NoneType"),
+    ],
+)
+def test_a_model_whose_forward_gives_no_logits_is_refused_before_anything_trains(
+    of: Callable[[Tensor], object], got: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Own, "of", staticmethod(of))
+    with pytest.raises(InvalidInput) as refusal:
+        check_network(cell(TINY, bd.Model(own, {}), "none", "none", Recipe(epochs=1), 0))
+    assert str(refusal.value) == (
+        f"model 'own' returned a Own whose forward gives {got} for two images: it must give "
+        "logits, float (2, 10)"
+    )
+
+
+def test_a_model_makes_a_new_network_in_each_call() -> None:
+    """Or else two networks of a defense are one, and so are those of two cells."""
+    only = own(10, 16)
+
+    def single(classes: int, size: int) -> Classifier:
+        return only
+
+    def outer(classes: int, size: int) -> Classifier:
+        return bd.Model(own, {}).build(classes, size)
+
+    model = bd.Model(single, {})
+    assert model.build(10, 16) is only
+    with pytest.raises(InvalidInput, match=r"^model 'single' returned a network that it had retur"):
+        model.build(10, 16)
+    assert bd.Model(outer, {}).build(10, 16) is not bd.Model(outer, {}).build(10, 16)
+
+
+def frozen_stem(classes: int, size: int) -> Classifier:
+    network = models.build("wrn16_1").build(classes, size)
+    network.stem.requires_grad_(False)
+    network.unused = nn.Parameter(torch.ones(1))
+    return network
+
+
+@pytest.mark.parametrize("name", defenses.names())
+def test_a_defense_accepts_parameters_that_are_frozen_or_unused(name: str) -> None:
+    data, defense = random_images(60, SIDE, 10), defenses.build(name)
+    build = partial(bd.Model(frozen_stem, {}).build, 10, SIDE)
+    lent = replace(defense_context(data, defense.clean_fraction), build_network=build)
+    context = replace(lent, train_undefended=lambda n: lent.build(f"undefended {n}").eval())
+    assert logits(defense.fit(data, context), data.images).isfinite().all()
 
 
 @pytest.fixture

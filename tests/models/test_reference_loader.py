@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
 import warnings
+from contextlib import suppress
+from multiprocessing import resource_sharer
 
 import pytest
 import torch
@@ -67,6 +70,30 @@ def test_workers_give_the_batches_of_this_process() -> None:
         assert images.dtype == torch.float32
         assert images.is_contiguous()
         assert labels.dtype == index.dtype == torch.int64
+
+
+def test_workers_need_neither_a_socket_nor_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket needs a short TMPDIR, and a container may have a small /dev/shm."""
+
+    def refuse(*_: object) -> None:
+        raise OSError("AF_UNIX path too long")
+
+    monkeypatch.setattr(resource_sharer, "DupFd", refuse)
+    monkeypatch.setattr(torch.UntypedStorage, "_new_shared", refuse)
+    monkeypatch.setattr(torch.UntypedStorage, "_new_using_fd_cpu", refuse)
+    how = Augmentation()
+    data, draws = drawn((12, 20), how)
+    made = []
+
+    def load() -> None:
+        with suppress(RuntimeError):
+            made.extend(batches(data.images, data.labels, draws, SPANS, how, workers=1))
+
+    # A worker that cannot send a batch leaves its loader waiting for ever.
+    thread = threading.Thread(target=load, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert len(made) == 3
 
 
 def test_a_pass_may_start_and_end_anywhere_in_the_draws() -> None:

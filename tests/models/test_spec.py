@@ -9,18 +9,20 @@ from dataclasses import dataclass
 from functools import partial
 from math import inf, nan
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import cell
+from bdbench.cells.cell import REGISTRIES, cell
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
+from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.errors import InvalidInput, above, at_least, one_of
 from bdbench.models.plugins.registry import RegistersNothing, Registry, load_file
-from bdbench.models.plugins.spec import Spec, added
-from bdbench.models.registry import models
+from bdbench.models.plugins.spec import Spec, added, path_field
+from bdbench.models.registry import Model, models
 from bdbench.models.training.recipe import Recipe
 
 
@@ -156,6 +158,32 @@ def test_an_added_field_is_written_only_if_it_differs_from_its_default() -> None
     assert registry.build("thing") == Thing()
 
 
+def test_a_label_tells_true_from_1(mine: Callable[..., Any]) -> None:
+    for kind in ("int | bool", "Literal[1, True]"):
+        mine(kind, "added(1)")
+        assert defenses.label("mine") == defenses.canonical("mine") == "mine"
+        assert defenses.label("mine(size=True)") == "mine(size=True)"
+        assert defenses.canonical("mine(size=True)") == "mine(size=True)"
+
+
+def test_a_parameter_of_a_model_may_name_a_file(tmp_path: Path, unregistered: None) -> None:
+    """As `field()` of a dataclass may be the default of a field."""
+    given = []
+
+    @models.register("net")
+    def net(classes: int, size: int, weights: str = path_field("a.pt"), n: int = added(2)) -> Any:
+        given.append((weights, n))
+        return models.build("wrn16_1").build(classes, size)
+
+    (tmp_path / "a.pt").write_bytes(b"1")
+    text = f"net(weights={str(tmp_path / 'a.pt')!r})"
+    assert models.canonical(text) == "net(weights='a.pt')"
+    assert models.files(text) == [tmp_path / "a.pt"]
+    for model in (models.build("net"), Model(net, {}), models.build(text)):
+        model.build(10, 16)
+    assert given == [("a.pt", 2), ("a.pt", 2), (str(tmp_path / "a.pt"), 2)]
+
+
 def test_two_plugins_of_one_name_are_refused() -> None:
     registry: Registry[object] = Registry("thing", "bdbench.models")
     registry.register("x")(lambda: 1)
@@ -203,6 +231,7 @@ KINDS = [
     ("list[list[int]] | str", "'all'", "[[1]]", [[1]]),
     ("Annotated[float, 'a rate']", "1", "2", 2.0),
     ("Any", "None", "[1, ('a',)]", [1, ("a",)]),
+    ("Mode | str", "Mode.FAST", "'SLOW'", "Mode.SLOW"),
 ]
 FILE = '''"""A defense with one field."""
 {future}
@@ -215,6 +244,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 from torch import Tensor
 from bdbench.defenses import Defense, register
+from bdbench.models import added
 
 class Mode(Enum):
     FAST = "fast"
@@ -286,6 +316,14 @@ def test_a_field_of_any_such_type_is_written_and_read_back(
             "did you mean 'SLOW'?",
         ),
         ("Literal[1]", "1", "mine(size=True)", "must be one of 1, got True"),
+        *(
+            (kind, default, "mine", "in which 'FAST' does not stand for Mode")
+            for kind, default in [
+                ("str | Mode", "Mode.FAST"),
+                ("list[str | Mode]", "field(default_factory=list)"),
+                ("str | Literal[Mode.FAST]", "'x'"),
+            ]
+        ),
         ("list[int]", "field(default_factory=list)", "mine(size=['a'])", "list[int], got ['a']"),
         ("tuple[Mode, int]", "(Mode.FAST, 1)", "mine(size=(1,))", "tuple[Mode, int], got (1,)"),
         ("int | None", "None", "mine(size=1.5)", "must be int | None, got 1.5"),
@@ -376,6 +414,49 @@ def test_a_plugin_that_refuses_its_settings_is_one_line(tmp_path: Path, unregist
     said = rf"defense mine\(size=3\) failed at line 8 of {file}: ValueError: too small"
     with pytest.raises(InvalidInput, match=said):
         defenses.build("mine(size=3)")
+
+
+@pytest.mark.parametrize(
+    ("made", "again"),
+    [
+        ("self.size / 255", "from 0.03137254901960784 to 0.000123029"),
+        ("self.size + 1", "from 9.0 to 10.0"),
+        ("-self.size", "from -8.0 to 8.0"),
+        ("min(self.size, 1.0)", None),
+        ("abs(self.size)", None),
+    ],
+)
+def test_a_setting_that_building_changes_each_time_is_refused(
+    made: str, again: str | None, tmp_path: Path, unregistered: None
+) -> None:
+    """Each process would build another plugin, and none would find the record of another."""
+    file = tmp_path / "mine.py"
+    changing = f"    def __post_init__(self): object.__setattr__(self, 'size', {made})\n"
+    file.write_text(NAMED + CLASS.replace("int = 1", "float = 8.0") + changing + FIT)
+    load_file(file)
+    plugin = defenses.factory("mine")()
+    if again is None:
+        settled = defenses.canonical(defenses.build("mine"))
+        assert defenses.canonical(defenses.build(settled)) == settled
+        assert defenses.built(plugin) is plugin
+        return
+    with pytest.raises(InvalidInput, match=f"^building defense 'mine' changes size {again}"):
+        defenses.build("mine")
+    with pytest.raises(InvalidInput, match=r"^building defense 'mine' changes size from"):
+        defenses.built(plugin)
+
+
+@pytest.mark.parametrize("stars", ["*parts", "**options", "size=1, *parts", "*, size=1, **options"])
+def test_settings_without_a_name_are_refused(
+    stars: str, tmp_path: Path, unregistered: None
+) -> None:
+    file = tmp_path / "mine.py"
+    own = f"    def __init__(self, {stars}): self.size = 1\n"
+    file.write_text(NAMED + "@dataclass(frozen=True)\nclass Mine(Defense):\n" + own + FIT)
+    load_file(file)
+    said = r"^\*+(parts|options) of defense 'mine' is no setting that a spec can write: give"
+    with pytest.raises(InvalidInput, match=said):
+        defenses.build("mine")
 
 
 @pytest.mark.parametrize(
@@ -579,3 +660,25 @@ def test_a_file_without_a_plugin_gives_a_warning(tmp_path: Path) -> None:
     with pytest.warns(RegistersNothing, match=r"plugin '.*patch.py' registers nothing"):
         load_file(file)
     load_file(file)
+
+
+# Documentation
+
+
+@pytest.mark.parametrize("kind", REGISTRIES)
+def test_docstrings_are_read_also_where_python_drops_them(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`python -OO` and PYTHONOPTIMIZE=2."""
+    registry = REGISTRIES[kind]
+    built_in = [name for name in registry.names() if registry.origin(name) == "built in"]
+    factories = list(map(registry.factory, built_in))
+
+    def texts() -> list[tuple[str, str]]:
+        return [(about_module(each), about_fields(each)) for each in factories]
+
+    usual = texts()
+    optimised = SimpleNamespace(flags=SimpleNamespace(optimize=2))
+    monkeypatch.setattr("bdbench.models.plugins.documentation.sys", optimised)
+    assert texts() == usual
+    assert all(module for module, _ in usual)

@@ -23,14 +23,13 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import global_seed, stream
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.feed import BATCH_SOURCES, BatchSource
+from bdbench.models.training.feed import BATCH_SOURCES, BatchSource, steps_per_epoch
 from bdbench.models.training.loop import (
     Batch,
     logits,
     loop,
     predict,
     sample_losses,
-    steps_per_epoch,
     train,
 )
 from bdbench.models.training.recipe import Recipe
@@ -329,6 +328,36 @@ def test_evaluation_changes_nothing_and_images_are_independent(images: ImageSet)
     assert torch.equal(predict(model, images.images), together.argmax(1))
     expected = [float(cross_entropy(together[n], images.labels[n])) for n in range(60)]
     assert sample_losses(model, images).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_network_may_keep_a_tensor_from_an_evaluation(images: ImageSet) -> None:
+    """For its next training."""
+
+    class Keeping(Stub):
+        scale: torch.Tensor | None = None
+
+        def body(self, images: torch.Tensor) -> list[torch.Tensor]:
+            if self.scale is None:
+                self.scale = torch.full_like(images[:1], 0.5)
+            return super().body(self.scale * images)
+
+    model = Keeping(network())
+    sample_losses(model, images)
+    train(model, images, SHORT, stream(0, "x"))
+
+
+class Stub(Classifier):
+    """A network around another one."""
+
+    def __init__(self, inner: Classifier) -> None:
+        super().__init__(0.0, 1.0)
+        self.inner, self.head = inner, inner.head
+
+    def body(self, images: torch.Tensor) -> list[torch.Tensor]:
+        return self.inner.body(images)
+
+    def embed(self, last: torch.Tensor) -> torch.Tensor:
+        return self.inner.embed(last)
 
 
 def test_an_observer_is_told_of_every_step_and_epoch(images: ImageSet) -> None:

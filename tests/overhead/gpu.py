@@ -41,7 +41,8 @@ from bdbench.models.observer import Observer, observed_by
 from bdbench.models.registry import models
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext
-from bdbench.models.training.loop import steps_per_epoch, train
+from bdbench.models.training.feed import steps_per_epoch
+from bdbench.models.training.loop import train
 from bdbench.models.training.recipe import Recipe
 
 FULL = 100

@@ -12,7 +12,7 @@ import torch
 from bdbench.machine.devices import devices_of
 from bdbench.machine.threads import cores
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.errors import InvalidInput, of_types, require
 from bdbench.running.engines.base import Engine, InProcess, WorkerEvents
 from bdbench.running.worker import Job
 
@@ -23,7 +23,8 @@ LARGEST_MACHINE = 1_024
 
 @dataclass(frozen=True)
 class ExecutionOptions:
-    """Where and how cells are executed. Raises `InvalidInput` for options that exclude each other.
+    """Where and how cells are executed. Raises `InvalidInput` for a value of another type, and
+    for options that exclude each other.
 
     engine: of `ENGINES`
     jobs: cells at once; None is one for each core or GPU, or as many as a cluster takes
@@ -43,6 +44,7 @@ class ExecutionOptions:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        of_types(self)
         known = self.engine in ENGINES
         require(known, f"unknown engine {self.engine!r}{spec.did_you_mean(self.engine, ENGINES)}")
         for name, least in (("jobs", 1), ("threads", 1), ("cores", 1), ("gpus", 0)):
@@ -106,7 +108,7 @@ class ExecutionOptions:
         """Threads of each cell."""
         if not self.is_here:
             return self.cores or 1
-        usual = torch.get_num_threads()
+        usual = min(torch.get_num_threads(), cores())
         if self.in_process or (timed and self.threads is None):
             return usual
         return self.threads or (1 if device.type == "cpu" else usual)

@@ -16,7 +16,7 @@ from bdbench.machine.threads import short_spin
 
 AT_START = (
     *("OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "CUDA_", "TORCH", "PYTORCH_", "LD_"),
-    *("GLIBC_", "MALLOC_"),
+    *("GLIBC_", "MALLOC_", "ATEN_", "DNNL_", "ONEDNN_", "NVIDIA_"),
 )
 """Prefixes of environment variables that libraries read when they are loaded."""
 

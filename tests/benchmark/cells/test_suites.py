@@ -309,6 +309,24 @@ def test_a_list_is_a_sweep_unless_the_field_itself_takes_one(patient: Path) -> N
         swept(Spec("patient", {"days": many, "names": [[str(n)] for n in many]}), fields, "it")
 
 
+@pytest.mark.parametrize(
+    ("name", "how", "noted"),
+    [
+        ("quick", {"dataset": ["cifar10"]}, True),
+        ("quick", {"dataset": ["cifar10"], "epochs": 100}, True),
+        ("quick", {"dataset": ["digits", "cifar10"]}, True),
+        ("quick", {"dataset": ["cifar10"], "recipe": "recipe()"}, False),
+        ("quick", {"dataset": ["digits(train_images=500)"]}, False),
+        ("quick", {"attack": ["blend"]}, False),
+        ("table1-cifar10", {"dataset": ["gtsrb"]}, False),
+    ],
+)
+def test_a_recipe_for_other_data_sets_is_noted(name: str, how: Any, noted: bool) -> None:
+    said = SuiteOverrides(**how).note(name, SUITES[name])
+    assert bool(said) == noted
+    assert said.startswith("note: the recipe and the settings of defenses are those" * noted)
+
+
 def test_every_axis_and_the_recipe_can_be_swept() -> None:
     suite = SuiteOverrides(
         dataset=["toy(image_size=16, train_images=[100, 200])"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -147,10 +148,22 @@ def test_a_table_that_cannot_be_written_is_printed(
         assert f"bdbench: cannot write {name} in results/quick/tables" in said.err
 
 
+def cell_lines(said: str) -> list[str]:
+    """Those of a dry run that begin with the key of a cell."""
+    return [line for line in said.splitlines() if re.match("[0-9a-f]{16}  ", line)]
+
+
 def test_a_dry_run_for_a_cluster_says_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dry-run", "--defense=none", "--engine=ray", "--gpus=1", "--device=cuda") == 0
-    same, first, last = capsys.readouterr().out.splitlines()
-    assert same == f"all cells: {TINY[0].partition('=')[2]} · wrn16_1 · seed 0"
+    note, *same, first, last = capsys.readouterr().out.splitlines()
+    assert note == (
+        "note: the recipe and the settings of defenses are those of the suite quick, made for "
+        "digits: name a suite or --recipe"
+    )
+    assert " ".join(map(str.strip, same)) == (
+        f"all cells: {TINY[0].partition('=')[2]} · wrn16_1 · seed 0 · 1 epoch · "
+        "recipe(batch_size=64, learning_rate=0.03, drops=(0.6, 0.85), padding=2, cutout=0)"
+    )
     assert first.endswith("  badnets · none: to be run")
     assert last == "1 of 1 cells to run"
 
@@ -171,7 +184,7 @@ def test_each_line_of_a_run_names_another_cell(
 ) -> None:
     """The recipe is named where cells differ in nothing else."""
     assert run("--dry-run", "--defense=none", "--engine=ray", *sweep) == 0
-    _, *lines, _ = capsys.readouterr().out.splitlines()
+    lines = cell_lines(capsys.readouterr().out)
     names = [line.split("  ", 1)[1].removesuffix(": to be run") for line in lines]
     assert len({*names}) == len(named)
     assert all(map(str.endswith, names, named))
@@ -184,17 +197,16 @@ def test_a_dry_run_shortens_no_name(capsys: pytest.CaptureFixture[str]) -> None:
     attack = "badnets(poisoning_rate=0.05, pattern='white', margin=[2, 4])"
     words = ["--model=wrn16_1", "--model=resnet18", f"--attack={attack}", "--engine=ray"]
     assert run("--dry-run", f"--defense={sweep}", *words) == 0
-    _, *lines, _ = capsys.readouterr().out.splitlines()
+    lines = cell_lines(capsys.readouterr().out)
     assert len({line.split("  ", 1)[1] for line in lines}) == len(lines) == 18
 
 
 def test_a_dry_run_writes_nothing(own_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--dry-run", "--defense=none", "--defense=cbd") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 4
-    assert "wrn16_1 · badnets · seed 0" in lines[0]
-    assert [line.split()[1] for line in lines[1:3]] == ["none:", "cbd:"]
-    assert "2 of 2 cells to run" in lines[3]
+    said = capsys.readouterr().out
+    assert "wrn16_1 · badnets · seed 0 · 1 epoch" in " ".join(said.split())
+    assert [line.split()[1] for line in cell_lines(said)] == ["none:", "cbd:"]
+    assert "2 of 2 cells to run" in said.splitlines()[-1]
     assert not (own_folder / "results").exists()
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest.mock import Mock
@@ -121,6 +122,19 @@ def test_a_variable_that_is_not_set_is_no_path(
     assert sorted(own_folder.rglob("*")) == before
 
 
+@pytest.mark.parametrize("variable", ["BDBENCH_CACHE", "BDBENCH_DATA"])
+@pytest.mark.parametrize("text", ['"/x"', "'x'", "$HOME/x", "${X}", " /x", "/x\n", "x\ty", " "])
+def test_a_variable_that_no_shell_has_read_is_no_path(
+    variable: str,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file of variables for a container keeps quotes and the names of variables."""
+    monkeypatch.setenv(variable, text)
+    assert refused(capsys, "data", "ls").startswith(f"bdbench: {variable} is ")
+
+
 # Numbers
 
 
@@ -142,12 +156,40 @@ def test_a_share_of_gpus_is_a_number(number: str, capsys: pytest.CaptureFixture[
 # Disks and settings
 
 
+def test_a_data_folder_that_cannot_be_read_is_a_problem_of_its_data_sets_alone(
+    close_folder: Callable[[Path], None],
+    own_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("BDBENCH_DATA", str(own_folder / "closed"))
+    close_folder(own_folder / "closed")
+    for command, code in (("data ls", 0), ("doctor", 1)):
+        assert main(command.split()) == code
+        said = capsys.readouterr().out
+        problem = rf"cifar10 +PROBLEM: cannot read {own_folder}/closed/\S+: Permission denied\n"
+        assert re.search(problem, said)
+        assert re.search("toy +generated", said)
+    assert "Permission denied" in refused(capsys, "data", "prepare", "cifar10")
+
+
 def test_an_error_of_the_system_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "somewhere")
     monkeypatch.setattr("bdbench.storage.maintenance.listing", Mock(side_effect=full))
     assert refused(capsys, "cache", "ls") == "bdbench: somewhere: No space left on device"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "--in-process"], ["run", "--dry-run", "--jobs=1"]]
+)
+def test_a_run_does_not_start_in_a_folder_that_was_removed(
+    arguments: list[str], remove_folder: Callable[[], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    remove_folder()
+    said = "bdbench: the working folder was removed; change to another one"
+    assert refused(capsys, *arguments) == said
 
 
 def test_a_picture_ignores_the_matplotlib_settings_of_the_user(own_folder: Path) -> None:
@@ -210,7 +252,7 @@ def test_one_more_interrupt_changes_nothing(name: str, reporting: str, leaving: 
 def test_what_an_encoding_lacks_is_a_question_mark() -> None:
     done = shell("bdbench run --dry-run --engine=ray --defense=none", PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "all cells: digits ? wrn16_1 ? none ? seed 0\n" in done.stdout
+    assert "all cells: digits ? wrn16_1 ? none ? seed 0 ? 30 epochs ? recipe(" in done.stdout
 
 
 @pytest.mark.parametrize("streams", ["", ">&-", "<&- >&- 2>&-"])

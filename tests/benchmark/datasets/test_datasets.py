@@ -4,6 +4,7 @@ import json
 import pickle
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +343,23 @@ def test_the_first_root_wins(tmp_path: Path) -> None:
     assert "second" in str(datasets.build("cifar10").locate(searched))
     write_cifar(tmp_path / "first")
     assert "first" in str(datasets.build("cifar10").locate(searched))
+
+
+@pytest.mark.parametrize("name", ["cifar10", "gtsrb", "imagenette", "imagenet_subset"])
+def test_a_folder_that_cannot_be_read_matters_only_where_no_other_has_the_data(
+    name: str, close_folder: Callable[[Path], None], tmp_path: Path
+) -> None:
+    write_cifar(tmp_path / "open")
+    write_gtsrb(tmp_path / "open", "Training")
+    close_folder(tmp_path / "closed")
+    source, searched = datasets.build(name), [tmp_path / "closed", tmp_path / "open"]
+    if name in ("cifar10", "gtsrb"):
+        assert str(tmp_path / "open") in str(source.locate(searched))
+        searched.pop()
+    message = f"cannot read {tmp_path}/closed/.*: Permission denied"
+    for find in (source.locate, lambda roots: source.load(roots, Cache(tmp_path))):
+        with pytest.raises(InvalidInput, match=message):
+            find(searched)
 
 
 def test_an_incomplete_set_is_only_a_last_resort(tmp_path: Path) -> None:

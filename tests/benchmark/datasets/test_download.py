@@ -30,6 +30,7 @@ from bdbench.datasets.imagenette import CLASSES as FOLDERS
 from bdbench.datasets.imagenette import Imagenette
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.storage.atomic import Unusable
+from bdbench.storage.locks import locked
 
 CONTENT = bytes(range(256)) * 4096
 NAME = "cifar-10-python.tar.gz"
@@ -484,7 +485,7 @@ def test_two_commands_do_not_download_the_same(
     official(server, monkeypatch, {CIFAR10: [CIFAR]})
     staging = tmp_path / ".cifar10.download"
     staging.mkdir()
-    with download._locked(staging, "cifar10"):
+    with locked(staging / "lock"):
         assert main(["data", "get", "cifar10", "--data", str(tmp_path)]) == 2
     assert "another command is downloading cifar10" in capsys.readouterr().err
     assert server.asked.total() == 0

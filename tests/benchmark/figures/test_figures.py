@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from builders import ROOT, make_record
+from builders import RECIPE, ROOT, make_record
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
@@ -27,7 +27,9 @@ from bdbench import figures
 from bdbench.attacks.base import Attack, Poisoned, prepared
 from bdbench.attacks.poison import dirty_label
 from bdbench.attacks.registry import attacks
-from bdbench.cells.cell import cell, cell_of
+from bdbench.cells.cell import REGISTRIES, cell, cell_of, recipe_label
+from bdbench.cells.grid import recipe_for
+from bdbench.cells.suites import SUITES
 from bdbench.cli import main
 from bdbench.figures import curves, losses, pareto, picture, plane, triggers, tsne
 from bdbench.figures.labels import _distance
@@ -38,10 +40,11 @@ from bdbench.models.scope import num_threads
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records
+from bdbench.records.consistency import AXES
 from bdbench.records.record import Record
 from bdbench.running import speed
 from bdbench.storage.cache import Arrays, Cache
-from bdbench.tables.selection import Selection, agrees, select
+from bdbench.tables.selection import Selection, _changed, _entries, agrees, select
 from bdbench.trial.harness import Harness
 
 CANONICAL = {
@@ -789,18 +792,20 @@ def test_a_refusal_names_the_suite_of_a_folder(
     line = "bdbench: no records in results/quick/records; run `bdbench run quick`\n"
     assert capsys.readouterr().err == line
     folder(Path("results/quick"), made("none", "badnets", 900, 990))
+    cells = f'--dataset toy --recipe "{RECIPE}"'
     assert main(["figure", "losses"]) == 2
     assert capsys.readouterr().err == (
         "bdbench: results/quick has no curves of clean loss of none; "
-        "run `bdbench run quick --curves`\n"
+        f"run `bdbench run quick {cells} --attack badnets --defense none --curves`\n"
     )
     old = made("none", "badnets", 900, 990)
     short = {"epoch": 1, "clean_accuracy": 0.5, "attack_success_rate": 0.5}
     folder(Path("results/quick"), replace(old, curves=[short]))
     assert main(["figure", "losses", "--attack", "badnets"]) == 2
     assert capsys.readouterr().err == (
-        "bdbench: results/quick has no curves of clean loss of none; run `bdbench run quick "
-        "--attack badnets --curves --results results/quick/again`\n"
+        "bdbench: results/quick has no curves of clean loss of none; run "
+        f"`bdbench run quick {cells} --attack badnets --defense none --curves "
+        "--results results/quick/again`\n"
     )
     folder(Path("results/other"), made("cbd", "badnets", 900, 100))
     assert main(["figure", "losses", "--results", "results/other"]) == 2
@@ -817,8 +822,57 @@ def test_a_refusal_names_the_suite_of_a_folder(
     assert main(["figure", "losses"]) == 2
     assert capsys.readouterr().err == (
         "bdbench: results/quick has no curves of clean loss of none; "
-        "run `bdbench run quick --defense none --curves`\n"
+        f"run `bdbench run quick {cells} --attack badnets --defense none --curves`\n"
     )
+
+
+def test_a_command_leaves_out_only_what_is_all_of_the_suite() -> None:
+    chosen = SUITES["table5"]
+    every = []
+    for attack, defense, seed in product(chosen.attacks, chosen.defenses, range(3)):
+        label = "adaptive" if attack == "adaptive(attack='badnets')" else str(attack)
+        record = make_record(str(defense), label, 900, 990, seed=seed)
+        own = record.labels.with_(dataset="cifar10", recipe="recipe")
+        every.append(replace(record, labels=own))
+    plain = "bdbench run table5"
+
+    def command(records: list[Record], **wanted: list[str]) -> str:
+        return select(records, Path("results/table5"), wanted).command()
+
+    assert command(every) == f"`{plain}`"
+    few = [record for record in every if record.labels.attack == "adaptive"]
+    assert command(few) == f"`{plain} --attack adaptive`"
+    assert command(every, attack=["adaptive"]) == command(few)
+    assert command(every[::3]) == f"`{plain} --seeds 1`"
+    assert command(every[:6:3]) == f"`{plain} --attack adaptive --seeds 1`"
+    other = [replace(r, labels=r.labels.with_(recipe="recipe(epochs=30)")) for r in few[:3]]
+    assert command(other) == f'`{plain} --recipe "{RECIPE}" --attack adaptive --defense none`'
+
+
+def test_the_cells_of_a_suite_cover_its_axes() -> None:
+    """What plugins say of their labels, and data sets of their recipes, is read without them."""
+    for name, each in SUITES.items():
+        for axis in AXES:
+            registry = REGISTRIES["dataset" if axis == "recipe" else axis]
+            texts = getattr(each, "datasets" if axis == "recipe" else f"{axis}s")
+            made_of = [p for t in texts for p in registry.swept(each.settings.get(t, t))]
+            if axis == "recipe":
+                labels = [recipe_label(recipe_for(p, each.recipe, each.precision)) for p in made_of]
+            else:
+                labels = [registry.label(p) for p in made_of]
+            assert {_changed(axis, Spec.of(label)) for label in labels} == {
+                _changed(axis, entry) for entry in _entries(each, axis)
+            }, (name, axis)
+
+
+@pytest.mark.parametrize("ratio", [1.05, 1.13, 1.5, 2.0, 12.0])
+def test_the_time_axis_of_pareto_has_three_ticks_or_more(ratio: float) -> None:
+    cells = [made("none", "badnets", 900, 990, seconds=(1000.0, 0.0))]
+    cells.append(made("cbd", "badnets", 880, 10, seconds=(1000.0 * ratio, 0.0)))
+    axes = pareto.draw(drawn(cells)).figure.axes[0]
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert 3 <= len(ticks) <= 10
 
 
 @pytest.mark.parametrize(

@@ -224,6 +224,29 @@ def test_no_text_is_clipped_or_overlaps_another(attacks: int, lines: int) -> Non
     assert bool(figure.legends) == (lines > sweep.MOST_LABELS)
 
 
+@pytest.mark.parametrize("plugins", [1, 3])
+@pytest.mark.parametrize("wide", [False, True])
+def test_categories_are_named_by_what_differs_and_their_names_do_not_overlap(
+    plugins: int, wide: bool
+) -> None:
+    """The values are specs with all settings, or so long that only upright names have room."""
+    inner = ["badnets(pattern='grid', margin=0)", "blend(alpha=0.3)"]
+    inner += [f"trojan(mode='{'inverted' * 3}')", "wanet(strength=0.5, grid=8)"] if wide else []
+    cells = [
+        made(defense, f"{attack}(attack={each!r})", 900, 10)
+        for defense in ("none", "cbd")
+        for attack in ("adaptive", "other", "third")[:plugins]
+        for each in inner
+    ]
+    figure = drawn(cells, field="attack").figure
+    FigureCanvasAgg(figure).draw()
+    labels = figure.axes[-1].get_xticklabels()
+    texts = [label.get_text().replace("\n", "") for label in labels]
+    assert texts[:2] == ["badnets", "blend(alpha=0.3)"]
+    boxes = [label.get_window_extent() for label in labels]
+    assert not [1 for one, two in pairwise(boxes) if one.overlaps(two)]
+
+
 def test_labels_are_moved_apart_and_stay_in_order() -> None:
     spread = sweep._spread({"a": 50.0, "b": 50.0, "c": 51.0, "d": 0.0, "e": 100.0, "f": 100.0})
     heights = list(spread.values())

@@ -23,6 +23,7 @@ from bdbench.cli import main
 from bdbench.machine import clock as timing
 from bdbench.machine.contention import Contention, combine
 from bdbench.models import observer
+from bdbench.models.plugins.errors import Signal
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.files import read
 from bdbench.records.record import ALONE, Record
@@ -245,7 +246,7 @@ def test_a_record_says_who_else_was_there(tmp_path: Path, monkeypatch: pytest.Mo
 def test_seconds_of_an_earlier_attempt_leave_it_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Stopped(BaseException):
+    class Stopped(Signal):
         pass
 
     seen: list[int] = []

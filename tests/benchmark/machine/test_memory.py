@@ -61,6 +61,18 @@ def test_free_memory_is_the_machine_s_or_what_a_limit_leaves(
     assert free_memory(limited(tmp_path, groups)) == free
 
 
+def test_a_limit_of_the_first_version_of_control_groups_holds(tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("5:cpuset,memory:/a\n4:cpu,cpuacct:/a\n0::/\n")
+    for name, limit in (("a", 2**63 - 4096), (".", 5000)):
+        folder = tmp_path / "sys/fs/cgroup/memory" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "memory.limit_in_bytes").write_text(f"{limit}\n")
+        (folder / "memory.usage_in_bytes").write_text("3000\n")
+        (folder / "memory.stat").write_text("cache 9\ninactive_file 500\n")
+    assert free_memory(tmp_path) == 2500
+
+
 def test_without_control_groups_it_is_the_machine_s(tmp_path: Path) -> None:
     assert free_memory(tmp_path) == AVAILABLE
 

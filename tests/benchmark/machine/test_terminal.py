@@ -30,7 +30,8 @@ class Broken(StringIO):
 @pytest.mark.parametrize("bar", [False, True])
 def test_a_terminal_that_cannot_write_falls_silent(number: int, bar: bool) -> None:
     file = Broken(number, 2)
-    console = Terminal(file=file, force_terminal=bar, width=100)
+    file.isatty = lambda: bar  # type: ignore[method-assign]
+    console = Terminal(file=file, width=100, _environ={"TERM": "xterm"})
     console.print("one")
     with Reporter(1, 3.0, console) as reporter:
         for line in ("two", "three", "four"):

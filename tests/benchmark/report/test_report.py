@@ -131,13 +131,13 @@ def test_the_index_has_the_leaderboard(results):
         "no clean images",
         "none | 92.5 | 51.1 | 24.4 | - | 0 % | 1.0 | 60.0 | 1.0 | 94.0 | 93.0 | 99.8"
         " | 92.0 | 2.5 ‡",
-        "cbd | 89.0 (1 of 2) | 1.2 | 49.4 | 97.3 | 0 % | 1.0 | 150.0 | 2.5 | - | 89.0 | **1.2**°"
-        " | - | not finite ⊘",
-        "abl | 88.0 (1 of 2) | 2.0 | 49.0 | 96.4 | 0 % | 1.0 | 90.0 | 1.5 | 87.0 | 88.0 | 2.0° ~"
-        " | - | failed ¶",
+        "cbd | 89.0 (1 of 2) | 1.2 | 49.4 | 97.3 | 0 % | 1.0 | 150.0 (1 of 3) | 2.5 | - | 89.0"
+        " | **1.2**° | - | not finite ⊘",
+        "abl | 88.0 (1 of 2) | 2.0 | 49.0 | 96.4 | 0 % | 1.0 | 90.0 (2 of 3) | 1.5 | 87.0 | 88.0"
+        " | 2.0° ~ | - | failed ¶",
         "with clean images",
-        "ft | 90.0 (1 of 2) | 30.0 | 35.0 | 83.4 | 5 % | 1.0 | 66.0 | 1.1 | - | 90.0 | **30.0** §"
-        " | - | -",
+        "ft | 90.0 (1 of 2) | 30.0 | 35.0 | 83.4 | 5 % | 1.0 | 66.0 (1 of 3) | 1.1 | - | 90.0"
+        " | **30.0** § | - | -",
     ]
     for note in (
         "⊘ not_finite, excluded from means: cbd on sig (seed 0)",
@@ -275,7 +275,7 @@ def test_a_cell_page_has_the_stages_that_were_measured(results):
             [(5000, 4500, 0), None, (3920, 3900, 0)],
             ["on 3,920 to 5,000 training images and changes 3,900 to 4,500 labels."],
         ),
-        ([(50, 0, 10), (50, 0, 20)], ["changes no labels.", "Another 10 to 20 cover images"]),
+        ([(50, 0, 10), (50, 0, 20)], ["changes no labels.", "Another 10 to 20 are changed"]),
         ([(50, 0, 0), (50, 4, 0)], ["on 50 training images and changes 0 to 4 labels."]),
         ([(50, None, None)], ["stamps its trigger on 50 training images."]),
         ([None], []),
@@ -291,7 +291,8 @@ def test_the_page_of_an_attack_counts_the_images_of_all_its_cells(results, count
     text = " ".join(report(results, some)["attacks/badnets.html"].text.split())
     assert all(sentence in text for sentence in sentences)
     assert ("What the attacker does" in text) == bool(sentences)
-    assert text.count("cover images have the trigger") == ("Another" in " ".join(sentences))
+    kept = "are changed and keep their labels (cover images)."
+    assert text.count(kept) == ("Another" in " ".join(sentences))
 
 
 def test_a_cell_page_says_what_others_published(results):
@@ -510,6 +511,10 @@ def test_an_attack_works_only_if_its_trigger_has_an_effect(asr, floor, start):
     [
         (Count(900, 1000), 900, "Clean accuracy stays at 90.0 %."),
         (Count(90_003, 100_000), 900, "Clean accuracy stays at 90.0 %."),
+        (Count(89_960, 100_000), 900, "Clean accuracy stays at 90.0 %."),
+        (Count(90_040, 100_000), 900, "Clean accuracy stays at 90.0 %."),
+        (Count(8995, 10_000), 900, "Clean accuracy stays at 90.0 %."),
+        (Count(8994, 10_000), 900, "Clean accuracy drops by 0.1 points, from 90.0 % to 89.9 %"),
         (Count(901, 1000), 900, "Clean accuracy rises by 0.1 points"),
         (Count(899, 1000), 900, "Clean accuracy drops by 0.1 points"),
     ],
@@ -524,7 +529,11 @@ def test_an_accuracy_that_does_not_change_neither_drops_nor_rises(after, before,
 def test_a_failed_cell_says_how_far_it_came(results):
     record = replace(SOME[5], measured=SOME[5].measured.with_(retries=["killed by `SIGKILL`"]))
     (text,) = said(record).values()
-    assert text.startswith("The cell failed after 65 s: RuntimeError. The last stage reached is")
+    assert text.startswith("The cell failed after 60 s: RuntimeError. The last stage reached is")
+    charged = record.measured.seconds.with_(undefended=7200.0)
+    unknown = replace(record, measured=record.measured.with_(seconds=charged, started="noon"))
+    (text,) = said(unknown).values()
+    assert text.startswith("The cell failed: RuntimeError. ")
     page = report(results, [SOME[1], record])[f"cells/{record.key}.html"]
     assert "An earlier attempt failed: killed by SIGKILL." in page.text
 

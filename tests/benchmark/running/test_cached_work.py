@@ -11,6 +11,7 @@ import torch
 
 from bdbench.cells import cost
 from bdbench.cells.cell import Cell, cell
+from bdbench.models.plugins.errors import Signal
 from bdbench.models.training.recipe import Recipe
 from bdbench.running.cached_work import cached_work
 from bdbench.running.speed import Speed
@@ -32,7 +33,7 @@ def there(
     return cached_work(cells, Cache(folder), CPU, threads, curves)
 
 
-class Stopped(BaseException):
+class Stopped(Signal):
     pass
 
 
@@ -85,6 +86,18 @@ def test_a_network_is_trained_again_for_its_curve(tmp_path: Path) -> None:
     assert sum(done) == network
     assert left(plain) == 0
     assert left(tuned, plain) == pytest.approx(own)
+
+
+def test_a_timed_run_trains_a_network_of_another_run_again(tmp_path: Path) -> None:
+    plain, cache = made("none"), Cache(tmp_path)
+
+    def known(timed: bool) -> bool:
+        return bool(cached_work([plain], cache, CPU, 1, curves=False, timed=timed))
+
+    for timed in (False, True):
+        Harness(cache, [], CPU, timed=timed).run(plain)
+        assert known(False)
+        assert known(True) == timed
 
 
 @pytest.mark.parametrize("curves", [False, True])

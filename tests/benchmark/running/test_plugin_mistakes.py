@@ -26,6 +26,7 @@ from bdbench.cells.cost import expected_passes, own, parts
 from bdbench.cells.plugins import load_plugin
 from bdbench.cli import main
 from bdbench.defenses.registry import defenses
+from bdbench.machine import numerics
 from bdbench.models import Recipe
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
@@ -381,6 +382,15 @@ def test_a_broken_promise_may_be_an_exit(here: Path, capsys: pytest.CaptureFixtu
     (here / "mine.py").write_text(text)
     assert main(["check", "mine.py"]) == 1
     assert "SystemExit" in capsys.readouterr().out
+
+
+def test_what_a_file_leaves_in_the_process_of_a_cell_is_restored(here: Path) -> None:
+    left = "\nimport torch\ntorch.set_grad_enabled(False)\ntorch.set_default_device('meta')\n"
+    (here / "mine.py").write_text(f"{DEFENSE}{left}")
+    before = numerics.state()
+    Worker(Job(here, here, (), "cpu", (here / "mine.py",)), lambda key, work: None)
+    assert numerics.state() == before
+    assert defenses.canonical("mine") == "mine"
 
 
 @pytest.mark.parametrize("through", ["my_frame", "my_part"])

@@ -374,6 +374,26 @@ def test_a_core_has_a_cell_and_a_cell_a_thread(
         assert execution.at_once(100, (CPU,), timed) == at_once
 
 
+@pytest.mark.parametrize(
+    ("execution", "device", "timed"),
+    [
+        (ExecutionOptions(), CPU, True),
+        (ExecutionOptions(), torch.device("cuda:0"), False),
+        (ExecutionOptions(in_process=True), CPU, False),
+    ],
+)
+def test_a_cell_has_no_more_threads_than_cores(
+    execution: ExecutionOptions,
+    device: torch.device,
+    timed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """torch counts the cores of the machine, not those of a container."""
+    monkeypatch.setattr(options, "cores", lambda: 2)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    assert execution.threads_of(device, timed) == 2
+
+
 @pytest.fixture
 def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine of 64 cores, of which 16 are for this process, in a group with a quota."""
@@ -401,6 +421,18 @@ def test_cores_are_those_that_a_process_may_use(
 ) -> None:
     (system / "sys/fs/cgroup/user/job/cpu.max").write_text(own)
     (system / "sys/fs/cgroup/user/cpu.max").write_text(above)
+    assert cores(system) == expected
+
+
+@pytest.mark.parametrize(("quota", "expected"), [(250_000, 3), (-1, 16)])
+def test_the_first_version_of_control_groups_has_one_for_cores(
+    system: Path, quota: int, expected: int
+) -> None:
+    (system / "proc/self/cgroup").write_text("7:memory:/\n3:cpu,cpuacct:/job\n")
+    for name, text in (("quota", quota), ("period", 100_000)):
+        file = system / f"sys/fs/cgroup/cpu/job/cpu.cfs_{name}_us"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"{text}\n")
     assert cores(system) == expected
 
 

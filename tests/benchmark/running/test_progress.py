@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from io import StringIO
 
 import pytest
+from builders import make_record
 from rich.cells import cell_len
 from rich.console import Console
 
+from bdbench.cli.transfer import ProgressLines, watched
+from bdbench.records.record import STAGES
 from bdbench.running import progress
-from bdbench.running.progress import COLUMNS, Reporter, elapsed, has_bar, shortened, titled
+from bdbench.running.progress import (
+    COLUMNS,
+    Reporter,
+    elapsed,
+    has_bar,
+    shortened,
+    summary,
+    titled,
+)
+
+
+def test_a_cell_is_said_to_take_the_time_from_its_start_to_its_end() -> None:
+    """It is charged with an undefended network that an earlier cell trained."""
+    done = make_record("ft", "badnets", 880, 20, seconds=(7200.0, 6.0))
+    assert summary(done) == "CA 88.0, ASR 2.0, 1 min"
+    failed = make_record("ft", "badnets", seconds=(7200.0, 6.0))
+    assert summary(failed) == f"FAILED after 1 min, key {failed.key}"
+    lost = failed.measured.with_(seconds=dict.fromkeys(STAGES, 0.0))
+    assert summary(replace(failed, measured=lost)) == f"FAILED, key {failed.key}"
 
 
 @pytest.fixture
@@ -71,6 +93,13 @@ def test_short_steps_are_not_looked_at_one_by_one(clock: list[float]) -> None:
     assert len(reporter._running["a"].looks) <= progress.WINDOW / progress.LOOK + 2
 
 
+class Screen(StringIO):
+    """What is written to a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def bar(reporter: Reporter, console: Console) -> str:
     """The one line of it."""
     (line,) = console.render_lines(reporter._bar.get_renderable(), pad=False)
@@ -78,7 +107,7 @@ def bar(reporter: Reporter, console: Console) -> str:
 
 
 def test_the_bar_sums_the_speed_of_all_cells_and_fits_80_columns(clock: list[float]) -> None:
-    console = Console(file=StringIO(), force_terminal=True, width=80)
+    console = Console(file=Screen(), width=80, _environ={"TERM": "xterm"})
     with Reporter(128, 3e7, console) as reporter:
         for key in "ab":
             reporter.begin(key, ["cell"], "badnets · a long name of a defense", 1e7)
@@ -189,5 +218,23 @@ def test_what_an_earlier_run_has_done_takes_no_time_of_this_one(clock: list[floa
 
 @pytest.mark.parametrize(("kind", "drawn"), [("xterm", True), ("dumb", False)])
 def test_a_terminal_that_cannot_draw_a_bar_gets_lines(kind: str, drawn: bool) -> None:
-    console = Console(file=StringIO(), force_terminal=True, _environ={"TERM": kind})
+    console = Console(file=Screen(), _environ={"TERM": kind})
     assert has_bar(console) == drawn
+
+
+@pytest.mark.parametrize("forced", [{"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1"}])
+def test_a_file_gets_lines_also_where_colours_are_forced(forced: dict[str, str]) -> None:
+    file = StringIO()
+    console = Console(file=file, width=200, _environ={"TERM": "xterm", **forced})
+    with Reporter(1, 100.0, console) as reporter:
+        reporter.begin("a", ["cell"], "short", 100.0)
+        reporter.advance("a", 50.0)
+        reporter.end("a", "done")
+    assert file.getvalue() == "[1/1] cell: done\n"
+
+
+def test_a_download_into_a_file_prints_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr("sys.stdout", StringIO())
+    with watched() as watcher:
+        assert type(watcher) is ProgressLines

@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import builders
 import pytest
@@ -134,6 +135,17 @@ def test_the_advice_after_a_failure_names_a_folder_that_explain_does_not_search(
         engine = Scripted(1, lambda c, _: Attempt(record(c, failed=True), mine=True))
         _, said = run([chosen], folder, engine)
         assert f"; bdbench explain {chosen.key}{words} shows the traceback" in said
+
+
+def test_a_failure_in_a_folder_that_was_removed_stops_no_other(
+    remove_folder: Callable[[], None], tmp_path: Path
+) -> None:
+    cells = cells_of("none", "fp")
+    engine = Scripted(1, lambda c, _: Attempt(record(c, failed=c == cells[0]), mine=True))
+    remove_folder()
+    code, said = run(cells, tmp_path, engine)
+    assert (code, engine.begun) == (1, cells)
+    assert f"bdbench explain {cells[0].key} --results {tmp_path} shows" in said
 
 
 @pytest.mark.parametrize(
@@ -432,6 +444,25 @@ def test_what_does_not_fit_the_budget_is_left_out(tmp_path: Path) -> None:
     assert code == 0
     assert engine.begun == []
     assert "over the budget, so left out: 3 of 3 cells" in said
+
+
+def test_a_speed_that_is_not_known_is_no_time_and_fits_no_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that measures it may die, for example of too little memory."""
+    asked = Mock(side_effect=Died("killed (SIGKILL)"))
+    monkeypatch.setattr("bdbench.running.run.call_in_process", asked)
+    suite = Suite("", ("toy",), attacks=("none",), defenses=("none",), seeds=2)
+    made = plan("x", suite, ExecutionOptions(), RunOptions("cpu", tmp_path, budget=1e9))
+    *cells, count = made.lines()
+    assert count == "2 of 2 cells to run"
+    assert [line.endswith(": to be run") for line in cells[-2:]] == [True, True]
+    said, engine = StringIO(), Scripted(1, lambda c, _: Attempt(record(c), mine=True))
+    with Reporter(2, 1.0, Console(file=said, width=200)) as reporter:
+        before = dict.fromkeys(made.missing)
+        Schedule(before, tmp_path, made.speed, 1e9, reporter).run(engine)
+    assert engine.begun == []
+    assert asked.call_count == 1
 
 
 def test_a_claim_keeps_others_out_and_its_record_sweeps_up_what_the_dead_left(

@@ -20,7 +20,8 @@ from bdbench.cells.cell import Cell, cell
 from bdbench.contract.scenarios import resumes
 from bdbench.machine.clock import Stopwatch
 from bdbench.models.data import ImageSet
-from bdbench.models.training.loop import Batch, loop
+from bdbench.models.training.feed import Batch
+from bdbench.models.training.loop import loop
 from bdbench.models.training.recipe import Recipe
 from bdbench.models.training.reference_loader import batches
 from bdbench.models.training.resume import (

@@ -17,8 +17,10 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from commands import refused
 from torch import Tensor
 
+import bdbench as bd
 from bdbench.cells.cell import cell
 from bdbench.cli import main
 from bdbench.models.training.recipe import Recipe
@@ -327,3 +329,20 @@ def test_a_record_that_cannot_be_seen_is_none(
 ) -> None:
     monkeypatch.setattr(Path, "stat", failing("EIO"))
     assert stamp(tmp_path, CELL) is None
+
+
+# Results
+
+
+@pytest.mark.parametrize("place", ["records", "networks"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_trains(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Harness, "run", failing("EIO"))
+    (tmp_path / place).touch()
+    toy = "toy(image_size=16, train_images=100, test_images=50)"
+    words = ["--in-process", "--save", f"--dataset={toy}", "--attack=none", "--defense=none"]
+    said = refused(capsys, "run", *words, "--seed=0", f"--results={tmp_path}")
+    assert said == f"bdbench: cannot write in {tmp_path / place}: File exists"
+    with pytest.raises(Unusable, match=f"cannot write in {tmp_path / place}: File exists"):
+        bd.run_cell(dataset=toy, attack="none", defense="none", results=tmp_path, save=True)

@@ -21,6 +21,7 @@ from bdbench.records import files as records
 from bdbench.records.record import Record
 from bdbench.tables.groups import collect
 from bdbench.tables.names import PACKAGES, declared, derived, names, title_of
+from bdbench.tables.text import as_latex
 from bdbench.tables.write import leaderboard
 
 ATTACK = {"badnets": 0.1, "blend": 0.1, "sig": 0.5, "wanet": 0.1, "trojan": 0.1, "dynamic": 0.1}
@@ -53,6 +54,22 @@ ONE = [
     real("ft", "badnets", 900, 100),
 ]
 HOSTILE = r"m_1(s='\input{x} & \\ # $y$ ~ ^ } { < > | %')"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("β ≥ 0.5 → Ω", r"$\beta$ $\geq$ 0.5 $\to$ $\Omega$"),
+        ("\N{GREEK CAPITAL LETTER ALPHA}\N{GREEK SMALL LETTER OMICRON}ω", r"Ao$\omega$"),
+        ("\N{MINUS SIGN}1", "$-$1"),
+        ("ﬁlter №2", "filter No2"),
+        ("é ß e\N{COMBINING ACUTE ACCENT}", "é ß é"),
+        ("ạ ά", r"a $\alpha$"),
+        ("猫", "猫"),
+    ],
+)
+def test_letters_that_pdflatex_refuses_are_written_in_another_way(text: str, shown: str) -> None:
+    assert as_latex(text) == shown
 
 
 def latex(some: list[Record], label: str = "") -> str:

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import pandas as pd
 import pytest
-from builders import make_mixed, make_record
+from builders import make_classified, make_mixed, make_record
 from commands import refused
 
 from bdbench.cli import main
@@ -16,6 +16,7 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files as records
 from bdbench.records.record import key_of
 from bdbench.tables import write as tables
+from bdbench.tables.leaderboard import decimal
 
 ONE_SEED = [
     make_record("none", "none", 940, floor=8),
@@ -304,6 +305,80 @@ def test_with_several_seeds_the_test_is_paired() -> None:
     assert "**" not in row(board(*base, *mixed), "cbd")["badnets ASR"]
     sure = [make_record("cbd", "badnets", 880, n, 10, seed) for seed, n in enumerate((20, 50, 30))]
     assert "**" in row(board(*base, *sure), "cbd")["badnets ASR"]
+
+
+@pytest.mark.parametrize("asr", [(300, 0, 0), (300, 200, 0)])
+def test_a_mean_over_other_seeds_is_not_the_best(asr) -> None:
+    """Its mean is the lowest, and it is separably worse on the only seed that both have."""
+    wide = [make_record("cbd", "badnets", 880, hits, seed=seed) for seed, hits in enumerate(asr)]
+    other = make_record("abl", "badnets", 890, 200)
+    base = [make_record("none", "badnets", 930, 998, seed=seed) for seed in range(3)]
+    shown = board(*base, *wide, other)
+    assert "**" not in shown
+    assert "~" not in shown
+    worse = board(make_record("none", "badnets", 930, 200), *wide)
+    assert "**" not in worse
+
+
+def test_a_higher_mean_is_not_told_from_the_best_by_a_seed_on_which_it_is_lower() -> None:
+    cells = [
+        *(make_record("cbd", "badnets", 880, hits, seed=s) for s, hits in enumerate((100, 0, 0))),
+        *(make_record("abl", "badnets", 880, hits, seed=s) for s, hits in enumerate((95, 300))),
+    ]
+    assert row(board(*cells), "cbd")["badnets ASR"].startswith("**")
+    assert row(board(*cells), "abl")["badnets ASR"].endswith("~")
+
+
+def test_the_same_hits_in_another_order_are_equally_good() -> None:
+    """0.1 + 0.2 + 0.3 and three times 0.2 differ in the last bit."""
+    cells = [make_record("none", "badnets", 930, 998, seed=seed) for seed in range(3)]
+    for defense, ca, asr in (("abl", 880, (100, 200, 300)), ("cbd", 890, (200, 200, 200))):
+        cells += [make_record(defense, "badnets", ca, n, seed=s) for s, n in enumerate(asr)]
+    block = board(*cells)
+    assert [row(block, name)["badnets ASR"] for name in ("abl", "cbd")] == ["**20.0**"] * 2
+    assert r"\underline" not in tables.leaderboard(cells).latex()
+    ordered = order(tables.leaderboard(cells, "mean ASR").blocks[0])
+    assert ordered == ["no clean images", "none", "cbd", "abl"]
+
+
+def test_means_of_seconds_say_over_how_many_attacks_they_are() -> None:
+    cells = [
+        make_record("none", "badnets", 930, 998, seconds=(50.0, 0.0)),
+        make_record("none", "blend", 930, 998, seconds=(50.0, 0.0)),
+        make_record("none", "none", 940, seconds=(50.0, 0.0)),
+        make_record("cbd", "badnets", 880, 20, seconds=(0.0, 100.0)),
+        make_record("abl", "badnets", 880, 20),
+        make_record("abl", "blend"),
+        make_record("abl", "none", 880),
+    ]
+    shown = row(board(*cells), "cbd")
+    assert shown["mean CA"] == "88.0 (1 of 2)"
+    assert [shown[name] for name in ("seconds", "x none")] == ["100.0 (1 of 3)", "2.0"]
+    assert row(board(*cells), "abl")["seconds"] == "60.0 (2 of 3)"
+    assert row(board(*cells), "none")["seconds"] == "50.0"
+
+
+@pytest.mark.parametrize(
+    ("goals", "whose"),
+    [
+        ([0, 0, 0, 0, 0], ""),
+        ([0, 0, 2, 3, 4], "dog"),
+        ([0, 0, 0, 3, 4], "dog and ship"),
+        ([1, 2, 3, 4, 0], "all classes, which have several targets"),
+        ([0, 2, 3, 4, 0], "4 of 5 classes, which have several targets"),
+    ],
+)
+def test_a_note_says_which_classes_an_attack_attacks_if_not_all_others(goals, whose) -> None:
+    names = ("cat", "dog", "ship", "car", "tree")
+    made = make_classified("abl", "tact", [9] * 5, [[2] * 5] * 5, names, goals=goals)
+    said = [line for line in board(made).splitlines() if line.startswith("- tact: ")]
+    line = "- tact: ASR, R-Acc and floor are those of the triggered test images of"
+    assert said == ([f"{line} {whose}"] if whose else [])
+
+
+@pytest.mark.parametrize(("number", "text"), [(-0.04, "0.0"), (-0.06, "-0.1"), (0.0, "0.0")])
+def test_a_zero_has_no_sign(number, text) -> None:
+    assert decimal(number) == text
 
 
 def test_equally_good_defenses_are_both_bold_and_sorted_by_accuracy():

@@ -13,12 +13,14 @@ from bdbench.records.count import Count, wilson
 from bdbench.tables.statistics import (
     average,
     common_seeds,
+    difference,
     estimate,
     half_width,
     images_separable,
     mean_interval,
     paired_separable,
     proportions_separable,
+    separably_lower,
     spread,
     tied,
 )
@@ -142,11 +144,14 @@ def test_tied_by_counts_where_one_seed_or_none_is_common():
 
 
 def test_an_average_is_over_the_seeds_that_all_cells_have():
-    one, two = {0: 0.9, 1: 0.8, 2: 0.1}, {0: 0.7, 1: 0.8}
+    one, two = (
+        {seed: Count(hits, 1000) for seed, hits in enumerate(each)}
+        for each in ((900, 800, 100), (500, 800))
+    )
     assert common_seeds([one, two]) == [0, 1]
-    assert average([one, two]) == pytest.approx((0.8, half_width([0.8, 0.8])))
+    assert average([one, two]) == pytest.approx((0.75, half_width([0.7, 0.8])))
     assert average([one])[0] == pytest.approx(0.6)
-    middle, half = average([{0: 0.2}, {1: 0.4}])
+    middle, half = average([{0: Count(20, 100)}, {1: Count(40, 100)}])
     assert middle == pytest.approx(0.3)
     assert math.isnan(half)
     assert all(map(math.isnan, average([])))
@@ -160,6 +165,50 @@ def test_seeds_that_agree_by_chance_do_not_narrow_an_interval():
     assert two == (0.874, *wilson(17480, 20_000))
     assert spread([Count(8740, 10_000)] * 2) == pytest.approx((two[2] - two[1]) / 2)
     assert math.isnan(spread([Count(8740, 10_000)]))
+
+
+@pytest.mark.parametrize("cells", [1, 2, 6])
+def test_an_average_of_seeds_that_agree_by_chance_has_an_interval_of_its_images(cells):
+    """Independent cells: the half width of one by the root of their number."""
+    same = {0: Count(874, 1000), 1: Count(874, 1000)}
+    middle, half = average([same] * cells)
+    assert middle == pytest.approx(0.874)
+    assert half == pytest.approx(spread([*same.values()]) / math.sqrt(cells))
+    assert average([{0: Count(0, 1000), 1: Count(0, 1000)}])[1] > 0
+    assert math.isnan(average([{0: Count(874, 1000)}] * cells)[1])
+
+
+@given(st.lists(st.tuples(st.integers(0, 50), st.integers(0, 50)), min_size=2, max_size=6))
+def test_a_difference_is_separable_where_its_interval_leaves_out_zero(pairs):
+    a, b = ([Count(pair[side], 50) for pair in pairs] for side in (0, 1))
+    middle, low, high = difference(a, b)
+    assert low < middle < high
+    if min(abs(low), abs(high)) > 1e-9:
+        outside = low > 0 or high < 0
+        assert tied(dict(enumerate(a)), dict(enumerate(b))) != outside
+
+
+def test_a_difference_of_one_pair_has_no_interval():
+    middle, *ends = difference([Count(3, 10)], [Count(1, 10)])
+    assert middle == pytest.approx(0.2)
+    assert all(map(math.isnan, [*ends, *difference([], [])]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "lower"),
+    [
+        ({0: 20, 1: 30}, {0: 500, 1: 510}, True),
+        ({0: 500, 1: 510}, {0: 20, 1: 30}, False),
+        # Lower over all seeds, and separably higher on the only one that both have.
+        ({0: 500, 1: 0, 2: 0}, {0: 300}, False),
+        ({0: 300}, {0: 500, 1: 0, 2: 0}, True),
+        ({0: 300, 1: 0}, {2: 500}, True),
+        ({0: 300}, {0: 301}, False),
+    ],
+)
+def test_a_separable_share_is_lower_only_by_the_seeds_that_are_tested(low, high, lower):
+    sides = [{seed: Count(hits, 1000) for seed, hits in side.items()} for side in (low, high)]
+    assert separably_lower(*sides) == lower
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=6))

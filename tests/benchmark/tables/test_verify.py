@@ -96,7 +96,23 @@ def test_cells_of_one_printed_row_are_compared_each_and_counted_once():
     # Others have SIG at 1 and at 5 % of all images, a tenth and half of the class.
     assert [row.attack for row in found.rows] == [*3 * ["sig"], *3 * ["sig(poisoning_rate=0.5)"]]
     assert found.missing[1] == 132
-    assert "poisoning_rate 0.5 instead of 0.1" in row(half, ASR).reasons
+    assert (found.summary()["cells"], found.summary()["values"]) == (1, 2)
+    assert found.summary()["cells_inside"] == 0
+    assert "sig: poisoning_rate=0.5 instead of 0.1" in row(half, ASR).reasons
+
+
+@pytest.mark.parametrize(
+    "other", [{"dataset": "cifar10(train_images=10000)"}, {"epochs": 12}, {"epochs": 99}]
+)
+def test_cells_of_another_budget_are_counted_apart(other):
+    made = [cell("none", "badnets", 854, 1000), cell("cbd", "badnets", 874, 10, **other)]
+    found = verify(made)
+    summary = found.summary()
+    assert (summary["cells"], summary["values"], summary["other_setting"]) == (1, 2, 1)
+    assert found.missing[1] == 132
+    assert [row.verdict for row in found.rows if row.table] == 4 * ["inside"]
+    assert found.sentence().endswith(" With other data, model or recipe, and not counted: 1.")
+    assert "not counted" not in verify(made[:1]).sentence()
 
 
 def test_notes_on_the_number_and_on_the_data_are_reasons():
@@ -199,6 +215,14 @@ def test_the_command_names_a_damaged_record_and_leaves_it_out(results, capsys):
     assert len(streams.err.splitlines()) == 1
     assert FAILED.key in streams.err
     assert "failed" not in {row["verdict"] for row in json.loads(streams.out)["rows"]}
+
+
+def test_the_command_prints_also_where_it_cannot_write(results, capsys):
+    (results / "tables").write_text("in the way")
+    assert main(["verify"]) == 2
+    streams = capsys.readouterr()
+    assert streams.out == verify(RECORDS).markdown() + "\n"
+    assert "cannot write verify.md" in streams.err
 
 
 def test_the_command_refuses_in_one_line(results, capsys):

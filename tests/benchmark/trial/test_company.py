@@ -26,6 +26,7 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.plugins.registry import load_file
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.claims import claimed
+from bdbench.running.engines.own_nursery import AT_START
 from bdbench.storage.cache import Cache
 from bdbench.trial import company, keys, provenance
 from bdbench.trial.harness import Harness
@@ -61,6 +62,9 @@ def leave_settings() -> None:
     torch.set_num_threads(3)
     torch.set_default_dtype(torch.float64)
     torch.set_grad_enabled(False)
+    torch.set_default_device("meta")
+    torch.set_autocast_enabled("cpu", True)
+    torch.autograd.set_detect_anomaly(True)
     torch.use_deterministic_algorithms(True)
     torch.set_float32_matmul_precision("medium")
     torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
@@ -68,7 +72,7 @@ def leave_settings() -> None:
     os.environ["BDBENCH_CACHE"] = "/nowhere"
 
 
-DEEDS: dict[str, Callable[[], None]] = {"settings": leave_settings}
+DEEDS: dict[str, Callable[[], None]] = {"": lambda: None, "settings": leave_settings}
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,9 @@ class LeavingAttack(bd.Attack):
         return 255 - images
 
     def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+        made = dirty_label(self, clean, rng)
         DEEDS[self.deed]()
-        return dirty_label(self, clean, rng)
+        return made
 
 
 def test_a_cell_leaves_the_settings_of_its_process_as_they_were() -> None:
@@ -108,6 +113,19 @@ def test_a_cell_leaves_the_settings_of_its_process_as_they_were() -> None:
     assert left.provenance.threads == 1
     assert network(left) == network(alone)
     assert network(run(attack="blend")) == network(run(attack="blend", epochs=1))
+
+
+def test_what_a_defense_leaves_does_not_reach_the_evaluation() -> None:
+    """Nor the training after it, which needs gradients."""
+    alone = run(attack="badnets", reactivate=True)
+    left = run(attack="badnets", defense=Leaving("settings"), reactivate=True)
+    for metric in ("clean_accuracy", "reactivated_success_rate"):
+        assert left.count(metric) == alone.count(metric)
+
+
+def test_what_an_attack_leaves_does_not_reach_the_defense() -> None:
+    records = [run(attack=LeavingAttack(deed=deed), defense="clp") for deed in ("", "settings")]
+    assert len({*map(network, records)}) == 1
 
 
 @pytest.mark.parametrize("plugin", ["attack", "defense"])
@@ -205,6 +223,25 @@ def test_a_setting_of_torch_is_in_the_key_of_what_is_trained() -> None:
     assert found == {"cudnn deterministic": True}
 
 
+@pytest.mark.parametrize(
+    ("name", "on_cpu"),
+    [
+        *(("ATEN_CPU_CAPABILITY", True), ("ONEDNN_MAX_CPU_ISA", True), ("DNNL_MAX_CPU_ISA", True)),
+        *(("MKL_CBWR", True), ("MKL_ENABLE_INSTRUCTIONS", True), ("NVIDIA_TF32_OVERRIDE", False)),
+        *(("MKL_NUM_THREADS", False), ("HOME", False)),
+    ],
+)
+def test_a_variable_that_chooses_kernels_is_in_the_key_of_what_is_trained(
+    name: str, on_cpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, gpu = keys.machine(CPU, 1), torch.device("cuda")
+    monkeypatch.setenv(name, "1")
+    assert keys.machine(CPU, 1) == {**usual, **({"numerics": {name: "1"}} if on_cpu else {})}
+    on_gpu = on_cpu or name.startswith("NVIDIA")
+    assert numerics.unusual(gpu).get(name) == ("1" if on_gpu else None)
+    assert name.startswith(AT_START) >= on_gpu, "libraries read it when they are loaded"
+
+
 def test_a_setting_that_torch_cannot_tell_is_unusual(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> bool:
         raise RuntimeError("mix of the legacy and new APIs")
@@ -215,7 +252,7 @@ def test_a_setting_that_torch_cannot_tell_is_unusual(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(provenance, "SETTINGS", numerics.SETTINGS)
     made = cell(DATASET, "wrn16_1", "badnets", "none", Recipe(), 0)
     assert provenance.of(made, torch.device("cuda"), None)["tf32"] is True
-    assert broken.write not in numerics.state()
+    assert broken.write not in numerics.state(numerics.SETTINGS)
 
 
 @dataclass(frozen=True)
@@ -246,6 +283,36 @@ def test_the_content_of_a_file_that_a_setting_names_identifies_a_cell(tmp_path: 
     (tmp_path / "b/pattern.txt").write_text("255")
     after = run(attack=FromFile(place=str(tmp_path / "b/pattern.txt")))
     assert network(before) != network(after)
+
+
+@dataclass(frozen=True)
+class ToyWithFile(Toy):
+    """place: of a file or folder"""
+
+    place: str = path_field()
+
+
+@pytest.mark.parametrize("axis", ["attack", "dataset"])
+@pytest.mark.parametrize("deep", ["", "in/"])
+def test_the_files_below_a_folder_that_a_setting_names_identify_a_cell(
+    axis: str, deep: str, tmp_path: Path
+) -> None:
+    def key(base: str, **texts: str) -> str:
+        for name, text in texts.items():
+            (tmp_path / base / "all" / deep).mkdir(parents=True, exist_ok=True)
+            (tmp_path / base / "all" / deep / name).write_text(text)
+        place = str(tmp_path / base / "all")
+        given: dict[str, Any] = {
+            "dataset": ToyWithFile(train_images=60, test_images=40, image_size=16, place=place),
+            "attack": FromFile(place=place),
+        }
+        axes = {"dataset": DATASET, "attack": "badnets", axis: given[axis]}
+        return cell(axes["dataset"], "wrn16_1", axes["attack"], "none", Recipe(), 0).key
+
+    first, moved = key("a", one="1", two="2"), key("b", one="1", two="2")
+    assert first == moved
+    assert len({first, key("c", one="1", two="3"), key("d", one="1", three="2")}) == 3
+    assert key("a", three="") != first
 
 
 @dataclass(frozen=True)

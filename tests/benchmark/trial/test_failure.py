@@ -55,6 +55,14 @@ def in_ours() -> None:
     bdbench.models.Recipe(epochs=-1)
 
 
+def test_an_error_is_stated_also_where_the_working_folder_was_removed(
+    remove_folder: Callable[[], None], project: Path
+) -> None:
+    remove_folder()
+    said = error_of(RuntimeError(f"no {project}/data"))
+    assert said["message"] == "no ~/project/data"
+
+
 @pytest.mark.parametrize("fault", [missing_file, outside, in_a_library, in_torch, chained, in_ours])
 def test_no_path_of_a_machine_is_in_an_error(fault: Callable[[], None], tmp_path: Path) -> None:
     with pytest.raises(Exception) as raised:  # noqa: PT011

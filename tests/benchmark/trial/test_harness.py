@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterable
@@ -41,6 +42,7 @@ from bdbench.records.files import read, write
 from bdbench.records.parts import Passes
 from bdbench.records.record import METRICS, encode
 from bdbench.storage.cache import Cache, CacheEntry, DamagedCache, UnwritableCache
+from bdbench.storage.keys import digest_of
 from bdbench.trial import evaluation as metrics
 from bdbench.trial import provenance
 from bdbench.trial.clean_budget import clean_budget
@@ -238,6 +240,48 @@ def test_the_undefended_network_is_trained_once_and_charged_to_each(harness: Har
     assert first.metrics == again.metrics
 
 
+def test_the_peak_of_a_training_is_that_of_all_cells_that_use_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it is in the cache; an older entry does not say it."""
+    peaks = {"undefended": 900, "poisoned": 700, "harness": 400}
+    for module in peaks:
+        monkeypatch.setattr(
+            f"bdbench.trial.{module}.peak_memory", lambda device, module=module: peaks[module]
+        )
+    harness = Harness(Cache(tmp_path), [], CPU)
+
+    def peak() -> int:
+        return harness.run(tiny()).measured.peak_memory_bytes
+
+    peak()
+    assert peak() == 900
+    peaks["harness"] = 1000
+    assert peak() == 1000
+    peaks["harness"] = 400
+    for path in (tmp_path / "undefended").glob("*.json"):
+        document = json.loads(path.read_text())
+        del document["meta"]["peak"], document["digest"]
+        path.write_text(json.dumps({**document, "digest": digest_of(document)}))
+    assert peak() == 700
+
+
+def test_a_timed_run_takes_no_network_of_a_run_that_was_not(tmp_path: Path) -> None:
+    """Its seconds may be those of several cells at once; the network is the same."""
+    work: list[int] = []
+    plain, timed = (
+        Harness(Cache(tmp_path), [], CPU, progress=work.append, timed=timed)
+        for timed in (False, True)
+    )
+    records, trained = [], []
+    for harness in (plain, timed, timed, plain):
+        work.clear()
+        records.append(harness.run(tiny()))
+        trained.append(sum(work) > 0)
+    assert trained == [True, True, False, False]
+    assert len({record.provenance.network_sha256 for record in records}) == 1
+
+
 @dataclass(frozen=True)
 class Hooked(Defense):
     """Asks for one network more than it announces, while all layers of the process are changed."""
@@ -412,6 +456,37 @@ def test_hashes_are_of_the_code_at_the_first_cell_of_a_process(cache_folder: Pat
     assert provenance._content.cache_info().misses == known
 
 
+class Wrapped(Classifier):
+    """A network whose forward is a text about another one, n, and images, x."""
+
+    def __init__(self, n: Classifier, text: str) -> None:
+        super().__init__(0.0, 1.0)
+        self.n, self.text = n, text
+
+    def body(self, images: Tensor) -> list[Tensor]:
+        return self.n.body(images)
+
+    def embed(self, last: Tensor) -> Tensor:
+        return self.n.embed(last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        made: Tensor = eval(self.text, {"n": self.n, "x": images, "purified": purified})
+        return made
+
+
+class Stating(Wrapped):
+    def get_extra_state(self) -> dict[str, int]:
+        return {"calls": 1}
+
+
+def purified(n: Classifier, x: Tensor) -> Tensor:
+    """Images moved along the gradient of a network."""
+    with torch.enable_grad():
+        x = x.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(n(x).logsumexp(1).sum(), x)
+    return x.detach() - 0.01 * gradient.sign()
+
+
 @dataclass(frozen=True)
 class Broken(Defense):
     """Fails in the way that `how` names."""
@@ -439,6 +514,12 @@ class Broken(Defense):
                 model.head.bias.copy_(torch.arange(10.0))
             if self.how == "in place":
                 model.head.weight.mul_(0.5)
+            if "n(x)" in self.how:
+                return Wrapped(model, self.how)
+            if self.how == "extra":
+                return Stating(model, "")
+            if self.how == "cancelled":
+                raise asyncio.CancelledError("the server is gone")
             if self.how == "layer":
                 return model.head
             if self.how == "twice":
@@ -489,6 +570,44 @@ def test_results_that_no_record_holds_fail_their_cell(
 
 
 @pytest.mark.usefixtures("broken")
+def test_an_error_that_is_no_exception_fails_its_own_cell(harness: Harness) -> None:
+    """As of a library that waits for a server; such errors are not for a method to catch."""
+    record = harness.run(tiny(defense="broken(how='cancelled')"))
+    assert record.error is not None
+    assert (record.error.type, record.error.message) == ("CancelledError", "the server is gone")
+
+
+@pytest.mark.usefixtures("broken")
+def test_a_network_may_need_the_gradient_of_its_input(harness: Harness) -> None:
+    plain, moved = (
+        harness.run(tiny(defense=f"broken(how={how!r})")) for how in ("n(x)", "n(purified(n, x))")
+    )
+    assert (plain.status, moved.status) == ("ok", "ok")
+    assert plain.passes == moved.passes == harness.run(tiny()).passes
+
+
+def test_prepare_must_return_an_attack(harness: Harness) -> None:
+    @dataclass(frozen=True)
+    class Forgetful(Attack):
+        trains = True
+
+        def prepare(self, *given: Any) -> Any: ...
+
+        def trigger(self, images: Tensor) -> Tensor:
+            return 255 - images
+
+        def poison(self, clean: ImageSet, rng: torch.Generator) -> Poisoned:
+            return dirty_label(self, clean, rng)
+
+    record = harness.run(cell(DATASET, "wrn16_1", Forgetful(), "none", RECIPE, 0))
+    assert record.error is not None
+    assert record.error.message == (
+        "prepare of attack Forgetful must return the prepared attack, got None; is a `return` "
+        "missing?"
+    )
+
+
+@pytest.mark.usefixtures("broken")
 @pytest.mark.parametrize(
     ("how", "said"),
     [
@@ -499,6 +618,12 @@ def test_results_that_no_record_holds_fail_their_cell(
         ),
         ("layer", "defense 'broken' returned a Linear: fit must return a bdbench.models.Classi"),
         ("nine classes", "a network whose head has 9 outputs: it needs one for each of 10"),
+        ("n(x)[:, :, None]", "a Wrapped whose forward gives float32 (2, 10, 1) for two images"),
+        ("n(x).repeat(1, 2)", "gives float32 (2, 20) for two images: it must give logits, float "),
+        ("n(x)[:, :5]", "whose forward gives float32 (2, 5) for two images"),
+        ("(n(x), n(x))", "whose forward gives a tuple for two images"),
+        ("n(x).argmax(1)", "whose forward gives int64 (2,) for two images"),
+        ("extra", "returned a Stating with _extra_state in its state dict, which is no tensor"),
     ],
 )
 def test_the_network_that_fit_returns_is_checked_at_once(

@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 
 from bdbench.cells.cell import Cell, cell
+from bdbench.models.plugins.errors import Signal
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.record import Record
 from bdbench.storage.cache import Arrays, Cache
@@ -23,7 +24,7 @@ CPU = torch.device("cpu")
 EPOCHS = 4
 
 
-class Stopped(BaseException):
+class Stopped(Signal):
     pass
 
 

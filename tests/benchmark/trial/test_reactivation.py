@@ -25,6 +25,7 @@ from bdbench.defenses.registry import defenses
 from bdbench.machine.clock import Stopwatch
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
+from bdbench.models.plugins.errors import Signal
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.loop import predict
@@ -42,6 +43,7 @@ from bdbench.running.states import state_of
 from bdbench.storage.cache import Cache
 from bdbench.tables import export
 from bdbench.tables import write as tables
+from bdbench.tables.groups import RETUNED
 from bdbench.trial import reactivation
 from bdbench.trial.harness import Harness
 from bdbench.trial.poisoned import PoisonedData, poison
@@ -73,9 +75,11 @@ def workspace(tmp_path: Path) -> Callable[[Cell], Workspace]:
 
 
 def without(record: Record, *names: str) -> dict[str, Any]:
-    """A record as JSON, without these metrics and without what another run measures."""
+    """A record as JSON, without these metrics, their number of images and without what another run
+    measures."""
     found = encode(record)
     del found["measured"]
+    found["diagnostics"].pop("retuned", None)
     found["metrics"] = {n: c for n, c in found["metrics"].items() if n not in names}
     return found
 
@@ -149,7 +153,35 @@ def test_images_with_a_true_label_and_few_of_them_serve_too(
     assert len(images) == 15
     assert bool((images.labels[-5:] == 0).all())
     three = data.mask & (data.mask.cumsum(0) <= 3)
-    assert len(reactivation.retuning_set(ws, replace(data, mask=three))) == 13
+    few = replace(data, mask=three)
+    assert len(reactivation.retuning_set(ws, few)) == 13
+    size = {"clean": 10, "poisoned": 5, "of": 100, "classes": 10}
+    assert reactivation.retuning_size(ws, data) == size
+    assert reactivation.retuning_size(ws, few) == {**size, "poisoned": 3}
+    assert reactivation.retuning_size(workspace(tiny("none")), data) == {}
+
+
+@pytest.mark.parametrize(
+    ("size", "said"),
+    [
+        ((24, 5, 1200, 10), ""),
+        ((20, 5, 1200, 10), ""),
+        ((1000, 3, 50_000, 10), "1,000 of 50,000 clean images (2 %) and 3 poisoned ones"),
+        ((100, 5, 500, 100), "100 of 500 clean images (20 %) and 5 poisoned ones"),
+        (None, ""),
+    ],
+)
+def test_a_note_says_with_how_many_images_if_not_with_two_percent_and_five(
+    size: tuple[int, ...] | None, said: str
+) -> None:
+    assert cost.RETUNING[2:] == RETUNED
+    record = make_record("ft", "badnets", 880, 50)
+    metrics = record.metrics.with_(**{REACTIVATED: Count(600, 1000)})
+    names = ("clean", "poisoned", "of", "classes")
+    found = {"retuned": dict(zip(names, size, strict=True))} if size else {}
+    text = tables.leaderboard([replace(record, metrics=metrics, diagnostics=found)]).blocks[0]
+    assert (f"- P-ASR on badnets is with {said}" in text.splitlines()) == bool(said)
+    assert ("is with" in text) == bool(said)
 
 
 @pytest.mark.parametrize("second", ["blend(target=1)", "sig(poisoning_rate=0.5, target=1)"])
@@ -235,7 +267,7 @@ def test_the_control_is_the_network_of_attack_none(tmp_path: Path) -> None:
     assert without_attack(tiny()) == tiny("none")
 
 
-class _Stopped(BaseException):
+class _Stopped(Signal):
     pass
 
 
