@@ -16,10 +16,11 @@ names SGD for everything. w(x) is held constant in the gradient of f_C. Critic a
 in turn on each batch from one forward pass, not in turn over whole epochs. T1 and beta are fixed
 unless `select="cv"`, the paper's search. Its criterion is accuracy on held-out images that may be
 poisoned themselves, which rewards keeping the backdoor. f_B is read in eval mode, as in that code,
-so with the running batch-norm statistics of its last updates at the initial rate. w(x) is computed
-on the augmented view that f_C is trained on, as in that code. A random crop can remove a trigger at
-the border; f_B then finds the poisoned image hard, and its wrong label gets a large weight.
-Equation 6 can also be read as one f_B loss for each image: `cbd(per_view=False)`.
+so with the running batch-norm statistics of its last updates at the initial rate, which lag;
+`cbd(statistics='anew')` estimates them first. w(x) is computed on the augmented view that f_C is
+trained on, as in that code. A random crop can remove a trigger at the border; f_B then finds the
+poisoned image hard, and its wrong label gets a large weight. Equation 6 can also be read as one f_B
+loss for each image: `cbd(per_view=False)`.
 
 Elsewhere: f_B and f_C follow the recipe's learning rate, 0.01 on GTSRB (paper); the authors' code
 trains f_C at 0.1 on all data. T1 and beta are the same for all data sets and networks; the paper
@@ -40,6 +41,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from torch.optim import Adam
 
 from bdbench.defenses import Context, Defense, register
+from bdbench.defenses.batch_norm import reset_statistics
 from bdbench.models import (
     Batch,
     Classifier,
@@ -64,6 +66,7 @@ LARGE_SHARE = 0.25
 """Length of the training of f_B, as a share of that of f_C, from which f_B fits clean images too
 well. In the paper it is a twentieth."""
 SELECTIONS = ("fixed", "cv")
+STATISTICS = ("running", "anew")
 
 
 @register("cbd", title="CBD")
@@ -83,6 +86,9 @@ class CBD(Defense):
     t1s: the values of t1 that the search tries, all different (paper: 3, 5 and 8)
     per_view: take f_B's loss in w(x) on the augmented view that f_C sees (code); False takes it
         once, on the image without augmentation
+    statistics: the batch-norm statistics with which f_B is read: "running", those of its last
+        updates (code), or "anew", estimated over the training set once f_B has its last weights
+        (our experiment)
     """
 
     t1: int = 5
@@ -95,9 +101,11 @@ class CBD(Defense):
     folds: int = 5
     t1s: tuple[int, ...] = added((3, 5, 8))
     per_view: bool = added(True)
+    statistics: str = added("running")
 
     def __post_init__(self) -> None:
         one_of(SELECTIONS, select=self.select)
+        one_of(STATISTICS, statistics=self.statistics)
         at_least(1, t1=self.t1)
         at_least(2, folds=self.folds)
         at_least(0, critic_weight=self.critic_weight, beta=self.beta)
@@ -173,6 +181,8 @@ class CBD(Defense):
         """Algorithm 1, first stage: train f_B until it knows the trigger, then freeze it."""
         recipe = replace(context.recipe, epochs=self.t1, drops=())
         train(f_b, data, recipe, context.rng("f_B"))
+        if self.statistics == "anew":
+            reset_statistics(f_b, data, recipe, context.rng("statistics"))
         f_b.requires_grad_(False)
 
     def train_f_c(
@@ -235,12 +245,13 @@ class CBD(Defense):
         return scale * (w * losses).mean()
 
     def cost(self, recipe: Recipe, images: int) -> float:
+        anew = self.statistics == "anew"
         f_c = 4.0 * recipe.epochs + (not self.per_view)
-        last = 3.0 * self.t1 + 1.0 + f_c
+        last = 3.0 * self.t1 + anew + 1.0 + f_c
         if self.select == "fixed":
             return last
         candidates = len(self.t1s) * len(BETAS)
-        fold = 3.0 * sum(self.t1s) + f_c * candidates
+        fold = 3.0 * sum(self.t1s) + anew * len(self.t1s) + f_c * candidates
         return last + (self.folds - 1) * fold + candidates
 
 

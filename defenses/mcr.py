@@ -27,11 +27,12 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from bdbench.defenses import CleanBudget, Context, Defense, register
+from bdbench.defenses.batch_norm import reset_statistics
 from bdbench.models import (
     Batch,
     Classifier,
@@ -200,38 +201,3 @@ def curve(t: float | Tensor, w1: Weights, theta: Weights, w2: Weights) -> dict[s
     """phi(t), parameter by parameter; exactly w1 at t = 0 and w2 at t = 1."""
     a, b, c = (1 - t) ** 2, 2 * t * (1 - t), t**2
     return {name: a * w1[name] + b * theta[name] + c * w2[name] for name in theta}
-
-
-def reset_statistics(
-    network: Classifier, data: ImageSet, recipe: Recipe, rng: torch.Generator
-) -> None:
-    """Re-estimate the statistics of normalisation layers as their mean over the batches of one pass
-    over `data`, weighted by batch size. The network ends in eval mode."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
-    totals = [torch.zeros(2, norm.num_features, device=data.device) for norm in norms]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        # With momentum 1, the layer holds the statistics of the last batch only.
-        norm.momentum = 1.0
-
-    def step(batch: Batch) -> None:
-        network(batch.images)
-        for norm, total in zip(norms, totals, strict=True):
-            of_batch = [norm.get_buffer("running_mean"), norm.get_buffer("running_var")]
-            total.add_(torch.stack(of_batch), alpha=len(batch.labels))
-
-    network.train()
-    with torch.no_grad():
-        loop(
-            step,
-            data,
-            recipe=replace(recipe, epochs=1, drops=()),
-            rng=rng,
-            state={"network": network, **{str(n): total for n, total in enumerate(totals)}},
-        )
-    for norm, momentum, (mean, variance) in zip(norms, momenta, totals, strict=True):
-        norm.get_buffer("running_mean").copy_(mean / len(data))
-        norm.get_buffer("running_var").copy_(variance / len(data))
-        norm.momentum = momentum
-    network.eval()

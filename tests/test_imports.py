@@ -55,7 +55,7 @@ def test_methods_do_not_import_one_another(method: str) -> None:
     of its own, `<method>_*.py`. Variants may use the two oldest attacks."""
     shared = {
         *("base", "registry", "compound", "patch", "pixels", "poison", "badnets", "blend"),
-        *("evaluated", "filters", "mixmatch"),
+        *("evaluated", "batch_norm", "filters", "mixmatch"),
     }
     for path in (ROOT / method).glob("*.py"):
         for name in imported(path):

@@ -170,7 +170,8 @@ def test_the_page_quotes_the_test_of_why_a_class_is_lost() -> None:
 
 def test_the_page_quotes_when_f_b_knows_the_trigger() -> None:
     page = (ROOT / "results/README.md").read_text("utf-8")
-    records, _ = read_all(ROOT / "results/cbd-first-stage")
+    every, _ = read_all(ROOT / "results/cbd-first-stage")
+    records = [record for record in every if record.cell.defense.name == "f_b_by_epoch"]
     cbd = diagnostics("table1-cifar10", "cbd", "badnets")
     assert sorted(record.cell.seed for record in records) == [0, 1, 2]
     for record in records:
@@ -195,6 +196,39 @@ def test_the_page_quotes_when_f_b_knows_the_trigger() -> None:
             whole = cbd[seed].samples["f_B loss"]
             for name in ("mean_clean", "mean_poisoned", "auroc"):
                 assert found[4][name] == whole[name]
+
+
+def test_the_page_quotes_how_f_b_is_read() -> None:
+    """With running batch-norm statistics and with those estimated anew."""
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    by_epoch = diagnostics("cbd-first-stage", "f_b_by_epoch", "badnets")
+    both = diagnostics("cbd-first-stage", "f_b_statistics", "badnets")
+    every: dict[str, list[float]] = {"running": [], "anew": []}
+    for seed, found in sorted(both.items()):
+        epochs = [f"f_B loss after {n} epochs" for n in range(3, 9)]
+        for name in epochs:
+            assert found.samples[name] == by_epoch[seed].samples[name]
+        ratios = {}
+        for how, ending in (("running", ""), ("anew", ", statistics anew")):
+            samples = [found.samples[f"{name}{ending}"] for name in epochs]
+            losses = [each["by_class"] for each in samples]
+            ratios[how] = [max(each) / min(each) for each in losses]
+            first = f"| {seed} |" if how == "running" else "| |"
+            rows = {
+                f"{first} {how} | loss, clean": [f"{each['mean_clean']:.2f}" for each in samples],
+                "| | | largest loss of a class / smallest": [f"{n:.1f}" for n in ratios[how]],
+                "| | | AUROC": [f"{each['auroc']:.3f}" for each in samples],
+            }
+            lines = [f"{name} | {' | '.join(values)} |" for name, values in rows.items()]
+            assert "\n".join(lines) in page
+        every["running"] += ratios["running"]
+        every["anew"] += ratios["anew"]
+    smaller = sum(a < b for a, b in zip(every["anew"], every["running"], strict=True))
+    ranges = [f"{min(each):.1f} to {max(each):.1f}" for each in every.values()]
+    flat = " ".join(page.split())
+    assert f"is {ranges[0]} times the smallest with running statistics" in flat
+    assert f"and {ranges[1]} times with new ones; it is less in {smaller} of " in flat
+    assert f"of {len(every['anew'])} cases" in flat
 
 
 def test_the_page_quotes_when_abl_loses_the_target_class() -> None:

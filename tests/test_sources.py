@@ -142,6 +142,7 @@ OWN: dict[str, Change] = {
     "benchmark/datasets/toy.py": {"dataset": ALL},
     "defenses/abl.py": {"defense": {"trojan"}},
     "defenses/anp.py": {"defense": {HARD}},
+    "defenses/batch_norm.py": {"defense": {"blend"}},
     "defenses/cbd.py": {"defense": {"blend"}},
     "defenses/dbd.py": {"defense": {"dynamic"}},
     "defenses/dbd_views.py": {"defense": {"dynamic"}},

@@ -17,6 +17,7 @@ from torch.optim import Adam
 import bdbench.defenses.cbd
 from bdbench.attacks.badnets import BadNets
 from bdbench.defenses.base import Context
+from bdbench.defenses.batch_norm import reset_statistics
 from bdbench.defenses.cbd import BETAS, CBD, Critic, dependence, sample_weights
 from bdbench.defenses.registry import defenses as registry
 from bdbench.models.data import ImageSet
@@ -171,6 +172,28 @@ def test_f_b_is_frozen_with_its_buffers(images: ImageSet, monkeypatch: pytest.Mo
         assert torch.equal(values, before[name]), name
 
 
+def test_f_b_has_the_statistics_that_it_is_read_with(images: ImageSet) -> None:
+    """Its weights are the same; anew, the statistics are means over the batches of one pass."""
+    f_bs = {}
+    for statistics in ("running", "anew"):
+        context = make_context()
+        f_bs[statistics] = f_b = context.build("f_B")
+        CBD(t1=1, statistics=statistics).train_f_b(f_b, images, context)
+        assert not f_b.training
+        assert not any(p.requires_grad for p in f_b.parameters())
+    running, anew = f_bs.values()
+    for one, other in zip(running.parameters(), anew.parameters(), strict=True):
+        assert torch.equal(one, other)
+    own, before = anew.state_dict(), running.state_dict()
+    moved = {name for name in own if not torch.equal(own[name], before[name])}
+    assert any(name.endswith("running_mean") for name in moved)
+    expected, context = deepcopy(running), make_context()
+    recipe = replace(context.recipe, epochs=1, drops=())
+    reset_statistics(expected, images, recipe, context.rng("statistics"))
+    for name, values in expected.state_dict().items():
+        assert torch.equal(values, own[name]), name
+
+
 def test_variants_differ_and_the_published_ones_are_specs(images: ImageSet) -> None:
     variants = {
         "default": {},
@@ -178,6 +201,7 @@ def test_variants_differ_and_the_published_ones_are_specs(images: ImageSet) -> N
         "released": {"critic_weight": 0.0, "beta": 0.0},
         "no weights": {"reweight": False},
         "weights of images": {"per_view": False},
+        "statistics anew": {"statistics": "anew"},
     }
     heads = {name: fitted(images, **how)[0].head.weight for name, how in variants.items()}
     names = list(heads)
@@ -275,6 +299,7 @@ def test_defaults_of_later_fields_are_not_part_of_a_key() -> None:
     """So that records from before a field existed keep their keys."""
     assert "t1s" not in registry.canonical("cbd")
     assert "per_view" not in registry.canonical("cbd")
+    assert "statistics" not in registry.canonical("cbd")
     assert registry.canonical("cbd(t1s=(3, 5, 8))") == registry.canonical("cbd")
     assert "t1s=(1, 2)" in registry.canonical("cbd(t1s=(1, 2))")
 
@@ -327,6 +352,8 @@ def test_the_cost_of_the_search(images: ImageSet) -> None:
     folds = 4 * (3 * (3 + 5 + 8) + 9 * 400)
     assert CBD(t1=5, select="cv").cost(recipe, 60) == 416 + folds + 9
     assert CBD(t1=5, per_view=False).cost(recipe, 60) == 417
+    assert CBD(t1=5, statistics="anew").cost(recipe, 60) == 417
+    assert CBD(select="cv", statistics="anew").cost(recipe, 60) == 417 + folds + 9 + 4 * 3
     assert CBD(select="cv", per_view=False).cost(recipe, 60) == 417 + folds + 9 + 4 * 9
     folds = 4 * (3 * (2 + 9) + 6 * 400)
     assert CBD(t1=5, select="cv", t1s=(2, 9)).cost(recipe, 60) == 416 + folds + 6

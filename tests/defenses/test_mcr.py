@@ -17,7 +17,8 @@ from torch.nn.functional import cross_entropy
 from torch.optim import SGD
 
 from bdbench.defenses.base import CleanBudget, Context
-from bdbench.defenses.mcr import MCR, POINTS, curve, reset_statistics, weights
+from bdbench.defenses.batch_norm import reset_statistics
+from bdbench.defenses.mcr import MCR, POINTS, curve, weights
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
