@@ -226,6 +226,15 @@ def test_the_page_quotes_how_f_b_is_read() -> None:
     smaller = sum(a < b for a, b in zip(every["anew"], every["running"], strict=True))
     ranges = [f"{min(each):.1f} to {max(each):.1f}" for each in every.values()]
     flat = " ".join(page.split())
+    after = {
+        how: [
+            f"{both[seed].samples[f'f_B loss after 5 epochs{end}']['auroc']:.3f}"
+            for seed in (0, 1, 2)
+        ]
+        for how, end in (("running", ""), ("anew", ", statistics anew"))
+    }
+    new, old = ("{}, {} and {}".format(*each) for each in (after["anew"], after["running"]))
+    assert f"the AUROC is {new} with new ones, and {old} with running ones" in flat
     assert f"is {ranges[0]} times the smallest with running statistics" in flat
     assert f"and {ranges[1]} times with new ones; it is less in {smaller} of " in flat
     assert f"of {len(every['anew'])} cases" in flat
