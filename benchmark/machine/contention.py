@@ -18,9 +18,10 @@ IDLE = ("idle", "iowait", "guest", "guest_nice")
 
 
 class Contention:
-    """Other processes on a device, from now until `meanwhile`.
+    """Other processes on a device, from now until `meanwhile`. Those that this process descends
+    from, as far as `family`, and its own descendants do not count; other cells of the run do.
 
-    family: the process of the run, which is not counted, nor are its descendants; None for this one
+    family: the process of the run; None for this one
     """
 
     family: ClassVar[int | None] = None
@@ -43,12 +44,15 @@ class Contention:
         return max(0.0, busy - own) / wall if busy > 0 else None
 
     def _read(self) -> tuple[float, ...] | None:
-        """Seconds by the wall clock, of cores and of the run; or processes on the GPU."""
+        """Seconds by the wall clock, of cores and of our own processes; or processes on the GPU."""
         try:
-            run = [oldest := psutil.Process(self.family), *oldest.children(recursive=True)]
+            cell = [here := psutil.Process(), *here.children(recursive=True)]
+            above = _above(here, self.family)
             if self.device.type == "cuda":
-                return (_others_on(self.device, {os.getpid(), *(each.pid for each in run)}),)
-            own = sum(sum(each.cpu_times()[:4]) for each in run)  # with children that have ended
+                return (_others_on(self.device, {each.pid for each in (*cell, *above)}),)
+            own = sum(sum(each.cpu_times()[:4]) for each in cell)  # with children that have ended
+            # Their children that have ended may have been other cells.
+            own += sum(sum(each.cpu_times()[:2]) for each in above)
             return time.perf_counter(), _busy(), own
         except (psutil.Error, OSError, ValueError, subprocess.SubprocessError):
             return None
@@ -61,6 +65,16 @@ def combine(others: Iterable[float | None]) -> float | None:
     return max(known) if len(known) == len(answers) else None
 
 
+def _above(process: psutil.Process, oldest: int | None) -> list[psutil.Process]:
+    """The processes that one descends from, up to `oldest`; none if it does not descend from it."""
+    found = []
+    for parent in process.parents():
+        found.append(parent)
+        if parent.pid == oldest:
+            return found
+    return []
+
+
 def _busy() -> float:
     """Seconds in which the cores that this process may use have worked."""
     cores = psutil.cpu_times(percpu=True)
@@ -71,8 +85,8 @@ def _busy() -> float:
     return sum(took for core in counted for name, took in core.items() if name not in IDLE)
 
 
-def _others_on(device: torch.device, run: set[int]) -> int:
-    """Processes on a GPU that are not of the run. Raises OSError, ValueError or SubprocessError
+def _others_on(device: torch.device, own: set[int]) -> int:
+    """Processes on a GPU other than our own. Raises OSError, ValueError or SubprocessError
     where nvidia-smi is missing, fails or lists no process."""
     name = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
     query = ["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader", "-i", name]
@@ -81,4 +95,4 @@ def _others_on(device: torch.device, run: set[int]) -> int:
     if not listed:
         raise ValueError("this process is on the GPU, and nvidia-smi does not list it")
     # This process is listed, in a container perhaps under another number.
-    return len(listed) - max(1, len(run.intersection(listed)))
+    return len(listed) - max(1, len(own.intersection(listed)))

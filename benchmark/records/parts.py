@@ -229,8 +229,8 @@ class Measured(NamedPart):
     resumed: how often the run resumed from a checkpoint; the seconds before that are counted
     isolated: whether the cell had a process of its own
     retries: why earlier attempts ended
-    others: how many cores of the processor other processes kept busy meanwhile, or how many of
-        them were on the GPU; None if not known
+    others: how many cores of the processor other processes, also those of other cells, kept busy
+        meanwhile, or how many of them were on the GPU; None if not known
     """
 
     seconds: Seconds

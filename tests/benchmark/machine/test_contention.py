@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import subprocess
 import sys
 import time
 from collections import namedtuple
@@ -57,18 +58,20 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     cores: what each did
     own: user and system time of this process, and the same of children that have ended
     children: the same of living children
+    parents: by number, the same of those that this process descends from, the nearest first
     """
-    made = SimpleNamespace(clock=50.0, cores=[OFF, OFF], own=(0.0,) * 4, children=[])
+    made = SimpleNamespace(clock=50.0, cores=[OFF, OFF], own=(0.0,) * 4, children=[], parents={})
 
-    def process(times: Times, children: Sequence[Times] = ()) -> SimpleNamespace:
+    def process(times: Times, children: Sequence[Times] = (), pid: int = 1) -> SimpleNamespace:
         # Linux adds the time for which it waited for the disk.
-        told = SimpleNamespace(cpu_times=lambda: (*times, 77.0))
+        told = SimpleNamespace(cpu_times=lambda: (*times, 77.0), pid=pid)
         told.children = lambda recursive: [process(each) for each in children]
+        told.parents = lambda: [process(each, pid=number) for number, each in made.parents.items()]
         return told
 
     monkeypatch.setattr(time, "perf_counter", lambda: made.clock)
     monkeypatch.setattr(psutil, "cpu_times", lambda percpu: made.cores)
-    monkeypatch.setattr(psutil, "Process", lambda pid: process(made.own, made.children))
+    monkeypatch.setattr(psutil, "Process", lambda: process(made.own, made.children))
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
     return made
 
@@ -83,6 +86,49 @@ def test_cores_that_others_keep_busy(machine: SimpleNamespace) -> None:
     machine.own = (5.0, 1.0, 2.0, 0.0)
     machine.children = [(4.5, 0.5, 2.0, 0.0), (2.0, 0.0, 0.0, 0.0)]
     assert others.meanwhile() == pytest.approx((19 - 12) / 10)
+
+
+def test_the_processes_between_a_cell_and_its_run() -> None:
+    code = (
+        "import os, psutil; from bdbench.machine.contention import _above as above;"
+        "print(*(each.pid for each in above(psutil.Process(), int(os.environ['RUN']))))"
+    )
+    middle = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {code!r}])"
+    for run, expected in ((os.getpid(), 2), (-5, 0)):
+        program = [sys.executable, "-c", middle]
+        environment = {**os.environ, "RUN": str(run)}
+        found = subprocess.run(program, env=environment, capture_output=True, text=True, check=True)
+        numbers = found.stdout.split()
+        assert len(numbers) == expected
+        assert numbers[1:] == [str(run)] * (expected > 0)
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        # The run and what started this process work for it; another cell, alive or ended, does not.
+        (30, (20 - 6 - 1 - 2) / 10),
+        # The process of the run is elsewhere, as on a cluster.
+        (77, (20 - 6) / 10),
+        (None, (20 - 6) / 10),
+    ],
+)
+def test_other_cells_of_a_run_are_others(
+    machine: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    family: int | None,
+    expected: float,
+) -> None:
+    """Two cells at once: this one works for six seconds, and the process 30 is the run."""
+    monkeypatch.setattr(Contention, "family", family)
+    machine.parents = {40: (0.0,) * 4, 30: (0.0,) * 4, 20: (0.0,) * 4}
+    others = Contention(CPU)
+    machine.clock += 10
+    machine.cores = [OFF._replace(user=10.0), OFF._replace(user=10.0)]
+    machine.own = (6.0, 0.0, 0.0, 0.0)
+    # Seconds of children that have ended: those of other cells.
+    machine.parents = {40: (1.0, 0.0, 5.0, 0.0), 30: (1.0, 1.0, 3.0, 0.0), 20: (9.0, 0.0, 0.0, 0.0)}
+    assert others.meanwhile() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
