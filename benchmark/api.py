@@ -49,7 +49,8 @@ from bdbench.records.files import check_folder, find, network_of, path_of, read,
 from bdbench.records.record import REACTIVATED, Record
 from bdbench.records.rerun import call
 from bdbench.running.engines.options import ExecutionOptions
-from bdbench.running.run import RunOptions, execute, plan
+from bdbench.running.plan import RunOptions, plan
+from bdbench.running.run import execute
 from bdbench.running.worker import check_images, keep, readable
 from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache

@@ -28,7 +28,8 @@ from bdbench.models.training.loop import logits, train
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.files import read_all
 from bdbench.running.engines.options import ExecutionOptions
-from bdbench.running.run import RunOptions, execute, plan
+from bdbench.running.plan import RunOptions, plan
+from bdbench.running.run import execute
 from bdbench.storage.cache import Cache
 from bdbench.trial.clean_budget import clean_budget
 from bdbench.trial.harness import Harness

@@ -13,7 +13,7 @@ from bdbench.tables.write import Leaderboard, leaderboard, leaderboard_files, wr
 
 if TYPE_CHECKING:
     from bdbench.records.record import Record
-    from bdbench.running.run import Plan
+    from bdbench.running.plan import Plan
 
 
 def carry_out(plan: Plan, dry_run: bool, columns: Sequence[str] = ()) -> int:

@@ -92,7 +92,7 @@ def evaluate(weights: Path, model: str | None, dataset: str, **options: Any) -> 
     from bdbench.cli.ending import carry_out
     from bdbench.running.engines.options import ExecutionOptions
     from bdbench.running.evaluation import evaluation
-    from bdbench.running.run import RunOptions
+    from bdbench.running.plan import RunOptions
 
     execution = ExecutionOptions(**pop_fields(ExecutionOptions, options))
     overrides = SuiteOverrides(dataset=[dataset], **pop_fields(SuiteOverrides, options))

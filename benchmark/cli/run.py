@@ -108,7 +108,7 @@ def run(name: str, **options: Any) -> int:
     from bdbench.cells.overrides import SuiteOverrides
     from bdbench.cli.ending import carry_out
     from bdbench.running.engines.options import ExecutionOptions, options_of
-    from bdbench.running.run import RunOptions, plan
+    from bdbench.running.plan import RunOptions, plan
 
     execution = ExecutionOptions(
         **pop_fields(ExecutionOptions, options), options=options_of(options.pop("option"))

@@ -11,7 +11,7 @@ from bdbench.datasets.registry import datasets
 from bdbench.models.plugins.notices import notify
 from bdbench.models.registry import Model
 from bdbench.running.engines.options import ExecutionOptions
-from bdbench.running.run import Plan, RunOptions, plan
+from bdbench.running.plan import Plan, RunOptions, plan
 from bdbench.storage import networks
 from bdbench.trial.networks import converted, given_model
 

@@ -30,7 +30,7 @@ from bdbench.models.training.loop import logits
 from bdbench.models.training.recipe import Recipe
 from bdbench.running import run
 from bdbench.running.engines.options import ExecutionOptions
-from bdbench.running.run import RunOptions, plan
+from bdbench.running.plan import RunOptions, plan
 from bdbench.running.states import CellState
 
 
@@ -449,7 +449,8 @@ def test_only_missing_cells_are_probed(tmp_path: Path, monkeypatch: pytest.Monke
     asked.clear()
     missing, finished = CellState("missing"), CellState("finished", tmp_path)
     monkeypatch.setattr(
-        run, "state_of", lambda each, *_, **__: missing if each == cells[1] else finished
+        "bdbench.running.plan.state_of",
+        lambda each, *_, **__: missing if each == cells[1] else finished,
     )
     plan("mine", suite, execution, options)
     assert asked == [("wrn16_1", "fp")]

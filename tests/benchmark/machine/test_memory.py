@@ -13,10 +13,9 @@ from bdbench.cells.suites import Suite
 from bdbench.machine import memory
 from bdbench.machine.memory import KEPT, PROCESS, free_memory, keep_freed, processes_that_fit
 from bdbench.models.scope import num_threads
-from bdbench.running import run
 from bdbench.running.engines import options
 from bdbench.running.engines.options import ExecutionOptions
-from bdbench.running.run import RunOptions, plan
+from bdbench.running.plan import Plan, RunOptions, plan
 
 AVAILABLE = 8_192_000_000
 
@@ -138,9 +137,9 @@ def test_freed_memory_is_kept_unless_the_user_has_tuned_the_allocator(
 def test_a_run_advises_threads_only_where_it_accepts_them(
     how: dict[str, Any], cells: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (options, run):
-        monkeypatch.setattr(module, "cores", lambda: 6)
-    monkeypatch.setattr(run.Plan, "expected", None)
+    for module in ("engines.options", "plan"):
+        monkeypatch.setattr(f"bdbench.running.{module}.cores", lambda: 6)
+    monkeypatch.setattr(Plan, "expected", None)
     suite = Suite("", ("toy",), attacks=("none",), defenses=("none",), seeds=cells)
     with num_threads(1):
         made = plan("x", suite, ExecutionOptions(**how), RunOptions("cpu", tmp_path))

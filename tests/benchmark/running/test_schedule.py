@@ -35,8 +35,9 @@ from bdbench.running import schedule
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.engines.fresh import death_of
 from bdbench.running.engines.options import ExecutionOptions
+from bdbench.running.plan import Plan, RunOptions, plan
 from bdbench.running.progress import Reporter
-from bdbench.running.run import Plan, RunOptions, execute, plan
+from bdbench.running.run import execute
 from bdbench.running.schedule import ATTEMPTS, Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.states import state_of
@@ -451,7 +452,7 @@ def test_a_speed_that_is_not_known_is_no_time_and_fits_no_budget(
 ) -> None:
     """The process that measures it may die, for example of too little memory."""
     asked = Mock(side_effect=Died("killed (SIGKILL)"))
-    monkeypatch.setattr("bdbench.running.run.call_in_process", asked)
+    monkeypatch.setattr("bdbench.running.plan.call_in_process", asked)
     suite = Suite("", ("toy",), attacks=("none",), defenses=("none",), seeds=2)
     made = plan("x", suite, ExecutionOptions(), RunOptions("cpu", tmp_path, budget=1e9))
     *cells, count = made.lines()
