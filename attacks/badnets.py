@@ -29,8 +29,8 @@ PATTERNS = {
 @dataclass(frozen=True)
 class BadNets(Attack):
     """
-    poisoning_rate: share of the training set, in (0, 1] (paper, section 5.1: 0.1)
-    target: the label the trigger causes (paper: 0, and 1 on GTSRB)
+    poisoning_rate: share of the training set, in (0, 1] (CBD paper, section 5.1: 0.1)
+    target: the label the trigger causes (CBD paper: 0, and 1 on GTSRB)
     pattern: "grid", four white and five black cells, or "white", all white
     margin: distance of the patch from the right and lower border, in cells
     """

@@ -25,8 +25,8 @@ CHUNK = 256
 @dataclass(frozen=True)
 class Blend(Attack):
     """
-    poisoning_rate: share of the training set, in (0, 1] (paper, section 5.1: 0.1)
-    target: the label the trigger causes (paper: 0, and 1 on GTSRB)
+    poisoning_rate: share of the training set, in (0, 1] (CBD paper, section 5.1: 0.1)
+    target: the label the trigger causes (CBD paper: 0, and 1 on GTSRB)
     alpha: weight of the pattern, in (0, 1] (ABL's and CBD's code: 0.2)
     pattern_seed: seed of the pattern, independent of the cell's seed
     """

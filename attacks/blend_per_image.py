@@ -24,8 +24,8 @@ from bdbench.models.rng import stream
 @dataclass(frozen=True)
 class BlendPerImage(Blend):
     """
-    poisoning_rate: share of the training set, in (0, 1] (paper, section 5.1: 0.1)
-    target: the label the trigger causes (paper: 0, and 1 on GTSRB)
+    poisoning_rate: share of the training set, in (0, 1] (CBD paper, section 5.1: 0.1)
+    target: the label the trigger causes (CBD paper: 0, and 1 on GTSRB)
     alpha: weight of the noise, in (0, 1] (ABL's and CBD's code: 0.2)
     pattern_seed: seed of the noise, independent of the cell's seed
     """

@@ -8,8 +8,9 @@ model, the trained trigger poisons a fixed share of the training set and the vic
 weights. The classifier beside the pattern follows the cell's recipe, and Adam's rates fall with
 its decay. The gradients of both generators are clipped, and those of the pattern reset at each
 step, which the authors' code forgets; patterns stay in the range of images, which the code of ABL
-and CBD does not ensure. Partners for the diversity losses come from the same batch. Training ends
-when the trigger works.
+and CBD does not ensure. Partners for the diversity losses come from the same batch. Images are
+normalised on every data set, which the authors leave out on GTSRB: there our masks' diversity
+weighs four times as much. Training ends when the trigger works.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Dynamic(Attack):
     poisoning_rate: share of the training set, in (0, 1] (CBD paper, section 5.1: 0.1)
     target: the label the trigger causes (CBD paper: 0, and 1 on GTSRB)
     cross_rate: share of other images that get another image's trigger and keep their labels
-    density: share of the pixels that a mask may cover, in (0, 1) (authors' code: 0.032)
+    density: what a pixel of a mask may be without a cost, in (0, 1) (authors' code: 0.032)
     mask_epochs: epochs of the mask, in a recipe of 100 epochs (authors: 25 of 600)
     joint_epochs: most epochs of pattern and classifier together (BackdoorBench: 75)
     networks: the trained trigger, once prepared
@@ -198,8 +199,8 @@ def blend(images: Tensor, sources: Tensor, networks: TriggerNetworks) -> Tensor:
 
 def diversity(one: Tensor, other: Tensor, output: Tensor, other_output: Tensor) -> Tensor:
     """The diversity loss (paper, equation 6): large if different images (n, 3, height, width) get
-    similar outputs. Images are in the scale in which the authors train: normalised ones for masks,
-    those of the patterns for patterns."""
+    similar outputs. Images are in the scale in which the authors train on CIFAR-10: normalised ones
+    for masks, those of the patterns for patterns."""
     distance = (one - other).square().mean((1, 2, 3)).sqrt()
     output_distance = (output - other_output).square().mean((1, 2, 3)).add(1e-12).sqrt()
     return (distance / (output_distance + 1e-7)).mean()

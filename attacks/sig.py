@@ -26,7 +26,7 @@ from bdbench.models import ImageSet, above, one_of, require
 class Sig(Attack):
     """
     poisoning_rate: share of the set that `rate_basis` names, in (0, 1]
-    target: the class that is poisoned, and the label the trigger causes (paper: 0, and 1 on GTSRB)
+    target: the class that is poisoned, and the label the trigger causes (CBD paper: 0; GTSRB: 1)
     delta: amplitude of the wave in grey levels, in (0, 255]
     frequency: periods across the image, above 0 (Barni et al., section 4: 6)
     rate_basis: the rate is a share of the "target_class" or of the whole "dataset"

@@ -5,8 +5,10 @@ original method optimises the patch until it activates selected neurons of a cle
 
 Differs: the CBD paper gives no patch. The public code of ABL, NAD and CBD adds a fixed 3 x 3 patch
 of unknown origin at rows and columns 25 to 27, modulo 256; here the colours come from a seed, and
-larger images get larger cells. `mode="inverted"` is the original method, over random images instead
-of an empty one.
+larger images get larger cells. `mode="inverted"` optimises a patch as the original method does, but
+over random images instead of an empty one, without a target value for the activations, and for the
+neurons with the largest weights to the classes; the original takes those with the largest weights
+to the layer before, which not every network has.
 """
 
 from __future__ import annotations
@@ -103,7 +105,7 @@ class Trojan(Attack):
 
     def invert(self, network: Classifier, clean: ImageSet, context: TrainingContext) -> Inversion:
         """Gradient ascent, over random clean images, on the activation of the penultimate neurons
-        with the largest sum of absolute weights to the classes (Liu et al., section IV-A)."""
+        with the largest sum of absolute weights to the classes (after Liu et al., section IV-A)."""
         network.requires_grad_(False)
         neurons = network.head.weight.abs().sum(0).topk(NEURONS).indices
         rng = context.rng("inversion")

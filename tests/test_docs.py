@@ -34,7 +34,7 @@ from bdbench.models.registry import models
 from bdbench.models.training.recipe import Recipe
 from bdbench.running import speed
 from bdbench.storage.cache import Cache
-from bdbench.tables.leaderboard import CLEAN, NO_CLEAN
+from bdbench.tables.block import CLEAN, NO_CLEAN
 from bdbench.trial.harness import Harness
 
 PAGES = (

@@ -30,8 +30,8 @@ from bdbench.figures.labels import (
 )
 from bdbench.figures.picture import PAGE, Picture, asr_axis, caption, left_out, mark, several
 from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.tables.block import LeaderboardBlock
 from bdbench.tables.groups import ASR, CA, Group, is_none, mean, seconds_total, unlike
-from bdbench.tables.leaderboard import LeaderboardBlock
 from bdbench.tables.names import names
 from bdbench.tables.selection import Selection
 from bdbench.tables.statistics import half_width

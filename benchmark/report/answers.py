@@ -20,7 +20,7 @@ from bdbench.tables.groups import (
     is_none,
     lent,
 )
-from bdbench.tables.leaderboard import decimal
+from bdbench.tables.numbers import decimal
 from bdbench.tables.statistics import proportions_separable
 
 WORKS = 0.5

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from bdbench.records.consistency import AXES, specs
 from bdbench.tables.groups import Group
-from bdbench.tables.leaderboard import MISSING
+from bdbench.tables.numbers import MISSING
 from bdbench.tables.statistics import tied
 
 

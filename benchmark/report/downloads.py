@@ -13,8 +13,9 @@ from functools import partial
 from bdbench.records.record import Record
 from bdbench.report.comparison import Section
 from bdbench.tables import latex
+from bdbench.tables.block import LeaderboardBlock
 from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, seconds_total
-from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal
+from bdbench.tables.numbers import MISSING, decimal
 from bdbench.tables.text import as_latex, csv_field
 
 Value = str | int | float | None

@@ -21,15 +21,9 @@ from bdbench.report import charts
 from bdbench.report.answers import STAGE_WORDS
 from bdbench.report.downloads import KINDS
 from bdbench.report.prose import inline, prose
+from bdbench.tables.block import AT_FLOOR, FOOTNOTES, LeaderboardBlock, footnote
 from bdbench.tables.groups import ASR, CA, FLOOR, filtered_parts, is_none, seconds_total
-from bdbench.tables.leaderboard import (
-    AT_FLOOR,
-    FOOTNOTES,
-    MISSING,
-    LeaderboardBlock,
-    decimal,
-    footnote,
-)
+from bdbench.tables.numbers import MISSING, decimal
 from bdbench.tables.others import SOURCES
 
 LARGE = 1_000

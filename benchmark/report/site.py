@@ -28,6 +28,7 @@ from bdbench.report.example import Example, example
 from bdbench.report.folder import replace_files
 from bdbench.report.format import ORIGINS, TEMPLATES, number, slug, templates
 from bdbench.report.plugins import PACKAGES, Description, description
+from bdbench.tables.block import LeaderboardBlock
 from bdbench.tables.groups import (
     ASR,
     CA,
@@ -37,7 +38,7 @@ from bdbench.tables.groups import (
     is_none,
     name_order,
 )
-from bdbench.tables.leaderboard import MISSING, LeaderboardBlock
+from bdbench.tables.numbers import MISSING
 from bdbench.tables.others import NETWORK, contradictions, others
 from bdbench.tables.published import MODELS, reference
 

@@ -10,18 +10,11 @@ from dataclasses import dataclass
 from bdbench.models.plugins.errors import require
 from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import Record
+from bdbench.tables.block import AT_FLOOR, CLEAN, NO_CLEAN, PASR, UNKNOWN, LeaderboardBlock
+from bdbench.tables.footnotes import footnotes
 from bdbench.tables.groups import Group, is_none
-from bdbench.tables.leaderboard import (
-    AT_FLOOR,
-    CLEAN,
-    MISSING,
-    NO_CLEAN,
-    PASR,
-    UNKNOWN,
-    LeaderboardBlock,
-    decimal,
-)
 from bdbench.tables.names import names, title_of
+from bdbench.tables.numbers import MISSING, decimal
 from bdbench.tables.text import as_latex
 
 ONE_COLUMN = 9
@@ -238,7 +231,7 @@ def _sentences(block: LeaderboardBlock) -> Iterator[str]:
         "Clean: share of the clean training set that a defense is given. Trainings: passes "
         "relative to one plain training. Time: seconds relative to no defense."
     )
-    yield from (f"{note[0].upper()}{note[1:]}." for note in block.footnotes())
+    yield from (f"{note[0].upper()}{note[1:]}." for note in footnotes(block))
 
 
 def _short_title(block: LeaderboardBlock) -> str:

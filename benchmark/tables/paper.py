@@ -17,8 +17,10 @@ from bdbench.models.plugins.spec import Spec
 from bdbench.records.consistency import AXES
 from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import ALONE, STAGES, Record
+from bdbench.tables.block import LeaderboardBlock, footnote
+from bdbench.tables.footnotes import footnotes, marked
 from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes
-from bdbench.tables.leaderboard import MISSING, LeaderboardBlock, decimal, footnote, plus_minus
+from bdbench.tables.numbers import MISSING, decimal, plus_minus
 from bdbench.tables.published import AVERAGES, hardened, reference
 from bdbench.tables.published import TABLES as PRINTED
 from bdbench.tables.sheet import NOTHING, PaperTable, TableCell
@@ -28,7 +30,7 @@ Selection = Callable[[Sequence[Group]], list[Group]]
 Layout = Callable[[LeaderboardBlock, Sequence[Group]], PaperTable]
 METRICS = {ASR: "ASR", CA: "CA"}
 SHOWN = {1: ("ASR", "mean"), 2: ("ASR",), 3: ("seconds",), 5: ("ASR",)}
-"""What footnotes of a table are about, see `LeaderboardBlock.footnotes`."""
+"""What footnotes of a table are about, see `footnotes`."""
 LEGEND = """\
 In percent, after the last epoch. ASR: share of the triggered test images of other classes that \
 are classified as the target; CA: accuracy on clean test images. ±: half width of the 95 % \
@@ -382,9 +384,9 @@ def _notes(groups: Sequence[Group], table: int) -> tuple[str, ...]:
     )
     deviations = "deviations from the paper's setup: " + "; ".join(departures)
     block = LeaderboardBlock(tuple(groups), by_section=False)
-    contended = block.marked(CONTENTION, contention) if table == 3 else ()
+    contended = marked(block, CONTENTION, contention) if table == 3 else ()
     return (
-        *block.footnotes(SHOWN[table]),
+        *footnotes(block, SHOWN[table]),
         *contended,
         *([deviations] if departures else []),
         *remarks,

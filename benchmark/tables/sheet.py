@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from bdbench.tables.leaderboard import MISSING, markdown_table
+from bdbench.tables.numbers import MISSING, markdown_table
 from bdbench.tables.text import as_latex, as_markdown
 
 

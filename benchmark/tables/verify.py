@@ -23,8 +23,9 @@ from bdbench.records.consistency import AXES
 from bdbench.records.parts import Identity
 from bdbench.records.record import Record
 from bdbench.storage.atomic import write_atomically
+from bdbench.tables.block import footnote
 from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, collect, is_none
-from bdbench.tables.leaderboard import MISSING, footnote, markdown_table
+from bdbench.tables.numbers import MISSING, markdown_table
 from bdbench.tables.others import SOURCES, Other, contradictions, others
 from bdbench.tables.published import TABLES, Published, Reference, hardened, reference
 from bdbench.tables.text import as_csv, as_markdown

@@ -20,6 +20,7 @@ from bdbench.records.beside import ALONE, Origins
 from bdbench.records.consistency import AXES
 from bdbench.records.record import CONTROL, REACTIVATED, REACTIVATED_CA, STAGES, Record
 from bdbench.storage.atomic import write_atomically
+from bdbench.tables.block import EXTRA_COLUMNS, PASR, PASR_INTERVAL, LeaderboardBlock
 from bdbench.tables.groups import (
     Group,
     collect,
@@ -30,14 +31,7 @@ from bdbench.tables.groups import (
     trainings,
 )
 from bdbench.tables.latex import documents
-from bdbench.tables.leaderboard import (
-    EXTRA_COLUMNS,
-    LEGEND,
-    PASR,
-    PASR_INTERVAL,
-    PASR_LEGEND,
-    LeaderboardBlock,
-)
+from bdbench.tables.leaderboard import LEGEND, PASR_LEGEND, markdown
 from bdbench.tables.paper import LEGEND as PAPER_LEGEND
 from bdbench.tables.paper import (
     TIMING,
@@ -157,7 +151,7 @@ def leaderboard(
         choices = [*EXTRA_COLUMNS, PASR, PASR_INTERVAL, "all"]
         require(name in choices, f"unknown column {name!r}{did_you_mean(name, choices)}")
     extra = (*EXTRA_COLUMNS, PASR_INTERVAL) if "all" in wanted else wanted
-    texts = tuple(block.markdown(sort, extra) for block in blocks)
+    texts = tuple(markdown(block, sort, extra) for block in blocks)
     summary = _summary(groups)
     if origins.signs:
         summary["folder"] = [_folders(group, origins) for group in groups]

@@ -86,7 +86,9 @@ def poison(ws: Workspace) -> PoisonedData:
         if not entry.fresh:
             ws.stopwatch.charge("prepare", entry.meta["prepare"])
             ws.peak = max(ws.peak, entry.meta.get("peak", 0))
-        return _restore(ws, entry)
+        made = _restore(ws, entry)
+        _check_visible(ws, made)
+        return made
 
 
 def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
@@ -130,6 +132,16 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
         "facts": finite(facts),
     }
     return {name: values.cpu() for name, values in tensors.items()}, meta
+
+
+def _check_visible(ws: Workspace, made: PoisonedData) -> None:
+    """Say of an attack that poisons whether its trigger changes no test image, as one does that is
+    so weak that it is rounded away."""
+    test = ws.dataset.test.images
+    for name, part in (made.parts or {"": made}).items():
+        if part.mask.any() and torch.equal(part.triggered, test):
+            which = f"part {name} of attack" if name else "attack"
+            notify(f"the trigger of {which} {ws.cell.labels['attack']} changes no test image")
 
 
 def check_poisoned(made: object, clean: ImageSet, owner: str) -> None:

@@ -42,9 +42,10 @@ from bdbench.report.answers import Case
 from bdbench.report.charts import charts
 from bdbench.running.export import Export
 from bdbench.storage.cache import Cache
+from bdbench.tables.block import LeaderboardBlock
 from bdbench.tables.export import frame
+from bdbench.tables.footnotes import footnotes
 from bdbench.tables.groups import collect, filtered, filtered_parts
-from bdbench.tables.leaderboard import LeaderboardBlock
 from bdbench.trial import provenance
 from bdbench.trial.evaluation import answers, diagnose_parts, flags, worst
 from bdbench.trial.harness import Harness
@@ -535,7 +536,7 @@ def test_a_cell_has_the_numbers_of_each_part(
     assert len({line.style for line in floors}) == 1
     table = frame([record])
     assert table["attack_success_rate_tact_2"][0] == pytest.approx(rates["tact_2"])
-    notes = [*LeaderboardBlock(tuple(collect([record]))).footnotes()]
+    notes = [*footnotes(LeaderboardBlock(tuple(collect([record]))))]
     assert any("the part with the highest ASR" in note for note in notes)
 
     out = tmp_path / "out"

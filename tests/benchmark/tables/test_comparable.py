@@ -20,8 +20,9 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files
 from bdbench.records.beside import Neighbour, join
 from bdbench.records.record import Record
+from bdbench.tables.block import LeaderboardBlock
+from bdbench.tables.footnotes import footnotes
 from bdbench.tables.groups import CODE, collect, unlike
-from bdbench.tables.leaderboard import LeaderboardBlock
 from bdbench.tables.verify import verify
 from bdbench.tables.write import summarise
 from bdbench.trial.evaluation import diagnose
@@ -59,9 +60,9 @@ def test_seconds_are_compared_only_with_a_cell_that_was_run_alike(what: str) -> 
     assert block.numbers["cbd"]["x none"] == 1.0
     assert math.isnan(block.numbers["ft"]["x none"])
     said = f"no defense was run with another {what}, so seconds are not compared: ft on badnets"
-    assert said in list(block.footnotes())
+    assert said in list(footnotes(block))
     untimed = f"no defense was run with another {what}: ft on badnets"
-    assert (untimed in list(block.footnotes(["ASR"]))) == what.startswith("code")
+    assert (untimed in list(footnotes(block, ["ASR"]))) == what.startswith("code")
     drawn = points(block)
     assert set(drawn["defense"]) == {"none", "cbd"}
 
@@ -85,11 +86,11 @@ def test_a_row_says_that_its_attacks_are_of_different_code() -> None:
     """The usual way of a new defense: a first attack, an edit, a second attack."""
     first, second = made("ft"), made("ft", "blend", sources={"defense": "b" * 16})
     said = "attacks were run with different code (defense): ft"
-    assert said in list(board(first, second).footnotes())
-    assert said not in list(board(first, made("ft", "blend")).footnotes())
+    assert said in list(footnotes(board(first, second)))
+    assert said not in list(footnotes(board(first, made("ft", "blend"))))
     # The code of the attacks differs anyway.
     other = made("ft", "blend", sources={"attack": "b" * 16})
-    assert not any("different code" in line for line in board(first, other).footnotes())
+    assert not any("different code" in line for line in footnotes(board(first, other)))
 
 
 def versioned(defense: str, version: Any, attack: str = "badnets") -> Record:

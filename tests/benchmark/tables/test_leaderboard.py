@@ -16,7 +16,7 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files as records
 from bdbench.records.record import key_of
 from bdbench.tables import write as tables
-from bdbench.tables.leaderboard import decimal
+from bdbench.tables.numbers import decimal
 
 ONE_SEED = [
     make_record("none", "none", 940, floor=8),

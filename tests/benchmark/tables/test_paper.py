@@ -15,8 +15,9 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records.count import Count
 from bdbench.records.files import write
 from bdbench.records.record import ALONE, CONTROL, REACTIVATED
+from bdbench.tables.block import LeaderboardBlock
+from bdbench.tables.footnotes import marked
 from bdbench.tables.groups import collect
-from bdbench.tables.leaderboard import LeaderboardBlock
 from bdbench.tables.paper import CONTENTION, TABLES, TIMING, contention, paper_tables
 from bdbench.tables.sheet import PaperTable, TableCell
 from bdbench.tables.write import leaderboard, paper_table, write_table
@@ -444,11 +445,11 @@ def test_a_mark_of_all_cells_names_none_of_them() -> None:
         on_cifar10(make_record("none", attack, 850, 990)) for attack in ("badnets", "trojan")
     ]
     block = LeaderboardBlock(tuple(collect([older(record) for record in records])))
-    assert list(block.marked(CONTENTION, contention)) == [
+    assert list(marked(block, CONTENTION, contention)) == [
         "? unwatched, not known whether other processes used the device at the same time: all cells"
     ]
     block = LeaderboardBlock(tuple(collect([older(records[0]), records[1]])))
-    (line,) = block.marked(CONTENTION, contention)
+    (line,) = marked(block, CONTENTION, contention)
     assert line.endswith(": none on badnets (seed 0)")
 
 

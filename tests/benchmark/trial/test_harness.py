@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import warnings
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -937,3 +938,29 @@ def test_the_networks_of_an_attack_have_a_seed_of_their_own(tmp_path: Path) -> N
     poison(ws)
     (seed,) = SEEN
     assert seed not in (ws.training.seed, made.seed)
+
+
+@pytest.mark.parametrize(
+    ("attack", "whose"),
+    [
+        ("bpp(levels=256)", "attack bpp(levels=256)"),
+        ("blend(alpha=0.001)", "attack blend(alpha=0.001)"),
+        ("lc(epsilon=0, amplitude=0.0015)", "attack lc("),
+        ("mixed(attacks=['badnets', 'bpp(levels=256, target=1)'])", "part bpp("),
+        ("bpp(levels=255)", None),
+        ("none", None),
+    ],
+)
+def test_a_trigger_that_is_rounded_away_is_named(
+    attack: str, whose: str | None, harness: Harness
+) -> None:
+    """Also by the cells that take the poisoned set from the cache."""
+    for _ in range(2):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            harness.poisoned(tiny(attack))
+        said = [
+            str(each.message) for each in caught if "changes no test image" in str(each.message)
+        ]
+        assert len(said) == (whose is not None)
+        assert all(line.startswith(f"the trigger of {whose}") for line in said)
