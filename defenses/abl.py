@@ -15,7 +15,9 @@ choice. `abl(objective="sequential")` is the gradient ascent of the authors' cod
 images alone. That code carries momentum into the ascent, while every stage here has a new
 optimizer, and the first of its five ascent epochs only tests. It has neither of the two limits that
 end the ascent here: `abl(objective="sequential", loss_limit=1e9, drop_limit=1.0)` disables them.
-The joint unlearning augments its images, as the recipe does; the ascent does not.
+The joint unlearning augments its images, as the recipe does; the ascent does not. Where isolated
+images are fitted so well that their loss is 0, the gradient of both objectives is, too, and nothing
+is unlearned; a warning says so.
 
 Elsewhere: stage 1 and the training on the rest follow the recipe's learning rate, so they start at
 0.01 on GTSRB, as in ABL's paper, which trains networks on GTSRB at that rate. The unlearning has
@@ -146,8 +148,19 @@ class ABL(Defense):
             self.unlearn(network, rest, isolated, context)
         else:
             journal.scalars["ascent epochs"] = self.ascend(network, isolated, rest, context)
-        journal.scalars["isolated loss after unlearning"] = mean_loss(network, isolated)
+        after = mean_loss(network, isolated)
+        journal.scalars["isolated loss after unlearning"] = after
+        if self.unlearns and after < math.log(data.num_classes):
+            journal.warnings.append(
+                "the isolated images are not unlearned: their mean loss is below that of a guess"
+            )
         return network
+
+    @property
+    def unlearns(self) -> bool:
+        """Whether anything is asked of the last stage."""
+        joint = self.objective == "joint"
+        return (self.joint_updates if joint else self.unlearning_epochs) > 0
 
     def isolate(self, losses: Tensor) -> Tensor:
         """bool (n,), True at the lowest of the losses (n,); at least one."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bdbench.models import Batch, Classifier, ImageSet, Recipe, loop
 
@@ -14,9 +14,9 @@ from bdbench.models import Batch, Classifier, ImageSet, Recipe, loop
 def reset_statistics(
     network: Classifier, data: ImageSet, recipe: Recipe, rng: torch.Generator
 ) -> None:
-    """Re-estimate the statistics of normalisation layers as their mean over the batches of one pass
+    """Re-estimate the statistics of batch normalisation as their mean over the batches of one pass
     over `data`, weighted by batch size. The network ends in eval mode."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     totals = [torch.zeros(2, norm.num_features, device=data.device) for norm in norms]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -122,7 +122,7 @@ class DBD(Defense):
         within("(0, 1)", alpha=self.alpha)
 
     def lacks(self, network: Classifier, image_size: int) -> str:
-        return lacks_head(network)
+        return lacks_head(network, trained=True)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         kept = portion(self.alpha, len(data))

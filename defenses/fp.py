@@ -5,7 +5,8 @@ their mean activation on clean images, weakest first, until accuracy falls too f
 the same images recovers the lost accuracy.
 
 Differs: the paper prunes the last convolution. In a residual network the identity path would bring
-such a channel back, so this implementation prunes the pooled embedding that the head reads. One
+such a channel back, so this implementation prunes the pooled embedding that the head reads. Where
+that has both signs, as without a ReLU before it, the mean is that of absolute activations. One
 part of the clean images ranks the channels and fine-tunes the network; the other part decides when
 to stop pruning. No code for fine-tuning was released: its length is our choice, that of `ft`, at
 the learning rate of BackdoorBench.
@@ -70,14 +71,14 @@ class FinePruning(Defense):
         above(0, learning_rate=self.learning_rate)
 
     def lacks(self, network: Classifier, image_size: int) -> str:
-        return lacks_head(network)
+        return lacks_head(network, changed=True)
 
     def fit(self, data: ImageSet, context: Context) -> Classifier:
         clean = context.trusted()
         fit, validation = clean.fit, clean.validation
         network = deepcopy(context.undefended())
 
-        order = features(network, fit.images).mean(0).argsort(stable=True)
+        order = features(network, fit.images).abs().mean(0).argsort(stable=True)
         z = features(network, validation.images)
         hits = sweep(network.head, z, validation.labels, order)
         count = level(hits, self.max_drop * len(validation))
@@ -114,9 +115,9 @@ class FinePruning(Defense):
         def step(batch: Batch) -> None:
             optimizer.zero_grad()
             cross_entropy(network(batch.images), batch.labels).backward()
-            assert weight.grad is not None
-            # So that momentum does not accumulate updates that the mask discards.
-            weight.grad.masked_fill_(pruned, 0.0)
+            if weight.grad is not None:  # A frozen head has none.
+                # So that momentum does not accumulate updates that the mask discards.
+                weight.grad.masked_fill_(pruned, 0.0)
             optimizer.step()
             with torch.no_grad():
                 weight.masked_fill_(pruned, 0.0)

@@ -142,7 +142,7 @@ def symmetric_cross_entropy(
     output: Tensor, labels: Tensor, ce_weight: float, rce_weight: float
 ) -> Tensor:
     """Wang et al., ICCV 2019, arXiv:1908.06112: CE plus reverse CE, in which prediction and label
-    are exchanged and the zeros of the label become 1e-4. float32 (b,)."""
+    are exchanged; the zeros of the label become 1e-4, as in DBD's code. float32 (b,)."""
     clamped = one_hot(labels, output.shape[1]).clamp(min=1e-4)
     reverse = -(output.softmax(1) * clamped.log()).sum(1)
     return ce_weight * cross_entropy(output, labels, reduction="none") + rce_weight * reverse

@@ -33,7 +33,8 @@ CONDITION = re.compile(r"Only for .+:")
 RULES = (
     "For each seed, every defense gets the same poisoned training set, the same undefended "
     "networks and, if it asks for clean images, the same clean images, or a part of them if it "
-    "asks for fewer. It sees no test image, poison mask, trigger or target.",
+    "asks for fewer. One that needs a number of each class may get more of a small data set. No "
+    "defense sees a test image, the poison mask, the trigger or the target.",
     "Clean images are a stratified share of the training set in its clean state; "
     f"about {100 * (1 - VALIDATION):g} % of them, rounded by class, are for fitting and "
     f"{100 * VALIDATION:g} % for validation. The undefended network was trained on them or on "

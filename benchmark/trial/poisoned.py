@@ -137,8 +137,8 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
 def _check_visible(ws: Workspace, made: PoisonedData) -> None:
     """Say of an attack that poisons whether its trigger changes no test image, as one does that is
     so weak that it is rounded away."""
-    test = ws.dataset.test.images
-    for name, part in (made.parts or {"": made}).items():
+    test, whole = ws.dataset.test.images, PoisonedPart(made.mask, made.cover, made.triggered)
+    for name, part in (made.parts or {"": whole}).items():
         if part.mask.any() and torch.equal(part.triggered, test):
             which = f"part {name} of attack" if name else "attack"
             notify(f"the trigger of {which} {ws.cell.labels['attack']} changes no test image")

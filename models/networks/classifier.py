@@ -173,11 +173,19 @@ def trainable(network: nn.Module) -> dict[str, nn.Parameter]:
     return {name: values for name, values in network.named_parameters() if values.requires_grad}
 
 
-def lacks_head(network: Classifier) -> str:
+def lacks_head(network: Classifier, changed: bool = False, trained: bool = False) -> str:
     """For `lacks` of a plugin that reads or replaces the linear head: its name if a network has
-    none, as one with its own `forward` may, and "" otherwise."""
-    found = isinstance(getattr(network, "head", None), nn.Linear)
-    return "" if found else "a linear layer `head` that reads its features"
+    none, as one with its own `forward` may, and "" otherwise.
+
+    changed: whether the plugin writes into its weight, which a parametrised layer computes anew
+    trained: whether the plugin trains the head alone, which must not be frozen then
+    """
+    head = getattr(network, "head", None)
+    if not isinstance(head, nn.Linear):
+        return "a linear layer `head` that reads its features"
+    if changed and not isinstance(head.weight, nn.Parameter):
+        return "a head whose weight is a parameter of its own"
+    return "a head that is not frozen" if trained and not trainable(head) else ""
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -518,6 +519,31 @@ def test_joint_is_the_default_and_unlearns(learned: Learned) -> None:
     assert before < 0.5
     assert mean_loss(network, isolated) > 1.0
     assert accuracy(network, rest) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("fields", "asked"),
+    [
+        ({"joint_updates": 1}, True),
+        ({"joint_updates": 0}, False),
+        ({"objective": "sequential", "unlearning_epochs": 1}, True),
+        ({"objective": "sequential", "unlearning_epochs": 0}, False),
+    ],
+)
+@pytest.mark.parametrize("loss", [1e-6, 2.3, 2.31, math.nan])
+def test_what_is_not_unlearned_is_said(
+    fields: dict[str, Any],
+    asked: bool,
+    loss: float,
+    images: ImageSet,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """log(10) is 2.303. Who asks for no unlearning knows."""
+    monkeypatch.setattr(bdbench.defenses.abl, "mean_loss", lambda *_: loss)
+    context = make_context()
+    ABL(**fields).fit(images, context)
+    expected = "the isolated images are not unlearned: their mean loss is below that of a guess"
+    assert context.journal.warnings == [expected] * (asked and loss < math.log(10))
 
 
 def test_poisoned_images_are_isolated() -> None:

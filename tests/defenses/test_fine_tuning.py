@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 
 from bdbench.cells.cell import cell
@@ -200,6 +200,43 @@ def test_pruned_channels_stay_pruned(
     with torch.no_grad():
         assert torch.equal(made.head(z), made.head(disturbed))
         assert torch.allclose(made.head(z), logits(made, validation.images), atol=1e-4)
+
+
+class Signed(Classifier):
+    """The first channel of its embedding says the class, -10 or -6, and the second says nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+        self.head = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+            self.head.bias.copy_(torch.tensor([-8.0, 8.0]))
+
+    def body(self, images: Tensor) -> list[Tensor]:
+        bright = images.mean((1, 2, 3)) > 0.5
+        said = torch.where(bright, -6.0, -10.0)
+        return [torch.stack([said, torch.zeros_like(said)], 1)[:, :, None, None]]
+
+    def embed(self, last: Tensor) -> Tensor:
+        return last
+
+
+def test_of_an_embedding_with_both_signs_the_dormant_channel_is_pruned() -> None:
+    labels = torch.arange(20) % 2
+    images = ImageSet(
+        (labels * 255).to(torch.uint8)[:, None, None, None].expand(-1, 3, 8, 8), labels, 2
+    )
+    made, context = fitted(FinePruning(updates=0), Signed(), images)
+    assert unused(made).tolist() == [False, True]
+    assert context.journal.scalars["pruned channels"] == 1
+
+
+def test_a_head_whose_weight_is_computed_anew_is_refused() -> None:
+    """What is written into such a weight is lost."""
+    network = Signed()
+    assert FinePruning().lacks(network, 8) == ""
+    network.head = nn.utils.parametrizations.weight_norm(network.head)
+    assert FinePruning().lacks(network, 8) == "a head whose weight is a parameter of its own"
 
 
 def test_momentum_is_zero_for_pruned_channels(

@@ -24,6 +24,7 @@ from bdbench.models.networks.classifier import Classifier
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
 from bdbench.models.rng import stream
+from bdbench.models.training.augment import to_float
 from bdbench.models.training.context import TrainingContext
 from bdbench.models.training.feed import Batch
 from bdbench.models.training.loop import logits, loop, train
@@ -155,6 +156,33 @@ def test_reset_statistics_are_means_over_batches_of_the_fit_part(images: ImageSe
     for name, values in network.named_parameters():
         assert torch.equal(values, still[name]), name
         assert values.grad is None
+
+
+class Flat(Classifier):
+    """Normalises its embedding by BatchNorm1d."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 1.0)
+        self.norm, self.head = nn.BatchNorm1d(3), nn.Linear(3, 10)
+
+    def body(self, images: Tensor) -> list[Tensor]:
+        return [images]
+
+    def embed(self, last: Tensor) -> Tensor:
+        normed: Tensor = self.norm(last.mean((2, 3)))
+        return normed[:, :, None, None]
+
+
+def test_statistics_of_every_kind_of_batch_normalisation_are_reset(images: ImageSet) -> None:
+    """One batch of 40: then the statistics are those of all images, whatever they were before."""
+    network = Flat()
+    network.norm.running_mean.fill_(100.0)  # type: ignore[union-attr]
+    context = make_context(images)
+    fit = clean_of(context).fit
+    reset_statistics(network, fit, replace(STILL, batch_size=64), context.rng("s"))
+    means = to_float(fit.images).mean((2, 3))
+    torch.testing.assert_close(network.norm.running_mean, means.mean(0))
+    torch.testing.assert_close(network.norm.running_var, means.var(0))
 
 
 def test_statistics_come_from_the_fit_part_alone(

@@ -364,10 +364,24 @@ def frozen_stem(classes: int, size: int) -> Classifier:
     return network
 
 
+def frozen_head(classes: int, size: int) -> Classifier:
+    network = models.build("wrn16_1").build(classes, size)
+    network.head.requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize("model", [frozen_stem, frozen_head])
 @pytest.mark.parametrize("name", defenses.names())
-def test_a_defense_accepts_parameters_that_are_frozen_or_unused(name: str) -> None:
+def test_a_defense_accepts_parameters_that_are_frozen_or_unused(
+    name: str, model: Callable[[int, int], Classifier]
+) -> None:
     data, defense = random_images(60, SIDE, 10), defenses.build(name)
-    build = partial(bd.Model(frozen_stem, {}).build, 10, SIDE)
+    build = partial(bd.Model(model, {}).build, 10, SIDE)
+    lacking = defense.lacks(build(), SIDE)
+    assert bool(lacking) == (name == "dbd" and model is frozen_head)
+    if lacking:
+        assert lacking == "a head that is not frozen"
+        return
     lent = replace(defense_context(data, defense.clean_fraction), build_network=build)
     context = replace(lent, train_undefended=lambda n: lent.build(f"undefended {n}").eval())
     assert logits(defense.fit(data, context), data.images).isfinite().all()
