@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from bdbench.models import ImageSet as ImageSet
     from bdbench.models import InvalidInput as InvalidInput
     from bdbench.models import Recipe as Recipe
-    from bdbench.models.plugins.registry import load_file as load_file
+    from bdbench.models.plugins.files import load_file as load_file
     from bdbench.models.registry import Model as Model
     from bdbench.records.count import Count as Count
     from bdbench.records.record import Record as Record
@@ -55,7 +55,7 @@ HOMES = {
     "datasets": ["Dataset", "Source"],
     "defenses": ["Context", "Defense"],
     "models": ["Classifier", "ImageSet", "InvalidInput", "Recipe"],
-    "models.plugins.registry": ["load_file"],
+    "models.plugins.files": ["load_file"],
     "models.registry": ["Model"],
     "records.count": ["Count"],
     "records.record": ["Record"],

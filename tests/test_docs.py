@@ -29,7 +29,8 @@ from bdbench.cli import main
 from bdbench.cli.group import cli
 from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
-from bdbench.models.plugins.registry import Registry, load_file
+from bdbench.models.plugins.files import load_file
+from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import models
 from bdbench.models.training.recipe import Recipe
 from bdbench.running import speed

@@ -35,7 +35,7 @@ from bdbench.datasets import gtsrb, images, parquet
 from bdbench.datasets.files import content_of
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import LONGEST, InvalidInput, one_line
-from bdbench.models.plugins.registry import load_file
+from bdbench.models.plugins.files import load_file
 from bdbench.models.plugins.spec import Spec
 from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records

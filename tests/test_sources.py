@@ -19,8 +19,8 @@ import bdbench.attacks
 from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import cell
 from bdbench.models import Recipe
+from bdbench.models.plugins.files import load_file
 from bdbench.models.plugins.local import is_user_code
-from bdbench.models.plugins.registry import load_file
 from bdbench.running.engines.nursery import preload
 from bdbench.trial import provenance
 

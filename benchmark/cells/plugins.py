@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bdbench.machine.surroundings import surroundings_kept
-from bdbench.models.plugins.registry import load_file
+from bdbench.models.plugins.files import load_file
 
 
 def load_plugin(path: Path) -> None:

@@ -14,7 +14,8 @@ from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.blame import location
 from bdbench.models.plugins.errors import SIGNALS, InvalidInput, require
-from bdbench.models.plugins.registry import Registry, imported_by, load_file
+from bdbench.models.plugins.files import imported_by, load_file
+from bdbench.models.plugins.registry import Registry
 from bdbench.models.plugins.spec import asked, did_you_mean
 from bdbench.models.registry import models
 from bdbench.storage.folders import expanded

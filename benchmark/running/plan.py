@@ -23,6 +23,7 @@ from bdbench.machine.threads import cores
 from bdbench.models.networks.given import given
 from bdbench.models.plugins.blame import blaming
 from bdbench.models.plugins.errors import of_types, require
+from bdbench.models.plugins.files import is_found_by_workers
 from bdbench.records.beside import Neighbour, join, neighbours, same
 from bdbench.records.consistency import Known, refuse_versions
 from bdbench.records.files import PUBLISHED, read_all
@@ -401,7 +402,7 @@ def _check_found(cells: Sequence[Cell], files: Sequence[Path]) -> None:
             for each in factories(axis, getattr(cell, axis)):
                 label = cell.labels[axis]
                 require(
-                    registry.is_found_by_workers(each, files),
+                    is_found_by_workers(registry, each, files),
                     f"{axis} {label} is defined in the module {each.__module__}, which workers do "
                     f"not import: name its file as a plugin, and ask for {label!r}",
                 )

@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from bdbench.models.plugins.errors import require
-from bdbench.models.plugins.registry import PLUGIN, load_file
+from bdbench.models.plugins.files import load_file
+from bdbench.models.plugins.registry import PLUGIN
 from bdbench.storage.cache import sha256_of
 from bdbench.trial.provenance import files_of, settle
 

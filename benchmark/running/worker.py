@@ -17,8 +17,8 @@ from bdbench.machine.contention import Contention
 from bdbench.machine.surroundings import surroundings_kept
 from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.files import RegistersNothing
 from bdbench.models.plugins.notices import notify
-from bdbench.models.plugins.registry import RegistersNothing
 from bdbench.records.beside import SETTING
 from bdbench.records.claims import claimed, stamp
 from bdbench.records.files import network_of, path_of, read, write

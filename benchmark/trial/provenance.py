@@ -24,8 +24,9 @@ from bdbench.machine.numerics import SETTINGS
 from bdbench.machine.system import commit, device_name, versions
 from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.files import plugin_files
 from bdbench.models.plugins.installed import is_installed
-from bdbench.models.plugins.registry import PLUGIN, plugin_files
+from bdbench.models.plugins.registry import PLUGIN
 from bdbench.records.record import Record
 
 OURS = ("bdbench.attacks", "bdbench.defenses", "bdbench.datasets")

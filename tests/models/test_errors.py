@@ -11,7 +11,7 @@ from builders import ROOT
 
 from bdbench.models import InvalidInput, within
 from bdbench.models.plugins import notices
-from bdbench.models.plugins.registry import RegistersNothing
+from bdbench.models.plugins.files import RegistersNothing
 
 SHOW = notices._show
 """Before a fixture replaces it."""

@@ -20,7 +20,8 @@ from bdbench.datasets.registry import datasets
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.documentation import about_fields, about_module
 from bdbench.models.plugins.errors import InvalidInput, above, at_least, one_of
-from bdbench.models.plugins.registry import RegistersNothing, Registry, load_file
+from bdbench.models.plugins.files import RegistersNothing, load_file
+from bdbench.models.plugins.registry import Registry
 from bdbench.models.plugins.spec import Spec, added, path_field
 from bdbench.models.registry import Model, models
 from bdbench.models.training.recipe import Recipe

@@ -11,7 +11,7 @@ import torch
 
 from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
-from bdbench.models.plugins.registry import load_file
+from bdbench.models.plugins.files import load_file
 from bdbench.storage.cache import Cache
 
 PLUGIN = """

@@ -19,7 +19,7 @@ import torch
 from bdbench.cells.cell import Cell, cell
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.plugins.registry import load_file
+from bdbench.models.plugins.files import load_file
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.claims import claimed
 from bdbench.records.files import path_of, read

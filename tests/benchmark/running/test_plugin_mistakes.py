@@ -30,6 +30,7 @@ from bdbench.machine import numerics
 from bdbench.models import Recipe
 from bdbench.models.data import ImageSet
 from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.files import is_found_by_workers
 from bdbench.models.rng import stream
 from bdbench.models.scope import num_threads
 from bdbench.records.record import decode, encode
@@ -700,10 +701,10 @@ def test_an_installed_plugin_that_a_script_imports_is_found_by_workers(
     (here / "my_installed.py").write_text(DEFENSE.replace('"mine"', '"installed"'))
     monkeypatch.syspath_prepend(str(here))
     imported = __import__("my_installed")
-    assert not defenses.is_found_by_workers(imported.Mine, [])
+    assert not is_found_by_workers(defenses, imported.Mine, [])
     point = EntryPoint("installed", "my_installed:Mine", defenses.group)
     monkeypatch.setattr(
         "bdbench.models.plugins.registry.entry_points",
         lambda group: [point] if group == defenses.group else [],
     )
-    assert defenses.is_found_by_workers(imported.Mine, [])
+    assert is_found_by_workers(defenses, imported.Mine, [])

@@ -9,7 +9,7 @@ import builders
 import pytest
 
 from bdbench.cells.cell import cell
-from bdbench.models.plugins.registry import load_file
+from bdbench.models.plugins.files import load_file
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.count import Count
 from bdbench.records.files import write

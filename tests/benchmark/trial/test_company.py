@@ -23,7 +23,7 @@ from bdbench.defenses import Context
 from bdbench.machine import numerics, system
 from bdbench.models import Classifier, ImageSet, path_field
 from bdbench.models.plugins.errors import InvalidInput
-from bdbench.models.plugins.registry import load_file
+from bdbench.models.plugins.files import load_file
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.claims import claimed
 from bdbench.running.engines.own_nursery import AT_START
