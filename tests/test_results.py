@@ -98,17 +98,24 @@ def test_the_page_quotes_the_losses_of_f_b() -> None:
 def test_the_page_quotes_the_answers_to_each_class() -> None:
     page = (ROOT / "results/README.md").read_text("utf-8")
     records, _ = read_all(ROOT / "results/table1-cifar10")
-    found = {r.cell.defense.name: r.classes for r in records if r.cell.seed == 0}
-    for defense in ("none", "cbd"):
-        classes = found[defense]
+    found = {(r.cell.defense.name, r.cell.seed): r for r in records}
+    for defense, seed in (("none", 0), ("cbd", 0), ("none", 1), ("cbd", 1), ("cbd", 2)):
+        record = found[defense, seed]
+        classes, samples = record.classes, record.diagnostics.samples
         assert classes is not None
         own, goal = (
             [f"{100 * count / n:.1f}" for count, n in zip(counts, classes.images, strict=True)]
             for counts in (classes.clean_own, classes.clean_goal)
         )
         assert f"| accuracy, {defense} | {' | '.join(own)} |" in page
-        assert f"| called airplane, {defense} | - | {' | '.join(goal[1:])} |" in page
-        assert f"| | airplane (target) | {' | '.join(classes.names[1:])} |" in page
+        if (defense, seed) != ("none", 1):
+            assert f"| called airplane, {defense} | - | {' | '.join(goal[1:])} |" in page
+        title = f"seed {seed} " if seed else ""
+        assert f"| {title}| airplane (target) | {' | '.join(classes.names[1:])} |" in page
+        if defense == "cbd" and seed:
+            for what, sample in (("f_B's loss", "f_B loss"), ("weight", "w")):
+                means = " | ".join(f"{mean:.2f}" for mean in samples[sample]["by_class"])
+                assert f"| {what} | {means} |" in page
 
 
 def test_the_page_quotes_what_f_b_knows_of_three_classes() -> None:
