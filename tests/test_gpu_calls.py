@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +17,14 @@ from bdbench.cells.cell import Cell, cell
 from bdbench.cli import diagnosis
 from bdbench.contract.host_graph import HostGraph
 from bdbench.defenses import Defense
+from bdbench.machine.devices import DeviceFailed
 from bdbench.models import Classifier, Recipe
 from bdbench.models.rng import GlobalGenerators
 from bdbench.models.training.loop import EVALUATION_BATCH, _evaluation_batch
 from bdbench.running import run as running
+from bdbench.running.engines.fresh import call_in_process
+from bdbench.running.engines.options import ExecutionOptions
+from bdbench.running.worker import Job, Worker
 from bdbench.storage.cache import Cache
 from bdbench.trial import harness, keys
 from bdbench.trial.failure import out_of_memory
@@ -145,11 +151,53 @@ def test_a_full_gpu_is_known_by_its_messages(text: str, found: bool) -> None:
     assert out_of_memory(RuntimeError(text)) == found
 
 
-@pytest.mark.parametrize(("size", "batch"), [(16, 2_000), (32, 2_000), (64, 2_000), (224, 163)])
+@pytest.mark.parametrize(("size", "batch"), [(16, 512), (64, 512), (224, 163)])
 def test_large_images_are_evaluated_in_smaller_batches(size: int, batch: int) -> None:
     for device, expected in ((GPU, batch), (torch.device("cpu"), EVALUATION_BATCH["cpu"])):
         images: Any = SimpleNamespace(device=device, shape=(9_000, 3, size, size))
         assert _evaluation_batch(images) == expected
+
+
+@pytest.mark.parametrize(
+    ("movable", "failure", "free", "moves"),
+    [
+        (True, MemoryError(), 60, True),
+        # Ours alone.
+        (True, MemoryError(), 90, False),
+        (True, RuntimeError("shapes differ"), 60, False),
+        (True, None, 60, False),
+        # The last place says what is wrong.
+        (False, MemoryError(), 60, False),
+    ],
+)
+def test_a_cell_leaves_a_gpu_that_others_fill(
+    movable: bool,
+    failure: BaseException | None,
+    free: int,
+    moves: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 15, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 15)
+    told: Any = SimpleNamespace(
+        job=SimpleNamespace(movable=movable), harness=SimpleNamespace(device=GPU)
+    )
+    with pytest.raises(DeviceFailed, match="cuda:1 has too little") if moves else nullcontext():
+        Worker.check_memory(told, failure)
+
+
+def test_a_device_of_a_cluster_is_the_first_gpu_of_a_process(tmp_path: Path) -> None:
+    """`torch.cuda.set_device` refuses one without an index."""
+    (device,) = ExecutionOptions(engine="slurm", gpus=1.0).devices("auto")
+    worker = Worker(Job(tmp_path, tmp_path, (), str(device)), lambda key, work: None)
+    assert worker.harness.device == torch.device("cuda:0")
+
+
+def test_the_doctor_gets_numbers_of_a_process_that_has_ended(tmp_path: Path) -> None:
+    ones = partial(diagnosis._ignoring_worker, partial(torch.ones, 3, dtype=torch.float64))
+    job = Job(tmp_path, tmp_path, (), "cpu")
+    for _ in range(3):
+        assert call_in_process(job, ones).tolist() == [1.0] * 3
 
 
 def test_threads_of_the_cpu_are_in_no_key_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

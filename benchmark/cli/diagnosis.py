@@ -7,7 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bdbench.cells.cell import REGISTRIES
@@ -84,10 +86,11 @@ def comparisons(device: torch.device) -> Iterator[Comparison]:
                 pool.submit(call_in_process, job, partial(_ignoring_worker, train))
                 for _ in range(2)
             ]
-            return [future.result() for future in futures]
+            return [torch.from_numpy(future.result()) for future in futures]
 
     yield jobs(train, at_once)
 
 
-def _ignoring_worker(call: Callable[[], Tensor], worker: Worker) -> Tensor:
-    return call()
+def _ignoring_worker(call: Callable[[], Tensor], worker: Worker) -> NDArray[np.float64]:
+    """An array, as a tensor could only be fetched from the process of a cell while that lives."""
+    return call().numpy()

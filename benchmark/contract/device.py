@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +16,7 @@ from bdbench.defenses.base import Context
 from bdbench.defenses.registry import defenses
 from bdbench.models.registry import models
 from bdbench.models.training.context import TrainingContext
+from bdbench.models.training.graphs import CudaRecorder, Recorder, recorded_by
 from bdbench.models.training.loop import train
 from bdbench.models.training.recipe import Recipe
 
@@ -45,19 +47,20 @@ class Comparison:
 
 
 def weights(
-    device: torch.device, defense: str, precision: str = "fp32", recorded: bool = False
+    device: torch.device,
+    defense: str,
+    precision: str = "fp32",
+    recorder: Callable[[torch.device], Recorder] | None = None,
 ) -> Tensor:
     """float64 (n,): the parameters and buffers of a network after two epochs of `none` or `cbd`.
 
-    recorded: whether steps are captured as CUDA graphs
+    recorder: captures steps as CUDA graphs; None for plain steps
     """
-    recipe = Recipe(
-        epochs=2, batch_size=BATCH, learning_rate=0.02, precision=precision, graphs=recorded
-    )
+    recipe = Recipe(epochs=2, batch_size=BATCH, learning_rate=0.02, precision=precision)
     build = partial(models.build("wrn16_1").build, 10, 32)
     context = TrainingContext(recipe, device, build, seed=0)
     data = random_images(IMAGES, 32, 10).to(device)
-    with full_precision():
+    with full_precision(), recorded_by(recorder) if recorder else nullcontext():
         if defense == "none":
             network = train(context.build(), data, recipe, context.rng("classifier"))
         else:
@@ -70,13 +73,15 @@ def distance(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / one.norm())
 
 
-def graphs(device: torch.device) -> Iterator[Comparison]:
-    """Captured steps compared with eager ones."""
+def graphs(
+    device: torch.device, recorder: Callable[..., Recorder] = CudaRecorder
+) -> Iterator[Comparison]:
+    """Captured steps compared with the same steps that are never captured. Those use the same
+    optimizers, which round otherwise than the ones of plain steps."""
     for precision, limit in LIMITS.items():
         for defense in ("none", "cbd(t1=1)"):
-            eager, recorded = (
-                weights(device, defense, precision, wanted) for wanted in (False, True)
-            )
+            never = partial(recorder, warm_up=sys.maxsize)
+            eager, recorded = (weights(device, defense, precision, r) for r in (never, recorder))
             name = defense.partition("(")[0]
             yield Comparison(f"graphs, {name}, {precision}", distance(eager, recorded), limit)
 

@@ -5,8 +5,15 @@ from __future__ import annotations
 import torch
 
 from bdbench.models.plugins import spec
-from bdbench.models.plugins.errors import InvalidInput
+from bdbench.models.plugins.errors import InvalidInput, one_line
 from bdbench.models.training.recipe import PRECISIONS
+
+FREE = 0.8
+"""The share of its memory that is free on a GPU which no other process uses, at least."""
+
+
+class DeviceFailed(Exception):
+    """A GPU cannot run a cell now, and another one may."""
 
 
 def device_of(name: str) -> torch.device:
@@ -18,6 +25,11 @@ def device_of(name: str) -> torch.device:
     present = ["cpu", *(["cuda"] if count else []), *(f"cuda:{n}" for n in range(count))]
     if name not in present:
         raise InvalidInput(f"device {name!r} does not exist{spec.did_you_mean(name, present)}")
+    return indexed(name)
+
+
+def indexed(name: str) -> torch.device:
+    """A device by its name; `cuda`, as on a cluster, is the first GPU that a process sees."""
     return torch.device("cuda:0" if name == "cuda" else name)
 
 
@@ -36,6 +48,32 @@ def use(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.init()
         torch.cuda.set_device(device)
+
+
+def check(device: torch.device) -> None:
+    """Raises `DeviceFailed` for a GPU that does not work, such as one that is lost, full, or in the
+    exclusive use of another process."""
+    if device.type != "cuda":
+        return
+    try:
+        use(device)
+        torch.zeros(1, device=device)
+        torch.cuda.synchronize(device)
+    except (RuntimeError, AssertionError) as error:
+        # The lines after the first advise programmers.
+        first = str(error).partition("\n")[0]
+        raise DeviceFailed(f"{device} cannot be used: {one_line(first)}") from error
+
+
+def is_shared(device: torch.device) -> bool:
+    """Whether other processes use much of the memory of a GPU."""
+    if device.type != "cuda":
+        return False
+    try:
+        free, total = torch.cuda.mem_get_info(device)
+    except RuntimeError:
+        return False
+    return free + torch.cuda.memory_reserved(device) < FREE * total
 
 
 def precision_of(name: str, device: torch.device) -> str:

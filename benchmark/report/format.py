@@ -22,6 +22,7 @@ from bdbench.report.answers import STAGE_WORDS
 from bdbench.report.downloads import KINDS
 from bdbench.report.prose import inline, prose
 from bdbench.tables.block import AT_FLOOR, FOOTNOTES, LeaderboardBlock, footnote
+from bdbench.tables.footnotes import footnotes
 from bdbench.tables.groups import ASR, CA, FLOOR, filtered_parts, is_none, seconds_total
 from bdbench.tables.numbers import MISSING, decimal
 from bdbench.tables.others import SOURCES
@@ -131,7 +132,8 @@ def templates() -> Environment:
         "download_kinds": KINDS,
         "filtered_parts": filtered_parts,
         "footnote": footnote,
-        "footnotes": FOOTNOTES,
+        "flags": FOOTNOTES,
+        "footnotes": footnotes,
         "maps": maps,
         "always": METRICS,
         "metric_words": METRIC_WORDS,

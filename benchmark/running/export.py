@@ -168,7 +168,8 @@ class Export:
         numbers = range(1, len(data.parts) + 1)
         if data.parts:
             mine = torch.stack([part.mask | part.cover for part in data.parts.values()])
-            columns["part"] = torch.tensor(numbers, device=mine.device) @ mine.long()
+            # Not a matrix product, which a GPU does not have for integers.
+            columns["part"] = (torch.tensor(numbers, device=mine.device)[:, None] * mine).sum(0)
         labels = ("label", "true_label", "target")
         parquet_writer.write(self.out / POISONED, data.train.images, columns, labels, names)
         yield f"{self.out / POISONED}: {len(clean):,} training images, {_count(data)} poisoned"

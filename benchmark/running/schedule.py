@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import suppress
@@ -18,7 +19,7 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import num_threads
 from bdbench.records.claims import claimed
 from bdbench.records.record import Record
-from bdbench.running.engines.base import Died, Engine
+from bdbench.running.engines.base import Died, Engine, Unfit
 from bdbench.running.names import Names
 from bdbench.running.progress import Reporter, reason, summary
 from bdbench.running.speed import Speed
@@ -62,6 +63,7 @@ class Schedule:
         self._shared = {cell: shared_work(cell).keys() for cell in cells}
         self._before = dict(before)
         self._deaths: dict[Cell, list[str]] = {cell: [] for cell in cells}
+        self._attempts = Counter[Cell]()
         self._started: dict[Cell, datetime] = {}
         self._waiting = dict.fromkeys(cells)
         self._running: dict[Future[Attempt], Cell] = {}
@@ -135,8 +137,11 @@ class Schedule:
         if isinstance(error, Died):
             deaths = self._deaths[cell]
             deaths.append(str(error))
-            if len(deaths) < ATTEMPTS:
-                self.reporter.suspend(cell.key, f"worker {error}; resuming in another")
+            if not (isinstance(error, Unfit) and error.retired):
+                self._attempts[cell] += 1
+            if self._attempts[cell] < ATTEMPTS:
+                who = "" if isinstance(error, Unfit) else "worker "
+                self.reporter.suspend(cell.key, f"{who}{error}; resuming in another")
                 self._waiting = {cell: None, **self._waiting}
                 return
             error = worker_died(deaths)

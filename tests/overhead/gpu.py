@@ -126,10 +126,15 @@ class Bench:
             print(f"no time left for: {name}")
             return
         lent, short = self.lend(**fields), self.lend(**{**fields, "epochs": 1})
-        fit(short, data[torch.arange(min(len(data), 8 * self.batch_size), device=self.device)])
-        restart_memory(self.device)
-        with observed_by(apart := Apart(self.device)):
-            spent = seconds_of(lambda: fit(lent, data), self.device)
+        few = data[torch.arange(min(len(data), 8 * self.batch_size), device=self.device)]
+        try:
+            fit(short, few)
+            restart_memory(self.device)
+            with observed_by(apart := Apart(self.device)):
+                spent = seconds_of(lambda: fit(lent, data), self.device)
+        except RuntimeError as error:  # such as a missing compiler
+            print(f"{name}: the training failed, so there is no row: {error}")
+            return
         memory = largest_memory(self.device)
         epochs = lent.recipe.epochs
         steps = self.steps(len(data), epochs)
@@ -155,10 +160,16 @@ def in_threads(bench: Bench, many: int, data: ImageSet, epochs: int) -> None:
     lent = [replace(bench.lend(epochs=epochs), seed=seed) for seed in range(many)]
     restart_memory(bench.device)
 
+    def one(each: Context) -> float:
+        with observed_by(apart := Apart(bench.device)):
+            none(each, data)
+        return apart.seconds
+
     def all_at_once() -> None:
         with ThreadPoolExecutor(many) as threads:
-            list(threads.map(lambda each: none(each, data), lent))
+            recording.extend(threads.map(one, lent))
 
+    recording = list[float]()
     try:
         spent = seconds_of(all_at_once, bench.device)
     except RuntimeError as error:
@@ -166,7 +177,8 @@ def in_threads(bench: Bench, many: int, data: ImageSet, epochs: int) -> None:
         return
     memory = largest_memory(bench.device)
     steps = many * bench.steps(len(data), epochs)
-    bench.add(Row(f"{many} at once, threads", steps, spent, epochs, 0.0, memory))
+    apart = max(recording)
+    bench.add(Row(f"{many} at once, threads", steps, spent - apart, epochs, apart, memory))
 
 
 def in_processes(bench: Bench, many: int, epochs: int, name: str) -> None:
@@ -183,9 +195,10 @@ def in_processes(bench: Bench, many: int, epochs: int, name: str) -> None:
         print(f"{many} at once, {name}: a process failed, so there is no row")
         return
     spans = [answers.get() for _ in workers]
-    spent = max(end for _, end in spans) - min(begun for begun, _ in spans)
+    spent = max(end for _, end, _ in spans) - min(begun for begun, _, _ in spans)
+    apart = max(recording for _, _, recording in spans)
     steps = many * bench.steps(bench.images, epochs)
-    bench.add(Row(f"{many} at once, {name}", steps, spent, epochs))
+    bench.add(Row(f"{many} at once, {name}", steps, spent - apart, epochs, apart))
 
 
 def _one_process(
@@ -198,9 +211,10 @@ def _one_process(
     synchronise(bench.device)
     ready.wait(TOGETHER)
     begun = time.monotonic()
-    none(lent, data)
+    with observed_by(apart := Apart(bench.device)):
+        none(lent, data)
     synchronise(bench.device)
-    answers.put((begun, time.monotonic()))
+    answers.put((begun, time.monotonic(), apart.seconds))
 
 
 @contextmanager

@@ -25,6 +25,17 @@ class Died(Exception):
     """The process of an attempt died. The message says how, as in "killed (SIGSEGV)"."""
 
 
+class Unfit(Died):
+    """A device cannot run an attempt, and another one may.
+
+    retired: whether the engine no longer uses this place, so that the attempt was no fair one
+    """
+
+    def __init__(self, message: str, retired: bool = False) -> None:
+        super().__init__(message)
+        self.retired = retired
+
+
 @dataclass(frozen=True)
 class WorkerEvents:
     """Callbacks for workers; they may be called in another thread.
@@ -41,7 +52,7 @@ class Engine(ABC):
     """A context manager; at its end nothing runs any more. Ctrl-Z inside it suspends the clock too,
     unless another handler is installed.
 
-    slots: attempts at the same time
+    slots: attempts at the same time; they become fewer when a device fails
     """
 
     slots = 1

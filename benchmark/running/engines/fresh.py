@@ -17,9 +17,10 @@ from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
+from bdbench.machine.devices import DeviceFailed
 from bdbench.machine.surroundings import working_folder
 from bdbench.machine.suspension import now
-from bdbench.running.engines.base import Died, WorkerEvents
+from bdbench.running.engines.base import Died, Unfit, WorkerEvents
 from bdbench.running.engines.nursery import LATE, Task
 from bdbench.running.engines.own_nursery import Nursery, nursery
 from bdbench.running.preparation import Step
@@ -133,6 +134,8 @@ class FreshProcess:
         if answer is None:
             raise Died(death_of(code))
         kind, value = answer
+        if isinstance(value, DeviceFailed):
+            raise Unfit(str(value)) from value
         if kind == "raised":
             raise value
         return value

@@ -39,6 +39,7 @@ import psutil
 
 from bdbench.cells.cell import REGISTRIES
 from bdbench.machine import suspension
+from bdbench.machine.devices import check
 from bdbench.machine.system import versions
 from bdbench.running.worker import Job, Worker, limited
 from bdbench.trial import provenance
@@ -118,6 +119,8 @@ def work(task: Task, events: Connection) -> None:
             os.chdir(task.folder)
         warnings.showwarning = sender.warning  # type: ignore[assignment]
         worker = Worker(task.job, sender.progress, isolated=True)
+        if task.job.movable:
+            check(worker.harness.device)
         sender.send("done", task.call(worker))
     except BaseException as error:
         sender.send("raised", portable(error))

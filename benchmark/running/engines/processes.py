@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from bdbench.cells.cell import Cell
-from bdbench.running.engines.base import Died, Engine, WorkerEvents
+from bdbench.running.engines.base import Died, Engine, Unfit, WorkerEvents
 from bdbench.running.engines.fresh import FreshProcess, last_result, tasks_of
 from bdbench.running.engines.nursery import Task
 from bdbench.running.engines.own_nursery import nursery
@@ -31,7 +31,8 @@ class _Submitted:
 
 
 class Processes(Engine):
-    """Runs `slots` cells at a time, spread over devices, which are given by name."""
+    """Runs `slots` cells at a time, spread over devices, which are given by name. A device that
+    fails loses its place, and its cell goes to another."""
 
     def __init__(self, job: Job, events: WorkerEvents, slots: int, devices: Sequence[str]) -> None:
         self.slots, self._events = slots, events
@@ -80,20 +81,36 @@ class Processes(Engine):
             work = partial(last_result, each.tasks, partial(self._run, device=device))
             try:
                 attempt = claiming(results, each.key, each.before, work, suffices)
+            except Unfit as error:
+                retired = self._retires()
+                if retired:
+                    self._events.warning(f"{error}; one cell fewer runs at once")
+                each.future.set_exception(Unfit(str(error), retired))
+                if retired:
+                    return
             except BaseException as error:
                 each.future.set_exception(error)
             else:
                 each.future.set_result(attempt)
+
+    def _retires(self) -> bool:
+        """Whether a place whose device has failed takes no more cells. The last one does, so that
+        the cells say what is wrong."""
+        with self._lock:
+            many = self.slots > 1
+            self.slots -= many
+        return many
 
     def _run(self, task: Task, device: str) -> Any:
         """The result of a task on a device. Raises as `FreshProcess.run` does."""
         with self._lock:
             if self._closed:
                 raise Died("stopped")
-            process = FreshProcess()
+            process, movable = FreshProcess(), self.slots > 1
             self._cells.add(process)
         try:
-            return process.run(replace(task, job=replace(task.job, device=device)), self._events)
+            job = replace(task.job, device=device, movable=movable)
+            return process.run(replace(task, job=job), self._events)
         finally:
             with self._lock:
                 self._cells.discard(process)

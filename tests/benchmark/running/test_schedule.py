@@ -32,16 +32,17 @@ from bdbench.records import files as records
 from bdbench.records.claims import claimed, lock_of, stamp
 from bdbench.records.record import Record, key_of
 from bdbench.running import schedule
-from bdbench.running.engines.base import Died, Engine
+from bdbench.running.engines.base import Died, Engine, Unfit, WorkerEvents
 from bdbench.running.engines.fresh import death_of
 from bdbench.running.engines.options import ExecutionOptions
+from bdbench.running.engines.processes import Processes
 from bdbench.running.plan import Plan, RunOptions, plan
 from bdbench.running.progress import Reporter
 from bdbench.running.run import execute
 from bdbench.running.schedule import ATTEMPTS, Schedule
 from bdbench.running.speed import Speed
 from bdbench.running.states import state_of
-from bdbench.running.worker import Attempt, Worker, claiming, setting_of
+from bdbench.running.worker import Attempt, Job, Worker, claiming, setting_of
 from bdbench.storage.cache import Cache
 from bdbench.trial import provenance
 from bdbench.trial.failure import LESS_MEMORY, worker_died
@@ -192,6 +193,40 @@ def test_a_cell_whose_worker_dies_resumes_in_another(tmp_path: Path) -> None:
     assert [len(retries) for name, retries in heard if name == "none"] == list(range(ATTEMPTS))
     assert heard[1] == ("none", ["killed (SIGKILL)"])
     assert said.count("worker killed (SIGKILL); resuming in another") == ATTEMPTS - 1
+
+
+@pytest.mark.parametrize("retired", [True, False])
+def test_places_that_are_given_up_are_no_attempts(retired: bool, tmp_path: Path) -> None:
+    (chosen,) = cells_of("none")
+    unfit = 2 * ATTEMPTS
+
+    def answer(chosen: Cell, retries: Sequence[str]) -> Attempt:
+        if len(retries) < unfit:
+            raise Unfit("cuda:1 cannot be used: lost", retired)
+        return Attempt(record(chosen), mine=True)
+
+    code, said = run([chosen], tmp_path, engine := Scripted(1, answer))
+    assert (code, len(engine.begun)) == ((0, unfit + 1) if retired else (1, ATTEMPTS))
+    assert said.count(": cuda:1 cannot be used: lost; resuming in another") == len(engine.begun) - 1
+
+
+def test_a_device_that_does_not_work_costs_no_cell(tmp_path: Path) -> None:
+    """Or else it would fail all that wait, one after the other, while the others work."""
+    data = "toy(train_images=60, test_images=40, image_size=16)"
+    cells = [cell(data, "wrn16_1", "badnets", "none", RECIPE, seed) for seed in range(4)]
+    job, said = Job(tmp_path / "results", tmp_path / "cache", (), "cpu", threads=1), list[str]()
+    events = WorkerEvents(lambda key, work: None, said.append)
+    with Processes(job, events, 2, ["cpu", "cuda:63"]) as engine:
+        code, lines = run(cells, job.results, engine)
+        assert engine.slots == 1
+    assert code == 0
+    (warning,) = said
+    assert warning.startswith("cuda:63 cannot be used: ")
+    assert warning.endswith("; one cell fewer runs at once")
+    assert lines.count(": cuda:63 cannot be used: ") == 1
+    made = [records.read(records.path_of(job.results, each.key)) for each in cells]
+    assert all(each.status == "ok" for each in made)
+    assert sorted(len(each.measured.retries) for each in made) == [0, 0, 0, 1]
 
 
 def test_the_record_of_a_cell_whose_workers_died_states_what_they_had(tmp_path: Path) -> None:

@@ -327,6 +327,32 @@ def test_checkpoints_take_a_small_share_of_the_time(
     assert 3 * len(written) <= 0.02 * clock[0] + 3
 
 
+def test_waiting_for_queued_steps_is_no_cost_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU that has ten seconds of work left when a round ends; a write takes a second."""
+    clock = [0.0]
+    monkeypatch.setattr("bdbench.storage.checkpoints.time.monotonic", lambda: clock[0])
+    written = []
+
+    def write(path: Path, content: bytes) -> None:
+        clock[0] += 1
+        written.append(path)
+
+    def note() -> dict[str, Any]:
+        clock[0] += 10
+        return {}
+
+    monkeypatch.setattr("bdbench.storage.checkpoints.write_atomically", write)
+    store, _ = notes(tmp_path, patience=1.0)
+    store.note = note
+    for rounds in range(1, 101):
+        clock[0] += 10
+        store.offer("0", rounds, rounds == 100, {"x": torch.zeros(2)})
+    # Every 50 seconds and a round; with the wait, every 550 seconds.
+    assert len(written) > 10
+
+
 def test_a_full_disk_ends_checkpoints_and_not_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
