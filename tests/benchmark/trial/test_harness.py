@@ -189,7 +189,7 @@ def test_a_warning_of_a_defense_is_in_its_record(harness: Harness, tmp_path: Pat
     (warning,) = record.diagnostics.warnings
     assert "f_B sees 0.67 times as many images as f_C" in warning
     assert read(write(tmp_path, record)).diagnostics == record.diagnostics
-    for defense in ("cbd(t1=1)", "none", "abl"):
+    for defense in ("cbd(t1=1)", "none", "nad"):
         assert harness.run(tiny(defense=defense, epochs=4)).diagnostics.warnings == []
 
 
