@@ -22,9 +22,9 @@ from bdbench.records.beside import Neighbour, join
 from bdbench.records.record import Record
 from bdbench.tables.block import LeaderboardBlock
 from bdbench.tables.footnotes import footnotes
+from bdbench.tables.frames import summarise
 from bdbench.tables.groups import CODE, collect, unlike
 from bdbench.tables.verify import verify
-from bdbench.tables.write import summarise
 from bdbench.trial.evaluation import diagnose
 
 CODES = dict.fromkeys(CODE, "a" * 16)

@@ -15,6 +15,7 @@ from bdbench.cli import main
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records import files as records
 from bdbench.records.record import key_of
+from bdbench.tables import frames
 from bdbench.tables import write as tables
 from bdbench.tables.numbers import decimal
 
@@ -144,8 +145,8 @@ def test_dates_and_speeds_are_not_in_the_csv():
 
 
 def test_the_csv_reads_back():
-    summary = tables.summarise(SEEDS)
-    assert list(summary.columns) == list(tables.COLUMNS)
+    summary = frames.summarise(SEEDS)
+    assert list(summary.columns) == list(frames.COLUMNS)
     text = tables.leaderboard(SEEDS).csv()
     again = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""])
     again["flags"] = again["flags"].fillna("")
@@ -159,7 +160,7 @@ def test_a_table_of_no_records_is_refused(tmp_path):
     assert (
         str(raised.value) == f"no records in {tmp_path / 'records'}; create some with `bdbench run`"
     )
-    assert tables.summarise([]).empty
+    assert frames.summarise([]).empty
     assert tables.leaderboard([]).blocks == ()
 
 
@@ -263,7 +264,7 @@ def test_a_footnote_names_cells_whose_seeds_were_run_with_different_code():
 def test_a_seed_counts_once():
     one = make_record("abl", "badnets", 880, 20)
     with pytest.raises(InvalidInput, match=f"records {one.key} and f+ are both of abl on badnets"):
-        tables.summarise([one, replace(one, key="f" * 16)])
+        frames.summarise([one, replace(one, key="f" * 16)])
 
 
 def test_no_defense_is_not_ranked():
@@ -469,7 +470,7 @@ def test_an_asr_at_its_floor_is_marked(asr, floor, marked):
     pairs = zip(asr, floor, strict=True)
     some = [make_record("abl", "badnets", 880, *pair, seed) for seed, pair in enumerate(pairs)]
     assert row(board(*some), "abl")["badnets ASR"].endswith("°") == marked
-    (said,) = tables.summarise(some)["at_floor"]
+    (said,) = frames.summarise(some)["at_floor"]
     assert said is marked
 
 
@@ -500,7 +501,7 @@ def test_der_follows_equation_7_of_its_paper():
         make_record("abl", "blend", 950, 950),
         make_record("cbd", "badnets", 880, 20),
     ]
-    made = tables.summarise(some).set_index(["defense", "attack"])["der"]
+    made = frames.summarise(some).set_index(["defense", "attack"])["der"]
     assert made["abl", "badnets"] == pytest.approx(0.964)
     assert made["abl", "blend"] == pytest.approx(0.5)
     assert pd.isna(made["none", "badnets"])
@@ -513,7 +514,7 @@ def test_der_follows_equation_7_of_its_paper():
 
 
 def test_der_is_computed_from_means_over_seeds():
-    made = tables.summarise(SEEDS).set_index("defense")["der"]
+    made = frames.summarise(SEEDS).set_index("defense")["der"]
     assert made["abl"] == pytest.approx((0.991 - 0.03 - (0.931 - 0.881) + 1) / 2)
 
 
@@ -606,7 +607,7 @@ def test_rates_of_a_filter_come_from_the_record():
         for defense, samples in found.items()
     ]
     some += [make_record("abl", "badnets", 880, 20, seed=1), make_record("clp", "badnets", 880, 20)]
-    made = tables.summarise(some).set_index("defense")[["tpr", "fpr", "auroc"]]
+    made = frames.summarise(some).set_index("defense")[["tpr", "fpr", "auroc"]]
     assert tuple(made.loc["abl"]) == (0.3, 0.1, 0.75)
     # Several scores: which of them filters is not known.
     assert made.loc["dbd"].dropna().to_dict() == {"tpr": 0.3, "fpr": 0.1}
@@ -656,7 +657,7 @@ def test_each_data_set_model_and_recipe_has_a_block():
 def test_specs_that_share_a_label_are_written_out():
     one = make_record("abl", "badnets", 880, 20)
     other = replace(one, key="f" * 16, cell=one.cell.with_(defense="abl(field=2)"))
-    assert list(tables.summarise([one, other])["defense"]) == ["abl(field=1)", "abl(field=2)"]
+    assert list(frames.summarise([one, other])["defense"]) == ["abl(field=1)", "abl(field=2)"]
 
 
 def test_a_bar_in_a_spec_does_not_split_a_column():
@@ -749,7 +750,7 @@ def test_der_uses_the_seeds_that_both_sides_have():
 
 
 def summarised(records):
-    frame = tables.summarise(records)
+    frame = frames.summarise(records)
     return dict(zip(frame["defense"], frame["der"], strict=True))
 
 
