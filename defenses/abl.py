@@ -16,8 +16,8 @@ images alone. That code carries momentum into the ascent, while every stage here
 optimizer, and the first of its five ascent epochs only tests. It has neither of the two limits that
 end the ascent here: `abl(objective="sequential", loss_limit=1e9, drop_limit=1.0)` disables them.
 The joint unlearning augments its images, as the recipe does; the ascent does not. Where isolated
-images are fitted so well that their loss is 0, the gradient of both objectives is, too, and nothing
-is unlearned; a warning says so.
+images are fitted so well that their loss is 0, the gradient of both objectives almost vanishes, so
+few updates may unlearn nothing. A warning says if their loss stays below that of a guess.
 
 Elsewhere: stage 1 and the training on the rest follow the recipe's learning rate, so they start at
 0.01 on GTSRB, as in ABL's paper, which trains networks on GTSRB at that rate. The unlearning has

@@ -16,7 +16,8 @@ def reset_statistics(
 ) -> None:
     """Re-estimate the statistics of batch normalisation as their mean over the batches of one pass
     over `data`, weighted by batch size. The network ends in eval mode."""
-    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
+    every = (module for module in network.modules() if isinstance(module, _BatchNorm))
+    norms = [norm for norm in every if norm.running_mean is not None]
     totals = [torch.zeros(2, norm.num_features, device=data.device) for norm in norms]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

@@ -17,7 +17,7 @@ from bdbench.cells.cell import Cell, cell
 from bdbench.cli import diagnosis
 from bdbench.contract.host_graph import HostGraph
 from bdbench.defenses import Defense
-from bdbench.machine.devices import DeviceFailed
+from bdbench.machine.devices import DeviceFull
 from bdbench.models import Classifier, Recipe
 from bdbench.models.rng import GlobalGenerators
 from bdbench.models.training.loop import EVALUATION_BATCH, _evaluation_batch
@@ -161,17 +161,20 @@ def test_large_images_are_evaluated_in_smaller_batches(size: int, batch: int) ->
 @pytest.mark.parametrize(
     ("movable", "failure", "free", "moves"),
     [
-        (True, MemoryError(), 60, True),
+        (True, RuntimeError("CUDA out of memory. Tried"), 60, True),
         # Ours alone.
-        (True, MemoryError(), 90, False),
+        (True, RuntimeError("CUDA out of memory. Tried"), 90, False),
+        # That of the machine.
+        (True, MemoryError(), 60, False),
         (True, RuntimeError("shapes differ"), 60, False),
         (True, None, 60, False),
-        # The last place says what is wrong.
-        (False, MemoryError(), 60, False),
+        # The last place says what is wrong, and so does the second, as the cell may be too large.
+        (False, RuntimeError("CUDA out of memory. Tried"), 60, False),
+        (None, RuntimeError("CUDA out of memory. Tried"), 60, False),
     ],
 )
 def test_a_cell_leaves_a_gpu_that_others_fill(
-    movable: bool,
+    movable: bool | None,
     failure: BaseException | None,
     free: int,
     moves: bool,
@@ -180,9 +183,10 @@ def test_a_cell_leaves_a_gpu_that_others_fill(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free - 15, 100))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 15)
     told: Any = SimpleNamespace(
-        job=SimpleNamespace(movable=movable), harness=SimpleNamespace(device=GPU)
+        job=SimpleNamespace(movable=movable is not False, moved=movable is None),
+        harness=SimpleNamespace(device=GPU),
     )
-    with pytest.raises(DeviceFailed, match="cuda:1 has too little") if moves else nullcontext():
+    with pytest.raises(DeviceFull, match="cuda:1 has too little") if moves else nullcontext():
         Worker.check_memory(told, failure)
 
 

@@ -23,6 +23,8 @@ from bdbench.models.training.recipe import Recipe
 IMAGES, BATCH = 320, 32
 LIMITS = {"fp32": 1e-5, "bf16": 1e-2}
 """Relative L2 distance of parameters and buffers, by precision."""
+TO_PLAIN = {"fp32": 1e-3, "bf16": 1e-2}
+"""The same between recorded and plain steps, whose optimizers round otherwise."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +78,17 @@ def distance(one: Tensor, other: Tensor) -> float:
 def graphs(
     device: torch.device, recorder: Callable[..., Recorder] = CudaRecorder
 ) -> Iterator[Comparison]:
-    """Captured steps compared with the same steps that are never captured. Those use the same
-    optimizers, which round otherwise than the ones of plain steps."""
+    """Captured steps compared with the same ones that are never captured, and with plain steps."""
+    never = partial(recorder, warm_up=sys.maxsize)
     for precision, limit in LIMITS.items():
         for defense in ("none", "cbd(t1=1)"):
-            never = partial(recorder, warm_up=sys.maxsize)
-            eager, recorded = (weights(device, defense, precision, r) for r in (never, recorder))
-            name = defense.partition("(")[0]
-            yield Comparison(f"graphs, {name}, {precision}", distance(eager, recorded), limit)
+            recorded, same, plain = (
+                weights(device, defense, precision, how) for how in (recorder, never, None)
+            )
+            name = f"{defense.partition('(')[0]}, {precision}"
+            yield Comparison(f"graphs, {name}", distance(same, recorded), limit)
+            far = distance(plain, recorded)
+            yield Comparison(f"graphs and plain steps, {name}", far, TO_PLAIN[precision])
 
 
 def bf16(device: torch.device) -> Comparison:

@@ -16,6 +16,10 @@ class DeviceFailed(Exception):
     """A GPU cannot run a cell now, and another one may."""
 
 
+class DeviceFull(DeviceFailed):
+    """It has too little memory for this cell, beside other processes."""
+
+
 def device_of(name: str) -> torch.device:
     """`auto` is the first GPU, else the CPU. Raises `InvalidInput` for a device that this machine
     does not have."""
@@ -59,7 +63,7 @@ def check(device: torch.device) -> None:
         use(device)
         torch.zeros(1, device=device)
         torch.cuda.synchronize(device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
         # The lines after the first advise programmers.
         first = str(error).partition("\n")[0]
         raise DeviceFailed(f"{device} cannot be used: {one_line(first)}") from error

@@ -139,12 +139,12 @@ class Schedule:
             deaths.append(str(error))
             if not (isinstance(error, Unfit) and error.retired):
                 self._attempts[cell] += 1
+            last = f"{'' if isinstance(error, Unfit) else 'worker '}{error}"
             if self._attempts[cell] < ATTEMPTS:
-                who = "" if isinstance(error, Unfit) else "worker "
-                self.reporter.suspend(cell.key, f"{who}{error}; resuming in another")
+                self.reporter.suspend(cell.key, f"{last}; resuming in another")
                 self._waiting = {cell: None, **self._waiting}
                 return
-            error = worker_died(deaths)
+            error = worker_died(last, self._attempts[cell])
         if error is None:
             self._settle(cell, future.result())
         elif isinstance(error, InvalidInput):

@@ -14,7 +14,7 @@ import torch
 
 from bdbench.cells.cell import Cell, cell_of
 from bdbench.machine.contention import Contention
-from bdbench.machine.devices import DeviceFailed, indexed, is_shared
+from bdbench.machine.devices import DeviceFull, indexed, is_shared
 from bdbench.machine.surroundings import surroundings_kept
 from bdbench.machine.suspension import now
 from bdbench.models.plugins.errors import InvalidInput, require
@@ -30,7 +30,7 @@ from bdbench.storage.atomic import Unusable
 from bdbench.storage.cache import Cache
 from bdbench.storage.networks import read as read_network
 from bdbench.trial import networks
-from bdbench.trial.failure import TimeLimit, out_of_memory, over_limit
+from bdbench.trial.failure import TimeLimit, out_of_gpu_memory, over_limit
 from bdbench.trial.harness import Harness
 from bdbench.trial.provenance import needed_plugin_files
 from bdbench.trial.record import failed_record
@@ -60,6 +60,7 @@ class Job:
     threads: of a CPU, None for as many as torch uses
     family: see `Contention`
     movable: whether the run has another place for a cell whose GPU fails
+    moved: whether the cell has left a GPU for want of memory, so that it may be too large for all
     """
 
     results: Path
@@ -81,6 +82,7 @@ class Job:
     threads: int | None = None
     family: int | None = None
     movable: bool = False
+    moved: bool = False
 
     def narrowed(self, cell: Cell) -> Job:
         """The same without the plugin files that this cell does not need, so that importing these
@@ -209,11 +211,11 @@ class Worker:
         return finished.record
 
     def check_memory(self, failure: BaseException | None) -> None:
-        """Raises `DeviceFailed` if a cell failed for want of memory on a GPU that others use, and
-        the run has another place for it."""
-        device = self.harness.device
-        if self.job.movable and failure and out_of_memory(failure) and is_shared(device):
-            raise DeviceFailed(f"{device} has too little memory beside other processes")
+        """Raises `DeviceFull` if a cell failed for want of memory on a GPU that others use, and the
+        run has another place for it."""
+        device, moves = self.harness.device, self.job.movable and not self.job.moved
+        if moves and failure and out_of_gpu_memory(failure) and is_shared(device):
+            raise DeviceFull(f"{device} has too little memory beside other processes")
 
     def check_images(self, cell: Cell) -> None:
         """See `check_images`."""

@@ -12,7 +12,6 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Sequence
 
 import torch
 
@@ -27,8 +26,10 @@ _QUOTED = re.compile(r"""(?P<quote>['"])/(?P<top>[^/'"\n]+)(?:/[^'"\n]*)?(?P=quo
 _BARE = re.compile(r"""(?<![\w.~/:<-])/(?P<top>[\w.+@~-]+)(?:/[\w.+@~-]+)*/?""")
 
 
-ALLOCATORS = ("can't allocate memory", "std::bad_alloc", "out of memory", "_STATUS_ALLOC_FAILED")
-"""In messages of a RuntimeError of torch's CPU allocator, and of CUDA, cuBLAS and cuDNN."""
+OF_GPU = ("out of memory", "_STATUS_ALLOC_FAILED")
+"""In messages of a RuntimeError of CUDA, cuBLAS and cuDNN."""
+ALLOCATORS = ("can't allocate memory", "std::bad_alloc", *OF_GPU)
+"""In these, and in those of torch's CPU allocator."""
 LESS_MEMORY = "out of memory: use fewer --jobs, a smaller batch_size or fewer --train-images"
 
 
@@ -55,12 +56,12 @@ class WorkerDied(Exception):
     """The process that ran a cell died."""
 
 
-def worker_died(deaths: Sequence[str]) -> WorkerDied:
+def worker_died(last: str, attempts: int) -> WorkerDied:
     """The error of a cell that was given up.
 
-    deaths: how the worker of each attempt died, such as "killed (SIGSEGV)"
+    last: how the last attempt ended, such as "worker killed (SIGSEGV)"
     """
-    return WorkerDied(f"worker {deaths[-1]}; gave up after {len(deaths)} attempts")
+    return WorkerDied(f"{last}; gave up after {attempts} attempts")
 
 
 def error_of(error: BaseException) -> dict[str, str]:
@@ -78,6 +79,13 @@ def _ends(text: str) -> str:
     """The text, or both ends of a long one."""
     half = LONGEST // 2
     return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
+
+
+def out_of_gpu_memory(error: BaseException) -> bool:
+    """Whether CUDA, cuBLAS or cuDNN could not allocate memory."""
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OF_GPU)
 
 
 def out_of_memory(error: BaseException) -> bool:

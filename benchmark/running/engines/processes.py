@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from bdbench.cells.cell import Cell
+from bdbench.machine.devices import DeviceFull
 from bdbench.running.engines.base import Died, Engine, Unfit, WorkerEvents
 from bdbench.running.engines.fresh import FreshProcess, last_result, tasks_of
 from bdbench.running.engines.nursery import Task
@@ -41,6 +42,7 @@ class Processes(Engine):
         # Reentrant, as a signal may come while this thread holds it.
         self._lock, self._closed = threading.RLock(), False
         self._cells: set[FreshProcess] = set()
+        self._moved: set[str] = set()
         self._job = job
         # It imports torch while the first cells are chosen.
         nursery()
@@ -78,13 +80,17 @@ class Processes(Engine):
         results, suffices = self._job.results, self._job.suffices
         while (each := self._tasks.get()) is not None:
             # The claim covers what is made before the cell, too.
-            work = partial(last_result, each.tasks, partial(self._run, device=device))
+            run = partial(self._run, device=device, key=each.key)
+            work = partial(last_result, each.tasks, run)
             try:
                 attempt = claiming(results, each.key, each.before, work, suffices)
             except Unfit as error:
                 retired = self._retires()
+                if isinstance(error.__cause__, DeviceFull):
+                    self._moved.add(each.key)
                 if retired:
-                    self._events.warning(f"{error}; one cell fewer runs at once")
+                    now = f"{self.slots} cell{'s' * (self.slots > 1)} at a time now"
+                    self._events.warning(f"{error}; the run goes on with {now}")
                 each.future.set_exception(Unfit(str(error), retired))
                 if retired:
                     return
@@ -101,15 +107,17 @@ class Processes(Engine):
             self.slots -= many
         return many
 
-    def _run(self, task: Task, device: str) -> Any:
-        """The result of a task on a device. Raises as `FreshProcess.run` does."""
+    def _run(self, task: Task, device: str, key: str) -> Any:
+        """The result of a task on a device, for the cell with this key. Raises as
+        `FreshProcess.run` does."""
         with self._lock:
             if self._closed:
                 raise Died("stopped")
             process, movable = FreshProcess(), self.slots > 1
             self._cells.add(process)
         try:
-            job = replace(task.job, device=device, movable=movable)
+            moved = key in self._moved
+            job = replace(task.job, device=device, movable=movable, moved=moved)
             return process.run(replace(task, job=job), self._events)
         finally:
             with self._lock:

@@ -25,6 +25,7 @@ from bdbench.cells import cost, grid
 from bdbench.cells.cell import Cell, cell
 from bdbench.cells.suites import Suite
 from bdbench.cli import main
+from bdbench.machine.devices import DeviceFull
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import num_threads
 from bdbench.models.training.recipe import Recipe
@@ -34,6 +35,7 @@ from bdbench.records.record import Record, key_of
 from bdbench.running import schedule
 from bdbench.running.engines.base import Died, Engine, Unfit, WorkerEvents
 from bdbench.running.engines.fresh import death_of
+from bdbench.running.engines.nursery import Task
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.engines.processes import Processes
 from bdbench.running.plan import Plan, RunOptions, plan
@@ -222,11 +224,37 @@ def test_a_device_that_does_not_work_costs_no_cell(tmp_path: Path) -> None:
     assert code == 0
     (warning,) = said
     assert warning.startswith("cuda:63 cannot be used: ")
-    assert warning.endswith("; one cell fewer runs at once")
+    assert warning.endswith("; the run goes on with 1 cell at a time now")
     assert lines.count(": cuda:63 cannot be used: ") == 1
     made = [records.read(records.path_of(job.results, each.key)) for each in cells]
     assert all(each.status == "ok" for each in made)
     assert sorted(len(each.measured.retries) for each in made) == [0, 0, 0, 1]
+
+
+def test_a_cell_that_is_too_large_costs_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside other cells, every GPU has too little memory for it."""
+    cells = cells_of("none", seeds=6)
+
+    class Answers:
+        def run(self, task: Task, events: WorkerEvents) -> Attempt:
+            (chosen,) = [each for each in cells if f"'seed': {each.seed}" in repr(task.call)]
+            if chosen == cells[0] and task.job.movable and not task.job.moved:
+                raise Unfit("cuda:1 has too little memory") from DeviceFull()
+            return Attempt(record(chosen, failed=chosen == cells[0]), mine=True)
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr("bdbench.running.engines.processes.FreshProcess", Answers)
+    job, said = Job(tmp_path / "results", tmp_path / "cache", (), "cpu", threads=1), list[str]()
+    events = WorkerEvents(lambda key, work: None, said.append)
+    with Processes(job, events, 4, [f"cuda:{n}" for n in range(4)]) as engine:
+        code, _ = run(cells, job.results, engine)
+        assert engine.slots == 3
+    assert code == 1
+    assert said == ["cuda:1 has too little memory; the run goes on with 3 cells at a time now"]
 
 
 def test_the_record_of_a_cell_whose_workers_died_states_what_they_had(tmp_path: Path) -> None:
@@ -563,8 +591,8 @@ def test_the_words_for_a_death(code: int | None, words: str) -> None:
 def test_the_record_of_a_lost_cell_can_be_written_and_read(tmp_path: Path, device: str) -> None:
     """Also where the GPUs are those of a cluster."""
     (chosen,) = cells_of("cbd")
-    deaths = ["killed (SIGKILL)"]
-    lost = failed_record(chosen, torch.device(device), worker_died(deaths), deaths)
+    died = worker_died("worker killed (SIGKILL)", 1)
+    lost = failed_record(chosen, torch.device(device), died, ["killed (SIGKILL)"])
     path = records.write(tmp_path, lost)
     assert records.read(path).provenance.data_sha256 is None
 

@@ -41,7 +41,7 @@ from bdbench.running.cached_work import cached_work
 from bdbench.running.speed import Speed
 from bdbench.running.states import state_of
 from bdbench.storage.cache import Cache
-from bdbench.tables import export
+from bdbench.tables import export, frames
 from bdbench.tables import write as tables
 from bdbench.tables.groups import RETUNED
 from bdbench.trial import reactivation
@@ -471,7 +471,7 @@ def test_a_note_says_which_seeds_are_in_a_mean() -> None:
     assert "P-ASR is over fewer seeds than ASR: abl on badnets (seeds 0, 1 of 3)." in (
         tables.leaderboard([*SOME, *some]).latex()
     )
-    frame = tables.summarise([*SOME, *some]).set_index(["defense", "attack"])
+    frame = frames.summarise([*SOME, *some]).set_index(["defense", "attack"])
     assert frame.loc[("abl", "badnets"), ["seeds", f"{REACTIVATED}_seeds"]].tolist() == [3, 2]
     apart = [some[0], *SOME[3:5]]
     assert f"{controls}6.0 on badnets\n" in tables.leaderboard(apart).markdown()
@@ -500,7 +500,7 @@ def test_the_files_have_it(tmp_path: Path) -> None:
     assert summary.loc[("abl", "badnets"), REACTIVATED_CA] == pytest.approx(0.85)
     assert summary.loc[("none", "badnets"), CONTROL] == pytest.approx(0.045)
     assert pd.isna(summary.loc[("cbd", "badnets"), REACTIVATED])
-    assert list(tables.leaderboard(OLD).summary.columns) == list(tables.COLUMNS)
+    assert list(tables.leaderboard(OLD).summary.columns) == list(frames.COLUMNS)
     tex = whole.latex()
     assert "CA & CA & ASR & P-ASR & R-Acc" in tex
     assert "65.0 {\\scriptsize $\\pm$" in tex
