@@ -11,12 +11,12 @@ for CIFAR-10 that hide a single bit; here the encoder is trained for every data 
 bits, and each epoch draws new strings for all images. StegaStamp hides 100 bits in 400 x 400
 pixels. Its perceptual loss (LPIPS, which needs another trained network) and its critic are left
 out, and so are its simulated prints and photographs, as in the attack's paper, and the spatial
-transformer by which its decoder undoes their perspective. The image loss is
-the squared residual beyond that of a fixed PSNR: a plain L2 loss weakens the trigger for as long as
-training lasts. It sets in when the decoder reads 95 % of the bits, or after half of the epochs, and
-grows linearly, as StegaStamp's. The decoder reads images that are clipped and rounded to grey
-levels. The networks are smaller, and as deep as the image's sides allow. Residuals depend on the
-image less than the name says: on digits, the cosine of two is 0.9. The record has it.
+transformer by which its decoder undoes their perspective. The image loss is the squared residual
+beyond that of a fixed PSNR: a plain L2 loss weakens the trigger for as long as training lasts. It
+sets in when the decoder reads 95 % of the bits, or after half of the epochs, and grows linearly, as
+StegaStamp's. The decoder reads images that are clipped and rounded to grey levels. The networks are
+smaller, and as deep as the image's sides allow. Residuals depend on the image less than the name
+says: on digits, the cosine of two is 0.9. The record has it.
 """
 
 from __future__ import annotations

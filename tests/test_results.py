@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import pandas as pd
 import pytest
@@ -281,6 +282,24 @@ def test_the_page_quotes_when_abl_loses_the_target_class() -> None:
             f"{own[0]} of 1,000 clean airplanes, where `none` has {own[1]}. "
             f"That is {(own[1] - own[0]) / 100:.1f} of the {every / 100:.1f} points of CA"
         ) in text
+
+
+def test_the_page_quotes_nad_without_attention() -> None:
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    records, _ = read_all(ROOT / "results/digits-diagnostics")
+    shown = []
+    for attack in ("badnets", "blend"):
+        found = [
+            record
+            for record in records
+            if record.labels.defense == "nad(betas=(0.0, 0.0, 0.0))"
+            and record.cell.attack.name == attack
+        ]
+        assert sorted(record.cell.seed for record in found) == [0, 1, 2]
+        rates = [100 * mean(record.counts[m].rate for record in found) for m in METRICS[:2]]
+        shown.append(" / ".join("100" if rate == 100 else f"{rate:.1f}" for rate in rates))
+    said = f"as long as NAD and without them, has {'; '.join(shown)}"
+    assert f"`nad(betas=(0.0, 0.0, 0.0))`, {said}" in page
 
 
 def test_the_page_quotes_the_validation_accuracies_of_fp() -> None:

@@ -54,7 +54,7 @@ def use(device: torch.device) -> None:
         torch.cuda.set_device(device)
 
 
-def check(device: torch.device) -> None:
+def check_device(device: torch.device) -> None:
     """Raises `DeviceFailed` for a GPU that does not work, such as one that is lost, full, or in the
     exclusive use of another process."""
     if device.type != "cuda":

@@ -59,7 +59,7 @@ def footnotes(block: LeaderboardBlock, shown: Collection[str] = SHOWN) -> Iterat
     lines = ((g.names["defense"], lent(r)) for g in block.groups for r in g.used)
     yield from dict.fromkeys(f"{defense} {text}" for defense, text in lines if text)
     if "seconds" in shown:
-        yield from _mixed_machines(block, used)
+        yield from _mixed_machines(used)
     yield from _mixed_code(block)
     yield from _mixed_rows(block)
     yield from _other_undefended(block, shown)
@@ -151,7 +151,7 @@ def _mixed_code(block: LeaderboardBlock) -> Iterator[str]:
         yield f"seeds were run with different code ({', '.join(parts)}): {cells}"
 
 
-def _mixed_machines(block: LeaderboardBlock, used: Sequence[Record]) -> Iterator[str]:
+def _mixed_machines(used: Sequence[Record]) -> Iterator[str]:
     devices = sorted({str(d) for r in used if (d := r.provenance.device) is not None})
     if len(devices) > 1:
         yield f"seconds were measured on several devices: {', '.join(devices)}"

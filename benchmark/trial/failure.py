@@ -12,6 +12,7 @@ import re
 import sys
 import sysconfig
 import traceback
+from collections.abc import Sequence
 
 import torch
 
@@ -26,10 +27,10 @@ _QUOTED = re.compile(r"""(?P<quote>['"])/(?P<top>[^/'"\n]+)(?:/[^'"\n]*)?(?P=quo
 _BARE = re.compile(r"""(?<![\w.~/:<-])/(?P<top>[\w.+@~-]+)(?:/[\w.+@~-]+)*/?""")
 
 
+OF_CPU = ("can't allocate memory", "std::bad_alloc")
+"""In messages of a RuntimeError of torch's CPU allocator."""
 OF_GPU = ("out of memory", "_STATUS_ALLOC_FAILED")
-"""In messages of a RuntimeError of CUDA, cuBLAS and cuDNN."""
-ALLOCATORS = ("can't allocate memory", "std::bad_alloc", *OF_GPU)
-"""In these, and in those of torch's CPU allocator."""
+"""In those of CUDA, cuBLAS and cuDNN."""
 LESS_MEMORY = "out of memory: use fewer --jobs, a smaller batch_size or fewer --train-images"
 
 
@@ -83,17 +84,18 @@ def _ends(text: str) -> str:
 
 def out_of_gpu_memory(error: BaseException) -> bool:
     """Whether CUDA, cuBLAS or cuDNN could not allocate memory."""
-    if isinstance(error, torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OF_GPU)
+    # torch.OutOfMemoryError has this name in older versions.
+    return isinstance(error, torch.cuda.OutOfMemoryError) or _says(error, OF_GPU)
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether Python or torch could not allocate memory, on a CPU or a GPU."""
-    # torch.OutOfMemoryError has this name in older versions.
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATORS)
+    return isinstance(error, MemoryError) or out_of_gpu_memory(error) or _says(error, OF_CPU)
+
+
+def _says(error: BaseException, texts: Sequence[str]) -> bool:
+    """Whether a RuntimeError has one of these texts in its message."""
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
 
 
 def without_folders(text: str) -> str:

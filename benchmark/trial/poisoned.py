@@ -87,7 +87,7 @@ def poison(ws: Workspace) -> PoisonedData:
             ws.stopwatch.charge("prepare", entry.meta["prepare"])
             ws.peak = max(ws.peak, entry.meta.get("peak", 0))
         made = _restore(ws, entry)
-        _check_visible(ws, made)
+        _notice_invisible(ws, made)
         return made
 
 
@@ -134,7 +134,7 @@ def _make(ws: Workspace, key: Mapping[str, Any]) -> Payload:
     return {name: values.cpu() for name, values in tensors.items()}, meta
 
 
-def _check_visible(ws: Workspace, made: PoisonedData) -> None:
+def _notice_invisible(ws: Workspace, made: PoisonedData) -> None:
     """Say of an attack that poisons whether its trigger changes no test image, as one does that is
     so weak that it is rounded away."""
     test, whole = ws.dataset.test.images, PoisonedPart(made.mask, made.cover, made.triggered)

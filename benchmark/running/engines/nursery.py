@@ -39,7 +39,7 @@ import psutil
 
 from bdbench.cells.cell import REGISTRIES
 from bdbench.machine import suspension
-from bdbench.machine.devices import check
+from bdbench.machine.devices import check_device
 from bdbench.machine.system import versions
 from bdbench.running.worker import Job, Worker, limited
 from bdbench.trial import provenance
@@ -120,7 +120,7 @@ def work(task: Task, events: Connection) -> None:
         warnings.showwarning = sender.warning  # type: ignore[assignment]
         worker = Worker(task.job, sender.progress, isolated=True)
         if task.job.movable:
-            check(worker.harness.device)
+            check_device(worker.harness.device)
         sender.send("done", task.call(worker))
     except BaseException as error:
         sender.send("raised", portable(error))

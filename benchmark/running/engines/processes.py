@@ -42,6 +42,7 @@ class Processes(Engine):
         # Reentrant, as a signal may come while this thread holds it.
         self._lock, self._closed = threading.RLock(), False
         self._cells: set[FreshProcess] = set()
+        # Keys of cells that have left a full GPU, each of which costs at most one place.
         self._moved: set[str] = set()
         self._job = job
         # It imports torch while the first cells are chosen.

@@ -306,51 +306,47 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: str) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def written_beside(
+    rounds: int, folder: Path, monkeypatch: pytest.MonkeyPatch, *, write: float, wait: float = 0.0
+) -> tuple[int, float]:
+    """How many checkpoints are written in rounds of ten seconds, and the seconds in all.
+
+    write, wait: seconds that each write takes, and before it the wait for the device
+    """
+    clock, written = [0.0], []
+    monkeypatch.setattr("bdbench.storage.checkpoints.time.monotonic", lambda: clock[0])
+
+    def note() -> dict[str, Any]:
+        clock[0] += wait
+        return {}
+
+    def keep(path: Path, content: bytes) -> None:
+        clock[0] += write
+        written.append(path)
+
+    monkeypatch.setattr("bdbench.storage.checkpoints.write_atomically", keep)
+    store = Checkpoints(folder, note, lambda noted: None, patience=1.0)
+    for number in range(1, rounds + 1):
+        clock[0] += 10
+        store.offer("0", number, number == rounds, {"x": torch.zeros(2)})
+    return len(written), clock[0]
+
+
 def test_checkpoints_take_a_small_share_of_the_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a clock on which a write takes 3 seconds and a round 10."""
-    clock = [0.0]
-    monkeypatch.setattr("bdbench.storage.checkpoints.time.monotonic", lambda: clock[0])
-    written = []
-
-    def write(path: Path, content: bytes) -> None:
-        clock[0] += 3
-        written.append(path)
-
-    monkeypatch.setattr("bdbench.storage.checkpoints.write_atomically", write)
-    store, _ = notes(tmp_path, patience=1.0)
-    for rounds in range(1, 201):
-        clock[0] += 10
-        store.offer("0", rounds, rounds == 200, {"x": torch.zeros(2)})
-    assert len(written) >= 10
-    assert 3 * len(written) <= 0.02 * clock[0] + 3
+    written, seconds = written_beside(200, tmp_path, monkeypatch, write=3)
+    assert written >= 10
+    assert 3 * written <= 0.02 * seconds + 3
 
 
 def test_waiting_for_queued_steps_is_no_cost_of_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A GPU that has ten seconds of work left when a round ends; a write takes a second."""
-    clock = [0.0]
-    monkeypatch.setattr("bdbench.storage.checkpoints.time.monotonic", lambda: clock[0])
-    written = []
-
-    def write(path: Path, content: bytes) -> None:
-        clock[0] += 1
-        written.append(path)
-
-    def note() -> dict[str, Any]:
-        clock[0] += 10
-        return {}
-
-    monkeypatch.setattr("bdbench.storage.checkpoints.write_atomically", write)
-    store, _ = notes(tmp_path, patience=1.0)
-    store.note = note
-    for rounds in range(1, 101):
-        clock[0] += 10
-        store.offer("0", rounds, rounds == 100, {"x": torch.zeros(2)})
-    # Every 50 seconds and a round; with the wait, every 550 seconds.
-    assert len(written) > 10
+    """On a GPU that has work left when a round ends: one every 50 seconds and a round; if the wait
+    counted, every 550 seconds."""
+    written, _ = written_beside(100, tmp_path, monkeypatch, write=1, wait=10)
+    assert written > 10
 
 
 def test_a_full_disk_ends_checkpoints_and_not_the_training(
