@@ -11,13 +11,14 @@ cells (a patch of 3 x 3 pixels at 32 pixels, 21 x 21 at 224); that code keeps 3 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, dirty_label, register
 from bdbench.attacks.patch import enlarge, place
-from bdbench.models import ImageSet, at_least, one_of
+from bdbench.models import ImageSet, at_least
 
 PATTERNS = {
     "grid": ((0, 0, 255), (0, 255, 0), (255, 0, 255)),
@@ -35,12 +36,11 @@ class BadNets(Attack):
     margin: distance of the patch from the right and lower border, in cells
     """
 
-    pattern: str = "grid"
+    pattern: Literal["grid", "white"] = "grid"
     margin: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(PATTERNS, pattern=self.pattern)
         at_least(0, margin=self.margin)
 
     def trigger(self, images: Tensor) -> Tensor:

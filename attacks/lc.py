@@ -25,7 +25,7 @@ from bdbench.attacks import Attack, Poisoned, clean_label, prepared, register
 from bdbench.attacks.badnets import PATTERNS
 from bdbench.attacks.patch import enlarge
 from bdbench.attacks.pixels import add
-from bdbench.attacks.poison import RATE_BASES, poisoned_share
+from bdbench.attacks.poison import RateBasis, poisoned_share
 from bdbench.models import (
     Classifier,
     ImageSet,
@@ -34,7 +34,6 @@ from bdbench.models import (
     above,
     at_least,
     logits,
-    one_of,
     require,
     resumable,
     train,
@@ -79,7 +78,7 @@ class LabelConsistent(Attack):
     steps: int = 100
     step: float = 1.5
     amplitude: float = 1.0
-    rate_basis: str = "target_class"
+    rate_basis: RateBasis = "target_class"
     perturbation: Perturbation | None = prepared()
 
     def __post_init__(self) -> None:
@@ -91,7 +90,6 @@ class LabelConsistent(Attack):
         at_least(1, steps=self.steps)
         above(0, step=self.step)
         within("(0, 1]", amplitude=self.amplitude)
-        one_of(RATE_BASES, rate_basis=self.rate_basis)
 
     @property
     def trains(self) -> bool:

@@ -7,6 +7,7 @@ rate are a subset of those of a higher one.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from bdbench.attacks.registry import attacks
 from bdbench.models.data import ImageSet, portion
 from bdbench.models.plugins.errors import one_of, require
 
-RATE_BASES = ("target_class", "dataset")
+RateBasis = Literal["target_class", "dataset"]
 CLASS_SHARE = 0.1
 """The assumed share of the target class in the training set, to estimate the cost."""
 
@@ -58,7 +59,7 @@ def _selected(attack: Attack, whole: int) -> int:
 
 
 def clean_label(
-    attack: Attack, clean: ImageSet, rng: torch.Generator, rate_basis: str = "target_class"
+    attack: Attack, clean: ImageSet, rng: torch.Generator, rate_basis: RateBasis = "target_class"
 ) -> Poisoned:
     """Stamp the trigger on images of the target class only, so that all labels remain true.
 
@@ -67,7 +68,7 @@ def clean_label(
     Raises `InvalidInput` if the class has too few images, with the largest feasible rate.
     """
     check_target(attack.target, clean.num_classes)
-    one_of(RATE_BASES, rate_basis=rate_basis)
+    one_of(get_args(RateBasis), rate_basis=rate_basis)
     members = torch.nonzero(clean.labels.cpu() == attack.target).flatten()
     check_members(members, attack.target, "target")
     whole = len(members) if rate_basis == "target_class" else len(clean)

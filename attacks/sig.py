@@ -17,8 +17,8 @@ from torch import Tensor
 
 from bdbench.attacks import Attack, Poisoned, clean_label, register
 from bdbench.attacks.pixels import add
-from bdbench.attacks.poison import RATE_BASES
-from bdbench.models import ImageSet, above, one_of, require
+from bdbench.attacks.poison import RateBasis
+from bdbench.models import ImageSet, above, require
 
 
 @register("sig", title="SIG")
@@ -34,13 +34,12 @@ class Sig(Attack):
 
     delta: float = 40.0
     frequency: float = 6.0
-    rate_basis: str = "target_class"
+    rate_basis: RateBasis = "target_class"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 < self.delta <= 255, f"delta must be in (0, 255] grey levels, got {self.delta}")
         above(0, frequency=self.frequency)
-        one_of(RATE_BASES, rate_basis=self.rate_basis)
 
     def wave(self, width: int) -> Tensor:
         """int16 (width,): v, rounded, so that the sum is exact on every device."""

@@ -14,7 +14,7 @@ to the layer before, which not every network has.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -28,14 +28,12 @@ from bdbench.models import (
     TrainingContext,
     at_least,
     lacks_head,
-    one_of,
     require,
     to_float,
     train,
 )
 from bdbench.models.rng import stream
 
-MODES = ("add", "overwrite", "inverted")
 NEURONS = 2
 """The number of neurons that the inverted patch activates."""
 ITERATIONS = 300
@@ -68,7 +66,7 @@ class Trojan(Attack):
     inversion: the optimised patch and its effect, once prepared
     """
 
-    mode: str = "add"
+    mode: Literal["add", "overwrite", "inverted"] = "add"
     side: int = 3
     margin: int = 4
     patch_seed: int = 0
@@ -76,7 +74,6 @@ class Trojan(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(MODES, mode=self.mode)
         require(1 <= self.side <= 224, f"side must be from 1 to 224, got {self.side}")
         at_least(0, margin=self.margin)
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -46,15 +46,12 @@ from bdbench.models import (
     at_least,
     batch_sizes,
     loop,
-    one_of,
     portion,
     require,
     sample_losses,
     train,
 )
 
-ISOLATIONS = ("flooding", "lga")
-OBJECTIVES = ("joint", "sequential")
 MOST_JUDGES = 1_000
 """Most images on which the accuracy after an epoch of the ascent is measured."""
 
@@ -94,13 +91,13 @@ class ABL(Defense):
 
     version: ClassVar[int] = 2
 
-    isolation: str = "flooding"
+    isolation: Literal["flooding", "lga"] = "flooding"
     gamma: float = 0.5
     augment: bool = False
     isolation_rate: float = 0.01
     isolation_epochs: int = 20
     finetuning_epochs: int = 60
-    objective: str = "joint"
+    objective: Literal["joint", "sequential"] = "joint"
     joint_updates: int = 80
     joint_rate: float = 0.01
     joint_batch_size: int = 64
@@ -112,8 +109,6 @@ class ABL(Defense):
     drop_limit: float = 0.05
 
     def __post_init__(self) -> None:
-        one_of(ISOLATIONS, isolation=self.isolation)
-        one_of(OBJECTIVES, objective=self.objective)
         at_least(0, gamma=self.gamma, unlearning_epochs=self.unlearning_epochs)
         at_least(1, isolation_epochs=self.isolation_epochs)
         at_least(1, finetuning_epochs=self.finetuning_epochs)

@@ -33,6 +33,7 @@ import math
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,6 @@ from bdbench.models import (
     at_least,
     lacks_head,
     loop,
-    one_of,
     require,
     sample_losses,
     train,
@@ -65,8 +65,6 @@ BETAS = (1e-5, 1e-4, 1e-3)
 LARGE_SHARE = 0.25
 """Length of the training of f_B, as a share of that of f_C, from which f_B fits clean images too
 well. In the paper it is a twentieth."""
-SELECTIONS = ("fixed", "cv")
-STATISTICS = ("running", "anew")
 
 
 @register("cbd", title="CBD")
@@ -97,15 +95,13 @@ class CBD(Defense):
     critic_weight: float = 0.01
     critic_learning_rate: float = 1e-3
     beta: float = 1e-4
-    select: str = "fixed"
+    select: Literal["fixed", "cv"] = "fixed"
     folds: int = 5
     t1s: tuple[int, ...] = added((3, 5, 8))
     per_view: bool = added(True)
-    statistics: str = added("running")
+    statistics: Literal["running", "anew"] = added("running")
 
     def __post_init__(self) -> None:
-        one_of(SELECTIONS, select=self.select)
-        one_of(STATISTICS, statistics=self.statistics)
         at_least(1, t1=self.t1)
         at_least(2, folds=self.folds)
         at_least(0, critic_weight=self.critic_weight, beta=self.beta)

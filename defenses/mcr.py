@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -43,12 +43,10 @@ from bdbench.models import (
     at_least,
     batch_sizes,
     loop,
-    one_of,
     train,
     within,
 )
 
-ENDS = ("single", "two")
 POINTS = tuple(n / 10 for n in range(1, 10))
 """The candidate values of t."""
 
@@ -76,7 +74,7 @@ class MCR(Defense):
 
     version: ClassVar[int] = 2
 
-    ends: str = "two"
+    ends: Literal["single", "two"] = "two"
     updates: int = 7_900
     tuning_updates: int = 1_600
     learning_rate: float = 0.01
@@ -85,7 +83,6 @@ class MCR(Defense):
     tolerance: float = 0.02
 
     def __post_init__(self) -> None:
-        one_of(ENDS, ends=self.ends)
         at_least(1, updates=self.updates, tuning_updates=self.tuning_updates)
         batch_sizes(batch_size=self.batch_size)
         above(0, learning_rate=self.learning_rate)

@@ -1,6 +1,7 @@
 """Named random streams: one independent CPU generator per (seed, purpose).
 
-Every random number is drawn on the CPU, so that all devices use the same ones.
+Every number of a stream is drawn on the CPU, so that all devices use the same ones. Layers such as
+dropout draw from the global generator of their device.
 """
 
 from __future__ import annotations

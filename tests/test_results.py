@@ -18,8 +18,8 @@ from bdbench.figures import make
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.files import read_all
 from bdbench.records.parts import Diagnostics
-from bdbench.tables.verify import write_verification
-from bdbench.tables.write import write_leaderboard, write_table
+from bdbench.tables.verify import verified
+from bdbench.tables.write import leaderboard_files, table_files, write_files
 
 # By name, as a user's own runs are in the same folder.
 PUBLISHED = (
@@ -48,13 +48,13 @@ def test_published_tables_come_from_the_published_records(folder: Path, tmp_path
     records, damaged = read_all(folder)
     assert records
     assert damaged == []
-    write_leaderboard(records, tmp_path)
+    write_files(leaderboard_files(records, folder), tmp_path)
     for path in sorted((folder / "tables").iterdir()):
         number = re.match(r"table(\d)", path.name)
         if number:
-            write_table(int(number[1]), records, tmp_path, latex=True)
+            write_files(table_files(int(number[1]), records, folder, latex=True), tmp_path)
         elif path.stem == "verify":
-            write_verification(records, tmp_path)
+            verified(records, folder).write(tmp_path)
         assert path.read_bytes() == (tmp_path / "tables" / path.name).read_bytes(), path
 
 

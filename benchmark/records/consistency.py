@@ -12,6 +12,7 @@ from bdbench.records.parts import Identity
 from bdbench.records.record import Record
 
 AXES = ("dataset", "model", "recipe", "attack", "defense")
+"""The parts of a cell in the order by which tables group cells; see `SPECS` for the other one."""
 Known = tuple[Mapping[str, Any], Mapping[str, Any]]
 """A cell: its specs and seed, and the versions of its plugins, which may be empty."""
 

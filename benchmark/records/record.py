@@ -40,6 +40,8 @@ from bdbench.storage.keys import KEY, digest_of
 
 SCHEMA = 1
 STATUSES = ("ok", "failed")
+SPECS = ("dataset", "model", "attack", "defense", "recipe")
+"""The parts of a cell but for its seed, in the order of options and columns."""
 METRICS = tuple(Metrics.model_fields)
 STANDS = TESTED, TRAINED = "test_images", "training_images"
 """Names of the numbers of images behind a point of a curve: for its shares, and for its losses."""

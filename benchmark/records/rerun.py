@@ -6,9 +6,7 @@ import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
-from bdbench.records.record import REACTIVATED, Record
-
-AXES = ("dataset", "model", "attack", "defense", "recipe")
+from bdbench.records.record import REACTIVATED, SPECS, Record
 
 
 def again(record: Record, results: Path) -> str:
@@ -27,7 +25,7 @@ def command(record: Record, results: Path) -> str:
     named, start, origin = record.cell.as_dict(), ["run"], record.provenance
     if record.given is not None:
         named["model"], start = record.given, ["evaluate", given_file(record)]
-    words = [word for axis in AXES for word in (f"--{axis}", named[axis])]
+    words = [word for axis in SPECS for word in (f"--{axis}", named[axis])]
     words += ["--seed", str(record.cell.seed)]
     if (origin.device or "").startswith("cpu") and origin.threads not in (None, 1):
         words += ["--threads", str(origin.threads)]

@@ -10,7 +10,7 @@ from bdbench.cells.cell import Cell
 from bdbench.models.plugins.spec import Spec
 from bdbench.running.progress import COLUMNS
 
-AXES = ("dataset", "model", "attack", "defense")
+PLUGINS = ("dataset", "model", "attack", "defense")
 ALONE = ["attack", "defense"]
 """The name of a single cell."""
 
@@ -25,7 +25,7 @@ class Names:
     def __init__(self, cells: Iterable[Cell]) -> None:
         cells = list(dict.fromkeys(cells))
         named = [_parts(cell) for cell in cells]
-        values = {part: {parts[part] for parts in named} for part in (*AXES, "seed")}
+        values = {part: {parts[part] for parts in named} for part in (*PLUGINS, "seed")}
         self._differing = [part for part, found in values.items() if len(found) > 1] or ALONE
         same = [found for part, found in values.items() if part not in self._differing]
         self._same = [text for found in same for text in found]
@@ -75,4 +75,4 @@ def _swept(recipes: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _parts(cell: Cell) -> dict[str, str]:
-    return {axis: cell.labels[axis] for axis in AXES} | {"seed": f"seed {cell.seed}"}
+    return {axis: cell.labels[axis] for axis in PLUGINS} | {"seed": f"seed {cell.seed}"}

@@ -12,13 +12,12 @@ import pandas as pd
 
 from bdbench.models.plugins.errors import one_line, one_of, require
 from bdbench.records.count import Count
-from bdbench.records.record import METRICS, STAGES, Record
+from bdbench.records.record import METRICS, SPECS, STAGES, Record
 from bdbench.storage.atomic import write_atomically
 from bdbench.tables.groups import clean_fraction, seconds_own, seconds_total, trainings
 from bdbench.tables.text import as_csv
 
 FORMS = ("csv", "parquet")
-AXES = ("dataset", "model", "attack", "defense", "recipe")
 TEXT, WHOLE, REAL, FLAG = "string", "Int64", "float64", "boolean"
 LARGEST_INTEGER = 2**63 - 1
 """The largest value of an integer column; a column with a larger one holds floats."""
@@ -94,10 +93,10 @@ def rows(records: Iterable[Record], epochs: bool = False) -> list[dict[str, Any]
 def _cell(record: Record) -> dict[str, Any]:
     return {
         "key": record.key,
-        **{axis: record.labels[axis] for axis in AXES},
+        **{axis: record.labels[axis] for axis in SPECS},
         "seed": record.cell.seed,
         "status": record.status,
-        **{f"{axis}_spec": str(record.cell[axis]) for axis in AXES},
+        **{f"{axis}_spec": str(record.cell[axis]) for axis in SPECS},
     }
 
 
@@ -120,7 +119,7 @@ def _result(record: Record, metrics: Sequence[str], libraries: Sequence[str]) ->
         **{name: measured[name] for name in _MEASURED},
         **{name: origin[name] for name in _PROVENANCE},
         **{f"version.{name}": origin.versions.get(name) for name in libraries},
-        **{f"plugin_version.{axis}": _text(record.versions.get(axis)) for axis in AXES[:4]},
+        **{f"plugin_version.{axis}": _text(record.versions.get(axis)) for axis in SPECS[:4]},
         "error_type": record.error and record.error.type,
         "error": record.error and one_line(record.error.message),
     }
@@ -152,10 +151,10 @@ _PROVENANCE = {
     "data_sha256": TEXT,
 }
 _CELL = {
-    **dict.fromkeys(("key", *AXES), TEXT),
+    **dict.fromkeys(("key", *SPECS), TEXT),
     "seed": WHOLE,
     "status": TEXT,
-    **{f"{axis}_spec": TEXT for axis in AXES},
+    **{f"{axis}_spec": TEXT for axis in SPECS},
 }
 _EPOCH = {"epoch": WHOLE, **dict.fromkeys(POINTS, REAL)}
 _RESULT = {
@@ -166,7 +165,7 @@ _RESULT = {
     "flags": TEXT,
     **_MEASURED,
     **_PROVENANCE,
-    **{f"plugin_version.{axis}": TEXT for axis in AXES[:4]},
+    **{f"plugin_version.{axis}": TEXT for axis in SPECS[:4]},
     "error_type": TEXT,
     "error": TEXT,
 }
@@ -179,15 +178,15 @@ def _share(count: Count | None) -> dict[str, Any]:
 
 def _fields(records: Iterable[Record]) -> dict[str, list[str]]:
     """By axis, the sorted names of all fields in the specs."""
-    found: dict[str, set[str]] = {axis: set() for axis in AXES}
-    for axis, spec in {(axis, record.cell[axis]) for record in records for axis in AXES}:
+    found: dict[str, set[str]] = {axis: set() for axis in SPECS}
+    for axis, spec in {(axis, record.cell[axis]) for record in records for axis in SPECS}:
         found[axis] |= set(spec.fields)
     return {axis: sorted(names) for axis, names in found.items()}
 
 
 def _settings(record: Record, fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    given = {axis: record.cell[axis].fields for axis in AXES}
-    return {f"{axis}.{name}": given[axis].get(name) for axis in AXES for name in fields[axis]}
+    given = {axis: record.cell[axis].fields for axis in SPECS}
+    return {f"{axis}.{name}": given[axis].get(name) for axis in SPECS for name in fields[axis]}
 
 
 def _names(found: Iterable[str]) -> list[str]:

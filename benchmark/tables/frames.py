@@ -12,7 +12,7 @@ import pandas as pd
 
 from bdbench.records.beside import Origins
 from bdbench.records.consistency import AXES
-from bdbench.records.record import CONTROL, REACTIVATED, REACTIVATED_CA, STAGES, Record
+from bdbench.records.record import CONTROL, REACTIVATED, REACTIVATED_CA, SPECS, STAGES, Record
 from bdbench.tables.groups import (
     Group,
     collect,
@@ -28,7 +28,7 @@ from bdbench.tables.statistics import difference, tied
 
 INTERVALS = ("clean_accuracy", "attack_success_rate", "robust_accuracy")
 COLUMNS = (
-    *("dataset", "model", "attack", "defense", "recipe", "seeds"),
+    *(*SPECS, "seeds"),
     *(f"{metric}{part}" for metric in INTERVALS for part in ("", "_low", "_high")),
     *("asr_floor", "at_floor", "der", "tpr", "fpr", "auroc", "clean_fraction", "trainings"),
     *("seconds_own", "seconds_total", "passes_forward", "passes_backward"),

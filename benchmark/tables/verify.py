@@ -221,14 +221,6 @@ def verify(records: Iterable[Record]) -> Verification:
     return Verification(tuple(rows), missing, compared, elsewhere, beyond)
 
 
-def write_verification(records: Sequence[Record], folder: Path) -> Verification:
-    """Write `verify.md` and `verify.csv` to `<folder>/tables`. Raises as `verified` does, and
-    `InvalidInput` for an unwritable folder."""
-    made = verified(records, folder)
-    made.write(folder)
-    return made
-
-
 def verified(records: Sequence[Record], folder: Path) -> Verification:
     """`verify` the records of a folder. Raises as it does, and `InvalidInput` for no records."""
     if not records:

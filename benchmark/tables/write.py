@@ -105,14 +105,6 @@ def leaderboard(
     return Leaderboard(texts, blocks, frame, origins.remarks, sort or "DER")
 
 
-def write_leaderboard(
-    records: Sequence[Record], folder: Path, origins: Origins = ALONE, label: str | None = None
-) -> list[Path]:
-    """Write `leaderboard_files` to `<folder>/tables` and return their paths. Raises as it and
-    `write_files` do."""
-    return write_files(leaderboard_files(records, folder, origins, label), folder)
-
-
 def write_files(texts: Mapping[str, str], folder: Path) -> list[Path]:
     """Write files by name to `<folder>/tables` and return their paths. Raises `Unusable` for an
     unwritable folder."""
@@ -186,14 +178,6 @@ def paper_table(number: int, records: Iterable[Record], folder: Path) -> Numbere
         tuple(part for parts, _ in made for part in parts),
         tuple(group for _, groups in made for group in groups),
     )
-
-
-def write_table(
-    table: int, records: Sequence[Record], folder: Path, latex: bool = False
-) -> list[Path]:
-    """Write `table_files` to `<folder>/tables` and return their paths. Raises as it and
-    `write_files` do."""
-    return write_files(table_files(table, records, folder, latex), folder)
 
 
 def table_files(

@@ -115,14 +115,29 @@ def fitted(stored: Stored, model: Model, source: Source) -> dict[str, Tensor]:
         others = fitting(stored, source)
         hint = f"; it fits --model {' or '.join(others)}" if others else ""
         raise InvalidInput(f"{stored.origin} is not a {models.label(model)}: {complaint}{hint}")
+    theirs = {name: _channels(found.get(name, like[name])) for name in SCALES}
     for name in SCALES:
-        if name in found and not torch.equal(found[name].float().cpu(), like[name]):
-            raise InvalidInput(
-                f"{stored.origin} has a {name} of {found[name].tolist()}, the model "
-                f"{like[name].flatten().tolist()}: set it in the model, as in "
-                f'"{Spec.of(models.canonical(model)).name}(mean=0.5, deviation=0.25)"'
-            )
-    return {name: found.get(name, like[name]).to(like[name].dtype) for name in like}
+        ours = _channels(like[name])
+        settings = ", ".join(f"{each}={_shown(theirs[each])}" for each in SCALES)
+        require(
+            theirs[name] == ours,
+            f"{stored.origin} has a {name} of {_shown(theirs[name])}, the model {_shown(ours)}: "
+            f'choose the model "{Spec.of(models.canonical(model)).name}({settings})"',
+        )
+    weights = {**found, **{name: like[name] for name in SCALES}}
+    return {name: weights.get(name, like[name]).to(like[name].dtype) for name in like}
+
+
+def _channels(scale: Tensor) -> list[float]:
+    """A mean or deviation for red, green and blue, from one for each or for all of them."""
+    values: list[float] = scale.float().flatten().tolist()
+    return values * 3 if len(values) == 1 else values
+
+
+def _shown(values: list[float]) -> str:
+    """A mean or deviation as it is set in a model."""
+    parts = [f"{value:.8g}" for value in values]
+    return parts[0] if len({*parts}) == 1 else f"({', '.join(parts)})"
 
 
 def converted(stored: Stored) -> str:
@@ -149,7 +164,8 @@ def network(stored: Stored) -> Classifier:
     like = made.state_dict()
     complaint = _misfit(stored.weights, like, None)
     require(not complaint, f"{stored.origin} is not a {text}: {complaint}")
-    made.load_state_dict(stored.weights)
+    # What a file may lack is that of a new network.
+    made.load_state_dict({**like, **stored.weights})
     return made.eval()
 
 
@@ -232,8 +248,7 @@ def _without_prefix(weights: Mapping[str, Tensor], like: Collection[str]) -> dic
 
 def _misfit(found: Mapping[str, Tensor], like: Mapping[str, Tensor], source: Source | None) -> str:
     """Why weights do not fit a network; empty if they do."""
-    optional = (*SCALES, "num_batches_tracked")
-    missing = [name for name in like if name not in found and not name.endswith(optional)]
+    missing = [name for name in like if name not in found and not _is_optional(name)]
     unknown = [name for name in found if name not in like]
     if missing or unknown:
         parts = [
@@ -249,6 +264,11 @@ def _misfit(found: Mapping[str, Tensor], like: Mapping[str, Tensor], source: Sou
         if found[name].is_floating_point() != like[name].is_floating_point():
             return f"its {name} is {found[name].dtype} instead of {like[name].dtype}"
     return ""
+
+
+def _is_optional(name: str) -> bool:
+    """Whether a network gives its outputs without these values from a file."""
+    return name in SCALES or name.rpartition(".")[2] == "num_batches_tracked"
 
 
 def _few(names: list[str]) -> str:

@@ -6,6 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from bdbench.models.rng import global_seed
 
 TINY = 1e-6
 """The smallest divisor of pixels in [0, 1], so that no number overflows."""
+
+VARIANTS = 64
+"""How many forms of a network torch may compile: one for each batch size and mode."""
 
 Channels = float | tuple[float, float, float]
 """One number for all channels, or one each for red, green and blue."""
@@ -57,6 +61,11 @@ class Classifier(nn.Module, ABC):
         self.original_names: dict[str, str] = {}
         self.register_buffer("mean", means)
         self.register_buffer("deviation", deviations)
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """The scales may change with the weights."""
+        super()._load_from_state_dict(*args)
+        self.normalises = bool(self.mean.any() or (self.deviation != 1.0).any())
 
     def record_names(self, network: nn.Module) -> None:
         """Record the names of the weights in the network that provides the layers."""
@@ -190,7 +199,10 @@ def lacks_head(network: Classifier, changed: bool = False, trained: bool = False
 
 @torch.no_grad()
 def stage_shapes(network: Classifier, image_size: int) -> list[torch.Size]:
-    """The shapes of the feature maps of one blank image, (1, channels, height, width), by stage."""
+    """The shapes of the feature maps of one blank image, (1, channels, height, width), by stage.
+
+    network: on the CPU; it is in eval mode afterwards
+    """
     # Not `stages`, which the observer would count as a forward pass.
     return [maps.shape for maps in network.eval().body(torch.zeros(1, 3, image_size, image_size))]
 
@@ -198,6 +210,11 @@ def stage_shapes(network: Classifier, image_size: int) -> list[torch.Size]:
 @functools.cache
 def compiled(kind: type[Classifier]) -> Callable[[Classifier, Tensor], list[Tensor]]:
     """The compiled body of a class of networks, shared by all its instances."""
+    # A training and its evaluations have more batch sizes than the eight that torch compiles; it
+    # would run the others as they are, which rounds differently.
+    from torch._dynamo import config  # slow to import, and rarely needed
+
+    config.cache_size_limit = max(config.cache_size_limit, VARIANTS)
     body: Callable[[Classifier, Tensor], list[Tensor]] = torch.compile(kind.body, dynamic=False)
     return body
 

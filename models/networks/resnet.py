@@ -5,7 +5,9 @@ benchmarks use. For images of up to 64 pixels the stem is a 3x3 convolution with
 larger ones the 7x7 stem of ImageNet.
 
 Differs: PreAct-ResNet-18 ends in a normalisation and an activation, as in the paper of 2016; that
-of BackdoorBench has neither, so its features have both signs.
+of BackdoorBench has neither, so its features have both signs. The paper also activates the output
+of the first convolution before its two paths part; here, as is usual for small images, the identity
+path of the first block takes it as it is.
 """
 
 from __future__ import annotations

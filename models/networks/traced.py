@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -36,7 +37,8 @@ class Traced(Classifier):
     mean, deviation: every pixel becomes (pixel - mean) / deviation
     owner: the name of the network in an error
 
-    Raises `InvalidInput` for a network that cannot be split.
+    Raises `InvalidInput` for a network that cannot be split, and for one whose own code, not that
+    of its layers, computes something else in training.
     """
 
     def __init__(
@@ -97,15 +99,38 @@ class _Shapes(fx.Interpreter):
 def _is_frozen(node: fx.Node) -> bool:
     """Whether a node calls a function that acts in training only, such as `F.dropout`: the graph
     has its argument as it was in eval mode. A share of 0 acts in neither."""
-    if node.op != "call_function" or not callable(node.target):
-        return False
-    try:
-        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)
-    except (TypeError, ValueError):  # no signature
-        return False
-    given.apply_defaults()
-    shares = [value for name, value in given.arguments.items() if name in DROPPED]
-    return given.arguments.get("training") is False and (not shares or any(shares))
+    given = _arguments(node)
+    shares = [value for name, value in given.items() if name in DROPPED]
+    return given.get("training") is False and (not shares or any(shares))
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a node, by name where its function tells their names."""
+    if node.op == "call_function" and callable(node.target):
+        with suppress(TypeError, ValueError):  # no signature
+            given = inspect.signature(node.target).bind(*node.args, **node.kwargs)
+            given.apply_defaults()
+            return given.arguments
+    return {**{str(n): value for n, value in enumerate(node.args)}, **node.kwargs}
+
+
+def _operations(graph: fx.Graph) -> list[tuple[str, Any, dict[str, Any]]]:
+    """What computes the logits, in order, but for modes, see `_is_frozen`. What else a network
+    gives, such as auxiliary logits, comes after them and is left out."""
+    (given,) = next(reversed(graph.nodes)).args
+    left = [given[0] if isinstance(given, tuple | list) else given]
+    needed: set[fx.Node] = set()
+    while left:
+        node = left.pop()
+        if isinstance(node, fx.Node) and node not in needed:
+            needed.add(node)
+            left += node.all_input_nodes
+    place = {node: n for n, node in enumerate(node for node in graph.nodes if node in needed)}
+    arguments = (fx.map_arg(_arguments(node), lambda inner: place[inner]) for node in place)
+    return [
+        (node.op, node.target, {name: value for name, value in each.items() if name != "training"})
+        for node, each in zip(place, arguments, strict=True)
+    ]
 
 
 def _name(node: fx.Node | None) -> str:
@@ -136,9 +161,25 @@ class _Trace:
             f"{owner} calls {_name(frozen)} with its own mode, which is fixed once it is traced: "
             "use a layer, such as nn.Dropout",
         )
+        trained = self._trained()
+        require(
+            _operations(trained) == _operations(self.graph),
+            f"{owner} computes something else in training, which is lost once it is traced: use a "
+            "layer, such as nn.Dropout, for what acts in training only",
+        )
         self.shapes: Mapping[fx.Node, torch.Size] = shapes.found
         self.nodes = list(self.graph.nodes)
         self.head, self.embedding = self._head()
+
+    def _trained(self) -> fx.Graph:
+        """The graph in training mode."""
+        self.network.train()
+        try:
+            complaint = f"{self.owner} cannot be traced in training mode"
+            graph: fx.Graph = _attempt(lambda: _Tracer().trace(self.network), complaint)
+            return graph
+        finally:
+            self.network.eval()
 
     def _head(self) -> tuple[nn.Linear, fx.Node]:
         last = self.nodes[-1].args[0]

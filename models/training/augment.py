@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from bdbench.models.plugins.errors import require
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -127,5 +129,8 @@ def _hidden(length: int, side: int) -> Tensor:
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 in [0, 255] -> float32 in [0, 1], in the channels-last layout of the networks."""
+    """uint8 in [0, 255] -> float32 in [0, 1], in the channels-last layout of the networks. Raises
+    `InvalidInput` for another type."""
+    # Floats would not be copied, and divided where they are.
+    require(images.dtype == torch.uint8, f"images must be uint8 in [0, 255], got {images.dtype}")
     return images.to(torch.float32, memory_format=torch.channels_last).div_(255)

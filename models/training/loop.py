@@ -17,19 +17,19 @@ At the end of a round, `resume.py` offers a checkpoint to its store.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from bdbench.models import observer
 from bdbench.models.data import ImageSet
 from bdbench.models.networks.classifier import Classifier
-from bdbench.models.plugins.errors import require
+from bdbench.models.plugins.errors import at_least, require
 from bdbench.models.training.augment import to_float
 from bdbench.models.training.feed import BATCH_SOURCES, Batch
 from bdbench.models.training.graphs import LearningRates, StepRunner, recorder_for
@@ -62,9 +62,10 @@ def loop(
     set, or until `until` returns True.
 
     until: called after every round; it may synchronise with the device
-    updates: number of steps, in place of the recipe's epochs. A round is an epoch, or a twentieth
-        of the updates.
-    batch_sizes: one for each image set, by default the recipe's; a smaller set is one batch
+    updates: number of steps, at least 1, in place of the recipe's epochs. A round is an epoch, or
+        a twentieth of the updates.
+    batch_sizes: one for each image set, at least 1, by default the recipe's; a smaller set is one
+        batch
 
     Every set is reshuffled when it is exhausted, and a shorter one starts again. `state` names
     everything that `step` and `until` change: an interrupted training resumes from a stored copy of
@@ -74,14 +75,18 @@ def loop(
     With `recipe.graphs` a GPU captures the step (`graphs.py`), so the step must not synchronise
     with the device: no `.item()`, no branch on a tensor. It must update its own tensors in place.
 
-    Raises `InvalidInput` if an image set is empty.
+    Raises `InvalidInput` if an image set is empty, and for smaller `updates` or `batch_sizes`.
     """
     require(
         bool(data) and all(len(part) > 0 for part in data),
         "a training needs images, but an image set is empty",
     )
     source_type = BATCH_SOURCES[recipe.loader]
-    sizes = batch_sizes or [recipe.batch_size] * len(data)
+    sizes = [recipe.batch_size] * len(data) if batch_sizes is None else batch_sizes
+    for size in sizes:
+        at_least(1, batch_sizes=size)
+    if updates is not None:
+        at_least(1, updates=updates)
     sources = [
         source_type(d, recipe.augmentation, size, rng) for d, size in zip(data, sizes, strict=True)
     ]
@@ -143,8 +148,8 @@ def train(
 
 
 def logits(model: Classifier, images: Tensor) -> Tensor:
-    """uint8 (n, 3, height, width) -> float32 (n, classes), computed in eval mode; the mode of the
-    model is restored."""
+    """uint8 (n, 3, height, width) -> float32 (n, classes), computed in eval mode; the modes of the
+    model and its layers are restored."""
     return _evaluate(model, model, images)
 
 
@@ -156,12 +161,22 @@ def features(model: Classifier, images: Tensor) -> Tensor:
 # Not in inference mode: a network may need the gradient of its input, or keep a tensor.
 @torch.no_grad()
 def _evaluate(model: Classifier, function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    training = model.training
-    model.eval()
-    batches = images.split(_evaluation_batch(images))
-    parts = [function(to_float(batch)) for batch in batches]
-    model.train(training)
-    return torch.cat(parts)
+    with evaluating(model):
+        batches = images.split(_evaluation_batch(images))
+        return torch.cat([function(to_float(batch)) for batch in batches])
+
+
+@contextmanager
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """A network in eval mode. Afterwards, each of its layers has its own mode again: a defense may
+    train it with some of them in eval mode."""
+    modes = [(layer, layer.training) for layer in network.modules()]
+    network.eval()
+    try:
+        yield
+    finally:
+        for layer, training in modes:
+            layer.training = training
 
 
 def _evaluation_batch(images: Tensor) -> int:

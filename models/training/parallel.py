@@ -1,7 +1,7 @@
 """Independent parts of a training in parallel, each in its own thread.
 
-On a CPU a branch computes with one thread, whatever the number of branches: its numbers depend
-neither on the cores of the machine nor on other branches.
+On a CPU, branches that run together compute with one thread each, whatever their number: their
+numbers depend neither on the cores of the machine nor on other branches.
 """
 
 from __future__ import annotations

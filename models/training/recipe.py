@@ -34,8 +34,8 @@ class Recipe:
         batches as public code does, image by image in worker processes, and uses its memory layout,
         to compare seconds
     compiled: run the network's body through torch.compile, which rounds differently
-    graphs: on a GPU, capture steps as CUDA graphs and replay them; no effect elsewhere. Run
-        `bdbench doctor` first.
+    graphs: on a GPU, capture steps as CUDA graphs and replay them; no effect elsewhere, nor with
+        the "reference" loader. Run `bdbench doctor` first.
     updates: factor on the lengths of stages that are counted in updates, such as those on lent
         clean images; 1 is as published, and a suite may set less
     """

@@ -512,7 +512,7 @@ def test_every_image_counts_for_all_to_all() -> None:
         ("bpp(levels=257)", "levels must be from 2 to 256, got 257"),
         ("bpp(cover_rate=0.95)", r"cover_rate must be in \[0, 0.9\], .* got 0.95"),
         ("badnets_all_to_all(target=1)", "has no single target; leave target at 0, got 1"),
-        ("badnets_all_to_all(pattern='dots')", "pattern must be one of grid, white"),
+        ("badnets_all_to_all(pattern='dots')", "pattern .* must be one of 'grid', 'white'"),
         ("badnets_all_to_all(margin=-1)", "margin must be at least 0"),
         ("badnets_all_to_all(poisoning_rate=2)", r"poisoning_rate must be in \(0, 1\], got 2.0"),
     ],

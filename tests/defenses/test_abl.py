@@ -589,8 +589,6 @@ def test_the_joint_form_costs_what_it_says(
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"isolation": "lda"}, "isolation must be one of flooding, lga, got 'lda'"),
-        ({"objective": "both"}, "objective must be one of joint, sequential, got 'both'"),
         ({"joint_updates": -1}, "joint_updates must be at least 0"),
         ({"joint_rate": 0.0}, "joint_rate must be above 0"),
         ({"joint_batch_size": 1}, "joint_batch_size must be at least 2"),

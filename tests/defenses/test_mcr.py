@@ -481,7 +481,6 @@ def test_rates_fall_twice_and_have_the_sum_of_the_codes_rates() -> None:
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"ends": "three"}, "ends must be one of single, two, got 'three'"),
         ({"updates": 0}, "updates must be at least 1, got 0"),
         ({"tuning_updates": 0}, "tuning_updates must be at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be at least 2, got 1"),

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.transforms import functional
 
 from bdbench.models.data import ImageSet
+from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.rng import stream
 from bdbench.models.training.augment import (
     Augmentation,
@@ -129,3 +130,11 @@ def test_floats_are_exact_and_channels_last() -> None:
     result = to_float(images)
     assert result.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(result, images.float() / 255)
+
+
+def test_floats_are_refused_and_stay_as_they_are() -> None:
+    images = torch.rand(2, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    with pytest.raises(InvalidInput, match=r"got torch\.float32"):
+        to_float(images)
+    assert torch.equal(images, before)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 
-from bdbench.models.networks.classifier import Classifier
+from bdbench.models.networks.classifier import Classifier, compiled
 from bdbench.models.observer import Observer, observed_by
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.registry import models
@@ -68,6 +71,40 @@ def test_normalisation_is_the_first_layer() -> None:
         scaled = models.build("wrn16_1(mean=0.5, deviation=0.25)").build(10, 32).eval()
     images = picture(32)
     assert torch.equal(scaled(images), plain((images - 0.5) / 0.25))
+
+
+def test_normalisation_comes_with_the_weights() -> None:
+    scaled = models.build("wrn16_1(mean=0.5, deviation=0.25)").build(10, 32).eval()
+    plain = models.build("wrn16_1").build(10, 32).eval()
+    before = plain.state_dict()
+    plain.load_state_dict(scaled.state_dict())
+    images = picture(32)
+    assert torch.equal(plain(images), scaled(images))
+    assert plain.normalises
+    plain.load_state_dict({**before, "mean": torch.tensor(0.0), "deviation": torch.tensor(1.0)})
+    assert not plain.normalises
+
+
+def test_every_batch_size_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default torch runs all sizes after the first eight as they are."""
+    calls = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append(inputs)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    compiled.cache_clear()
+    try:
+        model = network("wrn16_1").eval()
+        model.compiled = True
+        with torch.no_grad():
+            for size in range(2, 14):
+                model(picture(16)[:1].expand(size, -1, -1, -1))
+    finally:
+        compiled.cache_clear()
+        torch.compiler.reset()
+    assert len(calls) == 12
 
 
 @torch.no_grad()

@@ -7,12 +7,13 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from commands import refused
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, scaled_dot_product_attention
 
 import bdbench as bd
 from bdbench.cells.cell import cell, check_network
@@ -150,9 +151,48 @@ class Dropping(Home):
         return self.head(dropout(maps, self.share, self.training))
 
 
+class Attending(Dropping):
+    """Its attention drops a share in training; its function has no argument for the mode."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = self.second(self.first(images)).flatten(2).mT
+        share = self.share if self.training else 0.0
+        return self.head(scaled_dot_product_attention(rows, rows, rows, dropout_p=share).mean(1))
+
+
+class Noisy(Dropping):
+    """It adds noise in training."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.second(self.first(images))
+        if self.training:
+            maps = maps + self.share * torch.rand_like(maps)
+        return self.head(maps.mean((2, 3)))
+
+
+class Helped(Home):
+    """In training, it gives logits of an earlier layer, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aid = nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Any:
+        first = self.first(images)
+        logits = self.head(self.second(first).mean((2, 3)))
+        return (logits, self.aid(first.mean((2, 3)))) if self.training else logits
+
+
+TRAINING = "mine computes something else in training, which is lost once it is traced"
+
+
 @pytest.mark.parametrize(
     ("network", "complaint"),
     [
+        (Attending(0.5), TRAINING),
+        (Attending(0.0), None),
+        (Noisy(0.5), TRAINING),
+        (Helped(), None),
         (Dropping(0.5), "mine calls dropout with its own mode, which is fixed once it is traced"),
         (Dropping(0.0), None),
         (Branching(), "mine cannot be traced: symbolically traced variables cannot be used"),
@@ -166,6 +206,10 @@ class Dropping(Home):
         ),
     ],
     ids=[
+        "attention with dropout",
+        "attention",
+        "noise",
+        "auxiliary logits",
         "functional dropout",
         "no dropout",
         "control flow",

@@ -8,6 +8,7 @@ from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -487,6 +488,38 @@ def test_the_memory_layout_of_a_network_is_that_of_its_loader(images: ImageSet) 
     assert torch.equal(*weights.values())
     assert weights["reference"].is_contiguous()
     assert weights["resident"].is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_evaluation_leaves_each_layer_in_its_mode(images: ImageSet, fails: bool) -> None:
+    """A defense may train with some layers in eval mode, and be evaluated meanwhile."""
+    model = network().train()
+    norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
+    for norm in norms[::2]:
+        norm.eval()
+    before = [layer.training for layer in model.modules()]
+    if fails:
+        model.head = nn.Linear(3, 10)
+        with pytest.raises(RuntimeError):
+            predict(model, images.images)
+    else:
+        predict(model, images.images)
+    assert [layer.training for layer in model.modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("lengths", "complaint"),
+    [
+        ({"updates": 0}, "updates must be at least 1, got 0"),
+        ({"batch_sizes": [0]}, "batch_sizes must be at least 1, got 0"),
+        ({"batch_sizes": [-4]}, "batch_sizes must be at least 1, got -4"),
+    ],
+)
+def test_a_length_that_no_training_has_is_refused(
+    images: ImageSet, lengths: dict[str, Any], complaint: str
+) -> None:
+    with pytest.raises(InvalidInput, match=complaint):
+        loop(lambda batch: None, images, recipe=SHORT, rng=stream(0, "x"), state={}, **lengths)
 
 
 @pytest.mark.slow

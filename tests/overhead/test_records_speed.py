@@ -12,7 +12,7 @@ from turns import TINY, beside_bare
 
 from bdbench.records import files as records
 from bdbench.records.record import Record
-from bdbench.tables.write import write_leaderboard, write_table
+from bdbench.tables.write import leaderboard_files, table_files, write_files
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +54,7 @@ def test_reading_records(made: list[Record], tmp_path: Path, benchmark: object) 
 
 def test_writing_tables(made: list[Record], tmp_path: Path, benchmark: object) -> None:
     def write() -> None:
-        write_leaderboard(made, tmp_path)
-        write_table(1, made, tmp_path)
+        write_files(leaderboard_files(made, tmp_path), tmp_path)
+        write_files(table_files(1, made, tmp_path), tmp_path)
 
     beside_bare(benchmark, "records in tables", write, len(made), "records")

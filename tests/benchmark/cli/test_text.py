@@ -22,7 +22,7 @@ from bdbench.report.site import write_report
 from bdbench.tables.sheet import PaperTable, TableCell
 from bdbench.tables.text import as_csv, as_latex, as_markdown
 from bdbench.tables.verify import verify
-from bdbench.tables.write import leaderboard, write_table
+from bdbench.tables.write import leaderboard, table_files
 
 HOSTILE = (
     "<img src=x onerror=alert(1)>",
@@ -125,8 +125,8 @@ def test_the_tables_of_a_label_have_no_formula(tmp_path: Path) -> None:
         replace(record, labels=record.labels.with_(model=label))
         for record in (builders.make_record(name, "badnets", 900, 20) for name in ("none", "cbd"))
     ]
-    paths = write_table(1, records, tmp_path)
-    texts = [path.read_text() for path in paths if path.suffix == ".csv"]
+    files = table_files(1, records, tmp_path)
+    texts = [text for name, text in files.items() if name.endswith(".csv")]
     for text in (leaderboard(records).csv(), *texts):
         rows = list(csv.reader(io.StringIO(text)))
         assert f"'{label}" in rows[1]

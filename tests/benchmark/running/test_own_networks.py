@@ -39,6 +39,7 @@ from bdbench.storage import networks
 from bdbench.storage.networks import Stored, weights_sha256
 from bdbench.tables.verify import verify
 from bdbench.trial.networks import fitted, given_model, saved
+from bdbench.trial.networks import network as stored_network
 from bdbench.trial.program import program
 
 TOY = "toy(image_size=16, train_images=100, test_images=50)"
@@ -316,8 +317,33 @@ def test_normalisation_by_channel_is_a_part_of_the_model() -> None:
     spec = f"wrn16_1(mean={mean}, deviation={deviation})"
     found = fitted(Stored(weights), models.build(spec), source)
     assert torch.equal(found["mean"], scaled.mean)
-    with pytest.raises(bd.InvalidInput, match=r"has a mean of 0.0, the model "):
+    with pytest.raises(bd.InvalidInput, match=r"has a mean of 0, the model \(0.5, 0.25, 0.125\): "):
         fitted(Stored(plain.state_dict()), models.build(spec), source)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (3, 1, 1), (1, 3, 1, 1)])
+def test_a_normalisation_is_the_same_in_any_shape(shape: tuple[int, ...]) -> None:
+    for spec in ("wrn16_1(mean=0.5)", "wrn16_1(mean=(0.5, 0.5, 0.5))"):
+        model = models.build(spec)
+        like = model.build(10, 16).state_dict()
+        weights = {**like, "mean": torch.full(shape, 0.5)}
+        found = fitted(Stored(weights), model, bd.dataset("toy", image_size=16))
+        assert torch.equal(found["mean"], like["mean"])
+
+
+def test_what_a_stored_network_may_lack_is_that_of_a_new_one() -> None:
+    model = models.build("wrn16_1").build(10, 16).eval()
+    facts = {"model": "wrn16_1", "classes": "10", "image_size": "16"}
+    whole = model.state_dict()
+    optional = ["mean", "deviation", *(name for name in whole if name.endswith("_tracked"))]
+    weights = {name: values for name, values in whole.items() if name not in optional}
+    made = stored_network(Stored(weights, facts))
+    assert made.state_dict().keys() == model.state_dict().keys()
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(made(images), model(images))
+    means = {name: v for name, v in weights.items() if not name.endswith("running_mean")}
+    with pytest.raises(bd.InvalidInput, match=r"it lacks .*running_mean"):
+        stored_network(Stored(means, facts))
 
 
 def test_the_keys_of_trained_cells_do_not_know_of_given_networks() -> None:
@@ -356,7 +382,11 @@ WRONG_WEIGHTS: dict[str, tuple[Callable[[Weights], Weights], str]] = {
     ),
     "normalised": (
         lambda w: {**w, "mean": torch.tensor(0.5)},
-        "has a mean of 0.5, the model [0.0]: set it in the model",
+        'has a mean of 0.5, the model 0: choose the model "wrn16_1(mean=0.5, deviation=1)"',
+    ),
+    "statistics": (
+        lambda w: {name: v for name, v in w.items() if not name.endswith(".running_mean")},
+        "it lacks groups.0.0.norm1.running_mean, ",
     ),
     "nothing": (lambda w: {}, "it lacks stem.weight"),
 }

@@ -130,7 +130,8 @@ def test_the_files_are_the_leaderboard_of_the_records_on_disk(tmp_path):
         records.write(tmp_path, each)
     made = tables.leaderboard(ONE_SEED)
     for _ in range(2):
-        paths = tables.write_leaderboard(records.read_all(tmp_path)[0], tmp_path)
+        files = tables.leaderboard_files(records.read_all(tmp_path)[0], tmp_path)
+        paths = tables.write_files(files, tmp_path)
         found = {path.name: path.read_text() for path in paths}
         assert found == {"leaderboard.md": made.markdown(), "leaderboard.csv": made.csv()}
     assert sorted(path.name for path in (tmp_path / "tables").iterdir()) == sorted(found)
@@ -156,7 +157,7 @@ def test_the_csv_reads_back():
 
 def test_a_table_of_no_records_is_refused(tmp_path):
     with pytest.raises(InvalidInput) as raised:
-        tables.write_leaderboard([], tmp_path)
+        tables.leaderboard_files([], tmp_path)
     assert (
         str(raised.value) == f"no records in {tmp_path / 'records'}; create some with `bdbench run`"
     )
@@ -169,7 +170,7 @@ def test_an_unwritable_folder_is_named(tmp_path):
     with pytest.raises(
         InvalidInput, match=f"cannot write leaderboard.csv in {tmp_path / 'tables'}"
     ):
-        tables.write_leaderboard(ONE_SEED, tmp_path)
+        tables.write_files(tables.leaderboard_files(ONE_SEED, tmp_path), tmp_path)
 
 
 @pytest.mark.parametrize(("defense", "seed"), [("abl", 1), ("cbd", 0)])

@@ -20,7 +20,7 @@ from bdbench.tables.footnotes import marked
 from bdbench.tables.groups import collect
 from bdbench.tables.paper import CONTENTION, TABLES, TIMING, contention, paper_tables
 from bdbench.tables.sheet import PaperTable, TableCell
-from bdbench.tables.write import leaderboard, paper_table, write_table
+from bdbench.tables.write import leaderboard, paper_table, table_files, write_files
 
 RECIPE = "recipe(epochs=100, learning_rate=0.1, precision='fp32')"
 
@@ -120,7 +120,7 @@ WORKED = {1: TABLE_1, 2: TABLE_2, 3: TABLE_3, 5: TABLE_5}
 
 
 def written(records, table, folder, latex=False):
-    paths = write_table(table, records, folder, latex)
+    paths = write_files(table_files(table, records, folder, latex), folder)
     return {path.name: path.read_text() for path in paths}
 
 
@@ -360,7 +360,7 @@ def test_table_2_has_attacks_at_a_single_rate_that_table_1_lacks(tmp_path):
         assert line.count("%") == 1
         assert line.count("(") == 4
     with pytest.raises(InvalidInput, match="belongs in table 2"):
-        write_table(2, usual, tmp_path)
+        table_files(2, usual, tmp_path)
 
 
 def test_table_5_names_the_hardened_attacks_in_the_papers_order(tmp_path):
@@ -393,7 +393,7 @@ def test_a_table_without_cells_is_refused(tmp_path):
     with pytest.raises(
         InvalidInput, match=r"belongs in table 5; create some with `bdbench run table5`"
     ):
-        write_table(5, TABLE_2, tmp_path)
+        table_files(5, TABLE_2, tmp_path)
     assert not (tmp_path / "tables").exists()
 
 

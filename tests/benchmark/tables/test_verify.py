@@ -18,7 +18,7 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.training.recipe import Recipe
 from bdbench.records import files as records
 from bdbench.records.count import Count
-from bdbench.tables.verify import ANY, ASR, CA, RACC, REASONS, verify, write_verification
+from bdbench.tables.verify import ANY, ASR, CA, RACC, REASONS, verified, verify
 
 
 def cell(defense, attack, *numbers, dataset="cifar10", epochs=100, **more):
@@ -52,7 +52,7 @@ def row(record, metric, *others):
 
 
 def test_the_order_of_records_does_not_change_the_table(golden, tmp_path):
-    write_verification(random.Random(0).sample(RECORDS, len(RECORDS)), tmp_path)
+    verified(random.Random(0).sample(RECORDS, len(RECORDS)), tmp_path).write(tmp_path)
     files = {path.name: path.read_text() for path in (tmp_path / "tables").iterdir()}
     assert files.keys() == {"verify.md", "verify.csv"}
     for name, text in files.items():
@@ -180,14 +180,14 @@ def test_cells_that_the_paper_does_not_have_leave_only_the_summary():
 
 def test_bad_input_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match=r"no records in .*; create some with `bdbench run`"):
-        write_verification([], tmp_path)
+        verified([], tmp_path)
     other = cell("cbd", "badnets", 860, 10, seed=9)
     mixed = replace(other, provenance={"data_sha256": "cd" * 32})
     with pytest.raises(InvalidInput, match="trained on different data"):
         verify([*RECORDS, mixed])
     (tmp_path / "tables").write_text("in the way")
     with pytest.raises(InvalidInput, match=r"cannot write verify\.md"):
-        write_verification(RECORDS, tmp_path)
+        verified(RECORDS, tmp_path).write(tmp_path)
 
 
 @pytest.fixture
