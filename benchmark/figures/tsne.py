@@ -7,6 +7,7 @@ each after training by label. For a defense with one embedding, before and after
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -21,8 +22,10 @@ from threadpoolctl import threadpool_limits
 from bdbench.figures.picture import COLOURS, COLUMN, PAGE, Picture, caption, legend
 from bdbench.models.plugins.errors import require
 from bdbench.records.consistency import AXES
-from bdbench.storage.cache import Arrays, Cache
+from bdbench.records.record import Record
+from bdbench.storage.cache import DAMAGE, Arrays, Cache
 from bdbench.storage.folders import cache_root
+from bdbench.storage.keys import digest_of
 from bdbench.tables.groups import Group
 from bdbench.tables.selection import Selection
 
@@ -79,12 +82,27 @@ def _found(selection: Selection) -> tuple[Group, Arrays]:
     found = []
     for group in selection.groups:
         loaded = ((record, cache.get("embeddings", {"cell": record.key})) for record in group.used)
-        usable = ((record, arrays) for record, arrays in loaded if arrays and "rows" in arrays)
+        usable = (
+            (record, arrays)
+            for record, arrays in loaded
+            if arrays and "rows" in arrays and _are_of(cache, record)
+        )
         found += [(Group((record,), group.names), arrays) for record, arrays in islice(usable, 1)]
     if not found:
         raise selection.missing(f"no embeddings of {selection.results} in the cache, {cache.root}")
     selection.settled([group for group, _ in found], AXES)
     return found[0]
+
+
+def _are_of(cache: Cache, record: Record) -> bool:
+    """Whether cached embeddings are of the network of a record, and not of another run of its cell;
+    True where one of the two does not say it."""
+    found = None
+    with suppress(*DAMAGE):
+        found = cache.meta_of("embeddings", digest_of({"cell": record.key})).get("network_sha256")
+    return None in (found, record.provenance.network_sha256) or (
+        found == record.provenance.network_sha256
+    )
 
 
 def _panels(arrays: Arrays) -> Iterator[tuple[str, list[str], str]]:

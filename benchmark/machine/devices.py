@@ -92,5 +92,19 @@ def precision_of(name: str, device: torch.device) -> str:
 
 def has_bf16() -> bool:
     """Whether the CPU multiplies bf16 in hardware; False where torch does not know."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("arm_bf16"))
+    return bool({"avx512_bf16", "arm_bf16"} & _capabilities())
+
+
+def instructions() -> str:
+    """The instructions of the CPU by which libraries choose the code that computes, such as "AVX512
+    with bf16": processors of one name may differ in them, and then in the last bits of numbers."""
+    found = _capabilities()
+    matrices = ["AMX"] * any(name.startswith("amx_") for name in found)
+    more = " and ".join(["bf16"] * has_bf16() + matrices)
+    return torch.backends.cpu.get_cpu_capability() + (f" with {more}" if more else "")
+
+
+def _capabilities() -> set[str]:
+    """What the CPU can do; nothing where torch does not know."""
+    every: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return {name for name, value in every.items() if value}

@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.records.record import OtherSchema, Record, decode, encode
-from bdbench.storage.atomic import check_writable, write_atomically
+from bdbench.storage.atomic import Unusable, check_writable, write_atomically
+from bdbench.storage.locks import locked
 from bdbench.storage.mark import listed
 
 LARGEST_FILE = 2**24
@@ -45,13 +46,25 @@ def content(record: Record) -> bytes:
     document["checksum"] = _checksum(document)
     _bound(document)
     text = json.dumps(document, sort_keys=True, indent=1, allow_nan=False)
-    return f"{text}\n".encode()
+    whole = f"{text}\n".encode()
+    require(
+        len(whole) <= LARGEST_FILE,
+        f"the record of cell {record.key} has {len(whole):,} bytes, more than {LARGEST_FILE:,}: "
+        "publish less in the journal",
+    )
+    return whole
 
 
 def check_folder(folder: Path, save: bool) -> None:
-    """Raises `Unusable` unless tables, records and, to save them, networks can be written there."""
+    """Raises `Unusable` unless tables, records and, to save them, networks can be written there,
+    and cells can be claimed."""
     for place in (folder, folder / "records", *([folder / NETWORKS] if save else [])):
         check_writable(place)
+    try:
+        with locked(folder / "records" / ".folder.lock"):
+            pass
+    except Unusable as error:
+        raise Unusable(f"{error}; name a folder on another file system with --results") from None
 
 
 def path_of(folder: Path, key: str) -> Path:
@@ -82,8 +95,9 @@ def find(key: str, results: Path | None) -> Path:
 
 
 def read(path: Path) -> Record:
-    """The record in `<key>.json`. Raises `InvalidInput` for a damaged file or one whose name is not
-    its key, `OtherSchema` for one of another version."""
+    """The record in `<key>.json`. Raises `InvalidInput` for a missing or damaged file or one whose
+    name is not its key, `OtherSchema` for one of another version, `Unusable` for one that is there
+    and cannot be read."""
     try:
         status = path.stat()
         # Opening a FIFO would block; opening a folder names it in an OSError.
@@ -104,7 +118,9 @@ def read(path: Path) -> Record:
     except OtherSchema as error:
         raise OtherSchema(f"{path}: {error}; the file was left untouched") from None
     except OSError as error:
-        raise InvalidInput(f"cannot read record {path}: {error.strerror or error}") from None
+        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
+        kind = InvalidInput if missing else Unusable
+        raise kind(f"cannot read record {path}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"damaged record {path}: {error}") from None
 

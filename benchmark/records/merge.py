@@ -72,9 +72,13 @@ def _add(into: Path, record: Record) -> str:
         with suppress(Unusable):
             if not opened.enter_context(claimed(into, record.key)):
                 return f"{into}: a run is working on {record.key}; merge again when it has ended"
-        with suppress(InvalidInput):
+        try:
             if not _better(record, read(path_of(into, record.key))):
                 return f"{into}: a run has just written {record.key}, which is kept"
+        except Unusable as error:
+            return f"{error}; it is kept"
+        except InvalidInput:
+            pass  # it is missing or damaged
         write(into, record)
         return ""
 

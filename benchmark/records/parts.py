@@ -270,6 +270,7 @@ class Provenance(Part):
     """Where the numbers come from; None for what an older record does not state.
 
     versions: of Python and the libraries
+    instructions: of the CPU, such as "AVX512 with bf16"; None for a GPU
     sources: hashes of the code of the plugins by axis, and of training
     titles: what the plugins are called in print, by axis
     code: of plugins that were defined in a notebook or a script, by axis
@@ -286,6 +287,7 @@ class Provenance(Part):
     tf32: bool | None = None
     deterministic: bool | None = None
     threads: int | None = None
+    instructions: Text | None = None
     commit: Text | None = None
     sources: dict[str, Text] = Field(default_factory=dict)
     titles: dict[str, Text] = Field(default_factory=dict)

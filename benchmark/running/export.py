@@ -24,7 +24,7 @@ from bdbench.records.record import METRICS, Record
 from bdbench.running.names import whole
 from bdbench.running.progress import Reporter, elapsed
 from bdbench.storage import networks
-from bdbench.storage.atomic import check_writable, write_atomically
+from bdbench.storage.atomic import check_writable, remove_abandoned, write_atomically
 from bdbench.storage.cache import Cache
 from bdbench.storage.folders import cache_root, roots
 from bdbench.tables.text import as_markdown
@@ -117,6 +117,8 @@ class Export:
             not os.path.lexists(out) or out.is_dir(),
             f"{out} is not a folder: choose another --out",
         )
+        for name in (*FILES, ABOUT):
+            remove_abandoned(out, name)
         inside = {path.name for path in out.iterdir()} if out.is_dir() else set()
         exported = sorted(inside & {*FILES, ABOUT})
         require(

@@ -223,10 +223,20 @@ class Plan:
                 cost = "to be run" if seconds is None else f"about {duration(seconds)}"
             yield f"{cell.key}  {' · '.join(names.of(cell))}: {cost}"
         yield f"{self._count}{self._about}"
+        yield from self.damaged()
         yield from self.repeats()
         yield from self.outdated()
         yield from self.unknown()
         yield from self.surroundings()
+
+    def damaged(self) -> Iterator[str]:
+        """Which records a run replaces because they cannot be used."""
+        for state in self.states.values():
+            if state.damaged and state.runs:
+                yield (
+                    f"warning: {state.damaged}; its cell runs again and replaces it, unless you "
+                    "restore the file from a copy"
+                )
 
     def repeats(self) -> Iterator[str]:
         """Why cells with a record run again."""

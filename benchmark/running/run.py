@@ -14,7 +14,6 @@ from rich.console import Console
 
 from bdbench.cells.cost import added_work
 from bdbench.machine.contention import Contention
-from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import num_threads
 from bdbench.records.claims import claimed, lock_of
 from bdbench.records.files import NETWORKS, check_folder
@@ -79,6 +78,7 @@ def execute(plan: Plan, console: Console) -> RunOutcome:
 def _announce(plan: Plan, console: Console) -> None:
     for line in (
         *filter(None, [plan.note]),
+        *plan.damaged(),
         *plan.repeats(),
         *plan.outdated(),
         *plan.unknown(),
@@ -140,7 +140,8 @@ def _tidy(plan: Plan) -> None:
     for cell in plan.cells:
         if cell in missing or not lock_of(job.results, cell.key).exists():
             continue
-        with suppress(InvalidInput), claimed(job.results, cell.key) as mine:
+        # Whatever stays, `bdbench cache clear` removes; no cell may be lost for it.
+        with suppress(Exception), claimed(job.results, cell.key) as mine:
             if not mine or not plan.execution.is_here:
                 continue
             if not plan.execution.in_process:

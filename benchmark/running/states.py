@@ -12,6 +12,7 @@ from bdbench.models.plugins.errors import InvalidInput
 from bdbench.records.claims import stamp
 from bdbench.records.files import network_of, path_of, read
 from bdbench.records.record import OtherSchema, Record
+from bdbench.storage.atomic import Unusable
 from bdbench.trial import provenance
 
 Kind = Literal["missing", "unreactivated", "unsaved", "outdated", "finished"]
@@ -26,6 +27,7 @@ class CellState:
         save; outdated, with a record that other code made; finished
     folder: of the record that tables show, None if no folder has one
     other_code: the parts of the cell whose code has changed since that record
+    damaged: what is wrong with the record in the folder of the run; empty for nothing
     before: `stamp` of the record in the folder of the run, which another run may replace
     """
 
@@ -33,6 +35,7 @@ class CellState:
     folder: Path | None = None
     other_code: tuple[str, ...] = ()
     before: int | None = None
+    damaged: str = ""
 
     @property
     def runs(self) -> bool:
@@ -50,15 +53,17 @@ def state_of(
     reactivate: bool = False,
 ) -> CellState:
     """The state of a cell by the first folder that has results of it, which tables show. The first
-    folder is that of the run; networks are saved there only. Raises `OtherSchema`.
+    folder is that of the run; networks are saved there only. Raises `OtherSchema`, and
+    `Unusable` for a record that cannot be read.
 
     stale, curves, save, reactivate: see `RunOptions`
     """
     own = folders[0]
     # Taken first: what another run writes from now on counts as new.
-    before = stamp(own, cell.key)
+    before, damaged = stamp(own, cell.key), ""
     for folder in folders:
-        record = _results(folder, cell)
+        record, wrong = _results(folder, cell)
+        damaged = damaged or (wrong if folder == own else "")
         if record is None:
             continue
         other = provenance.changed(record, cell)
@@ -69,19 +74,20 @@ def state_of(
             kind = "unreactivated"
         elif save and folder == own and not network_of(folder, cell.key).exists():
             kind = "unsaved"
-        return CellState(kind, folder, other, before)
-    return CellState("missing", before=before)
+        return CellState(kind, folder, other, before, damaged)
+    return CellState("missing", before=before, damaged=damaged)
 
 
-def _results(folder: Path, cell: Cell) -> Record | None:
-    """The record of a cell in a folder; None for one that is missing, damaged or failed."""
+def _results(folder: Path, cell: Cell) -> tuple[Record | None, str]:
+    """The record of a cell in a folder, None for one that is missing, damaged or failed, and what
+    is wrong with a damaged one. Raises as `state_of` does."""
     path = path_of(folder, cell.key)
     if not path.exists():
-        return None
+        return None, ""
     try:
         record = read(path)
-    except OtherSchema:
+    except (OtherSchema, Unusable):
         raise
-    except InvalidInput:
-        return None
-    return record if record.status == "ok" else None
+    except InvalidInput as error:
+        return None, str(error)
+    return (record if record.status == "ok" else None), ""

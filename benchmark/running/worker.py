@@ -344,11 +344,13 @@ def _has_results(results: Path, key: str) -> bool:
 
 def readable(results: Path, key: str) -> Record | None:
     """The record of a cell, None for one that is missing or damaged. Raises `Unusable` for one of
-    another version, which must not be replaced."""
+    another version or that cannot be read, which must not be replaced."""
     try:
         return read(path_of(results, key))
     except OtherSchema as error:
         raise Unusable(str(error)) from error
+    except Unusable:
+        raise
     except InvalidInput:
         return None
 

@@ -40,6 +40,7 @@ def written(path: Path) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(file.name, path)
+                _sync(path.parent)
             except BaseException:
                 with suppress(OSError):
                     os.unlink(file.name)
@@ -47,6 +48,17 @@ def written(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         reason = error.strerror or error
         raise Unusable(f"cannot write {path.name} in {path.parent}: {reason}") from error
+
+
+def _sync(folder: Path) -> None:
+    """Let a new name in a folder outlast a power cut, where the system can do that: what the file
+    replaces, such as checkpoints, is removed next."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def check_writable(folder: Path) -> None:

@@ -16,8 +16,9 @@ from bdbench.storage.atomic import Unusable
 def lock_on(path: Path) -> FileLock:
     """The lock of a file, which the system releases when its process dies."""
     # It may be released in another thread. Where the system has no locks, the library would take a
-    # file for one, which a dead process leaves behind.
-    return FileLock(path, thread_local=False, fallback_to_soft=False)
+    # file for one, which a dead process leaves behind. In the folder of a group, all have to open
+    # the file to find it locked; it is empty.
+    return FileLock(path, mode=0o666, thread_local=False, fallback_to_soft=False)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import time
@@ -37,7 +38,9 @@ KINDS = {
 REBUILT = tuple(kind for kind in KINDS if kind != "embeddings")
 """What a run rebuilds when it needs it. Embeddings come back only if their cell is run again."""
 RECENT = 3600.0
-"""Seconds. Where files cannot be locked, checkpoints written since may be of a running cell."""
+"""Seconds. Where files cannot be locked, what was written since may be of a running cell."""
+LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Errors of a file system that has no locks."""
 DAY = 24 * 3600.0
 
 
@@ -88,8 +91,13 @@ class Stored:
             lock.acquire(blocking=False)
         except Timeout:
             return False
-        except (OSError, NotImplementedError):
-            pass  # the file system has no locks
+        except PermissionError:
+            return False  # of another user, who may be using it
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in LOCKLESS:
+                raise
+            if not self.unused_for(RECENT):
+                return False
         try:
             return self._unlink(*self.paths, Path(lock.lock_file))
         finally:

@@ -146,6 +146,7 @@ _PROVENANCE = {
     "device": TEXT,
     "precision": TEXT,
     "threads": WHOLE,
+    "instructions": TEXT,
     "deterministic": FLAG,
     "commit": TEXT,
     "data_sha256": TEXT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from bdbench.records.count import Count
 from bdbench.records.record import METRICS, STANDS, TESTED, TRAINED
 from bdbench.storage.cache import DAMAGE
 from bdbench.storage.keys import digest_of
+from bdbench.storage.networks import weights_sha256
 from bdbench.trial.evaluation import evaluate, sample_of_both, sample_with_victim
 from bdbench.trial.monitor import Point
 from bdbench.trial.poisoned import PoisonedData
@@ -61,7 +63,8 @@ def point(ws: Workspace, classifier: Classifier, data: PoisonedData, few: Sample
 
 
 def keep(ws: Workspace, journal: Journal, data: PoisonedData) -> None:
-    """Store the data of figures, as the entry `{"cell": key}` of the kind "embeddings".
+    """Store the data of figures, as the entry `{"cell": key}` of the kind "embeddings", with the
+    hash of the network that the defense returned.
 
     mask: bool (n,), training images with the trigger
     samples/<name>: float32 or float64 (n,), what a defense published for each training image
@@ -88,8 +91,10 @@ def keep(ws: Workspace, journal: Journal, data: PoisonedData) -> None:
         tensors[f"embedding/{name}/before"] = before
         tensors[f"embedding/{name}/after"] = _embedding(ws, network, data)
     arrays = {name: values.detach().cpu().numpy() for name, values in tensors.items()}
-    key, meta = {"cell": ws.cell.key}, {"sources": sources(ws.cell)}
-    ws.cache.put("embeddings", key, arrays, meta)
+    meta: dict[str, Any] = {"sources": sources(ws.cell)}
+    if ws.network is not None:
+        meta["network_sha256"] = weights_sha256(ws.network.state_dict())
+    ws.cache.put("embeddings", {"cell": ws.cell.key}, arrays, meta)
 
 
 def _has_embeddings(ws: Workspace) -> bool:

@@ -10,6 +10,9 @@ from torch import Tensor
 from bdbench.defenses.base import Journal
 from bdbench.trial.record import NO_NUMBER, numbers_in
 
+WARNINGS = 100
+"""How many different warnings a record keeps."""
+
 
 def published(journal: Journal, images: int, device: torch.device) -> Journal:
     """The same numbers as floats and tensors. What is no number is left out, with a warning: it
@@ -32,7 +35,11 @@ def published(journal: Journal, images: int, device: torch.device) -> Journal:
                 f"{str(name)!r} in the journal is left out: it is not a number for each of the "
                 f"{images:,} training images"
             )
-    return Journal(scalars, samples, warnings)
+    # A warning of each step would make a record that is too large to be read.
+    shown = list(dict.fromkeys(warnings))
+    if len(shown) > WARNINGS:
+        shown[WARNINGS:] = [f"{len(shown) - WARNINGS:,} more warnings are left out"]
+    return Journal(scalars, samples, shown)
 
 
 def _numbers(given: Any, count: int) -> Tensor:

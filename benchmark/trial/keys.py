@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from bdbench.cells.cell import Cell, is_built_in, recipe_spec
+from bdbench.machine.devices import instructions
 from bdbench.machine.numerics import unusual
 from bdbench.machine.system import device_name
 from bdbench.models.training.recipe import Recipe
@@ -16,15 +17,15 @@ from bdbench.trial import provenance
 
 TRAINED = ("dataset", "attack", "model")
 """Axes whose plugins decide about what is trained before the defense is known."""
-PLACE = ("torch", "device", "threads", "numerics", "beside")
+PLACE = ("torch", "device", "threads", "instructions", "numerics", "beside")
 """Parts of a key that say where something was made, see `machine` and `company`."""
 
 
 def machine(device: torch.device, threads: int) -> dict[str, Any]:
     """What decides the last bits of a number, beside code and data."""
     here: dict[str, Any] = {"torch": torch.__version__, "device": device_name(device)}
-    # On a GPU, the threads of the CPU round nothing.
-    here |= {"threads": threads} if device.type == "cpu" else {}
+    if device.type == "cpu":  # beside a GPU, that of the CPU rounds nothing
+        here |= {"threads": threads, "instructions": instructions()}
     return {**here, "numerics": found} if (found := unusual(device)) else here
 
 

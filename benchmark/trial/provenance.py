@@ -20,6 +20,7 @@ import bdbench.models
 from bdbench.cells.cell import REGISTRIES, Cell
 from bdbench.cells.declared import clean_needs
 from bdbench.datasets.base import Dataset
+from bdbench.machine.devices import instructions
 from bdbench.machine.numerics import SETTINGS
 from bdbench.machine.system import commit, device_name, versions
 from bdbench.models.plugins.documentation import about_fields, about_module
@@ -49,6 +50,7 @@ def of(cell: Cell, device: torch.device, dataset: Dataset | None) -> dict[str, A
         "tf32": device.type == "cuda" and SETTINGS["cudnn tf32"].value() is not False,
         "deterministic": torch.are_deterministic_algorithms_enabled() or device.type == "cpu",
         "threads": torch.get_num_threads(),
+        "instructions": instructions() if device.type == "cpu" else None,
         "commit": commit(),
         "sources": sources(cell),
         "titles": {axis: info.title for axis, info in cell.info.items() if info.title},

@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from stat import S_ISDIR
+from subprocess import SubprocessError
 from typing import Any
 
 import submitit
@@ -22,6 +23,7 @@ from submitit.core.utils import FailedJobError, UncompletedJobError
 
 from bdbench.cells.cell import Cell
 from bdbench.models.plugins.errors import InvalidInput, require
+from bdbench.models.plugins.notices import notify
 from bdbench.running.engines.base import Died, Engine
 from bdbench.running.engines.fresh import Outcome, attempt_here
 from bdbench.running.preparation import Step, steps
@@ -46,7 +48,8 @@ class Slurm(Engine):
     options: for submitit, such as slurm_partition
     cluster: "slurm", or another executor of submitit
 
-    Raises `InvalidInput` where Slurm is missing, and for jobs without a time.
+    Raises `InvalidInput` where Slurm is missing, for jobs without a time, and for a folder of
+    results with a percent sign in its path.
     """
 
     def __init__(
@@ -61,6 +64,12 @@ class Slurm(Engine):
         require(gpus == int(gpus), f"--engine slurm takes whole GPUs only, got --gpus {gpus}")
         found = cluster != "slurm" or shutil.which("sbatch") is not None
         require(found, "--engine slurm needs the command sbatch: run it on a login node")
+        # Both submitit and sbatch put something else in its place.
+        require(
+            "%" not in str(job.results),
+            f"--engine slurm cannot write to {job.results}, which has a % in it: name another "
+            "folder with --results",
+        )
         self.job, self.slots = job, slots or MANY
         self._executor = submitit.AutoExecutor(_private(job.results / "slurm"), cluster=cluster)
         asked = {"cpus_per_task": cores, "gpus_per_node": int(gpus), "name": "bdbench"}
@@ -83,9 +92,17 @@ class Slurm(Engine):
 
     def close(self, broken: bool) -> None:
         self._stopped.set()
+        left = []
         for job in list(self._open.values()):
-            job.cancel()
+            try:
+                job.cancel()
+            except (OSError, SubprocessError):
+                left.append(job.job_id)
             _remove_pickles(job)
+        if left:
+            notify(
+                f"some jobs may go on: cancel them with `scancel {' '.join(left)}`", stacklevel=2
+            )
 
     def _watch(self) -> None:
         while not self._stopped.wait(PAUSE):

@@ -518,6 +518,23 @@ def test_tsne_shows_r_and_z_as_the_paper_does(kept: dict[str, Arrays]) -> None:
         assert (group[distance.argmin(1)] == group).all(), panel
 
 
+def test_tsne_leaves_out_the_embeddings_of_another_run(
+    kept: dict[str, Arrays], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = made("none", "badnets", 900, 10)
+    stated = replace(one, provenance=one.provenance.with_(network_sha256="ab" * 32))
+    kept[one.key] = embeddings("z")
+    for sha256, shows in (("ab" * 32, True), ("cd" * 32, False)):
+        meta = {"network_sha256": sha256}
+        monkeypatch.setattr(Cache, "meta_of", lambda cache, kind, name, meta=meta: meta)
+        assert tsne.draw(drawn([one])).data is not None, "an older record does not say it"
+        if shows:
+            tsne.draw(drawn([stated]))
+        else:
+            with pytest.raises(InvalidInput, match="no embeddings of"):
+                tsne.draw(drawn([stated]))
+
+
 def test_tsne_of_one_embedding_is_before_and_after(
     kept: dict[str, Arrays], monkeypatch: pytest.MonkeyPatch
 ) -> None:

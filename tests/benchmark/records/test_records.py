@@ -185,6 +185,13 @@ def test_a_record_that_could_not_be_read_is_not_written(record, tmp_path):
     assert names(tmp_path) == []
 
 
+def test_a_record_that_is_too_large_to_be_read_is_not_written(record, tmp_path):
+    large = replace(record, diagnostics={"warnings": ["x" * 400] * 50_000})
+    with pytest.raises(InvalidInput, match="publish less in the journal"):
+        records.write(tmp_path, large)
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_broken_write_leaves_the_old_file(record, written, monkeypatch, failure, call):

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from subprocess import CalledProcessError
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -330,6 +332,41 @@ def test_a_job_of_slurm_without_a_time_is_refused(
     complaint = "add --option timeout_min=MINUTES, or --limit SECONDS for each cell"
     with pytest.raises(InvalidInput, match=complaint):
         Slurm(job(tmp_path), 1, 1, 0, options, cluster="local")
+
+
+@pytest.mark.parametrize("name", ["10%attack", "a%b/c"])
+def test_slurm_is_refused_a_folder_whose_name_it_would_change(name: str, tmp_path: Path) -> None:
+    """submitit and sbatch put the number of a job or its task for a percent sign and a letter."""
+    pytest.importorskip("submitit")
+    from bdbench.running.engines.slurm import Slurm
+
+    with pytest.raises(InvalidInput, match="has a % in it: name another folder with --results"):
+        Slurm(job(tmp_path / name), 1, 1, 0, {"timeout_min": 9}, cluster="local")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_cannot_be_cancelled_leaves_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    from bdbench.running.engines.slurm import Slurm
+
+    cancelled = []
+
+    class Queued:
+        def __init__(self, name: str) -> None:
+            pickles = dict.fromkeys(("submitted_pickle", "result_pickle"), tmp_path / name)
+            self.job_id, self.paths = name, SimpleNamespace(**pickles)
+
+        def cancel(self) -> None:
+            if self.job_id != "1":
+                raise CalledProcessError(1, ["scancel", self.job_id])
+            cancelled.append(self.job_id)
+
+    with Slurm(job(tmp_path), 1, 1, 0, {"timeout_min": 9}, cluster="local") as engine:
+        engine._open = {Future(): Queued(name) for name in ("0", "1", "2")}  # type: ignore[misc]
+        with pytest.warns(UserWarning, match="cancel them with `scancel 0 2`"):
+            engine.close(False)
+        engine._open = {}
+    assert cancelled == ["1"]
 
 
 @pytest.mark.parametrize("full", [False, True])

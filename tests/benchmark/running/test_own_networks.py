@@ -685,6 +685,7 @@ def test_an_export_replaces_only_what_an_export_made_and_only_if_told(
     assert f"refusing to overwrite {names_there} in new: choose another --out" in line
     (own_folder / "new/poisoned.parquet").write_bytes(b"")
     (own_folder / "new/network.pt2").write_bytes(b"of another cell")
+    (own_folder / "new/.poisoned.parquet.0.tmp").write_bytes(b"of an export that was killed")
     assert main([*arguments, "--force"]) == 0
     assert {path.name for path in (own_folder / "new").iterdir()} == names
     assert pq.read_table(own_folder / "new/poisoned.parquet").num_rows == 100

@@ -666,6 +666,24 @@ def test_leftovers_of_a_run_that_died_right_after_its_record_are_removed(
     assert not lock_of(tmp_path, chosen.key).exists()
 
 
+def test_what_cannot_be_tidied_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def dies(*arguments: object) -> None:
+        raise Died("killed (SIGKILL)")
+
+    one = Suite("", ("toy(train_images=20)",), attacks=("none",), defenses=("none",))
+    (chosen,) = grid.cells(one, "fp32")
+    found = record(chosen)
+    records.write(tmp_path, Record(**{**vars(found), "labels": chosen.labels}))
+    lock_of(tmp_path, chosen.key).touch()
+    monkeypatch.setattr("bdbench.running.run.call_in_process", dies)
+    words = ["--dataset=toy(train_images=20)", "--attack=none", "--defense=none", "--device=cpu"]
+    recipe = "--recipe=recipe(precision='fp32')"
+    assert main(["run", *words, recipe, f"--results={tmp_path}"]) == 0
+    assert "all 1 cells have records" in capsys.readouterr().out
+
+
 def test_what_cells_share_is_counted_once() -> None:
     plain, fp, mcr, cbd = cells = cells_of("none", "fp", "mcr(ends='two')", "cbd")
     other = cells_of("fp", attacks=("badnets",))[0]

@@ -8,23 +8,28 @@ import os
 import resource
 import shutil
 import subprocess
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy
 import pytest
 import torch
+from builders import make_record
 from commands import refused
 from torch import Tensor
 
 import bdbench as bd
-from bdbench.cells.cell import cell
+from bdbench.cells.cell import cell, cell_of_record
 from bdbench.cli import main
 from bdbench.models.training.recipe import Recipe
 from bdbench.records.claims import claimed, lock_of, stamp
+from bdbench.records.files import path_of, read, write
+from bdbench.running.worker import keep
 from bdbench.storage import folders
 from bdbench.storage.atomic import Unusable, write_atomically
 from bdbench.storage.cache import Cache, UnwritableCache
@@ -331,7 +336,112 @@ def test_a_record_that_cannot_be_seen_is_none(
     assert stamp(tmp_path, CELL) is None
 
 
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_whoever_may_use_a_folder_finds_its_locks_taken(mask: int, tmp_path: Path) -> None:
+    """A lock that others cannot open would fail their cells; the folder decides who they are."""
+    before = os.umask(mask)
+    try:
+        with claimed(tmp_path, CELL) as mine:
+            assert mine
+            assert lock_of(tmp_path, CELL).stat().st_mode & 0o777 == 0o666
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("name", "age", "removed"),
+    [("EACCES", 2, 0), ("EPERM", 2, 0), ("ENOLCK", 0.5, 0), ("ENOLCK", 2, 1), ("ENOSYS", 2, 1)],
+)
+def test_what_may_be_in_use_is_not_cleared(
+    name: str, age: float, removed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as an entry whose lock belongs to another user. Age in hours."""
+    from filelock import FileLock
+
+    cache = Cache(tmp_path)
+    cache.fetch("poisoned", KEY, build)
+    for path in (tmp_path / "poisoned").iterdir():
+        os.utime(path, (time.time() - 3600 * age,) * 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(FileLock, "_acquire", failing(name))
+        said = clear(cache)
+    assert ("kept 1 in use" in said) != removed
+    assert cache.fetch("poisoned", KEY, build).fresh == bool(removed)
+
+
 # Results
+
+
+def test_a_new_file_outlasts_a_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it replaces is removed next, so its name must be on the disk, too."""
+    calls: list[str] = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda n: (calls.append(os.readlink(f"/proc/self/fd/{n}")), sync(n))
+    )
+    monkeypatch.setattr(os, "replace", lambda *names: (calls.append("renamed"), replace(*names)))
+    write_atomically(tmp_path / "x.json", b"x")
+    assert calls == [str(tmp_path / ".x.json.0.tmp"), "renamed", str(tmp_path)]
+    # Where a folder cannot be synchronised, the file is there all the same.
+    monkeypatch.setattr(os, "open", failing("EINVAL"))
+    write_atomically(tmp_path / "y.json", b"y")
+    assert (tmp_path / "y.json").read_bytes() == b"y"
+
+
+def test_a_folder_without_locks_is_refused_before_anything_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Harness, "run", failing("EIO"))
+    monkeypatch.setattr(fcntl, "flock", failing("ENOLCK"))
+    toy = "toy(image_size=16, train_images=100, test_images=50)"
+    words = ["--in-process", f"--dataset={toy}", "--attack=none", "--defense=none", "--seed=0"]
+    said = refused(capsys, "run", *words, f"--results={tmp_path}")
+    assert said.startswith(f"bdbench: cannot lock .folder.lock in {tmp_path / 'records'}: ")
+    assert said.endswith("; name a folder on another file system with --results")
+
+
+def test_a_record_that_cannot_be_read_is_not_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as that of another user. Here a folder has its name, which no one can read as a file."""
+    toy = "toy(image_size=16, train_images=100, test_images=50)"
+    words = ["--in-process", f"--dataset={toy}", "--attack=none", "--defense=none", "--seed=0"]
+    command = ["run", *words, "--recipe=recipe(epochs=1)", f"--results={tmp_path}"]
+    assert main(command) == 0
+    (path,) = (tmp_path / "records").glob("*.json")
+    record = read(path)
+    path.unlink()
+    path.mkdir()
+    capsys.readouterr()
+    assert refused(capsys, *command) == f"bdbench: cannot read record {path}: Is a directory"
+    with pytest.raises(Unusable, match="cannot read record"):
+        keep(tmp_path, replace(record, status="failed"), cell_of_record(record))
+    other = make_record("none", "badnets", 800, 10)
+    write(tmp_path / "other", other)
+    path_of(tmp_path / "into", other.key).mkdir(parents=True)
+    assert main(["merge", str(tmp_path / "other"), f"--results={tmp_path / 'into'}"]) == 1
+    assert "cannot read record" in capsys.readouterr().out
+
+
+def test_a_damaged_record_is_named_before_its_cell_runs_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toy = "toy(image_size=16, train_images=100, test_images=50)"
+    words = ["--in-process", f"--dataset={toy}", "--attack=none", "--defense=none", "--seed=0"]
+    command = ["run", *words, "--recipe=recipe(epochs=1)", f"--results={tmp_path}"]
+    assert main(command) == 0
+    (path,) = (tmp_path / "records").glob("*.json")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-200])
+    line = f"warning: damaged record {path}: "
+    for more in (["--dry-run"], []):
+        capsys.readouterr()
+        assert main([*command, *more]) == 0
+        said = capsys.readouterr()
+        assert line in said.out + said.err
+        assert "its cell runs again and replaces it, unless you restore the file" in said.out
+    assert main([*command, "--dry-run"]) == 0
+    assert "warning" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("place", ["records", "networks"])

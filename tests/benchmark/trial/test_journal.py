@@ -89,6 +89,14 @@ def test_what_is_no_number_is_left_out_and_named() -> None:
     assert found.warnings[-1].endswith("for each of the 3 training images")
 
 
+def test_a_warning_in_each_step_leaves_a_record_that_can_be_read() -> None:
+    lines = [f"step {n}: {'x' * 400}" for n in range(40_000) for _ in range(2)]
+    found = published(Journal({}, {}, lines), 3, CPU).warnings
+    assert found[:2] == lines[:4:2]
+    assert len(found) == 101
+    assert found[-1] == "39,900 more warnings are left out"
+
+
 @dataclass(frozen=True)
 class Boastful(BadNets):
     """States facts that are no numbers beside one that is."""

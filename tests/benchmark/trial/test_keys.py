@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 from bdbench.cells.cell import Cell, cell
+from bdbench.machine import devices
 from bdbench.models.training.recipe import Recipe
 from bdbench.trial import keys, provenance
 
-HERE = {"torch": "2.9", "device": "cpu: mine", "threads": 1}
+HERE = {"torch": "2.9", "device": "cpu: mine", "threads": 1, "instructions": "AVX2"}
 TRAINED = ["dynamic", "lc", "mixed(attacks=('badnets', 'dynamic'))", "adaptive(attack='blend')"]
 
 
@@ -41,6 +43,28 @@ def test_networks_of_another_machine_recipe_or_model_are_others(attack: str) -> 
     ]
     assert all(one not in found[:n] for n, one in enumerate(found))
     assert [keys.anywhere(each) for each in found[1:4]] == [keys.anywhere(found[0])] * 3
+
+
+@pytest.mark.parametrize(
+    ("capability", "flags", "name"),
+    [
+        ("AVX2", {}, "AVX2"),
+        ("AVX512", {"avx512_bf16": False}, "AVX512"),
+        ("AVX512", {"avx512_bf16": True}, "AVX512 with bf16"),
+        ("AVX512", {"avx512_bf16": True, "amx_tile": True}, "AVX512 with bf16 and AMX"),
+    ],
+)
+def test_processors_of_one_name_and_other_instructions_are_other_machines(
+    capability: str, flags: dict[str, bool], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags, raising=False)
+    cpu = torch.device("cpu")
+    assert devices.instructions() == name
+    assert keys.machine(cpu, 1)["instructions"] == name
+    assert provenance.of(of("none"), cpu, None)["instructions"] == name
+    assert "instructions" not in keys.machine(torch.device("cuda"), 1)
+    assert not keys.anywhere(keys.machine(cpu, 1))
 
 
 @pytest.mark.parametrize("attack", ["badnets", "blend", "mixed(attacks=('badnets', 'sig'))"])
