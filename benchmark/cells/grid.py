@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from bdbench.attacks.registry import attacks
 from bdbench.cells.cell import Cell, check_targets, recipes_of, share_info
 from bdbench.cells.declared import recipe_defaults
-from bdbench.cells.suites import Suite
+from bdbench.cells.suites import Suite, is_name
 from bdbench.datasets.base import Source
 from bdbench.datasets.registry import datasets
+from bdbench.defenses.base import Defense
 from bdbench.defenses.registry import defenses
 from bdbench.models.plugins.registry import Registry
 from bdbench.models.registry import models
@@ -21,7 +22,8 @@ T = TypeVar("T")
 
 
 def cells(suite: Suite, precision: str) -> list[Cell]:
-    """All cells of a suite, seed by seed, so that an interrupted run has complete tables first.
+    """All cells of a suite. Those of a data set and recipe come seed by seed, so that an
+    interrupted run has complete tables first.
 
     Each plugin is built once. An axis may hold plugins in place of specs; a spec may be a sweep.
 
@@ -29,9 +31,7 @@ def cells(suite: Suite, precision: str) -> list[Cell]:
 
     Raises `InvalidInput` for anything in the suite that is wrong.
     """
-    chosen = [
-        suite.settings.get(each, each) if isinstance(each, str) else each for each in suite.defenses
-    ]
+    chosen = [_with_settings(each, suite.settings) for each in suite.defenses]
     axes = (
         suite.each_seed,
         _plugins(models, suite.models),
@@ -51,6 +51,13 @@ def cells(suite: Suite, precision: str) -> list[Cell]:
             ]
     share_info(found)
     return list(dict.fromkeys(found))
+
+
+def _with_settings(defense: str | Defense, settings: Mapping[str, str]) -> str | Defense:
+    """The settings of a suite for a defense that is asked for by its name alone."""
+    if isinstance(defense, str):
+        return next((text for name, text in settings.items() if is_name(defense, name)), defense)
+    return defense
 
 
 def _plugins(registry: Registry[T], axis: Iterable[str | T]) -> list[T]:

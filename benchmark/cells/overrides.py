@@ -56,21 +56,21 @@ class SuiteOverrides:
         seeds = tuple(self.seed) or (suite.seeds if self.seeds is None else self.seeds)
         check_seeds(seeds)
         fields = dict(suite.recipe) if self.recipe is None else recipe_fields(self.recipe)
-        stated = _accept("precision", fields.pop("precision", suite.precision))
+        stated = accept_one("precision", fields.pop("precision", suite.precision))
         if self.epochs is not None:
-            fields["epochs"] = _accept("epochs", self.epochs)
+            fields["epochs"] = accept_one("epochs", self.epochs)
         if self.loader is not None:
             fields["loader"] = self.loader
         if self.graphs:
             fields["graphs"] = True
-        datasets = tuple(self.dataset) or suite.datasets
+        datasets = _of_suite(self.dataset, suite.datasets)
         if self.train_images is not None:
             datasets = tuple(_subset(each, self.train_images) for each in datasets)
         return replace(
             suite,
             datasets=datasets,
-            models=tuple(self.model) or suite.models,
-            attacks=tuple(self.attack) or suite.attacks,
+            models=_of_suite(self.model, suite.models),
+            attacks=_of_suite(self.attack, suite.attacks),
             defenses=tuple(self.defense) or suite.defenses,
             seeds=seeds,
             recipe=fields,
@@ -93,12 +93,34 @@ class SuiteOverrides:
         )
 
 
+def _of_suite(given: Sequence[Any], axis: Sequence[Any]) -> tuple[Any, ...]:
+    """What is asked for along an axis, all that the suite has without any. A name alone means what
+    the suite has of it, such as `badnets(target=1)`: the defaults, if the suite has them, too."""
+    found = [
+        chosen
+        for each in given
+        for chosen in ([each] if each in axis else _with_name(each, axis) or [each])
+    ]
+    return tuple(dict.fromkeys(found)) if given else tuple(axis)
+
+
+def _with_name(asked: Any, axis: Sequence[Any]) -> list[str]:
+    """The specs of an axis that have the name, if the name is all that is asked for."""
+    alone = isinstance(asked, str) and not spec.asked(asked).fields
+    every = [each for each in axis if isinstance(each, str)] if alone else []
+    return [each for each in every if spec.asked(each).name == spec.asked(asked).name]
+
+
 def _name(dataset: str | Source) -> str:
     return spec.asked(dataset).name if isinstance(dataset, str) else dataset.name
 
 
-def _accept(field: str, value: Any) -> Any:
+def accept_one(field: str, value: Any) -> Any:
     """The value of a recipe field that cannot be swept, checked. Raises `InvalidInput`."""
+    require(
+        not isinstance(value, list),
+        f"{field} cannot be swept: run the suite once for each of {value}, with --{field}",
+    )
     return spec.fields_of(Recipe)[field].accept(value, RECIPE)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bdbench.cells.plugins import load_plugin
-from bdbench.cells.suites import SUITES, Suite, check_seeds, suite
+from bdbench.cells.suites import SUITES, Suite, check_seeds, is_name, suite
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, one_of, require
 from bdbench.storage.folders import expanded
@@ -64,6 +64,7 @@ class NamedSuite:
     def _check_specs(self, lines: Lines) -> None:
         from bdbench.cells.cell import REGISTRIES, check_targets, recipes_of
         from bdbench.cells.declared import num_classes
+        from bdbench.cells.overrides import accept_one
         from bdbench.models.training.recipe import Recipe
 
         for axis in AXES:
@@ -88,8 +89,16 @@ class NamedSuite:
             with lines.named("settings", name):
                 REGISTRIES["defense"].factory(name)
                 REGISTRIES["defense"].swept(text)
+                require(
+                    spec.asked(text).name == name,
+                    f"the settings of {name} must be a spec of {name}, got {text!r}",
+                )
+                alone = [each for each in map(str, self.suite.defenses) if is_name(each, name)]
+                require(bool(alone), f"no defense is {name} alone, so this would change nothing")
         for key, value in self.suite.recipe.items():
             with lines.named("recipe", key):
+                if key == "precision":
+                    accept_one(key, value)
                 for each in recipes_of({key: value}):
                     Recipe(**each)
 
@@ -158,6 +167,9 @@ def _read(path: Path) -> NamedSuite:
     for name, value in given.get("settings", {}).items():
         with lines.named("settings", name):
             _check_text(name, value)
+    if "precision" in given and "precision" in given.get("recipe", {}):
+        with lines.named("recipe", "precision"):
+            raise InvalidInput("precision is a field of the suite already: remove one of the two")
     require("datasets" in given, f"{path} has no field datasets: write {_example('datasets')}")
     plugins = tuple(path.parent / expanded(Path(each)) for each in given.pop("plugins", ()))
     values: dict[str, Any] = {"description": path.stem, **given}

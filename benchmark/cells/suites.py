@@ -164,6 +164,12 @@ SUITES = {
 }
 
 
+def is_name(text: str, name: str) -> bool:
+    """Whether a spec is this name alone, without any field."""
+    asked = spec.asked(text)
+    return asked.name == name and not asked.fields
+
+
 def suite(name: str) -> Suite:
     """The suite of that name. Raises `InvalidInput` with the nearest name."""
     if name not in SUITES:

@@ -15,7 +15,7 @@ def doctor(data: Path | None) -> int:
 
     It lists versions, devices, folders and data sets, and marks problems.
 
-    Exit codes: 0 no problems, 1 a line says PROBLEM.
+    Exit codes: 0 no problems, 1 a line says PROBLEM or NOT SAFE.
     """
     from bdbench.cli.diagnosis import diagnosis
 

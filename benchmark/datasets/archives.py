@@ -23,6 +23,7 @@ DAMAGE = (
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
+    RuntimeError,  # of an encrypted archive
     OSError,
     EOFError,
     ValueError,

@@ -38,8 +38,8 @@ class Dataset:
 class Source(ABC):
     """A data set before its images are loaded: its settings, and what is known about it.
 
-    train_images: number of training images to use, None for all of them; a fixed stratified random
-        subset, the same for every seed
+    train_images: number of training images to use, None for all of them; a stratified random
+        subset, the same for every seed, and for the same images in the same order
 
     Raises `InvalidInput` for fewer training images than classes.
     """
@@ -118,7 +118,8 @@ class Source(ABC):
 
 
 def stratified(data: ImageSet, count: int, name: str) -> ImageSet:
-    """A fixed stratified random subset, in the original order; see `stratified_rows`."""
+    """A stratified random subset, the same for the same images in the same order, which it keeps;
+    see `stratified_rows`."""
     return data[stratified_rows(data, count, name)]
 
 

@@ -29,7 +29,8 @@ FOLDER = "cifar-10-batches-py"
 class CIFAR10(CIFAR):
     """CIFAR-10, 32x32 pixels, 50,000 training and 10,000 test images.
 
-    train_images: number of training images to use, None for all of them; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a stratified
+        subset, the same for the same files in the same order
     """
 
     name: ClassVar[str] = "cifar10"

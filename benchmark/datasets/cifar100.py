@@ -18,7 +18,8 @@ FOLDER = "cifar-100-python"
 class CIFAR100(CIFAR):
     """CIFAR-100, 32x32 pixels, 50,000 training and 10,000 test images of 100 classes.
 
-    train_images: number of training images to use, None for all of them; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a stratified
+        subset, the same for the same files in the same order
     """
 
     name: ClassVar[str] = "cifar100"

@@ -44,7 +44,8 @@ Status = tuple[int, ...]
 class Folder(FileSource):
     """Images of your own: `path/{train,val}/CLASS/*.{JPEG,png,...}` or `path/CLASS/*`.
 
-    train_images: number of training images to use, None for all of them; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a stratified
+        subset, the same for the same files in the same order
     path: the folder, relative to the current one unless it begins with / or ~
     size: height and width that images are resized to, pixels, from 8 to 1,024
     test_share: share of each class that is used for testing, in (0, 1), if there is no folder val

@@ -1,6 +1,7 @@
 """GTSRB, the German Traffic Sign Recognition Benchmark, Stallkamp et al. 2012: 43 traffic signs.
 
-Images are complete frames, resized to 32x32 pixels with a bilinear filter.
+Images are complete frames, whose regions of interest are not cut out. They are resized to 32x32
+pixels, whatever their proportions, with Pillow's bilinear filter, which averages where it shrinks.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ SIZE = 32
 class GTSRB(FileSource):
     """GTSRB, resized to 32x32 pixels, 39,209 training and 12,630 test images.
 
-    train_images: number of training images to use, None for all of them; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a stratified
+        subset, the same for the same files in the same order
     """
 
     name: ClassVar[str] = "gtsrb"
@@ -86,9 +88,16 @@ def locate(base: Path, layout: str, training: str, note: str = "") -> Located:
         labelled = ((path, int(path.parent.name)) for path in train)
         return Decoded.of(_read(labelled), _read(_test_labels(table, pictures)), CLASSES)
 
-    if not train or table is None:
-        note = "training images or test labels are missing"
-    files = (*train, *sorted(pictures.glob("*.ppm")), *((table,) if table else ()))
+    test = sorted(pictures.glob("*.ppm"))
+    absent = sum(not (folder / name).is_dir() for name in CLASSES)
+    parts = (
+        (absent > 0 or not train, f"training images of {absent or 'all'} classes"),
+        (not test, "test images"),
+        (table is None, "test labels"),
+    )
+    if lacking := [part for lacks, part in parts if lacks]:
+        note = f"{note}; " * bool(note) + f"{' and '.join(lacking)} are missing"
+    files = (*train, *test, *((table,) if table else ()))
     unread = left_out(base, others, f"GTSRB/{{{training}/NNNNN,Final_Test/Images}}/*.ppm")
     return Located(layout, base, files, decode, note, unread)
 

@@ -35,7 +35,8 @@ RESIZED = 256
 class ImageNetSubset(FileSource):
     """Twelve classes of ImageNet, 224x224 pixels, 15,600 training and 600 test images.
 
-    train_images: number of training images to use, None for all of them; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a stratified
+        subset, the same for the same files in the same order
     """
 
     name: ClassVar[str] = "imagenet_subset"

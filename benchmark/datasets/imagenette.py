@@ -7,13 +7,13 @@ This is version 2 with 320 pixels, `imagenette2-320`. Images are resized and cro
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 from bdbench.datasets import class_folders, parquet, register
 from bdbench.datasets.archives import Archive
-from bdbench.datasets.files import FileSource, Located
+from bdbench.datasets.files import Decoded, FileSource, Located
 from bdbench.datasets.imagenet_subset import SIZE, crop
 from bdbench.models.plugins.errors import InvalidInput, require
 
@@ -38,7 +38,8 @@ FOLDER = "imagenette2-320"
 class Imagenette(FileSource):
     """Ten classes of ImageNet, 9,469 training and 3,925 test images.
 
-    train_images: number of training images to use, None for all of them; a fixed stratified subset
+    train_images: number of training images to use, None for all of them; a stratified
+        subset, the same for the same files in the same order
     size: height and width, pixels, from 16 to 320; 224 as on ImageNet
     """
 
@@ -78,7 +79,16 @@ class Imagenette(FileSource):
         yield from parquet.find(root, self.name, tuple(CLASSES.values()), self.size, crop)
         for base in (own / FOLDER, root / FOLDER, own):
             if (base / "train").is_dir():
-                yield class_folders.locate(base, self.size, crop, _check_names)
+                yield _named(class_folders.locate(base, self.size, crop, _check_names))
+
+
+def _named(found: Located) -> Located:
+    """With the names of the classes in place of their folders, which have the same order."""
+
+    def decode() -> Decoded:
+        return replace(found.decode(), class_names=tuple(CLASSES.values()))
+
+    return replace(found, decode=decode)
 
 
 def _check_names(folder: Path, names: Sequence[str]) -> None:

@@ -51,7 +51,17 @@ def find(
             decode = partial(_decode, folder, class_names, size, resize)
             others = [path for path in folder.glob("[!.]*.parquet") if path not in files]
             unread = left_out(folder, others, FILES)
-            yield Located("parquet", folder, tuple(files), decode, left_out=unread)
+            yield Located("parquet", folder, tuple(files), decode, _missing(folder), unread)
+
+
+def _missing(folder: Path) -> str:
+    """What a folder lacks, empty if nothing."""
+    try:
+        for split in ("train", "test"):
+            _check_complete(folder, split, shards(folder, split))
+    except InvalidInput as error:
+        return str(error)
+    return ""
 
 
 def _decode(
@@ -85,7 +95,12 @@ def read(
     collector = ImageCollector(size, resize, num_classes)
     names: tuple[str, ...] = ()
     for path in files:
-        names = _read_file(path, collector) or names
+        found = _read_file(path, collector)
+        require(
+            not (names and found) or names == found,
+            f"{path} names other classes than the files before it",
+        )
+        names = found or names
     require(bool(collector.labels), f"{folder}: {split}-*.parquet has no rows")
     return collector, names
 

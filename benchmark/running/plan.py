@@ -201,11 +201,15 @@ class Plan:
         return read_all(self.results)[0]
 
     @cached_property
-    def _images(self) -> dict[str, str]:
-        """By setting, see `setting_of`, the hash of the images of the records in the folder."""
+    def _images(self) -> dict[str, tuple[str, Path]]:
+        """By setting, see `setting_of`, the hash of the images of the records in the folder, or
+        else of those beside it that share a table with the cells, and their folder."""
+        if not self.missing:
+            return {}
+        shown, origins = join((), self.beside, self.results, self.asked)
         return {
-            setting_of(record.cell): record.provenance.data_sha256
-            for record in (self._own if self.missing else ())
+            setting_of(record.cell): (record.provenance.data_sha256, origins.of(record))
+            for record in (*shown, *self._own)
             if record.status == "ok" and record.provenance.data_sha256
         }
 

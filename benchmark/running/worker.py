@@ -56,7 +56,8 @@ class Job:
     limit: seconds that one attempt at a cell may take, None for no limit
     spent: seconds of the limit that are gone
     shares, timed, resumed: see `Harness`
-    images: by setting, see `setting_of`, the hash of the images of the records in `results`
+    images: by setting, see `setting_of`, the hash of the images of the records that cells shall
+        share a table with, and the folder of these records
     threads: of a CPU, None for as many as torch uses
     family: see `Contention`
     movable: whether the run has another place for a cell whose GPU fails
@@ -78,7 +79,7 @@ class Job:
     shares: bool = True
     timed: bool = False
     resumed: int = 0
-    images: Mapping[str, str] = field(default_factory=dict)
+    images: Mapping[str, tuple[str, Path]] = field(default_factory=dict)
     threads: int | None = None
     family: int | None = None
     movable: bool = False
@@ -219,8 +220,8 @@ class Worker:
 
     def check_images(self, cell: Cell) -> None:
         """See `check_images`."""
-        known = self.job.images.get(setting_of(cell.specs))
-        check_images(self.harness, cell, known, self.job.results)
+        known, folder = self.job.images.get(setting_of(cell.specs), (None, self.job.results))
+        check_images(self.harness, cell, known, folder, beside=folder != self.job.results)
 
     def discard(self, record: Record, cell: Cell) -> None:
         """Remove the checkpoints of a finished cell; a failed one keeps them for the next run."""
@@ -228,18 +229,22 @@ class Worker:
             self.harness.discard(cell)
 
 
-def check_images(harness: Harness, cell: Cell, known: str | None, results: Path) -> None:
+def check_images(
+    harness: Harness, cell: Cell, known: str | None, folder: Path, beside: bool = False
+) -> None:
     """Raises `InvalidInput` if the records that the cell shall join are of other images.
 
     known: hash of their images, None if it is not known
+    beside: whether these are the records of another folder than that of the run
     """
     if known is not None:
         here = harness.dataset(cell.dataset).sha256
+        other = f"leave out --against {folder}" if beside else "name another folder with --results"
         require(
             here == known,
             f"the images of {cell.labels['dataset']} (data {here:.12}) are not those of the "
-            f"records in {results} (data {known:.12}), with which they cannot share a "
-            "table: name another folder with --results, or the images of these with --data",
+            f"records in {folder} (data {known:.12}), with which they cannot share a table: "
+            f"{other}, or name the images of these records with --data",
         )
 
 

@@ -198,6 +198,22 @@ SPOILED = [
     ),
     (f"datasets = ['digits']\nseeds = {'1' * 5_000}", "is not valid TOML: Exceeds the limit"),
     ('datasets = ["digits"]\n[settings]\nmrc = "mcr"', "line 3: unknown defense 'mrc'; did you"),
+    (
+        'datasets = ["digits"]\ndefenses = ["ft"]\n[settings]\nft = "mcr(updates=1)"',
+        "line 4: the settings of ft must be a spec of ft, got 'mcr(updates=1)'",
+    ),
+    (
+        'datasets = ["digits"]\ndefenses = ["ft"]\n[settings]\nnad = "nad(updates=1)"',
+        "line 4: no defense is nad alone, so this would change nothing",
+    ),
+    (
+        'datasets = ["digits"]\nprecision = "fp32"\n[recipe]\nprecision = "bf16"',
+        "line 4: precision is a field of the suite already: remove one of the two",
+    ),
+    (
+        'datasets = ["digits"]\n[recipe]\nprecision = ["fp32", "bf16"]',
+        "line 3: precision cannot be swept: run the suite once for each of ['fp32', 'bf16'], with",
+    ),
     ('datasets = ["digits"]\n[settings]\nmcr = 3', "line 3: mcr must be a string in quotes, got 3"),
     (
         'datasets = ["digits"]\nplugins = ["absent.py"]',
@@ -257,7 +273,7 @@ def test_what_is_wrong_in_a_file_is_named_with_its_line(
         (["run", "--defense=cbd(t2=[3, 5])"], "has no field 't2'; did you mean 't1'?"),
         (["run", "--attack=badnets(target=[0, 10])"], "0 to 9, got 10"),
         (["run", "--recipe=recipe(epochs=[1, 1])"], "sweep over epochs of the recipe has 1 twice"),
-        (["run", "--recipe=recipe(precision=['fp32', 'bf16'])"], "precision of the recipe must be"),
+        (["run", "--recipe=recipe(precision=['fp32', 'bf16'])"], "precision cannot be swept"),
         (
             ["data", "preview", "blend(alpha=[0.1, 0.2])"],
             "a list is a sweep, which only the run of a suite",
@@ -325,6 +341,35 @@ def test_a_recipe_for_other_data_sets_is_noted(name: str, how: Any, noted: bool)
     said = SuiteOverrides(**how).note(name, SUITES[name])
     assert bool(said) == noted
     assert said.startswith("note: the recipe and the settings of defenses are those" * noted)
+
+
+@pytest.mark.parametrize(
+    ("suite", "asked", "attacks"),
+    [
+        ("table1-gtsrb", "badnets", ["badnets(target=1)"]),
+        ("table1-gtsrb", "badnets()", ["badnets(target=1)"]),
+        ("table1-gtsrb", "badnets(target=0)", ["badnets(target=0)"]),
+        ("table1-cifar10", "sig", ["sig(poisoning_rate=0.5)"]),
+        ("table1-cifar10", "badnets", ["badnets"]),
+        ("table1-cifar10", "lc", ["lc"]),
+        ("table2", "blend", [f"blend(poisoning_rate={r})" for r in (0.01, 0.05, 0.2, 0.5)]),
+    ],
+)
+def test_a_name_alone_means_what_the_suite_has_of_it(
+    suite: str, asked: str, attacks: list[str]
+) -> None:
+    """The target of GTSRB is 1 in the paper, and a cell of it takes hours."""
+    found = SuiteOverrides(attack=(asked,)).applied_to(SUITES[suite])
+    assert list(found.attacks) == attacks
+
+
+def test_a_defense_by_its_name_alone_has_the_settings_of_the_suite() -> None:
+    base = replace(SUITES["quick"], attacks=("none",))
+    for asked in ("mcr", "mcr()"):
+        (only,) = grid.cells(replace(base, defenses=(asked,)), "fp32")
+        assert only.labels["defense"] == "mcr(updates=2370)"
+    (other,) = grid.cells(replace(base, defenses=("mcr(updates=7)",)), "fp32")
+    assert other.labels["defense"] == "mcr(updates=7)"
 
 
 def test_every_axis_and_the_recipe_can_be_swept() -> None:

@@ -439,6 +439,29 @@ def test_shards_must_be_complete(tmp_path: Path) -> None:
     assert len(load("cifar10", tmp_path).test) == ROWS
 
 
+def test_an_incomplete_copy_gives_way_to_a_complete_one(tmp_path: Path) -> None:
+    broken, whole = tmp_path / "broken", tmp_path / "whole"
+    for root in (broken, whole):
+        write_cifar(root)
+    (broken / "cifar10/train-00001-of-00002.parquet").unlink()
+    source = datasets.build("cifar10")
+    assert not source.is_complete([broken])
+    assert source.is_complete([broken, whole])
+    assert str(whole) in str(source.locate([broken, whole]))
+    (broken / "cifar10/test-00000-of-00001.parquet").unlink()
+    assert not source.is_complete([broken])
+    assert "train-00001-of-00002 is missing" in refusal("cifar10", broken)
+
+
+def test_shards_that_name_other_classes_are_refused(tmp_path: Path) -> None:
+    """Or else half of the labels would be wrong."""
+    write_cifar(tmp_path, names=CLASSES)
+    path = tmp_path / "cifar10/train-00001-of-00002.parquet"
+    pixels, labels = [encoded(p) for p in pictures(10)], [row % 10 for row in range(10)]
+    write(path, pixels, labels, names=CLASSES[::-1])
+    assert f"{path} names other classes than the files before it" in refusal("cifar10", tmp_path)
+
+
 def test_no_rows(tmp_path: Path) -> None:
     write_cifar(tmp_path)
     write(tmp_path / "cifar10" / "test-00000-of-00001.parquet", [], [])
@@ -661,6 +684,8 @@ def test_cifar100_has_fine_labels_in_parquet(tmp_path: Path) -> None:
 
 def write_gtsrb(base: Path, training: str, table: str = "GT-final_test.csv") -> None:
     """Two classes of two training images each and three test images, none of them 32x32."""
+    for label in range(43):
+        (base / "GTSRB" / training / f"{label:05d}").mkdir(parents=True)
     for label in (0, 42):
         for index in range(2):
             path = base / "GTSRB" / training / f"{label:05d}" / f"{index:05d}.ppm"
@@ -698,6 +723,25 @@ def test_the_table_of_gtsrb_may_come_from_a_spreadsheet(
     table = tmp_path / "GT-final_test.csv"
     table.write_text(mark + table.read_text().replace(";", delimiter), encoding="utf-8")
     assert load("gtsrb", tmp_path).test.labels.tolist() == [9, 7, 8]
+
+
+@pytest.mark.parametrize(
+    ("gone", "note"),
+    [
+        ("GTSRB/Final_Training/Images/00007", "training images of 1 classes are missing"),
+        ("GTSRB/Final_Test/Images", "test images are missing"),
+        ("GT-final_test.csv", "test labels are missing"),
+    ],
+)
+def test_an_incomplete_gtsrb_is_not_taken_for_a_complete_one(
+    gone: str, note: str, tmp_path: Path
+) -> None:
+    write_gtsrb(tmp_path, "Final_Training/Images")
+    source = datasets.build("gtsrb")
+    assert source.is_complete([tmp_path])
+    (tmp_path / gone).rename(tmp_path / "gone")
+    assert not source.is_complete([tmp_path])
+    assert [found.note for found in source.candidates([tmp_path])] == [note]
 
 
 def test_images_of_gtsrb_that_are_not_read_are_named(tmp_path: Path) -> None:

@@ -317,8 +317,9 @@ def official(
 
 BATCHES = ("batches.meta", *(f"data_batch_{n}" for n in range(1, 6)), "test_batch")
 CIFAR = packed({f"cifar-10-batches-py/{name}": b"batch" for name in BATCHES})
+FRAMES = {f"GTSRB/Final_Training/Images/{label:05d}/00000_00000.ppm": b"" for label in range(43)}
 SIGNS = [
-    packed({"GTSRB/Final_Training/Images/00000/00000_00000.ppm": b"", "GTSRB/R": b"1"}, "zip"),
+    packed({**FRAMES, "GTSRB/R": b"1"}, "zip"),
     packed({"GTSRB/Final_Test/Images/00000.ppm": b"", "GTSRB/R": b"2"}, "zip"),
     packed({"GT-final_test.csv": b"Filename;ClassId\n00000.ppm;0\n"}, "zip"),
 ]

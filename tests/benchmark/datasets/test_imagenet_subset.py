@@ -417,7 +417,7 @@ def test_imagenette(tmp_path: Path, below: str) -> None:
     data = load(tmp_path, "imagenette(size=32)")
     assert data.train.images.shape == (10, 3, 32, 32)
     assert data.train.images[:, 0, 0, 0].tolist() == [20 * label for label in range(10)]
-    assert data.class_names == tuple(imagenette.CLASSES)
+    assert data.class_names == tuple(imagenette.CLASSES.values())
     assert load(tmp_path, "imagenette").train.size == (224, 224)
     assert "10 training images, the official imagenette has 9,469" in data.notes
 

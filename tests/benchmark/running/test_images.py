@@ -39,3 +39,26 @@ def test_other_images_are_refused_before_they_are_trained_on(
     assert kept.get(1) != "ok"
     records.write(tmp_path, first)
     assert main([*command, "--seeds=2"]) == 0
+
+
+def test_other_images_than_those_of_the_records_beside_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Or else the table after the training would have no row of these records."""
+    there, own = tmp_path / "there", tmp_path / "own"
+    command = [*COMMAND, "--in-process"]
+    assert main([*command, f"--results={there}"]) == 0
+    ((first,), _) = records.read_all(there)
+    other = "ab" * 32
+    records.write(there, replace(first, provenance=first.provenance.with_(data_sha256=other)))
+    beside = [*command, "--defense=ft", f"--against={there}", f"--results={own}"]
+    capsys.readouterr()
+    assert main(beside) == 2
+    said = capsys.readouterr()
+    assert f"records in {there} (data {other:.12}), with which they" in said.out + said.err
+    assert f"leave out --against {there}, or name the images" in said.out + said.err
+    assert not [each for each in records.read_all(own)[0] if each.status == "ok"]
+    # Records that share no table do not count.
+    assert main([*beside, "--seed=7"]) == 0
+    records.write(there, first)
+    assert main(beside) == 0
