@@ -32,6 +32,7 @@ PUBLISHED = (
     "digits-second-processor",
     "abl-unlearning",
     "cbd-12-epochs",
+    "cbd-one-change",
     "cbd-first-stage",
     "digits-diagnostics",
     "digits-reactivation",
@@ -174,6 +175,42 @@ def test_the_page_quotes_the_test_of_why_a_class_is_lost() -> None:
         assert f"| {spec} | {' | '.join(shown)} |" in page, shown
         known = sorted(range(10), key=samples["f_B loss"]["by_class"].__getitem__)
         assert known[:2] == [car, dog]
+
+
+def test_the_page_quotes_cbd_with_one_change() -> None:
+    """Each beside CBD with the same seed, by class."""
+    page = (ROOT / "results/README.md").read_text("utf-8")
+    (plain,) = [
+        r
+        for r in read_all(ROOT / "results/table1-cifar10")[0]
+        if (r.cell.defense.name, r.cell.seed) == ("cbd", 0)
+    ]
+    changed, _ = read_all(ROOT / "results/cbd-one-change")
+    assert changed
+    for record in (plain, *changed):
+        classes, samples = record.classes, record.diagnostics.samples
+        assert classes is not None
+        rates = [f"{100 * record.counts[m].rate:.1f}" for m in METRICS]
+        loss, w = samples["f_B loss"], samples["w"]
+        shown = [
+            f"{rates[0]} / {rates[1]} ({rates[2]})",
+            f"{loss['mean_clean']:.2f}",
+            f"{loss['auroc']:.3f}",
+            f"{w['mean_poisoned']:.2f}",
+            f"{w['mean_clean']:.2f}",
+        ]
+        name = record.labels.defense
+        assert f"| {name} | {' | '.join(shown)} |" in page, shown
+        own, goal = (
+            [f"{100 * count / n:.1f}" for count, n in zip(counts, classes.images, strict=True)]
+            for counts in (classes.clean_own, classes.clean_goal)
+        )
+        assert f"| accuracy, {name} | {' | '.join(own)} |" in page, own
+        assert f"| called airplane, {name} | - | {' | '.join(goal[1:])} |" in page, goal
+        if record is not plain:
+            for what, each in (("f_B's loss", loss), ("weight", w)):
+                means = " | ".join(f"{mean:.2f}" for mean in each["by_class"])
+                assert f"| {what}, {name} | {means} |" in page, means
 
 
 def test_the_page_quotes_when_f_b_knows_the_trigger() -> None:
