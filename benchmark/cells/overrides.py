@@ -101,7 +101,7 @@ def _of_suite(given: Sequence[Any], axis: Sequence[Any]) -> tuple[Any, ...]:
         for each in given
         for chosen in ([each] if each in axis else _with_name(each, axis) or [each])
     ]
-    return tuple(dict.fromkeys(found)) if given else tuple(axis)
+    return tuple(found) if given else tuple(axis)
 
 
 def _with_name(asked: Any, axis: Sequence[Any]) -> list[str]:

@@ -19,6 +19,7 @@ from bdbench.tables.groups import (
     filtered_parts,
     is_none,
     lent,
+    retuned,
 )
 from bdbench.tables.numbers import decimal
 from bdbench.tables.statistics import proportions_separable
@@ -205,6 +206,8 @@ class Case:
 
         before: the ASR without a defense
         """
+        if any(flag in UNTRUSTED for flag in self.record.flags):
+            yield "But its predictions are not to be trusted, see above."
         if not before:
             yield "How high it is without a defense is unknown."
         if self._target is not None and self.classes and self.classes_without:
@@ -242,7 +245,8 @@ class Case:
         if not after or not before:
             return
         undefended = self.baseline if self.defended else self.record
-        text = "After fine-tuning on 2 % of the clean training images and five poisoned ones, the "
+        images = retuned(self.record) or "2 % of the clean training images and five poisoned ones"
+        text = f"After fine-tuning on {images}, the "
         text += f"attack success rate goes from {_percent(before)} to {_percent(after)}."
         if control:
             text += f" That of a network trained on clean images is {_percent(control)} then."

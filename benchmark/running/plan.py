@@ -201,15 +201,19 @@ class Plan:
         return read_all(self.results)[0]
 
     @cached_property
-    def _images(self) -> dict[str, tuple[str, Path]]:
+    def _images(self) -> dict[str, tuple[str, Path | None]]:
         """By setting, see `setting_of`, the hash of the images of the records in the folder, or
-        else of those beside it that share a table with the cells, and their folder."""
+        else of those beside it that share a table with the cells, and then their folder."""
         if not self.missing:
             return {}
         shown, origins = join((), self.beside, self.results, self.asked)
+        every = [
+            *((each, origins.of(each)) for each in shown),
+            *((each, None) for each in self._own),
+        ]
         return {
-            setting_of(record.cell): (record.provenance.data_sha256, origins.of(record))
-            for record in (*shown, *self._own)
+            setting_of(record.cell): (record.provenance.data_sha256, folder)
+            for record, folder in every
             if record.status == "ok" and record.provenance.data_sha256
         }
 

@@ -57,7 +57,7 @@ class Job:
     spent: seconds of the limit that are gone
     shares, timed, resumed: see `Harness`
     images: by setting, see `setting_of`, the hash of the images of the records that cells shall
-        share a table with, and the folder of these records
+        share a table with, and the folder of these records if it is not `results`
     threads: of a CPU, None for as many as torch uses
     family: see `Contention`
     movable: whether the run has another place for a cell whose GPU fails
@@ -79,7 +79,7 @@ class Job:
     shares: bool = True
     timed: bool = False
     resumed: int = 0
-    images: Mapping[str, tuple[str, Path]] = field(default_factory=dict)
+    images: Mapping[str, tuple[str, Path | None]] = field(default_factory=dict)
     threads: int | None = None
     family: int | None = None
     movable: bool = False
@@ -220,8 +220,8 @@ class Worker:
 
     def check_images(self, cell: Cell) -> None:
         """See `check_images`."""
-        known, folder = self.job.images.get(setting_of(cell.specs), (None, self.job.results))
-        check_images(self.harness, cell, known, folder, beside=folder != self.job.results)
+        known, beside = self.job.images.get(setting_of(cell.specs), (None, None))
+        check_images(self.harness, cell, known, beside or self.job.results, bool(beside))
 
     def discard(self, record: Record, cell: Cell) -> None:
         """Remove the checkpoints of a finished cell; a failed one keeps them for the next run."""

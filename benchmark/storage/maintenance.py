@@ -39,6 +39,8 @@ REBUILT = tuple(kind for kind in KINDS if kind != "embeddings")
 """What a run rebuilds when it needs it. Embeddings come back only if their cell is run again."""
 RECENT = 3600.0
 """Seconds. Where files cannot be locked, what was written since may be of a running cell."""
+NO_LOCK = (errno.EISDIR, errno.ELOOP)
+"""Errors of something else in the place of a lock, which nobody can hold."""
 LOCKLESS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """Errors of a file system that has no locks."""
 DAY = 24 * 3600.0
@@ -94,10 +96,12 @@ class Stored:
         except PermissionError:
             return False  # of another user, who may be using it
         except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in LOCKLESS:
+            number = error.errno if isinstance(error, OSError) else errno.ENOSYS
+            if number in LOCKLESS:
+                if not self.unused_for(RECENT):
+                    return False
+            elif number not in NO_LOCK:
                 raise
-            if not self.unused_for(RECENT):
-                return False
         try:
             return self._unlink(*self.paths, Path(lock.lock_file))
         finally:

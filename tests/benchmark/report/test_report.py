@@ -466,6 +466,14 @@ def test_a_question_is_answered_only_where_the_answer_is_known(record, questions
     assert list(said(record)) == questions
 
 
+@pytest.mark.parametrize("flag", ["at_chance", "not_finite"])
+def test_a_network_that_cannot_be_trusted_removed_no_backdoor(flag):
+    cell = make_record("nad", "badnets", 900, 10, 10, flags=(flag,))
+    answer = said(cell, make_record("none", "badnets", 920, 950, 10))
+    assert answer["Did the defense remove the backdoor?"].startswith("Not clearly. ")
+    assert "its predictions are not to be trusted" in answer["Did the defense remove the backdoor?"]
+
+
 def test_a_filter_is_judged_by_its_rates_and_its_scores():
     kept = {"tpr": 0.75, "fpr": 0.1, "auroc": 0.6}
     for samples, text in (

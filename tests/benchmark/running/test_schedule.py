@@ -737,7 +737,7 @@ def test_a_record_that_is_to_be_replaced_says_which_images_are_meant(
     again = toy_plan(tmp_path, *([option] if option else []))
     assert bool(again.missing) == bool(option)
     if option:
-        assert again.job.images == {setting_of(chosen.specs): 64 * "a"}
+        assert again.job.images == {setting_of(chosen.specs): (64 * "a", None)}
         worker = Worker(again.job, lambda key, work: None)
         with pytest.raises(InvalidInput, match="are not those of the records in"):
             worker.run(chosen, ())
@@ -803,7 +803,7 @@ def test_records_of_other_cells_say_which_images_a_folder_is_of(tmp_path: Path) 
     records.write(tmp_path, finished(other))
     made = toy_plan(tmp_path)
     assert made.missing == (chosen,)
-    assert made.job.images == {setting_of(chosen.specs): 64 * "a"}
+    assert made.job.images == {setting_of(chosen.specs): (64 * "a", None)}
     with pytest.raises(InvalidInput, match="are not those of the records in"):
         Worker(made.job, lambda key, work: None).check_images(chosen)
 
