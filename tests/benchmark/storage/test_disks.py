@@ -400,15 +400,21 @@ def test_a_folder_without_locks_is_refused_before_anything_trains(
     assert said.endswith("; name a folder on another file system with --results")
 
 
+def finished(folder: Path) -> tuple[list[str], Path]:
+    """Run a cell. Gives the command that does it, and the file of its record."""
+    toy = "toy(image_size=16, train_images=100, test_images=50)"
+    words = ["--in-process", f"--dataset={toy}", "--attack=none", "--defense=none", "--seed=0"]
+    command = ["run", *words, "--recipe=recipe(epochs=1)", f"--results={folder}"]
+    assert main(command) == 0
+    (path,) = (folder / "records").glob("*.json")
+    return command, path
+
+
 def test_a_record_that_cannot_be_read_is_not_replaced(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Such as that of another user. Here a folder has its name, which no one can read as a file."""
-    toy = "toy(image_size=16, train_images=100, test_images=50)"
-    words = ["--in-process", f"--dataset={toy}", "--attack=none", "--defense=none", "--seed=0"]
-    command = ["run", *words, "--recipe=recipe(epochs=1)", f"--results={tmp_path}"]
-    assert main(command) == 0
-    (path,) = (tmp_path / "records").glob("*.json")
+    command, path = finished(tmp_path)
     record = read(path)
     path.unlink()
     path.mkdir()
@@ -426,11 +432,7 @@ def test_a_record_that_cannot_be_read_is_not_replaced(
 def test_a_damaged_record_is_named_before_its_cell_runs_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    toy = "toy(image_size=16, train_images=100, test_images=50)"
-    words = ["--in-process", f"--dataset={toy}", "--attack=none", "--defense=none", "--seed=0"]
-    command = ["run", *words, "--recipe=recipe(epochs=1)", f"--results={tmp_path}"]
-    assert main(command) == 0
-    (path,) = (tmp_path / "records").glob("*.json")
+    command, path = finished(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[:-200])
     line = f"warning: damaged record {path}: "
