@@ -9,6 +9,7 @@ from bdbench.models.plugins.errors import LARGEST_BATCH, InvalidInput
 from bdbench.models.plugins.literals import choices
 from bdbench.models.plugins.spec import fields_of
 
+BUILT_IN = [name for name in defenses.names() if defenses.is_built_in(defenses.factory(name))]
 BATCHES = [
     (name, field)
     for name in defenses.names()
@@ -32,7 +33,7 @@ def test_a_batch_that_no_training_can_have_is_refused_before_anything_trains(
 
 CHOICES = [
     (name, field)
-    for name in defenses.names()
+    for name in BUILT_IN
     for field, kind in fields_of(defenses.factory(name)).items()
     if choices(kind.type)
 ]
@@ -42,7 +43,7 @@ def test_settings_in_words_list_their_choices_as_types() -> None:
     """So that an editor and `bdbench describe` show them."""
     words = {
         (name, field)
-        for name in defenses.names()
+        for name in BUILT_IN
         for field, kind in fields_of(defenses.factory(name)).items()
         if isinstance(kind.default, str)
     }
