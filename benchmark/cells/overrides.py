@@ -8,7 +8,7 @@ from typing import Any
 
 from bdbench.attacks.base import Attack
 from bdbench.cells.cell import RECIPE, recipe_fields
-from bdbench.cells.suites import Suite, check_seeds
+from bdbench.cells.suites import Suite, check_seeds, is_name
 from bdbench.datasets import registry
 from bdbench.datasets.base import Source
 from bdbench.defenses.base import Defense
@@ -106,9 +106,8 @@ def _of_suite(given: Sequence[Any], axis: Sequence[Any]) -> tuple[Any, ...]:
 
 def _with_name(asked: Any, axis: Sequence[Any]) -> list[str]:
     """The specs of an axis that have the name, if the name is all that is asked for."""
-    alone = isinstance(asked, str) and not spec.asked(asked).fields
-    every = [each for each in axis if isinstance(each, str)] if alone else []
-    return [each for each in every if spec.asked(each).name == spec.asked(asked).name]
+    specs = [each for each in axis if isinstance(each, str)] if isinstance(asked, str) else []
+    return [each for each in specs if is_name(asked, spec.asked(each).name)]
 
 
 def _name(dataset: str | Source) -> str:

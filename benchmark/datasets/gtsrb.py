@@ -90,8 +90,9 @@ def locate(base: Path, layout: str, training: str, note: str = "") -> Located:
 
     test = sorted(pictures.glob("*.ppm"))
     absent = sum(not (folder / name).is_dir() for name in CLASSES)
+    classes = f"{absent or 'all'} class{'es' * (absent != 1)}"
     parts = (
-        (absent > 0 or not train, f"training images of {absent or 'all'} classes"),
+        (absent > 0 or not train, f"training images of {classes}"),
         (not test, "test images"),
         (table is None, "test labels"),
     )

@@ -97,12 +97,10 @@ def _found(selection: Selection) -> tuple[Group, Arrays]:
 def _are_of(cache: Cache, record: Record) -> bool:
     """Whether cached embeddings are of the network of a record, and not of another run of its cell;
     True where one of the two does not say it."""
-    found = None
+    here, there = record.provenance.network_sha256, None
     with suppress(*DAMAGE):
-        found = cache.meta_of("embeddings", digest_of({"cell": record.key})).get("network_sha256")
-    return None in (found, record.provenance.network_sha256) or (
-        found == record.provenance.network_sha256
-    )
+        there = cache.meta_of("embeddings", digest_of({"cell": record.key})).get("network_sha256")
+    return None in (here, there) or here == there
 
 
 def _panels(arrays: Arrays) -> Iterator[tuple[str, list[str], str]]:

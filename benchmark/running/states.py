@@ -27,8 +27,8 @@ class CellState:
         save; outdated, with a record that other code made; finished
     folder: of the record that tables show, None if no folder has one
     other_code: the parts of the cell whose code has changed since that record
-    damaged: what is wrong with the record in the folder of the run; empty for nothing
     before: `stamp` of the record in the folder of the run, which another run may replace
+    damaged: what is wrong with that record, empty for nothing
     """
 
     kind: Kind

@@ -728,7 +728,7 @@ def test_the_table_of_gtsrb_may_come_from_a_spreadsheet(
 @pytest.mark.parametrize(
     ("gone", "note"),
     [
-        ("GTSRB/Final_Training/Images/00007", "training images of 1 classes are missing"),
+        ("GTSRB/Final_Training/Images/00007", "training images of 1 class are missing"),
         ("GTSRB/Final_Test/Images", "test images are missing"),
         ("GT-final_test.csv", "test labels are missing"),
     ],
