@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from bdbench.figures.epochs import (
     BAND,
     by_epoch,
@@ -13,7 +11,7 @@ from bdbench.figures.epochs import (
     with_curves,
     without_curve,
 )
-from bdbench.figures.picture import COLOURS, DASHES, MARKERS, Picture, caption, grid, legend
+from bdbench.figures.picture import Picture, caption, grid, legend, line_style
 from bdbench.tables.groups import is_none
 from bdbench.tables.selection import Selection
 
@@ -36,7 +34,7 @@ def draw(selection: Selection) -> Picture:
     ]
     figure, panels = grid(places, ROWS, height=1.3, below="epoch")
     names = sorted(set(data["defense"]), key=selection.ranks.__getitem__)
-    styles = {name: _style(selection.ranks[name]) for name in names}
+    styles = {name: line_style(selection.ranks[name], 3) for name in names}
     for attack, defense in data[["attack", "defense"]].drop_duplicates().itertuples(index=False):
         table = data[(data["attack"] == attack) & (data["defense"] == defense)]
         # About six markers per line, at different epochs for different lines.
@@ -57,12 +55,3 @@ def draw(selection: Selection) -> Picture:
         *without_curve(groups, list(ROWS)),
     )
     return Picture(figure, data, undrawn(selection.groups, groups))
-
-
-def _style(rank: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[rank % len(COLOURS)],
-        "marker": MARKERS[rank % len(MARKERS)],
-        "dashes": DASHES[rank % len(DASHES)],
-        "markersize": 3,
-    }

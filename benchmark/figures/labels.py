@@ -201,7 +201,8 @@ def _write(
 ) -> Annotation:
     """Write a label at an offset in points from its point, with a line if wanted."""
     arrow = {"arrowstyle": "-", "color": label.color, "linewidth": 0.5, "relpos": (0, 0.5)}
-    arrow |= {"shrinkA": 1, "shrinkB": 2}
+    # Dotted, as intervals are solid.
+    arrow |= {"linestyle": (0, (1, 2)), "shrinkA": 1, "shrinkB": 2}
     text = axes.annotate(
         wrapped(label.text),
         (label.x, label.y),

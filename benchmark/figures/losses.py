@@ -7,7 +7,7 @@ clean ones.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +26,15 @@ from bdbench.models.plugins.spec import Spec
 from bdbench.records.parts import RecordedSpec
 from bdbench.records.record import TRAINED, Record
 from bdbench.tables.groups import Group, is_none
+from bdbench.tables.numbers import listed
 from bdbench.tables.selection import SETTING, Selection, agrees
 
 STYLES: dict[str, dict[str, Any]] = {
     "clean": {"color": COLOURS[1], "linestyle": "-"},
     "poisoned": {"color": COLOURS[2], "linestyle": "--"},
 }
+MOST_NAMED = 4
+"""T1 that a label names."""
 VALUES = [f"{kind}_loss" for kind in STYLES]
 
 
@@ -56,7 +59,10 @@ def draw(selection: Selection) -> Picture:
             draw_line(axes, table, value, 1, style)
         for stop in stops:
             axes.axvline(stop, color="#333333", linestyle=":", linewidth=0.8)
-            axes.text(stop, top, f" T1 = {stop}", va="top", fontsize=6.5, color="#333333")
+        if stops:
+            # One text for all of them: lines may be closer than labels are wide.
+            text = f" T1 = {_listed(stops)}"
+            axes.text(stops[-1], top, text, va="top", fontsize=6.5, color="#333333")
     legend(figure, {f"{kind} images": style for kind, style in STYLES.items()})
     band = [BAND] * bool((data["seeds"] > 1).any())
     sizes = _sample_sizes(groups)
@@ -97,6 +103,13 @@ def _stops(selection: Selection, group: Group) -> list[int]:
     same = [g for g in selection.every if all(g.names[a] == group.names[a] for a in SETTING)]
     found = (_stop(record) for each in same for record in each.used)
     return sorted({t1 for t1 in found if t1 is not None})
+
+
+def _listed(stops: Sequence[int]) -> str:
+    """Such as `3, 5 and 8`; of many, the first and the last."""
+    if len(stops) > MOST_NAMED:
+        return f"{stops[0]} to {stops[-1]}"
+    return listed([str(stop) for stop in stops])
 
 
 def _stop(record: Record) -> int | None:

@@ -53,10 +53,8 @@ def draw(selection: Selection) -> Picture:
         )
     require(bool(block.poisoned), f"{selection.results} has no records with an attack")
     data = points(block)
-    require(
-        any(not is_none(name) for name in data.get("defense", ())),
-        f"{selection.results} has no attack with results both with and without a defense",
-    )
+    if all(map(is_none, data.get("defense", ()))):
+        raise _nothing_to_compare(selection, block)
     titles = names(block.groups, "defense")
     width = column_width(titles.values())
 
@@ -64,6 +62,18 @@ def draw(selection: Selection) -> Picture:
         return _figure(data, titles, selection.ranks, column, block)
 
     return Picture(labelled(build, relative_width(width, PAGE / 2)), data)
+
+
+def _nothing_to_compare(selection: Selection, block: LeaderboardBlock) -> InvalidInput:
+    """The error for a folder without a point of any defense."""
+    both = f"{selection.results} has no attack with results both with and without a defense"
+    used = [group for group in block.groups if group.used and not is_none(group.names["attack"])]
+    bases = {group.names["attack"] for group in used if is_none(group.names["defense"])}
+    cells = [group for group in used if group.names["attack"] in bases]
+    if all(is_none(group.names["defense"]) for group in cells):
+        return InvalidInput(both)
+    again = selection.command(of=cells, into=selection.results / "again")
+    return InvalidInput(f"{both} that ran alike, so times do not compare; run them alike: {again}")
 
 
 def _figure(

@@ -210,11 +210,12 @@ def image_grid(
     cells = figure.add_gridspec(len(bands), 1, height_ratios=heights)
     for number, band in enumerate(bands):
         axes = figure.add_subplot(cells[number], xlim=(0, span), aspect="equal", anchor="W")
-        _draw_images(axes, replace(band, titles=titles[number]))
+        _draw_images(axes, replace(band, titles=titles[number]), int(side * band.step * 18))
     return figure
 
 
-def _draw_images(axes: Axes, band: ImageRows) -> None:
+def _draw_images(axes: Axes, band: ImageRows, letters: int) -> None:
+    """letters: of a line of a label beside a row"""
     wide, tall = 1 - GAP, band.step - GAP
     lefts, tops = range(len(band.titles)), [n * band.step for n in range(len(band.rows))]
     for top, images in zip(tops, band.rows.values(), strict=True):
@@ -227,7 +228,9 @@ def _draw_images(axes: Axes, band: ImageRows) -> None:
     axes.set_ylim(bottom, 0)
     axes.set_xticks([left + wide / 2 for left in lefts], band.titles, fontsize=6.5)
     middles = [top + tall / 2 for top in tops]
-    axes.set_yticks(middles, list(band.rows), fontsize=6.5, rotation=90, va="center")
+    labels = [textwrap.fill(label, max(letters, 1), break_long_words=False) for label in band.rows]
+    centred: dict[str, Any] = {"va": "center", "multialignment": "center"}
+    axes.set_yticks(middles, labels, fontsize=6.5, rotation=90, **centred)
     axes.tick_params(length=0, labeltop=True, labelbottom=False)
     axes.grid(False)
     axes.spines[:].set_visible(False)
@@ -242,9 +245,24 @@ def stacked(text: str, letters: int) -> str:
 
 def mark(rank: int) -> dict[str, Any]:
     """The marker of a defense by its rank in the folder: a hundred differ from each other."""
-    turn, place = divmod(rank, len(COLOURS))
-    shape, color = MARKERS[(place + turn) % len(MARKERS)], COLOURS[place]
+    color, shape, _ = _looks(rank)
     return {"linestyle": "", "marker": shape, "color": color, "markersize": 6}
+
+
+def line_style(rank: int, size: float) -> dict[str, Any]:
+    """The line of a defense, in the colour of its `mark`.
+
+    size: of its markers, points
+    """
+    color, shape, dashes = _looks(rank)
+    return {"color": color, "marker": shape, "dashes": dashes, "markersize": size}
+
+
+def _looks(rank: int) -> tuple[str, str, tuple[float, ...]]:
+    """Colour, marker and dashes. Once all colours are used, they come with the next ones."""
+    turn, place = divmod(rank, len(COLOURS))
+    shift = place + turn
+    return COLOURS[place], MARKERS[shift % len(MARKERS)], DASHES[shift % len(DASHES)]
 
 
 def asr_axis(axes: Axes) -> None:

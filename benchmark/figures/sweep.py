@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from textwrap import fill, wrap
 from typing import Any
 
@@ -17,16 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bdbench.figures.picture import (
-    COLOURS,
-    DASHES,
-    MARKERS,
-    Picture,
-    Place,
-    caption,
-    grid,
-    legend,
-)
+from bdbench.figures.picture import Picture, Place, caption, grid, legend, line_style
 from bdbench.models.plugins import spec
 from bdbench.models.plugins.errors import InvalidInput, require
 from bdbench.models.plugins.spec import Spec
@@ -112,7 +104,7 @@ def draw(selection: Selection) -> Picture:
     finished = [point for point in points if point.group.used]
     scale = Scale([point.value for point in finished])
     data = _table(swept, finished, _undefended(selection, swept, finished), scale)
-    figure = _figure(swept, data, scale, points)
+    figure = _figure(swept, data, scale, points, _ranks(swept, selection))
     return Picture(figure, data, tuple(_remarks(swept, groups, lines)))
 
 
@@ -344,7 +336,23 @@ def _interval(group: Group) -> dict[str, float]:
     return found
 
 
-def _figure(swept: Swept, data: pd.DataFrame, scale: Scale, points: Sequence[Point]) -> Figure:
+def _ranks(swept: Swept, selection: Selection) -> dict[str, int]:
+    """By the name of a line, its rank: the first of its defenses."""
+    if swept.axis != "defense":
+        return selection.ranks
+    found: dict[str, int] = {}
+    for name, rank in sorted(selection.ranks.items(), key=itemgetter(1)):
+        found.setdefault(_without(name, swept.field), rank)
+    return found
+
+
+def _figure(
+    swept: Swept,
+    data: pd.DataFrame,
+    scale: Scale,
+    points: Sequence[Point],
+    ranks: Mapping[str, int],
+) -> Figure:
     attacks = list(dict.fromkeys(data["attack"]))
     places = [
         (metric, attack)
@@ -356,9 +364,7 @@ def _figure(swept: Swept, data: pd.DataFrame, scale: Scale, points: Sequence[Poi
     below = f"{swept.field} of {owners.pop()}" if len(owners) == 1 else swept.field
     figure, panels = grid(places, ROWS, height=1.5, below=below)
     names = sorted(set(data["defense"]), key=name_order)
-    # The first style is reserved for no defense.
-    start = 0 if is_none(names[0]) else 1
-    styles = {name: _style(rank) for rank, name in enumerate(names, start)}
+    styles = {name: line_style(ranks[name], 3.5) for name in names}
     for place, axes in panels.items():
         _draw_panel(axes, data[data["attack"] == place[1]], place[0], styles, scale)
         axes.set(ylim=(-3, 103), yticks=range(0, 101, 25))
@@ -462,15 +468,6 @@ def _spread(heights: Mapping[str, float]) -> dict[str, float]:
         found[name] = highest = min(found[name], highest)
         highest -= LINE_HEIGHT
     return found
-
-
-def _style(rank: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[rank % len(COLOURS)],
-        "marker": MARKERS[rank % len(MARKERS)],
-        "dashes": DASHES[rank % len(DASHES)],
-        "markersize": 3.5,
-    }
 
 
 def _sentences(data: pd.DataFrame, scale: Scale) -> Iterator[str]:

@@ -223,10 +223,16 @@ class LeaderboardBlock:
 
     def _lowers(self, group: Group) -> bool:
         """Whether its ASR is below that of no defense; true where that is not known."""
-        base = self.cells.get((self.undefended, group.names["attack"]))
-        if base is None or not base.counts(ASR):
+        attack = group.names["attack"]
+        if not self.has_baseline(attack):
             return True
+        base = self.cells[self.undefended, attack]
         return _asr(group) < _asr(base) and separably_lower(group.counts(ASR), base.counts(ASR))
+
+    def has_baseline(self, attack: str) -> bool:
+        """Whether the ASR of no defense against an attack is known."""
+        base = self.cells.get((self.undefended, attack))
+        return base is not None and bool(base.counts(ASR))
 
     @cached_property
     def best(self) -> dict[tuple[str, str], Group]:

@@ -35,6 +35,8 @@ def footnotes(block: LeaderboardBlock, shown: Collection[str] = SHOWN) -> Iterat
     """
     yield from marked(block, FOOTNOTES, lambda group: group.flagged)
     yield from _missing_seeds(block)
+    if "ASR" in shown and (alone := _lowest_of_few(block)):
+        yield f"no result of no defense on {listed(alone)}: bold is the lowest that there is"
     yield from _unpaired(block, shown)
     if PASR in shown and (controls := _controls(block)):
         yield f"P-ASR of a network trained on clean images: {controls}"
@@ -77,6 +79,12 @@ def _victims(block: LeaderboardBlock) -> Iterator[tuple[str, str]]:
         if (whose := attacked(found)) != OTHER_CLASSES:
             own = ", which have several targets" * (found.target is None)
             yield attack, f"the triggered test images of {whose}{own}"
+
+
+def _lowest_of_few(block: LeaderboardBlock) -> list[str]:
+    """The attacks with a lowest ASR that cannot be compared with that of no defense."""
+    bare = [attack for attack in block.poisoned if not block.has_baseline(attack)]
+    return [attack for attack in bare if any(place[1] == attack for place in block.best)]
 
 
 def _unpaired(block: LeaderboardBlock, shown: Collection[str]) -> Iterator[str]:
@@ -183,20 +191,23 @@ def _mixed_rows(block: LeaderboardBlock) -> Iterator[str]:
 
 def _other_undefended(block: LeaderboardBlock, shown: Collection[str]) -> Iterator[str]:
     """One line per set of what differs between cells and those of no defense that they are
-    compared with."""
+    compared with, with the seeds that differ, unless all do."""
     timed = "seconds" in shown
     found: dict[str, list[str]] = {}
     for group in block.ordered:
         base = block.cells.get((block.undefended, group.names["attack"]))
         if base is None or base is group:
             continue
-        seeds = common_seeds((group.by_seed, base.by_seed))
-        parts = [part for s in seeds for part in unlike(group.by_seed[s], base.by_seed[s])]
+        told = {*BEFORE, *(MACHINE if timed else ())}
+        shared = common_seeds((group.by_seed, base.by_seed))
+        by_seed = {s: told & {*unlike(group.by_seed[s], base.by_seed[s])} for s in shared}
+        parts = set().union(*by_seed.values())
         code = ", ".join(part for part in BEFORE if part in parts)
-        words = [word for part, word in MACHINE.items() if part in parts and timed]
+        words = [word for part, word in MACHINE.items() if part in parts]
         if words := [*words, *([f"code ({code})"] if code else [])]:
             place = f"{group.names['defense']} on {group.names['attack']}"
-            found.setdefault(listed(words), []).append(place)
+            some = _some_seeds(group, [seed for seed, differs in by_seed.items() if differs])
+            found.setdefault(listed(words), []).append(place + some)
     for what, places in found.items():
         left = ", so seconds are not compared" * timed
         yield f"no defense was run with another {what}{left}: {', '.join(places)}"

@@ -7,7 +7,7 @@ import random
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -340,6 +340,22 @@ def test_only_crowded_names_have_lines_to_their_points() -> None:
 def test_no_two_defenses_look_alike() -> None:
     looks = [tuple(picture.mark(rank).items()) for rank in range(100)]
     assert len(set(looks)) == 100
+    lines = [tuple(picture.line_style(rank, 3).items()) for rank in range(100)]
+    assert len(set(lines)) == 100
+
+
+def test_a_folder_where_nothing_ran_alike_is_told_how_to_compare_times() -> None:
+    cells = [made("none", "badnets", 930, 1000), made("ft", "badnets", 900, 10)]
+    alone = [
+        replace(each, provenance=each.provenance.with_(device="cpu: one", threads=threads))
+        for threads, each in enumerate(cells, 1)
+    ]
+    with pytest.raises(InvalidInput, match="with and without a defense that ran alike") as refused:
+        pareto.draw(drawn(alone))
+    command = str(refused.value).split("`")[1]
+    assert command.startswith("bdbench run")
+    assert "--attack badnets" in command
+    assert command.endswith("--results results/toy/again")
 
 
 def test_the_front_is_what_nothing_beats() -> None:
@@ -435,6 +451,22 @@ def test_losses_have_a_line_at_the_t1_that_cbd_used(defense, scalars, lines) -> 
     one = replace(one, labels=labels, cell=cell, diagnostics={"scalars": scalars})
     found = losses.draw(drawn([*CURVES[:3], one], defense=["none"]))
     assert shown(found.figure)["texts"] == lines
+
+
+@pytest.mark.parametrize(
+    ("values", "said"), [((2, 3, 8), "T1 = 2, 3 and 8"), (range(2, 9), "T1 = 2 to 8")]
+)
+def test_several_t1_have_a_line_each_and_one_label(values: Iterable[int], said: str) -> None:
+    """Labels at lines that are close would cover each other."""
+    one = made("cbd(t1=2)", "badnets", 880, 20, curve=[(0.2, 0.25, 2.25, 4.0)])
+    swept = [
+        replace(one, labels=one.labels.with_(defense=text), cell=one.cell.with_(defense=text))
+        for text in (f"cbd(t1={t1}, beta=0.0001)" for t1 in values)
+    ]
+    found = losses.draw(drawn([*CURVES[:3], *swept], defense=["none"]))
+    assert shown(found.figure)["texts"] == [said]
+    lines = [line.get_xdata()[0] for line in found.figure.axes[0].lines if line.get_ls() == ":"]
+    assert lines == list(values)
 
 
 @pytest.mark.parametrize(

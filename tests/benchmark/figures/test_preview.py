@@ -259,7 +259,8 @@ def test_images_are_in_their_row_and_column_and_keep_their_shape(size: tuple[int
     figure, _ = drawn(*blocks)
     widths = set()
     for axes, made in zip(figure.axes, blocks, strict=True):
-        assert [text.get_text() for text in axes.get_yticklabels()] == list(made.rows)
+        labels = [text.get_text() for text in axes.get_yticklabels()]
+        assert [" ".join(text.split()) for text in labels] == list(made.rows)
         columns = [text.get_text() for text in axes.get_xticklabels()]
         assert [" ".join(text.split()) for text in columns] == made.titles
         images = np.stack([image.get_array() for image in axes.images])
@@ -274,9 +275,10 @@ def test_images_are_in_their_row_and_column_and_keep_their_shape(size: tuple[int
     assert len(widths) == 1
 
 
+@pytest.mark.parametrize("name", ["poisoned", "poisoned adaptive_blend"])
 @pytest.mark.parametrize("columns", [1, 4, 12])
-def test_no_text_is_clipped_or_overlaps_anything(columns: int) -> None:
-    figure, canvas = drawn(block(columns), block(1, name="training image"))
+def test_no_text_is_clipped_or_overlaps_anything(columns: int, name: str) -> None:
+    figure, canvas = drawn(block(columns, name=name), block(1, name="training image"))
     width, height = canvas.get_width_height()
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
     boxes = [text.get_window_extent() for text in texts]

@@ -67,6 +67,24 @@ def means(data: pd.DataFrame) -> pd.DataFrame:
     return data[data["seed"].isna()]
 
 
+def test_a_line_has_the_colour_of_its_first_defense_in_other_figures() -> None:
+    selection = select(T1, Path("results/toy"), {})
+    assert selection.ranks["cbd(t1=3)"] == 2
+    line = drawn(T1).figure.axes[0].lines[1]
+    assert line.get_color() == picture.mark(2)["color"]
+    (other, *_) = drawn(RATES, defense=["ft"]).figure.axes[0].lines
+    assert other.get_color() == picture.mark(1)["color"]
+
+
+def test_sweeps_against_several_fields_have_files_of_their_own(tmp_path: Path) -> None:
+    for record in [*T1, made("cbd(t1=5, beta=0.1)", "badnets", 900, 30)]:
+        files.write(tmp_path, record)
+    for field in ("t1", "defense.beta"):
+        assert main(["figure", "sweep", f"--results={tmp_path}", f"--field={field}"]) == 0
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert names == {"sweep-t1", "sweep-defense-beta"}
+
+
 def test_a_defense_is_drawn_against_its_field_with_seeds_and_intervals() -> None:
     found = drawn(T1)
     data = means(found.data)
@@ -306,7 +324,7 @@ def test_the_command_writes_pictures_and_data(
     assert main(["figure", "sweep", "--results=mine", "--field=t1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "left out, no field t1: abl",
-        *(f"mine/figures/sweep.{suffix}" for suffix in ("csv", "png", "svg")),
+        *(f"mine/figures/sweep-t1.{suffix}" for suffix in ("csv", "png", "svg")),
     ]
     first = {path.name: path.read_bytes() for path in Path("mine/figures").iterdir()}
     assert first["sweep.csv"].startswith(b"attack,defense,field,value,seed,seeds,clean_accuracy,")

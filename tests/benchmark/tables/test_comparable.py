@@ -67,6 +67,23 @@ def test_seconds_are_compared_only_with_a_cell_that_was_run_alike(what: str) -> 
     assert set(drawn["defense"]) == {"none", "cbd"}
 
 
+@pytest.mark.parametrize(("seeds", "some"), [((1,), " (seed 1 of 2)"), ((0, 1), "")])
+def test_the_seeds_that_were_run_otherwise_are_named(seeds: tuple[int, ...], some: str) -> None:
+    cells = [made("none", "badnets", 900, 990, seed=seed) for seed in (0, 1)]
+    cells += [made("ft", seed=seed, threads=1 if seed in seeds else 2) for seed in (0, 1)]
+    (line,) = (text for text in footnotes(board(*cells)) if "was run with another" in text)
+    assert line.endswith(f"number of threads, so seconds are not compared: ft on badnets{some}")
+
+
+def test_bold_without_a_row_of_no_defense_is_said_to_be_the_lowest_that_there_is() -> None:
+    lines = list(footnotes(board(made("ft"), made("ft", "blend"), made("none", "blend", 900, 990))))
+    said = "no result of no defense on badnets: bold is the lowest that there is"
+    assert [text for text in lines if "bold" in text] == [said]
+    # Without an accuracy above chance, none is bold.
+    lost = replace(made("ft"), flags=("at_chance",))
+    assert not any("bold" in text for text in footnotes(board(lost)))
+
+
 def test_a_ratio_is_over_the_cells_that_were_run_alike() -> None:
     slow = made("ft", "blend", threads=1)
     seconds = {**vars(slow.measured.seconds), "fit": 6_000.0}
