@@ -71,6 +71,12 @@ class Models(Registry[Model]):
             f"model {name!r} must take the number of classes and the image size first",
         )
 
+    def elsewhere(self, name: str) -> str:
+        import torchvision.models as theirs  # as slow to import as torch, and rarely needed
+
+        known = theirs.list_models(module=theirs)
+        return f"; torchvision has it: write torchvision(name={name!r})" if name in known else ""
+
     def make(self, factory: Callable[..., Any], settings: Mapping[str, Any]) -> Model:
         return Model(factory, settings)
 

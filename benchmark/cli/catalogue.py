@@ -49,7 +49,8 @@ def catalogue(kinds: Sequence[str]) -> str:
 
 
 def description(name: str) -> str:
-    """Describe every plugin and suite of this name. Raises `InvalidInput` if there is none."""
+    """Describe every plugin and suite of this name, or the recipe. Raises `InvalidInput` if there
+    is none."""
     known: list[str] = list(SUITES)
     parts = []
     for registry in registries().values():
@@ -65,6 +66,9 @@ def description(name: str) -> str:
             for key, value in fields.items()
         ]
         parts.append(f"suite {name}\n\n{plain(rows)}")
+    if name == "recipe":
+        parts.append(_describe_recipe())
+    known.append("recipe")
     require(
         bool(parts),
         f"unknown plugin or suite {name!r}{spec.did_you_mean(name, dict.fromkeys(known))}",
@@ -74,14 +78,11 @@ def description(name: str) -> str:
 
 def _describe(registry: Registry[Any], name: str) -> str:
     factory = registry.factory(name)
-    rows = [
-        (field.name, field.shown, repr(field.default)) for field in spec.fields_of(factory).values()
-    ]
     parts = [
         f"{registry.kind} {name} (version {registry.version(name)}, {registry.origin(name)})",
         about_module(factory),
         about_fields(factory),
-        plain(rows, headers=["field", "type", "default"]) if rows else "",
+        _fields(factory),
     ]
     if registry.kind == "defense":
         from bdbench.cells.declared import clean_needs, defense_passes
@@ -101,6 +102,21 @@ def _describe(registry: Registry[Any], name: str) -> str:
         count = sum(values.numel() for values in registry.build(name).build(10, 32).parameters())
         parts.append(f"{count:,} parameters for 10 classes and 32 x 32 pixels")
     return "\n\n".join(part for part in parts if part)
+
+
+def _describe_recipe() -> str:
+    from bdbench.models.training.recipe import Recipe
+
+    title = 'recipe, for --recipe "recipe(epochs=20)"'
+    return "\n\n".join([title, about_fields(Recipe), _fields(Recipe)])
+
+
+def _fields(factory: Any) -> str:
+    """A table of the fields of a plugin or the recipe; empty if it has none."""
+    rows = [
+        (field.name, field.shown, repr(field.default)) for field in spec.fields_of(factory).values()
+    ]
+    return plain(rows, headers=["field", "type", "default"]) if rows else ""
 
 
 def _first_line(factory: Any) -> str:

@@ -128,9 +128,13 @@ def neighbours(folders: Iterable[Path], own: Path) -> tuple[Neighbour, ...]:
 
 
 def _nearest(folder: Path) -> str:
-    """A hint at a folder with records whose name is similar."""
-    known = sorted(path.parent.name for path in folder.parent.glob("*/records"))
-    return did_you_mean(folder.name, known) if known else ""
+    """A hint at folders with records: those in it, else the one beside it whose name is similar."""
+    for place in (folder, folder.parent):
+        found = (path.parent for path in place.glob("*/records") if any(path.glob("*.json")))
+        if known := sorted(map(str, found)):
+            inside = f"; choose one of: {', '.join(known)}"
+            return inside if place == folder else did_you_mean(str(folder), known)
+    return ""
 
 
 def same(one: Path, other: Path) -> bool:

@@ -12,7 +12,7 @@ from functools import partial
 
 from bdbench.records.record import Record
 from bdbench.report.comparison import Section
-from bdbench.tables import latex
+from bdbench.tables import latex, tabular
 from bdbench.tables.block import LeaderboardBlock
 from bdbench.tables.groups import ASR, CA, FLOOR, RACC, Group, seconds_total
 from bdbench.tables.numbers import MISSING, decimal
@@ -52,14 +52,14 @@ class Grid:
         return _bytes(json.dumps(rows, indent=1, allow_nan=False) + "\n")
 
     def tex(self) -> bytes:
-        """A LaTeX table, see `latex.environment`. Numbers have one decimal."""
+        """A LaTeX table, see `tabular.environment`. Numbers have one decimal."""
         is_text = [
             any(isinstance(row[n], str) for row in self.rows) for n in range(len(self.columns))
         ]
         alignment = "".join("l" if text else "r" for text in is_text)
-        rows = [latex.row(map(_latex, values)) for values in (self.columns, *self.rows)]
-        tabular = latex.Tabular(alignment, [rows[0], r"\midrule", *rows[1:]])
-        return _bytes(latex.environment(tabular, self.title))
+        rows = [tabular.row(map(_latex, values)) for values in (self.columns, *self.rows)]
+        inside = tabular.Tabular(alignment, [rows[0], r"\midrule", *rows[1:]])
+        return _bytes(tabular.environment(inside, self.title))
 
 
 def files(stem: str, grid: Callable[[], Grid]) -> dict[str, Content]:

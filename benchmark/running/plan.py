@@ -22,7 +22,7 @@ from bdbench.machine.system import device_name
 from bdbench.machine.threads import cores
 from bdbench.models.networks.given import given
 from bdbench.models.plugins.blame import blaming
-from bdbench.models.plugins.errors import of_types, require
+from bdbench.models.plugins.errors import InvalidInput, of_types, require
 from bdbench.models.plugins.files import is_found_by_workers
 from bdbench.records.beside import Neighbour, join, neighbours, same
 from bdbench.records.consistency import Known, refuse_versions
@@ -163,9 +163,13 @@ class Plan:
 
     @cached_property
     def expected(self) -> float | None:
-        """Seconds of the run; None if they are not known, see `_seconds`."""
+        """Seconds of the run; None if they are not known, see `_seconds`. Cells at the same time
+        take at least as long as the longest of them."""
         seconds = self._seconds(self.missing)
-        return seconds and seconds / self.at_once
+        if seconds is None or self.at_once == 1:
+            return seconds
+        longest = max(self.speed.seconds([cell]) for cell in self.missing)
+        return max(seconds / self.at_once, longest)
 
     def _seconds(self, cells: Sequence[Cell]) -> float | None:
         """Of cells one after the other; None on a cluster, whose machines are not known here, and
@@ -235,6 +239,7 @@ class Plan:
         yield from self.repeats()
         yield from self.outdated()
         yield from self.unknown()
+        yield from self.absent()
         yield from self.surroundings()
 
     def damaged(self) -> Iterator[str]:
@@ -272,6 +277,20 @@ class Plan:
         """Why the work of cells is not known."""
         for why in dict.fromkeys(why for cell in self.missing for why in cell.declared.unknown):
             yield f"warning: {why}; the expected time is a guess"
+
+    def absent(self) -> Iterator[str]:
+        """Which data sets a run on this machine would not find, and what to do."""
+        searched = roots(self.options.data)
+        sources = {cell.dataset.name: cell.dataset for cell in self.missing}
+        for source in sources.values() if self.execution.is_here else ():
+            try:
+                with blaming("the data set"):
+                    found = source.locate(searched)
+                problem = "" if found else f"was not found; {source.advice}"
+            except InvalidInput as error:
+                problem = f"cannot be used: {error}"
+            if problem:
+                yield f"warning: data set {source.name} {problem}"
 
     @property
     def asked(self) -> list[Known]:

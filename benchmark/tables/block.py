@@ -341,10 +341,12 @@ class LeaderboardBlock:
             yield from (*(f"mean {name}" for name in MEANS), "DER")
         yield from ("seconds", "x none")
 
-    def overall(self, defense: str) -> Iterator[str]:
+    def overall(self, defense: str, terse: bool = True) -> Iterator[str]:
         """The columns of a row that concern all attacks at once, as text.
 
-        A mean over some of the attacks states how many, unless the column before it does.
+        A mean over some of the attacks states how many.
+
+        terse: unless the column before it does
         """
         numbers, extents = self.numbers[defense], self._extents(defense)
         stated = whole = (0, 0)
@@ -355,7 +357,7 @@ class LeaderboardBlock:
             count, of = extents.get(title, whole)
             if count and text != MISSING:
                 own = (count, of) if count < of else whole
-                text += f" ({count} of {of})" * (own != stated)
+                text += f" ({own[0]} of {own[1]})" * (own != (stated if terse else whole))
                 stated = own
             yield text
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 from bdbench.models.plugins.errors import require
 from bdbench.records.parts import RecordedSpec
@@ -15,10 +14,9 @@ from bdbench.tables.footnotes import footnotes
 from bdbench.tables.groups import Group, is_none
 from bdbench.tables.names import names, title_of
 from bdbench.tables.numbers import MISSING, decimal
+from bdbench.tables.tabular import Tabular, environment, headings, row, sentence
 from bdbench.tables.text import as_latex
 
-ONE_COLUMN = 9
-"""Table columns that fit in one column of a two-column page."""
 LABEL = r"[A-Za-z0-9:._/+-]{1,100}"
 SECTIONS = {
     NO_CLEAN: "Without clean images",
@@ -53,51 +51,9 @@ def documents(blocks: Sequence[LeaderboardBlock], label: str = "") -> str:
     return "\n".join(parts)
 
 
-@dataclass(frozen=True)
-class Tabular:
-    """The inside of a table in LaTeX.
-
-    alignment: "l" or "r" for each column
-    lines: rows, see `row`, and rules, without the outer ones
-    """
-
-    alignment: str
-    lines: Sequence[str]
-
-
-def environment(tabular: Tabular, caption: str, short_caption: str = "", label: str = "") -> str:
-    """A table environment, which shrinks to the width of the page. Captions are plain text."""
-    kind = "table*" if len(tabular.alignment) > ONE_COLUMN else "table"
-    short = f"[{as_latex(short_caption)}]" if short_caption else ""
-    lines = [
-        r"% Needs \usepackage{booktabs} and \usepackage{adjustbox}.",
-        f"\\begin{{{kind}}}",
-        r"\centering",
-        f"\\caption{short}{{{as_latex(caption)}}}",
-        *([f"\\label{{{label}}}"] if label else []),
-        r"\begin{adjustbox}{max width=\linewidth}",
-        f"\\begin{{tabular}}{{{tabular.alignment}}}",
-        r"\toprule",
-        *tabular.lines,
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\end{adjustbox}",
-        f"\\end{{{kind}}}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def row(cells: Iterable[str]) -> str:
-    """A row of cells, which are LaTeX."""
-    first, *others = cells
-    # After a line break, LaTeX reads these as the options of the break.
-    guarded = f"{{}}{first}" if first.startswith(("[", "*")) else first
-    return " & ".join([guarded, *others]) + r" \\"
-
-
 def _leaderboard(block: LeaderboardBlock) -> Tabular:
     columns = list(_columns(block))
-    lines = list(_headings(columns))
+    lines = list(headings(columns))
     for section, defenses in block.sections().items():
         heading = f"\\emph{{{as_latex(SECTIONS[section])}}}"
         lines += [r"\midrule", row([f"\\multicolumn{{{len(columns)}}}{{l}}{{{heading}}}"])]
@@ -124,26 +80,6 @@ def _attack_columns(block: LeaderboardBlock, attack: str) -> tuple[str, ...]:
         return ("CA",)
     shown = tuple(block.columns(attack))
     return (*shown, "R-Acc") if len(block.poisoned) == 1 else shown
-
-
-def _headings(columns: Sequence[tuple[str, str]]) -> Iterator[str]:
-    """The rows of headings and subheadings, with a rule below each merged heading."""
-    headings: list[str] = []
-    rules: list[str] = []
-    first = 0
-    while first < len(columns):
-        text = columns[first][0]
-        last = first
-        while text and last + 1 < len(columns) and columns[last + 1][0] == text:
-            last += 1
-        span = last - first + 1
-        headings.append(f"\\multicolumn{{{span}}}{{c}}{{{as_latex(text)}}}" if text else "")
-        rules += [f"\\cmidrule(lr){{{first + 1}-{last + 1}}}"] if text else []
-        first = last + 1
-    if rules:
-        yield row(headings)
-        yield " ".join(rules)
-    yield row([as_latex(subheading) for _, subheading in columns])
 
 
 def _cells(block: LeaderboardBlock, defense: str) -> Iterator[str]:
@@ -231,7 +167,8 @@ def _sentences(block: LeaderboardBlock) -> Iterator[str]:
         "Clean: share of the clean training set that a defense is given. Trainings: passes "
         "relative to one plain training. Time: seconds relative to no defense."
     )
-    yield from (f"{note[0].upper()}{note[1:]}." for note in footnotes(block))
+    known = {group.names[axis] for group in block.groups for axis in ("attack", "defense")}
+    yield from (sentence(note, known) for note in footnotes(block))
 
 
 def _short_title(block: LeaderboardBlock) -> str:

@@ -13,6 +13,7 @@ from bdbench.models.plugins.registry import LONGEST_TITLE
 from bdbench.models.plugins.spec import Spec
 from bdbench.records.record import Record
 from bdbench.tables.groups import Group
+from bdbench.tables.published import is_of_class
 from bdbench.tables.source import titles
 
 PACKAGES = {
@@ -43,7 +44,8 @@ def derived(name: str) -> str:
 
 
 def with_settings(group: Group, axis: str, omitted: Collection[str] = ()) -> str:
-    """Title, poisoning rate, and in parentheses the settings in its table name.
+    """Title, poisoning rate, and in parentheses the settings in its table name. A rate that is a
+    share of the target class is one "of class".
 
     omitted: settings that are stated elsewhere
     """
@@ -52,7 +54,8 @@ def with_settings(group: Group, axis: str, omitted: Collection[str] = ()) -> str
     if axis == "attack" and not record.cell.attack.is_none:
         fields.pop("poisoning_rate", None)
         rate = record.cell.attack.fields.get("poisoning_rate")
-        title += f" {100 * rate:g} %" if isinstance(rate, int | float) else ""
+        whole = " of class" * is_of_class(record.cell.attack)
+        title += f" {100 * rate:g} %{whole}" if isinstance(rate, int | float) else ""
     shown = [f"{key}={value}" for key, value in fields.items() if key not in omitted]
     return f"{title} ({', '.join(shown)})" if shown else title
 

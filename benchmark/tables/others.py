@@ -16,8 +16,7 @@ from typing import Any
 
 from bdbench.models.plugins.spec import Spec
 from bdbench.tables.groups import ASR, CA, RACC
-from bdbench.tables.published import Cell, Published, rate_of, spec_in
-from bdbench.tables.source import defaults
+from bdbench.tables.published import Cell, Published, is_of_class, rate_of, spec_in
 
 NETWORK = "PreAct-ResNet18"
 NAMES = {"leaderboard": "BackdoorBench", "ft_sam_paper": "FT-SAM"}
@@ -120,8 +119,7 @@ def _poisoned_share(attack: Spec, dataset: str) -> float | None:
     rate = rate_of(attack)
     if not isinstance(rate, float):
         return None
-    basis = defaults("bdbench.attacks", attack.name).get("rate_basis")
-    if attack.fields.get("rate_basis", basis) == "target_class":
+    if is_of_class(attack):
         classes = CLASSES.get(dataset)
         return None if classes is None else round(rate / classes, 9)
     return rate

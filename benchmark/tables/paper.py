@@ -21,7 +21,7 @@ from bdbench.tables.block import LeaderboardBlock, footnote
 from bdbench.tables.footnotes import footnotes, marked
 from bdbench.tables.groups import ASR, CA, FLOOR, Group, is_none, mean, passes
 from bdbench.tables.numbers import MISSING, decimal, plus_minus
-from bdbench.tables.published import AVERAGES, hardened, reference
+from bdbench.tables.published import AVERAGES, hardened, is_of_class, reference
 from bdbench.tables.published import TABLES as PRINTED
 from bdbench.tables.sheet import NOTHING, PaperTable, TableCell
 from bdbench.tables.statistics import Estimate, average, common_seeds
@@ -466,9 +466,7 @@ def _without_adaptive(name: str, inner: str) -> str:
 def _shares_of_a_class(groups: Sequence[Group]) -> Iterator[str]:
     """One line about the attacks whose rate is a share of the target class."""
     of_class = {
-        _name_and_rate(group)[0]
-        for group in groups
-        if group.records[0].cell.attack.fields.get("rate_basis") == "target_class"
+        _name_and_rate(group)[0] for group in groups if is_of_class(group.records[0].cell.attack)
     }
     if of_class:
         names = ", ".join(sorted(of_class))

@@ -188,10 +188,7 @@ def reference(cell: Cell, table: int | None = None) -> Reference | None:
     if not rows:
         return None
     nearest = min(rows, key=lambda row: row.poisoning_rate not in (None, rate))
-    basis = attack.fields.get(
-        "rate_basis", defaults("bdbench.attacks", attack.name).get("rate_basis")
-    )
-    same_rate = nearest.poisoning_rate in (None, rate) or basis == "target_class"
+    same_rate = nearest.poisoning_rate in (None, rate) or is_of_class(attack)
     setting, methods = tuple(_of_setting(cell, dataset.name)), tuple(_of_methods(cell, nearest))
     same_setting = {*setting} <= {*UNAVOIDABLE.get(dataset.name, ())}
     return Reference(nearest, (*setting, *methods), same_rate, same_setting)
@@ -266,6 +263,12 @@ def hardened(adaptive: Spec) -> Spec:
 def rate_of(attack: Spec) -> Any:
     """The poisoning rate of an attack, its default if the spec has none."""
     return attack.fields.get("poisoning_rate", default_rate(attack.name))
+
+
+def is_of_class(attack: Spec) -> bool:
+    """Whether the poisoning rate of an attack is a share of its target class, not of all images."""
+    usual = defaults("bdbench.attacks", attack.name).get("rate_basis")
+    return bool(attack.fields.get("rate_basis", usual) == "target_class")
 
 
 def default_rate(attack: str) -> float:

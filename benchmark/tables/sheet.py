@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import pandas as pd
-
 from bdbench.tables.numbers import MISSING, markdown_table
+from bdbench.tables.tabular import Tabular, environment, headings, row, sentence
 from bdbench.tables.text import as_latex, as_markdown
 
 
@@ -78,33 +77,28 @@ class PaperTable:
 
         legend: how to read it, at the end of the caption; its markup for bold is left out
         """
-        frame = pd.DataFrame(
-            [[cell.latex() for cell in cells] for _, cells in self.rows],
-            index=_labels([labels for labels, _ in self.rows], self.corner),
-            columns=pd.MultiIndex.from_tuples(
-                [(as_latex(above), as_latex(below)) for above, below in self.columns]
-            ),
-        )
-        sentences = [*(f"{part}." for part in (self.title, *self.notes)), legend.replace("**", "")]
-        caption = as_latex(" ".join(sentences))
-        text: str = frame.style.to_latex(
-            hrules=True,
-            caption=caption,
-            column_format="l" * len(self.corner) + "r" * len(self.columns),
-            multicol_align="c",
-            position_float="centering",
-        )
-        return f"% Needs \\usepackage{{booktabs}} and \\usepackage{{multirow}}.\n{text}"
+        columns = [*(("", name) for name in self.corner), *self.columns]
+        lines = [*headings(columns), r"\midrule"]
+        above: Sequence[str] = ()
+        for labels, cells in self.rows:
+            shown = [*map(as_latex, _without_repeats(labels, above))]
+            lines.append(row([*shown, *(cell.latex() for cell in cells)]))
+            above = labels
+        known = {heading for heading, _ in columns}.union(*(labels for labels, _ in self.rows))
+        sentences = [sentence(note, known) for note in self.notes]
+        caption = " ".join([f"{self.title}.", *sentences, legend.replace("**", "")]).strip()
+        alignment = "l" * len(self.corner) + "r" * len(self.columns)
+        return environment(Tabular(alignment, lines), caption)
+
+
+def _without_repeats(labels: Sequence[str], above: Sequence[str]) -> list[str]:
+    """The labels of a row, empty up to the first that differs from the row above."""
+    same = 0
+    while same < len(labels) - 1 and labels[: same + 1] == above[: same + 1]:
+        same += 1
+    return [""] * same + [*labels[same:]]
 
 
 def _with_minus(latex: str) -> str:
     """LaTeX whose negative numbers have a minus and no hyphen."""
     return re.sub(r"(?<![\w.])-(?=\d)", "$-$", latex)
-
-
-def _labels(rows: Sequence[tuple[str, ...]], corner: tuple[str, ...]) -> pd.Index[str]:
-    escaped = [tuple(map(as_latex, labels)) for labels in rows]
-    names = list(map(as_latex, corner))
-    if len(corner) == 1:
-        return pd.Index([label for (label,) in escaped], name=names[0])
-    return pd.MultiIndex.from_tuples(escaped, names=names)

@@ -50,7 +50,11 @@ class Classifier(nn.Module, ABC):
     def __init__(self, mean: Channels, deviation: Channels) -> None:
         super().__init__()
         means, deviations = _by_channel(mean), _by_channel(deviation)
-        require(bool(means.isfinite().all()), f"mean of a model must be finite, got {mean}")
+        require(
+            bool(((means >= 0) & (means <= 1)).all()),
+            f"mean of a model must be in [0, 1], as its images are, got {mean}; "
+            "divide a mean and a deviation in grey levels by 255",
+        )
         require(
             bool((deviations >= TINY).all() and deviations.isfinite().all()),
             f"deviation of a model must be finite and at least {TINY}, got {deviation}",

@@ -138,8 +138,16 @@ class Registry(Generic[T]):
             return self._factories[name]
         if name in self.broken:
             raise InvalidInput(f"{self.kind} {name!r} failed to import: {self.broken[name]}")
-        hint = f"{self._kind_of(name)}{spec.did_you_mean(name, self.names())}"
+        if not (hint := self.elsewhere(name)):
+            guess, near = spec.did_you_mean(name, self.names()), spec.nearest(name, self.names())
+            own = "" if near else ", or load the file of your own as a plugin"
+            hint = f"{self._kind_of(name)}{guess}{own}"
         raise InvalidInput(f"unknown {self.kind} {name!r}{hint}")
+
+    def elsewhere(self, name: str) -> str:
+        """For a name that is not registered, where it is found, as the end of a message; empty if
+        that is not known."""
+        return ""
 
     def _kind_of(self, name: str) -> str:
         """What a name is that belongs to another registry, such as ", which is an attack"."""

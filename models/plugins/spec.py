@@ -358,9 +358,16 @@ def _initials(text: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'badnets'?"` for the nearest known name, whatever its case; without one, all
-    known names. The nearest has these initials, as learning_rate has those of lr, begins with
-    `name`, contains it or has most of its letters."""
+    """`"; did you mean 'badnets'?"` for the `nearest` known name; without one, all known names."""
+    known = list(known)
+    if (found := nearest(name, known)) is not None:
+        return f"; did you mean {found!r}?"
+    return f"; choose one of: {', '.join(known)}" if known else ""
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The nearest known name, whatever its case: it has these initials, as learning_rate has those
+    of lr, begins with `name`, contains it or has most of its letters. None if none is near."""
     folded = {each: each.casefold() for each in known}
     wanted = name[:LONGEST_GUESSED].casefold()
     close = difflib.get_close_matches(wanted, folded.values(), n=5, cutoff=0.5)
@@ -384,6 +391,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         begun = len(list(alike))
         return 1 if word and word in text else 2, text != wanted, not permuted, -likeness, -begun
 
-    if near:
-        return f"; did you mean {min(near, key=sort_key)!r}?"
-    return f"; choose one of: {', '.join(folded)}" if folded else ""
+    return min(near, key=sort_key, default=None)

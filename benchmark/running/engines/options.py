@@ -18,7 +18,10 @@ from bdbench.running.worker import Job
 
 ENGINES = ("local", "ray", "slurm")
 LARGEST_MACHINE = 1_024
-"""Threads, cores or GPUs that a cell can have, at most."""
+"""Cores or GPUs of a cluster that a cell can have, at most."""
+MOST_THREADS = 16
+"""Threads that a cell can have on any machine, so that a small one can repeat the last bits of a
+larger one."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +57,16 @@ class ExecutionOptions:
                 f"--{name} must be at least {least}, got {value}",
             )
             require(
-                value is None or name == "jobs" or value <= LARGEST_MACHINE,
+                value is None or name in ("jobs", "threads") or value <= LARGEST_MACHINE,
                 f"--{name} must be at most {LARGEST_MACHINE:,}, got {value}",
             )
             remote = name in ("cores", "gpus") and value is not None
             require(not (remote and self.is_here), f"--{name} is for --engine ray and slurm")
+        most = max(MOST_THREADS, 2 * cores())
+        require(
+            self.threads is None or self.threads <= most,
+            f"--threads must be at most {most} on a machine of {cores()} cores, got {self.threads}",
+        )
         allowed = self.threads is None or (self.is_here and not self.in_process)
         require(
             allowed,

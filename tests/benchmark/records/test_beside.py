@@ -335,7 +335,7 @@ def test_damaged_records_of_another_folder_are_named(
     [
         ([*TABLE, "--against=absent"], "no records in absent/records, which --against names"),
         ([*TABLE, "--against=results/empty"], "no records in results/empty/records"),
-        ([*TABLE, "--against=results/publishd"], "did you mean 'published'?"),
+        ([*TABLE, "--against=results/publishd"], "did you mean 'results/published'?"),
         ([*TABLE, "--against=results/damaged"], "are damaged; the first: "),
         ([*TABLE, "--against=results/later"], "this version reads schema 1"),
         ([*TABLE, "--against=results/own"], "names the results folder results/own itself"),
@@ -353,6 +353,7 @@ def test_damaged_records_of_another_folder_are_named(
         ([*TABLE, "--latex", "--label=a}b"], "invalid label 'a}b'; use letters, digits and"),
         ([*TABLE, "--latex", "--label=" + "a" * 101], "invalid label"),
         ([*TABLE, "--sort=badnet ASR"], "did you mean 'badnets ASR'?"),
+        ([*TABLE, "--against=results"], "which --against names; choose one of: results/"),
         (["run", *TINY, "--against=absent"], "no records in absent/records, which --against names"),
         (["run", *TINY, "--against=results/damaged"], "are damaged; the first: "),
         (

@@ -122,6 +122,7 @@ def test_a_flag_of_a_later_version_has_no_mark(tmp_path):
 
 
 def test_the_index_has_the_leaderboard(results):
+    """Each mean says over how many attacks it is: a reader may hide the column before it."""
     index = report(results, SOME)["index.html"]
     heads = ["defense", "mean CA", "mean ASR", "mean R-Acc", "DER", "clean", "trainings"]
     heads += ["seconds", "x none", "none", "badnets", "sig"]
@@ -131,12 +132,15 @@ def test_the_index_has_the_leaderboard(results):
         "no clean images",
         "none | 92.5 | 51.1 | 24.4 | - | 0 % | 1.0 | 60.0 | 1.0 | 94.0 | 93.0 | 99.8"
         " | 92.0 | 2.5 ‡",
-        "cbd | 89.0 (1 of 2) | 1.2 | 49.4 | 97.3 | 0 % | 1.0 | 150.0 (1 of 3) | 2.5 | - | 89.0"
+        "cbd | 89.0 (1 of 2) | 1.2 (1 of 2) | 49.4 (1 of 2) | 97.3 (1 of 2) | 0 % | 1.0"
+        " | 150.0 (1 of 3) | 2.5 (1 of 3) | - | 89.0"
         " | **1.2**° | - | not finite ⊘",
-        "abl | 88.0 (1 of 2) | 2.0 | 49.0 | 96.4 | 0 % | 1.0 | 90.0 (2 of 3) | 1.5 | 87.0 | 88.0"
+        "abl | 88.0 (1 of 2) | 2.0 (1 of 2) | 49.0 (1 of 2) | 96.4 (1 of 2) | 0 % | 1.0"
+        " | 90.0 (2 of 3) | 1.5 (2 of 3) | 87.0 | 88.0"
         " | 2.0° ~ | - | failed ¶",
         "with clean images",
-        "ft | 90.0 (1 of 2) | 30.0 | 35.0 | 83.4 | 5 % | 1.0 | 66.0 (1 of 3) | 1.1 | - | 90.0"
+        "ft | 90.0 (1 of 2) | 30.0 (1 of 2) | 35.0 (1 of 2) | 83.4 (1 of 2) | 5 % | 1.0"
+        " | 66.0 (1 of 3) | 1.1 (1 of 3) | - | 90.0"
         " | **30.0** § | - | -",
     ]
     for note in (

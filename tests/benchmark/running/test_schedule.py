@@ -39,6 +39,7 @@ from bdbench.running.engines.nursery import Task
 from bdbench.running.engines.options import ExecutionOptions
 from bdbench.running.engines.processes import Processes
 from bdbench.running.plan import Plan, RunOptions, plan
+from bdbench.running.probing import Asking
 from bdbench.running.progress import Reporter
 from bdbench.running.run import execute
 from bdbench.running.schedule import ATTEMPTS, Schedule
@@ -615,6 +616,19 @@ def test_finished_cells_are_seen_with_little_work(
     shown = capsys.readouterr().out
     assert "all 1000 cells have records" in shown
     assert "1000 records are from other code (" in shown
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 8])
+def test_cells_at_once_take_at_least_as_long_as_the_longest(
+    jobs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Asking, "speed", lambda *_: 1_000.0)
+    small = Suite("", ("toy",), attacks=("none",), defenses=("none", "dbd"), precision="fp32")
+    made = plan("x", small, ExecutionOptions(jobs=jobs), RunOptions("cpu", tmp_path))
+    longest = max(map(cost.expected_passes, made.cells)) / 1_000
+    whole = sum(cost.added_work(made.cells, {}).values()) / 1_000
+    assert longest > whole / 2
+    assert made.expected == pytest.approx(whole if jobs == 1 else longest)
 
 
 def test_records_of_other_code_are_named_before_others_join_them(

@@ -21,6 +21,7 @@ from bdbench.records import files as records
 from bdbench.records.record import Record
 from bdbench.tables.groups import collect
 from bdbench.tables.names import PACKAGES, declared, derived, names, title_of
+from bdbench.tables.tabular import sentence
 from bdbench.tables.text import as_latex
 from bdbench.tables.write import leaderboard
 
@@ -224,6 +225,30 @@ def test_text_of_a_record_is_escaped() -> None:
     check_well_formed(text)
     assert r"\input" not in text
     assert r"{}[\textbackslash{}x] \% \_ \{ & \texttt{m\_1(s='\textbackslash{}input\{x\}" in text
+
+
+@pytest.mark.parametrize(
+    ("note", "shown"),
+    [
+        ("no record of seed 1: ft on sig", "No record of seed 1: ft on sig."),
+        ("cbd(t1=3) on sig: it diverged.", "cbd(t1=3) on sig: it diverged."),
+        ("lc was lent 3 images", "lc was lent 3 images."),
+        ("cbd: a warning. Another.", "cbd: a warning. Another."),
+        ("my_defense: a warning", "my_defense: a warning."),
+        ("† at chance: all cells", "† at chance: all cells."),
+    ],
+)
+def test_a_footnote_is_a_sentence_of_the_caption(note: str, shown: str) -> None:
+    assert sentence(note, ["cbd(t1=3)", "cbd", "lc(target=1)"]) == shown
+
+
+def test_the_rate_of_an_attack_in_one_class_is_said_to_be_one_of_a_class() -> None:
+    some = [real("none", attack, 900, 30) for attack in ("lc", "badnets")]
+    rates = {"lc": "lc(poisoning_rate=0.25)", "badnets": "badnets(poisoning_rate=0.1)"}
+    some = [
+        replace(each, cell=each.cell.with_(attack=rates[each.cell.attack.name])) for each in some
+    ]
+    assert names(collect(some), "attack") == {"badnets": "BadNets 10 %", "lc": "LC 25 % of class"}
 
 
 def test_each_block_has_a_label_of_its_own() -> None:

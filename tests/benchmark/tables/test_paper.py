@@ -320,7 +320,7 @@ def test_a_sheet_escapes_what_it_shows():
     assert r"50 \% \& more" in found
     assert r"a\_b" in found
     assert r"x\#y & 1$\sim$2 (3) \\" in found
-    assert found.startswith(r"% Needs \usepackage{booktabs} and \usepackage{multirow}.")
+    assert found.startswith(r"% Needs \usepackage{booktabs} and \usepackage{adjustbox}.")
     assert r"\caption{50 \% \& more. Bold: best.}" in sheet.latex("**Bold**: best.")
 
 
