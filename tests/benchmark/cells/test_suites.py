@@ -372,6 +372,18 @@ def test_a_defense_by_its_name_alone_has_the_settings_of_the_suite() -> None:
     assert other.labels["defense"] == "mcr(updates=7)"
 
 
+@pytest.mark.parametrize(
+    ("field", "value"), [("loader", "reference"), ("graphs", True), ("epochs", 7)]
+)
+def test_a_field_of_the_recipe_that_an_option_sets_is_that_of_every_cell(
+    field: str, value: Any
+) -> None:
+    suite = SuiteOverrides(**{field: value}).applied_to(SUITES["quick"])
+    cells = grid.cells(suite, "fp32")
+    assert {getattr(cell.recipe, field) for cell in cells} == {value}
+    assert getattr(grid.cells(SUITES["quick"], "fp32")[0].recipe, field) != value
+
+
 def test_every_axis_and_the_recipe_can_be_swept() -> None:
     suite = SuiteOverrides(
         dataset=["toy(image_size=16, train_images=[100, 200])"],

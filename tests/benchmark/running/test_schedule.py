@@ -26,6 +26,7 @@ from bdbench.cells.cell import Cell, cell
 from bdbench.cells.suites import Suite
 from bdbench.cli import main
 from bdbench.machine.devices import DeviceFull
+from bdbench.machine.threads import cores
 from bdbench.models.plugins.errors import InvalidInput
 from bdbench.models.scope import num_threads
 from bdbench.models.training.recipe import Recipe
@@ -740,6 +741,32 @@ def test_a_cell_that_another_run_finishes_before_this_one_begins_is_left(
     said = StringIO()
     assert execute(made, Console(file=said, width=200)).code == 0
     assert "another run has written its record" in said.getvalue()
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_workers_are_told_how_to_run_a_cell(timed: bool, tmp_path: Path) -> None:
+    suite = Suite("", ("toy",), attacks=("none",), defenses=("none",), timed=timed)
+    execution = ExecutionOptions(threads=None if timed else 2)
+    job = plan("x", suite, execution, RunOptions("cpu", tmp_path, limit=9.0, save=True)).job
+    usual = min(torch.get_num_threads(), cores())
+    assert (job.timed, job.threads, job.limit) == (timed, usual if timed else 2, 9.0)
+    assert job.save
+    with num_threads(1):
+        Worker(replace(job, threads=2), lambda key, work: None)
+        assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_only_a_cell_that_failed_keeps_its_checkpoints(failed: bool, tmp_path: Path) -> None:
+    made = toy_plan(tmp_path)
+    (chosen,) = made.missing
+    worker = Worker(made.job, lambda key, work: None)
+    (left,) = worker.harness.checkpoints(chosen)[:1]
+    left.mkdir(parents=True)
+    (left / f"0-1-{32 * '0'}.safetensors").touch()
+    worker.run = lambda *_: record(chosen, failed)  # type: ignore[method-assign]
+    assert worker.attempt(chosen).mine
+    assert left.exists() == failed
 
 
 @pytest.mark.parametrize("option", ["", "curves", "stale", "save"])

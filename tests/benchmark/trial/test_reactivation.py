@@ -141,7 +141,26 @@ def test_the_images_are_two_percent_and_five_for_every_defense(
         assert torch.equal(other.labels, images.labels)
     blended = drawn("blend", "none")[2]
     assert torch.equal(blended.images[:-5], clean.images), "the clean ones depend on the attack"
-    assert not torch.equal(drawn("badnets", "none", 1)[2].images, images.images)
+    other = drawn("badnets", "none", 1)[2]
+    assert not torch.equal(other.images[:-5], clean.images)
+
+
+def test_each_seed_fine_tunes_in_an_order_of_its_own(
+    workspace: Callable[[Cell], Workspace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states: list[tuple[int, ...]] = []
+
+    def noted(*arguments: Any, **_: Any) -> None:
+        states.append(tuple(arguments[3].get_state().tolist()))
+
+    monkeypatch.setattr(reactivation, "train", noted)
+    for seed in (0, 0, 1):
+        ws = workspace(tiny(defense="ft", seed=seed))
+        data = poison(ws)
+        network = ws.cell.model.build(10, 16)
+        reactivation.reactivated(ws, network, data)
+    same, again, other = states
+    assert same == again != other
 
 
 def test_images_with_a_true_label_and_few_of_them_serve_too(
