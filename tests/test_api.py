@@ -207,7 +207,7 @@ def test_a_run_prints_its_progress_only_on_request(
     bd.run("quick", results=tmp_path, **SMALL)
     assert capfd.readouterr() == ("", "")
     bd.run("quick", results=tmp_path, **{**SMALL, "progress": True})
-    assert "all 1 cells have records" in capfd.readouterr().out
+    assert "the only cell has its record" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,13 @@ class FileSource(Source):
     """The archives that `bdbench data get` downloads and unpacks to the folder named like the data
     set; empty if there is no official download."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(
+            self.count <= self.train_size,
+            f"train_images of {self.name} must be at most {self.train_size:,}, got {self.count:,}",
+        )
+
     @property
     @abstractmethod
     def test_size(self) -> int:

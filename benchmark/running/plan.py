@@ -333,8 +333,9 @@ class Plan:
     def nothing_to_do(self) -> str:
         """The line for a run without missing cells."""
         folders = [self.results, *(other.folder for other in self.beside)]
-        line = f"{self.name}: all {len(self.cells)} cells have records in "
-        return line + " or ".join(map(str, folders))
+        count = len(self.cells)
+        have = "the only cell has its record" if count == 1 else f"all {count} cells have records"
+        return f"{self.name}: {have} in {' or '.join(map(str, folders))}"
 
     @property
     def _count(self) -> str:

@@ -65,6 +65,8 @@ TINY = [
         (["run", "--epochs", "0"], "epochs must be at least 1"),
         (["run", "--train-images", "3"], "train_images of digits must be at least 10"),
         (["run", "--train-images", "5000"], "train_images of digits must be at most 1,200, got"),
+        (["run", "--dataset=cifar10(train_images=50001)"], "must be at most 50,000, got 50,001"),
+        (["run", "table1-gtsrb", "--train-images=40000"], "of gtsrb must be at most 39,209, got"),
         (["run", "--plugin", "absent.py"], "there is no plugin file 'absent.py'"),
         (["describe", "badnet"], "unknown plugin or suite 'badnet'; did you mean 'badnets'?"),
         (["describe", "CBD"], "unknown plugin or suite 'CBD'; did you mean 'cbd'?"),
@@ -121,7 +123,7 @@ def test_a_run_is_resumed_and_extended_without_repeating_anything(
     assert len(first) == 1
     assert run("--defense=none") == 0
     shown = capsys.readouterr().out
-    assert "all 1 cells have records" in shown
+    assert "the only cell has its record" in shown
     assert "--stale" not in shown
     assert stamps(results) == first
     assert run("--defense=none", "--seeds=2") == 0

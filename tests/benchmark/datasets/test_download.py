@@ -189,6 +189,14 @@ def test_a_part_of_another_file_is_discarded(server: Server, tmp_path: Path, res
     assert fetched(server, archive(server), tmp_path)[0] == CONTENT
 
 
+def test_a_part_that_is_whole_is_not_sent_again(server: Server, tmp_path: Path) -> None:
+    """A command that was killed before it renamed the file leaves one."""
+    (tmp_path / "x.bin.part").write_bytes(CONTENT)
+    assert fetched(server, archive(server), tmp_path)[0] == CONTENT
+    assert server.asked.total() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["x.bin"]
+
+
 def test_a_server_that_is_busy_is_asked_again(server: Server, tmp_path: Path) -> None:
     wanted = archive(server)
     server.statuses = [503, 429]

@@ -383,7 +383,7 @@ def test_a_run_and_what_its_records_say(
     (own_folder / "away").mkdir()
     (own_folder / "zoo").rename(own_folder / "away/zoo")
     assert main([*command, "--dataset", spec("away/zoo", size=16)]) == 0
-    assert "all 1 cells have records" in capsys.readouterr().out
+    assert "the only cell has its record" in capsys.readouterr().out
     picture(own_folder / "away/zoo/train/ant/0.png", 255)
     assert main([*command, "--dataset", spec("away/zoo", size=16)]) == 2
     said = capsys.readouterr().err

@@ -270,7 +270,7 @@ def test_the_key_is_of_the_weights_and_not_of_the_file(
     for change in changes:
         capsys.readouterr()
         assert evaluate(own(change), "--model", "wrn16_1") == 0
-        assert "all 1 cells have records" in capsys.readouterr().out
+        assert "the only cell has its record" in capsys.readouterr().out
     assert {path.name for path in (own_folder / "results/evaluate/records").iterdir()} == before
     assert evaluate(own(lambda w: {**w, "head.bias": w["head.bias"] + 1}), "--model=wrn16_1") == 0
     assert len(records_of(own_folder / "results/evaluate")) == 1
