@@ -34,6 +34,8 @@ def footnotes(block: LeaderboardBlock, shown: Collection[str] = SHOWN) -> Iterat
     shown: which of `SHOWN` the table has; there are no lines about the others
     """
     yield from marked(block, FOOTNOTES, lambda group: group.flagged)
+    if files := _files(block):
+        yield f"the network is that in {listed(files)}"
     yield from _missing_seeds(block)
     if "ASR" in shown and (alone := _lowest_of_few(block)):
         yield f"no result of no defense on {listed(alone)}: bold is the lowest that there is"
@@ -79,6 +81,12 @@ def _victims(block: LeaderboardBlock) -> Iterator[tuple[str, str]]:
         if (whose := attacked(found)) != OTHER_CLASSES:
             own = ", which have several targets" * (found.target is None)
             yield attack, f"the triggered test images of {whose}{own}"
+
+
+def _files(block: LeaderboardBlock) -> list[str]:
+    """The names of the files of a network that a user brought; the model shows only its hash."""
+    brought = (record.provenance.given for group in block.groups for record in group.records)
+    return list(dict.fromkeys(each.file for each in brought if each is not None and each.file))
 
 
 def _lowest_of_few(block: LeaderboardBlock) -> list[str]:

@@ -261,6 +261,8 @@ def test_the_key_is_of_the_weights_and_not_of_the_file(
     assert evaluate(network) == 0
     before = {path.name for path in (own_folder / "results/evaluate/records").glob("*.json")}
     assert len(before) == 1
+    said = capsys.readouterr().out
+    assert f"\n- the network is that in {network.name}\n" in said
     changes: list[Callable[[Weights], Weights]] = [
         dict,
         lambda w: {f"module.{name}": values for name, values in w.items()},
