@@ -99,13 +99,20 @@ def _spec(kind: str, name: Any, fields: Mapping[str, Any]) -> Spec:
     return Spec(name, fields)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CellRecord(Record):
     """The record of a cell with its network and its poisoned data, see `Record`."""
 
     _network: Classifier | None = field(default=None, repr=False, compare=False)
     _results: Path | None = field(default=None, repr=False, compare=False)
     _poisoned: PoisonedData | None = field(default=None, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        names = [str(self.labels[axis]) for axis in ("dataset", "model", "attack", "defense")]
+        shares = {"CA": self.clean_accuracy, "ASR": self.attack_success_rate}
+        numbers = [f"{name} {100 * n.rate:.1f} %" for name, n in shares.items() if n is not None]
+        found = ", ".join(numbers) if self.error is None else f"failed, {self.error.type}"
+        return f"<{' · '.join(names)} · seed {self.cell.seed}: {found}; cell {self.key}>"
 
     @property
     def network(self) -> Classifier:
@@ -522,7 +529,7 @@ class _Markdown(Protocol):
     def csv(self) -> str: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Table:
     """A table made from records, which a notebook displays as a table."""
 
@@ -541,7 +548,7 @@ class Table:
         # A plugin may be called null or nan: only an empty field has no value.
         return pd.read_csv(io.StringIO(self.csv()), keep_default_na=False, na_values=[""])
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.markdown()
 
     def _repr_html_(self) -> str:

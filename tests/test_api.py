@@ -201,6 +201,22 @@ def test_a_run_resumes_and_is_extended(
     assert {record.key for record in bd.load("results/quick")} == {*trained}
 
 
+def test_a_record_and_a_table_are_shown_in_a_few_words(tmp_path: Path) -> None:
+    """An interpreter prints what an expression returns."""
+    made = [make_record("none", "badnets", 930, 990), make_record("ft", "badnets", None)]
+    for record in made:
+        write(tmp_path, record)
+    results = bd.load(tmp_path)
+    shown = {record.labels["defense"]: repr(record) for record in results}
+    axes = "toy · wrn16_1 · badnets"
+    assert shown == {
+        "none": f"<{axes} · none · seed 0: CA 93.0 %, ASR 99.0 %; cell {made[0].key}>",
+        "ft": f"<{axes} · ft · seed 0: failed, RuntimeError; cell {made[1].key}>",
+    }
+    board = results.leaderboard()
+    assert repr(board) == str(board) == board.markdown()
+
+
 def test_a_run_prints_its_progress_only_on_request(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
