@@ -86,6 +86,7 @@ class Harness:
         if identity not in self._datasets:
             loaded = source.load(self.roots, self.cache)
             if not all(map(datasets.is_built_in, datasets.factories(source))):
+                _check_declared(loaded, source, datasets.label(source))
                 _check_hash(loaded, datasets.label(source))
             for note in loaded.notes:
                 notify(f"data set {datasets.label(source)}: {note}", stacklevel=2)
@@ -240,6 +241,28 @@ class Finished:
     network: Classifier | None
     poisoned: PoisonedData | None
     failure: BaseException | None
+
+
+def _check_declared(loaded: Dataset, source: Source, name: str) -> None:
+    """Raises `InvalidInput` if the images are not those that a data set declares: networks and
+    triggers are made for its size and its classes."""
+    require(
+        isinstance(loaded, Dataset),
+        f"load of data set {name} must return a Dataset, got {type(loaded).__name__}",
+    )
+    classes, size = source.num_classes, source.image_size
+    for which, images in (("training", loaded.train), ("test", loaded.test)):
+        require(len(images) > 0, f"data set {name} has no {which} images")
+        stated = f"{classes} classes of {size} x {size} pixels"
+        height, width = images.size
+        found = f"{images.num_classes} classes of {height} x {width} pixels"
+        require(
+            found == stated,
+            f"data set {name} declares {stated}, and its {which} set has {found}: change "
+            "num_classes and image_size, or load",
+        )
+    names = len(loaded.class_names)
+    require(names == classes, f"data set {name} has {names} class names for {classes} classes")
 
 
 def _check_hash(loaded: Dataset, name: str) -> None:

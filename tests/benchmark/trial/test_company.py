@@ -331,6 +331,45 @@ def test_a_data_set_with_a_false_hash_is_refused() -> None:
         run(dataset=Misnamed(**sizes, stated="0" * 64))  # type: ignore[arg-type]
 
 
+@dataclass(frozen=True)
+class Other(Toy):
+    """change: what its images have in place of what it declares"""
+
+    change: str = ""
+
+    def load(self, roots: Any, cache: Cache) -> Dataset:
+        found = super().load(roots, cache)
+        train, test = found.train, found.test
+        if self.change == "size":
+            test = ImageSet(test.images[:, :, 1:, 1:], test.labels, 10)
+        elif self.change == "classes":
+            train = ImageSet(train.images, train.labels, 11)
+        elif self.change == "images":
+            test = test[torch.arange(0)]
+        elif self.change == "type":
+            return found.train  # type: ignore[return-value]
+        names = found.class_names[: 9 if self.change == "names" else 10]
+        return Dataset(train, test, names, fingerprint(train, test))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("size", "declares 10 classes of 16 x 16 pixels, and its test set has 10 classes of 15 x"),
+        ("classes", "and its training set has 11 classes of 16 x 16 pixels: change num_classes"),
+        ("images", "has no test images"),
+        ("names", "has 9 class names for 10 classes"),
+        ("type", "must return a Dataset, got ImageSet"),
+    ],
+)
+def test_a_data_set_whose_images_are_not_as_it_declares_is_refused(change: str, said: str) -> None:
+    source = Other(train_images=60, test_images=40, image_size=16, change=change)
+    with pytest.raises(InvalidInput, match=said):
+        run(dataset=source)
+    source = replace(source, change="")
+    assert run(dataset=source).status == "ok"
+
+
 def test_the_same_images_with_more_classes_are_another_data_set(cache_folder: Path) -> None:
     harness = Harness(Cache(cache_folder), [], CPU)
     ws = harness._workspace(
