@@ -61,8 +61,9 @@ def draw(selection: Selection) -> Picture:
             axes.axvline(stop, color="#333333", linestyle=":", linewidth=0.8)
         if stops:
             # One text for all of them: lines may be closer than labels are wide.
-            text = f" T1 = {_listed(stops)}"
-            axes.text(stops[-1], top, text, va="top", fontsize=6.5, color="#333333")
+            side = "right" if stops[-1] > sum(axes.get_xlim()) / 2 else "left"
+            text = f" T1 = {_listed(stops)} "
+            axes.text(stops[-1], top, text, ha=side, va="top", fontsize=6.5, color="#333333")
     legend(figure, {f"{kind} images": style for kind, style in STYLES.items()})
     band = [BAND] * bool((data["seeds"] > 1).any())
     sizes = _sample_sizes(groups)

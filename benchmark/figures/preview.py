@@ -214,7 +214,7 @@ def compared(name: str, titles: Sequence[str], before: Tensor, after: Tensor) ->
     name: label of the images after
     """
     difference, factor = amplified(before, after)
-    label = f"difference \N{MULTIPLICATION SIGN} {factor:g}"
+    label = f"difference \N{MULTIPLICATION SIGN}{NO_BREAK}{factor:g}"
     rows = {"clean": before, name: after, label: difference}
     return ImageRows({label: images.numpy() for label, images in rows.items()}, titles)
 

@@ -260,7 +260,7 @@ def test_images_are_in_their_row_and_column_and_keep_their_shape(size: tuple[int
     widths = set()
     for axes, made in zip(figure.axes, blocks, strict=True):
         labels = [text.get_text() for text in axes.get_yticklabels()]
-        assert [" ".join(text.split()) for text in labels] == list(made.rows)
+        assert [text.split() for text in labels] == [label.split() for label in made.rows]
         columns = [text.get_text() for text in axes.get_xticklabels()]
         assert [" ".join(text.split()) for text in columns] == made.titles
         images = np.stack([image.get_array() for image in axes.images])

@@ -327,7 +327,7 @@ def test_the_command_writes_pictures_and_data(
         *(f"mine/figures/sweep-t1.{suffix}" for suffix in ("csv", "png", "svg")),
     ]
     first = {path.name: path.read_bytes() for path in Path("mine/figures").iterdir()}
-    assert first["sweep.csv"].startswith(b"attack,defense,field,value,seed,seeds,clean_accuracy,")
+    assert first["sweep-t1.csv"].startswith(b"attack,defense,field,value,seed,seeds,clean_accuracy,")
     assert main(["figure", "sweep", "--results=mine"]) == 0
     assert first == {path.name: path.read_bytes() for path in Path("mine/figures").iterdir()}
     assert main(["figure", "pareto", "--results=mine", "--field=t1"]) == 2
