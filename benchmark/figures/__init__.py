@@ -31,7 +31,7 @@ def make(
     """Draw one of `FIGURES` into `<results>/figures`, with its data as CSV.
 
     wanted: specs by axis that select the cells to draw; all cells if empty. The files of a
-        selection, and of a `field`, have names of their own.
+        selection, and of a field that is swept, have names of their own.
     data: folder of data sets, for `triggers`
     field: the field on the horizontal axis of `sweep`, if several are swept
 
@@ -45,8 +45,8 @@ def make(
     draw: Callable[[Selection], Picture] = module.draw
     require(not field or which == "sweep", "--field applies only to the figure sweep")
     selection = select(records, results, wanted, data, field)
-    name = "-".join([which, *field.split(".")]) if field else which
     with look():
         picture = draw(selection)
+        name = "-".join(filter(None, (which, picture.subject)))
         paths = picture.write(results / "figures", f"{name}{selection.ending}", formats)
     return [*picture.remarks, *map(str, paths)]

@@ -85,11 +85,15 @@ def look() -> AbstractContextManager[None]:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A figure, its data, and lines for the user on what it leaves out."""
+    """A figure, its data, and lines for the user on what it leaves out.
+
+    subject: what tells its file from those of other figures of its kind
+    """
 
     figure: Figure
     data: pd.DataFrame
     remarks: tuple[str, ...] = ()
+    subject: str = ""
 
     def write(self, folder: Path, name: str, formats: Sequence[str]) -> list[Path]:
         """`<folder>/<name>.csv`, with six significant digits, and a picture in each format.

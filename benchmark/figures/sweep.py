@@ -105,7 +105,8 @@ def draw(selection: Selection) -> Picture:
     scale = Scale([point.value for point in finished])
     data = _table(swept, finished, _undefended(selection, swept, finished), scale)
     figure = _figure(swept, data, scale, points, _ranks(swept, selection))
-    return Picture(figure, data, tuple(_remarks(swept, groups, lines)))
+    remarks = tuple(_remarks(swept, groups, lines))
+    return Picture(figure, data, remarks, subject=f"{swept.axis}-{swept.field}")
 
 
 def _lines(swept: Swept, groups: Iterable[Group]) -> list[list[Group]]:

@@ -82,7 +82,7 @@ def test_sweeps_against_several_fields_have_files_of_their_own(tmp_path: Path) -
     for field in ("t1", "defense.beta"):
         assert main(["figure", "sweep", f"--results={tmp_path}", f"--field={field}"]) == 0
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
-    assert names == {"sweep-t1", "sweep-defense-beta"}
+    assert names == {"sweep-defense-t1", "sweep-defense-beta"}
 
 
 def test_a_defense_is_drawn_against_its_field_with_seeds_and_intervals() -> None:
@@ -324,10 +324,12 @@ def test_the_command_writes_pictures_and_data(
     assert main(["figure", "sweep", "--results=mine", "--field=t1"]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "left out, no field t1: abl",
-        *(f"mine/figures/sweep-t1.{suffix}" for suffix in ("csv", "png", "svg")),
+        *(f"mine/figures/sweep-defense-t1.{suffix}" for suffix in ("csv", "png", "svg")),
     ]
     first = {path.name: path.read_bytes() for path in Path("mine/figures").iterdir()}
-    assert first["sweep-t1.csv"].startswith(b"attack,defense,field,value,seed,seeds,clean_accuracy,")
+    assert first["sweep-defense-t1.csv"].startswith(
+        b"attack,defense,field,value,seed,seeds,clean_accuracy,"
+    )
     assert main(["figure", "sweep", "--results=mine"]) == 0
     assert first == {path.name: path.read_bytes() for path in Path("mine/figures").iterdir()}
     assert main(["figure", "pareto", "--results=mine", "--field=t1"]) == 2
