@@ -359,7 +359,7 @@ def _initials(text: str) -> str:
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'badnets'?"` for the `nearest` known name; without one, all known names."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     if (found := nearest(name, known)) is not None:
         return f"; did you mean {found!r}?"
     return f"; choose one of: {', '.join(known)}" if known else ""
