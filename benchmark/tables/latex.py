@@ -100,7 +100,9 @@ def _cells(block: LeaderboardBlock, defense: str) -> Iterator[str]:
         yield from (as_latex(overall[f"mean {name}"]) for name in ("CA", "ASR", "R-Acc"))
     if block.poisoned:
         yield as_latex(overall["DER"])
-    yield decimal(numbers["x none"])
+    # No column of seconds precedes it, which would say over how many attacks it is.
+    whole = dict(zip(block.overall_titles(), block.overall(defense, terse=False), strict=True))
+    yield as_latex(whole["x none"])
 
 
 def _cell(block: LeaderboardBlock, group: Group, name: str) -> str:
@@ -163,6 +165,10 @@ def _sentences(block: LeaderboardBlock) -> Iterator[str]:
                 "five poisoned ones."
             )
         yield "DER: (max(0, drop in ASR) - max(0, drop in CA) + 1) / 2 relative to no defense."
+        yield (
+            "Means are over the attacks that have results (how many, if not all) and the seeds "
+            "that all of them share; drops and ratios use the seeds that both sides share."
+        )
     yield (
         "Clean: share of the clean training set that a defense is given. Trainings: passes "
         "relative to one plain training. Time: seconds relative to no defense."

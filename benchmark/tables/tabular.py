@@ -28,7 +28,8 @@ class Tabular:
 def environment(tabular: Tabular, caption: str, short_caption: str = "", label: str = "") -> str:
     """A table environment, which shrinks to the width of the page. Captions are plain text."""
     kind = "table*" if len(tabular.alignment) > ONE_COLUMN else "table"
-    short = f"[{as_latex(short_caption)}]" if short_caption else ""
+    # Braces, as a bracket in a title would end the argument.
+    short = f"[{{{as_latex(short_caption)}}}]" if short_caption else ""
     lines = [
         r"% Needs \usepackage{booktabs} and \usepackage{adjustbox}.",
         f"\\begin{{{kind}}}",

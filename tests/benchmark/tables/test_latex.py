@@ -128,7 +128,7 @@ def test_the_leaderboard_equals_the_golden_file(golden: Callable[[str, str], Non
 
 
 def test_the_caption_says_in_words_what_is_compared_and_how_to_read_it() -> None:
-    (caption,) = re.findall(r"^\\caption\[(.*?)\]\{(.*)\}$", latex(ONE), re.MULTILINE)
+    (caption,) = re.findall(r"^\\caption\[\{(.*?)\}\]\{(.*)\}$", latex(ONE), re.MULTILINE)
     assert caption[0] == "Backdoor defenses on Toy with WRN-16-1"
     for part in (
         "Backdoor defenses on Toy with WRN-16-1. 30 epochs, fp32, 1 seed.",
@@ -249,6 +249,26 @@ def test_the_rate_of_an_attack_in_one_class_is_said_to_be_one_of_a_class() -> No
         replace(each, cell=each.cell.with_(attack=rates[each.cell.attack.name])) for each in some
     ]
     assert names(collect(some), "attack") == {"badnets": "BadNets 10 %", "lc": "LC 25 % of class"}
+
+
+def test_a_bracket_in_a_title_ends_no_argument() -> None:
+    wide = [titled(each, {"model": "WRN [16, 1] wide"}) for each in ONE]
+    wide = [
+        replace(
+            each,
+            cell=each.cell.with_(model="wide(field=1)"),
+            labels=each.labels.with_(model="wide"),
+        )
+        for each in wide
+    ]
+    assert r"\caption[{Backdoor defenses on Toy with WRN [16, 1] wide}]{Backdoor" in latex(wide)
+
+
+def test_a_ratio_over_some_attacks_says_so() -> None:
+    some = [real("none", "badnets", 930, 990), real("none", "sig", 920, 980)]
+    rows = fields(latex([*some, real("cbd", "badnets", 900, 30)]))
+    assert rows["CBD"][-1].endswith("(1 of 2)")
+    assert "(" not in rows["No defense"][-1]
 
 
 def test_each_block_has_a_label_of_its_own() -> None:
