@@ -25,7 +25,7 @@ that are classified as their true label.
 - ASR: share of the triggered test images of other classes that are classified as the target. \
 **Bold**: the lowest ASR of a section against an attack, if separable from that of no defense. ~: \
 not separable from the lowest.
-- °: not separable from its floor, the share of the same images that the network classifies as \
+- °: not separably above its floor, the share of the same images that the network classifies as \
 the target without the trigger.
 - ~ and ° are tested at 95 %: two-proportion z-test for one seed; for several the paired t-test, \
 and McNemar's for the images of all. ° also requires the z-test of every seed, which misses an \
