@@ -339,6 +339,27 @@ def test_the_page_quotes_nad_without_attention() -> None:
     assert f"`nad(betas=(0.0, 0.0, 0.0))`, {said}" in page
 
 
+def test_the_pages_quote_the_first_cells_by_seed() -> None:
+    front, page = (
+        " ".join((ROOT / name).read_text("utf-8").split())
+        for name in ("README.md", "results/README.md")
+    )
+    found: dict[tuple[str, str], list[float]] = {}
+    records, _ = read_all(ROOT / "results/table1-cifar10")
+    for record in sorted(records, key=lambda each: each.cell.seed):
+        for name, metric in (("CA", "clean_accuracy"), ("ASR", "attack_success_rate")):
+            count = record.count(metric)
+            assert count is not None
+            found.setdefault((record.cell.defense.name, name), []).append(100 * count.rate)
+    assert f"is below the {mean(found['none', 'CA']):.1f} of no defense" in front
+    assert f"{mean(found['cbd', 'ASR']):.1f}, matches its *floor*" in front
+    lost = [a - b for a, b in zip(found["none", "CA"], found["cbd", "CA"], strict=True)]
+    assert f"ours are {', '.join(f'{points:.1f}' for points in lost)} and, in bf16," in page
+    first, second, third = (f"{rate:.1f}" for rate in found["fp", "ASR"])
+    assert f"but for FP's: {first}, {second} and {third}." in page
+    assert f"to {first}, {second} and {third}, with" in page
+
+
 def test_the_page_quotes_the_validation_accuracies_of_fp() -> None:
     page = (ROOT / "results/README.md").read_text("utf-8")
     single, half = (
