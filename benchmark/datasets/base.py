@@ -117,6 +117,11 @@ class Source(ABC):
         """Where the images would come from, in words; None if they are not found."""
 
 
+def check_count(name: str, count: int, most: int) -> None:
+    """Raises `InvalidInput` for more training images of a data set than there are."""
+    require(count <= most, f"train_images of {name} must be at most {most:,}, got {count:,}")
+
+
 def stratified(data: ImageSet, count: int, name: str) -> ImageSet:
     """A stratified random subset, the same for the same images in the same order, which it keeps;
     see `stratified_rows`."""
@@ -131,10 +136,7 @@ def stratified_rows(data: ImageSet, count: int, name: str) -> Tensor:
 
     Raises `InvalidInput` if `data` has fewer than `count` images.
     """
-    require(
-        count <= len(data),
-        f"train_images of {name} must be at most {len(data):,}, got {count:,}",
-    )
+    check_count(name, count, len(data))
     sizes = torch.bincount(data.labels, minlength=data.num_classes).tolist()
     rest = [max(size - 1, 0) for size in sizes]
     occurring = sum(size > 0 for size in sizes)

@@ -20,9 +20,15 @@ import torch
 from numpy.typing import NDArray
 
 from bdbench.datasets import register
-from bdbench.datasets.base import Dataset, Source, fingerprint, stratified, stratified_rows
+from bdbench.datasets.base import (
+    Dataset,
+    Source,
+    check_count,
+    fingerprint,
+    stratified,
+    stratified_rows,
+)
 from bdbench.models.data import ImageSet
-from bdbench.models.plugins.errors import require
 from bdbench.storage.cache import Cache
 
 CLASSES = tuple("0123456789")
@@ -46,10 +52,7 @@ class Digits(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.count <= self.train_size,
-            f"train_images of digits must be at most {self.train_size:,}, got {self.count:,}",
-        )
+        check_count(self.name, self.count, self.train_size)
 
     @property
     def image_size(self) -> int:

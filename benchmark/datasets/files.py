@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from torch import Tensor
 
 from bdbench.datasets.archives import Archive
-from bdbench.datasets.base import Dataset, Source, fingerprint, stratified
+from bdbench.datasets.base import Dataset, Source, check_count, fingerprint, stratified
 from bdbench.datasets.images import ImageCollector
 from bdbench.datasets.registry import datasets
 from bdbench.models.data import ImageSet
@@ -79,10 +79,7 @@ class FileSource(Source):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(
-            self.count <= self.train_size,
-            f"train_images of {self.name} must be at most {self.train_size:,}, got {self.count:,}",
-        )
+        check_count(self.name, self.count, self.train_size)
 
     @property
     @abstractmethod

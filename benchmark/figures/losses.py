@@ -33,9 +33,9 @@ STYLES: dict[str, dict[str, Any]] = {
     "clean": {"color": COLOURS[1], "linestyle": "-"},
     "poisoned": {"color": COLOURS[2], "linestyle": "--"},
 }
+VALUES = [f"{kind}_loss" for kind in STYLES]
 MOST_NAMED = 4
 """T1 that a label names."""
-VALUES = [f"{kind}_loss" for kind in STYLES]
 
 
 def draw(selection: Selection) -> Picture:

@@ -249,7 +249,7 @@ def stacked(text: str, letters: int) -> str:
 
 def mark(rank: int) -> dict[str, Any]:
     """The marker of a defense by its rank in the folder: a hundred differ from each other."""
-    color, shape, _ = _looks(rank)
+    color, shape, _ = _appearance(rank)
     return {"linestyle": "", "marker": shape, "color": color, "markersize": 6}
 
 
@@ -258,11 +258,11 @@ def line_style(rank: int, size: float) -> dict[str, Any]:
 
     size: of its markers, points
     """
-    color, shape, dashes = _looks(rank)
+    color, shape, dashes = _appearance(rank)
     return {"color": color, "marker": shape, "dashes": dashes, "markersize": size}
 
 
-def _looks(rank: int) -> tuple[str, str, tuple[float, ...]]:
+def _appearance(rank: int) -> tuple[str, str, tuple[float, ...]]:
     """Colour, marker and dashes. Once all colours are used, they come with the next ones."""
     turn, place = divmod(rank, len(COLOURS))
     shift = place + turn

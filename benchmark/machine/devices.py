@@ -26,10 +26,10 @@ def device_of(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return torch.device("cuda:0" if count else "cpu")
-    present = ["cpu", *(["cuda"] if count else []), *(f"cuda:{n}" for n in range(count))]
     if name.partition(":")[0] == "cuda" and not count:
         build = "is built without CUDA" if torch.version.cuda is None else "finds no GPU"
         raise InvalidInput(f"device {name!r} does not exist: torch {build}; use 'cpu' or 'auto'")
+    present = ["cpu", *(["cuda"] if count else []), *(f"cuda:{n}" for n in range(count))]
     if name not in present:
         raise InvalidInput(f"device {name!r} does not exist{spec.did_you_mean(name, present)}")
     return indexed(name)

@@ -37,7 +37,7 @@ def footnotes(block: LeaderboardBlock, shown: Collection[str] = SHOWN) -> Iterat
     if files := _files(block):
         yield f"the network is that in {listed(files)}"
     yield from _missing_seeds(block)
-    if "ASR" in shown and (alone := _lowest_of_few(block)):
+    if "ASR" in shown and (alone := _bold_without_baseline(block)):
         yield f"no result of no defense on {listed(alone)}: bold is the lowest that there is"
     yield from _unpaired(block, shown)
     if PASR in shown and (controls := _controls(block)):
@@ -89,8 +89,8 @@ def _files(block: LeaderboardBlock) -> list[str]:
     return list(dict.fromkeys(each.file for each in brought if each is not None and each.file))
 
 
-def _lowest_of_few(block: LeaderboardBlock) -> list[str]:
-    """The attacks with a lowest ASR that cannot be compared with that of no defense."""
+def _bold_without_baseline(block: LeaderboardBlock) -> list[str]:
+    """The attacks with a bold ASR that cannot be compared with that of no defense."""
     bare = [attack for attack in block.poisoned if not block.has_baseline(attack)]
     return [attack for attack in bare if any(place[1] == attack for place in block.best)]
 

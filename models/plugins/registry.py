@@ -138,11 +138,15 @@ class Registry(Generic[T]):
             return self._factories[name]
         if name in self.broken:
             raise InvalidInput(f"{self.kind} {name!r} failed to import: {self.broken[name]}")
-        if not (hint := self.elsewhere(name)):
-            guess, near = spec.did_you_mean(name, self.names()), spec.nearest(name, self.names())
-            own = "" if near else ", or load the file of your own as a plugin"
-            hint = f"{self._kind_of(name)}{guess}{own}"
-        raise InvalidInput(f"unknown {self.kind} {name!r}{hint}")
+        raise InvalidInput(
+            f"unknown {self.kind} {name!r}{self.elsewhere(name) or self._hint(name)}"
+        )
+
+    def _hint(self, name: str) -> str:
+        """What a name that is not registered may be, as the end of a message."""
+        known = self.names()
+        own = "" if spec.nearest(name, known) else ", or load the file of your own as a plugin"
+        return f"{self._kind_of(name)}{spec.did_you_mean(name, known)}{own}"
 
     def elsewhere(self, name: str) -> str:
         """For a name that is not registered, where it is found, as the end of a message; empty if
